@@ -1,0 +1,326 @@
+"""The records that loopwatch produces: frozen, plain data, convertible to JSON and back.
+
+Times are SI seconds. A point in time is seconds since the epoch, unless a name says ``monotonic``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+
+class Cause(StrEnum):
+    """Why the loop's thread did not get on: the verdict of :mod:`loopwatch.diagnosis.cause`."""
+
+    PYTHON = "python"
+    """It ran Python bytecode."""
+    NATIVE_GIL = "native_gil"
+    """It was inside C code that keeps the GIL (json, re, sort, pickle)."""
+    NATIVE = "native"
+    """It was inside C code that gave up the GIL (hashlib, zlib, sqlite, numpy)."""
+    IO = "io"
+    """It waited in a system call (recv, read, fsync, wait4, connect)."""
+    SLEEP = "sleep"
+    """It slept."""
+    LOCK = "lock"
+    """It waited for a lock."""
+    GIL = "gil"
+    """It wanted the GIL, which another thread held."""
+    GC = "gc"
+    """The garbage collector ran."""
+    STARVED = "starved"
+    """It was runnable but was given no processor."""
+    SUSPENDED = "suspended"
+    """The whole process was stopped (SIGSTOP, a paused virtual machine)."""
+    OVERLOAD = "overload"
+    """No single callback: too many small ones in one pass."""
+    UNKNOWN = "unknown"
+    """None of these with confidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One place in the code.
+
+    Attributes:
+        function: qualified name, ``Images.resize`` or ``handler.<locals>.<lambda>``.
+        module: importable name of its module, ``""`` where there is none.
+        file: path as the code object has it, ``<string>`` and the like for generated code.
+        line: 1-based line that was running.
+    """
+
+    function: str
+    module: str
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file}:{self.line})"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was observed while the loop was blocked: facts only, the verdict is made from them.
+
+    All times in seconds over ``wall``, the observed span (the block, and up to 10 ms before it). A field is
+    None where this system or this kind of loop cannot tell.
+
+    Attributes:
+        wall: length of the observed span.
+        cpu: processor time of the loop's thread.
+        process_cpu: processor time of the whole process.
+        run_queue: time the loop's thread was runnable but waited for a processor.
+        throttled: time the process's cgroup was held back by its processor quota.
+        gc: time inside the garbage collector, in whichever thread.
+        watcher_late: time the watcher's own thread wanted to run and could not.
+        gil_wait: median time the watcher waited to run, per sample; near the interpreter's switch
+            interval (5 ms) when somebody holds the GIL, near 0 when nobody does.
+        samples: number of stack samples taken.
+        moving: share of neighbouring samples whose innermost position differs, 0 to 1.
+        syscall: system call the thread was most often found in, ``running`` if it was on a processor.
+        syscall_share: share of samples found in it, 0 to 1.
+        wait_channel: kernel function it most often slept in (``/proc/PID/wchan``).
+        callbacks: number of different callbacks seen in the samples.
+        longest_callback: upper bound of the time one callback alone held the loop.
+        dominant_callback: lower bound of the same.
+        lock_wait: whether the innermost Python frame is a known wait for a lock, queue or future.
+        hog: share of ``wall`` in which the busiest other thread used a processor.
+        asleep: True when the loop was not inside a callback but could not wake up in time.
+        switch_interval: the interpreter's GIL switch interval.
+    """
+
+    wall: float
+    cpu: float | None = None
+    process_cpu: float | None = None
+    run_queue: float | None = None
+    throttled: float | None = None
+    gc: float = 0.0
+    watcher_late: float = 0.0
+    gil_wait: float | None = None
+    samples: int = 0
+    moving: float | None = None
+    syscall: str | None = None
+    syscall_share: float = 0.0
+    wait_channel: str | None = None
+    callbacks: int = 0
+    longest_callback: float | None = None
+    dominant_callback: float | None = None
+    lock_wait: bool = False
+    hog: float | None = None
+    asleep: bool = False
+    switch_interval: float = 0.005
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_dict`; fields of a later version are passed over."""
+        return cls(**_known(cls, data))
+
+
+@dataclass(frozen=True, slots=True)
+class StackCount:
+    """A distinct stack (outermost frame first) and the number of samples that showed it."""
+
+    stack: tuple[Frame, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """One time that the loop was held longer than the threshold.
+
+    Attributes:
+        id: short unique id, the same in log line, journal and report.
+        loop: name of the loop.
+        started_at: seconds since the epoch.
+        duration: seconds the loop was held.
+        uncertainty: seconds by which one callback's share may be shorter than ``duration`` (asyncio:
+            callbacks before and after it in the same pass), or the block may be shorter or longer than it
+            (other loops: time between two readings). 0 where the figure is exact.
+        ongoing: True for the early notice of a block that has not ended yet.
+        cause: why.
+        culprit: the user's code that is responsible; for ``gil`` the frame of the thread that held it; None
+            for ``starved``, ``suspended`` and where it cannot be known.
+        leaf: innermost frame, None if no sample was taken in time.
+        stack: frames, outermost first, bounded; the loop's own machinery is cut off.
+        samples: (how many samples agree with the culprit, how many were taken).
+        task: name of the task, None outside one.
+        coroutine: qualified name of the task's coroutine.
+        context: labels from the callback's own context: ``http.route``, ``trace_id``, ``span_id``, ...
+        victims: how many ready callbacks, due timers and I/O events waited when it ended; None if unknown.
+        evidence: the facts behind ``cause``.
+        remedy: one sentence that tells what to do.
+        profile: distinct stacks seen and how often, most frequent first, bounded; empty if only ``stack``.
+        thread: name of the loop's thread.
+        pid: process id.
+    """
+
+    id: str
+    loop: str
+    started_at: float
+    duration: float
+    cause: Cause
+    evidence: Evidence
+    uncertainty: float = 0.0
+    ongoing: bool = False
+    culprit: Frame | None = None
+    leaf: Frame | None = None
+    stack: tuple[Frame, ...] = ()
+    samples: tuple[int, int] = (0, 0)
+    task: str | None = None
+    coroutine: str | None = None
+    context: Mapping[str, str] = field(default_factory=dict)
+    victims: int | None = None
+    remedy: str = ""
+    profile: tuple[StackCount, ...] = ()
+    thread: str = ""
+    pid: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping; see :meth:`from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_dict` or its JSON; fields of a later version are passed over.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not a stall.
+        """
+        known = _known(cls, data)
+        for name in ("culprit", "leaf"):
+            known[name] = _frame(known.get(name))
+        known["stack"] = _stack(known.get("stack", ()))
+        known["profile"] = tuple(StackCount(_stack(item["stack"]), item["count"]) for item in known.get("profile", ()))
+        agreed, taken = known.get("samples", (0, 0))
+        known["samples"] = (agreed, taken)
+        known["evidence"] = Evidence.from_dict(known["evidence"])
+        known["cause"] = Cause(known["cause"])
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class LagStats:
+    """Lateness of the heartbeat over one interval, in seconds; what a newly arriving request would wait.
+
+    Attributes:
+        count: beats in the interval.
+        min, mean, p50, p90, p99, max: lateness; quantiles are right to 5 percent.
+    """
+
+    count: int
+    min: float
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStats:
+    """One loop, over the agent's last complete window.
+
+    Attributes:
+        name: name of the loop.
+        kind: ``asyncio``, ``uvloop`` or ``heartbeat`` (how it is read).
+        running: whether it runs now.
+        window: length of the window in seconds; 0 before the first one is complete.
+        utilization: busy / (busy + idle) in the window, 0 to 1; None where it cannot be measured.
+        busy, idle: seconds since the loop is watched; differences of two readings give the utilization
+            between them, see :meth:`utilization_since`.
+        passes: passes of the loop since it is watched; None where it cannot be counted.
+        passes_per_s: passes per second in the window.
+        callbacks_per_s: callbacks (libuv: I/O events) per second in the window, None where not counted.
+        lag: lateness of the heartbeat in the window, None before the first window is complete.
+        stalls: stalls since the loop is watched.
+        blocked: seconds blocked by them.
+        blocked_for: seconds the loop is blocked right now, 0 if it is not.
+    """
+
+    name: str
+    kind: str
+    running: bool
+    window: float = 0.0
+    utilization: float | None = None
+    busy: float | None = None
+    idle: float | None = None
+    passes: int | None = None
+    passes_per_s: float | None = None
+    callbacks_per_s: float | None = None
+    lag: LagStats | None = None
+    stalls: int = 0
+    blocked: float = 0.0
+    blocked_for: float = 0.0
+
+    def utilization_since(self, earlier: LoopStats) -> float | None:
+        """Return busy / (busy + idle) between ``earlier`` and this reading, None if it cannot be told."""
+        if self.busy is None or self.idle is None or earlier.busy is None or earlier.idle is None:
+            return None
+        busy, idle = self.busy - earlier.busy, self.idle - earlier.idle
+        return busy / (busy + idle) if busy + idle > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStats:
+    """What the agent itself does and costs.
+
+    Attributes:
+        state: ``watching``, ``waiting`` (no loop yet), ``paused`` or ``off``.
+        reason: why it is off, empty otherwise.
+        cpu: processor time of the agent's own threads in seconds.
+        cpu_share: the same as a share of one core over the last window.
+        stretch: factor by which the governor has lengthened the agent's intervals; 1 within budget.
+        faults: faults of the agent itself, by part; a part that failed is switched off.
+        dropped: stalls not told because the agent's queue was full.
+    """
+
+    state: str
+    reason: str = ""
+    cpu: float = 0.0
+    cpu_share: float = 0.0
+    stretch: float = 1.0
+    faults: Mapping[str, int] = field(default_factory=dict)
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything the agent knows right now.
+
+    Attributes:
+        at: seconds since the epoch.
+        pid: process id.
+        loops: one entry for each loop that is watched.
+        agent: the agent's own state and cost.
+        tasks: tasks of this process that are alive or not yet collected; None where counting would not be O(1).
+    """
+
+    at: float
+    pid: int
+    loops: tuple[LoopStats, ...]
+    agent: AgentStats
+    tasks: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping."""
+        return dataclasses.asdict(self)
+
+
+def _known(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {name: value for name, value in data.items() if name in names}
+
+
+def _frame(data: Mapping[str, Any] | None) -> Frame | None:
+    return None if data is None else Frame(**_known(Frame, data))
+
+
+def _stack(data: Any) -> tuple[Frame, ...]:
+    return tuple(Frame(**_known(Frame, item)) for item in data)
