@@ -40,7 +40,8 @@ class Config:
         journal: file or directory for the JSON-lines journal, None for none. Each process writes its own
             file, ``NAME.<pid>.jsonl``.
         journal_max_bytes: bytes that one process's journal may take, rotation included.
-        log_level: level of the one log line a stall, as in :mod:`logging`.
+        log_level: level of the one log line a stall, as in :mod:`logging`; a name such as "ERROR" is turned
+            into its number.
         log_interval: s between two log lines of one culprit.
         on_stall: called with each :class:`~loopwatch.Stall`, in a thread of the agent.
         context: context variables and callables that label stalls.
@@ -67,7 +68,7 @@ class Config:
     cpu_budget: float = 0.01
     journal: str | os.PathLike[str] | None = None
     journal_max_bytes: int = 64 * 1024 * 1024
-    log_level: int | str = logging.WARNING
+    log_level: int = logging.WARNING
     log_interval: float = 60.0
     on_stall: Callable[[Stall], object] | None = None
     context: tuple[ContextSource, ...] = ()

@@ -76,17 +76,20 @@ class Evidence:
         throttled: time the process's cgroup was held back by its processor quota.
         gc: time inside the garbage collector, in whichever thread.
         watcher_late: time the watcher's own thread wanted to run and could not.
+        watcher_starved: part of it in which that thread waited for a processor, not for the GIL.
         gil_wait: median time the watcher waited to run, per sample; near the interpreter's switch
             interval (5 ms) when somebody holds the GIL, near 0 when nobody does.
         samples: number of stack samples taken.
         moving: share of neighbouring samples whose innermost position differs, 0 to 1.
         syscall: system call the thread was most often found in, ``running`` if it was on a processor.
-        syscall_share: share of samples found in it, 0 to 1.
+        syscall_share: share of samples found in it or in calls of its kind (sleep, lock, I/O), 0 to 1.
         wait_channel: kernel function it most often slept in (``/proc/PID/wchan``).
         callbacks: number of different callbacks seen in the samples.
         longest_callback: upper bound of the time one callback alone held the loop.
         dominant_callback: lower bound of the same.
         lock_wait: whether the innermost Python frame is a known wait for a lock, queue or future.
+        call: dotted name of what the innermost frame was calling, ``.acquire`` for a method.
+        threshold: the limit in force.
         hog: share of ``wall`` in which the busiest other thread used a processor.
         asleep: True when the loop was not inside a callback but could not wake up in time.
         switch_interval: the interpreter's GIL switch interval.
@@ -99,6 +102,7 @@ class Evidence:
     throttled: float | None = None
     gc: float = 0.0
     watcher_late: float = 0.0
+    watcher_starved: float = 0.0
     gil_wait: float | None = None
     samples: int = 0
     moving: float | None = None
@@ -109,6 +113,8 @@ class Evidence:
     longest_callback: float | None = None
     dominant_callback: float | None = None
     lock_wait: bool = False
+    call: str | None = None
+    threshold: float | None = None
     hog: float | None = None
     asleep: bool = False
     switch_interval: float = 0.005

@@ -1,0 +1,106 @@
+"""The one global: the agent of this process, with the lock, fork and exit handling that go with it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from typing import Any
+
+from loopwatch._patches import PatchSet
+from loopwatch.agent import Agent
+from loopwatch.config import Config, field_names, from_env
+from loopwatch.errors import ConfigError
+
+logger = logging.getLogger("loopwatch")
+
+
+class _Process:
+    """What this process has installed."""
+
+    def __init__(self) -> None:
+        self.agent: Agent | None = None
+        self.lock = threading.RLock()
+        self.patches = PatchSet()  # outlives agents, so that the next one finds the residues of the last
+        self.handles_fork = False
+
+
+_process = _Process()
+
+
+def install(config: Config | None = None, **settings: Any) -> Agent:
+    """Watch every event loop of this process from now on.
+
+    Safe at import time, inside a running loop and from any thread. Nothing is started before a loop runs. A second
+    call returns the same agent; with explicit settings it reconfigures that agent and logs what changed.
+
+    Args:
+        config: all settings at once; the environment is not read then.
+        **settings: fields of :class:`loopwatch.Config`; they win over ``LOOPWATCH_*`` variables.
+
+    Returns:
+        The agent.
+
+    Raises:
+        ConfigError: a setting or variable that is unknown or not allowed; nothing is installed then.
+
+    Example:
+        >>> import loopwatch
+        >>> loopwatch.install(threshold=0.2).config.threshold
+        0.2
+        >>> loopwatch.uninstall()
+    """
+    if config is not None and settings:
+        raise ConfigError("install(): give either a Config or single settings, not both; use config.replaced(...)")
+    with _process.lock:
+        if _process.agent is not None:
+            if config is not None:
+                settings = {name: getattr(config, name) for name in field_names()}
+            if settings:
+                _process.agent.configure(**settings)
+            return _process.agent
+        agent = Agent(config or from_env(**settings), patches=_process.patches)
+        agent.start()
+        _process.agent = agent
+        atexit.register(uninstall)
+        _handle_fork()
+        return agent
+
+
+def uninstall() -> None:
+    """Stop watching and put everything back; without an agent it does nothing.
+
+    Attributes are as they were before :func:`install`. Where somebody has wrapped one of ours since, our part stays
+    but does nothing, and the next :func:`install` uses it again.
+    """
+    with _process.lock:
+        agent, _process.agent = _process.agent, None
+        atexit.unregister(uninstall)
+    if agent is not None:
+        agent.stop()
+
+
+def current_agent() -> Agent | None:
+    """Return the installed agent, None if there is none."""
+    return _process.agent
+
+
+def install_from_environment() -> None:
+    """Install for a program that does not know of us: a bad setting is logged and the program goes on without."""
+    try:
+        install()
+    except ConfigError as exc:
+        logger.error("loopwatch: not started: %s", exc)
+
+
+def _handle_fork() -> None:
+    if not _process.handles_fork and hasattr(os, "register_at_fork"):
+        _process.handles_fork = True  # for good: the interpreter has no way to take it back
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    _process.lock = threading.RLock()
+    if _process.agent is not None:
+        _process.agent.after_fork_in_child()

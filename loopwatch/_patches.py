@@ -1,0 +1,210 @@
+"""The only module that replaces an attribute it does not own, and the only one that puts it back.
+
+Undo works in any order. Where somebody has wrapped our replacement in the meantime it cannot be taken out without
+taking theirs out too: it stays, does nothing but call the original, and is used again by the next patch of the same
+attribute, so that layers never stack.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import wrapt
+
+Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Called with the original (bound), the positional and the keyword arguments; returns what the caller gets."""
+
+_ABSENT = object()
+
+
+class Patch:
+    """One reversible replacement of ``owner.name``.
+
+    Attributes:
+        active: False once undone; the replacement must then act as the original does.
+        state: what the replacement works on, kept for a later patch that finds it as a residue.
+    """
+
+    __slots__ = ("_before", "_owner", "_strong", "active", "name", "replacement", "state")
+
+    def __init__(self, owner: Any, name: str, make: Callable[[Any, Patch], Any], state: Any = None) -> None:
+        self.name = name
+        self.active = True
+        self.state = state
+        self._before = vars(owner).get(name, _ABSENT)
+        self._owner, self._strong = _reference(owner)
+        self.replacement = make(getattr(owner, name), self)
+        setattr(owner, name, self.replacement)
+
+    @property
+    def owner(self) -> Any:
+        """The patched object, None if it is gone."""
+        return self._strong if self._owner is None else self._owner()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the attribute is our replacement itself, so that it can be put back."""
+        owner = self.owner
+        return owner is not None and vars(owner).get(self.name) is self.replacement
+
+    def undo(self) -> bool:
+        """Stop intercepting; return whether the attribute is now as it was before us."""
+        self.active = False
+        if self.owner is None:
+            return True
+        if not self.in_place:
+            return False
+        if self._before is _ABSENT:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self._before)
+        return True
+
+
+class PatchSet:
+    """The patches of one agent, and the residues that could not be taken out.
+
+    Example:
+        >>> import types
+        >>> patches, target = PatchSet(), types.SimpleNamespace(f=lambda: "real")
+        >>> _ = patches.around(target, "f", lambda original, args, kwargs: f"seen {original(*args, **kwargs)}")
+        >>> target.f()
+        'seen real'
+        >>> patches.undo_all()
+        >>> target.f()
+        'real'
+    """
+
+    def __init__(self) -> None:
+        self._active: list[Patch] = []
+        self._residues: list[Patch] = []
+
+    def around(self, owner: Any, name: str, around: Around) -> Patch:
+        """Wrap the function or method ``owner.name``; signature and binding stay as they were.
+
+        Raises:
+            AttributeError, TypeError: the attribute does not exist or cannot be replaced.
+        """
+
+        def make(original: Any, patch: Patch) -> Any:
+            def wrapper(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                return patch.state(wrapped, args, kwargs) if patch.active else wrapped(*args, **kwargs)
+
+            return wrapt.FunctionWrapper(original, wrapper)
+
+        patch = self._residue_of(owner, name)
+        if patch is not None:
+            patch.state, patch.active = around, True
+            self._active.append(patch)
+            return patch
+        return self.replace(owner, name, make, around)
+
+    def replace(self, owner: Any, name: str, make: Callable[[Any, Patch], Any], state: Any = None) -> Patch:
+        """Replace ``owner.name`` by ``make(original, patch)``, for callers that need every nanosecond.
+
+        A residue of an earlier patch is activated instead, with the ``state`` it had: look at ``patch.state``.
+        """
+        patch = self._residue_of(owner, name) or Patch(owner, name, make, state)
+        patch.active = True
+        self._active.append(patch)
+        return patch
+
+    def undo(self, patch: Patch) -> None:
+        """Take one patch back; a second call does nothing."""
+        if patch in self._active:
+            self._active.remove(patch)
+            if not patch.undo():
+                self._residues.append(patch)
+
+    def undo_all(self) -> None:
+        """Take every patch back, last one first."""
+        for patch in reversed(list(self._active)):
+            self.undo(patch)
+
+    def _residue_of(self, owner: Any, name: str) -> Patch | None:
+        self._residues = [patch for patch in self._residues if patch.owner is not None]
+        for patch in self._residues:
+            if patch.owner is owner and patch.name == name:
+                self._residues.remove(patch)
+                if _reachable(getattr(owner, name), patch.replacement):
+                    return patch
+                return None
+        return None
+
+
+def _reference(owner: Any) -> tuple[Callable[[], Any] | None, Any]:
+    """Return (weak reference, None), or (None, owner) for what cannot be referenced weakly."""
+    try:
+        return weakref.ref(owner), None
+    except TypeError:
+        return None, owner
+
+
+def _reachable(outer: Any, replacement: Any, depth: int = 20) -> bool:
+    """Whether calling ``outer`` still leads to ``replacement``: through wrappers, closures and bound methods.
+
+    A residue that nobody calls any more (a foreign patcher put the original back) must not be used again. A wrapper
+    that hides what it wraps in a way not known here counts as leading to us: not patching twice is the safer error.
+    """
+    seen: set[int] = set()
+    todo = [outer]
+    for _ in range(depth):
+        if not todo:
+            return False
+        item = todo.pop()
+        if item is replacement:
+            return True
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        todo.extend(
+            part
+            for part in (getattr(item, "__wrapped__", None), getattr(item, "__func__", None), getattr(item, "func", None))
+            if part is not None
+        )
+        todo.extend(_cells(item))
+        if not hasattr(item, "__code__") and not hasattr(item, "__wrapped__") and not _is_builtin(item):
+            return True
+    return False
+
+
+def _cells(item: Any) -> list[Any]:
+    found = []
+    for cell in getattr(item, "__closure__", None) or ():
+        try:
+            value = cell.cell_contents
+        except ValueError:  # an empty cell
+            continue
+        if callable(value):
+            found.append(value)
+    found.extend(value for value in getattr(item, "__defaults__", None) or () if callable(value))
+    return found
+
+
+def _is_builtin(item: Any) -> bool:
+    return type(item).__name__ in ("builtin_function_or_method", "method_descriptor", "wrapper_descriptor", "type")
+
+
+class ListItem:
+    """One reversible addition to a list that others use too, such as ``gc.callbacks`` or ``sys.meta_path``."""
+
+    def __init__(self, target: list[Any], item: Any, *, first: bool = False) -> None:
+        self._target, self._item = target, item
+        target.insert(0 if first else len(target), item)
+
+    def undo(self) -> None:
+        """Take the item out, wherever it stands now; a second call does nothing."""
+        for index, item in enumerate(self._target):
+            if item is self._item:
+                del self._target[index]
+                return
+
+
+def loaded(module: str) -> Any:
+    """Return ``sys.modules[module]`` if it is imported completely, else None."""
+    found = sys.modules.get(module)
+    spec = getattr(found, "__spec__", None)
+    return None if found is None or getattr(spec, "_initializing", False) else found

@@ -1,0 +1,441 @@
+"""Wires the parts: finds loops, watches them, judges what was seen, tells the sinks. No globals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from loopwatch import stacks
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet, loaded
+from loopwatch.config import Config, ContextSource
+from loopwatch.diagnosis.site import Site
+from loopwatch.diagnosis.stall import diagnose
+from loopwatch.discovery import Discovery
+from loopwatch.errors import ConfigError
+from loopwatch.events import AgentStats, Snapshot, Stall
+from loopwatch.governor import Governor
+from loopwatch.observation import Observation
+from loopwatch.probes.probe import Loop
+from loopwatch.telemetry.hang import HangTimer, leftover_hangs
+from loopwatch.telemetry.journal import JournalWriter, journal_path
+from loopwatch.telemetry.log import LogSink
+from loopwatch.teller import Teller
+from loopwatch.watched import WatchedLoop, make_probe
+from loopwatch.watcher import Watcher
+
+logger = logging.getLogger("loopwatch")
+
+Callback = Callable[[Stall], object]
+
+
+class Agent:
+    """Watches event loops and says what blocks them. Usually made by :func:`loopwatch.install`.
+
+    Args:
+        config: settings, default :class:`loopwatch.Config`.
+        patches: where replaced attributes are kept, so that a later agent finds residues of this one.
+
+    Example:
+        >>> import asyncio, time, loopwatch
+        >>> agent = loopwatch.install(threshold=0.05, log_level="CRITICAL")
+        >>> async def main(): time.sleep(0.1)
+        >>> asyncio.run(main())
+        >>> agent.flush()
+        True
+        >>> agent.stalls()[-1].cause
+        <Cause.SLEEP: 'sleep'>
+        >>> loopwatch.uninstall()
+    """
+
+    def __init__(self, config: Config | None = None, *, patches: PatchSet | None = None) -> None:
+        self._config = config or Config()
+        self._patches = patches or PatchSet()
+        self._faults = Faults()
+        self._lock = threading.RLock()
+        self._ring: deque[Stall] = deque(maxlen=self._config.max_stalls)
+        self._callbacks: list[Callback] = []
+        self._sources: list[ContextSource] = []
+        self._state = "off"
+        self._reason = "not started"
+        self._discovery: Discovery | None = None
+        self._slow_told = False
+        self._make_parts()
+
+    def _make_parts(self) -> None:
+        config = self._config
+        self._watcher = Watcher(lambda: self._config, self._take, self._faults, self._each_tick)
+        self._watcher.sources = self._sources
+        self._teller = Teller(self._tell, self._faults)
+        self._governor = Governor(config.cpu_budget)
+        self._site = Site.here(config.user_code, config.library_code)
+        self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
+        self._journal: JournalWriter | None = None
+        self._hang: HangTimer | None = None
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self._config
+
+    def start(self) -> None:
+        """Find and watch loops from now on; a second call does nothing. Starts no thread before a loop runs."""
+        with self._lock:
+            if self._state != "off":
+                return
+            refusal = "disabled by configuration (enabled=False)" if not self._config.enabled else _unsupported()
+            if refusal:
+                self._reason = refusal
+                return
+            self._state, self._reason = "on", ""
+            self._open_files()
+            self._watcher.gc.start()
+            self._discovery = Discovery(self._patches, self._loop_started, self._loop_stopped, self._loop_closing)
+            self._discovery.start()
+            for loop in self._discovery.running():
+                with self._faults.guard("discovery"):
+                    self.watch_loop(loop)
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s."""
+        with self._lock:
+            if self._state == "off":
+                return
+            self._state, self._reason = "off", "stopped"
+            if self._discovery is not None:
+                self._discovery.stop()
+            self._patches.undo_all()
+        self._watcher.stop(timeout)
+        self._teller.stop(timeout)
+        self._close_files()
+        self._make_parts()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever."""
+        self._lock = threading.RLock()
+        was_on, old, journal, hang = self._state == "on", self._watcher, self._journal, self._hang
+        self._ring.clear()
+        self._make_parts()
+        old.abandon()
+        for file in (journal, hang):
+            if file is not None:
+                file.abandon()
+        if not was_on:
+            return
+        if self._config.follow_fork:
+            self._watcher.gc = old.gc
+            self._watcher.paused = old.paused
+            self._open_files()
+        else:
+            old.gc.stop()
+            if self._discovery is not None:
+                self._discovery.stop()
+            self._patches.undo_all()
+            self._state, self._reason = "off", "a forked child (follow_fork=False)"
+
+    def pause(self) -> None:
+        """Stop watching until :meth:`resume`; costs next to nothing meanwhile."""
+        self._watcher.paused = True
+        self._apply_limits()
+
+    def resume(self) -> None:
+        """Watch again after :meth:`pause`."""
+        self._watcher.paused = False
+        self._apply_limits()
+        self._watcher.wake()
+
+    def configure(self, **settings: Any) -> dict[str, tuple[Any, Any]]:
+        """Change settings at run time.
+
+        Args:
+            **settings: fields of :class:`loopwatch.Config`.
+
+        Returns:
+            ``{field: (old, new)}`` for what changed.
+
+        Raises:
+            ConfigError: an unknown field or a value that is not allowed; nothing has changed then.
+
+        Example:
+            >>> Agent().configure(threshold=0.05)
+            {'threshold': (0.1, 0.05)}
+        """
+        with self._lock:
+            new = self._config.replaced(**settings)
+            changes = new.changes_from(self._config)
+            self._config = new
+            if not changes:
+                return changes
+            self._ring = deque(self._ring, maxlen=new.max_stalls)
+            self._site = Site.here(new.user_code, new.library_code)
+            self._log = LogSink(new.log_level, new.log_interval, new.max_culprits)
+            self._governor.budget = new.cpu_budget
+            if {"journal", "journal_max_bytes", "hang_after"} & set(changes) and self._state == "on":
+                self._close_files()
+                self._open_files()
+            if "enabled" in changes:
+                self.start() if new.enabled else self.stop()
+        for loop in self._watcher.loops:
+            loop.heart.set_interval(new.heartbeat)
+        self._apply_limits()
+        self._watcher.wake()
+        logger.info("loopwatch: reconfigured: %s", ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in changes.items()))
+        return changes
+
+    # -- what the user asks ---------------------------------------------------------------------------------------
+
+    def stalls(self) -> tuple[Stall, ...]:
+        """Return the latest stalls, oldest first; at most ``Config.max_stalls``."""
+        return tuple(self._ring)
+
+    def snapshot(self) -> Snapshot:
+        """Return what the agent knows now: loops, and its own state and cost."""
+        now = time.monotonic()
+        return Snapshot(
+            at=time.time(),
+            pid=os.getpid(),
+            loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
+            agent=AgentStats(
+                state=self._describe_state(),
+                reason=self._reason,
+                cpu=self._watcher.cpu + self._teller.cpu,
+                cpu_share=self._governor.share,
+                stretch=self._watcher.stretch,
+                faults=dict(self._faults.counts),
+                dropped=self._teller.dropped,
+            ),
+            tasks=_count_tasks(),
+        )
+
+    def on_stall(self, callback: Callback) -> Callable[[], None]:
+        """Have ``callback`` called with each stall, in a thread of the agent.
+
+        A callback that raises is removed and logged once.
+
+        Returns:
+            A function that removes it again.
+
+        Raises:
+            ConfigError: ``callback`` is not callable.
+        """
+        if not callable(callback):
+            raise ConfigError(f"on_stall={callback!r}: must be a callable that takes a Stall")
+        self._callbacks.append(callback)
+        return lambda: _discard(self._callbacks, callback)
+
+    def add_context(self, source: ContextSource) -> Callable[[], None]:
+        """Label stalls with what ``source`` says: a context variable's name, or a callable that returns a mapping.
+
+        It is read in a copy of the blocking callback's own context, in a thread of the agent.
+
+        Returns:
+            A function that removes it again.
+        """
+        self._sources.append(source)
+        return lambda: _discard(self._sources, source)
+
+    def watch_loop(self, loop: Loop, name: str | None = None) -> None:
+        """Watch ``loop``: for loops that are not found by themselves, or to give one a name.
+
+        Args:
+            loop: any event loop, running or not.
+            name: what to call it, default after its thread.
+
+        Raises:
+            ConfigError: ``loop`` is no event loop, or is closed.
+        """
+        missing = [part for part in ("call_soon_threadsafe", "call_later", "is_running", "is_closed") if not callable(getattr(loop, part, None))]
+        if missing:
+            raise ConfigError(
+                f"watch_loop({loop!r}): not an event loop (it has no {missing[0]}()); pass asyncio.get_running_loop()"
+            )
+        if loop.is_closed():
+            raise ConfigError(f"watch_loop({loop!r}): the loop is closed; pass one that is open")
+        known = self._find(loop)
+        if known is not None:
+            known.name = name or known.name
+        elif _runs_here(loop):
+            self._loop_started(loop, name)
+        else:
+            loop.call_soon_threadsafe(self._loop_started, loop, name)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Wait until what has been seen so far is told, at most ``timeout`` s; return whether it is. For tests."""
+        return self._watcher.settle(timeout) and self._teller.flush(timeout)
+
+    def cut(self, loop: Loop) -> None:
+        """End what holds ``loop`` right now as if it had gone idle; call it on the loop's thread. For tests."""
+        known = self._find(loop)
+        if known is not None:
+            known.probe.cut(time.monotonic())
+
+    # -- loops ----------------------------------------------------------------------------------------------------
+
+    def _find(self, loop: Loop) -> WatchedLoop | None:
+        return next((known for known in self._watcher.loops if known.ref() is loop), None)
+
+    def _loop_started(self, loop: Loop, name: str | None = None) -> None:
+        """On the loop's thread, before it runs."""
+        with self._faults.guard("discovery"):
+            if self._state != "on" or self._faults.is_off("watcher"):
+                return
+            known = self._find(loop)
+            if known is None:
+                known = self._attach(loop, name)
+            known.started()
+            self._watcher.ensure_thread()
+
+    def _attach(self, loop: Loop, name: str | None) -> WatchedLoop:
+        self._watcher.remove(known for known in self._watcher.loops if known.gone)
+        probe = make_probe(loop, self._limit(), self._patches, lambda exc: self._faults.add("probe", exc))
+        known = WatchedLoop(loop, name or self._name(), probe, self._config.heartbeat)
+        self._watcher.add(known)
+        return known
+
+    def _loop_stopped(self, loop: Loop) -> None:
+        """On the loop's thread, after it ran."""
+        with self._faults.guard("discovery"):
+            known = self._find(loop)
+            if known is not None:
+                known.stopped()
+                self._watcher.wake_if_blocked(known)
+
+    def _loop_closing(self, loop: Loop) -> None:
+        """Right before the memory of a loop of uvloop goes away."""
+        with self._faults.guard("discovery"):
+            known = self._find(loop)
+            if known is not None:
+                self._watcher.collect(known)
+                self._watcher.remove((known,))
+
+    def _name(self) -> str:
+        thread = threading.current_thread()
+        name = "main" if thread is threading.main_thread() else thread.name
+        taken = {known.name for known in self._watcher.loops}
+        return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)
+
+    def _limit(self) -> float:
+        return float("inf") if self._watcher.paused else self._config.threshold
+
+    def _apply_limits(self) -> None:
+        for loop in self._watcher.loops:
+            loop.probe.set_limit(self._limit())
+
+    # -- telling --------------------------------------------------------------------------------------------------
+
+    def _take(self, seen: Observation) -> None:
+        self._teller.put(seen)
+
+    def _tell(self, seen: Observation) -> None:
+        """In the teller's thread."""
+        hang = self._hang
+        dump = hang.dump_of(seen.loop) if hang is not None else ()
+        stall = diagnose(seen, self._site, self._config.threshold, _call_name, dump)
+        if stall is None:
+            return
+        self._ring.append(stall)
+        if not self._faults.is_off("log"):
+            with self._faults.guard("log"):
+                self._log(stall)
+        if self._journal is not None and not self._faults.is_off("journal"):
+            with self._faults.guard("journal"):
+                self._journal.write(stall)
+        configured = (self._config.on_stall,) if self._config.on_stall is not None else ()
+        for callback in (*configured, *self._callbacks):
+            self._call(callback, stall)
+
+    def _call(self, callback: Callback, stall: Stall) -> None:
+        try:
+            callback(stall)
+        except Exception as exc:
+            self._faults.counts["callback"] = self._faults.counts.get("callback", 0) + 1
+            logger.exception("loopwatch: the on_stall callback %r raised %r and is removed", callback, exc)
+            _discard(self._callbacks, callback)
+            if callback is self._config.on_stall:
+                self._config = self._config.replaced(on_stall=None)
+
+    def _each_tick(self, now: float) -> None:
+        """In the watcher's thread, once a tick."""
+        stretch = self._governor.update(now, self._watcher.cpu + self._teller.cpu)
+        self._watcher.stretch = stretch
+        if stretch > 1 and not self._slow_told:
+            self._slow_told = True
+            logger.warning(
+                "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
+                self._governor.share * 100, self._config.cpu_budget,
+            )  # fmt: skip
+        hang = self._hang
+        if hang is not None and not self._faults.is_off("hang"):
+            with self._faults.guard("hang"):
+                hang.tick(now, self._threads_of_loops())
+
+    def _threads_of_loops(self) -> dict[int, str]:
+        return {loop.thread.ident: loop.name for loop in self._watcher.loops if loop.thread and loop.is_running}
+
+    def _open_files(self) -> None:
+        setting = self._config.journal
+        if setting is None or self._faults.is_off("journal"):
+            return
+        with self._faults.guard("journal"):
+            self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
+        with self._faults.guard("hang"):
+            for stall in leftover_hangs(str(setting), self._config.hang_after):
+                logger.warning("loopwatch: process %d ended while its loop was blocked: %s", stall.pid, stall.remedy)
+                self._journal.write(stall) if self._journal is not None else None
+            self._hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)
+
+    def _close_files(self) -> None:
+        for part, file in (("journal", self._journal), ("hang", self._hang)):
+            if file is not None:
+                with self._faults.guard(part):
+                    file.close()
+        self._journal = self._hang = None
+
+    def _describe_state(self) -> str:
+        if self._state == "off" or self._faults.is_off("watcher"):
+            return "off"
+        if self._watcher.paused:
+            return "paused"
+        return "watching" if self._watcher.loops else "waiting"
+
+
+def _call_name(stack: stacks.RawStack) -> str | None:
+    return stacks.call_at(stack.frames[0], stack.globals) if stack.frames else None
+
+
+def _runs_here(loop: Loop) -> bool:
+    asyncio = loaded("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is loop
+
+
+def _discard(items: list[Any], item: Any) -> None:
+    if item in items:
+        items.remove(item)
+
+
+def _count_tasks() -> int | None:
+    """Return how many tasks this process has, where their number is known without walking them."""
+    tasks = loaded("asyncio.tasks")
+    registry = getattr(tasks, "_scheduled_tasks", None)  # 3.12, 3.13
+    if registry is None:
+        registry = getattr(tasks, "_all_tasks", None)  # 3.11
+    eager = getattr(tasks, "_eager_tasks", ())
+    return len(registry) + len(eager) if registry is not None else None
+
+
+def _unsupported() -> str:
+    """Return why this process cannot be watched, "" if it can."""
+    monkey = loaded("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        reason = "gevent has patched this process: asyncio cannot be watched beside it; run loopwatch without gevent"
+        logger.error("loopwatch: not started: %s", reason)
+        return reason
+    return ""
+

@@ -1,0 +1,138 @@
+"""Why the loop did not get on: ordered rules over :class:`loopwatch.Evidence`, first match wins.
+
+A rule looks at facts only, so that any verdict in a journal can be replayed. Where no rule is confident the answer is
+``unknown``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loopwatch.events import Cause, Evidence
+
+MOST = 0.5
+"""Share of the observed span that one thing must fill to be the reason for it."""
+MUCH = 0.4
+"""Share at which the loss of the GIL shows: the watcher notices it only between its own sleeps."""
+
+RUNNING = "running"
+LOCK_CALLS = frozenset({"futex", "futex_waitv"})
+SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
+
+
+def kind_of(syscall: str | None) -> str:
+    """Return ``running``, ``sleep``, ``lock``, ``io`` or ``""`` (not known) for what a thread was found in."""
+    if syscall is None:
+        return ""
+    if syscall == RUNNING:
+        return RUNNING
+    if syscall in SLEEP_CALLS:
+        return "sleep"
+    return "lock" if syscall in LOCK_CALLS else "io"
+
+
+def decide(evidence: Evidence) -> Cause:
+    """Return the cause that ``evidence`` proves, ``unknown`` if it proves none.
+
+    Example:
+        >>> decide(Evidence(wall=0.3, cpu=0.0, samples=9, syscall="clock_nanosleep", syscall_share=1.0))
+        <Cause.SLEEP: 'sleep'>
+    """
+    for rule in _RULES:
+        cause = rule(evidence)
+        if cause is not None:
+            return cause
+    return Cause.UNKNOWN
+
+
+def _share(seconds: float | None, evidence: Evidence) -> float:
+    return 0.0 if seconds is None or evidence.wall <= 0 else seconds / evidence.wall
+
+
+def _others(evidence: Evidence) -> float:
+    """Share of one processor that the other threads of the process used."""
+    if evidence.process_cpu is None or evidence.cpu is None:
+        return 0.0
+    return _share(evidence.process_cpu - evidence.cpu, evidence)
+
+
+def _kept_from_running(evidence: Evidence) -> float:
+    """Share of the span in which the watcher had a processor to run on, but not the GIL."""
+    return _share(evidence.watcher_late - evidence.watcher_starved, evidence)
+
+
+def _starved(evidence: Evidence) -> Cause | None:
+    waited = max(_share(evidence.run_queue, evidence), _share(evidence.throttled, evidence))
+    if evidence.asleep:
+        waited = max(waited, _share(evidence.watcher_starved, evidence))
+    return Cause.STARVED if waited >= MOST else None
+
+
+def _suspended(evidence: Evidence) -> Cause | None:
+    nobody_ran = evidence.process_cpu is not None and _share(evidence.process_cpu, evidence) < 0.1
+    nobody_waited = _share(evidence.run_queue, evidence) < 0.3
+    return Cause.SUSPENDED if nobody_ran and nobody_waited and _kept_from_running(evidence) >= MUCH else None
+
+
+def _gc(evidence: Evidence) -> Cause | None:
+    return Cause.GC if _share(evidence.gc, evidence) >= MOST else None
+
+
+def _overload(evidence: Evidence) -> Cause | None:
+    longest, surely = evidence.longest_callback, evidence.dominant_callback
+    if evidence.callbacks < 3 or longest is None or surely is None or evidence.threshold is None:
+        return None
+    many = longest < evidence.threshold or (evidence.callbacks >= 5 and surely < evidence.threshold / 2)
+    return Cause.OVERLOAD if many else None
+
+
+def _another_held_the_gil(evidence: Evidence) -> Cause | None:
+    wanted = evidence.asleep or (not evidence.lock_wait and kind_of(evidence.syscall) in (RUNNING, "lock", ""))
+    contended = _kept_from_running(evidence) >= MUCH or (
+        evidence.gil_wait is not None and evidence.gil_wait >= MUCH * evidence.switch_interval
+    )
+    waited = _share(evidence.cpu, evidence) < MOST and _others(evidence) >= MUCH
+    return Cause.GIL if wanted and contended and waited else None
+
+
+def _computing(evidence: Evidence) -> Cause | None:
+    if evidence.asleep or _share(evidence.cpu, evidence) < MOST:
+        return None
+    if _kept_from_running(evidence) >= MUCH:
+        return Cause.NATIVE_GIL
+    if not evidence.samples or evidence.gil_wait is None:
+        return None
+    if (evidence.moving or 0.0) >= 0.3 or evidence.gil_wait >= MOST * evidence.switch_interval:
+        return Cause.PYTHON
+    return Cause.NATIVE
+
+
+def _waiting(evidence: Evidence) -> Cause | None:
+    if evidence.asleep or _share(evidence.cpu, evidence) >= MOST:
+        return None
+    if evidence.syscall is None:
+        return _by_name(evidence)
+    if evidence.syscall_share < MOST:
+        return None
+    return {"sleep": Cause.SLEEP, "lock": Cause.LOCK, "io": Cause.IO}.get(kind_of(evidence.syscall))
+
+
+def _by_name(evidence: Evidence) -> Cause | None:
+    """Where the kernel does not say what a thread waits in, the name of the call may."""
+    if evidence.lock_wait:
+        return Cause.LOCK
+    if evidence.call == "time.sleep":
+        return Cause.SLEEP
+    module = (evidence.call or "").partition(".")[0]
+    return Cause.IO if module in ("socket", "select", "ssl", "subprocess", "posix", "os", "io") else None
+
+
+_RULES: tuple[Callable[[Evidence], Cause | None], ...] = (
+    _starved,
+    _suspended,
+    _gc,
+    _overload,
+    _another_held_the_gil,
+    _computing,
+    _waiting,
+)

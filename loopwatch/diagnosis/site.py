@@ -1,0 +1,109 @@
+"""Whose code it is: the frame of the user's own code that is responsible for what was seen."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from loopwatch.events import Frame
+
+AGREE = 0.6
+"""Share of the samples that must show a function for it to be the culprit."""
+
+Stack = tuple[Frame, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Where it happened.
+
+    Attributes:
+        culprit: the responsible frame, None if there is none.
+        stack: the stack that stands for all, outermost frame first.
+        agreeing: samples that show the culprit.
+    """
+
+    culprit: Frame | None
+    stack: Stack
+    agreeing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Tells the user's code from libraries and the interpreter.
+
+    Attributes:
+        stdlib: directories of the standard library.
+        user_code, library_code: path or module prefixes that decide before anything else.
+    """
+
+    stdlib: tuple[str, ...]
+    user_code: tuple[str, ...] = ()
+    library_code: tuple[str, ...] = ()
+
+    @classmethod
+    def here(cls, user_code: Sequence[str] = (), library_code: Sequence[str] = ()) -> Site:
+        """Return the rules for this interpreter."""
+        paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(sysconfig.__file__).parent)}
+        return cls(tuple(sorted(path for path in paths if path)), tuple(user_code), tuple(library_code))
+
+    def is_user(self, frame: Frame) -> bool:
+        """Whether ``frame`` is the user's own code: not the standard library, not an installed package."""
+        if any(_matches(frame, prefix) for prefix in self.user_code):
+            return True
+        if any(_matches(frame, prefix) for prefix in self.library_code):
+            return False
+        return not self.is_stdlib(frame) and not _installed(frame.file)
+
+    def is_stdlib(self, frame: Frame) -> bool:
+        """Whether ``frame`` belongs to the standard library or is frozen into the interpreter."""
+        if frame.file.startswith("<frozen"):
+            return True
+        return any(_under(frame.file, folder) for folder in self.stdlib) and not _installed(frame.file)
+
+    def judge(self, stacks: Sequence[Stack]) -> Verdict:
+        """Find the culprit of stacks that were sampled one after the other.
+
+        It is the deepest function of the user's code that most samples agree on; in a program whose own code does not
+        appear at all, the outermost function of a library, which is the task or callback that somebody started.
+        """
+        if not stacks:
+            return Verdict(None, (), 0)
+        seen = Counter(key for stack in stacks for key in {_key(frame) for frame in stack if self.is_user(frame)})
+        needed = AGREE * len(stacks)
+        agreed = {key for key, count in seen.items() if count >= needed} or {key for key, _ in seen.most_common(1)}
+        found = [self._deepest(stack, agreed) for stack in stacks]
+        hits = Counter(frame for frame in found if frame is not None)
+        if not hits:
+            stack = Counter(stacks).most_common(1)[0][0]
+            outermost = next((frame for frame in stack if not self.is_stdlib(frame)), None)
+            return Verdict(outermost, stack, sum(outermost in other for other in stacks) if outermost else 0)
+        function = Counter(_key(frame) for frame in hits.elements()).most_common(1)[0][0]
+        culprit = max((frame for frame in hits if _key(frame) == function), key=lambda frame: hits[frame])
+        showing = Counter(stack for stack, frame in zip(stacks, found, strict=True) if frame == culprit)
+        return Verdict(culprit, showing.most_common(1)[0][0], seen[function])
+
+    def _deepest(self, stack: Stack, keys: set[tuple[str, str]]) -> Frame | None:
+        return next((frame for frame in reversed(stack) if _key(frame) in keys and self.is_user(frame)), None)
+
+
+def _key(frame: Frame) -> tuple[str, str]:
+    return frame.function, frame.file
+
+
+def _installed(file: str) -> bool:
+    parts = PurePath(file).parts
+    return "site-packages" in parts or "dist-packages" in parts
+
+
+def _under(file: str, folder: str) -> bool:
+    return file.startswith(folder.rstrip("/\\") + ("\\" if "\\" in folder else "/"))
+
+
+def _matches(frame: Frame, prefix: str) -> bool:
+    if "/" in prefix or "\\" in prefix:
+        return frame.file == prefix or _under(frame.file, prefix)
+    return frame.module == prefix or frame.module.startswith(prefix + ".")

@@ -1,0 +1,173 @@
+"""Turns an observation into a :class:`loopwatch.Stall`. Pure, but for the function that names calls."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from loopwatch.diagnosis.cause import decide
+from loopwatch.diagnosis.remedy import remedy
+from loopwatch.diagnosis.site import Site, Stack, Verdict
+from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
+from loopwatch.observation import Observation, Sample
+from loopwatch.stacks import RawStack, to_frames
+
+MAX_PROFILE = 8
+"""Distinct stacks kept of one stall."""
+
+NO_CULPRIT = frozenset({Cause.STARVED, Cause.SUSPENDED})
+
+_DEBUGGERS = ("bdb", "pdb", "ipdb", "pudb", "pydevd", "_pydevd_bundle", "debugpy", "remote_pdb", "web_pdb", "IPython.core.debugger")
+_WAITERS = ("threading", "queue", "concurrent.futures", "multiprocessing", "_queue")
+_WAITING_METHODS = (".acquire", ".join", ".result", ".wait", ".get", ".put")
+
+CallName = Callable[[RawStack], str | None]
+"""Returns the dotted name of what the innermost frame of a stack is calling."""
+
+
+def diagnose(
+    seen: Observation, site: Site, threshold: float, call_name: CallName, dump: Stack = ()
+) -> Stall | None:
+    """Return the stall that ``seen`` amounts to, None if a debugger held the program.
+
+    Args:
+        seen: what the watcher saw.
+        site: tells whose code a frame is.
+        threshold: s, the limit in force.
+        call_name: names the call at the innermost line of a stack.
+        dump: stack that faulthandler wrote during the block, used where no sample shows the user's code.
+    """
+    stacks = [to_frames(sample.stack.frames) for sample in seen.samples]
+    if any(_in_debugger(stack) for stack in stacks):
+        return None
+    verdict = site.judge([stack for stack in stacks if stack])
+    if verdict.culprit is None and dump:
+        verdict = site.judge([dump])
+    leaf = verdict.stack[-1] if verdict.stack else None
+    inner = _sample_of(verdict, seen.samples, stacks)
+    call = call_name(inner.stack) if inner is not None else None
+    spans = _spans(seen)
+    evidence = _complete(seen, spans, leaf, call, threshold)
+    cause = decide(evidence)
+    if cause in NO_CULPRIT or (cause is Cause.GIL and seen.hog is None):
+        verdict = Verdict(None, verdict.stack, 0)
+    elif cause is Cause.GIL and seen.hog is not None:
+        verdict = dataclasses.replace(site.judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
+        leaf = verdict.stack[-1] if verdict.stack else leaf
+        call = call_name(seen.hog)
+    return Stall(
+        id=seen.id,
+        loop=seen.loop,
+        thread=seen.thread,
+        pid=seen.pid,
+        started_at=seen.started_at,
+        duration=seen.end - seen.start,
+        uncertainty=seen.uncertainty + (spans.slack if seen.shared and cause is not Cause.OVERLOAD else 0.0),
+        ongoing=seen.ongoing,
+        cause=cause,
+        culprit=verdict.culprit,
+        leaf=leaf,
+        stack=verdict.stack,
+        samples=(verdict.agreeing, len(seen.samples)),
+        task=seen.task,
+        coroutine=seen.coroutine,
+        context=dict(seen.context),
+        victims=seen.victims,
+        evidence=evidence,
+        remedy=remedy(cause, _calls(verdict, call, site), verdict.culprit),
+        profile=_profile(stacks),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spans:
+    """How the observed span divides among callbacks.
+
+    Attributes:
+        callbacks: different callbacks seen.
+        longest: upper bound, s, of the time any one of them held the loop; None without samples.
+        surely: lower bound of the same.
+        slack: s of the span that may belong to other callbacks than the longest one.
+    """
+
+    callbacks: int
+    longest: float | None
+    surely: float | None
+    slack: float
+
+
+def _spans(seen: Observation) -> Spans:
+    samples = [sample for sample in seen.samples if sample.callback is not None]
+    if not samples:
+        return Spans(0, None, None, seen.end - seen.start if seen.shared else 0.0)
+    runs: list[list[Sample]] = [[samples[0]]]
+    for sample in samples[1:]:
+        if sample.callback == runs[-1][-1].callback:
+            runs[-1].append(sample)
+        else:
+            runs.append([sample])
+    longest, surely = 0.0, 0.0
+    for index, run in enumerate(runs):
+        begin = runs[index - 1][-1].at if index else seen.start
+        end = runs[index + 1][0].at if index + 1 < len(runs) else seen.end
+        first, last = run[0], run[-1]
+        # The first callback of a pass began with it, the last one ends with it.
+        lower = (last.at if not _is_last(last) else end) - (first.at if first.stack.position != 0 else begin)
+        if end - begin > longest:
+            longest, surely = end - begin, lower
+    callbacks = len({sample.callback for sample in samples})
+    return Spans(callbacks, longest, surely, max(seen.end - seen.start - surely, 0.0))
+
+
+def _is_last(sample: Sample) -> bool:
+    stack = sample.stack
+    return stack.position is not None and stack.planned is not None and stack.position == stack.planned - 1
+
+
+def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | None, threshold: float) -> Evidence:
+    positions = [
+        (sample.stack.frames[0].code, sample.stack.frames[0].lasti) for sample in seen.samples if sample.stack.frames
+    ]
+    pairs = list(zip(positions, positions[1:], strict=False))
+    return dataclasses.replace(
+        seen.evidence,
+        moving=sum(one != other for one, other in pairs) / len(pairs) if pairs else None,
+        callbacks=spans.callbacks,
+        longest_callback=spans.longest,
+        dominant_callback=spans.surely,
+        lock_wait=_waits_for_lock(leaf, call),
+        call=call,
+        threshold=threshold,
+    )
+
+
+def _waits_for_lock(leaf: Frame | None, call: str | None) -> bool:
+    if leaf is None:
+        return False
+    in_waiter = any(leaf.module == name or leaf.module.startswith(name + ".") for name in _WAITERS)
+    return (in_waiter and call is not None and call.endswith(_WAITING_METHODS)) or call == ".acquire"
+
+
+def _in_debugger(stack: Stack) -> bool:
+    return any(
+        frame.module == name or frame.module.startswith(name + ".") for frame in stack for name in _DEBUGGERS
+    )
+
+
+def _sample_of(verdict: Verdict, samples: Sequence[Sample], stacks: Sequence[Stack]) -> Sample | None:
+    return next((sample for sample, stack in zip(samples, stacks, strict=True) if stack and stack == verdict.stack), None)
+
+
+def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
+    """Return dotted names from the culprit's line inward, for the table of remedies."""
+    frames = verdict.stack
+    if verdict.culprit in frames:
+        frames = frames[len(frames) - frames[::-1].index(verdict.culprit) :]
+    named = [f"{frame.module}.{frame.function}" for frame in frames if not site.is_user(frame)]
+    return (*named, call) if call else tuple(named)
+
+
+def _profile(stacks: Sequence[Stack]) -> tuple[StackCount, ...]:
+    counted = Counter(stack for stack in stacks if stack)
+    return tuple(StackCount(stack, count) for stack, count in counted.most_common(MAX_PROFILE)) if len(counted) > 1 else ()

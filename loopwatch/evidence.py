@@ -1,0 +1,203 @@
+"""Facts about threads and the process, from the kernel and the interpreter. Linux first; elsewhere None.
+
+Files are opened for each reading: no descriptor stays open, and a forked child reads its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from loopwatch._patches import ListItem
+
+MAX_THREADS = 64
+"""Threads of the process whose clocks are compared to find who burns a processor."""
+
+# Numbers from arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h: the calls that block.
+_SYSCALLS: Mapping[str, Mapping[int, str]] = {
+    "x86_64": {
+        0: "read", 1: "write", 2: "open", 4: "stat", 5: "fstat", 6: "lstat", 7: "poll", 16: "ioctl", 17: "pread64",
+        18: "pwrite64", 19: "readv", 20: "writev", 23: "select", 26: "msync", 34: "pause", 35: "nanosleep",
+        42: "connect", 43: "accept", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 61: "wait4",
+        72: "fcntl", 73: "flock", 74: "fsync", 75: "fdatasync", 76: "truncate", 77: "ftruncate", 78: "getdents",
+        82: "rename", 83: "mkdir", 84: "rmdir", 87: "unlink", 128: "rt_sigtimedwait", 130: "rt_sigsuspend",
+        162: "sync", 202: "futex", 217: "getdents64", 230: "clock_nanosleep", 232: "epoll_wait", 247: "waitid",
+        257: "openat", 262: "newfstatat", 270: "pselect6", 271: "ppoll", 275: "splice", 277: "sync_file_range",
+        281: "epoll_pwait", 285: "fallocate", 288: "accept4", 295: "preadv", 296: "pwritev", 299: "recvmmsg",
+        306: "syncfs", 307: "sendmmsg", 318: "getrandom", 326: "copy_file_range", 40: "sendfile", 332: "statx",
+        426: "io_uring_enter", 437: "openat2", 441: "epoll_pwait2", 449: "futex_waitv",
+    },
+    "aarch64": {
+        22: "epoll_pwait", 25: "fcntl", 29: "ioctl", 32: "flock", 35: "unlinkat", 45: "truncate", 46: "ftruncate",
+        47: "fallocate", 56: "openat", 61: "getdents64", 63: "read", 64: "write", 65: "readv", 66: "writev",
+        67: "pread64", 68: "pwrite64", 69: "preadv", 70: "pwritev", 71: "sendfile", 72: "pselect6", 73: "ppoll",
+        76: "splice", 79: "newfstatat", 80: "fstat", 81: "sync", 82: "fsync", 83: "fdatasync", 84: "sync_file_range",
+        95: "waitid", 98: "futex", 101: "nanosleep", 115: "clock_nanosleep", 133: "rt_sigsuspend",
+        137: "rt_sigtimedwait", 202: "accept", 203: "connect", 206: "sendto", 207: "recvfrom", 211: "sendmsg",
+        212: "recvmsg", 227: "msync", 242: "accept4", 243: "recvmmsg", 260: "wait4", 267: "syncfs", 269: "sendmmsg",
+        276: "renameat2", 278: "getrandom", 285: "copy_file_range", 291: "statx", 426: "io_uring_enter",
+        437: "openat2", 441: "epoll_pwait2", 449: "futex_waitv",
+    },
+}  # fmt: skip
+_NAMES = _SYSCALLS.get(platform.machine(), {})
+
+RUNNING = "running"
+"""What stands for the system call of a thread that is on a processor, or waits for one."""
+
+
+class Scheduled(NamedTuple):
+    """Seconds a thread ran, and seconds it was runnable but waited for a processor."""
+
+    cpu: float
+    run_queue: float
+
+
+class ThreadFacts:
+    """One thread of this process, seen from any other. Make it on the thread itself: :meth:`here`."""
+
+    __slots__ = ("_clock", "ident", "name", "native_id")
+
+    def __init__(self, ident: int, native_id: int, clock: int | None, name: str) -> None:
+        self.ident, self.native_id, self._clock, self.name = ident, native_id, clock, name
+
+    @classmethod
+    def here(cls) -> ThreadFacts:
+        """Return the facts of the calling thread."""
+        ident = threading.get_ident()
+        # The id of a finished thread would crash the process (pthread_getcpuclockid(3)); our own is alive.
+        clock = time.pthread_getcpuclockid(ident) if hasattr(time, "pthread_getcpuclockid") else None
+        return cls(ident, threading.get_native_id(), clock, threading.current_thread().name)
+
+    def cpu(self) -> float | None:
+        """Return the processor seconds of the thread, None where the system has no such clock."""
+        if self._clock is None:
+            return None
+        try:
+            return time.clock_gettime(self._clock)
+        except OSError:  # the thread has ended
+            return None
+
+    def scheduled(self) -> Scheduled | None:
+        """Return run time and run-queue delay (``/proc/PID/task/TID/schedstat``), None where there is none."""
+        return scheduled(self.native_id)
+
+    def waiting_in(self) -> tuple[str | None, str | None]:
+        """Return (system call, kernel function) the thread is in; ``running`` if it is on a processor."""
+        text = _read(f"/proc/self/task/{self.native_id}/syscall")
+        if text is None:
+            return None, None
+        number = text.partition(" ")[0].strip()
+        if number == RUNNING:
+            return RUNNING, None
+        name = _NAMES.get(int(number), f"syscall {number}") if number.lstrip("-").isdigit() else None
+        channel = _read(f"/proc/self/task/{self.native_id}/wchan")
+        return name, channel if channel not in ("", "0") else None
+
+
+def scheduled(native_id: int) -> Scheduled | None:
+    """Return run time and run-queue delay of a thread of this process."""
+    text = _read(f"/proc/self/task/{native_id}/schedstat")
+    fields = text.split() if text else ()
+    return Scheduled(int(fields[0]) / 1e9, int(fields[1]) / 1e9) if len(fields) >= 2 else None
+
+
+def thread_clocks() -> dict[int, float]:
+    """Return ``{native id: processor seconds}`` of this process's threads, the first 64."""
+    try:
+        ids = [int(name) for name in os.listdir("/proc/self/task")[:MAX_THREADS]]  # noqa: PTH208 - names only
+    except OSError:
+        return {}
+    found = ((native_id, scheduled(native_id)) for native_id in ids)
+    return {native_id: facts.cpu for native_id, facts in found if facts is not None}
+
+
+def throttled() -> float | None:
+    """Return the seconds this process's cgroup was held back by its processor quota, None if it has none."""
+    for path in _cpu_stat_paths():
+        text = _read(path)
+        if text is None:
+            continue
+        for line in text.splitlines():
+            key, _, value = line.partition(" ")
+            if key == "throttled_usec":
+                return int(value) / 1e6
+            if key == "throttled_time":
+                return int(value) / 1e9
+    return None
+
+
+def _cpu_stat_paths() -> list[str]:
+    text = _read("/proc/self/cgroup") or ""
+    paths = []
+    for line in text.splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            paths.append(f"/sys/fs/cgroup{path}/cpu.stat")
+        elif "cpu" in controllers.split(","):
+            paths.append(f"/sys/fs/cgroup/{controllers}{path}/cpu.stat")
+            paths.append(f"/sys/fs/cgroup/cpu{path}/cpu.stat")
+    # Inside a container the path is often that of the host: the own group is mounted at the top.
+    return [*paths, "/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"]
+
+
+def traced() -> bool:
+    """Whether a debugger is attached to this process (``TracerPid`` in ``/proc/self/status``)."""
+    text = _read("/proc/self/status") or ""
+    return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in text.splitlines())
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text()
+    except (OSError, ValueError):  # no such file here, or the thread has ended
+        return None
+
+
+class GcMonitor:
+    """Notes when the garbage collector ran, in whichever thread: a collection keeps the GIL."""
+
+    def __init__(self) -> None:
+        self._spans: deque[tuple[float, float]] = deque(maxlen=256)
+        self._since: float | None = None
+        self._entry: ListItem | None = None
+
+    def start(self) -> None:
+        """Begin to listen."""
+        if self._entry is None:
+            self._entry = ListItem(gc.callbacks, self._note)
+
+    def stop(self) -> None:
+        """Leave ``gc.callbacks`` as it was."""
+        if self._entry is not None:
+            self._entry.undo()
+            self._entry = None
+
+    def _note(self, phase: str, info: Mapping[str, int]) -> None:
+        if info["generation"] == 0:
+            return
+        if phase == "start":
+            self._since = time.monotonic()
+        elif self._since is not None:
+            self._spans.append((self._since, time.monotonic()))
+            self._since = None
+
+    def within(self, start: float, end: float) -> float:
+        """Return the seconds between ``start`` and ``end`` (``time.monotonic``) spent collecting."""
+        spans = list(self._spans)
+        if self._since is not None:
+            spans.append((self._since, end))
+        return sum(max(0.0, min(end, last) - max(start, first)) for first, last in spans)
+
+
+def on_linux() -> bool:
+    """Whether the facts of ``/proc`` can be had here."""
+    return sys.platform == "linux" and scheduled(threading.get_native_id()) is not None

@@ -1,0 +1,84 @@
+"""Who was running: task, coroutine, and labels from the callback's own context, read from another thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from loopwatch._patches import loaded
+from loopwatch.config import ContextSource
+from loopwatch.probes.probe import Loop
+
+MAX_LABEL = 200
+"""Characters kept of one label."""
+
+
+def running_task(loop: Loop, handle: Any) -> Any:
+    """Return the task that ``loop`` is stepping, else the one that ``handle`` steps, else None."""
+    try:
+        task = asyncio.current_task(loop)
+    except RuntimeError:
+        task = None
+    return task if task is not None else _task_of(handle)
+
+
+def _task_of(handle: Any) -> Any:
+    # A task is stepped through a bound method, of Python or of C (``TaskStepMethWrapper`` has ``__self__`` too).
+    owner = getattr(getattr(handle, "_callback", None), "__self__", None)
+    return owner if isinstance(owner, asyncio.Task) else None
+
+
+def names_of(task: Any) -> tuple[str | None, str | None]:
+    """Return (name of the task, qualified name of its coroutine)."""
+    if task is None:
+        return None, None
+    coroutine = task.get_coro()
+    return task.get_name(), getattr(coroutine, "__qualname__", None) or (type(coroutine).__name__ if coroutine else None)
+
+
+def context_of(task: Any, handle: Any) -> contextvars.Context | None:
+    """Return the context the callback runs in, None if it cannot be reached."""
+    context = getattr(handle, "_context", None)
+    if isinstance(context, contextvars.Context):
+        return context
+    if task is None:
+        return None
+    if hasattr(task, "get_context"):  # since 3.12
+        found = task.get_context()
+        return found if isinstance(found, contextvars.Context) else None
+    # 3.11: the C task visits its own context before anything else (TaskObj_traverse, Modules/_asynciomodule.c).
+    return next((item for item in gc.get_referents(task) if isinstance(item, contextvars.Context)), None)
+
+
+def labels(context: contextvars.Context, sources: Sequence[ContextSource]) -> dict[str, str]:
+    """Return what ``sources`` and OpenTelemetry say of the callback that runs in ``context``.
+
+    The context is in use by the loop's thread: a copy of it is entered here.
+
+    Raises:
+        Exception: whatever a callable of ``sources`` raises.
+    """
+    copy = context.copy()
+    found: dict[str, str] = {}
+    found.update(copy.run(_trace))
+    for source in sources:
+        found.update(copy.run(source) or {} if callable(source) else _variable(copy, source))
+    return {str(key): str(value)[:MAX_LABEL] for key, value in found.items()}
+
+
+def _variable(context: contextvars.Context, name: str) -> Mapping[str, str]:
+    return {name: str(value) for variable, value in context.items() if variable.name == name}
+
+
+def _trace() -> Mapping[str, str]:
+    trace = loaded("opentelemetry.trace")
+    if trace is None:
+        return {}
+    get_context: Callable[[], Any] = trace.get_current_span().get_span_context
+    span = get_context()
+    if not span.is_valid:
+        return {}
+    return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}

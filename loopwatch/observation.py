@@ -1,0 +1,67 @@
+"""What the watcher saw of one block, before anybody judged it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loopwatch.events import Evidence
+from loopwatch.stacks import RawStack
+
+
+@dataclass(slots=True)
+class Sample:
+    """The loop's thread at one moment inside the block.
+
+    Attributes:
+        at: ``time.monotonic`` seconds.
+        late: s the watcher wanted to run before it could.
+        stack: the thread's stack.
+        callback: identity of the running callback; equal for samples of the same callback.
+        syscall, wait_channel: where in the kernel the thread was.
+        waiting: ready callbacks behind the running one, None if unknown.
+    """
+
+    at: float
+    late: float
+    stack: RawStack
+    callback: object = None
+    syscall: str | None = None
+    wait_channel: str | None = None
+    waiting: int | None = None
+
+
+@dataclass(slots=True)
+class Observation:
+    """One block with everything that was seen of it.
+
+    Attributes:
+        id: of the stall this becomes.
+        loop, thread: names.
+        started_at: s since the epoch.
+        start, end: ``time.monotonic`` seconds; ``end`` is now for an ongoing block.
+        uncertainty, shared, asleep, victims: as in :class:`loopwatch.probes.probe.Block`.
+        evidence: the measured part; what follows from the samples is added by the diagnosis.
+        samples: in order of time.
+        hog: stack of the other thread that used most processor time meanwhile.
+        task, coroutine, context: of the callback.
+    """
+
+    id: str
+    loop: str
+    thread: str
+    started_at: float
+    start: float
+    end: float
+    evidence: Evidence
+    uncertainty: float = 0.0
+    shared: bool = False
+    asleep: bool = False
+    ongoing: bool = False
+    victims: int | None = None
+    samples: list[Sample] = field(default_factory=list)
+    hog: RawStack | None = None
+    task: str | None = None
+    coroutine: str | None = None
+    context: Mapping[str, str] = field(default_factory=dict)
+    pid: int = 0

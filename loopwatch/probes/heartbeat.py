@@ -1,0 +1,156 @@
+"""The lag probe: a timer on the loop that notes how late it fires. Works on any loop.
+
+Where nothing better can be had it is also the probe that finds blocks: then its period bounds what can be known.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from types import CodeType
+
+from loopwatch.probes.histogram import Histogram
+from loopwatch.probes.probe import IDLING, Activity, Block, Counters, Loop
+
+LONGEST = 1.0
+"""s between two beats of an idle loop."""
+
+IDLE_SHARE = 0.05
+"""A loop that is busy for a smaller share of the time than this is idle."""
+
+
+class Heartbeat:
+    """Beats on one loop and records how late each beat was.
+
+    Args:
+        loop: any event loop.
+        interval: s between two beats while the loop is busy.
+        utilization: returns the share of time the loop was busy since the last call, None if unknown; then the
+            interval never stretches.
+        on_beat: called on the loop's thread with (due, now) of each beat, in ``time.monotonic`` seconds.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        interval: float,
+        utilization: Callable[[], float | None],
+        on_beat: Callable[[float, float], None] | None = None,
+    ) -> None:
+        self._loop = weakref.ref(loop)
+        self._interval = interval
+        self._current = interval
+        self._utilization = utilization
+        self._on_beat = on_beat
+        self._running_since = time.monotonic()
+        self._stopped = False
+        self._window = Histogram()
+        self.due = float("inf")
+        self.last = self._running_since
+        self.base: tuple[int, CodeType] | None = None
+        """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
+
+    def start(self) -> None:
+        """Begin to beat; on the loop's thread."""
+        self._running_since = self.last = time.monotonic()
+        self._schedule(self.last)
+
+    def resume(self) -> None:
+        """The loop runs again after it was stopped: the time between does not count as lag."""
+        self._running_since = time.monotonic()
+
+    def stop(self) -> None:
+        """Never beat again; from any thread. The timer that is under way fires once, without effect."""
+        self._stopped = True
+
+    def set_interval(self, interval: float) -> None:
+        """Change the interval, from the next beat on."""
+        self._interval = interval
+
+    def take_window(self) -> Histogram:
+        """Return what was recorded since the last call and begin anew; from the watcher's thread."""
+        window, self._window = self._window, Histogram()
+        return window
+
+    def _schedule(self, now: float) -> None:
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            self.due = now + self._current
+            loop.call_later(self._current, self._beat)
+
+    def _beat(self) -> None:
+        if self._stopped:
+            return
+        now = time.monotonic()
+        if self.due >= self._running_since:
+            self._window.record(now - self.due)
+            if self._on_beat is not None:
+                self._on_beat(self.due, now)
+        caller = sys._getframe(1)
+        self.base = (id(caller), caller.f_code)
+        utilization = self._utilization()
+        if utilization is not None and utilization < IDLE_SHARE:
+            self._current = min(max(self._current * 2, self._interval), max(LONGEST, self._interval))
+        else:
+            self._current = self._interval
+        self.last = now
+        self._schedule(now)
+
+
+class HeartbeatProbe:
+    """The probe of a loop that can be read in no other way.
+
+    A block is seen as a beat that is overdue. It began somewhere between the last beat and the due time: the middle
+    is reported, half the interval as uncertainty.
+    """
+
+    kind = "heartbeat"
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._heart: Heartbeat | None = None
+        self._blocks: deque[Block] = deque(maxlen=1000)
+        self._running = False
+
+    def listen(self, heart: Heartbeat) -> None:
+        """Take blocks from ``heart``."""
+        self._heart = heart
+
+    def on_beat(self, due: float, now: float) -> None:
+        """Note a block if this beat is late by as much; on the loop's thread."""
+        heart = self._heart
+        if heart is None or now - due < self._limit:
+            return
+        half = (due - heart.last) / 2
+        self._blocks.append(Block(key=due, start=due - half, end=now, uncertainty=half))
+
+    def activity(self, now: float) -> Activity:
+        heart = self._heart
+        if heart is None or not self._running or now <= heart.due:
+            return IDLING
+        return Activity(heart.due, heart.due)
+
+    def finished(self) -> list[Block]:
+        return [self._blocks.popleft() for _ in range(len(self._blocks))]
+
+    def counters(self, now: float) -> Counters:
+        return Counters(None, None, None, None)
+
+    def cut(self, now: float) -> None:
+        if self._heart is not None:
+            self.on_beat(self._heart.due, now)
+
+    def set_limit(self, limit: float) -> None:
+        self._limit = limit
+
+    def running(self, running: bool) -> None:
+        self._running = running
+
+    def detach(self) -> None:
+        self._heart = None
+
+    def abandon(self) -> None:
+        self.detach()

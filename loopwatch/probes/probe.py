@@ -1,0 +1,94 @@
+"""What the watcher asks of a probe, and the records it gets. Times are ``time.monotonic`` seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+IDLE = float("inf")
+"""``busy_since`` of a loop that is waiting for events: its age is negative whatever the time is."""
+
+
+class Activity(NamedTuple):
+    """What a loop does at one moment.
+
+    Attributes:
+        since: start of what holds the loop now, :data:`IDLE` while it waits for events.
+        confirmed: start as far as it is certain; equals ``since`` where that is exact.
+    """
+
+    since: float
+    confirmed: float
+
+
+IDLING = Activity(IDLE, IDLE)
+
+
+class Counters(NamedTuple):
+    """Totals since the probe was attached: seconds and counts; None where they cannot be known."""
+
+    busy: float | None
+    idle: float | None
+    passes: int | None
+    callbacks: int | None
+
+
+@dataclass(slots=True)
+class Block:
+    """One span in which a loop did not get on, now over.
+
+    Attributes:
+        key: ``Activity.since`` under which the watcher saw it.
+        start, end: bounds of the span.
+        uncertainty: seconds by which the bounds may be off.
+        shared: whether one callback's share of the span may be smaller than the span (a pass of asyncio).
+        asleep: the loop was not inside a callback but could not wake up in time.
+        victims: how many waited at its end, None if unknown.
+        window: span over which the clocks below were read: the block and a little before it.
+        cpu, process_cpu: processor seconds of the loop's thread and of the process within ``window``.
+    """
+
+    key: float
+    start: float
+    end: float
+    uncertainty: float = 0.0
+    shared: bool = False
+    asleep: bool = False
+    victims: int | None = None
+    window: float | None = None
+    cpu: float | None = None
+    process_cpu: float | None = None
+
+
+class Probe(Protocol):
+    """One loop as seen from the watcher's thread; every method is cheap and never waits."""
+
+    kind: str
+
+    def activity(self, now: float) -> Activity:
+        """Say what the loop does now."""
+
+    def finished(self) -> list[Block]:
+        """Return the blocks that ended since the last call, and forget them."""
+
+    def counters(self, now: float) -> Counters:
+        """Return the totals."""
+
+    def cut(self, now: float) -> None:
+        """End what holds the loop at this instant, as if it went idle; called on the loop's thread."""
+
+    def set_limit(self, limit: float) -> None:
+        """Report blocks of at least ``limit`` seconds; infinity reports none."""
+
+    def running(self, running: bool) -> None:
+        """Take note that the loop starts or stops running; called on the loop's thread."""
+
+    def detach(self) -> None:
+        """Leave the loop as it was; a second call does nothing."""
+
+    def abandon(self) -> None:
+        """As :meth:`detach`, in a forked child, where a lock may be held by a thread that does not exist."""
+
+
+Loop = Any
+"""An event loop: anything with ``call_later``, ``call_soon_threadsafe``, ``time`` and ``is_closed``."""

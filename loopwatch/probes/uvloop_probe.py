@@ -1,0 +1,255 @@
+"""Reads a loop of uvloop through libuv's own counters, from the watcher's thread: no work on the loop at all.
+
+uvloop's extension module exports libuv's functions. Two of them may be called from any thread (libuv ``src/uv-common.c``
+and ``src/unix/core.c``): ``uv_metrics_idle_time`` (nanoseconds in the poll, the present poll included, so that it moves
+while the loop waits) and ``uv_metrics_info`` (passes of the loop and events, plain counters). The loop is blocked while
+neither idle time nor passes move.
+
+A loop that was closed must never be read: its memory is gone. ``uvloop.Loop.close`` is therefore wrapped (see
+:mod:`loopwatch.probes.discovery`), and every read holds the lock that ``detach`` takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+from loopwatch._patches import loaded
+from loopwatch.probes.probe import IDLING, Activity, Block, Counters, Loop
+
+_UV_METRICS_IDLE_TIME = 1
+"""``uv_loop_option`` in libuv's ``uv.h``."""
+
+
+class _Metrics(ctypes.Structure):
+    _fields_ = (
+        ("loop_count", ctypes.c_uint64),
+        ("events", ctypes.c_uint64),
+        ("events_waiting", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64 * 13),
+    )
+
+
+class _Libuv:
+    """libuv as the imported uvloop carries it.
+
+    ``PyDLL`` keeps the GIL during a call, so that no loop can be closed while one is being read.
+
+    Raises:
+        AttributeError, OSError: uvloop does not export what is needed.
+    """
+
+    def __init__(self, extension: Any) -> None:
+        library = ctypes.PyDLL(extension.__file__)
+        self._capsule_of = extension.libuv_get_loop_t_ptr
+        self._pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+        self._pointer_of.restype = ctypes.c_void_p
+        self._pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        self._configure = library.uv_loop_configure
+        self._configure.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        self.idle_time = library.uv_metrics_idle_time
+        self.idle_time.restype = ctypes.c_uint64
+        self.idle_time.argtypes = [ctypes.c_void_p]
+        self.info = library.uv_metrics_info
+        self.info.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+
+    def open(self, loop: Loop) -> int:
+        """Have libuv measure the idle time of ``loop`` and return the loop's address."""
+        pointer = self._pointer_of(self._capsule_of(loop), None)
+        if self._configure(pointer, _UV_METRICS_IDLE_TIME):
+            raise OSError("libuv refused to measure the idle time")
+        return int(pointer)
+
+
+class Reading:
+    """libuv's counters at one moment: seconds and totals."""
+
+    __slots__ = ("at", "events", "idle", "passes", "polling", "waiting")
+
+    def __init__(self, at: float, idle: float, polling: bool, passes: int, events: int, waiting: int) -> None:
+        self.at, self.idle, self.polling = at, idle, polling
+        self.passes, self.events, self.waiting = passes, events, waiting
+
+    def moved_since(self, earlier: Reading) -> bool:
+        return self.passes != earlier.passes or self.idle != earlier.idle
+
+
+class _Suspect:
+    """What may become a block: the loop was found busy, and has not moved since.
+
+    Attributes:
+        early, late: bounds of its start.
+        exact: whether the loop made at most one pass since the reading before, so that ``early`` is its start.
+        first: the reading that found it.
+    """
+
+    __slots__ = ("early", "exact", "first", "late")
+
+    def __init__(self, before: Reading, first: Reading) -> None:
+        busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
+        self.early = first.at - busy
+        self.late = first.at
+        # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
+        self.exact = first.passes - before.passes <= 2
+        self.first = first
+
+
+class UvloopProbe:
+    """The probe of one uvloop.Loop.
+
+    Args:
+        loop: the loop, open.
+        limit: s, blocks at least this long are reported.
+
+    Raises:
+        AttributeError, OSError: libuv's counters cannot be reached; use the heartbeat.
+    """
+
+    kind = "uvloop"
+
+    def __init__(self, loop: Loop, limit: float) -> None:
+        self._libuv = _Libuv(loaded("uvloop.loop"))
+        self._metrics = _Metrics()
+        self._lock = threading.RLock()
+        self._pointer: int | None = self._libuv.open(loop)
+        self._loop = weakref.ref(loop)
+        self._limit = limit
+        self._blocks: deque[Block] = deque(maxlen=1000)
+        self._suspect: _Suspect | None = None
+        self._reported_to = 0.0
+        self._late_beat: tuple[float, float] | None = None
+        self._ran = 0.0
+        self._started: float | None = None
+        self._attached = self._last = self._read(time.monotonic()) or Reading(time.monotonic(), 0.0, False, 0, 0, 0)
+
+    @staticmethod
+    def reads(loop: Loop) -> bool:
+        """Whether ``loop`` is of this kind."""
+        uvloop = loaded("uvloop")
+        return uvloop is not None and isinstance(loop, uvloop.Loop)
+
+    def _read(self, now: float) -> Reading | None:
+        with self._lock:
+            pointer = self._pointer
+            if pointer is None:
+                return None
+            idle = self._libuv.idle_time(pointer)
+            self._libuv.info(pointer, ctypes.byref(self._metrics))
+            # Idle time includes the poll under way: if it moves between two calls, the loop is in its poll.
+            later = self._libuv.idle_time(pointer)
+            metrics = self._metrics
+            return Reading(
+                now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting
+            )
+
+    def activity(self, now: float) -> Activity:
+        with self._lock:
+            return self._activity(now)
+
+    def _activity(self, now: float) -> Activity:
+        reading = self._read(now) if self._started is not None else None
+        if reading is None:
+            return IDLING
+        before, self._last = self._last, reading
+        suspect = self._suspect
+        if suspect is not None and (reading.polling or reading.moved_since(before)):
+            self._close(suspect, before, reading)
+            self._suspect = suspect = None
+        if reading.polling:
+            return IDLING
+        if suspect is None:
+            self._suspect = suspect = _Suspect(before, reading)
+        return Activity(suspect.early, suspect.late)
+
+    def _close(self, suspect: _Suspect, before: Reading, after: Reading) -> None:
+        """``suspect`` ended between two readings."""
+        idle = after.idle - before.idle
+        # If the loop has only polled since, that poll began where the block ended.
+        end = after.at - idle if after.polling else after.at
+        gap = 0.0 if after.polling and after.passes - before.passes <= 2 else max(after.at - idle - before.at, 0.0)
+        start_gap = 0.0 if suspect.exact else suspect.late - suspect.early
+        # What is certain must carry most of it, or the passes of a healthy, busy loop would add up to a block.
+        certain = before.at - suspect.late
+        end = max(end, before.at)
+        if end - suspect.early < self._limit or (start_gap + gap > 0 and certain < 0.4 * self._limit):
+            return
+        victims = after.waiting - suspect.first.waiting
+        self._report(Block(suspect.early, suspect.early, end, start_gap + gap, victims=victims))
+
+    def _report(self, block: Block) -> None:
+        self._blocks.append(block)
+        self._reported_to = block.end
+
+    def on_beat(self, due: float, now: float) -> None:
+        """Take a late beat as the sign of what the counters do not show; on the loop's thread.
+
+        A loop that overslept in its poll (stopped process, no processor, GIL taken) was idle for libuv, and a block
+        whose bounds were too uncertain for the counters alone is confirmed by a beat that had to wait for it.
+        """
+        if now - due < self._limit:
+            return
+        with self._lock:
+            before, reading = self._last, self._read(now)
+            if reading is None or self._reported_to > due:
+                return
+            busy = (reading.at - before.at) - (reading.idle - before.idle)
+            if self._suspect is None and busy < (now - due) / 2:
+                self._report(Block(due, due, now, asleep=True))
+            else:
+                self._late_beat = (due, now)
+
+    def finished(self) -> list[Block]:
+        with self._lock:
+            if self._late_beat is not None and self._suspect is None:
+                (due, now), self._late_beat = self._late_beat, None
+                if self._reported_to <= due:
+                    self._report(Block(due, due, now, uncertainty=max(due - self._last.at, 0.0)))
+            return [self._blocks.popleft() for _ in range(len(self._blocks))]
+
+    def counters(self, now: float) -> Counters:
+        ran = self._ran + (now - self._started if self._started is not None else 0.0)
+        last, first = self._last, self._attached
+        idle = last.idle - first.idle
+        if self._started is not None:
+            # The idle time is of the last reading; so is the end of the span it belongs to.
+            ran -= max(now - last.at, 0.0)
+        return Counters(max(ran - idle, 0.0), idle, last.passes - first.passes, last.events - first.events)
+
+    def cut(self, now: float) -> None:
+        with self._lock:
+            suspect, before = self._suspect, self._last
+            reading = self._read(now)
+            if reading is None or self._started is None:
+                return
+            if suspect is None or reading.moved_since(before):
+                suspect = _Suspect(before, reading)
+            if now - suspect.early >= self._limit and (suspect.exact or now - suspect.late >= 0.4 * self._limit):
+                uncertainty = 0.0 if suspect.exact else suspect.late - suspect.early
+                self._report(Block(suspect.early, suspect.early, now, uncertainty))
+            self._last, self._suspect = reading, None
+
+    def set_limit(self, limit: float) -> None:
+        self._limit = limit
+
+    def running(self, running: bool) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if running:
+                self._last = self._read(now) or self._last
+                self._started = now
+            elif self._started is not None:
+                self.cut(now)
+                self._ran += now - self._started
+                self._started = None
+
+    def detach(self) -> None:
+        with self._lock:
+            self._pointer = None
+
+    def abandon(self) -> None:
+        self._lock = threading.RLock()
+        self._pointer = None

@@ -1,0 +1,226 @@
+"""A thread's stack as plain data: what runs, since where in the pass of its loop, and the frames above the loop.
+
+Never keeps a frame: a frame that outlives its call would have the program's objects freed in the watcher's thread.
+Locals are read of asyncio's own frames only (``Handle._run``, ``_run_once``), never of the program's.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio.base_events
+import asyncio.events
+import linecache
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType, FrameType, ModuleType
+from typing import Any, NamedTuple
+
+from loopwatch.events import Frame
+
+MAX_WALK = 2000
+"""Frames walked from the innermost one; a deeper recursion is cut there."""
+
+_HANDLE_FILE = asyncio.events.__file__
+_LOOP_FILE = asyncio.base_events.__file__
+_OWN = str(Path(__file__).parent) + "/"
+_SHOWN = (_OWN + "demo_app.py",)
+"""Files of this package that play the user's part."""
+
+
+class RawFrame(NamedTuple):
+    """One frame as it is found: cheap to take, turned into a :class:`Frame` later."""
+
+    code: CodeType
+    line: int
+    lasti: int
+    module: str
+
+
+@dataclass(slots=True)
+class RawStack:
+    """A stack at one moment, innermost frame first, without the loop's machinery.
+
+    Attributes:
+        frames: bounded; of a longer stack the innermost three quarters and the outermost quarter.
+        globals: module namespace of the innermost frame, to resolve the name it is calling.
+        handle: asyncio's handle that was running, None if not seen.
+        position, planned: index of the handle among those of the pass, and their number; None if not seen.
+    """
+
+    frames: tuple[RawFrame, ...]
+    globals: Mapping[str, Any] | None = None
+    handle: Any = None
+    position: int | None = None
+    planned: int | None = None
+
+    @property
+    def behind(self) -> int:
+        """Handles that stood behind the running one in its pass."""
+        return self.planned - self.position - 1 if self.planned is not None and self.position is not None else 0
+
+
+def take(frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int) -> RawStack:
+    """Read the stack above the loop.
+
+    Args:
+        frame: innermost frame of the thread, from :func:`sys._current_frames`.
+        base: (id, code) of the innermost frame below the loop's callbacks, where known.
+        max_frames: frames kept.
+    """
+    frames: list[RawFrame] = []
+    names: Mapping[str, Any] | None = None
+    stack = RawStack(())
+    current: FrameType | None = frame
+    for _ in range(MAX_WALK):
+        if current is None or (base is not None and id(current) == base[0] and current.f_code is base[1]):
+            break
+        code = current.f_code
+        if code.co_name == "_run" and code.co_filename == _HANDLE_FILE:
+            stack.handle = current.f_locals.get("self")
+            _read_pass(stack, current.f_back)
+            break
+        if code.co_name in ("_run_once", "run_forever") and code.co_filename == _LOOP_FILE:
+            break
+        if not is_own(code.co_filename):
+            if not frames:
+                names = current.f_globals
+            frames.append(
+                RawFrame(code, current.f_lineno or code.co_firstlineno, current.f_lasti, current.f_globals.get("__name__") or "")
+            )
+        current = current.f_back
+    stack.frames, stack.globals = _bounded(frames, max_frames), names
+    return stack
+
+
+def _read_pass(stack: RawStack, frame: FrameType | None) -> None:
+    """Read from the frame of ``BaseEventLoop._run_once`` where in the pass its handle stands."""
+    if frame is not None and frame.f_code.co_name == "_run_once" and frame.f_code.co_filename == _LOOP_FILE:
+        values = frame.f_locals
+        position, planned = values.get("i"), values.get("ntodo")
+        if isinstance(position, int) and isinstance(planned, int):
+            stack.position, stack.planned = position, planned
+
+
+def _bounded(frames: list[RawFrame], most: int) -> tuple[RawFrame, ...]:
+    if len(frames) <= most:
+        return tuple(frames)
+    outer = most // 4
+    return tuple(frames[: most - outer] + frames[len(frames) - outer :])
+
+
+@lru_cache(maxsize=256)
+def is_own(file: str) -> bool:
+    """Whether ``file`` is part of this package's machinery, which is never shown."""
+    return file.startswith(_OWN) and file not in _SHOWN
+
+
+def to_frame(raw: RawFrame) -> Frame:
+    """Name a raw frame."""
+    return Frame(raw.code.co_qualname, raw.module, raw.code.co_filename, raw.line)
+
+
+def to_frames(raw: Iterable[RawFrame]) -> tuple[Frame, ...]:
+    """Name the frames of a raw stack and turn it around: outermost first."""
+    return tuple(to_frame(item) for item in reversed(tuple(raw)))
+
+
+def call_at(raw: RawFrame, names: Mapping[str, Any] | None) -> str | None:
+    """Return the dotted name of what ``raw`` is calling right now, ``time.sleep``; ``.acquire`` for a method.
+
+    The instruction's source range (PEP 657) is read from the file and parsed; nothing is evaluated. Returns None where
+    there is no source, or no call.
+    """
+    text = _source_of(raw.code, raw.lasti)
+    if text is None:
+        return None
+    path = _called_path(text)
+    if path is None:
+        return None
+    return _resolve(path, names or {})
+
+
+def _source_range(code: CodeType, lasti: int) -> tuple[int, int, int, int] | None:
+    for index, (first, last, begin, end) in enumerate(code.co_positions()):
+        if index == lasti // 2:
+            if first is None or last is None or begin is None or end is None:
+                return None
+            return first, last, begin, end
+    return None
+
+
+def _source_of(code: CodeType, lasti: int) -> str | None:
+    if lasti < 0:
+        return None
+    found = _source_range(code, lasti)
+    if found is None or found[1] - found[0] > 50:
+        return None
+    first, last, begin, end = found
+    lines = [linecache.getline(code.co_filename, number).encode() for number in range(first, last + 1)]
+    if not lines or not lines[0]:
+        return None
+    # Columns are byte offsets.
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][begin:]
+    return b"".join(lines).decode(errors="replace")
+
+
+@lru_cache(maxsize=512)
+def _called_path(text: str) -> tuple[str, ...] | None:
+    """Return the dotted path of the function that the expression ``text`` calls; "" stands for an object unknown."""
+    try:
+        node: ast.AST = ast.parse(f"({text})", mode="eval").body
+    except (SyntaxError, ValueError):
+        node = _first_import(text) or ast.Pass()
+    if isinstance(node, ast.Await):
+        node = node.value
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return ("builtins", "__import__")
+    if not isinstance(node, ast.Call):
+        return None
+    path: list[str] = []
+    callee: ast.AST = node.func
+    while isinstance(callee, ast.Attribute):
+        path.append(callee.attr)
+        callee = callee.value
+    path.append(callee.id if isinstance(callee, ast.Name) else "")
+    return tuple(reversed(path))
+
+
+def _first_import(text: str) -> ast.stmt | None:
+    try:
+        return ast.parse(text.strip()).body[0]
+    except (SyntaxError, ValueError, IndexError):
+        return None
+
+
+def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
+    """Turn a path as written into an importable name: ``np.sort`` is ``numpy.sort``, a bare ``sleep`` ``time.sleep``."""
+    root, rest = path[0], path[1:]
+    builtins = names.get("__builtins__")
+    fallback = vars(builtins) if isinstance(builtins, ModuleType) else builtins if isinstance(builtins, dict) else {}
+    found = names.get(root, fallback.get(root)) if root else None
+    if isinstance(found, ModuleType):
+        return ".".join((found.__name__, *rest))
+    if found is not None and (callable(found) or isinstance(found, type)):
+        module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+        if isinstance(module, str) and isinstance(name, str):
+            return ".".join((module, name, *rest))
+    if root == "builtins":
+        return ".".join(path)
+    return "." + path[-1] if rest else root
+
+
+
+def frames_of_threads(frames: Mapping[int, FrameType], skip: Iterable[int], max_frames: int) -> dict[int, RawStack]:
+    """Read the stacks of the other threads, at most 32 of them: ``{thread ident: stack}``."""
+    skipped = set(skip)
+    chosen = [ident for ident in frames if ident not in skipped][:32]
+    return {ident: take(frames[ident], None, max_frames) for ident in chosen}
+
+
+def current_frames() -> dict[int, FrameType]:
+    """Return the innermost frame of every thread; drop it as soon as it is read."""
+    return sys._current_frames()

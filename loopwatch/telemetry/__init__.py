@@ -1,0 +1,1 @@
+"""How loopwatch tells what it saw: journal, reports, log lines, OpenTelemetry."""

@@ -1,0 +1,98 @@
+"""One line a stall in the standard library's logging, rate-limited for each culprit."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from loopwatch.events import Cause, Stall
+
+logger = logging.getLogger("loopwatch")
+
+OTHER = "other"
+
+
+class LogSink:
+    """Writes stalls to the logger ``loopwatch``; the record carries the stall as ``record.loopwatch`` (a dict).
+
+    Args:
+        level: logging level.
+        interval: s between two lines of one culprit; what is held back is counted in the next line.
+        max_culprits: culprits told apart; all further ones share one allowance.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, level: int, interval: float, max_culprits: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.level, self.interval, self.max_culprits = level, interval, max_culprits
+        self._clock = clock
+        self._last: dict[str, float] = {}
+        self._held: dict[str, int] = {}
+
+    def __call__(self, stall: Stall) -> None:
+        """Write the line for ``stall``, unless its culprit had one too recently. A hang always gets its line."""
+        key = self._key(stall)
+        now = self._clock()
+        last = self._last.get(key)
+        if last is not None and now - last < self.interval and not stall.ongoing:
+            self._held[key] = self._held.get(key, 0) + 1
+            return
+        self._last[key] = now
+        held = self._held.pop(key, 0)
+        text = describe(stall) + (f" [{held} more from here since the last line]" if held else "")
+        logger.log(self.level, "%s", text, extra={"loopwatch": stall.to_dict()})
+
+    def _key(self, stall: Stall) -> str:
+        key = culprit_key(stall)
+        return key if key in self._last or len(self._last) < self.max_culprits else OTHER
+
+
+def culprit_key(stall: Stall) -> str:
+    """Return what stands for the culprit of ``stall`` when stalls are counted."""
+    if stall.culprit is None:
+        return f"[{stall.cause}]"
+    return f"{stall.culprit.module}:{stall.culprit.function}"
+
+
+_DID = {
+    Cause.PYTHON: "running Python code",
+    Cause.NATIVE_GIL: "inside C code that keeps the GIL",
+    Cause.NATIVE: "inside C code",
+    Cause.IO: "waiting for I/O",
+    Cause.SLEEP: "sleeping",
+    Cause.LOCK: "waiting for a lock",
+    Cause.GIL: "waiting for the GIL, held by another thread",
+    Cause.GC: "in the garbage collector",
+    Cause.STARVED: "runnable but given no processor",
+    Cause.SUSPENDED: "stopped, together with the whole process",
+    Cause.OVERLOAD: "running too many callbacks in one pass",
+    Cause.UNKNOWN: "for an unknown reason",
+}
+
+
+def describe(stall: Stall) -> str:
+    """Return one line: how long, where, why, whom it hurt, and what to do.
+
+    Example: ``loop 'main' blocked 312 ms by resize (/srv/app/images.py:41): running Python code; GET /thumb;
+    17 waited. Move it to ...``
+    """
+    verb = "has been blocked for" if stall.ongoing else "blocked"
+    parts = [f"loop {stall.loop!r} {verb} {_duration(stall.duration)}"]
+    if stall.culprit is not None:
+        parts.append(f" by {stall.culprit}")
+    parts.append(f": {_DID[stall.cause]} ({stall.cause.value})")
+    if stall.leaf is not None and stall.culprit is not None and stall.leaf != stall.culprit:
+        parts.append(f", in {stall.leaf.function}")
+    if route := stall.context.get("http.route"):
+        parts.append(f"; {stall.context.get('http.request.method', '')} {route}".replace("  ", " "))
+    elif stall.coroutine:
+        parts.append(f"; task {stall.coroutine}")
+    if stall.victims:
+        parts.append(f"; {stall.victims} waited")
+    return "".join(parts) + (f". {stall.remedy}" if stall.remedy else "")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -1,0 +1,177 @@
+"""One loop under watch: its probe, its heartbeat, its thread, and its figures of the last window."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from loopwatch._patches import PatchSet
+from loopwatch.events import LagStats, LoopStats
+from loopwatch.evidence import ThreadFacts
+from loopwatch.observation import Sample
+from loopwatch.probes.asyncio_probe import AsyncioProbe
+from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
+from loopwatch.probes.probe import Counters, Loop, Probe
+from loopwatch.probes.uvloop_probe import UvloopProbe
+
+
+@dataclass(slots=True)
+class Baseline:
+    """Clocks of a loop's thread at one moment before a block: ``time.monotonic``, processor, run queue, idle; all s."""
+
+    at: float
+    cpu: float | None
+    process_cpu: float
+    run_queue: float | None
+    run_queue_at: float
+    idle: float
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who a callback is: task, coroutine, labels of its context."""
+
+    task: str | None
+    coroutine: str | None
+    context: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Episode:
+    """What the watcher has collected of a block that may become a stall.
+
+    Attributes:
+        id: of the stall it may become.
+        samples: stack samples, bounded by thinning out.
+        announced: whether the hang was announced.
+        callers: who the callbacks are that were seen, by ``Sample.callback``.
+    """
+
+    id: str
+    samples: list[Sample] = field(default_factory=list)
+    announced: bool = False
+    callers: dict[object, Caller] = field(default_factory=dict)
+
+
+def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Callable[[BaseException], None]) -> Probe:
+    """Return the best probe for ``loop``; one that cannot be had is reported and the heartbeat serves instead."""
+    try:
+        if AsyncioProbe.reads(loop):
+            return AsyncioProbe(loop, limit, patches)
+        if UvloopProbe.reads(loop):
+            return UvloopProbe(loop, limit)
+    except (AttributeError, TypeError, OSError) as exc:
+        failed(exc)
+    return HeartbeatProbe(limit)
+
+
+class WatchedLoop:
+    """A loop and what is known of it. Holds the loop weakly: watching keeps nothing alive."""
+
+    def __init__(self, loop: Loop, name: str, probe: Probe, heartbeat: float) -> None:
+        self.ref: weakref.ref[Loop] = weakref.ref(loop)
+        self.name = name
+        self.probe = probe
+        on_beat = probe.on_beat if isinstance(probe, HeartbeatProbe | UvloopProbe) else None
+        self.heart = Heartbeat(loop, heartbeat, self._utilization_since_beat, on_beat)
+        if isinstance(probe, HeartbeatProbe):
+            probe.listen(self.heart)
+        self.thread: ThreadFacts | None = None
+        self.is_running = False
+        self.baseline: Baseline | None = None
+        self.episodes: dict[float, Episode] = {}
+        self.blocked_since: float | None = None
+        self.stalls = 0
+        self.blocked = 0.0
+        self._beating = False
+        self._at_beat = self._at_window = Counters(None, None, None, None)
+        self._window_began = time.monotonic()
+        self._window = 0.0
+        self._rates: tuple[float | None, float | None, float | None] = (None, None, None)
+        self._lag: LagStats | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the loop is closed or collected."""
+        loop = self.ref()
+        return loop is None or loop.is_closed()
+
+    def started(self) -> None:
+        """The loop begins to run; on its thread."""
+        self.thread = ThreadFacts.here()
+        self.baseline = None
+        self.probe.running(True)
+        if self._beating:
+            self.heart.resume()
+        else:
+            self._beating = True
+            self.heart.start()
+        self.is_running = True
+
+    def stopped(self) -> None:
+        """The loop stops running; on its thread."""
+        self.is_running = False
+        self.probe.running(False)
+
+    def detach(self) -> None:
+        """Leave the loop as it was."""
+        self.is_running = False
+        self.heart.stop()
+        self.probe.detach()
+
+    def abandon(self) -> None:
+        """Let go in a forked child, without waiting for any lock."""
+        self.heart.stop()
+        self.probe.abandon()
+
+    def _utilization_since_beat(self) -> float | None:
+        before, self._at_beat = self._at_beat, self.probe.counters(time.monotonic())
+        return utilization(before, self._at_beat)
+
+    def end_window(self, now: float) -> None:
+        """Close the window of figures and begin the next; in the watcher's thread."""
+        counters = self.probe.counters(now)
+        before, self._at_window = self._at_window, counters
+        self._window, self._window_began = now - self._window_began, now
+        self._rates = (
+            utilization(before, counters),
+            _rate(before.passes or 0, counters.passes, self._window),
+            _rate(before.callbacks or 0, counters.callbacks, self._window),
+        )
+        self._lag = self.heart.take_window().stats()
+
+    def stats(self, now: float) -> LoopStats:
+        """Return the loop's figures."""
+        counters = self.probe.counters(now)
+        blocked_for = now - self.blocked_since if self.blocked_since is not None else 0.0
+        share, passes, callbacks = self._rates
+        return LoopStats(
+            name=self.name,
+            kind=self.probe.kind,
+            running=self.is_running,
+            window=self._window,
+            utilization=share,
+            busy=counters.busy,
+            idle=counters.idle,
+            passes=counters.passes,
+            passes_per_s=passes,
+            callbacks_per_s=callbacks,
+            lag=self._lag,
+            stalls=self.stalls,
+            blocked=self.blocked,
+            blocked_for=max(blocked_for, 0.0),
+        )
+
+
+def utilization(before: Counters, after: Counters) -> float | None:
+    """Return busy / (busy + idle) between two readings, None if it cannot be told."""
+    if after.busy is None or after.idle is None:
+        return None
+    busy, idle = after.busy - (before.busy or 0.0), after.idle - (before.idle or 0.0)
+    return min(max(busy / (busy + idle), 0.0), 1.0) if busy + idle > 0 else None
+
+
+def _rate(before: int, after: int | None, seconds: float) -> float | None:
+    return None if after is None or seconds <= 0 else (after - before) / seconds

@@ -1,0 +1,498 @@
+"""The one thread that watches: ticks rarely, samples while a loop is blocked, hands on what it saw.
+
+Everything here runs beside the loops, never on them. Order matters within a tick: stacks are read first, in one go;
+files of ``/proc`` only afterwards, because reading them gives up the GIL and the loop moves on.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import threading
+import time
+import weakref
+from _thread import allocate_lock
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from loopwatch import evidence as facts
+from loopwatch import labels, stacks
+from loopwatch._faults import Faults
+from loopwatch.config import Config
+from loopwatch.diagnosis.cause import kind_of
+from loopwatch.events import Evidence
+from loopwatch.evidence import RUNNING, GcMonitor
+from loopwatch.observation import Observation, Sample
+from loopwatch.probes.asyncio_probe import AsyncioProbe
+from loopwatch.probes.probe import IDLE, Block
+from loopwatch.watched import Baseline, Caller, Episode, WatchedLoop
+
+WINDOW = 10.0
+"""s: figures of loops are those of the last complete window of this length."""
+ACTIVE_SHARE = 0.05
+"""A loop busy for less than this share of the time since the last tick counts as idle."""
+SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
+SHORTEST_GAP, LONGEST_GAP = 0.005, 0.05
+"""s between two samples of a blocked loop; a twentieth of the block's age between these bounds."""
+MAX_CALLERS = 50
+"""Callbacks of one pass whose task and labels are read."""
+MAX_SAMPLES = 200
+"""Samples kept of one block; beyond, every second one is dropped and the gap doubles."""
+LATE = 0.015
+"""s: a watcher later than this was kept from running, and asks who did it."""
+THREAD_CLOCKS_EVERY = 1.0
+"""s between two readings of all threads' clocks, so that who burned a processor can be told later."""
+SCHEDULER_EVERY = 0.5
+
+
+@dataclass(slots=True)
+class Lateness:
+    """The watcher wanted to run from ``planned`` on, and did at ``actual`` (``time.monotonic`` seconds).
+
+    Attributes:
+        starved: s of it that the watcher's own thread waited for a processor.
+        hog: stack of the other thread that used most processor time, None if none stood out.
+        hog_cpu: processor seconds that thread used since its clock was last read.
+    """
+
+    planned: float
+    actual: float
+    starved: float
+    hog: stacks.RawStack | None
+    hog_cpu: float
+
+
+class Watcher:
+    """Watches loops from a daemon thread, which is started with the first loop.
+
+    Args:
+        config: current settings.
+        tell: takes each finished or ongoing observation; must not block.
+        faults: where failures of the watcher's parts are counted.
+        each_tick: called at the end of each tick with (now), for the agent's own house-keeping.
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        tell: Callable[[Observation], None],
+        faults: Faults,
+        each_tick: Callable[[float], None],
+    ) -> None:
+        self._config = config
+        self._tell = tell
+        self._faults = faults
+        self._each_tick = each_tick
+        self.loops: tuple[WatchedLoop, ...] = ()
+        self.gc = GcMonitor()
+        self.stretch = 1.0
+        self.cpu = 0.0
+        self.sources: list[Any] = []
+        self._thread: threading.Thread | None = None
+        self._alarm = allocate_lock()
+        self._alarm.acquire()
+        self._guard = threading.Lock()
+        self._collecting = threading.Lock()
+        self._ticked = threading.Condition()
+        self._ticks = 0
+        self._stopping = False
+        self.paused = False
+        self._lateness: deque[Lateness] = deque(maxlen=64)
+        self._thread_clocks: dict[int, float] = {}
+        self._clocks_read = 0.0
+        self._own_run_queue = 0.0
+        self._throttled: tuple[float, float | None] = (0.0, None)
+        self._window_ends = 0.0
+        self._grace_until = time.monotonic() + config().grace
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def add(self, loop: WatchedLoop) -> None:
+        """Watch ``loop``; starts the thread if need be."""
+        with self._guard:
+            self.loops = (*self.loops, loop)
+        self.ensure_thread()
+
+    def ensure_thread(self) -> None:
+        """Start the thread unless it runs."""
+        with self._guard:
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(target=self._run, name="loopwatch-watcher", daemon=True)
+                self._thread.start()
+        self.wake()
+
+    def remove(self, loops: Iterable[WatchedLoop]) -> None:
+        """Stop watching ``loops`` and leave them as they were."""
+        gone = set(loops)
+        with self._guard:
+            self.loops = tuple(loop for loop in self.loops if loop not in gone)
+        for loop in gone:
+            with self._faults.guard("probe"):
+                loop.detach()
+
+    def wake(self) -> None:
+        """Have the thread tick now."""
+        try:
+            self._alarm.release()
+        except RuntimeError:  # it is on its way already
+            pass
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
+        self._stopping = True
+        self.wake()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        self._thread = None
+        self.remove(self.loops)
+        self.gc.stop()
+
+    def abandon(self) -> None:
+        """Drop every loop in a forked child: the thread is not there, and a lock may never be released."""
+        loops, self.loops = self.loops, ()
+        for loop in loops:
+            loop.abandon()
+
+    def settle(self, timeout: float) -> bool:
+        """Have every block that has ended handed on, at most ``timeout`` s from now; return whether that was done."""
+        if not self.alive or self.is_own_thread(threading.get_ident()):
+            return not self.loops
+        ends, wanted = time.monotonic() + timeout, self._ticks + 2
+        while self._ticks < wanted and time.monotonic() < ends and self.alive:
+            self.wake()
+            with self._ticked:
+                self._ticked.wait(min(0.01, timeout))
+        return self._ticks >= wanted
+
+    def collect(self, loop: WatchedLoop) -> None:
+        """Hand on the blocks of ``loop`` that have ended, now; from any thread."""
+        with self._collecting:
+            for block in loop.probe.finished():
+                self._finish(loop, block)
+
+    def wake_if_blocked(self, loop: WatchedLoop) -> None:
+        """Have a loop that has stopped looked at soon, if a block of it may have ended with it."""
+        if loop.episodes:
+            self.wake()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def is_own_thread(self, ident: int) -> bool:
+        """Whether ``ident`` is the watcher's thread."""
+        return self._thread is not None and self._thread.ident == ident
+
+    # -- ticking --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        planned = time.monotonic()
+        try:
+            while not self._stopping:
+                planned = self._tick(planned)
+                self.cpu = time.thread_time()
+                with self._ticked:
+                    self._ticks += 1
+                    self._ticked.notify_all()
+                # Without loops there is nothing to do until one is added.
+                woken = self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1)
+                planned = time.monotonic() if woken else planned
+        except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is watched
+            self._faults.add("watcher", exc)
+            self.remove(self.loops)
+
+    def _tick(self, planned: float) -> float:
+        """Look at every loop once; return when to look again (``time.monotonic`` seconds)."""
+        now = time.monotonic()
+        late = max(now - planned, 0.0)
+        config = self._config()
+        gone = [loop for loop in self.loops if loop.gone]
+        if gone:
+            self.remove(gone)
+        if not self.paused:
+            suspects = self._suspects(now, config.threshold, late)
+            if suspects or late >= LATE:
+                self._sample(suspects, planned, now, late, config)
+            for loop in self.loops:
+                self.collect(loop)
+                self._forget_ended(loop, now)
+        if now >= self._window_ends:
+            self._window_ends = now + WINDOW
+            for loop in self.loops:
+                loop.end_window(now)
+        self._each_tick(now)
+        return self._next(time.monotonic(), config)
+
+    def _suspects(self, now: float, threshold: float, late: float) -> list[tuple[WatchedLoop, float]]:
+        """Return the loops that may be blocked, with the start of what holds them."""
+        found = []
+        for loop in self.loops:
+            since = loop.probe.activity(now).since if loop.is_running else IDLE
+            age = now - since
+            loop.blocked_since = since if age >= threshold else None
+            if age >= threshold / 2 or (late >= LATE and age >= late / 2):
+                found.append((loop, since))
+        return found
+
+    def _next(self, now: float, config: Config) -> float:
+        nearest = now + LONGEST_TICK * self.stretch
+        for loop in self.loops:
+            nearest = min(nearest, self._next_look(loop, now, config.threshold))
+        return nearest
+
+    def _next_look(self, loop: WatchedLoop, now: float, threshold: float) -> float:
+        since = loop.probe.activity(now).since if loop.is_running and not self.paused else IDLE
+        age = now - since
+        if age >= threshold / 2:
+            gap = min(max(age / 20, SHORTEST_GAP), max(LONGEST_GAP, SHORTEST_GAP))
+            episode = loop.episodes.get(since)
+            if episode is not None and len(episode.samples) >= MAX_SAMPLES / 2:
+                gap = max(gap, age / 50)
+            return now + gap * self.stretch
+        active = since != IDLE or self._is_active(loop, now)
+        tick = min(max(threshold / 2 if active else threshold, SHORTEST_TICK), LONGEST_TICK) * self.stretch
+        return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
+
+    def _is_active(self, loop: WatchedLoop, now: float) -> bool:
+        """Whether the loop did anything worth mentioning since the last call; also renews its baseline."""
+        before = loop.baseline
+        counters = loop.probe.counters(now)
+        self._renew_baseline(loop, now, counters.idle or 0.0)
+        if before is None or counters.idle is None:
+            return True
+        wall = now - before.at
+        return wall <= 0 or 1 - (counters.idle - before.idle) / wall >= ACTIVE_SHARE
+
+    def _renew_baseline(self, loop: WatchedLoop, now: float, idle: float) -> None:
+        thread, before = loop.thread, loop.baseline
+        if thread is None:
+            return
+        run_queue, read_at = (before.run_queue, before.run_queue_at) if before is not None else (None, 0.0)
+        if now - read_at >= SCHEDULER_EVERY:
+            scheduled = thread.scheduled()
+            run_queue, read_at = (scheduled.run_queue if scheduled else None), now
+        loop.baseline = Baseline(now, thread.cpu(), time.process_time(), run_queue, read_at, idle)
+        if now - self._clocks_read >= THREAD_CLOCKS_EVERY:
+            self._clocks_read = now
+            self._throttled = (now, facts.throttled())
+            if threading.active_count() > 2:
+                self._thread_clocks = facts.thread_clocks()
+            own = facts.scheduled(threading.get_native_id())
+            self._own_run_queue = own.run_queue if own else 0.0
+
+    # -- sampling -------------------------------------------------------------------------------------------------
+
+    def _sample(
+        self, suspects: list[tuple[WatchedLoop, float]], planned: float, now: float, late: float, config: Config
+    ) -> None:
+        frames = stacks.current_frames()
+        taken = []
+        for loop, since in suspects:
+            sample = self._take(loop, frames, now, late, config)
+            if sample is not None and loop.probe.activity(time.monotonic()).since == since:
+                taken.append((loop, since, sample))
+        others = {}
+        if late >= LATE or any(self._wants_gil(loop, since) for loop, since, _ in taken):
+            watched = {loop.thread.ident for loop in self.loops if loop.thread is not None}
+            others = stacks.frames_of_threads(frames, {threading.get_ident(), *watched}, config.max_frames)
+        del frames
+        for loop, since, sample in taken:
+            episode = loop.episodes.get(since) or loop.episodes.setdefault(since, Episode(os.urandom(5).hex()))
+            self._identify(loop, episode, sample, config)
+            self._ask_kernel(loop, sample)
+            episode.samples.append(sample)
+            if len(episode.samples) > MAX_SAMPLES:
+                del episode.samples[1::2]
+            if now - since >= max(config.hang_after, config.threshold) and not episode.announced:
+                self._announce(loop, since, episode, config)
+        if others:
+            self._find_hog(others, planned, now)
+
+    def _take(self, loop: WatchedLoop, frames: Any, now: float, late: float, config: Config) -> Sample | None:
+        frame = frames.get(loop.thread.ident) if loop.thread is not None else None
+        if frame is None:
+            return None
+        stack = stacks.take(frame, loop.heart.base, config.max_frames)
+        target = loop.ref()
+        waiting = len(getattr(target, "_ready", ())) if isinstance(loop.probe, AsyncioProbe) else None
+        task = labels.running_task(target, stack.handle) if target is not None else None
+        return Sample(now, late, stack, _identity(stack, task), waiting=waiting)
+
+    def _identify(self, loop: WatchedLoop, episode: Episode, sample: Sample, config: Config) -> None:
+        """Note who the sampled callback is, once a callback."""
+        handle, sample.stack.handle = sample.stack.handle, None  # kept, it would keep the program's objects
+        target = loop.ref()
+        if target is None or sample.callback in episode.callers or len(episode.callers) >= MAX_CALLERS:
+            return
+        with self._faults.guard("context"):
+            task = labels.running_task(target, handle)
+            episode.callers[sample.callback] = caller = Caller(*labels.names_of(task))
+            context = labels.context_of(task, handle)
+            if context is not None and not self._faults.is_off("context"):
+                caller.context = labels.labels(context, (*config.context, *self.sources))
+
+    def _ask_kernel(self, loop: WatchedLoop, sample: Sample) -> None:
+        if loop.thread is not None:
+            sample.syscall, sample.wait_channel = loop.thread.waiting_in()
+
+    def _wants_gil(self, loop: WatchedLoop, since: float) -> bool:
+        """Whether the last sample found the loop's thread waiting for what may be the GIL."""
+        episode = loop.episodes.get(since)
+        return episode is not None and bool(episode.samples) and episode.samples[-1].syscall in ("futex", RUNNING)
+
+    def _find_hog(self, others: dict[int, stacks.RawStack], planned: float, now: float) -> None:
+        """Find which other thread used the processor while the watcher could not run."""
+        clocks = facts.thread_clocks()
+        natives = {thread.native_id: thread.ident for thread in threading.enumerate()}
+        used = {
+            natives[native]: cpu - self._thread_clocks.get(native, 0.0)
+            for native, cpu in clocks.items()
+            if natives.get(native) in others
+        }
+        own = facts.scheduled(threading.get_native_id())
+        run_queue = own.run_queue if own else 0.0
+        hog = max(used, key=lambda ident: used[ident], default=None)
+        self._lateness.append(
+            Lateness(
+                planned, now, max(run_queue - self._own_run_queue, 0.0),
+                others[hog] if hog is not None else None, used[hog] if hog is not None else 0.0,
+            )  # fmt: skip
+        )
+        self._own_run_queue = run_queue
+        self._thread_clocks = clocks
+        self._clocks_read = now
+
+    # -- handing on -----------------------------------------------------------------------------------------------
+
+    def _announce(self, loop: WatchedLoop, since: float, episode: Episode, config: Config) -> None:
+        episode.announced = True
+        now = time.monotonic()
+        block = Block(key=since, start=since, end=now, shared=isinstance(loop.probe, AsyncioProbe))
+        if episode.samples:
+            block.victims = episode.samples[-1].waiting
+        self._hand_on(loop, block, episode, ongoing=True)
+
+    def _finish(self, loop: WatchedLoop, block: Block) -> None:
+        """A block is over: complete what was seen of it and hand it on."""
+        episode = loop.episodes.pop(block.key, None) or Episode(os.urandom(5).hex())
+        if block.end < self._grace_until:
+            return
+        if episode.samples and block.victims is not None:
+            # What stood behind the blocking callback in its own pass has run by the time the pass ends.
+            block.victims += episode.samples[-1].stack.behind
+        loop.stalls += 1
+        loop.blocked += block.end - block.start
+        self._hand_on(loop, block, episode, ongoing=False)
+
+    def _hand_on(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> None:
+        hog = self._hog_within(block)
+        caller = _main_caller(episode)
+        self._tell(
+            Observation(
+                id=episode.id,
+                loop=loop.name,
+                thread=loop.thread.name if loop.thread is not None else "",
+                started_at=time.time() - (time.monotonic() - block.start),
+                start=block.start,
+                end=block.end,
+                evidence=self._evidence(loop, block, episode.samples, hog),
+                uncertainty=block.uncertainty,
+                shared=block.shared,
+                asleep=block.asleep,
+                ongoing=ongoing,
+                victims=block.victims,
+                samples=list(episode.samples),
+                hog=hog.hog if hog is not None else None,
+                task=caller.task,
+                coroutine=caller.coroutine,
+                context=caller.context,
+                pid=os.getpid(),
+            )
+        )
+
+    def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hog: Lateness | None) -> Evidence:
+        now, length = time.monotonic(), block.end - block.start
+        baseline = loop.baseline
+        window, cpu, process_cpu = block.window, block.cpu, block.process_cpu
+        if window is None and baseline is not None and loop.thread is not None:
+            before, after = baseline.cpu, loop.thread.cpu()
+            idle = (loop.probe.counters(now).idle or 0.0) - baseline.idle
+            window = max(now - baseline.at - max(idle, 0.0), length)
+            cpu = None if before is None or after is None else after - before
+            process_cpu = time.process_time() - baseline.process_cpu
+        run_queue = None
+        if baseline is not None and baseline.run_queue is not None and loop.thread is not None:
+            scheduled = loop.thread.scheduled()
+            run_queue = scheduled.run_queue - baseline.run_queue if scheduled is not None else None
+        throttled_before, throttled_after = self._throttled[1], facts.throttled()
+        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
+        syscall, share = _where(samples)
+        return Evidence(
+            wall=length if window is None else window,
+            cpu=cpu,
+            process_cpu=process_cpu,
+            run_queue=None if run_queue is None else min(max(run_queue, 0.0), length),
+            throttled=None
+            if throttled_before is None or throttled_after is None
+            else min(max(throttled_after - throttled_before, 0.0), length),
+            gc=self.gc.within(block.start, block.end),
+            watcher_late=sum(_overlap(entry, block) for entry in late),
+            watcher_starved=min(sum(entry.starved for entry in late), length),
+            gil_wait=statistics.median(sample.late for sample in samples) if samples else None,
+            samples=len(samples),
+            syscall=syscall,
+            syscall_share=share,
+            wait_channel=_most_common([sample.wait_channel for sample in samples if sample.wait_channel]),
+            hog=None if hog is None else min(hog.hog_cpu / length, 1.0),
+            asleep=block.asleep,
+            switch_interval=sys.getswitchinterval(),
+        )
+
+    def _hog_within(self, block: Block) -> Lateness | None:
+        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
+        return max((entry for entry in late if entry.hog), key=lambda entry: entry.hog_cpu, default=None)
+
+    def _forget_ended(self, loop: WatchedLoop, now: float) -> None:
+        """Drop what was collected of callbacks that ended below the threshold."""
+        if loop.episodes:
+            since = loop.probe.activity(now).since if loop.is_running else IDLE
+            loop.episodes = {key: episode for key, episode in loop.episodes.items() if key == since}
+
+
+def _identity(stack: stacks.RawStack, task: Any) -> object:
+    """Return what is equal for two samples of one callback, and keeps nothing alive."""
+    owner = stack.handle if stack.handle is not None else task
+    if owner is not None:
+        try:
+            return weakref.ref(owner)
+        except TypeError:
+            return id(owner)
+    return stack.frames[-1].code if stack.frames else None
+
+
+def _main_caller(episode: Episode) -> Caller:
+    """Return who was seen most often."""
+    seen = Counter(sample.callback for sample in episode.samples if sample.callback in episode.callers)
+    return episode.callers[seen.most_common(1)[0][0]] if seen else Caller(None, None)
+
+
+def _overlap(entry: Lateness, block: Block) -> float:
+    return max(min(entry.actual, block.end) - max(entry.planned, block.start), 0.0)
+
+
+def _where(samples: list[Sample]) -> tuple[str | None, float]:
+    """Return the system call that stands for all, and the share of samples in calls of its kind."""
+    kinds = Counter(kind_of(sample.syscall) for sample in samples if sample.syscall is not None)
+    if not kinds:
+        return None, 0.0
+    kind, count = kinds.most_common(1)[0]
+    return _most_common([sample.syscall for sample in samples if kind_of(sample.syscall) == kind]), count / len(samples)
+
+
+def _most_common(values: list[str | None]) -> str | None:
+    return Counter(values).most_common(1)[0][0] if values else None

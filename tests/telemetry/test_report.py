@@ -1,0 +1,226 @@
+"""The report says who blocked, for how long and why, in numbers that can be added up."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stalls import T0, frame, make_contents, make_stall
+from stalls import stalls as any_stall
+
+from loopwatch.events import Cause, Evidence, StackCount, Stall
+from loopwatch.telemetry import report
+from loopwatch.telemetry.journal import TORN, HangDump, Header, JournalContents, Skipped
+
+lists_of_stalls = st.lists(any_stall, max_size=6)
+
+
+def test_culprits_are_ranked_by_total_time_not_by_count() -> None:
+    """One stall of 3 s ranks above ten of 0.1 s, and every number of a row is right."""
+    small = [make_stall(i, duration=0.1, culprit=frame("app.small.often")) for i in range(10)]
+    big = [
+        make_stall(20, duration=0.5, culprit=frame(line=40), victims=3, context={"http.route": "/a"}),
+        make_stall(21, duration=2.0, culprit=frame(line=44), victims=4, remedy="worst", cause=Cause.NATIVE_GIL),
+        make_stall(22, duration=0.5, culprit=frame(line=40), victims=None, context={"http.route": "/a"}),
+    ]
+    first, second = report.culprits(make_contents(*small, *big))
+    assert (first.name, first.file, first.line, first.lines) == ("app.images.resize", "/srv/app/images.py", 44, 2)
+    assert (first.times, first.total, first.max, first.p50) == (3, 3.0, 2.0, 0.5)
+    assert first.causes == (("python", 2), ("native_gil", 1))
+    assert (first.victims, first.routes, first.remedy) == (7, (("/a", 2),), "worst")
+    assert (second.name, second.times, second.p50) == ("app.small.often", 10, 0.1)
+    assert second.total == pytest.approx(1.0)
+
+
+def test_without_a_culprit_the_cause_is_the_name() -> None:
+    """Stalls nobody's code is to blame for are kept apart by cause and claim no file."""
+    rows = report.culprits(make_contents(*(make_stall(i, culprit=None, cause=Cause.STARVED) for i in range(3))))
+    assert [(row.name, row.file, row.line, row.times) for row in rows] == [("[starved]", "", 0, 3)]
+
+
+def test_causes_share_the_whole() -> None:
+    """Shares of causes are of the blocked time and sum to 1."""
+    contents = make_contents(make_stall(0, duration=3.0, cause=Cause.IO), make_stall(1, duration=1.0))
+    rows = report.by_cause(contents)
+    assert [(row.cause, row.times, row.total, row.max, row.share) for row in rows] == [
+        (Cause.IO, 1, 3.0, 3.0, 0.75),
+        (Cause.PYTHON, 1, 1.0, 1.0, 0.25),
+    ]
+
+
+def test_a_stall_over_several_slices_is_divided_among_them() -> None:
+    """Ten slices of 1 s, a stall from 2.5 to 4.25: the slices get 0, 0, 0.5, 1, 0.25 and 0 seconds."""
+    stall = make_stall(0, started_at=T0 + 2.5, duration=1.75)
+    slices = report.timeline([stall], 10, (T0, T0 + 10))
+    assert [round(item.blocked, 6) for item in slices] == [0, 0, 0.5, 1.0, 0.25, 0, 0, 0, 0, 0]
+    assert (slices[0].start, slices[-1].end) == (T0, T0 + 10)
+
+
+@given(lists_of_stalls.filter(bool), st.integers(1, 200))
+def test_the_timeline_loses_no_time(stalls: list[Stall], columns: int) -> None:
+    """The slices sum up to the blocked time, for any stalls and any number of slices."""
+    slices = report.timeline(stalls, columns)
+    assert len(slices) == columns
+    whole = sum(stall.duration for stall in stalls)
+    # Dates near 2e9 s have a resolution of 2.4e-7 s.
+    assert math.isclose(sum(item.blocked for item in slices), whole, rel_tol=1e-6, abs_tol=1e-5)
+
+
+def test_processes_of_one_id_are_told_apart_by_their_start() -> None:
+    """A container restarts its process 1: two rows, each with its own stalls."""
+    headers = (Header("f", 1, T0, argv0="app.py"), Header("f", 1, T0 + 100, argv0="app.py"), Header("g", 2, T0))
+    stalls = (make_stall(1, pid=1, duration=1.0), make_stall(20, pid=1, duration=2.0), make_stall(21, pid=1))
+    rows = report.processes(JournalContents(stalls=stalls, headers=headers))
+    assert [(row.name, row.times, row.total, row.max) for row in rows] == [
+        ("app.py (pid 1, run 2)", 2, 2.25, 2.0),
+        ("app.py (pid 1, run 1)", 1, 1.0, 1.0),
+        ("process (pid 2)", 0, 0.0, 0.0),
+    ]
+
+
+def test_a_notice_without_an_end_is_a_hang() -> None:
+    """An ongoing stall that nothing follows is told with its culprit and the time it lasted at least."""
+    contents = make_contents(make_stall(0), make_stall(1, ongoing=True, duration=4.0, cause=Cause.NATIVE_GIL))
+    (hang,) = report.unended(contents)
+    assert (hang.pid, hang.loop, hang.at, hang.blocked, hang.cause) == (100, "main", T0 + 14, 4.0, Cause.NATIVE_GIL)
+    text = report.to_text(contents, width=200)
+    assert (
+        "app.py (pid 100), loop main: last seen blocked in app.images.resize (/srv/app/images.py:42), "
+        "for at least 4.00 s, at 2026-01-01 10:00:14 UTC"
+    ) in text
+
+
+def test_a_dump_without_an_end_is_a_hang() -> None:
+    """faulthandler's dump of a process that journaled nothing after it is told with its innermost frame."""
+    dump = HangDump("main", 123, (frame("outer"), frame("inner", 12)), T0 + 50)
+    (hang,) = report.unended(make_contents(make_stall(0, pid=123), hangs=(dump,)))
+    assert (hang.where, hang.blocked, hang.at) == (frame("inner", 12), 0.0, T0 + 50)
+
+
+def test_a_block_that_ended_is_no_hang() -> None:
+    """A final record at or after the dump or the notice proves that the loop went on; other loops prove nothing."""
+    dump = HangDump("main", 100, (frame("inner"),), T0 + 2)
+    notice = make_stall(0, ongoing=True, duration=2.0)
+    ended = make_stall(0, id="final", duration=3.0)
+    elsewhere = make_stall(1, loop="other")
+    assert report.unended(make_contents(ended, hangs=(dump,))) == ()
+    assert report.unended(make_contents(notice, make_stall(1))) == ()
+    assert len(report.unended(make_contents(elsewhere, hangs=(dump,)))) == 1
+
+
+def test_the_next_run_does_not_end_the_hang_of_the_one_before() -> None:
+    """Process 1 hung, was killed and restarted: stalls of its successor do not hide the hang."""
+    headers = (Header("f", 1, T0, argv0="app.py"), Header("f", 1, T0 + 100, argv0="app.py"))
+    stalls = (make_stall(1, pid=1, ongoing=True, duration=5.0), make_stall(20, pid=1))
+    (hang,) = report.unended(JournalContents(stalls=stalls, headers=headers))
+    assert (hang.process, hang.at) == ("app.py (pid 1, run 1)", T0 + 15)
+
+
+def test_notice_and_dump_of_one_block_are_one_hang() -> None:
+    """Seen from both sides it is told once: culprit of the notice, length up to the later sight."""
+    notice = make_stall(0, ongoing=True, duration=2.0)
+    dump = HangDump("main", 100, (frame("inner"),), T0 + 9)
+    (hang,) = report.unended(make_contents(notice, hangs=(dump,)))
+    assert (hang.where, hang.blocked, hang.at) == (frame(), 9.0, T0 + 9)
+
+
+def test_the_text_holds_what_an_operator_asks() -> None:
+    """Headline, culprit with place, counts, route, remedy, cause shares, timeline and processes are all there."""
+    stalls = [make_stall(i, duration=0.5, victims=2, context={"http.route": "/thumb"}) for i in range(4)]
+    stalls.append(make_stall(5, pid=101, duration=2.0, cause=Cause.SLEEP, culprit=frame("app.jobs.poll", 9)))
+    text = report.to_text(make_contents(*stalls), width=100)
+    headline = "The event loop was held 5 times for 4.00 s in total, 50% of it by app.images.resize"
+    assert " ".join(text.split()).startswith(headline)
+    assert "2026-01-01 10:00:00 to 2026-01-01 10:00:52 UTC, 2 processes" in text
+    assert "1. app.images.resize (/srv/app/images.py:42)" in text
+    assert "4 times, 2.00 s in total, p50 500 ms, longest 500 ms, 8 waited" in text
+    assert "routes: /thumb 4" in text
+    assert "-> Move it off the loop with @loopwatch.offload." in text
+    assert re.search(r"sleep +2.00 s +50%  █{10} +once, longest 2.00 s", text)
+    assert len(re.findall(r"▕.{96}▏", text)) == 2
+    assert "app.py (pid 101): once held, 2.00 s in total" in text
+    assert "NEVER ENDED" not in text
+
+
+def test_no_stall_is_said_plainly() -> None:
+    """An empty journal gives a short report, not an empty or failing one."""
+    header = Header("f", 7, T0, "0.1.0", "3.11.9", "app.py")
+    text = report.to_text(JournalContents(headers=(header,)))
+    assert text.startswith("No stall was journaled.\n")
+    assert "app.py (pid 7): never held" in text
+
+
+def test_what_was_passed_over_is_told_but_not_a_torn_last_line() -> None:
+    """Foreign lines are reported with file and count; the torn end of a killed process's journal is normal."""
+    skipped = (Skipped("a.jsonl", 3, "not readable"), Skipped("b.jsonl", 1, TORN), Skipped("c.jsonl", None, "is empty"))
+    text = report.to_text(make_contents(make_stall(), skipped=skipped))
+    assert "a.jsonl: 3 lines not readable" in text
+    assert "c.jsonl: is empty" in text
+    assert "b.jsonl" not in text
+
+
+@settings(deadline=None)
+@given(lists_of_stalls, st.integers(0, 200))
+def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[Stall], width: int) -> None:
+    """No line is wider than asked (40 at least), and no control character of a name reaches the terminal."""
+    text = report.to_text(make_contents(*stalls), width=width)
+    assert all(len(line) <= max(40, width) for line in text.split("\n"))
+    assert all(char == "\n" or char.isprintable() for char in text)
+    text.encode("utf-8")
+
+
+@given(lists_of_stalls)
+def test_json_is_strict_and_gives_the_stalls_back(stalls: list[Stall]) -> None:
+    """Every parser takes the JSON, and its stalls are equal to those that went in."""
+    data = json.loads(report.to_json(make_contents(*stalls)), parse_constant=pytest.fail)
+    assert data["schema"] == "loopwatch.report/1"
+    assert [Stall.from_dict(item) for item in data["stalls"]] == stalls
+    assert data["times"] == len(stalls) == sum(row["times"] for row in data["culprits"])
+    assert sum(row["total"] for row in data["causes"]) == pytest.approx(data["blocked"])
+
+
+def test_json_shape_is_stable() -> None:
+    """The documented keys, no more and no less; infinity becomes null."""
+    stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
+    data = json.loads(report.to_json(make_contents(stall)))
+    assert " ".join(data) == "schema from to times blocked culprits causes processes unended skipped stalls"
+    (row,) = data["culprits"]
+    assert " ".join(row) == "name file line lines times total max p50 causes victims routes remedy"
+    assert (row["causes"], row["routes"]) == ({"python": 1}, {"/a": 1})
+    assert (data["from"], data["to"]) == (T0, T0 + 0.25)
+    assert data["stalls"][0]["evidence"]["wall"] is None
+
+
+def test_collapsed_stacks_divide_a_stall_by_its_samples() -> None:
+    """Profile counts 3:1 of 1 s are 750 and 250 ms; without a profile the stack gets all; without both, the cause."""
+    fast, slow = (frame("app.main.handle"), frame("app.a.fast")), (frame("app.main.handle"), frame("app.a.slow"))
+    profile = (StackCount(slow, 3), StackCount(fast, 1))
+    contents = make_contents(
+        make_stall(0, duration=1.0, profile=profile),
+        make_stall(1, duration=0.2, stack=slow),
+        make_stall(2, duration=0.3, stack=(), cause=Cause.SUSPENDED),
+    )
+    assert report.to_collapsed(contents).splitlines() == [
+        "[suspended] 300",
+        "app.main.handle;app.a.fast 250",
+        "app.main.handle;app.a.slow 950",
+    ]
+
+
+def test_collapsed_names_cannot_break_the_format() -> None:
+    """Semicolons and line ends in names are shown as escapes."""
+    stall = make_stall(stack=(frame("a;b\nc"), frame("app.\u2028f")), duration=1.0)
+    assert report.to_collapsed(make_contents(stall)) == "a\\x3bb\\nc;app.\\u2028f 1000\n"
+
+
+@given(lists_of_stalls)
+def test_collapsed_stacks_sum_up_to_the_blocked_time(stalls: list[Stall]) -> None:
+    """Rounding to milliseconds loses nothing in the sum, and every line has the form ``stack N``."""
+    lines = report.to_collapsed(make_contents(*stalls)).splitlines()
+    assert all(re.fullmatch(r"[^\n]+ [1-9][0-9]*", line) for line in lines)
+    whole = sum(int(line.rpartition(" ")[2]) for line in lines)
+    assert whole == pytest.approx(sum(stall.duration for stall in stalls) * 1000, abs=0.51, rel=1e-9)
