@@ -87,6 +87,8 @@ class Evidence:
         callbacks: number of different callbacks seen in the samples.
         longest_callback: upper bound of the time one callback alone held the loop.
         dominant_callback: lower bound of the same.
+        in_call: share of samples that found the thread in the midst of one call of C code that keeps the GIL
+            (before 3.12 the garbage collector, and with it its callbacks, runs inside such a call).
         lock_wait: whether the innermost Python frame is a known wait for a lock, queue or future.
         call: dotted name of what the innermost frame was calling, ``.acquire`` for a method.
         threshold: the limit in force.
@@ -112,6 +114,7 @@ class Evidence:
     callbacks: int = 0
     longest_callback: float | None = None
     dominant_callback: float | None = None
+    in_call: float = 0.0
     lock_wait: bool = False
     call: str | None = None
     threshold: float | None = None

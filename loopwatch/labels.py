@@ -16,16 +16,16 @@ MAX_LABEL = 200
 """Characters kept of one label."""
 
 
-def running_task(loop: Loop, handle: Any) -> Any:
-    """Return the task that ``loop`` is stepping, else the one that ``handle`` steps, else None."""
+def running_task(loop: Loop) -> Any:
+    """Return the task that ``loop`` is stepping, else None."""
     try:
-        task = asyncio.current_task(loop)
+        return asyncio.current_task(loop)
     except RuntimeError:
-        task = None
-    return task if task is not None else _task_of(handle)
+        return None
 
 
-def _task_of(handle: Any) -> Any:
+def task_of(handle: Any) -> Any:
+    """Return the task that ``handle`` steps, None if it is something else."""
     # A task is stepped through a bound method, of Python or of C (``TaskStepMethWrapper`` has ``__self__`` too).
     owner = getattr(getattr(handle, "_callback", None), "__self__", None)
     return owner if isinstance(owner, asyncio.Task) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ class Sample:
         stack: the thread's stack.
         callback: identity of the running callback; equal for samples of the same callback.
         syscall, wait_channel: where in the kernel the thread was.
+        task, coroutine: names of what was running.
+        context: its context, dropped as soon as its labels are read.
         waiting: ready callbacks behind the running one, None if unknown.
     """
 
@@ -28,6 +31,9 @@ class Sample:
     callback: object = None
     syscall: str | None = None
     wait_channel: str | None = None
+    task: str | None = None
+    coroutine: str | None = None
+    context: contextvars.Context | None = None
     waiting: int | None = None
 
 

@@ -19,6 +19,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any, NamedTuple
 
 from loopwatch.events import Frame
+from loopwatch.evidence import GcMonitor
 
 MAX_WALK = 2000
 """Frames walked from the innermost one; a deeper recursion is cut there."""
@@ -26,6 +27,7 @@ MAX_WALK = 2000
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
 _OWN = str(Path(__file__).parent) + "/"
+_GC_CALLBACK = GcMonitor._note.__code__
 _SHOWN = (_OWN + "demo_app.py",)
 """Files of this package that play the user's part."""
 
@@ -46,13 +48,15 @@ class RawStack:
     Attributes:
         frames: bounded; of a longer stack the innermost three quarters and the outermost quarter.
         globals: module namespace of the innermost frame, to resolve the name it is calling.
-        handle: asyncio's handle that was running, None if not seen.
+        fresh: the outermost frame belongs to a call that was not seen before; only where it was asked for.
+        in_gc: the thread was in our own callback of the garbage collector.
         position, planned: index of the handle among those of the pass, and their number; None if not seen.
     """
 
     frames: tuple[RawFrame, ...]
     globals: Mapping[str, Any] | None = None
-    handle: Any = None
+    fresh: bool = False
+    in_gc: bool = False
     position: int | None = None
     planned: int | None = None
 
@@ -62,14 +66,17 @@ class RawStack:
         return self.planned - self.position - 1 if self.planned is not None and self.position is not None else 0
 
 
-def take(frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int) -> RawStack:
-    """Read the stack above the loop.
+def take(frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, tell_calls_apart: bool = False) -> tuple[RawStack, Any]:
+    """Read the stack above the loop; return it and asyncio's handle that was running, None if not seen.
 
     Args:
         frame: innermost frame of the thread, from :func:`sys._current_frames`.
         base: (id, code) of the innermost frame below the loop's callbacks, where known.
         max_frames: frames kept.
+        tell_calls_apart: find out whether the outermost call is a new one, see :func:`_is_new_call`.
     """
+    outermost: FrameType | None = None
+    handle: Any = None
     frames: list[RawFrame] = []
     names: Mapping[str, Any] | None = None
     stack = RawStack(())
@@ -79,7 +86,7 @@ def take(frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int) -
             break
         code = current.f_code
         if code.co_name == "_run" and code.co_filename == _HANDLE_FILE:
-            stack.handle = current.f_locals.get("self")
+            handle = current.f_locals.get("self")
             _read_pass(stack, current.f_back)
             break
         if code.co_name in ("_run_once", "run_forever") and code.co_filename == _LOOP_FILE:
@@ -87,12 +94,29 @@ def take(frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int) -
         if not is_own(code.co_filename):
             if not frames:
                 names = current.f_globals
+            outermost = current
             frames.append(
                 RawFrame(code, current.f_lineno or code.co_firstlineno, current.f_lasti, current.f_globals.get("__name__") or "")
             )
+        elif code is _GC_CALLBACK:
+            stack.in_gc = True
         current = current.f_back
     stack.frames, stack.globals = _bounded(frames, max_frames), names
-    return stack
+    stack.fresh = tell_calls_apart and outermost is not None and _is_new_call(outermost)
+    return stack, handle
+
+
+def _is_new_call(frame: FrameType) -> bool:
+    """Whether ``frame`` belongs to a call that was not asked about before.
+
+    For callbacks that have neither handle nor task to know them by (uvloop): two calls of one function may get a frame
+    object at the same address. The frame is marked with ``f_trace_lines``, which nobody looks at unless the frame is
+    being traced; then it is left alone. The mark goes away with the call.
+    """
+    if frame.f_trace is not None or not frame.f_trace_lines:
+        return False
+    frame.f_trace_lines = False
+    return True
 
 
 def _read_pass(stack: RawStack, frame: FrameType | None) -> None:
@@ -218,7 +242,7 @@ def frames_of_threads(frames: Mapping[int, FrameType], skip: Iterable[int], max_
     """Read the stacks of the other threads, at most 32 of them: ``{thread ident: stack}``."""
     skipped = set(skip)
     chosen = [ident for ident in frames if ident not in skipped][:32]
-    return {ident: take(frames[ident], None, max_frames) for ident in chosen}
+    return {ident: take(frames[ident], None, max_frames)[0] for ident in chosen}
 
 
 def current_frames() -> dict[int, FrameType]:

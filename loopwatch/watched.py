@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -46,12 +47,14 @@ class Episode:
         id: of the stall it may become.
         samples: stack samples, bounded by thinning out.
         announced: whether the hang was announced.
+        ended: whether the last tick found the loop doing something else.
         callers: who the callbacks are that were seen, by ``Sample.callback``.
     """
 
     id: str
     samples: list[Sample] = field(default_factory=list)
     announced: bool = False
+    ended: bool = False
     callers: dict[object, Caller] = field(default_factory=dict)
 
 
@@ -80,7 +83,7 @@ class WatchedLoop:
             probe.listen(self.heart)
         self.thread: ThreadFacts | None = None
         self.is_running = False
-        self.baseline: Baseline | None = None
+        self._baselines: deque[Baseline] = deque(maxlen=4)
         self.episodes: dict[float, Episode] = {}
         self.blocked_since: float | None = None
         self.stalls = 0
@@ -101,7 +104,7 @@ class WatchedLoop:
     def started(self) -> None:
         """The loop begins to run; on its thread."""
         self.thread = ThreadFacts.here()
-        self.baseline = None
+        self._baselines.clear()
         self.probe.running(True)
         if self._beating:
             self.heart.resume()
@@ -109,6 +112,20 @@ class WatchedLoop:
             self._beating = True
             self.heart.start()
         self.is_running = True
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The clocks as they were last read outside a block."""
+        return self._baselines[-1] if self._baselines else None
+
+    def baseline_before(self, start: float) -> Baseline | None:
+        """Return the clocks as they were last read before ``start``, else as early as they were read."""
+        before = [item for item in self._baselines if item.at <= start]
+        return before[-1] if before else next(iter(self._baselines), None)
+
+    def renew_baseline(self, baseline: Baseline) -> None:
+        """Take a new reading of the clocks."""
+        self._baselines.append(baseline)
 
     def stopped(self) -> None:
         """The loop stops running; on its thread."""

@@ -22,9 +22,9 @@ from loopwatch import evidence as facts
 from loopwatch import labels, stacks
 from loopwatch._faults import Faults
 from loopwatch.config import Config
-from loopwatch.diagnosis.cause import kind_of
+from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
-from loopwatch.evidence import RUNNING, GcMonitor
+from loopwatch.evidence import GcMonitor
 from loopwatch.observation import Observation, Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.probe import IDLE, Block
@@ -35,8 +35,8 @@ WINDOW = 10.0
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
-SHORTEST_GAP, LONGEST_GAP = 0.005, 0.05
-"""s between two samples of a blocked loop; a twentieth of the block's age between these bounds."""
+SHORTEST_GAP, LONGEST_GAP = 0.01, 0.05
+"""s between two samples of a blocked loop; an eighth of the block's age between these bounds."""
 MAX_CALLERS = 50
 """Callbacks of one pass whose task and labels are read."""
 MAX_SAMPLES = 200
@@ -46,6 +46,8 @@ LATE = 0.015
 THREAD_CLOCKS_EVERY = 1.0
 """s between two readings of all threads' clocks, so that who burned a processor can be told later."""
 SCHEDULER_EVERY = 0.5
+HOG_EVERY = 0.05
+"""s between two searches for the thread that holds the GIL, while a loop waits for what may be the GIL."""
 
 
 @dataclass(slots=True)
@@ -249,7 +251,7 @@ class Watcher:
         since = loop.probe.activity(now).since if loop.is_running and not self.paused else IDLE
         age = now - since
         if age >= threshold / 2:
-            gap = min(max(age / 20, SHORTEST_GAP), max(LONGEST_GAP, SHORTEST_GAP))
+            gap = min(max(age / 8, SHORTEST_GAP), LONGEST_GAP)
             episode = loop.episodes.get(since)
             if episode is not None and len(episode.samples) >= MAX_SAMPLES / 2:
                 gap = max(gap, age / 50)
@@ -276,7 +278,7 @@ class Watcher:
         if now - read_at >= SCHEDULER_EVERY:
             scheduled = thread.scheduled()
             run_queue, read_at = (scheduled.run_queue if scheduled else None), now
-        loop.baseline = Baseline(now, thread.cpu(), time.process_time(), run_queue, read_at, idle)
+        loop.renew_baseline(Baseline(now, thread.cpu(), time.process_time(), run_queue, read_at, idle))
         if now - self._clocks_read >= THREAD_CLOCKS_EVERY:
             self._clocks_read = now
             self._throttled = (now, facts.throttled())
@@ -293,47 +295,59 @@ class Watcher:
         frames = stacks.current_frames()
         taken = []
         for loop, since in suspects:
-            sample = self._take(loop, frames, now, late, config)
+            episode = loop.episodes.get(since)
+            sample = self._take(loop, frames, now, late, config, episode.samples if episode is not None else [])
             if sample is not None and loop.probe.activity(time.monotonic()).since == since:
                 taken.append((loop, since, sample))
-        others = {}
-        if late >= LATE or any(self._wants_gil(loop, since) for loop, since, _ in taken):
+        if late >= LATE or now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken):
             watched = {loop.thread.ident for loop in self.loops if loop.thread is not None}
             others = stacks.frames_of_threads(frames, {threading.get_ident(), *watched}, config.max_frames)
+            if others:
+                self._find_hog(others, planned, now)
         del frames
         for loop, since, sample in taken:
             episode = loop.episodes.get(since) or loop.episodes.setdefault(since, Episode(os.urandom(5).hex()))
-            self._identify(loop, episode, sample, config)
+            self._identify(episode, sample, config)
             self._ask_kernel(loop, sample)
             episode.samples.append(sample)
             if len(episode.samples) > MAX_SAMPLES:
                 del episode.samples[1::2]
             if now - since >= max(config.hang_after, config.threshold) and not episode.announced:
                 self._announce(loop, since, episode, config)
-        if others:
-            self._find_hog(others, planned, now)
 
-    def _take(self, loop: WatchedLoop, frames: Any, now: float, late: float, config: Config) -> Sample | None:
+    def _take(
+        self, loop: WatchedLoop, frames: Any, now: float, late: float, config: Config, before: list[Sample]
+    ) -> Sample | None:
         frame = frames.get(loop.thread.ident) if loop.thread is not None else None
         if frame is None:
             return None
-        stack = stacks.take(frame, loop.heart.base, config.max_frames)
         target = loop.ref()
-        waiting = len(getattr(target, "_ready", ())) if isinstance(loop.probe, AsyncioProbe) else None
-        task = labels.running_task(target, stack.handle) if target is not None else None
-        return Sample(now, late, stack, _identity(stack, task), waiting=waiting)
-
-    def _identify(self, loop: WatchedLoop, episode: Episode, sample: Sample, config: Config) -> None:
-        """Note who the sampled callback is, once a callback."""
-        handle, sample.stack.handle = sample.stack.handle, None  # kept, it would keep the program's objects
-        target = loop.ref()
-        if target is None or sample.callback in episode.callers or len(episode.callers) >= MAX_CALLERS:
-            return
+        if target is None:
+            return None
+        by_handle = isinstance(loop.probe, AsyncioProbe)
+        task = labels.running_task(target)
+        unnamed = task is None and not by_handle
+        # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
+        base = None if by_handle else loop.heart.base
+        stack, handle = stacks.take(frame, base, config.max_frames, tell_calls_apart=unnamed)
+        task = task if task is not None else labels.task_of(handle)
+        callback = _reference(handle if by_handle else task)
+        if unnamed and stack.frames:
+            callback = object() if stack.fresh or not before else before[-1].callback
+        sample = Sample(now, late, stack, callback, waiting=len(getattr(target, "_ready", ())) if by_handle else None)
         with self._faults.guard("context"):
-            task = labels.running_task(target, handle)
-            episode.callers[sample.callback] = caller = Caller(*labels.names_of(task))
-            context = labels.context_of(task, handle)
-            if context is not None and not self._faults.is_off("context"):
+            sample.task, sample.coroutine = labels.names_of(task)
+            sample.context = labels.context_of(task, handle)
+        return sample
+
+    def _identify(self, episode: Episode, sample: Sample, config: Config) -> None:
+        """Note who the sampled callback is, once a callback."""
+        context, sample.context = sample.context, None  # kept, it would keep the program's objects
+        if sample.callback in episode.callers or len(episode.callers) >= MAX_CALLERS:
+            return
+        episode.callers[sample.callback] = caller = Caller(sample.task, sample.coroutine)
+        if context is not None and not self._faults.is_off("context"):
+            with self._faults.guard("context"):
                 caller.context = labels.labels(context, (*config.context, *self.sources))
 
     def _ask_kernel(self, loop: WatchedLoop, sample: Sample) -> None:
@@ -343,20 +357,15 @@ class Watcher:
     def _wants_gil(self, loop: WatchedLoop, since: float) -> bool:
         """Whether the last sample found the loop's thread waiting for what may be the GIL."""
         episode = loop.episodes.get(since)
-        return episode is not None and bool(episode.samples) and episode.samples[-1].syscall in ("futex", RUNNING)
+        return episode is not None and bool(episode.samples) and episode.samples[-1].syscall in LOCK_CALLS
 
     def _find_hog(self, others: dict[int, stacks.RawStack], planned: float, now: float) -> None:
         """Find which other thread used the processor while the watcher could not run."""
         clocks = facts.thread_clocks()
-        natives = {thread.native_id: thread.ident for thread in threading.enumerate()}
-        used = {
-            natives[native]: cpu - self._thread_clocks.get(native, 0.0)
-            for native, cpu in clocks.items()
-            if natives.get(native) in others
-        }
+        used = {ident: clocks[ident] - self._thread_clocks.get(ident, 0.0) for ident in others if ident in clocks}
+        hog = max(used, key=lambda ident: used[ident], default=None)
         own = facts.scheduled(threading.get_native_id())
         run_queue = own.run_queue if own else 0.0
-        hog = max(used, key=lambda ident: used[ident], default=None)
         self._lateness.append(
             Lateness(
                 planned, now, max(run_queue - self._own_run_queue, 0.0),
@@ -417,7 +426,7 @@ class Watcher:
 
     def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hog: Lateness | None) -> Evidence:
         now, length = time.monotonic(), block.end - block.start
-        baseline = loop.baseline
+        baseline = loop.baseline_before(block.start)
         window, cpu, process_cpu = block.window, block.cpu, block.process_cpu
         if window is None and baseline is not None and loop.thread is not None:
             before, after = baseline.cpu, loop.thread.cpu()
@@ -458,21 +467,28 @@ class Watcher:
         return max((entry for entry in late if entry.hog), key=lambda entry: entry.hog_cpu, default=None)
 
     def _forget_ended(self, loop: WatchedLoop, now: float) -> None:
-        """Drop what was collected of callbacks that ended below the threshold."""
-        if loop.episodes:
-            since = loop.probe.activity(now).since if loop.is_running else IDLE
-            loop.episodes = {key: episode for key, episode in loop.episodes.items() if key == since}
+        """Drop what was collected of callbacks that ended below the threshold.
+
+        One tick later than they ended: the block of one that did not is handed out by its probe only then.
+        """
+        if not loop.episodes:
+            return
+        since = loop.probe.activity(now).since if loop.is_running else IDLE
+        loop.episodes = {key: episode for key, episode in loop.episodes.items() if key == since or not episode.ended}
+        for key, episode in loop.episodes.items():
+            episode.ended = key != since
 
 
-def _identity(stack: stacks.RawStack, task: Any) -> object:
-    """Return what is equal for two samples of one callback, and keeps nothing alive."""
-    owner = stack.handle if stack.handle is not None else task
-    if owner is not None:
-        try:
-            return weakref.ref(owner)
-        except TypeError:
-            return id(owner)
-    return stack.frames[-1].code if stack.frames else None
+def _reference(owner: Any) -> object:
+    """Return what is equal for two samples of one handle or task, and keeps nothing alive."""
+    if owner is None:
+        return None
+    try:
+        reference = weakref.ref(owner)
+        hash(reference)  # kept by the reference from now on; that of a dead object could not be made
+    except TypeError:
+        return id(owner)
+    return reference
 
 
 def _main_caller(episode: Episode) -> Caller:

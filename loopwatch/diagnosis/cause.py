@@ -87,18 +87,19 @@ def _overload(evidence: Evidence) -> Cause | None:
 
 
 def _another_held_the_gil(evidence: Evidence) -> Cause | None:
+    if _share(evidence.cpu, evidence) >= MOST or _others(evidence) < MUCH:
+        return None
+    if _kept_from_running(evidence) >= MUCH:
+        return Cause.GIL
     wanted = evidence.asleep or (not evidence.lock_wait and kind_of(evidence.syscall) in (RUNNING, "lock", ""))
-    contended = _kept_from_running(evidence) >= MUCH or (
-        evidence.gil_wait is not None and evidence.gil_wait >= MUCH * evidence.switch_interval
-    )
-    waited = _share(evidence.cpu, evidence) < MOST and _others(evidence) >= MUCH
-    return Cause.GIL if wanted and contended and waited else None
+    contended = evidence.gil_wait is not None and evidence.gil_wait >= MUCH * evidence.switch_interval
+    return Cause.GIL if wanted and contended else None
 
 
 def _computing(evidence: Evidence) -> Cause | None:
     if evidence.asleep or _share(evidence.cpu, evidence) < MOST:
         return None
-    if _kept_from_running(evidence) >= MUCH:
+    if _kept_from_running(evidence) >= MUCH or evidence.in_call >= MOST:
         return Cause.NATIVE_GIL
     if not evidence.samples or evidence.gil_wait is None:
         return None

@@ -75,7 +75,7 @@ def diagnose(
         context=dict(seen.context),
         victims=seen.victims,
         evidence=evidence,
-        remedy=remedy(cause, _calls(verdict, call, site), verdict.culprit),
+        remedy=remedy(cause, _calls(verdict, call if cause is not Cause.PYTHON else None, site), verdict.culprit),
         profile=_profile(stacks),
     )
 
@@ -136,6 +136,7 @@ def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | N
         callbacks=spans.callbacks,
         longest_callback=spans.longest,
         dominant_callback=spans.surely,
+        in_call=sum(sample.stack.in_gc for sample in seen.samples) / len(seen.samples) if call and seen.samples else 0.0,
         lock_wait=_waits_for_lock(leaf, call),
         call=call,
         threshold=threshold,
@@ -161,6 +162,8 @@ def _sample_of(verdict: Verdict, samples: Sequence[Sample], stacks: Sequence[Sta
 
 def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
     """Return dotted names from the culprit's line inward, for the table of remedies."""
+    if verdict.culprit is None:
+        return ()
     frames = verdict.stack
     if verdict.culprit in frames:
         frames = frames[len(frames) - frames[::-1].index(verdict.culprit) :]

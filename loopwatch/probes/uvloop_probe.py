@@ -84,17 +84,20 @@ class _Suspect:
     Attributes:
         early, late: bounds of its start.
         exact: whether the loop made at most one pass since the reading before, so that ``early`` is its start.
+        least: s that one pass of those since the reading before took at least: the mean of them.
         first: the reading that found it.
     """
 
-    __slots__ = ("early", "exact", "first", "late")
+    __slots__ = ("early", "exact", "first", "late", "least")
 
     def __init__(self, before: Reading, first: Reading) -> None:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
         self.early = first.at - busy
         self.late = first.at
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
-        self.exact = first.passes - before.passes <= 2
+        passes = first.passes - before.passes
+        self.exact = passes <= 2
+        self.least = busy / max(passes, 1)
         self.first = first
 
 
@@ -120,6 +123,7 @@ class UvloopProbe:
         self._limit = limit
         self._blocks: deque[Block] = deque(maxlen=1000)
         self._suspect: _Suspect | None = None
+        self._history: deque[Reading] = deque(maxlen=32)
         self._reported_to = 0.0
         self._late_beat: tuple[float, float] | None = None
         self._ran = 0.0
@@ -155,6 +159,8 @@ class UvloopProbe:
         if reading is None:
             return IDLING
         before, self._last = self._last, reading
+        if reading.moved_since(before):
+            self._history.append(reading)
         suspect = self._suspect
         if suspect is not None and (reading.polling or reading.moved_since(before)):
             self._close(suspect, before, reading)
@@ -173,7 +179,7 @@ class UvloopProbe:
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else max(after.at - idle - before.at, 0.0)
         start_gap = 0.0 if suspect.exact else suspect.late - suspect.early
         # What is certain must carry most of it, or the passes of a healthy, busy loop would add up to a block.
-        certain = before.at - suspect.late
+        certain = max(before.at - suspect.late, suspect.least)
         end = max(end, before.at)
         if end - suspect.early < self._limit or (start_gap + gap > 0 and certain < 0.4 * self._limit):
             return
@@ -193,11 +199,12 @@ class UvloopProbe:
         if now - due < self._limit:
             return
         with self._lock:
-            before, reading = self._last, self._read(now)
+            reading = self._read(now)
             if reading is None or self._reported_to > due:
                 return
+            before = next((item for item in reversed(self._history) if item.at <= due), self._last)
             busy = (reading.at - before.at) - (reading.idle - before.idle)
-            if self._suspect is None and busy < (now - due) / 2:
+            if busy < (now - due) / 2:
                 self._report(Block(due, due, now, asleep=True))
             else:
                 self._late_beat = (due, now)
@@ -207,7 +214,7 @@ class UvloopProbe:
             if self._late_beat is not None and self._suspect is None:
                 (due, now), self._late_beat = self._late_beat, None
                 if self._reported_to <= due:
-                    self._report(Block(due, due, now, uncertainty=max(due - self._last.at, 0.0)))
+                    self._report(Block(due, due, now, uncertainty=now - due))
             return [self._blocks.popleft() for _ in range(len(self._blocks))]
 
     def counters(self, now: float) -> Counters:

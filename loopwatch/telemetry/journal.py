@@ -149,6 +149,10 @@ class JournalWriter:
         if fd is not None:
             os.close(fd)
 
+    def abandon(self) -> None:
+        """Drop the file in a forked child: it is the parent's. Nothing is buffered, so nothing is written twice."""
+        self.close()
+
     def _current(self, header: bytes) -> int:
         """Return a descriptor of the file that stands at ``path`` now.
 

@@ -497,7 +497,7 @@ def _text_processes(contents: JournalContents, top: int) -> list[list[str]]:
     blocks = [
         [
             f"{printable(row.name)}: {times(row.times) if row.times else 'never'} held"
-            + (f", {seconds(row.total)} in total, longest {seconds(row.max)}" if row.times else "")
+            + (f", {seconds(row.total)} in total" if row.times else "")
             + (f"; since {clock(row.started_at)}" if row.started_at else "")
             + (f", Python {printable(row.python)}" if row.python else "")
         ]
