@@ -11,7 +11,8 @@ Example:
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # as type checkers know it; importing typing would cost more than all the rest
 
 if TYPE_CHECKING:
     from loopwatch._installed import current_agent, install, uninstall

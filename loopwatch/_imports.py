@@ -30,7 +30,12 @@ class WhenImported:
         self._name, self._callback = name, callback
         self._searching = False
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002 - the finder protocol
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
         """Find ``name`` through the other finders and have its loader call back."""
         if name != self._name or self._searching:
             return None

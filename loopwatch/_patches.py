@@ -160,11 +160,8 @@ def _reachable(outer: Any, replacement: Any, depth: int = 20) -> bool:
         if id(item) in seen:
             continue
         seen.add(id(item))
-        todo.extend(
-            part
-            for part in (getattr(item, "__wrapped__", None), getattr(item, "__func__", None), getattr(item, "func", None))
-            if part is not None
-        )
+        links = (getattr(item, name, None) for name in ("__wrapped__", "__func__", "func"))
+        todo.extend(link for link in links if link is not None)
         todo.extend(_cells(item))
         if not hasattr(item, "__code__") and not hasattr(item, "__wrapped__") and not _is_builtin(item):
             return True

@@ -85,8 +85,12 @@ class Agent:
         """The settings in force."""
         return self._config
 
-    def start(self) -> None:
-        """Find and watch loops from now on; a second call does nothing. Starts no thread before a loop runs."""
+    def start(self, *, discover: bool = True) -> None:
+        """Find and watch loops from now on; a second call does nothing. Starts no thread before a loop runs.
+
+        Args:
+            discover: False to watch only what is given to :meth:`watch_loop`, and to replace nothing global.
+        """
         with self._lock:
             if self._state != "off":
                 return
@@ -97,6 +101,8 @@ class Agent:
             self._state, self._reason = "on", ""
             self._open_files()
             self._watcher.gc.start()
+            if not discover:
+                return
             self._discovery = Discovery(self._patches, self._loop_started, self._loop_stopped, self._loop_closing)
             self._discovery.start()
             for loop in self._discovery.running():
@@ -238,7 +244,8 @@ class Agent:
         Returns:
             A function that removes it again.
         """
-        self._sources.append(source)
+        if source not in self._sources:
+            self._sources.append(source)
         return lambda: _discard(self._sources, source)
 
     def watch_loop(self, loop: Loop, name: str | None = None) -> None:
@@ -251,7 +258,8 @@ class Agent:
         Raises:
             ConfigError: ``loop`` is no event loop, or is closed.
         """
-        missing = [part for part in ("call_soon_threadsafe", "call_later", "is_running", "is_closed") if not callable(getattr(loop, part, None))]
+        needed = ("call_soon_threadsafe", "call_later", "is_running", "is_closed")
+        missing = [part for part in needed if not callable(getattr(loop, part, None))]
         if missing:
             raise ConfigError(
                 f"watch_loop({loop!r}): not an event loop (it has no {missing[0]}()); pass asyncio.get_running_loop()"
@@ -438,4 +446,3 @@ def _unsupported() -> str:
         logger.error("loopwatch: not started: %s", reason)
         return reason
     return ""
-

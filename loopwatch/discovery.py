@@ -63,7 +63,7 @@ class Discovery:
         found = [loop for frame in list(sys._current_frames().values()) if (loop := _loop_of(frame)) is not None]
         uvloop = loaded("uvloop")
         if uvloop is not None:
-            # Compiled loops have no frames; their instances refer to their class (a heap type), which the collector knows.
+            # Compiled loops have no frames, but the collector knows who refers to their class (a heap type).
             found += [item for item in gc.get_referrers(uvloop.Loop) if isinstance(item, uvloop.Loop)]
         yield from (loop for loop in found if loop is not own and not loop.is_closed() and loop.is_running())
 

@@ -118,7 +118,7 @@ def thread_cpu(native_id: int) -> float | None:
 
 
 def thread_clocks() -> dict[int, float]:
-    """Return ``{ident: processor seconds}`` of this process's Python threads, the first 64; without giving up the GIL."""
+    """Return ``{ident: processor seconds}`` of the first 64 Python threads, without giving up the GIL."""
     threads = threading.enumerate()[:MAX_THREADS]
     clocks = ((thread.ident, thread_cpu(thread.native_id)) for thread in threads if thread.native_id is not None)
     return {ident: cpu for ident, cpu in clocks if ident is not None and cpu is not None}

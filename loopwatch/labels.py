@@ -36,7 +36,9 @@ def names_of(task: Any) -> tuple[str | None, str | None]:
     if task is None:
         return None, None
     coroutine = task.get_coro()
-    return task.get_name(), getattr(coroutine, "__qualname__", None) or (type(coroutine).__name__ if coroutine else None)
+    return task.get_name(), getattr(coroutine, "__qualname__", None) or (
+        type(coroutine).__name__ if coroutine else None
+    )
 
 
 def context_of(task: Any, handle: Any) -> contextvars.Context | None:
@@ -65,12 +67,17 @@ def labels(context: contextvars.Context, sources: Sequence[ContextSource]) -> di
     found: dict[str, str] = {}
     found.update(copy.run(_trace))
     for source in sources:
-        found.update(copy.run(source) or {} if callable(source) else _variable(copy, source))
+        if callable(source):
+            said: Mapping[str, str] | None = copy.run(source)
+            found.update(said or {})
+        else:
+            found.update(_variable(copy, source))
     return {str(key): str(value)[:MAX_LABEL] for key, value in found.items()}
 
 
 def _variable(context: contextvars.Context, name: str) -> Mapping[str, str]:
-    return {name: str(value) for variable, value in context.items() if variable.name == name}
+    found = [str(value) for variable, value in context.items() if variable.name == name]
+    return {name: found[-1]} if found else {}
 
 
 def _trace() -> Mapping[str, str]:

@@ -66,7 +66,9 @@ class RawStack:
         return self.planned - self.position - 1 if self.planned is not None and self.position is not None else 0
 
 
-def take(frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, tell_calls_apart: bool = False) -> tuple[RawStack, Any]:
+def take(
+    frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, tell_calls_apart: bool = False
+) -> tuple[RawStack, Any]:
     """Read the stack above the loop; return it and asyncio's handle that was running, None if not seen.
 
     Args:
@@ -96,7 +98,12 @@ def take(frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *
                 names = current.f_globals
             outermost = current
             frames.append(
-                RawFrame(code, current.f_lineno or code.co_firstlineno, current.f_lasti, current.f_globals.get("__name__") or "")
+                RawFrame(
+                    code,
+                    current.f_lineno or code.co_firstlineno,
+                    current.f_lasti,
+                    current.f_globals.get("__name__") or "",
+                )
             )
         elif code is _GC_CALLBACK:
             stack.in_gc = True
@@ -221,7 +228,7 @@ def _first_import(text: str) -> ast.stmt | None:
 
 
 def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
-    """Turn a path as written into an importable name: ``np.sort`` is ``numpy.sort``, a bare ``sleep`` ``time.sleep``."""
+    """Turn a path as written into an importable name: ``np.sort`` into ``numpy.sort``."""
     root, rest = path[0], path[1:]
     builtins = names.get("__builtins__")
     fallback = vars(builtins) if isinstance(builtins, ModuleType) else builtins if isinstance(builtins, dict) else {}
@@ -235,7 +242,6 @@ def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
     if root == "builtins":
         return ".".join(path)
     return "." + path[-1] if rest else root
-
 
 
 def frames_of_threads(frames: Mapping[int, FrameType], skip: Iterable[int], max_frames: int) -> dict[int, RawStack]:

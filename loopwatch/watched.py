@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from loopwatch._patches import PatchSet
+from loopwatch._patches import PatchSet, loaded
 from loopwatch.events import LagStats, LoopStats
 from loopwatch.evidence import ThreadFacts
 from loopwatch.observation import Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
 from loopwatch.probes.probe import Counters, Loop, Probe
-from loopwatch.probes.uvloop_probe import UvloopProbe
 
 
 @dataclass(slots=True)
@@ -63,7 +62,10 @@ def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Callable[[Ba
     try:
         if AsyncioProbe.reads(loop):
             return AsyncioProbe(loop, limit, patches)
-        if UvloopProbe.reads(loop):
+        uvloop = loaded("uvloop")
+        if uvloop is not None and isinstance(loop, uvloop.Loop):
+            from loopwatch.probes.uvloop_probe import UvloopProbe  # ctypes is paid for by those who need it
+
             return UvloopProbe(loop, limit)
     except (AttributeError, TypeError, OSError) as exc:
         failed(exc)
@@ -77,8 +79,7 @@ class WatchedLoop:
         self.ref: weakref.ref[Loop] = weakref.ref(loop)
         self.name = name
         self.probe = probe
-        on_beat = probe.on_beat if isinstance(probe, HeartbeatProbe | UvloopProbe) else None
-        self.heart = Heartbeat(loop, heartbeat, self._utilization_since_beat, on_beat)
+        self.heart = Heartbeat(loop, heartbeat, self._utilization_since_beat, probe.on_beat)
         if isinstance(probe, HeartbeatProbe):
             probe.listen(self.heart)
         self.thread: ThreadFacts | None = None

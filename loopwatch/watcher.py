@@ -296,10 +296,13 @@ class Watcher:
         taken = []
         for loop, since in suspects:
             episode = loop.episodes.get(since)
-            sample = self._take(loop, frames, now, late, config, episode.samples if episode is not None else [])
+            before = episode.samples if episode is not None else []
+            sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
             if sample is not None and loop.probe.activity(time.monotonic()).since == since:
                 taken.append((loop, since, sample))
-        if late >= LATE or now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken):
+        if late >= LATE or (
+            now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken)
+        ):
             watched = {loop.thread.ident for loop in self.loops if loop.thread is not None}
             others = stacks.frames_of_threads(frames, {threading.get_ident(), *watched}, config.max_frames)
             if others:
@@ -313,10 +316,10 @@ class Watcher:
             if len(episode.samples) > MAX_SAMPLES:
                 del episode.samples[1::2]
             if now - since >= max(config.hang_after, config.threshold) and not episode.announced:
-                self._announce(loop, since, episode, config)
+                self._announce(loop, since, episode)
 
     def _take(
-        self, loop: WatchedLoop, frames: Any, now: float, late: float, config: Config, before: list[Sample]
+        self, loop: WatchedLoop, frames: Any, now: float, late: float, *, max_frames: int, before: list[Sample]
     ) -> Sample | None:
         frame = frames.get(loop.thread.ident) if loop.thread is not None else None
         if frame is None:
@@ -329,7 +332,7 @@ class Watcher:
         unnamed = task is None and not by_handle
         # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
         base = None if by_handle else loop.heart.base
-        stack, handle = stacks.take(frame, base, config.max_frames, tell_calls_apart=unnamed)
+        stack, handle = stacks.take(frame, base, max_frames, tell_calls_apart=unnamed)
         task = task if task is not None else labels.task_of(handle)
         callback = _reference(handle if by_handle else task)
         if unnamed and stack.frames:
@@ -366,19 +369,16 @@ class Watcher:
         hog = max(used, key=lambda ident: used[ident], default=None)
         own = facts.scheduled(threading.get_native_id())
         run_queue = own.run_queue if own else 0.0
-        self._lateness.append(
-            Lateness(
-                planned, now, max(run_queue - self._own_run_queue, 0.0),
-                others[hog] if hog is not None else None, used[hog] if hog is not None else 0.0,
-            )  # fmt: skip
-        )
+        starved = max(run_queue - self._own_run_queue, 0.0)
+        stack, cpu = (others[hog], used[hog]) if hog is not None else (None, 0.0)
+        self._lateness.append(Lateness(planned, now, starved, stack, cpu))
         self._own_run_queue = run_queue
         self._thread_clocks = clocks
         self._clocks_read = now
 
     # -- handing on -----------------------------------------------------------------------------------------------
 
-    def _announce(self, loop: WatchedLoop, since: float, episode: Episode, config: Config) -> None:
+    def _announce(self, loop: WatchedLoop, since: float, episode: Episode) -> None:
         episode.announced = True
         now = time.monotonic()
         block = Block(key=since, start=since, end=now, shared=isinstance(loop.probe, AsyncioProbe))

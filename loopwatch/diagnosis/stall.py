@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -18,7 +19,10 @@ MAX_PROFILE = 8
 
 NO_CULPRIT = frozenset({Cause.STARVED, Cause.SUSPENDED})
 
-_DEBUGGERS = ("bdb", "pdb", "ipdb", "pudb", "pydevd", "_pydevd_bundle", "debugpy", "remote_pdb", "web_pdb", "IPython.core.debugger")
+_DEBUGGERS = (
+    "IPython.core.debugger", "_pydevd_bundle", "bdb", "debugpy", "ipdb", "pdb", "pudb", "pydevd", "remote_pdb",
+    "web_pdb",
+)  # fmt: skip
 _WAITERS = ("threading", "queue", "concurrent.futures", "multiprocessing", "_queue")
 _WAITING_METHODS = (".acquire", ".join", ".result", ".wait", ".get", ".put")
 
@@ -26,9 +30,7 @@ CallName = Callable[[RawStack], str | None]
 """Returns the dotted name of what the innermost frame of a stack is calling."""
 
 
-def diagnose(
-    seen: Observation, site: Site, threshold: float, call_name: CallName, dump: Stack = ()
-) -> Stall | None:
+def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallName, dump: Stack = ()) -> Stall | None:
     """Return the stall that ``seen`` amounts to, None if a debugger held the program.
 
     Args:
@@ -129,14 +131,16 @@ def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | N
     positions = [
         (sample.stack.frames[0].code, sample.stack.frames[0].lasti) for sample in seen.samples if sample.stack.frames
     ]
-    pairs = list(zip(positions, positions[1:], strict=False))
+    pairs = list(itertools.pairwise(positions))
     return dataclasses.replace(
         seen.evidence,
         moving=sum(one != other for one, other in pairs) / len(pairs) if pairs else None,
         callbacks=spans.callbacks,
         longest_callback=spans.longest,
         dominant_callback=spans.surely,
-        in_call=sum(sample.stack.in_gc for sample in seen.samples) / len(seen.samples) if call and seen.samples else 0.0,
+        in_call=sum(sample.stack.in_gc for sample in seen.samples) / len(seen.samples)
+        if call and seen.samples
+        else 0.0,
         lock_wait=_waits_for_lock(leaf, call),
         call=call,
         threshold=threshold,
@@ -151,13 +155,13 @@ def _waits_for_lock(leaf: Frame | None, call: str | None) -> bool:
 
 
 def _in_debugger(stack: Stack) -> bool:
-    return any(
-        frame.module == name or frame.module.startswith(name + ".") for frame in stack for name in _DEBUGGERS
-    )
+    return any(frame.module == name or frame.module.startswith(name + ".") for frame in stack for name in _DEBUGGERS)
 
 
 def _sample_of(verdict: Verdict, samples: Sequence[Sample], stacks: Sequence[Stack]) -> Sample | None:
-    return next((sample for sample, stack in zip(samples, stacks, strict=True) if stack and stack == verdict.stack), None)
+    return next(
+        (sample for sample, stack in zip(samples, stacks, strict=True) if stack and stack == verdict.stack), None
+    )
 
 
 def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
@@ -173,4 +177,6 @@ def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
 
 def _profile(stacks: Sequence[Stack]) -> tuple[StackCount, ...]:
     counted = Counter(stack for stack in stacks if stack)
-    return tuple(StackCount(stack, count) for stack, count in counted.most_common(MAX_PROFILE)) if len(counted) > 1 else ()
+    return (
+        tuple(StackCount(stack, count) for stack, count in counted.most_common(MAX_PROFILE)) if len(counted) > 1 else ()
+    )

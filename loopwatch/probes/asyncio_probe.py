@@ -30,8 +30,18 @@ class Cell:
     """What the timed ``select`` notes; written by the loop's thread, read by the watcher's."""
 
     __slots__ = (
-        "awaiting_events", "blocks", "busy_since", "idle", "limit", "loop", "mark", "mark_due", "passes", "ready", "sleep_limit",
-    )  # fmt: skip
+        "awaiting_events",
+        "blocks",
+        "busy_since",
+        "idle",
+        "limit",
+        "loop",
+        "mark",
+        "mark_due",
+        "passes",
+        "ready",
+        "sleep_limit",
+    )
 
     def __init__(self, loop: Loop, limit: float) -> None:
         self.loop = weakref.ref(loop)
@@ -84,7 +94,9 @@ class Cell:
             # It may have been due earlier, by an event: at any time since ``start``.
             early = due - start if events else 0.0
             self.blocks.append(
-                Block(key=due, start=due, end=end, uncertainty=early, asleep=True, victims=events + self._due_timers(end))
+                Block(
+                    key=due, start=due, end=end, uncertainty=early, asleep=True, victims=events + self._due_timers(end)
+                )
             )
 
     def _due_timers(self, now: float) -> int:
@@ -134,6 +146,7 @@ class AsyncioProbe:
     """
 
     kind = "asyncio"
+    on_beat = None
 
     def __init__(self, loop: Loop, limit: float, patches: PatchSet) -> None:
         self._patches = patches

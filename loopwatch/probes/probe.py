@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -64,6 +65,9 @@ class Probe(Protocol):
     """One loop as seen from the watcher's thread; every method is cheap and never waits."""
 
     kind: str
+
+    on_beat: Callable[[float, float], None] | None
+    """Called on the loop's thread with (due, now) of each beat of the heartbeat, where the probe wants to know."""
 
     def activity(self, now: float) -> Activity:
         """Say what the loop does now."""

@@ -1,9 +1,9 @@
 """Reads a loop of uvloop through libuv's own counters, from the watcher's thread: no work on the loop at all.
 
-uvloop's extension module exports libuv's functions. Two of them may be called from any thread (libuv ``src/uv-common.c``
-and ``src/unix/core.c``): ``uv_metrics_idle_time`` (nanoseconds in the poll, the present poll included, so that it moves
-while the loop waits) and ``uv_metrics_info`` (passes of the loop and events, plain counters). The loop is blocked while
-neither idle time nor passes move.
+uvloop's extension module exports libuv's functions. Two of them may be called from any thread (libuv
+``src/uv-common.c``, ``src/unix/core.c``): ``uv_metrics_idle_time`` (nanoseconds in the poll, the present poll included,
+so that it moves while the loop waits) and ``uv_metrics_info`` (passes of the loop and events, plain counters). The loop
+is blocked while neither idle time nor passes move.
 
 A loop that was closed must never be read: its memory is gone. ``uvloop.Loop.close`` is therefore wrapped (see
 :mod:`loopwatch.probes.discovery`), and every read holds the lock that ``detach`` takes.
@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from loopwatch._patches import loaded
 from loopwatch.probes.probe import IDLING, Activity, Block, Counters, Loop
@@ -65,14 +65,15 @@ class _Libuv:
         return int(pointer)
 
 
-class Reading:
-    """libuv's counters at one moment: seconds and totals."""
+class Reading(NamedTuple):
+    """libuv's counters at one moment: ``time.monotonic`` seconds, idle seconds, whether it polls, totals."""
 
-    __slots__ = ("at", "events", "idle", "passes", "polling", "waiting")
-
-    def __init__(self, at: float, idle: float, polling: bool, passes: int, events: int, waiting: int) -> None:
-        self.at, self.idle, self.polling = at, idle, polling
-        self.passes, self.events, self.waiting = passes, events, waiting
+    at: float
+    idle: float
+    polling: bool
+    passes: int
+    events: int
+    waiting: int
 
     def moved_since(self, earlier: Reading) -> bool:
         return self.passes != earlier.passes or self.idle != earlier.idle
@@ -130,12 +131,6 @@ class UvloopProbe:
         self._started: float | None = None
         self._attached = self._last = self._read(time.monotonic()) or Reading(time.monotonic(), 0.0, False, 0, 0, 0)
 
-    @staticmethod
-    def reads(loop: Loop) -> bool:
-        """Whether ``loop`` is of this kind."""
-        uvloop = loaded("uvloop")
-        return uvloop is not None and isinstance(loop, uvloop.Loop)
-
     def _read(self, now: float) -> Reading | None:
         with self._lock:
             pointer = self._pointer
@@ -146,9 +141,7 @@ class UvloopProbe:
             # Idle time includes the poll under way: if it moves between two calls, the loop is in its poll.
             later = self._libuv.idle_time(pointer)
             metrics = self._metrics
-            return Reading(
-                now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting
-            )
+            return Reading(now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting)
 
     def activity(self, now: float) -> Activity:
         with self._lock:

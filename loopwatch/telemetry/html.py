@@ -246,7 +246,7 @@ background:var(--card)}
 .logo circle{fill:var(--accent);stroke:none}
 main{max-width:1320px;margin:0 auto;padding:26px 28px 60px}
 h1{font-size:25px;line-height:1.3;letter-spacing:-.02em;font-weight:650;margin:0 0 18px;max-width:60ch;
-overflow-wrap:anywhere}
+overflow-wrap:anywhere;display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:4;overflow:hidden}
 h2{font-size:15px;margin:0;letter-spacing:-.01em}
 .fault,.hang{border:1px solid #e5484d66;background:#e5484d14;border-radius:10px;padding:10px 14px;margin:0 0 12px;
 overflow-wrap:anywhere}
@@ -261,10 +261,11 @@ margin-top:2px;white-space:nowrap}
 .title{display:flex;gap:12px;align-items:baseline;padding:14px 18px 10px;flex-wrap:wrap}.title .dim{font-size:12.5px}
 .filters{position:sticky;top:0;z-index:5;background:var(--bg);padding:8px 0 12px;display:flex;gap:12px;flex-wrap:wrap;
 align-items:center;justify-content:space-between}
-.chips{display:flex;flex-wrap:wrap;gap:6px}.fields{display:flex;gap:8px;flex:1 1 380px;justify-content:flex-end}
+.chips{display:flex;flex-wrap:wrap;gap:6px}.fields{display:flex;gap:8px;flex:1 1 480px;min-width:0;
+justify-content:flex-end}
 button,input,select{font:inherit;color:inherit;border-radius:8px;border:1px solid var(--line);background:var(--card);
 padding:6px 10px;min-width:0}
-input{flex:1;max-width:340px}button{cursor:pointer}
+input{flex:1 1 210px;max-width:340px}select{max-width:190px}button{cursor:pointer}
 button:focus-visible,input:focus-visible,select:focus-visible,tr:focus-visible,.fr:focus-visible{
 outline:2px solid var(--accent);outline-offset:-1px}
 button:disabled{opacity:.45;cursor:default}
@@ -274,7 +275,7 @@ border-radius:0;padding:10px;background:none}
 .chip::before,.tag::before{content:"";width:9px;height:9px;border-radius:3px;background:var(--c);flex:none}
 .chip[aria-pressed=false]{opacity:.42}.chip span{color:var(--dim);font-variant-numeric:tabular-nums}
 .tag{display:inline-flex;gap:6px;align-items:center;white-space:nowrap;margin-right:10px}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto}#culprits td:first-child{min-width:260px}#stalls td:nth-child(4){min-width:200px}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{font-weight:500;color:var(--dim);text-align:left;font-size:12.5px;border-bottom:1px solid var(--line);
 padding:6px 10px;white-space:nowrap;cursor:pointer;user-select:none}
@@ -287,6 +288,8 @@ tr.on,tr.on:hover{background:color-mix(in srgb,var(--accent) 11%,transparent)}
 .num{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .name{font-family:var(--mono);font-size:12.5px;overflow-wrap:anywhere;font-weight:600}
 .place{font-family:var(--mono);font-size:12px;color:var(--dim);overflow-wrap:anywhere}
+td .place{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
+.num .place{display:block}
 .remedy{margin-top:4px;max-width:78ch;overflow-wrap:anywhere}
 .nowrap{white-space:nowrap;font-variant-numeric:tabular-nums}
 .clip{max-width:190px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
@@ -364,8 +367,8 @@ function length(s) {
   return whole < 3600 ? `${Math.floor(whole / 60)} min ${whole % 60} s`
     : `${Math.floor(whole / 3600)} h ${Math.floor(whole % 3600 / 60)} min`;
 }
-function day(at) { return new Date(at * 1000).toISOString().slice(0, 10); }
-function clock(at, digits) { return new Date(at * 1000).toISOString().slice(11, digits ? 20 + digits : 19); }
+const iso = (at) => new Date(Math.round(at * 1000)).toISOString();
+const day = (at) => iso(at).slice(0, 10), clock = (at, digits) => iso(at).slice(11, digits ? 20 + digits : 19);
 const percent = (part, whole) => whole ? (100 * part / whole).toFixed(part / whole < 0.0995 ? 1 : 0) + "%" : "0%";
 const count = (n) => n.toLocaleString("en-US");
 function quantile(values, q) {
@@ -443,10 +446,11 @@ function drawTimeline() {
   const box = $("timeline"), bars = all.filter((stall) => passes(stall, "range"));
   if (!bars.length) { box.replaceChildren(el("p", "none", nothing())); return; }
   let [from, to] = state.range || [least(bars.map((s) => s.at)), most(bars.map((s) => s.end))];
-  if (!state.range) { const pad = Math.max((to - from) * 0.01, 0.05); from -= pad; to += pad; }
+  // Air at both ends, and a lone stall shall not fill the whole picture.
+  if (!state.range) { const pad = Math.max((to - from) * 0.015, (3 - (to - from)) / 2); from -= pad; to += pad; }
   const used = [...new Set(bars.map((stall) => stall.p))].sort((a, b) => a - b);
   const lanes = used.length > 8 ? [null] : used, tall = lanes.length === 1 ? 170 : lanes.length < 4 ? 92 : 64, gap = 20;
-  const width = Math.max(320, box.clientWidth - 36), left = 44, high = lanes.length * (tall + gap) + 24;
+  const width = Math.max(320, box.clientWidth - 36), left = 54, high = lanes.length * (tall + gap) + 24;
   const x = (at) => left + (at - from) / (to - from) * (width - left);
   const shortest = least(bars.map((s) => s.s)), top = Math.max(most(bars.map((s) => s.s)), 1e-3);
   // Lengths run from a tenth of a second to minutes: on a linear scale only the worst one could be seen.
@@ -457,7 +461,7 @@ function drawTimeline() {
   for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
     const label = step >= 86400 ? day(at) : clock(at, step < 1 ? 3 : 0);
     picture.append(svg("line", { x1: x(at), x2: x(at), y1: 4, y2: high - 20 }),
-      svg("text", { x: x(at), y: high - 5, "text-anchor": "middle" }, label));
+      svg("text", { x: x(at), y: high - 5, "text-anchor": "middle" }, x(at) > width - 32 ? "" : label));
   }
   lanes.forEach((lane, row) => {
     const base = row * (tall + gap) + tall + gap - 2;
@@ -469,7 +473,8 @@ function drawTimeline() {
       picture.append(svg("line", { x1: left, x2: width, y1: y, y2: y, "stroke-dasharray": "2 4" }),
         svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, mark < 1 ? mark * 1000 + " ms" : mark + " s"));
     }
-    for (const stall of bars) {
+    // The shorter on top, or long ones would hide them.
+    for (const stall of [...bars].sort((a, b) => b.s - a.s)) {
       if ((lane !== null && stall.p !== lane) || stall.end < from || stall.at > to) continue;
       const x1 = Math.max(left, x(stall.at)), tip = height(stall.s);
       const marks = (stall.on ? " open" : "") + (stall.i === selected ? " on" : "");

@@ -225,8 +225,8 @@ def _stall_line(stall: Stall, limit: int) -> bytes | None:
 
 
 def _open_private(path: Path) -> int:
-    # O_NONBLOCK: a named pipe without a reader is an error instead of a wait for ever.
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    # O_RDWR: the last byte is read, and a named pipe opens at once (fifo(7)), to be refused below.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o600)
     try:
         found = os.fstat(fd)

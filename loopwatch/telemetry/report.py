@@ -373,7 +373,7 @@ def cut(line: str, width: int) -> str:
 
 def times(count: int) -> str:
     """Return ``once`` or ``N times``."""
-    return "once" if count == 1 else f"{count} times"
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def headline(contents: JournalContents) -> str:
@@ -383,11 +383,11 @@ def headline(contents: JournalContents) -> str:
     worst = culprits(contents)[0]
     whole = blocked(contents)
     count = len(contents.stalls)
-    share = f"{worst.total / whole:.0%} of it" if whole else "all of it"
-    return (
-        f"The event loop was held {times(count)} for {seconds(whole)} in total, "
-        f"{share} by {printable(worst.name)}{_place(worst.file, worst.line)}."
-    )
+    who = f"by {printable(worst.name)}{_place(worst.file, worst.line)}"
+    if count == 1:
+        return f"The event loop was held once, for {seconds(whole)}, {who}."
+    share = f"{worst.total / whole:.0%}" if worst.total < whole else "all"
+    return f"The event loop was held {times(count)} for {seconds(whole)} in total, {share} of it {who}."
 
 
 def hang_sentence(hang: Unended) -> str:

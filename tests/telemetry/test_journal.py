@@ -296,6 +296,14 @@ def test_the_end_of_a_block_replaces_its_notice(tmp_path: Path) -> None:
     assert [(stall.id, stall.ongoing, stall.duration) for stall in stalls] == [("s0", False, 5.0), ("s1", True, 3.0)]
 
 
+def test_a_notice_read_after_the_end_changes_nothing(tmp_path: Path) -> None:
+    """In whatever order the lines come (files put together by hand), the final record wins."""
+    path = tmp_path / "j.1.jsonl"
+    write(path, make_stall(0, duration=5.0), make_stall(0, ongoing=True, duration=2.0))
+    ((ongoing, duration),) = [(stall.ongoing, stall.duration) for stall in read_journals(str(path)).stalls]
+    assert (ongoing, duration) == (False, 5.0)
+
+
 def test_stalls_of_two_runs_with_equal_ids_are_two(tmp_path: Path) -> None:
     """Process id and stall id may repeat after a restart; both stalls are kept."""
     path = tmp_path / "j.1.jsonl"

@@ -1,0 +1,1 @@
+"""Integrations with frameworks, shipped as ``loopwatch.integrations``; they use public names of loopwatch only."""

@@ -1,0 +1,108 @@
+"""A plain ASGI middleware: starts the agent in each worker's lifespan and names the route in stalls.
+
+.. code-block:: python
+
+    from fastapi import FastAPI
+    from loopwatch.integrations.asgi import LoopwatchMiddleware
+
+    app = FastAPI()
+    app.add_middleware(LoopwatchMiddleware, threshold=0.1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextvars import ContextVar
+from typing import Any
+
+import loopwatch
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_request: ContextVar[tuple[Scope, object]] = ContextVar("loopwatch_asgi_request")
+"""The scope of the request that is served in this context, and the application it came to."""
+
+
+class LoopwatchMiddleware:
+    """Watches the event loop of each worker that serves ``app``.
+
+    The agent is installed when the server starts the application (lifespan), or with the first request where the
+    server has no lifespan, so that it runs in every worker process and on the loop that serves. Stalls carry
+    ``http.route`` (the route's template such as ``/report/{id}``, never the path or the query) and
+    ``http.request.method``.
+
+    Args:
+        app: the ASGI application.
+        **settings: fields of :class:`loopwatch.Config`, as for :func:`loopwatch.install`.
+
+    Raises:
+        ConfigError: a setting that is unknown or not allowed; at construction.
+    """
+
+    def __init__(self, app: App, **settings: Any) -> None:
+        loopwatch.Config.of(settings)
+        self.app = app
+        self._settings = settings
+        self._installed = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection or the lifespan."""
+        if not self._installed:
+            self._installed = True
+            loopwatch.install(**self._settings).add_context(route_labels)
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        token = _request.set((scope, scope.get("app", self.app)))
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            _request.reset(token)
+
+
+def route_labels() -> Mapping[str, str]:
+    """Return ``http.route`` and ``http.request.method`` of the request in the current context, as far as known."""
+    request = _request.get(None)
+    if request is None:
+        return {}
+    scope, app = request
+    labels = {"http.request.method": str(scope.get("method", "WEBSOCKET"))}
+    template = route_template(scope, app)
+    return {**labels, "http.route": template} if template is not None else labels
+
+
+def route_template(scope: Scope, app: object) -> str | None:
+    """Return the template of the route that serves ``scope``, None if it is not known (yet).
+
+    Frameworks leave it in the scope in ways of their own: FastAPI as ``scope["route"]``, Starlette as
+    ``scope["endpoint"]``. It is looked up among the routes of ``app``, so that the templates of mounts around it are
+    part of it; the path of the request is never used.
+    """
+    route, endpoint = scope.get("route"), scope.get("endpoint")
+    if route is None and endpoint is None:
+        return None
+
+    def serves(candidate: object) -> bool:
+        return candidate is route if route is not None else getattr(candidate, "endpoint", None) is endpoint
+
+    return _find(serves, getattr(app, "routes", None) or ()) or _path(route) or None
+
+
+def _find(serves: Callable[[object], bool], routes: Any, prefix: str = "", depth: int = 10) -> str | None:
+    for route in routes:
+        path = prefix + _path(route)
+        if serves(route):
+            return path
+        inner = getattr(route, "routes", None)
+        found = _find(serves, inner, path, depth - 1) if inner and depth else None
+        if found is not None:
+            return found
+    return None
+
+
+def _path(route: object) -> str:
+    path = getattr(route, "path", None)
+    return path if isinstance(path, str) else ""

@@ -1,0 +1,70 @@
+"""What the interpreter loads at start under ``loopwatch run``: has the agent installed once somebody imports asyncio.
+
+Starts nothing and imports nothing: a process that never imports asyncio (pip, multiprocessing's resource tracker) keeps
+a finder in ``sys.meta_path`` that never finds anything. The ``sitecustomize`` that would have been loaded without us is
+loaded in our place. Whatever of ours fails is one line on stderr; the program runs.
+"""
+# Any interpreter of the machine may come by here, with loopwatch or without, also one older than loopwatch supports:
+# hence the syntax of Python 3.6, and no import of what is not loaded at this point anyway.
+# ruff: noqa: PTH, BLE001
+
+import os
+import sys
+
+_OFF = ("0", "false", "no", "off")  # as loopwatch.config reads them, which must not be imported here
+
+
+class _OnceAsyncioIsWanted:
+    """A meta path finder that gives its place to loopwatch's own when asyncio is looked for."""
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name != "asyncio" or self not in sys.meta_path:
+            return None
+        try:
+            from loopwatch._imports import WhenImported  # noqa: PLC0415
+
+            finder = WhenImported(name, _install)
+            # In place: the import system is iterating over this list.
+            sys.meta_path[sys.meta_path.index(self)] = finder
+            return finder.find_spec(name, path, target)
+        except Exception as exc:
+            _tell(exc)
+            return None
+
+
+def _install(_asyncio):  # type: ignore[no-untyped-def]
+    try:
+        from loopwatch._installed import install_from_environment  # noqa: PLC0415
+
+        install_from_environment()
+    except Exception as exc:
+        _tell(exc)
+
+
+def _tell(exc):  # type: ignore[no-untyped-def]
+    if sys.stderr is None:
+        return
+    why = " ".join(str(exc).split()) or type(exc).__name__
+    advice = "install loopwatch for this interpreter" if isinstance(exc, ImportError) else "report this to loopwatch"
+    try:
+        sys.stderr.write(
+            "loopwatch: this process is not watched: {} ({}); {}, or set LOOPWATCH_ENABLED=0\n".format(  # noqa: UP032
+                why, sys.executable, advice
+            )
+        )
+    except Exception:  # noqa: S110 - a closed stderr: there is nobody to tell
+        pass
+
+
+if os.environ.get("LOOPWATCH_ENABLED", "").strip().lower() not in _OFF:
+    if "asyncio" in sys.modules:
+        _install(None)
+    else:
+        sys.meta_path.insert(0, _OnceAsyncioIsWanted())  # type: ignore[arg-type]
+
+# The next sitecustomize in line takes our place in sys.modules. If there is none, this import fails as it would have
+# failed without us, and an error in it is the interpreter's to report (Lib/site.py, execsitecustomize).
+_here = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _here]
+del sys.modules[__name__]
+import sitecustomize  # noqa: E402, F401, PLW0406

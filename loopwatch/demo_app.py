@@ -1,0 +1,346 @@
+"""The service behind ``loopwatch demo``: a small shop on plain asyncio streams, with the habits that block event loops.
+
+It plays the user's part: it does not import loopwatch, and the agent shows its functions like those of any program.
+Each slow route does real work for about a quarter of a second; :meth:`Shop.open` finds the sizes that take so long
+on this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeAlias
+
+BLOCK = 0.25
+"""s of work that a slow route is given."""
+SUBSCRIBERS = 400
+MAX_BODY = 64 * 1024
+DISKS = (None, "/var/tmp")
+"""Directories to export to: that of temporary files, and one that is on a disk where the first is in memory."""
+
+Handler: TypeAlias = Callable[[str], Awaitable[object]]
+"""Takes what ``{id}`` stands for in the path, returns something JSON-able."""
+
+_request: ContextVar[tuple[str, str] | None] = ContextVar("request", default=None)
+
+
+def labels() -> Mapping[str, str] | None:
+    """Return what the current request is called, in the words of OpenTelemetry; None outside a request."""
+    request = _request.get()
+    return None if request is None else {"http.request.method": request[0], "http.route": request[1]}
+
+
+# ------------------------------------------------------------------------------------------------- the habits
+
+
+def build_report(archive: str, number: str) -> dict[str, object]:
+    """Read a whole archive to change one field of it, and write all of it again."""
+    report = json.loads(archive)
+    report["id"] = number
+    return {"id": number, "bytes": len(json.dumps(report))}
+
+
+def shrink_image(pixels: bytes, width: int) -> bytes:
+    """Halve a grey image, pixel by pixel."""
+    small = bytearray()
+    for row in range(0, len(pixels) - width, 2 * width):
+        for left in range(row, row + width - 1, 2):
+            square = pixels[left] + pixels[left + 1] + pixels[left + width] + pixels[left + width + 1]
+            small.append(square // 4)
+    return bytes(small)
+
+
+def hash_password(password: str, iterations: int) -> bytes:
+    """Hash slowly on purpose, as one should, but not here."""
+    return hashlib.pbkdf2_hmac("sha256", password.encode(), b"salt of this account", iterations)
+
+
+_WORDS = re.compile(r"(\w+\s?)+")
+
+
+def is_plain_search(query: str) -> bool:
+    """Whether ``query`` is words only; the pattern takes twice as long for each further letter before a '!'."""
+    return _WORDS.fullmatch(query) is not None
+
+
+def ask_old_inventory() -> int:
+    """Respect the limit of an old system: four questions a second."""
+    time.sleep(BLOCK)
+    return 12
+
+
+def export_orders(folder: str | None) -> int:
+    """Write orders in small batches and have each one on the disk before the next; return how many batches.
+
+    As many as fit into :data:`BLOCK`: how long a disk takes differs a hundredfold, also from one minute to the next.
+    """
+    batch = b"4711;oak table;1;249.00\n" * 2048
+    ends = time.monotonic() + BLOCK
+    batches = 0
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        while time.monotonic() < ends:
+            file.write(batch)
+            os.fsync(file.fileno())
+            batches += 1
+    return batches
+
+
+class PriceList:
+    """Prices that a background thread renews, behind one lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._prices = {"oak table": 249}
+
+    @property
+    def renewing(self) -> bool:
+        """Whether prices are being renewed."""
+        return self._lock.locked()
+
+    def renew(self) -> None:
+        """Ask the supplier, which takes its time, and keep the lock all the while; in a thread."""
+        with self._lock:
+            time.sleep(BLOCK)
+            self._prices["oak table"] += 1
+
+    def price_of(self, article: str) -> int:
+        """Return a price, once nobody changes it."""
+        with self._lock:
+            return self._prices[article]
+
+
+def notify_subscriber(message: bytes) -> int:
+    """Make the message of one subscriber: nothing to speak of, but everybody's turn comes at once."""
+    checksum = 0
+    for byte in message:
+        checksum = (checksum * 31 + byte) & 0xFFFFFFFF
+    return checksum
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+def sized(work: Callable[[int], object], start: int, seconds: float = BLOCK) -> int:
+    """Return the size for which ``work``, whose time grows with it in proportion, takes ``seconds`` of processor time.
+
+    The thread's processor time is what counts, not the clock on the wall: the machine may be busy with others.
+    """
+    size = start
+    while (took := _cost(work, size)) < seconds / 8:
+        size *= 2
+    return max(int(size * seconds / min(took, _cost(work, size))), 1)
+
+
+def _cost(work: Callable[[int], object], size: int) -> float:
+    began = time.thread_time()
+    work(size)
+    return time.thread_time() - began
+
+
+def _archive(orders: int) -> str:
+    return json.dumps({"orders": [{"article": "oak table", "number": n, "price": 249.5} for n in range(orders)]})
+
+
+def _report_size() -> int:
+    """Return how many orders make a report slow; the archive is made beforehand and does not count."""
+    orders = 1000
+    while True:
+        archive = _archive(orders)
+        took = min(_cost(lambda _: build_report(archive, "0"), 0) for _ in range(2))
+        if took >= BLOCK / 8:
+            return int(orders * BLOCK / took)
+        orders *= 2
+
+
+def _slow_query() -> str:
+    letters = 10
+    while _cost(lambda n: is_plain_search("a" * n + "!"), letters) < BLOCK / 8:
+        letters += 1
+    return "a" * (letters + 3) + "!"  # three doublings: BLOCK to twice as much
+
+
+def _waits_for_disk(folder: str | None) -> bool:
+    """Whether exporting to ``folder`` is waiting, not computing: in memory there is nothing to wait for."""
+    began, cpu = time.monotonic(), time.thread_time()
+    try:
+        export_orders(folder)
+    except OSError:
+        return False
+    return time.thread_time() - cpu < 0.45 * (time.monotonic() - began)
+
+
+# ---------------------------------------------------------------------------------------------- the service
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """What the service works on.
+
+    Attributes:
+        archive: JSON of all orders.
+        image, width: grey pixels, and how many make a row.
+        iterations: of the password hash.
+        account: hash of the one password.
+        query: what somebody searches for.
+        message: what subscribers are told.
+        prices: the price list.
+        export_to: directory that exports go to, "" for that of temporary files; None if there is no disk to wait for.
+    """
+
+    archive: str
+    image: bytes
+    width: int
+    iterations: int
+    account: bytes
+    query: str
+    message: bytes
+    prices: PriceList
+    export_to: str | None
+
+    @classmethod
+    def open(cls) -> Shop:
+        """Return a shop whose slow routes take about :data:`BLOCK` on this machine; takes about 2 s."""
+        width = 512
+        rows = sized(lambda rows: shrink_image(bytes(width * rows), width), 16)
+        iterations = sized(lambda count: hash_password("open sesame", count), 1000)
+        return cls(
+            archive=_archive(_report_size()),
+            image=bytes(width * rows),
+            width=width,
+            iterations=iterations,
+            account=hash_password("open sesame", iterations),
+            query=_slow_query(),
+            message=bytes(sized(lambda size: notify_subscriber(bytes(size)), 10_000) // SUBSCRIBERS),
+            prices=PriceList(),
+            export_to=next((folder or "" for folder in DISKS if _waits_for_disk(folder)), None),
+        )
+
+    def routes(self) -> dict[tuple[str, str], Handler]:
+        """Return the handlers by method and path; ``{id}`` stands for one part of a path."""
+        return {
+            ("GET", "/health"): self.health,
+            ("GET", "/report/{id}"): self.report,
+            ("GET", "/thumbnail"): self.thumbnail,
+            ("POST", "/login"): self.login,
+            ("GET", "/search"): self.search,
+            ("GET", "/legacy"): self.legacy,
+            ("POST", "/export"): self.export,
+            ("GET", "/lock"): self.lock,
+            ("POST", "/fanout"): self.fanout,
+        }
+
+    async def health(self, _: str) -> object:
+        """Say that all is well."""
+        return {"status": "ok"}
+
+    async def report(self, number: str) -> object:
+        """JSON, much of it."""
+        return build_report(self.archive, number)
+
+    async def thumbnail(self, _: str) -> object:
+        """Pure Python."""
+        return {"bytes": len(shrink_image(self.image, self.width))}
+
+    async def login(self, _: str) -> object:
+        """C code that gives up the GIL."""
+        return {"granted": hmac.compare_digest(hash_password("open sesame", self.iterations), self.account)}
+
+    async def search(self, _: str) -> object:
+        """A pattern that backtracks."""
+        return {"plain": is_plain_search(self.query)}
+
+    async def legacy(self, _: str) -> object:
+        """A client library from before asyncio."""
+        return {"in_stock": ask_old_inventory()}
+
+    async def export(self, _: str) -> object:
+        """A disk that is waited for."""
+        return {"batches": export_orders(self.export_to or None)}
+
+    async def lock(self, _: str) -> object:
+        """A lock shared with a thread; the thread begins here, so that the request meets it at work every time."""
+        renewal = asyncio.get_running_loop().run_in_executor(None, self.prices.renew)
+        while not self.prices.renewing and not renewal.done():
+            await asyncio.sleep(0.005)
+        price = self.prices.price_of("oak table")
+        await renewal
+        return {"price": price}
+
+    async def fanout(self, _: str) -> object:
+        """Hundreds of small callbacks in one pass of the loop."""
+        loop = asyncio.get_running_loop()
+        for _number in range(SUBSCRIBERS):
+            loop.call_soon(notify_subscriber, self.message)
+        told = loop.create_future()
+        loop.call_soon(told.set_result, SUBSCRIBERS)
+        return {"told": await told}
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection, one after the other, until the client closes it."""
+        try:
+            while (request := await _read_request(reader)) is not None:
+                writer.write(await self._answer(*request))
+                await writer.drain()
+        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # the client went away, or does not speak HTTP/1.1
+        finally:
+            writer.close()
+
+    async def _answer(self, method: str, path: str) -> bytes:
+        known = self.routes()
+        for (verb, template), handler in known.items():
+            argument = _match(template, path)
+            if verb == method and argument is not None:
+                token = _request.set((method, template))
+                try:
+                    return _response("200 OK", await handler(argument))
+                finally:
+                    _request.reset(token)
+        return _response("404 Not Found", {"known": [f"{verb} {template}" for verb, template in known]})
+
+
+def _match(template: str, path: str) -> str | None:
+    """Return what ``{id}`` stands for ("" without one), None if ``path`` is another."""
+    before, placeholder, after = template.partition("{id}")
+    if not placeholder:
+        return "" if path == template else None
+    middle = path.removeprefix(before).removesuffix(after)
+    fits = path == before + middle + after and middle and "/" not in middle
+    return middle if fits else None
+
+
+async def _read_request(reader: asyncio.StreamReader) -> tuple[str, str] | None:
+    """Return (method, path) of the next request, None if there is none; its body is read and dropped.
+
+    Raises:
+        ValueError: this is not a request, or its body is too large.
+    """
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as exc:
+        if exc.partial:
+            raise
+        return None
+    first, *headers = head.decode("latin-1").split("\r\n")
+    method, target, _version = first.split(" ")
+    length = next((int(line[15:]) for line in headers if line.lower().startswith("content-length:")), 0)
+    if not 0 <= length <= MAX_BODY:
+        raise ValueError(f"body of {length} bytes: at most {MAX_BODY}")
+    await reader.readexactly(length)
+    return method, target.partition("?")[0]
+
+
+def _response(status: str, content: object) -> bytes:
+    body = json.dumps(content).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body

@@ -1,0 +1,117 @@
+"""Fixtures for every test: the kinds of loop, and the proof that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import asyncio.events
+import faulthandler
+import gc
+import importlib.util
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+import loopwatch
+from loopwatch.agent import Agent
+from loopwatch.testing import RecordingSink
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+"""Runs a coroutine to its end on a fresh loop, as ``asyncio.run`` does."""
+
+LOOPS = ["asyncio", "uvloop"] + (["eager"] if sys.version_info >= (3, 12) else [])
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    return loop
+
+
+def runner(kind: str) -> Run:
+    """Return what runs a coroutine on a loop of ``kind``."""
+    if kind == "uvloop":
+        uvloop = pytest.importorskip("uvloop")
+        return lambda coroutine: _run(uvloop.new_event_loop, coroutine)
+    return lambda coroutine: _run(_eager_loop if kind == "eager" else asyncio.new_event_loop, coroutine)
+
+
+def _run(factory: Callable[[], asyncio.AbstractEventLoop], coroutine: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=factory) as made:
+        return made.run(coroutine)
+
+
+@pytest.fixture(params=LOOPS)
+def loop_kind(request: pytest.FixtureRequest) -> str:
+    """The kind of loop: asyncio, uvloop, and asyncio with eager tasks where the interpreter has them."""
+    kind: str = request.param
+    if kind == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        pytest.skip("uvloop is not installed (pip install loopwatch[uvloop])")
+    return kind
+
+
+@pytest.fixture
+def run(loop_kind: str) -> Run:
+    """Run a coroutine on each kind of loop."""
+    return runner(loop_kind)
+
+
+@pytest.fixture
+def sink() -> RecordingSink:
+    """A sink that records stalls."""
+    return RecordingSink()
+
+
+@pytest.fixture
+def agent(sink: RecordingSink) -> Iterator[Agent]:
+    """The installed agent: threshold 0.1 s, every stall goes to ``sink``."""
+    installed = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
+    yield installed
+    loopwatch.uninstall()
+
+
+def _patchable() -> dict[str, object]:
+    """What loopwatch may replace, as it is now."""
+    found: dict[str, object] = {
+        "asyncio.events._set_running_loop": asyncio.events._set_running_loop,
+        "gc.callbacks": [item for item in gc.callbacks if "loopwatch" in repr(item)],
+        "sys.meta_path": [repr(item) for item in sys.meta_path if type(item).__module__.startswith("loopwatch")],
+        "faulthandler": (faulthandler.dump_traceback_later, faulthandler.cancel_dump_traceback_later),
+    }
+    uvloop = sys.modules.get("uvloop")
+    if uvloop is not None and hasattr(uvloop, "Loop"):
+        found["uvloop.Loop"] = {name: vars(uvloop.Loop).get(name) for name in ("run_forever", "close")}
+    return found
+
+
+def _descriptors() -> int:
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0  # noqa: PTH112, PTH208
+
+
+def _until(happened: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return happened()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Every test ends with the patches, threads, child processes and descriptors it began with."""
+    uvloop_was_there = "uvloop" in sys.modules
+    before, threads, descriptors = _patchable(), set(threading.enumerate()), _descriptors()
+    yield
+    loopwatch.uninstall()
+    gc.collect()
+    after = _patchable()
+    if not uvloop_was_there and "uvloop.Loop" in after:
+        before["uvloop.Loop"] = {"run_forever": None, "close": None}
+    assert after == before, "a patch was left behind"
+    assert _until(lambda: not set(threading.enumerate()) - threads), set(threading.enumerate()) - threads
+    assert _until(lambda: not psutil.Process().children()), psutil.Process().children()
+    assert _until(lambda: _descriptors() <= descriptors), f"{_descriptors()} descriptors, {descriptors} before"

@@ -1,0 +1,175 @@
+"""The one module that replaces foreign attributes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopwatch._patches import ListItem, PatchSet
+
+
+def seen(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    return f"ours({original(*args, **kwargs)})"
+
+
+def target() -> Any:
+    return types.SimpleNamespace(f=lambda: "real")
+
+
+def foreign(owner: Any) -> Callable[[], None]:
+    """A patcher that knows only save and restore."""
+    saved = owner.f
+    owner.f = lambda: f"foreign({saved()})"
+    return lambda: setattr(owner, "f", saved)
+
+
+def test_off_on_off() -> None:
+    """A patch intercepts while it is on, and undo puts the very same object back."""
+    owner, patches = target(), PatchSet()
+    real = owner.f
+    patch = patches.around(owner, "f", seen)
+    assert owner.f() == "ours(real)"
+    patches.undo(patch)
+    assert owner.f is real
+    patches.undo(patch)
+    assert owner.f is real
+
+
+def test_inherited_attribute_is_deleted_again() -> None:
+    """Patching a method that a class inherits leaves no attribute of its own behind."""
+
+    class Base:
+        def f(self) -> str:
+            return "real"
+
+    class Derived(Base):
+        pass
+
+    patches = PatchSet()
+    patches.around(Derived, "f", seen)
+    assert Derived().f() == "ours(real)"
+    assert Base().f() == "real"
+    patches.undo_all()
+    assert "f" not in vars(Derived)
+    assert Derived().f() == "real"
+
+
+def test_signature_survives() -> None:
+    """What others learn of a function by inspection stays as it was."""
+
+    def f(a: int, *, b: str = "x") -> None:
+        """Documented."""
+
+    owner, patches = types.SimpleNamespace(f=f), PatchSet()
+    patches.around(owner, "f", seen)
+    assert inspect.signature(owner.f) == inspect.signature(f)
+    assert owner.f.__doc__ == "Documented."
+    patches.undo_all()
+
+
+def test_residue_is_transparent_and_used_again() -> None:
+    """Under a foreign wrapper our part turns transparent, and a thousand re-installs add no layer."""
+    owner, patches = target(), PatchSet()
+    patches.around(owner, "f", seen)
+    foreign(owner)
+    for _ in range(1000):
+        patches.undo_all()
+        assert owner.f() == "foreign(real)"
+        patches.around(owner, "f", seen)
+        assert owner.f() == "foreign(ours(real))"
+    patches.undo_all()
+
+
+def test_residue_that_nobody_calls_is_not_used() -> None:
+    """If somebody put the original back over us, the next patch is made anew and works."""
+    owner, patches = target(), PatchSet()
+    real = owner.f
+    patches.around(owner, "f", seen)
+    undo_foreign = foreign(owner)
+    patches.undo_all()
+    undo_foreign()
+    owner.f = real
+    patches.around(owner, "f", seen)
+    assert owner.f() == "ours(real)"
+    patches.undo_all()
+    assert owner.f is real
+
+
+def test_foreign_undo_after_ours() -> None:
+    """A foreign patcher that restores what it found restores a transparent part, which is then taken over."""
+    owner, patches = target(), PatchSet()
+    patches.around(owner, "f", seen)
+    undo_foreign = foreign(owner)
+    patches.undo_all()
+    undo_foreign()
+    assert owner.f() == "real"
+    patches.around(owner, "f", seen)
+    assert owner.f() == "ours(real)"
+    patches.undo_all()
+    assert owner.f() == "real"
+
+
+@given(st.lists(st.sampled_from(["ours", "undo", "foreign", "undo foreign"]), max_size=30))
+def test_any_order_never_stacks(steps: list[str]) -> None:
+    """Whatever the order of installs, uninstalls and foreign patches: at most one layer of ours, and it is honest."""
+    owner, patches, undos, on = target(), PatchSet(), [], False
+    for step in steps:
+        if step == "ours" and not on:
+            patches.around(owner, "f", seen)
+            on = True
+        elif step == "undo":
+            patches.undo_all()
+            on = False
+        elif step == "foreign":
+            undos.append(foreign(owner))
+        elif step == "undo foreign" and undos:
+            undos.pop()()
+        text = owner.f()
+        assert text.count("ours") <= 1
+        assert "real" in text
+        if not on:
+            assert "ours" not in text
+    patches.undo_all()
+    assert "ours" not in owner.f()
+
+
+def test_functools_wraps_is_recognised() -> None:
+    """A residue below a wrapper made with functools.wraps is found and used again."""
+    owner, patches = target(), PatchSet()
+    patches.around(owner, "f", seen)
+    inner = owner.f
+
+    @functools.wraps(inner)
+    def wrapper() -> str:
+        return f"wrapped({inner()})"
+
+    owner.f = wrapper
+    patches.undo_all()
+    patches.around(owner, "f", seen)
+    assert owner.f() == "wrapped(ours(real))"
+    patches.undo_all()
+
+
+def test_list_item_leaves_others_alone() -> None:
+    """Taking our entry out of a shared list keeps the entries of others, wherever ours has moved."""
+    shared: list[object] = ["a"]
+    item = ListItem(shared, "ours")
+    shared.insert(0, "b")
+    item.undo()
+    item.undo()
+    assert shared == ["b", "a"]
+
+
+def test_missing_attribute_is_an_error() -> None:
+    """An attribute that does not exist cannot be patched, and nothing is half done."""
+    owner, patches = target(), PatchSet()
+    with pytest.raises(AttributeError):
+        patches.around(owner, "g", seen)
+    assert not hasattr(owner, "g")

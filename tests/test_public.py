@@ -1,0 +1,173 @@
+"""What the package promises to everybody: its names, its layers, the lightness of its import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loopwatch
+
+ROOT = Path(loopwatch.__file__).parent
+
+LAYERS = [
+    {"loopwatch.events", "loopwatch.errors"},
+    {"loopwatch.config", "loopwatch._patches", "loopwatch._imports", "loopwatch._faults"},
+    {
+        "loopwatch.probes",
+        "loopwatch.evidence",
+        "loopwatch.stacks",
+        "loopwatch.labels",
+        "loopwatch.observation",
+        "loopwatch.watched",
+        "loopwatch.watcher",
+        "loopwatch.discovery",
+        "loopwatch.governor",
+        "loopwatch.diagnosis",
+    },
+    {"loopwatch.telemetry", "loopwatch.teller"},
+    {"loopwatch.agent"},
+    {"loopwatch._installed"},
+    {
+        "loopwatch.cli",
+        "loopwatch.__main__",
+        "loopwatch._launch",
+        "loopwatch._doctor",
+        "loopwatch._bootstrap",
+        "loopwatch.demo",
+        "loopwatch.demo_app",
+        "loopwatch.testing",
+    },
+]
+"""The contract, lowest layer first; a module may import its own layer and those below it."""
+
+PURE = {"loopwatch.diagnosis", "loopwatch.governor", "loopwatch.events"}
+IMPURE = {"os", "time", "threading", "socket", "asyncio", "subprocess", "linecache", "sys"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Return the modules that ``path`` imports, those for type checkers only left out."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        node
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+        for node in ast.walk(branch)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def layer_of(module: str) -> int | None:
+    for level, members in enumerate(LAYERS):
+        if any(module == member or module.startswith(member + ".") for member in members):
+            return level
+    return None
+
+
+def test_every_module_has_a_layer() -> None:
+    """A new module must be given its place."""
+    unplaced = [name for name in modules() if name != "loopwatch" and layer_of(name) is None]
+    assert unplaced == []
+
+
+def test_imports_point_down() -> None:
+    """No module imports from a layer above its own."""
+    wrong = [
+        (name, imported)
+        for name, path in modules().items()
+        for imported in imports(path)
+        if name != "loopwatch" and (layer_of(imported) or 0) > (layer_of(name) or 0)
+    ]
+    assert wrong == []
+
+
+def test_pure_modules_touch_no_world() -> None:
+    """Diagnosis and governor import neither clocks nor threads nor files."""
+    wrong = [
+        (name, imported)
+        for name, path in modules().items()
+        if any(name == pure or name.startswith(pure + ".") for pure in PURE)
+        for imported in imports(path)
+        if imported.partition(".")[0] in IMPURE
+    ]
+    assert wrong == []
+
+
+def test_integrations_use_public_names_only() -> None:
+    """An integration needs nothing that a user could not use."""
+    folder = ROOT.parent / "integrations"
+    wrong = [
+        (path.name, name)
+        for path in folder.glob("*.py")
+        for name in imports(path)
+        if name.startswith("loopwatch") and name not in {"loopwatch", "loopwatch.testing"}
+    ]
+    assert wrong == []
+
+
+def test_public_names_are_frozen() -> None:
+    """The public names are these, and each can be had."""
+    assert sorted(loopwatch.__all__) == [
+        "Agent",
+        "Cause",
+        "Config",
+        "ConfigError",
+        "Evidence",
+        "Frame",
+        "LoopwatchError",
+        "Snapshot",
+        "Stall",
+        "current_agent",
+        "install",
+        "uninstall",
+    ]
+    for name in loopwatch.__all__:
+        assert getattr(loopwatch, name).__name__ == name
+    assert set(dir(loopwatch)) == set(loopwatch.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = loopwatch.nope  # type: ignore[attr-defined]
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the modules that ``statement`` loads in a fresh interpreter."""
+    code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
+    # -X frozen_modules and site differ between machines: only what is new counts.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_import_loads_nothing_else() -> None:
+    """``import loopwatch`` loads itself and what PEP 562 needs of importlib, nothing more."""
+    allowed = {"loopwatch", "importlib", "importlib._bootstrap", "importlib._bootstrap_external", "warnings"}
+    assert loaded_by("import loopwatch") <= allowed | {"__future__", "typing", "_typing", "_warnings"} | _of_typing()
+
+
+def _of_typing() -> set[str]:
+    return loaded_by("import typing, importlib")
+
+
+def test_install_loads_nothing_heavy() -> None:
+    """Installing does not import OpenTelemetry, psutil, multiprocessing, ctypes or uvloop."""
+    loaded = loaded_by("import loopwatch; loopwatch.install()")
+    heavy = {"opentelemetry", "psutil", "multiprocessing", "uvloop", "ctypes", "sqlite3", "grpc", "requests"}
+    assert heavy & {name.partition(".")[0] for name in loaded} == set()
