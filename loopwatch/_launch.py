@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,9 +59,9 @@ def find_program(target: Sequence[str]) -> Program:
     if path.suffix in _SCRIPTS and path.is_file():
         return _python(_not_an_option(name), *arguments)
     found = shutil.which(name) or _beside_python(name)
-    if found is not None:
+    if found is not None and not _is_zip(Path(found)):
         return Program(found, (name, *arguments))
-    if path.is_file() or _runnable_directory(path):
+    if path.is_file() or (path / "__main__.py").is_file():
         return _python(_not_an_option(name), *arguments)
     raise LoopwatchError(_missing(name, path))
 
@@ -77,23 +76,22 @@ def settings_for(options: Mapping[str, str]) -> dict[str, str]:
         >>> settings_for({"threshold": "0.2"})
         {'LOOPWATCH_THRESHOLD': '0.2'}
     """
-    variables = {}
-    for field, text in options.items():
-        variable = ENV_PREFIX + field.upper()
-        option = f"--{field.replace('_', '-')}"
-        if not text:
-            raise ConfigError(f"{option} '': must not be empty")
-        if field in ("user_code", "library_code"):
-            text = _with_absolute_paths(text)
-        try:
-            # Callables are the program's: importing them here would run its code.
-            config = from_env({variable: _without_callables(text) if field == "context" else text})
-        except ConfigError as exc:
-            raise ConfigError(str(exc).replace(f"{variable}=", f"{option} ", 1)) from None
-        if field == "journal":
-            text = _checked_journal(config, option)
-        variables[variable] = text
-    return variables
+    return {ENV_PREFIX + field.upper(): _checked(field, text) for field, text in options.items()}
+
+
+def _checked(field: str, text: str) -> str:
+    """Return ``text`` as the program's processes can read it, whatever their directory."""
+    variable, option = ENV_PREFIX + field.upper(), f"--{field.replace('_', '-')}"
+    if not text:
+        raise ConfigError(f"{option} '': must not be empty")
+    try:
+        # Callables are the program's: importing them here would run its code.
+        config = from_env({variable: _without_callables(text) if field == "context" else text})
+    except ConfigError as exc:
+        raise ConfigError(str(exc).replace(f"{variable}=", f"{option} ", 1)) from None
+    if field == "journal":
+        return _checked_journal(config, option)
+    return _with_absolute_paths(text) if field in ("user_code", "library_code") else text
 
 
 def environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
@@ -120,7 +118,9 @@ def execute(program: Program, environ: Mapping[str, str]) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         os.execve(program.path, program.argv, environ)
     except OSError as exc:
-        raise LoopwatchError(f"cannot execute {program.path}: {exc.strerror}; is it a program for this system?") from None
+        raise LoopwatchError(
+            f"cannot execute {program.path}: {exc.strerror}; is it a program for this system?"
+        ) from None
 
 
 def _run_and_wait(program: Program, environ: Mapping[str, str]) -> int:
@@ -163,10 +163,6 @@ def _beside_python(name: str) -> str | None:
     return shutil.which(name, path=str(Path(sys.executable).parent)) if Path(name).name == name else None
 
 
-def _runnable_directory(path: Path) -> bool:
-    return (path / "__main__.py").is_file()
-
-
 def _missing(name: str, path: Path) -> str:
     if path.is_dir():
         return f"{name} is a directory without __main__.py; give a script, a command or -m MODULE"
@@ -193,9 +189,10 @@ def _checked_journal(config: Config, option: str) -> str:
     return str(journal)
 
 
-def is_zip(path: Path) -> bool:
-    """Whether ``path`` is a zip file that Python can run."""
-    if not zipfile.is_zipfile(path):
+def _is_zip(path: Path) -> bool:
+    """Whether ``path`` is an archive without the first line that would let the system execute it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError:  # executable but not readable
         return False
-    with zipfile.ZipFile(path) as archive:
-        return "__main__.py" in archive.namelist()

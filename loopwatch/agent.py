@@ -320,7 +320,6 @@ class Agent:
         with self._faults.guard("discovery"):
             known = self._find(loop)
             if known is not None:
-                self._watcher.collect(known)
                 self._watcher.remove((known,))
 
     def _name(self) -> str:

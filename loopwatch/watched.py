@@ -72,6 +72,10 @@ def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Callable[[Ba
     return HeartbeatProbe(limit)
 
 
+SCHEDULER_EVERY = 0.5
+"""s between two readings of the scheduler's figures, which cost a file; what a thread waits in that time is little."""
+
+
 class WatchedLoop:
     """A loop and what is known of it. Holds the loop weakly: watching keeps nothing alive."""
 
@@ -106,6 +110,8 @@ class WatchedLoop:
         """The loop begins to run; on its thread."""
         self.thread = ThreadFacts.here()
         self._baselines.clear()
+        now = time.monotonic()
+        self.renew_baseline(now, self.probe.counters(now).idle or 0.0)
         self.probe.running(True)
         if self._beating:
             self.heart.resume()
@@ -124,9 +130,16 @@ class WatchedLoop:
         before = [item for item in self._baselines if item.at <= start]
         return before[-1] if before else next(iter(self._baselines), None)
 
-    def renew_baseline(self, baseline: Baseline) -> None:
-        """Take a new reading of the clocks."""
-        self._baselines.append(baseline)
+    def renew_baseline(self, now: float, idle: float) -> None:
+        """Read the clocks of the loop's thread, now that it is not blocked."""
+        thread, before = self.thread, self.baseline
+        if thread is None:
+            return
+        run_queue, read_at = (before.run_queue, before.run_queue_at) if before is not None else (None, -SCHEDULER_EVERY)
+        if now - read_at >= SCHEDULER_EVERY:
+            scheduled = thread.scheduled()
+            run_queue, read_at = (scheduled.run_queue if scheduled else None), now
+        self._baselines.append(Baseline(now, thread.cpu(), time.process_time(), run_queue, read_at, idle))
 
     def stopped(self) -> None:
         """The loop stops running; on its thread."""

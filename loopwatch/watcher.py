@@ -28,7 +28,7 @@ from loopwatch.evidence import GcMonitor
 from loopwatch.observation import Observation, Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.probe import IDLE, Block
-from loopwatch.watched import Baseline, Caller, Episode, WatchedLoop
+from loopwatch.watched import Caller, Episode, WatchedLoop
 
 WINDOW = 10.0
 """s: figures of loops are those of the last complete window of this length."""
@@ -45,7 +45,6 @@ LATE = 0.015
 """s: a watcher later than this was kept from running, and asks who did it."""
 THREAD_CLOCKS_EVERY = 1.0
 """s between two readings of all threads' clocks, so that who burned a processor can be told later."""
-SCHEDULER_EVERY = 0.5
 HOG_EVERY = 0.05
 """s between two searches for the thread that holds the GIL, while a loop waits for what may be the GIL."""
 
@@ -55,11 +54,13 @@ class Lateness:
     """The watcher wanted to run from ``planned`` on, and did at ``actual`` (``time.monotonic`` seconds).
 
     Attributes:
+        asleep_from: when it had gone to sleep; what kept it from running may have begun at any time since.
         starved: s of it that the watcher's own thread waited for a processor.
         hog: stack of the other thread that used most processor time, None if none stood out.
         hog_cpu: processor seconds that thread used since its clock was last read.
     """
 
+    asleep_from: float
     planned: float
     actual: float
     starved: float
@@ -106,6 +107,7 @@ class Watcher:
         self._thread_clocks: dict[int, float] = {}
         self._clocks_read = 0.0
         self._own_run_queue = 0.0
+        self._slept_at = 0.0
         self._throttled: tuple[float, float | None] = (0.0, None)
         self._window_ends = 0.0
         self._grace_until = time.monotonic() + config().grace
@@ -130,9 +132,11 @@ class Watcher:
         """Stop watching ``loops`` and leave them as they were."""
         gone = set(loops)
         with self._guard:
+            gone &= set(self.loops)
             self.loops = tuple(loop for loop in self.loops if loop not in gone)
         for loop in gone:
             with self._faults.guard("probe"):
+                self.collect(loop)
                 loop.detach()
 
     def wake(self) -> None:
@@ -202,6 +206,7 @@ class Watcher:
                     self._ticks += 1
                     self._ticked.notify_all()
                 # Without loops there is nothing to do until one is added.
+                self._slept_at = time.monotonic()
                 woken = self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1)
                 planned = time.monotonic() if woken else planned
         except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is watched
@@ -271,14 +276,7 @@ class Watcher:
         return wall <= 0 or 1 - (counters.idle - before.idle) / wall >= ACTIVE_SHARE
 
     def _renew_baseline(self, loop: WatchedLoop, now: float, idle: float) -> None:
-        thread, before = loop.thread, loop.baseline
-        if thread is None:
-            return
-        run_queue, read_at = (before.run_queue, before.run_queue_at) if before is not None else (None, 0.0)
-        if now - read_at >= SCHEDULER_EVERY:
-            scheduled = thread.scheduled()
-            run_queue, read_at = (scheduled.run_queue if scheduled else None), now
-        loop.renew_baseline(Baseline(now, thread.cpu(), time.process_time(), run_queue, read_at, idle))
+        loop.renew_baseline(now, idle)
         if now - self._clocks_read >= THREAD_CLOCKS_EVERY:
             self._clocks_read = now
             self._throttled = (now, facts.throttled())
@@ -305,8 +303,7 @@ class Watcher:
         ):
             watched = {loop.thread.ident for loop in self.loops if loop.thread is not None}
             others = stacks.frames_of_threads(frames, {threading.get_ident(), *watched}, config.max_frames)
-            if others:
-                self._find_hog(others, planned, now)
+            self._find_hog(others, planned, now)
         del frames
         for loop, since, sample in taken:
             episode = loop.episodes.get(since) or loop.episodes.setdefault(since, Episode(os.urandom(5).hex()))
@@ -371,7 +368,7 @@ class Watcher:
         run_queue = own.run_queue if own else 0.0
         starved = max(run_queue - self._own_run_queue, 0.0)
         stack, cpu = (others[hog], used[hog]) if hog is not None else (None, 0.0)
-        self._lateness.append(Lateness(planned, now, starved, stack, cpu))
+        self._lateness.append(Lateness(self._slept_at, planned, now, starved, stack, cpu))
         self._own_run_queue = run_queue
         self._thread_clocks = clocks
         self._clocks_read = now
@@ -439,7 +436,7 @@ class Watcher:
             scheduled = loop.thread.scheduled()
             run_queue = scheduled.run_queue - baseline.run_queue if scheduled is not None else None
         throttled_before, throttled_after = self._throttled[1], facts.throttled()
-        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
+        late = [entry for entry in self._lateness if entry.actual > block.start and entry.asleep_from < block.end]
         syscall, share = _where(samples)
         return Evidence(
             wall=length if window is None else window,
@@ -463,7 +460,7 @@ class Watcher:
         )
 
     def _hog_within(self, block: Block) -> Lateness | None:
-        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
+        late = [entry for entry in self._lateness if entry.actual > block.start and entry.asleep_from < block.end]
         return max((entry for entry in late if entry.hog), key=lambda entry: entry.hog_cpu, default=None)
 
     def _forget_ended(self, loop: WatchedLoop, now: float) -> None:
@@ -498,7 +495,7 @@ def _main_caller(episode: Episode) -> Caller:
 
 
 def _overlap(entry: Lateness, block: Block) -> float:
-    return max(min(entry.actual, block.end) - max(entry.planned, block.start), 0.0)
+    return max(min(entry.actual, block.end) - max(entry.asleep_from, block.start), 0.0)
 
 
 def _where(samples: list[Sample]) -> tuple[str | None, float]:

@@ -46,6 +46,14 @@ def _run(factory: Callable[[], asyncio.AbstractEventLoop], coroutine: Coroutine[
         return made.run(coroutine)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warmed_up() -> None:
+    """Some descriptors are opened once in a process, by the first loop of a kind."""
+    for kind in LOOPS:
+        if kind != "uvloop" or importlib.util.find_spec("uvloop") is not None:
+            runner(kind)(asyncio.sleep(0))
+
+
 @pytest.fixture(params=LOOPS)
 def loop_kind(request: pytest.FixtureRequest) -> str:
     """The kind of loop: asyncio, uvloop, and asyncio with eager tasks where the interpreter has them."""

@@ -112,14 +112,15 @@ def test_one_block_is_one_stall(agent: Agent, sink: RecordingSink, run: Run) -> 
 def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run: Run) -> None:
     """A block in C code that keeps the GIL stops the watcher too; the first sample after it names the line."""
 
+    def seconds(length: int) -> float:
+        began = time.monotonic()
+        re.match(r"(a+)+$", "a" * length + "b")
+        return time.monotonic() - began
+
+    length = next(length for length in range(16, 40) if seconds(length) > 0.1) + 1
+
     def catastrophic() -> None:
-        text = "a" * 20
-        while True:
-            began = time.monotonic()
-            re.match(r"(a+)+$", text + "b")
-            if time.monotonic() - began > 0.2:
-                return
-            text += "a"
+        re.match(r"(a+)+$", "a" * length + "b")
 
     run(around(catastrophic))
     stall = max(sink.wait(), key=lambda stall: stall.duration)

@@ -1,1 +1,1 @@
-"""The directory that ``loopwatch run`` puts first on PYTHONPATH; holds ``sitecustomize.py`` and is never imported itself."""
+"""The directory that ``loopwatch run`` puts first on PYTHONPATH, for ``sitecustomize.py``; never imported itself."""

@@ -6,10 +6,16 @@ loaded in our place. Whatever of ours fails is one line on stderr; the program r
 """
 # Any interpreter of the machine may come by here, with loopwatch or without, also one older than loopwatch supports:
 # hence the syntax of Python 3.6, and no import of what is not loaded at this point anyway.
-# ruff: noqa: PTH, BLE001
+# ruff: noqa: PTH100, PTH120, BLE001
 
 import os
 import sys
+
+MYPY = False
+if MYPY:  # for the type checker only: typing is not loaded at this point
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _OFF = ("0", "false", "no", "off")  # as loopwatch.config reads them, which must not be imported here
 
@@ -17,11 +23,13 @@ _OFF = ("0", "false", "no", "off")  # as loopwatch.config reads them, which must
 class _OnceAsyncioIsWanted:
     """A meta path finder that gives its place to loopwatch's own when asyncio is looked for."""
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> "ModuleSpec | None":
         if name != "asyncio" or self not in sys.meta_path:
             return None
         try:
-            from loopwatch._imports import WhenImported  # noqa: PLC0415
+            from loopwatch._imports import WhenImported
 
             finder = WhenImported(name, _install)
             # In place: the import system is iterating over this list.
@@ -32,16 +40,16 @@ class _OnceAsyncioIsWanted:
             return None
 
 
-def _install(_asyncio):  # type: ignore[no-untyped-def]
+def _install(_asyncio: object) -> None:
     try:
-        from loopwatch._installed import install_from_environment  # noqa: PLC0415
+        from loopwatch._installed import install_from_environment
 
         install_from_environment()
     except Exception as exc:
         _tell(exc)
 
 
-def _tell(exc):  # type: ignore[no-untyped-def]
+def _tell(exc: Exception) -> None:
     if sys.stderr is None:
         return
     why = " ".join(str(exc).split()) or type(exc).__name__
@@ -67,4 +75,4 @@ if os.environ.get("LOOPWATCH_ENABLED", "").strip().lower() not in _OFF:
 _here = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _here]
 del sys.modules[__name__]
-import sitecustomize  # noqa: E402, F401, PLW0406
+__import__(__name__)

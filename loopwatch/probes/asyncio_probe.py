@@ -68,17 +68,8 @@ class Cell:
     def end_pass(self, now: float) -> None:
         """A pass was long: keep it with what only this thread can know cheaply, at this moment."""
         since = self.busy_since
-        marked, cpu, process_cpu = self.mark
-        block = Block(
-            key=since,
-            start=since,
-            end=now,
-            shared=True,
-            victims=len(self.ready) + self._due_timers(now),
-            window=now - marked,
-            cpu=time.thread_time() - cpu,
-            process_cpu=time.process_time() - process_cpu,
-        )
+        block = Block(since, since, now, shared=True, victims=len(self.ready) + self._due_timers(now))
+        self._read_clocks(block, now)
         self.awaiting_events = block
         self.sleep_limit = -1.0  # has the next select report its events
         self.blocks.append(block)
@@ -93,11 +84,17 @@ class Cell:
         if end - due >= self.limit:
             # It may have been due earlier, by an event: at any time since ``start``.
             early = due - start if events else 0.0
-            self.blocks.append(
-                Block(
-                    key=due, start=due, end=end, uncertainty=early, asleep=True, victims=events + self._due_timers(end)
-                )
-            )
+            block = Block(due, due, end, uncertainty=early, asleep=True, victims=events + self._due_timers(end))
+            self._read_clocks(block, end)
+            block.window = end - self.mark[0] - (due - start)  # the sleep it was meant to have is not part of it
+            self.blocks.append(block)
+
+    def _read_clocks(self, block: Block, now: float) -> None:
+        """Note what was used of the processor since the last mark, which lies at most 10 ms of work before."""
+        marked, cpu, process_cpu = self.mark
+        block.window = now - marked
+        block.cpu = time.thread_time() - cpu
+        block.process_cpu = time.process_time() - process_cpu
 
     def _due_timers(self, now: float) -> int:
         """Count the timers that are due, walking only that part of the heap."""
