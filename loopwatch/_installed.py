@@ -23,7 +23,8 @@ class _Process:
         self.agent: Agent | None = None
         self.lock = threading.RLock()
         self.patches = PatchSet()  # outlives agents, so that the next one finds the residues of the last
-        self.handles_fork = False
+        self.is_handled = False  # its forks and its exit
+        self.forking = threading.local()  # .release: what lets the agent go on after the fork of this thread
 
 
 _process = _Process()
@@ -63,8 +64,7 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
         agent = Agent(config or from_env(**settings), patches=_process.patches)
         agent.start()
         _process.agent = agent
-        atexit.register(uninstall)
-        _handle_fork()
+        _handle_process()
         return agent
 
 
@@ -76,7 +76,6 @@ def uninstall() -> None:
     """
     with _process.lock:
         agent, _process.agent = _process.agent, None
-        atexit.unregister(uninstall)
     if agent is not None:
         agent.stop()
 
@@ -94,10 +93,27 @@ def install_from_environment() -> None:
         logger.error("loopwatch: not started: %s", exc)
 
 
-def _handle_fork() -> None:
-    if not _process.handles_fork and hasattr(os, "register_at_fork"):
-        _process.handles_fork = True  # for good: the interpreter has no way to take it back
-        os.register_at_fork(after_in_child=_after_fork_in_child)
+def _handle_process() -> None:
+    """Once, for good: a fork handler cannot be taken back, and an exit handler leaves its slot (atexitmodule.c)."""
+    if _process.is_handled:
+        return
+    _process.is_handled = True
+    atexit.register(uninstall)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(
+            before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+        )
+
+
+def _before_fork() -> None:
+    agent = _process.agent
+    _process.forking.release = agent.hold_for_fork() if agent is not None else None
+
+
+def _after_fork_in_parent() -> None:
+    release = getattr(_process.forking, "release", None)
+    if release is not None:
+        release()
 
 
 def _after_fork_in_child() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -59,7 +60,11 @@ def find_program(target: Sequence[str]) -> Program:
     if path.suffix in _SCRIPTS and path.is_file():
         return _python(_not_an_option(name), *arguments)
     found = shutil.which(name) or _beside_python(name)
-    if found is not None and not _is_zip(Path(found)):
+    if found is not None:
+        first = _first_line(found)
+        if first.startswith(b"PK\x03\x04"):
+            return _python(found, *arguments)
+        _check_interpreter(name, found, first)
         return Program(found, (name, *arguments))
     if path.is_file() or (path / "__main__.py").is_file():
         return _python(_not_an_option(name), *arguments)
@@ -149,8 +154,8 @@ def _check_module(module: str) -> None:
     try:
         if not sys.flags.safe_path:
             sys.path.insert(0, str(Path.cwd()))
-        found = importlib.util.find_spec(top) is not None
-    except (ImportError, ValueError):  # ValueError: what is no module name, such as __main__ or ""
+        found = top != "__main__" and importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):  # ValueError: an empty name
         found = False
     finally:
         sys.path[:] = path
@@ -164,6 +169,8 @@ def _beside_python(name: str) -> str | None:
 
 
 def _missing(name: str, path: Path) -> str:
+    if not name:
+        return "the name of what to run is empty; give a script, a command or -m MODULE"
     if path.is_dir():
         return f"{name} is a directory without __main__.py; give a script, a command or -m MODULE"
     if path.suffix in _SCRIPTS or path.name != name:
@@ -189,10 +196,23 @@ def _checked_journal(config: Config, option: str) -> str:
     return str(journal)
 
 
-def _is_zip(path: Path) -> bool:
-    """Whether ``path`` is an archive without the first line that would let the system execute it."""
+def _first_line(path: str) -> bytes:
+    """Return what tells the system how to execute a file: ``#!...``, or the mark of an archive, which it cannot."""
     try:
-        with path.open("rb") as file:
-            return file.read(4) == b"PK\x03\x04"
+        with Path(path).open("rb") as file:
+            return file.readline(256)
     except OSError:  # executable but not readable
-        return False
+        return b""
+
+
+def _check_interpreter(name: str, path: str, first: bytes) -> None:
+    """Refuse a command whose first line keeps its Python from seeing PYTHONPATH: it would run unwatched."""
+    words = first[2:].decode(errors="replace").split() if first.startswith(b"#!") else []
+    while words and not Path(words[0]).name.startswith("python"):  # /usr/bin/env, its options
+        del words[0]
+    for flag in words[1:]:
+        if re.fullmatch(r"-[A-Za-z]*[EI][A-Za-z]*", flag):
+            raise LoopwatchError(
+                f"{name} starts Python with {flag}, which ignores PYTHONPATH, so it could not be watched; "
+                f"write: loopwatch run {words[0]} {path}"
+            )

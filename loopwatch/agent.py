@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -11,14 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from loopwatch import stacks
-from loopwatch._faults import Faults
+from loopwatch._faults import Action, Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config, ContextSource
 from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, Snapshot, Stall
+from loopwatch.events import AgentStats, Frame, Snapshot, Stall
 from loopwatch.governor import Governor
 from loopwatch.observation import Observation
 from loopwatch.probes.probe import Loop
@@ -27,9 +28,10 @@ from loopwatch.telemetry.journal import JournalWriter, journal_path
 from loopwatch.telemetry.log import LogSink
 from loopwatch.teller import Teller
 from loopwatch.watched import WatchedLoop, make_probe
-from loopwatch.watcher import Watcher
+from loopwatch.watcher import LONGEST_TICK, Watcher
 
-logger = logging.getLogger("loopwatch")
+FORK_PATIENCE = 0.02
+"""s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
 
 Callback = Callable[[Stall], object]
 
@@ -56,7 +58,8 @@ class Agent:
     def __init__(self, config: Config | None = None, *, patches: PatchSet | None = None) -> None:
         self._config = config or Config()
         self._patches = patches or PatchSet()
-        self._faults = Faults()
+        self._faults = Faults(self._relay, self._switched_off)
+        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._ring: deque[Stall] = deque(maxlen=self._config.max_stalls)
         self._callbacks: list[Callback] = []
@@ -95,6 +98,8 @@ class Agent:
             if self._state != "off":
                 return
             refusal = "disabled by configuration (enabled=False)" if not self._config.enabled else _unsupported()
+            if refusal and self._config.enabled:
+                self._faults.say(logging.ERROR, "loopwatch: not started: %s", refusal)
             if refusal:
                 self._reason = refusal
                 return
@@ -118,14 +123,27 @@ class Agent:
             if self._discovery is not None:
                 self._discovery.stop()
             self._patches.undo_all()
-        self._watcher.stop(timeout)
-        self._teller.stop(timeout)
+        with self._faults.guard("watcher"):
+            self._watcher.stop(timeout)
+        with self._faults.guard("teller"):
+            self._teller.stop(timeout)
         self._close_files()
         self._make_parts()
+
+    def hold_for_fork(self) -> Callable[[], None]:
+        """Come to rest before a fork, so that the child finds sinks and timers whole; return what lets go again."""
+        held = contextlib.ExitStack()
+        with self._faults.guard("fork"):
+            if self._teller.hold(FORK_PATIENCE):
+                held.callback(self._teller.release)
+            if self._hang is not None:
+                held.enter_context(self._hang.held())
+        return held.close
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever."""
         self._lock = threading.RLock()
+        self._pid = os.getpid()
         was_on, old, journal, hang = self._state == "on", self._watcher, self._journal, self._hang
         self._ring.clear()
         self._make_parts()
@@ -138,7 +156,7 @@ class Agent:
         if self._config.follow_fork:
             self._watcher.gc = old.gc
             self._watcher.paused = old.paused
-            self._open_files()
+            self._open_files(leftovers=False)
         else:
             old.gc.stop()
             if self._discovery is not None:
@@ -192,7 +210,8 @@ class Agent:
             loop.heart.set_interval(new.heartbeat)
         self._apply_limits()
         self._watcher.wake()
-        logger.info("loopwatch: reconfigured: %s", ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in changes.items()))
+        told = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items())
+        self._faults.say(logging.INFO, "loopwatch: reconfigured: %s", told)
         return changes
 
     # -- what the user asks ---------------------------------------------------------------------------------------
@@ -210,7 +229,7 @@ class Agent:
             loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
             agent=AgentStats(
                 state=self._describe_state(),
-                reason=self._reason,
+                reason=self._reason or ("its watcher failed" if self._faults.is_off("watcher") else ""),
                 cpu=self._watcher.cpu + self._teller.cpu,
                 cpu_share=self._governor.share,
                 stretch=self._watcher.stretch,
@@ -292,8 +311,10 @@ class Agent:
     def _loop_started(self, loop: Loop, name: str | None = None) -> None:
         """On the loop's thread, before it runs."""
         with self._faults.guard("discovery"):
-            if self._state != "on" or self._faults.is_off("watcher"):
+            if self._state != "on" or self._faults.is_off("watcher") or self._faults.is_off("discovery"):
                 return
+            if not threading.main_thread().is_alive():
+                return  # the interpreter is about to exit and starts no more threads
             known = self._find(loop)
             if known is None:
                 known = self._attach(loop, name)
@@ -309,6 +330,8 @@ class Agent:
 
     def _loop_stopped(self, loop: Loop) -> None:
         """On the loop's thread, after it ran."""
+        if os.getpid() != self._pid:
+            return  # asyncio's own handler of a fork, which runs before ours (on_fork in asyncio/events.py since 3.12)
         with self._faults.guard("discovery"):
             known = self._find(loop)
             if known is not None:
@@ -332,8 +355,11 @@ class Agent:
         return float("inf") if self._watcher.paused else self._config.threshold
 
     def _apply_limits(self) -> None:
+        now = time.monotonic()
         for loop in self._watcher.loops:
-            loop.probe.set_limit(self._limit())
+            with self._faults.guard("probe"):
+                loop.probe.activity(now)  # what has ended is judged by the limit that was in force
+                loop.probe.set_limit(self._limit())
 
     # -- telling --------------------------------------------------------------------------------------------------
 
@@ -342,9 +368,7 @@ class Agent:
 
     def _tell(self, seen: Observation) -> None:
         """In the teller's thread."""
-        hang = self._hang
-        dump = hang.dump_of(seen.loop) if hang is not None else ()
-        stall = diagnose(seen, self._site, self._config.threshold, _call_name, dump)
+        stall = self._diagnosed(seen)
         if stall is None:
             return
         self._ring.append(stall)
@@ -358,12 +382,25 @@ class Agent:
         for callback in (*configured, *self._callbacks):
             self._call(callback, stall)
 
+    def _diagnosed(self, seen: Observation) -> Stall | None:
+        hang = self._hang
+        dump: tuple[Frame, ...] = ()
+        if hang is not None and not self._faults.is_off("hang"):
+            with self._faults.guard("hang"):
+                dump = hang.dump_of(seen.loop, seen.started_at, seen.started_at + seen.end - seen.start)
+        if not self._faults.is_off("diagnosis"):
+            with self._faults.guard("diagnosis"):
+                return diagnose(seen, self._site, self._config.threshold, _call_name, dump)
+        return None
+
     def _call(self, callback: Callback, stall: Stall) -> None:
         try:
             callback(stall)
-        except Exception as exc:
+        except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the teller
             self._faults.counts["callback"] = self._faults.counts.get("callback", 0) + 1
-            logger.exception("loopwatch: the on_stall callback %r raised %r and is removed", callback, exc)
+            self._faults.say(
+                logging.ERROR, "loopwatch: the on_stall callback %r raised %r and is removed", callback, exc, exc=exc
+            )
             _discard(self._callbacks, callback)
             if callback is self._config.on_stall:
                 self._config = self._config.replaced(on_stall=None)
@@ -374,29 +411,51 @@ class Agent:
         self._watcher.stretch = stretch
         if stretch > 1 and not self._slow_told:
             self._slow_told = True
-            logger.warning(
+            self._faults.say(
+                logging.WARNING,
                 "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
                 self._governor.share * 100, self._config.cpu_budget,
             )  # fmt: skip
         hang = self._hang
         if hang is not None and not self._faults.is_off("hang"):
             with self._faults.guard("hang"):
-                hang.tick(now, self._threads_of_loops())
+                hang.tick(now, self._threads_of_loops(), LONGEST_TICK * stretch)
 
     def _threads_of_loops(self) -> dict[int, str]:
         return {loop.thread.ident: loop.name for loop in self._watcher.loops if loop.thread and loop.is_running}
 
-    def _open_files(self) -> None:
+    def _relay(self, action: Action) -> bool:
+        """Leave a log line to the teller where a loop or the watcher would have to wait for the handler."""
+        asyncio = loaded("asyncio")
+        on_loop = asyncio is not None and asyncio._get_running_loop() is not None
+        return (on_loop or self._watcher.is_own_thread(threading.get_ident())) and self._teller.do(action)
+
+    def _switched_off(self, part: str) -> None:
+        """Disarm the timer that nobody arms again: it would take a healthy program for one that hangs."""
+        hang = self._hang
+        if part in ("watcher", "hang") and hang is not None:
+            with self._faults.guard("hang"):
+                hang.close()
+
+    def _open_files(self, *, leftovers: bool = True) -> None:
         setting = self._config.journal
         if setting is None or self._faults.is_off("journal"):
             return
         with self._faults.guard("journal"):
             self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
         with self._faults.guard("hang"):
-            for stall in leftover_hangs(str(setting), self._config.hang_after):
-                logger.warning("loopwatch: process %d ended while its loop was blocked: %s", stall.pid, stall.remedy)
-                self._journal.write(stall) if self._journal is not None else None
+            for stall in leftover_hangs(str(setting), self._config.hang_after) if leftovers else ():
+                self._tell_leftover(stall)
             self._hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)
+
+    def _tell_leftover(self, stall: Stall) -> None:
+        self._faults.say(
+            logging.WARNING, "loopwatch: process %d ended while its loop %r was blocked: %s", stall.pid, stall.loop,
+            stall.remedy,
+        )  # fmt: skip
+        if self._journal is not None and not self._faults.is_off("journal"):
+            with self._faults.guard("journal"):
+                self._journal.write(stall)
 
     def _close_files(self) -> None:
         for part, file in (("journal", self._journal), ("hang", self._hang)):
@@ -441,7 +500,5 @@ def _unsupported() -> str:
     """Return why this process cannot be watched, "" if it can."""
     monkey = loaded("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        reason = "gevent has patched this process: asyncio cannot be watched beside it; run loopwatch without gevent"
-        logger.error("loopwatch: not started: %s", reason)
-        return reason
+        return "gevent has patched this process: asyncio cannot be watched beside it; run loopwatch without gevent"
     return ""

@@ -72,11 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"loopwatch: {' '.join(str(exc).split())}", file=sys.stderr)  # noqa: T201
         return 2
     except BrokenPipeError:
-        # The interpreter flushes once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return _SIGPIPE_EXIT
+    except OSError as exc:  # stdout on a full disk, a working directory that was removed
+        print(f"loopwatch: {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}", file=sys.stderr)  # noqa: T201
+        _drop_output()
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _drop_output() -> None:
+    """Send what is still to be written nowhere: the interpreter tries once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(args: list[str]) -> int:
@@ -156,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     demo.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="kind of loop (default asyncio)")
-    demo.add_argument("--seconds", metavar="S", type=_seconds, help="how long")
-    demo.add_argument("--journal", metavar="PATH", help="keep the journal")
+    demo.add_argument("--seconds", metavar="S", type=_seconds, default=10.0, help="how long (default 10)")
+    demo.add_argument("--journal", metavar="PATH", help="file or directory for the journal")
     demo.set_defaults(call=_demo, parser=demo)
 
     doctor = commands.add_parser(

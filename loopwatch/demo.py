@@ -13,13 +13,15 @@ import json
 import logging
 import math
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,12 @@ import loopwatch
 from loopwatch import demo_app
 from loopwatch.errors import ConfigError, LoopwatchError
 from loopwatch.events import AgentStats, Cause, Frame, Stall
-from loopwatch.telemetry.journal import printable
-from loopwatch.telemetry.report import cut, seconds
+from loopwatch.telemetry.journal import journal_path, printable
+from loopwatch.telemetry.report import seconds as in_words
+from loopwatch.telemetry.report import times
 
+EXPORT = "/export"
+"""Template of the route that needs a disk."""
 LOOPS = ("asyncio", "uvloop")
 THRESHOLD = 0.1
 WIDTH = 96
@@ -81,22 +86,26 @@ HABITS = (
     _habit("POST", "/login", demo_app.hash_password, Cause.NATIVE),
     _habit("GET", "/search", demo_app.is_plain_search, Cause.NATIVE_GIL),
     _habit("GET", "/legacy", demo_app.ask_old_inventory, Cause.SLEEP),
-    _habit("POST", "/export", demo_app.export_orders, Cause.IO),
+    _habit("GET", "/stock", demo_app.ask_supplier, Cause.IO),
+    _habit("POST", EXPORT, demo_app.export_orders, Cause.IO),
     _habit("GET", "/lock", demo_app.PriceList.price_of, Cause.LOCK),
     _habit("POST", "/fanout", demo_app.notify_subscriber, Cause.OVERLOAD),
 )
 """What the demo's service does wrong."""
 
+BUSY = 0.2
+"""Share of a block for which the loop waited for a processor: from here on, this machine is in the way of the demo."""
+
 WHY = {
     Cause.PYTHON: "it ran Python code",
-    Cause.NATIVE_GIL: "it was inside C code that keeps the GIL: no other thread could run either",
-    Cause.NATIVE: "it was inside C code that gives up the GIL: other threads could run, the loop could not",
-    Cause.IO: "it waited for the kernel: disk, network or another process",
+    Cause.NATIVE_GIL: "C code that keeps the GIL; no other Python thread could run either",
+    Cause.NATIVE: "C code that gives up the GIL; other threads went on, the loop could not",
+    Cause.IO: "it waited for a disk, the network or another process",
     Cause.SLEEP: "it slept",
     Cause.LOCK: "it waited for a lock that another thread held",
     Cause.GIL: "another thread held the GIL",
     Cause.GC: "the garbage collector ran",
-    Cause.STARVED: "it was given no processor: the machine is busy",
+    Cause.STARVED: "it was given no processor; the machine is busy",
     Cause.SUSPENDED: "the whole process was stopped",
     Cause.OVERLOAD: "no callback was slow, but very many were ready at once",
     Cause.UNKNOWN: "the evidence does not tell",
@@ -185,6 +194,7 @@ def run_service() -> None:
     agent = loopwatch.install(
         loopwatch.Config(
             threshold=THRESHOLD,
+            cpu_budget=0.05,  # it samples while the loop is blocked, and here that is half of the time
             journal=journal,
             log_level=logging.DEBUG,  # nobody listens below WARNING: the parent tells
             on_stall=lambda stall: send({"stall": stall.to_dict()}),
@@ -254,7 +264,12 @@ class Child:
             process_group=0,  # Ctrl-C is for us, and we end it
         )
 
-    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
         """Give what the child sends, until it ends."""
         reader = asyncio.StreamReader(limit=2**24)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -423,26 +438,7 @@ async def _run(settings: Settings, screen: Screen) -> None:
     screen.line("Starting the service and finding out how fast this machine is ...")
     child = Child(settings)
     try:
-        async with contextlib.aclosing(child.messages()) as messages:
-            ready = await _first(messages)
-            habits = [habit for habit in HABITS if ready["disk"] or habit.cause is not Cause.IO]
-            _introduce(screen, habits)
-            seen = Seen()
-            reader = asyncio.create_task(_listen(messages, seen, screen))
-            client = asyncio.create_task(Client(ready["port"], seen).run(habits, settings.seconds))
-            try:
-                await asyncio.wait((reader, client), return_when=asyncio.FIRST_COMPLETED)
-                if client.done():
-                    client.result()
-                    child.ask_to_end()
-                    await asyncio.wait((reader,), timeout=STOP_TIMEOUT)
-            finally:
-                for task in (client, reader):
-                    task.cancel()
-                results = await asyncio.gather(client, reader, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        seen, habits = await _converse(child, settings.seconds, screen)
         status = child.end()
     except BaseException:
         child.kill()
@@ -450,13 +446,38 @@ async def _run(settings: Settings, screen: Screen) -> None:
     if seen.agent is None or status != 0:
         raise LoopwatchError(f"the service ended by itself (exit status {status}); its own message is above")
     _summarise(screen, seen, habits)
-    _what_next(screen, settings)
+    _what_next(screen, journal_path(settings.journal, child.pid), temporary=settings.temporary)
+
+
+async def _converse(child: Child, seconds: float, screen: Screen) -> tuple[Seen, list[Habit]]:
+    """Ask the service and listen to its agent; return what was seen, and which habits it has on this machine."""
+    seen = Seen()
+    async with contextlib.aclosing(child.messages()) as messages:
+        ready = await _first(messages)
+        habits = [habit for habit in HABITS if ready["disk"] or habit.template != EXPORT]
+        _introduce(screen, habits)
+        listening = asyncio.create_task(_listen(messages, seen, screen))
+        asking = asyncio.create_task(Client(ready["port"], seen).run(habits, seconds))
+        try:
+            await asyncio.wait((listening, asking), return_when=asyncio.FIRST_COMPLETED)
+            child.ask_to_end()
+            await asyncio.wait((listening,), timeout=STOP_TIMEOUT)
+        finally:
+            asking.cancel()
+            listening.cancel()
+            results = await asyncio.gather(asking, listening, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return seen, habits
 
 
 async def _first(messages: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
     try:
         async with asyncio.timeout(START_TIMEOUT):
-            return await anext(messages)
+            while "port" not in (message := await anext(messages)):
+                pass
+            return message
     except TimeoutError:
         raise LoopwatchError(f"the service did not start within {START_TIMEOUT:g} s") from None
     except StopAsyncIteration:
@@ -502,10 +523,10 @@ class Screen:
 
 def _introduce(screen: Screen, habits: Sequence[Habit]) -> None:
     screen.line(f"A client asks it for /health {round(1 / HEALTH_EVERY)} times a second, and now and then for one of")
-    for line in textwrap.wrap(", ".join(habit.route for habit in habits), WIDTH - 2, break_on_hyphens=False):
-        screen.line(f"  {line}")
+    for line in textwrap.wrap(", ".join(habit.route.replace(" ", "\xa0") for habit in habits), WIDTH - 2):
+        screen.line("  " + line.replace("\xa0", " "))
     screen.line(f"The agent inside the service tells when the loop was held for more than {THRESHOLD * 1000:.0f} ms:")
-    if not any(habit.cause is Cause.IO for habit in habits):
+    if not any(habit.template == EXPORT for habit in habits):
         screen.line("(POST /export is left out: this machine's temporary files wait for no disk.)")
     screen.line()
 
@@ -513,7 +534,7 @@ def _introduce(screen: Screen, habits: Sequence[Habit]) -> None:
 def _tell(screen: Screen, stall: Stall, seen: Seen) -> None:
     """Print one finding: in full the first time, in one line when it comes again."""
     at = f"{max(stall.started_at - seen.began, 0):5.1f} s"
-    held = f"{'holds' if stall.ongoing else 'held'} the loop for {seconds(stall.duration)}"
+    held = f"{'holds' if stall.ongoing else 'held'} the loop for {in_words(stall.duration)}"
     title = f"{at}  {_route(stall)} {held}"
     if any(_same(stall, other) for other in seen.stalls):
         screen.line(f"{title}: {_culprit(stall)} again ({stall.cause.value})")
@@ -532,7 +553,7 @@ def _same(one: Stall, other: Stall) -> bool:
 
 def _route(stall: Stall) -> str:
     method, route = stall.context.get("http.request.method", ""), stall.context.get("http.route")
-    return f"{method} {route}".strip() if route else "something outside a request"
+    return f"{method} {route}".strip() if route else "(request unknown)"
 
 
 def _culprit(stall: Stall) -> str:
@@ -542,8 +563,18 @@ def _culprit(stall: Stall) -> str:
 def _where(stall: Stall) -> str:
     if stall.culprit is None:
         return "no function is to blame" if stall.leaf is None else f"nobody's fault; it was in {_place(stall.leaf)}"
-    call = stall.evidence.call
-    return _place(stall.culprit) + (f", at {call.removeprefix('.')}()" if call else "")
+    call = _call(stall)
+    return _place(stall.culprit) + (f", in {call}()" if call else "")
+
+
+def _call(stall: Stall) -> str | None:
+    """Return what the culprit had called, where that is what took the time."""
+    if stall.culprit in stall.stack:
+        inner = stall.stack[stall.stack.index(stall.culprit) + 1 :]
+        if inner:
+            return f"{inner[0].module}.{inner[0].function}"
+    in_culprit = stall.cause in (Cause.PYTHON, Cause.OVERLOAD) or not stall.evidence.call
+    return None if in_culprit else str(stall.evidence.call).removeprefix(".")
 
 
 def _place(frame: Frame) -> str:
@@ -567,7 +598,10 @@ def _summarise(screen: Screen, seen: Seen, habits: Sequence[Habit]) -> None:
         _row(screen, "(none of these)", "", cause.value, str(len(group)), _blocked(group), "")
     screen.line()
     asked = sum(len(times) for times in seen.slow.values())
+    disturbed = sum(_disturbed(stall) for stall in seen.stalls if stall.id in claimed)
     screen.line(_judgement(len(habits), right, asked))
+    if disturbed:
+        screen.line(f"Here the service lacked a processor {times(disturbed)}; the demo tells more on a quiet machine.")
     for route, reason in seen.failed.items():
         screen.line(f"{route} did not always answer: {reason}")
     screen.line()
@@ -579,17 +613,26 @@ def _report(screen: Screen, habit: Habit, found: Sequence[Stall], asked: int) ->
     """Print what was found of ``habit``; return how often it was found with the right function and cause."""
     true = [stall for stall in found if _culprit(stall) == habit.culprit and stall.cause is habit.cause]
     waited = sum(stall.victims or 0 for stall in found)
-    count = f"{len(true)} of {asked}"
-    _row(screen, habit.route, habit.culprit, habit.cause.value, count, _blocked(found), str(waited))
+    _row(screen, habit.route, habit.culprit, habit.cause.value, f"{len(true)} of {asked}", _blocked(found), str(waited))
     if true:
-        screen.line("  " + cut(true[-1].remedy, WIDTH - 2), "32")
-    for stall in found:
-        if stall not in true:
-            screen.line(f"  once it was named {_culprit(stall)}, {stall.cause.value}", "31")
-    missed = asked - len(found)
-    if missed > 0:
-        screen.line(f"  not found {'once' if missed == 1 else f'{missed} times'}", "31")
+        screen.line("  " + textwrap.shorten(true[-1].remedy, WIDTH - 2, placeholder=" ..."), "32")
+    for text, count in Counter(_verdict(stall) for stall in found if stall not in true).items():
+        screen.line("  " + text.format(times=times(count)), "31")
+    if asked > len(found):
+        screen.line(f"  not found {times(asked - len(found))}", "31")
     return min(len(true), asked)
+
+
+def _verdict(stall: Stall) -> str:
+    """Return what was told instead of the truth, with room for how often."""
+    told = f"{_culprit(stall)}, {stall.cause.value}".replace("{", "{{").replace("}", "}}")
+    return ("machine busy {times}: " if _disturbed(stall) else "wrong {times}: ") + told
+
+
+def _disturbed(stall: Stall) -> bool:
+    """Whether the machine held the service up as well: what was told may be true, but is not what was planned."""
+    waited = max(stall.evidence.run_queue or 0.0, stall.evidence.throttled or 0.0)
+    return waited >= BUSY * stall.duration or stall.cause in (Cause.STARVED, Cause.SUSPENDED)
 
 
 def _row(screen: Screen, *cells: str, style: str = "") -> None:
@@ -623,12 +666,11 @@ def _judgement(habits: int, right: int, asked: int) -> str:
 
 def _latencies(screen: Screen, seen: Seen) -> None:
     windows = [window for times in seen.slow.values() for window in times]
-    slow = [
-        took for asked, took in seen.health if any(asked < last and asked + took > first for first, last in windows)
-    ]
-    rest = [
-        took for asked, took in seen.health if not any(asked < last and asked + took > first for first, last in windows)
-    ]
+    slow: list[float] = []
+    rest: list[float] = []
+    for asked, took in seen.health:
+        met = any(asked < last and asked + took > first for first, last in windows)
+        (slow if met else rest).append(took)
     screen.heading("What a client of /health saw")
     screen.line()
     names = ("", "requests", "p50", "p99", "max")
@@ -649,28 +691,27 @@ def _quantiles(times: Sequence[float]) -> Iterator[str]:
 
 
 def _short(value: float) -> str:
-    return f"{value * 1000:.1f} ms" if value < 0.0995 else seconds(value)
+    return f"{value * 1000:.1f} ms" if value < 0.0995 else in_words(value)
 
 
 def _cost(screen: Screen, seen: Seen) -> None:
     agent, wall = seen.agent, seen.ended - seen.began
     if agent is None:
         return
+    blocked = sum(stall.duration for stall in seen.stalls if not stall.ongoing)
+    share = agent.cpu / wall
     screen.line(
-        f"The agent itself used {_short(agent.cpu)} of processor time in {wall:.1f} s: {agent.cpu / wall:.1%} of one core."
+        f"The agent's threads used {_short(agent.cpu)} of processor time in {wall:.1f} s, {share:.1%} of one core;"
     )
+    screen.line(f"the loop was blocked for {blocked:.1f} s of them.")
     if agent.faults or agent.dropped:
         screen.line(f"It had faults of its own: {dict(agent.faults)}, and left {agent.dropped} findings untold.", "31")
 
 
-def _what_next(screen: Screen, settings: Settings) -> None:
-    kept = " (a new directory that only you can read; it is kept)" if settings.temporary else ""
-    target = Path(settings.journal)
-    page = (target if target.is_dir() else target.parent) / "report.html"
-    screen.line(f"The journal is in {settings.journal}{kept}. Next:")
+def _what_next(screen: Screen, journal: Path, *, temporary: bool) -> None:
+    kept = " is kept in a new directory that only you can read" if temporary else " is kept"
+    page = journal.parent / "report.html"
+    screen.line(f"The journal of this run{kept}. Look at it again:")
     screen.line()
-    screen.line(f"  loopwatch report {settings.journal} --html {page}")
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]))
+    screen.line(f"  loopwatch report {shlex.quote(str(journal))} \\")
+    screen.line(f"      --html {shlex.quote(str(page))}")

@@ -323,7 +323,9 @@ class Snapshot:
         return dataclasses.asdict(self)
 
 
-def _known(cls: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+def _known(cls: type[Any], data: object) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"a {cls.__name__} is made of a mapping, not of {type(data).__name__}")
     names = {f.name for f in dataclasses.fields(cls)}
     return {name: value for name, value in data.items() if name in names}
 

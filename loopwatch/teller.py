@@ -5,12 +5,13 @@ Apart from the watcher, so that a slow disk, log handler or callback never makes
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-from loopwatch._faults import Faults
+from loopwatch._faults import OWN_THREADS, Action, Faults
 from loopwatch.observation import Observation
 
 MAX_WAITING = 1000
@@ -28,8 +29,9 @@ class Teller:
     def __init__(self, tell: Callable[[Observation], None], faults: Faults) -> None:
         self._tell = tell
         self._faults = faults
-        self._queue: deque[Observation] = deque()
+        self._queue: deque[Action] = deque()
         self._changed = threading.Condition()
+        self._between = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._busy = False
@@ -38,15 +40,21 @@ class Teller:
 
     def put(self, seen: Observation) -> None:
         """Take an observation; never waits for a sink."""
+        self.do(functools.partial(self._tell, seen))
+
+    def do(self, action: Action) -> bool:
+        """Have ``action`` done in turn; return False if it will not be: too many wait, or the teller has stopped."""
         with self._changed:
+            if self._stopping:
+                return False
             if len(self._queue) >= MAX_WAITING:
                 self.dropped += 1
-                return
-            self._queue.append(seen)
-            if self._thread is None and not self._stopping:
-                self._thread = threading.Thread(target=self._run, name="loopwatch-teller", daemon=True)
-                self._thread.start()
+                return False
+            self._queue.append(action)
+            if self._thread is None:
+                self._start()
             self._changed.notify_all()
+            return True
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything taken so far is told, at most ``timeout`` seconds; return whether it is."""
@@ -58,13 +66,37 @@ class Teller:
     def stop(self, timeout: float = 1.0) -> None:
         """Tell what is waiting, then end the thread; waits at most ``timeout`` seconds."""
         ends = time.monotonic() + timeout
-        self.flush(timeout)
+        thread = self._thread
+        if thread is not None:
+            self.flush(timeout)
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None:
+            while self._queue and time.monotonic() < ends:
+                self._do(self._queue.popleft())
+        elif thread is not threading.current_thread():
             thread.join(max(ends - time.monotonic(), 0.0))
+
+    def hold(self, timeout: float) -> bool:
+        """Have nothing told until :meth:`release`: a fork now finds no lock of a sink taken, unless one is slow.
+
+        Returns:
+            Whether it is held; waits at most ``timeout`` seconds for the sinks.
+        """
+        return self._between.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Go on after :meth:`hold`."""
+        self._between.release()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name=f"{OWN_THREADS}teller", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is about to exit: what waits is told by stop()
+            return
+        self._thread = thread
 
     def _run(self) -> None:
         while True:
@@ -72,11 +104,16 @@ class Teller:
                 self._changed.wait_for(lambda: self._queue or self._stopping)
                 if not self._queue:
                     return
-                seen = self._queue.popleft()
+                action = self._queue.popleft()
                 self._busy = True
-            with self._faults.guard("diagnosis"):
-                self._tell(seen)
+            with self._between:
+                self._do(action)
             self.cpu = time.thread_time()
+            del action  # it would keep the program's objects until the next one
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
+
+    def _do(self, action: Action) -> None:
+        with self._faults.guard("teller"):
+            action()

@@ -71,7 +71,9 @@ def locked_out() -> None:
     [(sleeper, Cause.SLEEP), (waiter_for_a_child, Cause.IO), (locked_out, Cause.LOCK)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_waiting_blocks(agent: Agent, sink: RecordingSink, run: Run, block: Callable[[], None], cause: Cause) -> None:
+def test_waiting_blocks(  # noqa: PLR0917 - fixtures
+    agent: Agent, sink: RecordingSink, run: Run, loop_kind: str, block: Callable[[], None], cause: Cause
+) -> None:
     """A block that waits is found with cause, culprit, task, duration and remedy, on every kind of loop."""
     timed = Timed(block)
     run(around(timed))
@@ -80,7 +82,8 @@ def test_waiting_blocks(agent: Agent, sink: RecordingSink, run: Run, block: Call
     assert stall.culprit is not None
     assert stall.culprit.function == block.__name__
     assert stall.culprit.file == __file__
-    assert stall.task == "the-task"
+    assert stall.task is not None
+    assert stall.task == "the-task" or loop_kind == "eager"  # CPython names an eager task after it ran
     assert stall.coroutine is not None
     assert stall.coroutine.endswith("handler")
     assert near(stall, timed.seconds), (stall.duration, timed.seconds, stall.uncertainty)

@@ -6,7 +6,7 @@ loaded in our place. Whatever of ours fails is one line on stderr; the program r
 """
 # Any interpreter of the machine may come by here, with loopwatch or without, also one older than loopwatch supports:
 # hence the syntax of Python 3.6, and no import of what is not loaded at this point anyway.
-# ruff: noqa: PTH100, PTH120, BLE001
+# ruff: noqa: PTH120, BLE001
 
 import os
 import sys
@@ -23,11 +23,15 @@ _OFF = ("0", "false", "no", "off")  # as loopwatch.config reads them, which must
 class _OnceAsyncioIsWanted:
     """A meta path finder that gives its place to loopwatch's own when asyncio is looked for."""
 
+    def __init__(self) -> None:
+        self._asked = False
+
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        if name != "asyncio" or self not in sys.meta_path:
+        if name != "asyncio" or self._asked:
             return None
+        self._asked = True
         try:
             from loopwatch._imports import WhenImported
 
@@ -54,12 +58,9 @@ def _tell(exc: Exception) -> None:
         return
     why = " ".join(str(exc).split()) or type(exc).__name__
     advice = "install loopwatch for this interpreter" if isinstance(exc, ImportError) else "report this to loopwatch"
+    line = f"loopwatch: this process is not watched: {why} ({sys.executable}); {advice}, or set LOOPWATCH_ENABLED=0"
     try:
-        sys.stderr.write(
-            "loopwatch: this process is not watched: {} ({}); {}, or set LOOPWATCH_ENABLED=0\n".format(  # noqa: UP032
-                why, sys.executable, advice
-            )
-        )
+        sys.stderr.write(line + "\n")
     except Exception:  # noqa: S110 - a closed stderr: there is nobody to tell
         pass
 
@@ -68,11 +69,12 @@ if os.environ.get("LOOPWATCH_ENABLED", "").strip().lower() not in _OFF:
     if "asyncio" in sys.modules:
         _install(None)
     else:
-        sys.meta_path.insert(0, _OnceAsyncioIsWanted())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _OnceAsyncioIsWanted())
 
 # The next sitecustomize in line takes our place in sys.modules. If there is none, this import fails as it would have
 # failed without us, and an error in it is the interpreter's to report (Lib/site.py, execsitecustomize).
-_here = os.path.dirname(os.path.abspath(__file__))
-sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _here]
-del sys.modules[__name__]
-__import__(__name__)
+_others = [entry for entry in sys.path if entry != os.path.dirname(__file__)]
+if len(_others) < len(sys.path):
+    sys.path[:] = _others
+    del sys.modules[__name__]
+    __import__(__name__)

@@ -1,17 +1,23 @@
 """Reads a selector loop of asyncio: its ``selector.select`` is timed, on the instance, and nothing else is touched.
 
-A pass of the loop (``BaseEventLoop._run_once``) lies between the return of one ``select`` and the next call of it, so
-its length is exact. Which callback runs is not noted on the loop: the watcher reads it from the frames of
-``Handle._run`` and ``_run_once`` while it blocks (see :mod:`loopwatch.stacks`), which costs the loop nothing.
+A pass of the loop (``BaseEventLoop._run_once``) lies between one ``select`` and the next, so its length is exact. Which
+callback runs is not noted on the loop: the watcher reads it from the frames of ``Handle._run`` and ``_run_once`` while
+it blocks (see :mod:`loopwatch.stacks`), which costs the loop nothing.
+
+What is done in every pass is one clock, one comparison and two stores in local cells (two clocks where the loop really
+waits). Everything else hides behind that comparison, and happens at most every 10 ms and after a long pass.
 """
 
 from __future__ import annotations
 
+import math
+import select
+import selectors
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from loopwatch._patches import Patch, PatchSet
 from loopwatch.probes.probe import IDLE, IDLING, Activity, Block, Counters, Loop
@@ -25,80 +31,86 @@ POLL_GRACE = 0.005
 MAX_COUNTED = 10_000
 """Waiting timers are counted up to this number."""
 
+Select = Callable[[float | None], Any]
+
+
+class Pace(NamedTuple):
+    """What a timed ``select`` has counted: start of the pass (:data:`IDLE` in the poll), passes, idle seconds."""
+
+    since: float
+    passes: int
+    idle: float
+
+
+class Timed(NamedTuple):
+    """A timed ``select`` and the ways to reach what it keeps.
+
+    Attributes:
+        select: the replacement.
+        pace: returns what was counted.
+        begin: sets the start of the pass.
+        look_at: sets the time from which the next call looks closer.
+    """
+
+    select: Select
+    pace: Callable[[], Pace]
+    begin: Callable[[float], None]
+    look_at: Callable[[float], None]
+
 
 class Cell:
-    """What the timed ``select`` notes; written by the loop's thread, read by the watcher's."""
-
-    __slots__ = (
-        "awaiting_events",
-        "blocks",
-        "busy_since",
-        "idle",
-        "limit",
-        "loop",
-        "mark",
-        "mark_due",
-        "passes",
-        "ready",
-        "sleep_limit",
-    )
+    """What happens behind a timed ``select``, rarely; on the loop's thread."""
 
     def __init__(self, loop: Loop, limit: float) -> None:
-        self.loop = weakref.ref(loop)
-        self.ready = getattr(loop, "_ready", ())
         self.limit = limit
-        self.sleep_limit = limit
-        self.busy_since = IDLE
-        self.idle = 0.0
-        self.passes = 0
         self.blocks: deque[Block] = deque(maxlen=1000)
         self.awaiting_events: Block | None = None
-        self.mark: tuple[float, float, float] = (0.0, 0.0, 0.0)
-        self.mark_due = 0.0
+        self.timed: Timed
+        self._loop = weakref.ref(loop)
+        self._ready = getattr(loop, "_ready", ())
+        self._mark = (0.0, 0.0, 0.0, 0.0)
 
-    def set_limit(self, limit: float) -> None:
-        self.limit = limit
-        self.sleep_limit = limit
+    def take_mark(self, now: float, idle: float) -> float:
+        """Read the clocks that later tell how much processor time a block took; return when to do so again."""
+        self._mark = (now, idle, time.thread_time(), time.process_time())
+        # A pass of at least the limit ends behind this, wherever after the mark it began.
+        return now + min(MARK_EVERY, self.limit)
 
-    def take_mark(self, now: float) -> None:
-        """Read the clocks that later tell how much processor time a block took."""
-        self.mark = (now, time.thread_time(), time.process_time())
-        self.mark_due = now + MARK_EVERY
-
-    def end_pass(self, now: float) -> None:
-        """A pass was long: keep it with what only this thread can know cheaply, at this moment."""
-        since = self.busy_since
-        block = Block(since, since, now, shared=True, victims=len(self.ready) + self._due_timers(now))
-        self._read_clocks(block, now)
+    def end_pass(self, now: float, pace: Pace) -> None:
+        """Keep a long pass, with what only this thread can know cheaply, at this moment."""
+        since = pace.since
+        block = Block(since, since, now, shared=True, victims=len(self._ready) + self._due_timers(now))
+        self._read_clocks(block, now, pace.idle)
         self.awaiting_events = block
-        self.sleep_limit = -1.0  # has the next select report its events
         self.blocks.append(block)
 
-    def end_sleep(self, timeout: float | None, start: float, end: float, events: int) -> None:
-        """``select`` returned: late, or the first time after a long pass."""
-        self.sleep_limit = self.limit
-        if self.awaiting_events is not None:
-            self.awaiting_events.victims = (self.awaiting_events.victims or 0) + events
-            self.awaiting_events = None
-        due = start + max(timeout, 0.0) if timeout is not None else end
-        if end - due >= self.limit:
-            # It may have been due earlier, by an event: at any time since ``start``.
-            early = due - start if events else 0.0
-            block = Block(due, due, end, uncertainty=early, asleep=True, victims=events + self._due_timers(end))
-            self._read_clocks(block, end)
-            block.window = end - self.mark[0] - (due - start)  # the sleep it was meant to have is not part of it
-            self.blocks.append(block)
+    def polled(self, events: int) -> None:
+        """The first poll after a long pass is over: its events had to wait for that pass."""
+        block, self.awaiting_events = self.awaiting_events, None
+        if block is not None:
+            block.victims = (block.victims or 0) + events
 
-    def _read_clocks(self, block: Block, now: float) -> None:
+    def end_sleep(self, timeout: float | None, start: float, end: float, events: int, idle: float) -> None:
+        """Keep a poll that returned much later than it had to."""
+        due = start + max(timeout, 0.0) if timeout is not None else end
+        if end - due < self.limit:
+            return
+        # It may have been due earlier, by an event: at any time since ``start``.
+        early = due - start if events else 0.0
+        block = Block(due, due, end, uncertainty=early, asleep=True, victims=events + self._due_timers(end))
+        self._read_clocks(block, end, idle - (end - due))  # it was not meant to be idle from ``due`` on
+        self.blocks.append(block)
+
+    def _read_clocks(self, block: Block, now: float, idle: float) -> None:
         """Note what was used of the processor since the last mark, which lies at most 10 ms of work before."""
-        marked, cpu, process_cpu = self.mark
-        block.window = now - marked
+        marked, idle_then, cpu, process_cpu = self._mark
+        block.window = max((now - marked) - (idle - idle_then), block.end - block.start)
         block.cpu = time.thread_time() - cpu
         block.process_cpu = time.process_time() - process_cpu
 
     def _due_timers(self, now: float) -> int:
         """Count the timers that are due, walking only that part of the heap."""
-        heap = getattr(self.loop(), "_scheduled", ())
+        heap = getattr(self._loop(), "_scheduled", ())
         due, todo = 0, [0]
         while todo and due < MAX_COUNTED:
             index = todo.pop()
@@ -108,26 +120,98 @@ class Cell:
         return due
 
 
-def timed_select(cell: Cell, original: Callable[[float | None], Any], patch: Patch) -> Callable[[float | None], Any]:
-    """Return a ``select`` that notes in ``cell`` when the loop waits and when it works."""
+def quick_select(selector: Any) -> Select | None:
+    """Return a function that does what ``selector.select`` does in fewer instructions; None if it is not known to.
 
-    def select(timeout: float | None = None, *, clock: Callable[[], float] = time.monotonic) -> Any:
-        start = clock()
-        if start - cell.busy_since >= cell.limit:
-            cell.end_pass(start)
-        cell.busy_since = IDLE
+    Only for the standard library's ``EpollSelector`` as it is. What is saved pays for the timing.
+    """
+    stock = getattr(selectors, "EpollSelector", None)
+    code = getattr(getattr(stock, "select", None), "__code__", None)
+    if type(selector) is not stock or getattr(code, "co_filename", None) != selectors.__file__:
+        return None
+    keys, poll = selector._fd_to_key, selector._selector.poll
+
+    def quick(timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout:
+            # epoll_wait(2) counts in milliseconds: rounded up, so as not to wake too early.
+            timeout = math.ceil(timeout * 1e3) * 1e-3 if timeout > 0 else 0
+        elif timeout is None:
+            timeout = -1
+        try:
+            found = poll(timeout, len(keys) or 1)
+        except InterruptedError:
+            return []
+        return decode(found) if found else []
+
+    def decode(found: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = []
+        for descriptor, event in found:
+            key = keys.get(descriptor)
+            if key is not None:
+                # An error or a hang-up wakes both sides, so that each of them finds out.
+                write = selectors.EVENT_WRITE if event & ~select.EPOLLIN else 0
+                read = selectors.EVENT_READ if event & ~select.EPOLLOUT else 0
+                ready.append((key, (write | read) & key.events))
+        return ready
+
+    return quick
+
+
+def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = time.monotonic) -> Timed:
+    """Return a ``select`` that calls ``original`` and notes when the loop waits and when it works.
+
+    Args:
+        cell: takes what is noted.
+        original: the selector's own ``select``, or what does the same.
+        clock: monotonic seconds.
+    """
+    since, passes, idle, due = IDLE, 0, 0.0, 0.0
+
+    def timed(timeout: float | None = None) -> Any:
+        nonlocal since, passes, idle
+        now = clock()
+        if now >= due:
+            look(now)
+        passes += 1
+        if timeout == 0:
+            since = now  # such a poll does not wait: it belongs to the pass
+            return original(timeout) if cell.awaiting_events is None else counted(original(timeout))
+        since = IDLE
         events = original(timeout)
         end = clock()
-        cell.idle += end - start
-        cell.passes += 1
-        if end - start >= cell.sleep_limit:
-            cell.end_sleep(timeout, start, end, len(events))
-        if end >= cell.mark_due:
-            cell.take_mark(end)
-        cell.busy_since = end if patch.active else IDLE
+        idle += end - now
+        since = end
+        if end >= due:
+            woken(timeout, now, end, len(events))
         return events
 
-    return select
+    def look(now: float) -> None:
+        nonlocal due
+        if now - since >= cell.limit:
+            cell.end_pass(now, pace())
+        due = cell.take_mark(now, idle)
+
+    def counted(events: Any) -> Any:
+        cell.polled(len(events))
+        return events
+
+    def woken(timeout: float | None, start: float, end: float, events: int) -> None:
+        cell.polled(events)
+        if end - start >= cell.limit:
+            cell.end_sleep(timeout, start, end, events, idle)
+
+    def pace() -> Pace:
+        return Pace(since, passes, idle)
+
+    def begin(now: float) -> None:
+        nonlocal since
+        since = now
+
+    def look_at(when: float) -> None:
+        nonlocal due
+        due = when
+
+    return Timed(timed, pace, begin, look_at)
 
 
 class AsyncioProbe:
@@ -149,12 +233,16 @@ class AsyncioProbe:
         self._patches = patches
         self._ran = 0.0
         self._started: float | None = None
-        cell = Cell(loop, limit)
-        self._patch = patches.replace(
-            loop._selector, "select", lambda original, patch: timed_select(cell, original, patch), cell
-        )
+
+        def make(original: Select, patch: Patch) -> Select:
+            cell: Cell = patch.state
+            cell.timed = timed_select(cell, quick_select(loop._selector) or original)
+            return cell.timed.select
+
+        self._patch = patches.replace(loop._selector, "select", make, Cell(loop, limit))
         self._cell: Cell = self._patch.state
-        self._cell.set_limit(limit)
+        self._timed = self._cell.timed
+        self.set_limit(limit)
 
     @staticmethod
     def reads(loop: Loop) -> bool:
@@ -162,7 +250,7 @@ class AsyncioProbe:
         return callable(getattr(getattr(loop, "_selector", None), "select", None)) and hasattr(loop, "_run_once")
 
     def activity(self, now: float) -> Activity:
-        since = self._cell.busy_since
+        since = self._timed.pace().since
         return IDLING if since == IDLE else Activity(since, since)
 
     def finished(self) -> list[Block]:
@@ -177,36 +265,39 @@ class AsyncioProbe:
 
     def counters(self, now: float) -> Counters:
         ran = self._ran + (now - self._started if self._started is not None else 0.0)
-        idle = self._cell.idle
-        return Counters(max(ran - idle, 0.0), idle, self._cell.passes, None)
+        pace = self._timed.pace()
+        return Counters(max(ran - pace.idle, 0.0), pace.idle, pace.passes, None)
 
     def cut(self, now: float) -> None:
-        cell = self._cell
-        if cell.busy_since != IDLE:
-            if now - cell.busy_since >= cell.limit:
-                cell.end_pass(now)
-            cell.take_mark(now)
-            cell.busy_since = now
+        pace = self._timed.pace()
+        if pace.since == IDLE:
+            return
+        if now - pace.since >= self._cell.limit:
+            self._cell.end_pass(now, pace)
+        self._timed.look_at(self._cell.take_mark(now, pace.idle))
+        self._timed.begin(now)
 
     def set_limit(self, limit: float) -> None:
-        self._cell.set_limit(limit)
+        self._cell.limit = limit
+        self._timed.look_at(0.0)
 
     def running(self, running: bool) -> None:
         now = time.monotonic()
         if running:
             self._started = now
-            self._cell.take_mark(now)
-            self._cell.busy_since = now
+            self._timed.begin(now)
+            self._timed.look_at(self._cell.take_mark(now, self._timed.pace().idle))
         elif self._started is not None:
             self.cut(now)
-            self._cell.busy_since = IDLE
+            self._timed.begin(IDLE)
             self._ran += now - self._started
             self._started = None
 
     def detach(self) -> None:
         self._patches.undo(self._patch)
-        self._cell.busy_since = IDLE
-        self._cell.limit = self._cell.sleep_limit = IDLE
+        self._timed.begin(IDLE)
+        self._cell.limit = IDLE
+        self._timed.look_at(IDLE)
 
     def abandon(self) -> None:
         self.detach()

@@ -45,22 +45,22 @@ class Heartbeat:
         self._current = interval
         self._utilization = utilization
         self._on_beat = on_beat
-        self._running_since = time.monotonic()
         self._stopped = False
         self._window = Histogram()
         self.due = float("inf")
-        self.last = self._running_since
+        self.last = time.monotonic()
         self.base: tuple[int, CodeType] | None = None
         """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
 
     def start(self) -> None:
         """Begin to beat; on the loop's thread."""
-        self._running_since = self.last = time.monotonic()
+        self.last = time.monotonic()
         self._schedule(self.last)
 
     def resume(self) -> None:
         """The loop runs again after it was stopped: the time between does not count as lag."""
-        self._running_since = time.monotonic()
+        self.last = time.monotonic()
+        self.due = max(self.due, self.last)
 
     def stop(self) -> None:
         """Never beat again; from any thread. The timer that is under way fires once, without effect."""
@@ -85,10 +85,9 @@ class Heartbeat:
         if self._stopped:
             return
         now = time.monotonic()
-        if self.due >= self._running_since:
-            self._window.record(now - self.due)
-            if self._on_beat is not None:
-                self._on_beat(self.due, now)
+        self._window.record(now - self.due)
+        if self._on_beat is not None:
+            self._on_beat(self.due, now)
         caller = sys._getframe(1)
         self.base = (id(caller), caller.f_code)
         utilization = self._utilization()
@@ -114,6 +113,7 @@ class HeartbeatProbe:
         self._heart: Heartbeat | None = None
         self._blocks: deque[Block] = deque(maxlen=1000)
         self._running = False
+        self._told = 0.0
 
     def listen(self, heart: Heartbeat) -> None:
         """Take blocks from ``heart``."""
@@ -122,8 +122,9 @@ class HeartbeatProbe:
     def on_beat(self, due: float, now: float) -> None:
         """Note a block if this beat is late by as much; on the loop's thread."""
         heart = self._heart
-        if heart is None or now - due < self._limit:
+        if heart is None or due == self._told or now - due < self._limit:
             return
+        self._told = due
         half = (due - heart.last) / 2
         self._blocks.append(Block(key=due, start=due - half, end=now, uncertainty=half))
 
@@ -147,6 +148,8 @@ class HeartbeatProbe:
         self._limit = limit
 
     def running(self, running: bool) -> None:
+        if self._running and not running:
+            self.cut(time.monotonic())
         self._running = running
 
     def detach(self) -> None:

@@ -7,15 +7,25 @@ process: it is left alone if somebody else uses it.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import faulthandler
 import os
-from collections.abc import Callable, Mapping
+import re
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from loopwatch._patches import Patch, PatchSet, loaded
 from loopwatch.events import Cause, Evidence, Frame, Stall
-from loopwatch.telemetry.journal import hang_header, hang_path, parse_hang
+from loopwatch.telemetry.journal import HangDump, _open_private, hang_header, hang_path, parse_hang
+
+_NEVER = float("-inf")
+
+_CLOCK_SLACK = 0.1
+"""s; times of files are those of the kernel's coarse clock (inode_set_ctime_current in Linux fs/inode.c)."""
 
 
 class HangTimer:
@@ -25,21 +35,21 @@ class HangTimer:
         setting: ``Config.journal``.
         hang_after: s; the timer expires between half of it and all of it after the interpreter stopped.
         patches: used to notice that somebody else uses the timer.
-
-    Raises:
-        OSError: the file cannot be written.
     """
 
     def __init__(self, setting: str, hang_after: float, patches: PatchSet) -> None:
         self.path = hang_path(setting, os.getpid())
         self._hang_after = hang_after
         self._patches = patches
+        self._lock = threading.RLock()
         self._file: int | None = None
-        self._armed_at = 0.0
+        self._closed = False
+        self._armed = False
+        self._armed_at = _NEVER
         self._threads: dict[int, str] = {}
         self._written = 0
-        self._dumps: dict[str, tuple[Frame, ...]] = {}
-        self._arming = False
+        self._dumps: dict[str, HangDump] = {}
+        self._arming: int | None = None  # ident of the thread that does
         # pytest arms the timer around each test, if it is so configured.
         self._yielded = loaded("_pytest.faulthandler") is not None
         self._watching: list[Patch] = []
@@ -47,105 +57,165 @@ class HangTimer:
             for name in ("dump_traceback_later", "cancel_dump_traceback_later"):
                 self._watching.append(patches.around(faulthandler, name, self._noticed))
 
-    def tick(self, now: float, threads: Mapping[int, str]) -> None:
+    def tick(self, now: float, threads: Mapping[int, str], pace: float) -> None:
         """Arm the timer again if it is time; in the watcher's thread.
 
         Args:
             now: ``time.monotonic`` seconds.
             threads: ident of each loop's thread, and the loop's name.
-        """
-        if self._yielded or now - self._armed_at < self._hang_after / 2:
-            return
-        if not threads and self._file is None:
-            return
-        self._keep_dump()
-        if dict(threads) != self._threads or self._file is None:
-            self._begin(dict(threads))
-        self._armed_at = now
-        self._arm(bool(threads))
+            pace: s to the next tick at most, while Python runs.
 
-    def dump_of(self, loop: str) -> tuple[Frame, ...]:
-        """Return and forget the stack that was written during the latest hang of ``loop``; () if none was."""
-        return self._dumps.pop(loop, ())
+        Raises:
+            OSError: the file cannot be written.
+        """
+        # Without a loop there may be no further tick to disarm it.
+        if self._yielded or (threads == self._threads and now - self._armed_at < self._hang_after / 2):
+            return
+        with self._lock:
+            if self._closed or self._yielded or (not threads and self._file is None):
+                return
+            self._keep_dump()
+            if dict(threads) != self._threads or self._file is None:
+                self._begin(dict(threads))
+            self._armed_at = now
+            self._arm(max(self._hang_after, 2 * pace) if threads else None)
+
+    def dump_of(self, loop: str, since: float, until: float) -> tuple[Frame, ...]:
+        """Return the stack that was written while ``loop`` was blocked; () if none was.
+
+        Args:
+            loop: name of the loop.
+            since, until: bounds of the block, s since the epoch; a stack from outside belongs to something else, such
+                as a process that was stopped.
+        """
+        with self._lock:
+            if not self._closed:
+                self._keep_dump()
+            dump = self._dumps.get(loop)
+        return dump.frames if dump is not None and since - _CLOCK_SLACK <= dump.at <= until + _CLOCK_SLACK else ()
 
     def close(self) -> None:
         """Disarm the timer and remove the file."""
-        if not self._yielded and self._file is not None:
-            self._arm(False)
-        for patch in self._watching:
-            self._patches.undo(patch)
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-            self.path.unlink(missing_ok=True)
+        with self._lock:
+            self._closed = True
+            self._disarm()
+            for patch in self._watching:
+                self._patches.undo(patch)
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+                self.path.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Drop the file in a forked child: it is the parent's, and so was the timer."""
+        self._closed = True
+        for patch in self._watching:
+            self._patches.undo(patch)
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        for patch in self._watching:
-            self._patches.undo(patch)
 
-    def _arm(self, on: bool) -> None:
-        self._arming = True
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the timer disarmed for a fork, until the context is left.
+
+        In a child that is forked while it is armed, the next use of the timer and the end of the interpreter wait for
+        ever for the timer's thread (``cancel_dump_traceback_later`` in CPython's Modules/faulthandler.c).
+        """
+        with self._lock:
+            self._disarm()
+            self._armed_at = _NEVER
+            yield
+
+    def _disarm(self) -> None:
+        if self._armed and not self._yielded:
+            self._arm(None)
+
+    def _arm(self, seconds: float | None) -> None:
+        self._arming = threading.get_ident()
         try:
-            if on and self._file is not None:
-                faulthandler.dump_traceback_later(self._hang_after, file=self._file)
+            if seconds is not None and self._file is not None:
+                faulthandler.dump_traceback_later(seconds, file=self._file)
             else:
                 faulthandler.cancel_dump_traceback_later()
+            self._armed = seconds is not None
         finally:
-            self._arming = False
+            self._arming = None
 
     def _begin(self, threads: dict[int, str]) -> None:
         if self._file is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
-            self._file = os.open(self.path, flags | getattr(os, "O_CLOEXEC", 0), 0o600)
+            self._file = _open_private(self.path)
         self._threads = threads
         os.ftruncate(self._file, 0)
         self._written = os.write(self._file, hang_header(os.getpid(), threads).encode())
 
     def _keep_dump(self) -> None:
-        """The watcher runs, so a hang that was written down is over: keep its stacks for the stall, clear the file."""
+        """Python runs, so a hang that was written down is over: keep its stacks for the stall, clear the file."""
         if self._file is None or os.fstat(self._file).st_size <= self._written:
             return
-        text = self.path.read_text(errors="replace")
-        self._dumps = {dump.loop: dump.frames for dump in parse_hang(text)}
+        self._disarm()  # waits for the timer's thread, which may still be writing
+        self._armed_at = _NEVER
+        found = os.fstat(self._file)
+        text = os.pread(self._file, found.st_size, 0).decode(errors="replace")
+        self._dumps = {dump.loop: dataclasses.replace(dump, at=found.st_mtime) for dump in parse_hang(text)}
         self._begin(self._threads)
 
     def _noticed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._arming:
-            self._yielded = True
+        if self._arming != threading.get_ident():
+            with self._lock:  # or the watcher could arm it once more, over theirs
+                self._yielded = True
         return original(*args, **kwargs)
 
 
 def leftover_hangs(setting: str, hang_after: float) -> list[Stall]:
     """Return the hangs in which earlier processes of this journal ended, and remove their files.
 
+    Of several processes that look at the same time, one gets each. Symbolic links and files of other users are left
+    alone.
+
     Args:
         setting: ``Config.journal``.
         hang_after: s, the least that such a hang had lasted.
+
+    Raises:
+        OSError: the directory cannot be read.
     """
-    pattern = hang_path(setting, 0).name.replace(".0.", ".*.")
+    own = hang_path(setting, 0)
+    ours = re.compile(re.escape(own.name.removesuffix("0.hang")) + r"([0-9]{1,9})\.hang")
     found = []
-    for path in hang_path(setting, 0).parent.glob(pattern):
-        pid = path.name.split(".")[-2]
-        if not pid.isdecimal() or _alive(int(pid)):
+    for path in sorted(own.parent.iterdir()):
+        match = ours.fullmatch(path.name)
+        if match is None or _alive(int(match[1])):
             continue
-        found += [
-            _stall(path, int(pid), dump.loop, dump.frames, hang_after)
-            for dump in parse_hang(path.read_text(errors="replace"))
-        ]
-        path.unlink(missing_ok=True)
+        found += [_stall(number, dump, hang_after) for number, dump in enumerate(_taken(path))]
     return found
 
 
-def _stall(path: Path, pid: int, loop: str, frames: tuple[Frame, ...], hang_after: float) -> Stall:
+def _taken(path: Path) -> list[HangDump]:
+    """Read a hang file and remove it; nothing if it is not ours, or somebody else was first."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return []
+    with open(fd, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a descriptor
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return []
+        dumps = [dataclasses.replace(dump, at=status.st_mtime) for dump in parse_hang(file.read())]
+    try:
+        path.unlink()
+    except OSError:
+        return []
+    return dumps
+
+
+def _stall(number: int, dump: HangDump, hang_after: float) -> Stall:
+    frames = dump.frames
     return Stall(
-        id=f"{pid:x}-hang",
-        loop=loop,
-        pid=pid,
-        started_at=path.stat().st_mtime - hang_after,
+        id=f"{dump.pid:x}-{int(dump.at):x}-hang{number or ''}",
+        loop=dump.loop,
+        pid=dump.pid,
+        started_at=dump.at - hang_after,
         duration=hang_after,
         uncertainty=hang_after / 2,
         ongoing=True,
@@ -164,6 +234,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return True
     return True

@@ -1,0 +1,544 @@
+"""Prints what loopwatch costs the program it watches, beside the same program without it.
+
+Every figure is a ratio of medians: variants alternate within one run, a second control (A/A) shows the noise of the
+machine, and each measurement runs in a process of its own. Instructions per request come from callgrind and are
+repeatable on any machine; they are those of the loop's own thread.
+
+    python benchmarks/overhead.py                      # everything that can be measured here
+    python benchmarks/overhead.py micro http           # some parts: micro http callgrind lag idle pending syscalls import
+    python benchmarks/overhead.py micro --rounds 15 --peers DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+VARIANTS = ("off", "again", "on")
+"""The program alone, the program alone once more (A/A), and with the agent."""
+
+# Without these the heap's luck doubles the cost of the same server from run to run.
+ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456", "PYTHONHASHSEED": "0"}
+
+
+# ------------------------------------------------------------------------------------------------- inside a child
+
+
+def watch(variant: str, **settings: Any) -> None:
+    """Install the agent, or a peer, in this process."""
+    if variant == "on":
+        import loopwatch
+
+        loopwatch.install(log_level="CRITICAL", **settings)
+    elif variant not in ("off", "again"):
+        from peers import start_for_overhead
+
+        start_for_overhead(variant)
+
+
+def child_micro(variant: str, kind: str, loop: str) -> float:
+    """Return seconds for a fixed number of callbacks or task switches."""
+    count = 100_000
+    make = _loop_factory(loop)
+    watch(variant)
+    with asyncio.Runner(loop_factory=make) as runner:
+        runner.run(asyncio.sleep(0.05))
+        return min(runner.run(_MICRO[kind](count)) for _ in range(5))
+
+
+async def _ping_pong(count: int) -> float:
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    left = count
+
+    def callback() -> None:
+        nonlocal left
+        left -= 1
+        if left:
+            loop.call_soon(callback)
+        else:
+            done.set()
+
+    began = time.perf_counter()
+    loop.call_soon(callback)
+    await done.wait()
+    return time.perf_counter() - began
+
+
+async def _passes_of_100(count: int) -> float:
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    left = count
+
+    def callback() -> None:
+        nonlocal left
+        left -= 1
+        if left > 0:
+            loop.call_soon(callback)
+        elif left == 0:
+            done.set()
+
+    began = time.perf_counter()
+    for _ in range(100):
+        loop.call_soon(callback)
+    await done.wait()
+    return time.perf_counter() - began
+
+
+async def _task_switches(count: int) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        await asyncio.sleep(0)
+    return time.perf_counter() - began
+
+
+_MICRO: dict[str, Callable[[int], Any]] = {
+    "call_soon ping-pong": _ping_pong,
+    "100-callback passes": _passes_of_100,
+    "task switches": _task_switches,
+}
+
+
+def child_lag(variant: str, loop: str) -> list[float]:
+    """Return lateness (s) of a 1 ms ticker beside some work, sorted: p50, p99, p99.9, max."""
+
+    async def main() -> list[float]:
+        late = []
+        ends = time.perf_counter() + 20
+        while (began := time.perf_counter()) < ends:
+            await asyncio.sleep(0.001)
+            late.append(time.perf_counter() - began - 0.001)
+            sum(range(2000))
+        late.sort()
+        return [late[int(len(late) * q)] for q in (0.5, 0.99, 0.999)] + [late[-1]]
+
+    watch(variant)
+    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+        return runner.run(main())
+
+
+def child_idle(variant: str, loop: str) -> float:
+    """Return processor seconds per second of a process that only sleeps."""
+
+    async def main() -> float:
+        await asyncio.sleep(3)  # until the heartbeat has stretched
+        cpu, began = time.process_time(), time.perf_counter()
+        await asyncio.sleep(15)
+        return (time.process_time() - cpu) / (time.perf_counter() - began)
+
+    watch(variant)
+    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+        return runner.run(main())
+
+
+def child_pending(variant: str, loop: str, tasks: int) -> float:
+    """Return processor seconds of one second of ping-pong per callback, beside ``tasks`` tasks that wait."""
+
+    async def main() -> float:
+        event = asyncio.Event()
+        waiting = [asyncio.create_task(event.wait()) for _ in range(tasks)]
+        await asyncio.sleep(1)
+        cpu = time.process_time()
+        for _ in range(5):
+            await _ping_pong(20_000)
+            await asyncio.sleep(0.2)
+        cpu = time.process_time() - cpu
+        for task in waiting:
+            task.cancel()
+        return cpu
+
+    import gc
+
+    gc.disable()  # a full collection of a million tasks is not what is measured here
+    watch(variant)
+    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+        return runner.run(main())
+
+
+def child_serve(variant: str, server: str, loop: str, port: int) -> None:
+    """Serve until the process is ended."""
+    watch(variant)
+    if server == "aiohttp":
+        from aiohttp import web
+
+        async def hello(_request: web.Request) -> web.Response:
+            return web.json_response({"hello": "world"})
+
+        app = web.Application()
+        app.router.add_get("/", hello)
+        web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None, loop=_loop_factory(loop)())
+        return
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    async def home(_request: object) -> JSONResponse:
+        return JSONResponse({"hello": "world"})
+
+    app = Starlette(routes=[Route("/", home)])
+    uvicorn.run(app, host="127.0.0.1", port=port, loop=loop, log_level="critical", access_log=False)
+
+
+def child_callgrind(variant: str, requests: int) -> None:
+    """Serve ``requests`` requests of a raw client in this process, on aiohttp, and end."""
+    from aiohttp import web
+
+    async def hello(_request: web.Request) -> web.Response:
+        return web.json_response({"hello": "world"})
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_get("/", hello)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(requests):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(re.search(rb"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+            await reader.readexactly(length)
+        writer.close()
+        await runner.cleanup()
+
+    # Under valgrind time runs slow beside the instructions: what happens by the clock would count fifty times.
+    watch(variant, **({"heartbeat": 60} if variant == "on" else {}))
+    asyncio.run(main())
+
+
+def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if loop == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop  # type: ignore[no-any-return]
+    return asyncio.new_event_loop
+
+
+CHILDREN: dict[str, Callable[..., Any]] = {
+    "micro": child_micro,
+    "lag": child_lag,
+    "idle": child_idle,
+    "pending": child_pending,
+    "serve": child_serve,
+    "callgrind": child_callgrind,
+}
+
+
+# ---------------------------------------------------------------------------------------------------- the parent
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(HERE), "child", name, json.dumps(arguments)]
+
+
+def measure(name: str, *arguments: object) -> Any:
+    """Run a child and return what it printed."""
+    environment = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(command(name, *arguments), capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} {arguments} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def alternate(rounds: int, variants: tuple[str, ...], one: Callable[[str], float]) -> dict[str, list[float]]:
+    """Measure the variants in turn, the order reversed every other round."""
+    found: dict[str, list[float]] = {variant: [] for variant in variants}
+    for number in range(rounds):
+        for variant in variants if number % 2 == 0 else tuple(reversed(variants)):
+            found[variant].append(one(variant))
+    return found
+
+
+def ratio(found: dict[str, list[float]], variant: str) -> float:
+    """Return the median over the rounds of variant / off, each taken within one round."""
+    return statistics.median(a / b for a, b in zip(found[variant], found["off"], strict=True))
+
+
+def row(*cells: object) -> None:
+    print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+
+
+def table(title: str, *columns: str) -> None:
+    print(f"\n### {title}\n")
+    row(*columns)
+    row(*("---" for _ in columns))
+
+
+def micro(options: argparse.Namespace) -> None:
+    variants = (*VARIANTS, *options.peer)
+    table("Micro, asyncio: time relative to the loop alone", "what", "A/A", *variants[2:], "allowed")
+    for kind in _MICRO:
+        found = alternate(
+            options.rounds, variants, lambda variant, kind=kind: measure("micro", variant, kind, "asyncio")
+        )
+        allowed = "1.10" if kind.startswith("100") else "1.05"
+        row(kind, *(f"{ratio(found, variant):.3f}" for variant in variants[1:]), allowed)
+
+
+def http(options: argparse.Namespace) -> None:
+    load = load_generator()
+    variants = (*VARIANTS, *options.peer)
+    table(
+        f"HTTP services under {load.__name__}: throughput and processor time per request, relative to the service alone",
+        "service", "figure", "A/A", *variants[2:], "allowed",
+    )  # fmt: skip
+    for server, loop in (("starlette", "asyncio"), ("starlette", "uvloop"), ("aiohttp", "asyncio")):
+        rates: dict[str, list[float]] = {variant: [] for variant in variants}
+        costs: dict[str, list[float]] = {variant: [] for variant in variants}
+        with running({variant: (server, loop) for variant in variants}) as servers:
+            for process, port in servers.values():
+                load(port, 1.0)
+            for number in range(options.rounds):
+                for variant in variants if number % 2 == 0 else tuple(reversed(variants)):
+                    process, port = servers[variant]
+                    before = processor_time(process.pid)
+                    rate, requests = load(port, options.seconds)
+                    rates[variant].append(rate)
+                    costs[variant].append((processor_time(process.pid) - before) / requests)
+        limits = ("0.995", "1.005") if loop == "uvloop" else ("0.98", "1.02")
+        name = f"uvicorn + {server}, {loop}" if server == "starlette" else f"{server}, {loop}"
+        row(name, "throughput", *(f"{ratio(rates, variant):.3f}" for variant in variants[1:]), f">= {limits[0]}")
+        row(name, "CPU/request", *(f"{ratio(costs, variant):.3f}" for variant in variants[1:]), f"<= {limits[1]}")
+
+
+@contextmanager
+def running(wanted: dict[str, tuple[str, str]]) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], int]]]:
+    """Start one server a variant and end them all."""
+    started: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+    try:
+        for variant, (server, loop) in wanted.items():
+            port = free_port()
+            environment = {**os.environ, **ENVIRONMENT}
+            process = subprocess.Popen(command("serve", variant, server, loop, port), env=environment)
+            started[variant] = (process, port)
+            wait_for(port)
+        yield started
+    finally:
+        for process, _ in started.values():
+            process.terminate()
+        for process, _ in started.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    for _ in range(300):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                answer.read()
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise SystemExit(f"the server on port {port} does not answer")
+
+
+def processor_time(pid: int) -> float:
+    """Return user + system seconds of a process (/proc/PID/stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load_generator() -> Callable[[int, float], tuple[float, int]]:
+    return wrk if shutil.which("wrk") else own_client
+
+
+def wrk(port: int, seconds: float) -> tuple[float, int]:
+    """Return (requests per second, requests) of wrk with 8 connections."""
+    done = subprocess.run(
+        ["wrk", "-t1", "-c8", f"-d{max(round(seconds), 1)}s", f"http://127.0.0.1:{port}/"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)[1])  # type: ignore[index]
+    requests = int(re.search(r"(\d+) requests in", done.stdout)[1])  # type: ignore[index]
+    return rate, requests
+
+
+def own_client(port: int, seconds: float) -> tuple[float, int]:
+    """The same with a client of our own, where wrk is not installed."""
+
+    async def client(ends: float) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        count = 0
+        while time.perf_counter() < ends:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head)[1]))  # type: ignore[index]
+            count += 1
+        writer.close()
+        return count
+
+    async def main() -> int:
+        ends = time.perf_counter() + seconds
+        return sum(await asyncio.gather(*(client(ends) for _ in range(8))))
+
+    requests = asyncio.run(main())
+    return requests / seconds, requests
+
+
+def callgrind(_options: argparse.Namespace) -> None:
+    table(
+        "Instructions per request (aiohttp and a raw client in one process, callgrind)",
+        "variant",
+        "instructions",
+        "ratio",
+    )
+    if not shutil.which("valgrind"):
+        row("valgrind is not installed", "", "")
+        return
+    base = 0.0
+    for variant in ("off", "on"):
+        few, many = (instructions(variant, requests) for requests in (200, 1200))
+        each = (many - few) / 1000
+        base = base or each
+        row(variant, f"{each:,.0f}", f"{each / base:.3f}" + (" (allowed 1.02)" if variant == "on" else ""))
+
+
+def instructions(variant: str, requests: int) -> int:
+    """Return the instructions of the loop's thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [
+                "valgrind",
+                "--tool=callgrind",
+                "--separate-threads=yes",
+                f"--callgrind-out-file={folder}/out",
+                *command("callgrind", variant, requests),
+            ],
+            capture_output=True,
+            env={**os.environ, **ENVIRONMENT},
+            check=True,
+        )
+        text = Path(f"{folder}/out-01").read_text(errors="replace")
+    return int(re.search(r"^(?:summary|totals): (\d+)", text, re.MULTILINE)[1])  # type: ignore[index]
+
+
+def lag(options: argparse.Namespace) -> None:
+    table("Lag of a 1 ms ticker, ms (medians of the rounds)", "loop", "variant", "p50", "p99", "p99.9", "max")
+    for loop in ("asyncio", "uvloop"):
+        found: dict[str, list[list[float]]] = {variant: [] for variant in VARIANTS}
+        for _ in range(max(options.rounds // 3, 1)):
+            for variant in VARIANTS:
+                found[variant].append(measure("lag", variant, loop))
+        for variant in VARIANTS:
+            row(
+                loop,
+                variant,
+                *(f"{statistics.median(column) * 1000:.3f}" for column in zip(*found[variant], strict=True)),
+            )
+
+
+def idle(options: argparse.Namespace) -> None:
+    table("Idle process: share of one core (allowed 0.2 % more)", "loop", "off", "A/A", "on", "more")
+    for loop in ("asyncio", "uvloop"):
+        found = alternate(
+            max(options.rounds // 3, 1), VARIANTS, lambda variant, loop=loop: measure("idle", variant, loop)
+        )
+        middle = {variant: statistics.median(values) for variant, values in found.items()}
+        row(loop, *(f"{middle[variant]:.3%}" for variant in VARIANTS), f"{middle['on'] - middle['off']:.3%}")
+
+
+def pending(options: argparse.Namespace) -> None:
+    table("Tasks that wait beside a ping-pong: processor time relative to the loop alone", "tasks", "A/A", "on")
+    for tasks in (0, 10_000, 1_000_000):
+        found = alternate(
+            max(options.rounds // 3, 1),
+            VARIANTS,
+            lambda variant, tasks=tasks: measure("pending", variant, "asyncio", tasks),
+        )
+        row(f"{tasks:,}", f"{ratio(found, 'again'):.3f}", f"{ratio(found, 'on'):.3f}")
+
+
+def syscalls(_options: argparse.Namespace) -> None:
+    table("System calls per request, uvloop (strace -c)", "variant", "all", "epoll")
+    if not shutil.which("strace"):
+        row("strace is not installed", "", "")
+        return
+    for variant in VARIANTS:
+        with running({variant: ("starlette", "uvloop")}) as servers, tempfile.TemporaryDirectory() as folder:
+            process, port = servers[variant]
+            wrk_or_own = load_generator()
+            tracer = subprocess.Popen(
+                ["strace", "-f", "-c", "-o", f"{folder}/out", "-p", str(process.pid)], stderr=subprocess.PIPE
+            )
+            assert tracer.stderr is not None
+            tracer.stderr.readline()
+            _, requests = wrk_or_own(port, 5.0)
+            tracer.terminate()
+            tracer.communicate()
+            text = Path(f"{folder}/out").read_text()
+        counts = {
+            line.split()[-1]: int(line.split()[3]) for line in text.splitlines() if re.match(r"\s*[\d.]+\s", line)
+        }
+        total = counts.pop("total", None) or sum(counts.values())
+        epoll = sum(count for name, count in counts.items() if name.startswith("epoll_"))
+        row(variant, f"{total / requests:.2f}", f"{epoll / requests:.2f}")
+
+
+def imports(options: argparse.Namespace) -> None:
+    table("Start-up, ms", "statement", "time", "modules")
+    for statement in ("pass", "import loopwatch", "import loopwatch; loopwatch.install()", "import asyncio"):
+        code = f"import sys, time; b = len(sys.modules); t = time.perf_counter(); {statement}; print(time.perf_counter() - t, len(sys.modules) - b)"
+        runs = [
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+            for _ in range(options.rounds)
+        ]
+        row(f"`{statement}`", f"{statistics.median(float(run[0]) for run in runs) * 1000:.2f}", runs[0][1])
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "micro": micro,
+    "http": http,
+    "callgrind": callgrind,
+    "lag": lag,
+    "idle": idle,
+    "pending": pending,
+    "syscalls": syscalls,
+    "import": imports,
+}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        print(json.dumps(CHILDREN[sys.argv[2]](*json.loads(sys.argv[3]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to measure, default all")
+    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default 9)")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="load on an HTTP service in one round, s (default 3)"
+    )
+    parser.add_argument("--peer", action="append", default=[], help="a peer's name, measured beside; see peers.py")
+    options = parser.parse_args()
+    print(f"CPython {sys.version.split()[0]}, {os.cpu_count()} processors, {options.rounds} rounds", flush=True)
+    for part in options.parts or PARTS:
+        PARTS[part](options)
+
+
+if __name__ == "__main__":
+    main()
