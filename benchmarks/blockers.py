@@ -50,7 +50,7 @@ CALLBACKS, TIMERS, EVENTS = 7, 5, 3
 MODULE = "accuracy_generated_module"
 
 
-class SkipBlocker(Exception):
+class SkipError(Exception):
     """This machine cannot run the blocker; the message says why."""
 
 
@@ -61,13 +61,12 @@ class Blocker:
     Attributes:
         name: of the row.
         run: the guilty function, called with what ``setup`` yielded; may be a coroutine function.
-        culprit: end of the qualified name of the function to blame, None if nobody's code is to blame.
+        culprit: name of the function to blame, None if nobody's code is to blame.
         causes: acceptable causes.
         category: for grouping rows.
         setup: makes the material for a length in seconds; a context manager.
         drive: has the loop run it.
         culprit_optional: naming nobody is right as well: pure Python cannot know.
-        ticks: a 1 ms ticker runs on the loop meanwhile.
         known_victims: whether the number of those who waited is known.
         in_task: whether it runs in the task named by :func:`task_name`.
     """
@@ -80,7 +79,6 @@ class Blocker:
     setup: Setup
     drive: Drive
     culprit_optional: bool = False
-    ticks: bool = False
     known_victims: bool = True
     in_task: bool = True
 
@@ -110,8 +108,7 @@ class Stage:
     def place_readers(self) -> None:
         """Register sockets with the loop that become readable during the block."""
         for _ in range(EVENTS):
-            ours, theirs = socket.socketpair()
-            ours.setblocking(False)
+            ours, theirs = _pair()
             self.loop.add_reader(ours, _read_once, self.loop, ours)
             self._pairs.append((ours, theirs))
 
@@ -165,6 +162,13 @@ class Stage:
             self.begin, self.end = max(self._beats, key=lambda beat: beat[1] - beat[0])
 
 
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
 def _nothing() -> None:
     pass
 
@@ -204,7 +208,9 @@ async def in_timer(stage: Stage, blocker: Blocker, payload: Any) -> None:
     await _scheduled(stage, blocker, payload, functools.partial(stage.loop.call_later, 0.02))
 
 
-async def _scheduled(stage: Stage, blocker: Blocker, payload: Any, schedule: Callable[[Callable[[], None]], Any]) -> None:
+async def _scheduled(
+    stage: Stage, blocker: Blocker, payload: Any, schedule: Callable[[Callable[[], None]], Any]
+) -> None:
     done = stage.loop.create_future()
 
     def callback() -> None:
@@ -218,8 +224,7 @@ async def _scheduled(stage: Stage, blocker: Blocker, payload: Any, schedule: Cal
 async def in_reader(stage: Stage, blocker: Blocker, payload: Any) -> None:
     """In a callback of ``add_reader``."""
     done = stage.loop.create_future()
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
+    ours, theirs = _pair()
 
     def readable() -> None:
         stage.loop.remove_reader(ours)
@@ -242,7 +247,7 @@ async def in_protocol(stage: Stage, blocker: Blocker, payload: Any) -> None:
             stage.around(blocker.run, payload)
             done.set_result(None)
 
-    ours, theirs = socket.socketpair()
+    ours, theirs = _pair()
     transport, _ = await stage.loop.create_unix_connection(Receiver, sock=ours)
     theirs.send(b"x")
     await done
@@ -365,6 +370,14 @@ def _processor_time(call: Callable[[Any], Any], material: Any) -> float:
     return max(time.thread_time() - begin, 1e-6)
 
 
+def run_queue() -> float:
+    """Return the seconds that the calling thread was runnable but waited for a processor; 0 where it is not known."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def later(seconds: float, action: Callable[[], Any]) -> None:
     """Do something in another thread, which sleeps until then."""
 
@@ -391,14 +404,6 @@ def count_up(seconds: float) -> int:
     while time.monotonic() < end:
         count += 1
     return count
-
-
-def _numbers(seconds: float) -> Iterator[int]:
-    end, count = time.monotonic() + seconds, 0
-    while time.monotonic() < end:
-        count += 1
-        if count % 100_000 == 0:
-            yield count
 
 
 def generate_numbers(seconds: float) -> Iterator[int]:
@@ -437,11 +442,11 @@ async def outer_coroutine(seconds: float) -> None:
     await innermost_coroutine(seconds)
 
 
-call_lambda: Callable[[float], Any] = lambda seconds: [n for n in iter(functools.partial(_left, time.monotonic() + seconds), 0)]  # noqa: E731
+sleeping_lambda: Callable[[float], None] = lambda seconds: time.sleep(seconds)  # noqa: E731, PLW0108 - its frame is the point
 
 
-def _left(end: float) -> int:
-    return int(time.monotonic() < end)
+def comprehend(size: int) -> list[int]:
+    return [n for n in range(size) if n * n < 0]
 
 
 def _logged(function: Callable[[float], int]) -> Callable[[float], int]:
@@ -542,6 +547,10 @@ def sort_list(numbers: list[float]) -> None:
     sorted(numbers)
 
 
+def _random_numbers(size: int) -> list[float]:
+    return [random.random() for _ in range(size)]
+
+
 def pickle_objects(objects: list[Any]) -> None:
     pickle.dumps(objects)
 
@@ -573,35 +582,26 @@ class Box:
     content: Any = None
 
 
-def drop_structure(material: tuple[Box, Callable[[], Any]]) -> None:
-    material[0].content = None
+def drop_structure(box: Box) -> None:
+    box.content = None
 
 
 @contextmanager
 def _structures(seconds: float) -> Iterator[Any]:
-    def build(size: int) -> Any:
-        return [(n, [n]) for n in range(size)]
-
-    def drop(box: Box) -> None:
-        box.content = None
-
-    def boxed(size: int) -> Box:
-        box = Box()
-        box.content = build(size)
-        return box
-
-    # The structure is gone after one run: what is fitted is its size.
+    # A structure is gone after one run: its size is what is fitted.
     sizes: list[int] = []
 
-    def noting(size: int) -> Box:
+    def fill(size: int) -> Box:
         sizes.append(size)
-        return boxed(size)
+        box = Box()
+        box.content = [(n, [n]) for n in range(size)]
+        return box
 
     gc.disable()
     try:
-        with fitted(noting, drop, 100_000)(seconds):
+        with fitted(fill, drop_structure, 100_000)(seconds):
             pass
-        yield Refilled(lambda: boxed(sizes[-1]))
+        yield Refilled(lambda: fill(sizes[-1]))
     finally:
         gc.enable()
 
@@ -635,7 +635,7 @@ def _generated_module(seconds: float) -> Iterator[Any]:
 
         try:
             with fitted(write, call, 500)(seconds):
-                yield Refilled(lambda: sys.modules.pop(MODULE, None) and None)
+                yield Refilled(lambda: sys.modules.pop(MODULE, None))
         finally:
             sys.path.remove(folder)
             sys.modules.pop(MODULE, None)
@@ -778,26 +778,32 @@ def _slow_name_server(seconds: float) -> Iterator[Any]:
     """
     found = re.search(r"^nameserver\s+(\S+)", Path("/etc/resolv.conf").read_text(), re.M)
     if found is None:
-        raise SkipBlocker("/etc/resolv.conf names no server")
+        raise SkipError("/etc/resolv.conf names no server")
     server = socket.socket(socket.AF_INET6 if ":" in found[1] else socket.AF_INET, socket.SOCK_DGRAM)
     try:
         server.bind((found[1], 53))
     except OSError as exc:
         server.close()
-        raise SkipBlocker(f"no private network name space to put a slow name server into ({exc})") from None
+        raise SkipError(f"no private network name space to put a slow name server into ({exc})") from None
+
+    ended = threading.Event()
+    server.settimeout(0.2)
 
     def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
                 question, client = server.recvfrom(4096)
                 time.sleep(seconds)
                 server.sendto(question[:2] + b"\x81\x83" + question[4:], client)  # no such name
+        server.close()
 
-    threading.Thread(target=serve, name="helper", daemon=True).start()
+    thread = threading.Thread(target=serve, name="helper", daemon=True)
+    thread.start()
     try:
         yield None
     finally:
-        server.close()
+        ended.set()
+        thread.join()
 
 
 def sync_file(material: tuple[int, float]) -> None:
@@ -859,8 +865,12 @@ def _full_pipe(seconds: float) -> Iterator[Any]:
     os.close(reader)
 
 
-def lock_file(path: str) -> None:
-    with Path(path).open() as file:
+def lock_file(material: tuple[Path, float]) -> None:
+    path, seconds = material
+    holder = path.open()
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    later(seconds, holder.close)
+    with path.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
@@ -869,14 +879,7 @@ def _locked_file(seconds: float) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "lock")
         path.touch()
-
-        def lock() -> str:
-            file = path.open()
-            fcntl.flock(file, fcntl.LOCK_EX)
-            later(seconds, file.close)
-            return str(path)
-
-        yield Refilled(lock)
+        yield path, seconds
 
 
 def poll_socket(material: tuple[socket.socket, float]) -> None:
@@ -937,7 +940,7 @@ def stat_files(seconds: float) -> None:
         threading.Thread(target=hog_in_python, args=(seconds,), name="hog", daemon=True).start()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        os.stat("/")
+        os.stat("/")  # noqa: PTH116 - a path object would spend its time in Python
 
 
 def stop_process(seconds: float) -> None:
@@ -983,7 +986,7 @@ def _busy_neighbours(seconds: float) -> Iterator[Any]:
             neighbours.append(process)
             stack.callback(_end, process)
         if any(process.stdout is None or process.stdout.readline() != "ready\n" for process in neighbours):
-            raise SkipBlocker("not permitted to raise the priority of other processes")
+            raise SkipError("not permitted to raise the priority of other processes")
 
         def begin() -> None:
             for process in neighbours:
@@ -1006,7 +1009,9 @@ def _end(process: subprocess.Popen[str]) -> None:
 @contextmanager
 def _throttled_group(seconds: float) -> Iterator[Any]:
     """A processor quota of 5 percent for this process, in force only during the block (cgroup v1, ``cpu``)."""
-    line = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":cpu:" in line or ":cpu," in line), "")
+    line = next(
+        (line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":cpu:" in line or ":cpu," in line), ""
+    )
     old = Path("/sys/fs/cgroup/cpu", line.rpartition(":")[2].lstrip("/"))
     group = old / f"accuracy-{os.getpid()}"
     try:
@@ -1016,7 +1021,7 @@ def _throttled_group(seconds: float) -> Iterator[Any]:
     except OSError as exc:
         with contextlib.suppress(OSError):
             group.rmdir()
-        raise SkipBlocker(f"not permitted to make a cgroup of the v1 cpu controller ({exc})") from None
+        raise SkipError(f"not permitted to make a cgroup of the v1 cpu controller ({exc})") from None
     quota = str(group / "cpu.cfs_quota_us")
     try:
         yield lambda: _write(quota, "5000"), lambda: _write(quota, "-1"), seconds
@@ -1041,8 +1046,8 @@ def _row(
     causes: str,
     category: str,
     setup: Setup | None = None,
-    drive: Drive = in_task,
     *,
+    drive: Drive = in_task,
     culprit: str | None = "",
     **options: Any,
 ) -> Blocker:
@@ -1068,9 +1073,10 @@ BLOCKERS: tuple[Blocker, ...] = (
     _row("generator", exhaust_generator, "python", "python", culprit="generate_numbers"),
     _row("async-generator", exhaust_async_generator, "python", "python", culprit="generate_numbers_async"),
     _row("nested-coroutine", outer_coroutine, "python", "python", culprit="innermost_coroutine"),
-    _row("lambda", call_lambda, "python", "python", culprit="<lambda>"),
+    _row("lambda", sleeping_lambda, "sleep", "where", culprit="<lambda>"),
+    _row("comprehension", comprehend, "python", "python", fitted(int, comprehend, 10_000)),
     _row("decorated", decorated_loop, "python", "python", culprit="decorated_loop"),
-    _row("method", call_method, "python", "python", culprit="Thumbnailer.resize"),
+    _row("method", call_method, "python", "python", culprit="resize"),
     _row("recursion", recurse, "python", "python", culprit="descend"),
     _row(
         "deepcopy", copy_structure, "python", "python",
@@ -1083,7 +1089,7 @@ BLOCKERS: tuple[Blocker, ...] = (
     _row("second-loop", spin_in_second_loop, "python", "where", drive=in_second_loop),
     _row("json", parse_document, "native_gil", "native_gil", fitted(_document, parse_document, 10_000)),
     _row("regex", match_badly, "native_gil", "native_gil", _TEXT),
-    _row("sort", sort_list, "native_gil", "native_gil", fitted(lambda n: [random.random() for _ in range(n)], sort_list, 10_000)),
+    _row("sort", sort_list, "native_gil", "native_gil", fitted(_random_numbers, sort_list, 10_000)),
     _row("pickle", pickle_objects, "native_gil", "native_gil", fitted(_dates, pickle_objects, 10_000)),
     _row("import", import_module, "native_gil python", "native_gil", _generated_module),
     _row("gc", collect_garbage, "gc", "gc", _heap),
@@ -1092,14 +1098,14 @@ BLOCKERS: tuple[Blocker, ...] = (
         fitted(lambda n: list(range(n)), look_up_in_list, 100_000), culprit_optional=True,
     ),
     _row(
-        "bytes-concat", concatenate, "native_gil", "operator",
+        "bytes-concat", concatenate, "native_gil python", "operator",
         prepared(lambda seconds: (bytes(20_000_000), seconds)), culprit_optional=True,
     ),
     _row(
         "int-power", raise_to_power, "native_gil", "operator",
-        fitted(wanted_int := int, raise_to_power, 10_000, power=1.585), culprit_optional=True,
+        fitted(int, raise_to_power, 10_000, power=1.585), culprit_optional=True,
     ),
-    _row("deallocation", drop_box := (lambda box: setattr(box, "content", None)), "native_gil", "operator", _structures, culprit=None),
+    _row("deallocation", drop_structure, "native_gil", "operator", _structures, culprit_optional=True),
     _row("pbkdf2", hash_password, "native", "native", fitted(int, hash_password, 10_000)),
     _row("scrypt", derive_key, "native", "native", fitted(int, derive_key, 1)),
     _row("zlib", compress, "native", "native", fitted(lambda n: random.randbytes(1000) * n, compress, 100)),
@@ -1123,14 +1129,16 @@ BLOCKERS: tuple[Blocker, ...] = (
     _row("event-wait", wait_for_event, "lock", "lock"),
     _row("thread-join", join_thread, "lock", "lock"),
     _row(
-        "gil-hog", hog_in_one_call, "gil", "others", _TEXT, beside_the_loop, known_victims=False, ticks=True
+        "gil-hog", hog_in_one_call, "gil", "others", _TEXT, drive=beside_the_loop, known_victims=False
     ),
     _row("gil-contention", stat_files, "gil", "others", culprit="hog_in_python"),
     _row(
         "many-callbacks", small_piece, "overload", "others", prepared(lambda seconds: round(seconds / 0.001)),
-        in_many_callbacks, known_victims=False,
+        drive=in_many_callbacks, known_victims=False,
     ),
-    _row("sigstop", stop_process, "suspended", "others", drive=beside_the_loop, culprit=None, known_victims=False, ticks=True),
+    _row(
+        "sigstop", stop_process, "suspended", "others", drive=beside_the_loop, culprit=None, known_victims=False
+    ),
     _row("throttled", compute_starved, "starved", "others", _throttled_group, culprit=None),
     _row("busy-neighbours", compute_starved, "starved", "others", _busy_neighbours, culprit=None),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 
 class WhenImported:
@@ -46,18 +47,36 @@ class WhenImported:
             self._searching = False
         if spec is None or spec.loader is None:
             return None
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            # An instance attribute of this one loader object, which dies with the spec.
-            del spec.loader.exec_module  # type: ignore[union-attr]
-            execute(module)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-                self._callback(module)
-
-        try:
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        except AttributeError:
-            return None  # a loader without attributes of its own: leave it alone
+        spec.loader = _Notifying(spec.loader, self._imported)  # type: ignore[assignment]
         return spec
+
+    def _imported(self, module: ModuleType) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+            self._callback(module)
+
+
+class _Notifying:
+    """Stands in for the loader of one module until it has run; loaders themselves may be shared and are left alone."""
+
+    def __init__(self, loader: Any, imported: Callable[[ModuleType], None]) -> None:
+        self._loader, self._imported = loader, imported
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Create the module as the real loader does."""
+        spec.loader = self._loader
+        try:
+            return self._loader.create_module(spec)  # type: ignore[no-any-return]
+        finally:
+            spec.loader = self  # type: ignore[assignment]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module with its real loader in place, then call back."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._imported(module)

@@ -358,7 +358,8 @@ class Agent:
         now = time.monotonic()
         for loop in self._watcher.loops:
             with self._faults.guard("probe"):
-                loop.probe.activity(now)  # what has ended is judged by the limit that was in force
+                # What came before is judged by the limit that was in force.
+                loop.probe.cut(now) if _runs_here(loop.ref()) else loop.probe.activity(now)
                 loop.probe.set_limit(self._limit())
 
     # -- telling --------------------------------------------------------------------------------------------------
@@ -478,7 +479,7 @@ def _call_name(stack: stacks.RawStack) -> str | None:
 
 def _runs_here(loop: Loop) -> bool:
     asyncio = loaded("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is loop
+    return asyncio is not None and loop is not None and asyncio._get_running_loop() is loop
 
 
 def _discard(items: list[Any], item: Any) -> None:

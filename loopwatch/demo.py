@@ -600,7 +600,7 @@ def _summarise(screen: Screen, seen: Seen, habits: Sequence[Habit]) -> None:
     asked = sum(len(times) for times in seen.slow.values())
     disturbed = sum(_disturbed(stall) for stall in seen.stalls if stall.id in claimed)
     screen.line(_judgement(len(habits), right, asked))
-    if disturbed:
+    if disturbed and right < asked:
         screen.line(f"Here the service lacked a processor {times(disturbed)}; the demo tells more on a quiet machine.")
     for route, reason in seen.failed.items():
         screen.line(f"{route} did not always answer: {reason}")

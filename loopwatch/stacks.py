@@ -27,6 +27,8 @@ MAX_WALK = 2000
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
 _OWN = str(Path(__file__).parent) + "/"
+_DISCOVERY_FILE = _OWN + "discovery.py"
+"""Its ``run_forever`` stands where a compiled loop, which has no frames, was started."""
 _GC_CALLBACK = GcMonitor._note.__code__
 _SHOWN = (_OWN + "demo_app.py",)
 """Files of this package that play the user's part."""
@@ -91,7 +93,9 @@ def take(
             handle = current.f_locals.get("self")
             _read_pass(stack, current.f_back)
             break
-        if code.co_name in ("_run_once", "run_forever") and code.co_filename == _LOOP_FILE:
+        if code.co_name == "_run_once" and code.co_filename == _LOOP_FILE:
+            break
+        if code.co_name == "run_forever" and code.co_filename in (_LOOP_FILE, _DISCOVERY_FILE):
             break
         if not is_own(code.co_filename):
             if not frames:

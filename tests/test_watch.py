@@ -129,7 +129,9 @@ def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run
     stall = max(sink.wait(), key=lambda stall: stall.duration)
     assert stall.culprit is not None
     assert stall.culprit.function.endswith("catastrophic")
-    assert stall.cause in (Cause.NATIVE_GIL, Cause.STARVED)
+    waited_for_a_processor = max(stall.evidence.watcher_starved, stall.evidence.run_queue or 0.0)
+    if waited_for_a_processor < 0.1 * stall.duration:  # else the machine is too busy to tell
+        assert stall.cause is Cause.NATIVE_GIL, stall.evidence
     assert stall.evidence.watcher_late > 0.1
 
 

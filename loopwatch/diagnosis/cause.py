@@ -65,6 +65,9 @@ def _starved(evidence: Evidence) -> Cause | None:
     waited = max(_share(evidence.run_queue, evidence), _share(evidence.throttled, evidence))
     if evidence.asleep:
         waited = max(waited, _share(evidence.watcher_starved, evidence))
+    if kind_of(evidence.syscall) in ("sleep", "lock", "io"):
+        # Who sleeps is not runnable: what it waited for a processor, it waited before the block.
+        waited = min(waited, 1 - evidence.syscall_share)
     return Cause.STARVED if waited >= MOST else None
 
 

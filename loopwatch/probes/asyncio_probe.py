@@ -227,7 +227,6 @@ class AsyncioProbe:
     """
 
     kind = "asyncio"
-    on_beat = None
 
     def __init__(self, loop: Loop, limit: float, patches: PatchSet) -> None:
         self._patches = patches
@@ -248,6 +247,9 @@ class AsyncioProbe:
     def reads(loop: Loop) -> bool:
         """Whether ``loop`` is of this kind."""
         return callable(getattr(getattr(loop, "_selector", None), "select", None)) and hasattr(loop, "_run_once")
+
+    def on_beat(self, due: float, now: float) -> None:
+        """Nothing: passes and polls are timed exactly."""
 
     def activity(self, now: float) -> Activity:
         since = self._timed.pace().since

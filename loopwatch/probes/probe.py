@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -66,8 +65,8 @@ class Probe(Protocol):
 
     kind: str
 
-    on_beat: Callable[[float, float], None] | None
-    """Called on the loop's thread with (due, now) of each beat of the heartbeat, where the probe wants to know."""
+    def on_beat(self, due: float, now: float) -> None:
+        """Take note of a beat of the heartbeat: when it was due, and when it came; on the loop's thread."""
 
     def activity(self, now: float) -> Activity:
         """Say what the loop does now."""

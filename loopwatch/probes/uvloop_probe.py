@@ -242,6 +242,8 @@ class UvloopProbe:
         with self._lock:
             if running:
                 self._last = self._read(now) or self._last
+                self._history.clear()
+                self._history.append(self._last)
                 self._started = now
             elif self._started is not None:
                 self.cut(now)

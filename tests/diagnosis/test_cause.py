@@ -1,0 +1,313 @@
+"""decide(): what was seen of each kind of blocker gives its cause; what proves nothing gives none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopwatch.diagnosis.cause import MOST, MUCH, decide, kind_of
+from loopwatch.events import Cause, Evidence
+
+# Each row as it was measured for a block of 0.3 s and more; see the table of evidence in the documentation.
+SEEN: dict[str, tuple[Evidence, Cause]] = {
+    "time.sleep": (
+        Evidence(0.3, cpu=0.0, process_cpu=0.001, run_queue=0.0, gil_wait=0.0001, samples=9, moving=0.0,
+                 syscall="clock_nanosleep", syscall_share=1.0, wait_channel="hrtimer_nanosleep", call="time.sleep"),
+        Cause.SLEEP,
+    ),
+    "Python loop": (
+        Evidence(0.3, cpu=0.29, process_cpu=0.295, run_queue=0.005, watcher_late=0.0, gil_wait=0.005, samples=9,
+                 moving=0.9, syscall="running", syscall_share=1.0),
+        Cause.PYTHON,
+    ),
+    "json.loads": (
+        Evidence(0.5, cpu=0.49, process_cpu=0.49, run_queue=0.0, watcher_late=0.49, gil_wait=0.45, samples=1,
+                 syscall="running", syscall_share=1.0, call="json.loads"),
+        Cause.NATIVE_GIL,
+    ),
+    "re.match": (
+        Evidence(0.4, cpu=0.4, process_cpu=0.4, watcher_late=0.39, gil_wait=0.39, samples=1, syscall="running",
+                 syscall_share=1.0, call="re.match"),
+        Cause.NATIVE_GIL,
+    ),
+    "gc.collect": (
+        Evidence(0.4, cpu=0.4, process_cpu=0.4, gc=0.39, watcher_late=0.39, gil_wait=0.39, samples=1,
+                 syscall="running", syscall_share=1.0, call="gc.collect"),
+        Cause.GC,
+    ),
+    "pbkdf2": (
+        Evidence(0.3, cpu=0.3, process_cpu=0.301, run_queue=0.0, gil_wait=0.0001, samples=9, moving=0.0,
+                 syscall="running", syscall_share=1.0, call="hashlib.pbkdf2_hmac"),
+        Cause.NATIVE,
+    ),
+    "sqlite": (
+        Evidence(0.6, cpu=0.6, process_cpu=0.6, gil_wait=0.0002, samples=14, moving=0.1, syscall="running",
+                 syscall_share=0.9, call=".execute"),
+        Cause.NATIVE,
+    ),
+    "socket recv": (
+        Evidence(0.3, cpu=0.0, process_cpu=0.001, gil_wait=0.0001, samples=9, moving=0.0, syscall="recvfrom",
+                 syscall_share=1.0, wait_channel="wait_woken", call=".recv"),
+        Cause.IO,
+    ),
+    "subprocess wait": (
+        Evidence(0.4, cpu=0.001, process_cpu=0.002, gil_wait=0.0001, samples=11, moving=0.0, syscall="wait4",
+                 syscall_share=0.95, wait_channel="do_wait", call="os.waitpid"),
+        Cause.IO,
+    ),
+    "lock.acquire": (
+        Evidence(0.3, cpu=0.0, process_cpu=0.001, gil_wait=0.0001, samples=9, moving=0.0, syscall="futex",
+                 syscall_share=1.0, wait_channel="futex_do_wait", lock_wait=True, call=".acquire"),
+        Cause.LOCK,
+    ),
+    "another thread computes in C": (
+        Evidence(0.5, cpu=0.001, process_cpu=0.49, watcher_late=0.48, gil_wait=0.48, samples=1, syscall="futex",
+                 syscall_share=1.0, wait_channel="futex_do_wait", hog=0.97),
+        Cause.GIL,
+    ),
+    "another thread computes in Python": (
+        Evidence(0.5, cpu=0.02, process_cpu=0.5, gil_wait=0.005, samples=12, moving=0.1, syscall="futex",
+                 syscall_share=0.9, hog=0.9),
+        Cause.GIL,
+    ),
+    "SIGSTOP": (
+        Evidence(0.6, cpu=0.0, process_cpu=0.0, run_queue=0.001, watcher_late=0.59, watcher_starved=0.0, samples=1,
+                 gil_wait=0.58, asleep=True),
+        Cause.SUSPENDED,
+    ),
+    "throttled cgroup": (
+        Evidence(0.5, cpu=0.1, process_cpu=0.1, run_queue=0.38, throttled=0.39, watcher_late=0.2,
+                 watcher_starved=0.2, gil_wait=0.01, samples=8, moving=0.7, syscall="running", syscall_share=1.0),
+        Cause.STARVED,
+    ),
+    "busy host": (
+        Evidence(0.5, cpu=0.2, process_cpu=0.2, run_queue=0.29, gil_wait=0.01, samples=8, moving=0.7,
+                 syscall="running", syscall_share=1.0),
+        Cause.STARVED,
+    ),
+    "300 callbacks of 1 ms": (
+        Evidence(0.3, cpu=0.29, process_cpu=0.29, gil_wait=0.005, samples=9, moving=1.0, syscall="running",
+                 syscall_share=1.0, callbacks=9, longest_callback=0.06, dominant_callback=0.0, threshold=0.1),
+        Cause.OVERLOAD,
+    ),
+    "nothing": (Evidence(0.3), Cause.UNKNOWN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_was_measured_gives_its_cause(name: str) -> None:
+    """Each measured blocker is recognised by its evidence."""
+    evidence, cause = SEEN[name]
+    assert decide(evidence) is cause
+
+
+def test_every_cause_is_reachable() -> None:
+    """There is no cause that no evidence gives."""
+    assert {cause for _, cause in SEEN.values()} == set(Cause)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_verdict_is_replayed_from_json(name: str) -> None:
+    """The evidence of a journal gives the verdict that was written beside it."""
+    evidence, cause = SEEN[name]
+    assert decide(Evidence.from_dict(json.loads(json.dumps(evidence.to_dict())))) is cause
+
+
+PORTABLE = {
+    "time.sleep": Cause.SLEEP,
+    "Python loop": Cause.PYTHON,
+    "json.loads": Cause.NATIVE_GIL,
+    "gc.collect": Cause.GC,
+    "pbkdf2": Cause.NATIVE,
+    "socket recv": Cause.UNKNOWN,
+    "subprocess wait": Cause.IO,
+    "lock.acquire": Cause.LOCK,
+    "another thread computes in C": Cause.GIL,
+    "another thread computes in Python": Cause.GIL,
+    "SIGSTOP": Cause.SUSPENDED,
+    "300 callbacks of 1 ms": Cause.OVERLOAD,
+}
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_without_proc(name: str) -> None:
+    """Where there is no /proc, clocks and the name of the call still give the cause, or an honest "unknown"."""
+    evidence, _ = SEEN[name]
+    bare = dataclasses.replace(
+        evidence, syscall=None, syscall_share=0.0, wait_channel=None, run_queue=None, throttled=None
+    )
+    assert decide(bare) is PORTABLE[name]
+
+
+@pytest.mark.parametrize(
+    ("call", "cause"),
+    [
+        ("time.sleep", Cause.SLEEP),
+        ("socket.create_connection", Cause.IO),
+        ("select.select", Cause.IO),
+        ("ssl.wrap_socket", Cause.IO),
+        ("subprocess.run", Cause.IO),
+        ("os.fsync", Cause.IO),
+        ("io.open", Cause.IO),
+        ("sockets_of_mine.recv", Cause.UNKNOWN),
+        (".recv", Cause.UNKNOWN),
+        (None, Cause.UNKNOWN),
+    ],
+)
+def test_by_the_name_of_the_call(call: str | None, cause: Cause) -> None:
+    """Without a system call, what is called decides; a name that only looks alike does not."""
+    assert decide(Evidence(0.3, cpu=0.0, process_cpu=0.001, call=call, gil_wait=0.0, samples=5)) is cause
+
+
+@pytest.mark.parametrize(
+    ("stronger", "weaker"),
+    [
+        # A rule stands before another because its facts also look like the other's.
+        ("throttled cgroup", "Python loop"),
+        ("SIGSTOP", "another thread computes in C"),
+        ("gc.collect", "json.loads"),
+        ("300 callbacks of 1 ms", "Python loop"),
+        ("another thread computes in C", "lock.acquire"),
+        ("json.loads", "pbkdf2"),
+    ],
+)
+def test_order_of_rules(stronger: str, weaker: str) -> None:
+    """What tells the stronger cause apart wins when it is added to the evidence of the weaker one."""
+    base, evidence = Evidence(SEEN[stronger][0].wall), SEEN[stronger][0]
+    telling = {
+        field.name: getattr(evidence, field.name)
+        for field in dataclasses.fields(Evidence)
+        if getattr(evidence, field.name) != getattr(base, field.name)
+    }
+    assert decide(dataclasses.replace(SEEN[weaker][0], **telling)) is SEEN[stronger][1]
+
+
+def test_gil_is_not_blamed_for_a_lock() -> None:
+    """A thread known to wait for a lock waits for the lock, even while another thread computes."""
+    busy = SEEN["another thread computes in Python"][0]
+    assert decide(dataclasses.replace(busy, lock_wait=True)) is Cause.LOCK
+
+
+def test_gil_is_not_blamed_where_nobody_waits_for_it() -> None:
+    """Another thread that computes without the GIL (its CPU rises, nobody waits) does not excuse a recv."""
+    evidence = dataclasses.replace(SEEN["socket recv"][0], process_cpu=0.3)
+    assert decide(evidence) is Cause.IO
+
+
+def test_gc_callback_inside_the_call_is_no_collector_stall() -> None:
+    """A call of C code that keeps the GIL is seen by the collector that runs inside it (before 3.12)."""
+    evidence = dataclasses.replace(SEEN["pbkdf2"][0], in_call=0.6)
+    assert decide(evidence) is Cause.NATIVE_GIL
+
+
+BOUNDARIES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("half of it waiting for a processor", "busy host", {"run_queue": 0.25}, {"run_queue": 0.2499}),
+    ("half of it throttled", "throttled cgroup", {"run_queue": 0.0, "throttled": 0.25},
+     {"run_queue": 0.0, "throttled": 0.2499}),
+    ("half of it collecting", "gc.collect", {"gc": 0.2}, {"gc": 0.1999}),
+    ("nobody ran for a tenth of it", "SIGSTOP", {"process_cpu": 0.0599}, {"process_cpu": 0.06}),
+    ("watcher kept from running for two fifths", "SIGSTOP", {"watcher_late": 0.24}, {"watcher_late": 0.2399}),
+    ("others used two fifths", "another thread computes in C", {"cpu": 0.0, "process_cpu": 0.2},
+     {"cpu": 0.0, "process_cpu": 0.1999}),
+    ("its own CPU below half", "another thread computes in C", {"cpu": 0.2499, "process_cpu": 0.6},
+     {"cpu": 0.25, "process_cpu": 0.6}),
+    ("watcher late for two fifths", "json.loads", {"watcher_late": 0.2}, {"watcher_late": 0.1999, "gil_wait": None}),
+    ("position moves in three of ten", "Python loop", {"moving": 0.3, "gil_wait": 0.0},
+     {"moving": 0.29, "gil_wait": 0.0}),
+    ("half a switch interval to get the GIL", "Python loop", {"moving": 0.0, "gil_wait": 0.0025},
+     {"moving": 0.0, "gil_wait": 0.00249}),
+    ("its own CPU is half", "Python loop", {"cpu": 0.15, "process_cpu": 0.15}, {"cpu": 0.1499, "process_cpu": 0.1499}),
+    ("half of the samples in the call", "socket recv", {"syscall_share": 0.5}, {"syscall_share": 0.499}),
+    ("own CPU below half", "time.sleep", {"cpu": 0.1499}, {"cpu": 0.15}),
+    ("longest callback below the threshold", "300 callbacks of 1 ms",
+     {"callbacks": 3, "longest_callback": 0.0999}, {"callbacks": 3, "longest_callback": 0.1}),
+    ("three callbacks", "300 callbacks of 1 ms", {"callbacks": 3}, {"callbacks": 2}),
+    ("five callbacks, none surely long", "300 callbacks of 1 ms",
+     {"callbacks": 5, "longest_callback": 0.15, "dominant_callback": 0.0499},
+     {"callbacks": 5, "longest_callback": 0.15, "dominant_callback": 0.05}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "name", "inside", "outside"), BOUNDARIES, ids=[row[0] for row in BOUNDARIES])
+def test_boundaries(what: str, name: str, inside: dict[str, Any], outside: dict[str, Any]) -> None:
+    """Each limit is where it is said to be: at it the cause stands, just beyond it another one does."""
+    evidence, cause = SEEN[name]
+    assert decide(dataclasses.replace(evidence, **inside)) is cause
+    assert decide(dataclasses.replace(evidence, **outside)) is not cause
+
+
+def test_limits_are_as_documented() -> None:
+    """One thing must fill half of the span; the loss of the GIL shows at two fifths."""
+    assert (MOST, MUCH) == (0.5, 0.4)
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        Evidence(0.0),
+        Evidence(-1.0, cpu=-1.0),
+        Evidence(0.3, cpu=0.1, process_cpu=0.1, samples=9, syscall="running", syscall_share=1.0, gil_wait=0.0),
+        Evidence(0.3, cpu=0.3, process_cpu=0.3, samples=0, gil_wait=None),
+        Evidence(0.3, cpu=0.0, process_cpu=0.0, samples=4, syscall="recvfrom", syscall_share=0.4, gil_wait=0.0),
+        Evidence(0.3, cpu=0.0, process_cpu=0.001, samples=4, syscall="clock_nanosleep", syscall_share=1.0, asleep=True),
+        Evidence(0.3, samples=1, syscall="running", syscall_share=1.0),
+    ],
+)
+def test_empty_or_contradictory_evidence_proves_nothing(evidence: Evidence) -> None:
+    """Nothing seen, or things that do not fit together, is "unknown", never a guess."""
+    assert decide(evidence) is Cause.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("syscall", "kind"),
+    [
+        (None, ""),
+        ("running", "running"),
+        ("clock_nanosleep", "sleep"),
+        ("nanosleep", "sleep"),
+        ("pause", "sleep"),
+        ("futex", "lock"),
+        ("futex_waitv", "lock"),
+        ("read", "io"),
+        ("wait4", "io"),
+        ("syscall 999", "io"),
+    ],
+)
+def test_kinds_of_system_calls(syscall: str | None, kind: str) -> None:
+    """A system call is a sleep, a lock or I/O; an unknown one that blocks counts as I/O."""
+    assert kind_of(syscall) == kind
+
+
+_numbers = st.floats(-10, 10) | st.sampled_from([0.0, 0.1, 0.3, float("inf"), float("nan")])
+_by_hint: dict[Any, st.SearchStrategy[Any]] = {
+    float: _numbers,
+    float | None: st.none() | _numbers,
+    int: st.integers(-1, 300),
+    bool: st.booleans(),
+    str | None: st.none()
+    | st.sampled_from(["running", "futex", "recvfrom", "clock_nanosleep", "time.sleep", ".acquire", "os.read", ""]),
+}
+_any_evidence = st.builds(Evidence, **{name: _by_hint[hint] for name, hint in typing.get_type_hints(Evidence).items()})
+
+
+@given(_any_evidence)
+def test_any_evidence_gives_a_cause(evidence: Evidence) -> None:
+    """Whatever the facts, however impossible, there is a verdict and no exception, and it is the same each time."""
+    cause = decide(evidence)
+    assert isinstance(cause, Cause)
+    assert decide(evidence) is cause
+
+
+@given(_any_evidence, st.floats(0.01, 100))
+def test_causes_of_waiting_are_proven(evidence: Evidence, wall: float) -> None:
+    """No sleep, lock or I/O is claimed for a loop that slept in its own poll or used a processor for half the time."""
+    found = dataclasses.replace(evidence, wall=wall)
+    if decide(found) in (Cause.SLEEP, Cause.LOCK, Cause.IO):
+        assert not found.asleep
+        assert found.cpu is None or not found.cpu / wall >= MOST

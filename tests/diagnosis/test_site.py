@@ -1,0 +1,268 @@
+"""Site: whose code a frame is, and which of the user's functions is responsible."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopwatch.diagnosis.site import AGREE, Site, Stack
+from loopwatch.events import Frame
+
+STDLIB = "/usr/lib/python3.12"
+SITE = Site((STDLIB,))
+
+
+def user(function: str, line: int = 1, file: str = "/srv/app/views.py") -> Frame:
+    return Frame(function, "app.views", file, line)
+
+
+def std(function: str, module: str = "json.decoder", line: int = 1) -> Frame:
+    return Frame(function, module, f"{STDLIB}/{module.replace('.', '/')}.py", line)
+
+
+def package(function: str, module: str = "requests.sessions", line: int = 1) -> Frame:
+    return Frame(function, module, f"/srv/venv/lib/python3.12/site-packages/{module.replace('.', '/')}.py", line)
+
+
+FROZEN = Frame("_find_and_load", "importlib._bootstrap", "<frozen importlib._bootstrap>", 1)
+EXECED = Frame("<module>", "", "<string>", 1)
+
+
+@pytest.mark.parametrize(
+    ("frame", "is_user", "is_stdlib"),
+    [
+        (user("handler"), True, False),
+        (std("JSONDecoder.decode"), False, True),
+        (package("Session.request"), False, False),
+        (FROZEN, False, True),
+        (EXECED, True, False),
+        (Frame("f", "x", "/usr/lib/python3/dist-packages/x.py", 1), False, False),
+        (Frame("f", "x", f"{STDLIB}/site-packages/x.py", 1), False, False),
+        (Frame("f", "x", f"{STDLIB}-backports/x.py", 1), True, False),
+        (Frame("f", "x", "/srv/my-site-packages-tool/x.py", 1), True, False),
+        (Frame("f", "x", "relative/x.py", 1), True, False),
+        (Frame("f", "", "", 1), True, False),
+        (Frame("f", "x", "C:\\venv\\Lib\\site-packages\\x.py", 1), True, False),
+    ],
+)
+def test_whose_code(frame: Frame, is_user: bool, is_stdlib: bool) -> None:
+    """Standard library, frozen modules and installed packages are not the user's; everything else is."""
+    assert (SITE.is_user(frame), SITE.is_stdlib(frame)) == (is_user, is_stdlib)
+
+
+def test_here_knows_this_interpreter() -> None:
+    """The rules of this interpreter tell this test from json and from an installed package."""
+    import json
+
+    here = Site.here()
+    assert here.is_stdlib(Frame("loads", "json", json.__file__, 1))
+    assert not here.is_user(Frame("main", "pytest", pytest.__file__, 1))
+    assert here.is_user(Frame("f", __name__, __file__, 1))
+    assert here.is_stdlib(Frame("f", "sysconfig", sysconfig.__file__, 1))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "inside", "outside"),
+    [
+        ("requests", package("get", "requests"), package("get", "requests_oauthlib")),
+        ("requests", package("get", "requests.api"), package("get", "requestsx.api")),
+        ("requests.api", package("get", "requests.api"), package("get", "requests.sessions")),
+        (
+            "/srv/venv/lib/python3.12/site-packages/ours",
+            package("f", "ours.views"),
+            package("f", "ours2.views"),
+        ),
+        ("/srv/venv/lib/python3.12/site-packages/ours/", package("f", "ours.views"), package("f", "theirs.views")),
+        (
+            "/srv/venv/lib/python3.12/site-packages/one/file.py",
+            package("f", "one.file"),
+            package("f", "one.file2"),
+        ),
+    ],
+)
+def test_user_code_prefixes(prefix: str, inside: Frame, outside: Frame) -> None:
+    """A module or path prefix makes code the user's, on whole names only."""
+    site = Site((STDLIB,), user_code=(prefix,))
+    assert site.is_user(inside)
+    assert not site.is_user(outside)
+
+
+@pytest.mark.parametrize("prefix", ["app.framework", "/srv/app/framework"])
+def test_library_code_prefixes(prefix: str) -> None:
+    """A module or path prefix takes code from the user, on whole names only."""
+    site = Site((STDLIB,), library_code=(prefix,))
+    assert not site.is_user(Frame("run", "app.framework.core", "/srv/app/framework/core.py", 1))
+    assert site.is_user(Frame("run", "app.frameworks", "/srv/app/frameworks.py", 1))
+
+
+def test_user_code_wins() -> None:
+    """What both lists name is the user's; what is the standard library's can be named too."""
+    site = Site((STDLIB,), user_code=("app.framework.mine", "json"), library_code=("app.framework",))
+    assert site.is_user(Frame("f", "app.framework.mine", "/srv/app/framework/mine.py", 1))
+    assert not site.is_user(Frame("f", "app.framework.other", "/srv/app/framework/other.py", 1))
+    assert site.is_user(std("loads", "json"))
+
+
+def test_no_samples() -> None:
+    """Without a stack there is no culprit."""
+    verdict = SITE.judge([])
+    assert (verdict.culprit, verdict.stack, verdict.agreeing) == (None, (), 0)
+
+
+def test_the_users_frame_below_the_library() -> None:
+    """The user's innermost function is the culprit, not the library that it called."""
+    stack = (user("handler", 7), user("load", 20), package("Session.request"), std("recv_into", "socket"))
+    verdict = SITE.judge([stack] * 5)
+    assert verdict.culprit == user("load", 20)
+    assert verdict.stack == stack
+    assert verdict.agreeing == 5
+
+
+def test_callbacks_from_the_library_into_the_users_code() -> None:
+    """A user's function that a library calls back is deeper, and the one."""
+    stack = (user("handler"), package("Session.request"), user("hook", 33), std("loads", "json"))
+    assert SITE.judge([stack]).culprit == user("hook", 33)
+
+
+def test_helpers_that_alternate() -> None:
+    """A function that calls one helper after the other is the culprit; none of the helpers is."""
+    stacks = [(user("handler"), user("work", 10 + i), user(f"helper{i % 3}", 50)) for i in range(9)]
+    verdict = SITE.judge(stacks)
+    assert verdict.culprit is not None
+    assert verdict.culprit.function == "work"
+    assert verdict.agreeing == 9
+
+
+@pytest.mark.parametrize(("with_helper", "culprit"), [(6, "helper"), (5, "work"), (10, "helper"), (0, "work")])
+def test_six_of_ten_must_agree(with_helper: int, culprit: str) -> None:
+    """A function is deep enough to be the culprit if at least 60 percent of the samples show it."""
+    both = [(user("handler"), user("work"), user("helper"))] * with_helper
+    verdict = SITE.judge(both + [(user("handler"), user("work"))] * (10 - with_helper))
+    assert verdict.culprit is not None
+    assert verdict.culprit.function == culprit
+    assert verdict.agreeing == (with_helper if culprit == "helper" else 10)
+    assert AGREE == 0.6
+
+
+def test_line_of_the_culprit_is_the_most_frequent_one() -> None:
+    """Of one function's lines the one seen most often stands, with a stack that shows it."""
+    stacks: list[Stack] = [(user("work", line), std("sub", "re")) for line in (10, 12, 12, 12, 11)]
+    verdict = SITE.judge(stacks)
+    assert verdict.culprit == user("work", 12)
+    assert verdict.culprit in verdict.stack
+    assert verdict.agreeing == 5
+
+
+def test_recursion_counts_once_a_sample() -> None:
+    """A recursive function is one culprit, however often it is on the stack, at its innermost line."""
+    stacks = [(user("handler"), *[user("walk", 5)] * depth, user("walk", 8)) for depth in (3, 9, 6)]
+    verdict = SITE.judge(stacks)
+    assert verdict.culprit == user("walk", 8)
+    assert verdict.agreeing == 3
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "handler.<locals>.<lambda>",
+        "rows.<locals>.<genexpr>",
+        "Images.resize",
+        "Outer.Inner.method",
+        "handler.<locals>.inner",
+        "stream",
+        "Cached.__call__",
+    ],
+)
+def test_qualified_names_are_kept(name: str) -> None:
+    """Lambdas, generators, methods, coroutines and closures are culprits under their qualified names."""
+    verdict = SITE.judge([(user("handler"), user(name, 9), std("sub", "re"))] * 3)
+    assert verdict.culprit == user(name, 9)
+
+
+def test_same_name_in_two_files_is_two_functions() -> None:
+    """Functions are told apart by their file too."""
+    one, other = user("run", 1, "/srv/app/a.py"), user("run", 1, "/srv/app/b.py")
+    verdict = SITE.judge([(user("main"), one)] * 3 + [(user("main"), other)] * 3)
+    assert verdict.culprit == user("main")
+
+
+def test_decorator_of_a_library_around_the_users_function() -> None:
+    """A library's wrapper is passed over; the function inside it is named."""
+    stack = (user("handler"), package("retry.<locals>.wrapper", "tenacity"), user("fetch", 3), std("recv", "socket"))
+    assert SITE.judge([stack] * 4).culprit == user("fetch", 3)
+
+
+def test_decorator_of_the_users_own() -> None:
+    """Inside a wrapper of the user's own the wrapped function is deeper, and named."""
+    stack = (user("timed.<locals>.wrapper"), user("fetch", 3), std("recv", "socket"))
+    assert SITE.judge([stack] * 4).culprit == user("fetch", 3)
+
+
+def test_code_made_by_exec_and_missing_files() -> None:
+    """Generated code, and files that do not exist, are the user's as well."""
+    assert SITE.judge([(user("handler"), EXECED)]).culprit == EXECED
+    gone = user("f", 3, "/no/such/file.py")
+    assert SITE.judge([(gone, std("loads", "json"))]).culprit == gone
+
+
+def test_library_only() -> None:
+    """In a program without code of its own the outermost function of a library is named: what was started."""
+    stack = (std("run", "asyncio.runners"), package("serve", "uvicorn.server"), package("parse", "h11._reader"))
+    verdict = SITE.judge([stack] * 4)
+    assert verdict.culprit == package("serve", "uvicorn.server")
+    assert (verdict.stack, verdict.agreeing) == (stack, 4)
+
+
+def test_standard_library_only() -> None:
+    """Where nothing but the standard library was seen nobody is named, and the most frequent stack is kept."""
+    often, once = (std("a", "json"), std("b", "json")), (std("c", "json"),)
+    verdict = SITE.judge([often, once, often])
+    assert (verdict.culprit, verdict.stack, verdict.agreeing) == (None, often, 0)
+
+
+def test_one_late_sample_of_loop_machinery_does_not_decide() -> None:
+    """Samples without user code lower the agreement, and do not remove the culprit."""
+    verdict = SITE.judge([(user("work"),)] * 2 + [(std("run", "threading"),)] * 3)
+    assert verdict.culprit == user("work")
+    assert verdict.agreeing == 2
+
+
+_frames = st.builds(
+    lambda make, name, line: make(name, line=line),
+    st.sampled_from([user, std, package]),
+    st.sampled_from(["a", "b", "c", "d"]),
+    st.integers(1, 4),
+)
+_stacks = st.lists(st.lists(_frames, min_size=1, max_size=6).map(tuple), max_size=12)
+
+
+@given(_stacks)
+def test_verdict_is_always_about_what_was_seen(stacks: list[Stack]) -> None:
+    """For any stacks: the culprit is on the stack given for it, which was seen; the count is at most all."""
+    verdict = SITE.judge(stacks)
+    assert 0 <= verdict.agreeing <= len(stacks)
+    assert not stacks or verdict.stack in stacks
+    if verdict.culprit is not None:
+        assert verdict.culprit in verdict.stack
+        assert verdict.agreeing >= 1
+    if any(SITE.is_user(frame) for stack in stacks for frame in stack):
+        assert verdict.culprit is not None
+        assert SITE.is_user(verdict.culprit)
+
+
+def test_prefix_may_be_a_windows_path() -> None:
+    """A prefix with backslashes is a path too."""
+    site = Site((), library_code=("C:\\app\\vendor",))
+    assert not site.is_user(Frame("f", "x", "C:\\app\\vendor\\x.py", 1))
+    assert site.is_user(Frame("f", "x", "C:\\app\\vendors\\x.py", 1))
+
+
+def test_stdlib_directory_is_not_a_prefix_of_its_neighbours() -> None:
+    """A folder that only begins like the standard library's is not part of it."""
+    here = Site.here()
+    neighbour = str(Path(here.stdlib[0]).parent / (Path(here.stdlib[0]).name + "x") / "m.py")
+    assert not here.is_stdlib(Frame("f", "m", neighbour, 1))

@@ -1,0 +1,99 @@
+"""What the agent costs in memory: bounded at the start, and bounded by its ring after that."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+import pytest
+from hostproc import succeeded
+
+RESIDENT = """
+    import logging
+    def resident():
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+"""
+
+INSTALLED = (
+    RESIDENT
+    + """
+    async def main():
+        await asyncio.sleep(0.3)
+        return resident()
+
+    if sys.argv[1] == "on":
+        import loopwatch
+        loopwatch.install()
+    say(resident=asyncio.run(main()))
+"""
+)
+
+STALLS = (
+    RESIDENT
+    + """
+    import dataclasses, gc, itertools, loopwatch, tracemalloc
+    from loopwatch.stacks import RawFrame
+
+    logging.getLogger("loopwatch").addHandler(logging.NullHandler())
+    logging.getLogger("loopwatch").propagate = False
+    agent = loopwatch.install(threshold=0.05, journal=sys.argv[1], max_stalls=512, max_frames=50)
+    taken = []
+    take = agent._take
+
+    def keep(seen):
+        taken.append(seen)
+        take(seen)
+
+    agent._watcher._tell = keep
+    asyncio.run(blocked(0.3))
+    agent.flush()
+    model = max(taken, key=lambda seen: len(seen.samples))
+
+    def feed(number):
+        # Every one with a culprit, a task and a label of its own, as if ten thousand functions blocked in turn.
+        code = nap.__code__.replace(co_name=f"function_{number}", co_qualname=f"function_{number}")
+        sample = model.samples[-1]
+        frame = sample.stack.frames[0]._replace(code=code)
+        stack = dataclasses.replace(sample.stack, frames=(frame,) + sample.stack.frames[1:])
+        samples = [dataclasses.replace(sample, stack=stack) for _ in range(4)]
+        agent._take(dataclasses.replace(model, id=f"{number:x}", samples=samples, task=f"task-{number}",
+                                        coroutine=f"handler_{number}", context={"request": str(number)}))
+
+    def told(first, last):
+        for start in range(first, last, 500):
+            for number in range(start, min(start + 500, last)):
+                feed(number)
+            assert agent.flush(30)
+        gc.collect()
+
+    tracemalloc.start()
+    told(0, 1000)
+    before, rss = tracemalloc.get_traced_memory()[0], resident()
+    told(1000, 11_000)
+    after = tracemalloc.get_traced_memory()[0]
+    say(kept=len(agent.stalls()), grown=after - before, rss_grown=resident() - rss,
+        dropped=agent.snapshot().agent.dropped, faults=dict(agent.snapshot().agent.faults), last=agent.stalls()[-1].id)
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_install_adds_less_than_12_mb() -> None:
+    """An asyncio program with the agent is at most 12 MB (resident) larger than without it; median of five each."""
+    sizes = {
+        switch: statistics.median(succeeded(INSTALLED, switch)["resident"] for _ in range(5)) for switch in ("off", "on")
+    }
+    added = (sizes["on"] - sizes["off"]) / 1e6
+    assert 0 < added <= 12, f"{added:.1f} MB"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ten_thousand_stalls_stay_within_the_ring(tmp_path: object) -> None:
+    """Ten thousand further stalls, each with a culprit of its own, journaled and logged: 512 are kept, below 1 MB."""
+    found = succeeded(STALLS, tmp_path)
+    assert found["kept"] == 512
+    assert found["last"] == f"{10_999:x}"
+    assert (found["dropped"], found["faults"]) == (0, {})
+    assert found["grown"] < 1_000_000
+    assert found["rss_grown"] < 8_000_000

@@ -1,0 +1,429 @@
+"""The timed ``select``: faked select and clock give exact figures; real selectors are left as they were."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import selectors
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import runner
+from loopwatch._patches import PatchSet
+from loopwatch.agent import Agent
+from loopwatch.config import Config
+from loopwatch.probes.asyncio_probe import MAX_COUNTED, AsyncioProbe, Cell, timed_select
+from loopwatch.probes.heartbeat import HeartbeatProbe
+from loopwatch.probes.probe import IDLE, IDLING, Block
+from loopwatch.testing import FakeClock, RecordingSink
+from loopwatch.watched import make_probe
+
+LIMIT = 0.1
+
+
+class Timer:
+    """What asyncio keeps on its heap of timers."""
+
+    def __init__(self, when: float, *, cancelled: bool = False) -> None:
+        self._when, self._cancelled = when, cancelled
+
+    def __lt__(self, other: Timer) -> bool:
+        return self._when < other._when
+
+
+class CountingList(list[Any]):
+    """A list that counts how often it is looked into."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(index)
+
+
+class FakeLoop:
+    """What the probe reads of a loop."""
+
+    def __init__(self) -> None:
+        self._ready: list[object] = []
+        self._scheduled: list[Timer] = CountingList()
+
+
+class Faked:
+    """A loop whose ``select`` takes as long, and returns as many events, as the test says."""
+
+    def __init__(self, limit: float = LIMIT) -> None:
+        self.clock = FakeClock(1000.0)
+        self.loop = FakeLoop()
+        self.cell = Cell(self.loop, limit)
+        self._lasts, self._events = 0.0, 0
+        self.since_in_poll: list[float] = []
+        self.cell.timed = self.timed = timed_select(self.cell, self._original, clock=self.clock)
+
+    def _original(self, timeout: float | None) -> list[int]:
+        self.since_in_poll.append(self.timed.pace().since)
+        self.clock.advance(self._lasts)
+        return [0] * self._events
+
+    def poll(self, lasts: float = 0.0, timeout: float | None = None, events: int = 0) -> None:
+        self._lasts, self._events = lasts, events
+        self.timed.select(timeout)
+
+    def work(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    def blocks(self) -> list[Block]:
+        found = list(self.cell.blocks)
+        self.cell.blocks.clear()
+        return found
+
+
+@given(st.floats(0, 10), st.floats(0.0, 10))
+def test_pass_is_exact(idle: float, busy: float) -> None:
+    """A pass lies between the return of one select and the call of the next; from the limit on it is a block."""
+    faked = Faked()
+    faked.poll(lasts=idle)
+    began = faked.clock.now
+    faked.work(busy)
+    ended = faked.clock.now
+    faked.poll()
+    found = [(block.start, block.end, block.key) for block in faked.blocks()]
+    assert found == ([(began, ended, began)] if ended - began >= LIMIT else [])
+
+
+def test_block_of_one_pass() -> None:
+    """The pass's block is exact, shared by its callbacks, and not a sleep."""
+    faked = Faked()
+    faked.poll(lasts=5.0)
+    faked.work(0.35)
+    faked.poll()
+    (block,) = faked.blocks()
+    assert block.end - block.start == pytest.approx(0.35)
+    assert (block.uncertainty, block.shared, block.asleep) == (0.0, True, False)
+
+
+def test_each_pass_is_on_its_own() -> None:
+    """Passes below the limit do not add up."""
+    faked = Faked()
+    for _ in range(50):
+        faked.poll()
+        faked.work(0.099)
+    assert faked.blocks() == []
+
+
+def test_idle_time_and_passes_are_counted() -> None:
+    """Idle is the time inside select, passes are its returns."""
+    faked = Faked()
+    for _ in range(4):
+        faked.poll(lasts=0.3)
+        faked.work(0.1)
+    assert faked.timed.pace().idle == pytest.approx(1.2)
+    assert faked.timed.pace().passes == 4
+
+
+def test_since_is_the_start_of_the_pass() -> None:
+    """While the loop works, another thread reads since when; while it waits, that it is idle."""
+    faked = Faked()
+    faked.poll(lasts=2.0)
+    assert faked.since_in_poll == [IDLE]
+    assert faked.timed.pace().since == 1002.0
+
+
+def test_poll_that_does_not_wait_belongs_to_the_pass() -> None:
+    """A poll with time-out 0 is no idle time: what it takes, the loop is held."""
+    faked = Faked()
+    faked.poll()
+    faked.work(0.01)
+    faked.poll(timeout=0, lasts=0.15)
+    assert faked.since_in_poll == [IDLE, 1000.01]
+    assert faked.timed.pace().idle == 0.0
+    faked.work(0.02)
+    faked.poll()
+    (block,) = faked.blocks()
+    assert (block.start, block.end) == pytest.approx((1000.01, 1000.18))
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05, None])
+def test_victims_are_all_who_waited(timeout: float | None) -> None:
+    """Victims: 3 ready handles, 2 due timers that were not cancelled, and 4 events of the first poll after it."""
+    faked = Faked()
+    faked.poll()
+    faked.loop._ready += [None] * 3
+    for timer in (Timer(1000.1), Timer(1000.2), Timer(1000.05, cancelled=True), Timer(1000.9)):
+        heapq.heappush(faked.loop._scheduled, timer)
+    faked.work(0.5)
+    faked.poll(timeout=timeout, events=4)
+    faked.poll(timeout=timeout, events=100)
+    faked.work(0.02)
+    faked.poll(timeout=timeout, events=100)
+    (block,) = faked.blocks()
+    assert block.victims == 9
+
+
+def test_due_timers_are_counted_as_far_as_they_are_due() -> None:
+    """Of 10,000 timers on the heap only those that are due, and their neighbours, are looked at."""
+    faked = Faked()
+    for number in range(10_000):
+        heapq.heappush(faked.loop._scheduled, Timer(1000.0 + number))
+    heap = CountingList(faked.loop._scheduled)
+    faked.loop._scheduled = heap
+    assert faked.cell._due_timers(1002.5) == 3
+    assert heap.looks <= 3 * 4
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.booleans()), max_size=60), st.floats(0, 10))
+def test_due_timers_are_counted_right(timers: list[tuple[float, bool]], now: float) -> None:
+    """For every heap, the count is that of all timers due now that were not cancelled."""
+    faked = Faked()
+    for when, cancelled in timers:
+        heapq.heappush(faked.loop._scheduled, Timer(when, cancelled=cancelled))
+    assert faked.cell._due_timers(now) == sum(when <= now and not cancelled for when, cancelled in timers)
+
+
+def test_counting_ends() -> None:
+    """A hundred thousand due timers are not all walked on the loop's thread."""
+    faked = Faked()
+    faked.loop._scheduled = heap = CountingList(Timer(0.0) for _ in range(100_000))
+    assert faked.cell._due_timers(1.0) == MAX_COUNTED
+    assert heap.looks <= 2 * MAX_COUNTED + 2
+
+
+def test_oversleep_with_time_out() -> None:
+    """A select that returns late for its time-out is a block from the due time on, while the loop was asleep."""
+    faked = Faked()
+    faked.poll(lasts=0.55, timeout=0.05)
+    (block,) = faked.blocks()
+    assert (block.start, block.end) == pytest.approx((1000.05, 1000.55))
+    assert block.key == block.start
+    assert (block.asleep, block.shared, block.uncertainty) == (True, False, 0.0)
+
+
+def test_oversleep_with_events_may_have_begun_earlier() -> None:
+    """An event may have been due at any time since select began: that is the uncertainty."""
+    faked = Faked()
+    faked.poll(lasts=0.55, timeout=0.05, events=2)
+    (block,) = faked.blocks()
+    assert block.uncertainty == pytest.approx(0.05)
+    assert block.victims == 2
+
+
+def test_oversleep_counts_the_timers_that_waited() -> None:
+    """Victims of an oversleep are its events and the timers due by then."""
+    faked = Faked()
+    for when in (1000.05, 1000.2, 1000.5, 1003.0):
+        heapq.heappush(faked.loop._scheduled, Timer(when))
+    faked.poll(lasts=0.55, timeout=0.05, events=1)
+    assert faked.blocks()[0].victims == 4
+
+
+@pytest.mark.parametrize(
+    ("timeout", "lasts", "found"),
+    [(None, 1000.0, 0), (0.5, 0.599, 0), (0.5, 0.601, 1), (-1.0, 0.101, 1), (-1.0, 0.09, 0)],
+)
+def test_sleep_without_oversleep(timeout: float | None, lasts: float, found: int) -> None:
+    """Without a time-out no sleep is too long; with one it is from the limit on; a negative one is none at all."""
+    faked = Faked()
+    faked.poll(lasts=lasts, timeout=timeout)
+    assert len(faked.blocks()) == found
+
+
+def test_window_of_an_oversleep_leaves_out_the_sleep() -> None:
+    """Processor time is compared with the oversleep and the work before it, not with the sleep that was meant."""
+    faked = Faked()
+    faked.poll()  # marks the clocks at 1000.0
+    faked.work(0.004)
+    faked.poll(lasts=2.5, timeout=2.0)
+    (block,) = faked.blocks()
+    assert block.window == pytest.approx(0.504)
+
+
+def test_window_begins_at_most_ten_milliseconds_of_work_before() -> None:
+    """The clocks are read at most every 10 ms, so a block's window begins that much before it at the earliest."""
+    faked = Faked()
+    for _ in range(100):
+        faked.poll()
+        faked.work(0.003)
+    faked.poll()
+    faked.work(0.3)
+    faked.poll()
+    (block,) = faked.blocks()
+    assert block.window is not None
+    assert 0.299999 <= block.window <= 0.3 + 0.01 + 0.003
+
+
+def test_paused() -> None:
+    """With an infinite limit nothing is ever a block, neither a pass nor a sleep."""
+    faked = Faked(limit=IDLE)
+    faked.poll(lasts=1000.0, timeout=1.0)
+    faked.work(1000.0)
+    faked.poll(lasts=1000.0, timeout=1.0)
+    assert faked.blocks() == []
+    faked.cell.limit = LIMIT
+    faked.timed.look_at(0.0)
+    faked.work(0.2)
+    faked.poll()
+    assert len(faked.blocks()) == 1
+
+
+def test_blocks_are_bounded() -> None:
+    """If nobody fetches them, the latest thousand blocks are kept."""
+    faked = Faked()
+    for _ in range(1500):
+        faked.poll()
+        faked.work(0.2)
+    assert len(faked.blocks()) == 1000
+
+
+@pytest.fixture
+def real() -> Any:
+    """An open selector loop."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def test_detach_restores_select(real: Any) -> None:
+    """select is replaced on the instance and gone after detach; a second detach does nothing."""
+    selector = real._selector
+    before = selector.select
+    probe = AsyncioProbe(real, LIMIT, PatchSet())
+    assert "select" in vars(selector)
+    probe.detach()
+    assert "select" not in vars(selector)
+    assert selector.select == before
+    probe.detach()
+    assert "select" not in vars(selector)
+
+
+def test_off_on_off_on(real: Any) -> None:
+    """Three probes one after the other leave one layer, and each works."""
+    patches = PatchSet()
+    for _ in range(3):
+        probe = AsyncioProbe(real, 0.02, patches)
+        probe.running(True)
+        real.run_until_complete(_blocked(0.03))
+        probe.running(False)
+        assert len(probe.finished()) == 1
+        probe.detach()
+        assert "select" not in vars(real._selector)
+
+
+async def _blocked(seconds: float) -> None:
+    await asyncio.sleep(0)
+    time.sleep(seconds)
+    await asyncio.sleep(0)
+
+
+def test_counters_of_a_real_loop(real: Any) -> None:
+    """Busy and idle add up to the time the loop ran, and what was idle is what it waited."""
+    probe = AsyncioProbe(real, LIMIT, PatchSet())
+    began = time.monotonic()
+    probe.running(True)
+
+    async def main() -> None:
+        await asyncio.sleep(0.05)
+        time.sleep(0.03)
+
+    real.run_until_complete(main())
+    probe.running(False)
+    ran = time.monotonic() - began
+    busy, idle, passes, callbacks = probe.counters(time.monotonic())
+    probe.detach()
+    assert busy is not None
+    assert idle is not None
+    assert busy + idle == pytest.approx(ran, abs=0.02)
+    assert busy >= 0.03
+    assert idle >= 0.049
+    assert passes is not None
+    assert passes >= 3
+    assert callbacks is None
+
+
+def test_time_between_runs_is_neither_busy_nor_idle(real: Any) -> None:
+    """A loop that does not run is not watched: no block, no busy time, no activity."""
+    probe = AsyncioProbe(real, 0.02, PatchSet())
+    probe.running(True)
+    real.run_until_complete(asyncio.sleep(0))
+    probe.running(False)
+    before = probe.counters(time.monotonic())
+    assert probe.activity(time.monotonic() + 5) == IDLING
+    assert probe.counters(time.monotonic() + 5) == before
+    probe.detach()
+
+
+class Slotted:
+    """A selector of the user's own that takes no further attributes."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self) -> None:
+        self._inner = selectors.DefaultSelector()
+
+    def select(self, timeout: float | None = None) -> Any:
+        return self._inner.select(timeout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class Odd(selectors.SelectSelector):
+    """A selector of the user's own that overrides select."""
+
+    calls = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.calls += 1
+        return super().select(timeout)
+
+
+def test_selector_with_slots_falls_back_to_the_heartbeat() -> None:
+    """Where select cannot be replaced the heartbeat serves, the failure is told once, and the selector is untouched."""
+    loop = asyncio.SelectorEventLoop(Slotted())  # type: ignore[arg-type]
+    told: list[BaseException] = []
+    probe = make_probe(loop, LIMIT, PatchSet(), told.append)
+    assert isinstance(probe, HeartbeatProbe)
+    assert len(told) == 1
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+@pytest.mark.parametrize(("selector", "kind"), [(Odd, "asyncio"), (Slotted, "heartbeat")])
+def test_custom_selector_is_watched(selector: Any, kind: str) -> None:
+    """A loop with a selector of the user's own is watched, as well as it allows, and its select still called."""
+    sink = RecordingSink()
+    agent = Agent(Config(threshold=0.1, on_stall=sink, log_level=10, cpu_budget=1.0))
+    agent.start()
+    made = selector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(made)) as running:
+        running.run(_blocked_in_peace(0.25))
+        assert [loop.kind for loop in agent.snapshot().loops] == [kind]
+    (stall,) = sink.wait()
+    agent.stop()
+    assert stall.duration == pytest.approx(0.25, abs=0.03 + stall.uncertainty)
+    assert "select" not in getattr(made, "__dict__", {})
+    if isinstance(made, Odd):
+        assert made.calls >= 3
+
+
+async def _blocked_in_peace(seconds: float) -> None:
+    await asyncio.sleep(0.12)
+    await _blocked(seconds)
+    await asyncio.sleep(0.12)
+
+
+def test_what_is_no_selector_loop_is_left_alone() -> None:
+    """Only a loop with a selector and passes is read this way."""
+    assert not AsyncioProbe.reads(object())
+    uvloop = pytest.importorskip("uvloop")
+    loop = uvloop.new_event_loop()
+    assert not AsyncioProbe.reads(loop)
+    loop.close()
+    assert runner("asyncio")(_reads_itself())
+
+
+async def _reads_itself() -> bool:
+    return AsyncioProbe.reads(asyncio.get_running_loop())

@@ -1,0 +1,307 @@
+"""The heartbeat on a faked loop with a faked clock: every lateness and every interval is exact."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
+from loopwatch.probes.probe import IDLING, Block
+from loopwatch.testing import FakeClock
+
+
+class FakeLoop:
+    """A loop of timers only, which runs when it is told to."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.delays: list[float] = []
+        self.closed = False
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        assert not self.closed, "a timer for a closed loop"
+        self.delays.append(delay)
+        self.timers.append((self.clock.now + delay, callback))
+
+    def fire(self, late: float = 0.0) -> None:
+        """Run the only timer, ``late`` seconds after it was due."""
+        (due, callback), self.timers = self.timers[0], self.timers[1:]
+        self.clock.now = due + late
+        callback()
+
+
+class Beating:
+    """A heartbeat on a faked loop."""
+
+    def __init__(self, clock: FakeClock, interval: float = 0.05) -> None:
+        self.clock = clock
+        self.loop = FakeLoop(clock)
+        self.share: float | None = None
+        self.beats: list[tuple[float, float]] = []
+        self.heart = Heartbeat(self.loop, interval, lambda: self.share, lambda due, now: self.beats.append((due, now)))
+        self.heart.start()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """The clock of the heartbeat's module, standing at 100 s."""
+    fake = FakeClock(100.0)
+    monkeypatch.setattr("loopwatch.probes.heartbeat.time", SimpleNamespace(monotonic=fake))
+    return fake
+
+
+@pytest.fixture
+def beating(clock: FakeClock) -> Beating:
+    """A heartbeat every 50 ms that has just begun."""
+    return Beating(clock)
+
+
+def test_lateness_is_what_the_loop_was_late(beating: Beating) -> None:
+    """A beat on time records 0, one 300 ms late records 0.3 s, with the due time and the time it came."""
+    beating.loop.fire()
+    beating.loop.fire(late=0.3)
+    stats = beating.heart.take_window().stats()
+    assert stats is not None
+    assert (stats.count, stats.min) == (2, 0.0)
+    assert stats.max == pytest.approx(0.3)
+    assert stats.mean == pytest.approx(0.15)
+    assert beating.beats[1] == pytest.approx((100.1, 100.4))
+
+
+def test_next_beat_is_counted_from_the_last(beating: Beating) -> None:
+    """A late beat does not make the next one late: it is due one interval after this one came."""
+    beating.loop.fire(late=0.3)
+    assert beating.heart.due == pytest.approx(100.4)
+    assert beating.heart.last == pytest.approx(100.35)
+
+
+def test_window_begins_anew(beating: Beating) -> None:
+    """What was taken is not told a second time."""
+    beating.loop.fire(late=0.2)
+    assert beating.heart.take_window().count == 1
+    assert beating.heart.take_window().stats() is None
+    beating.loop.fire()
+    assert beating.heart.take_window().highest == pytest.approx(0.0, abs=1e-9)
+
+
+def test_stretches_to_one_second_while_idle_and_back(beating: Beating) -> None:
+    """An idle loop is woken half as often after each beat, down to once a second; the first busy beat ends that."""
+    beating.share = 0.049
+    for _ in range(7):
+        beating.loop.fire()
+    assert beating.loop.delays == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0])
+    beating.share = 0.05
+    beating.loop.fire()
+    assert beating.loop.delays[-1] == 0.05
+
+
+def test_lag_is_dated_from_the_due_time_also_when_stretched(beating: Beating) -> None:
+    """At one beat a second a block just before the beat is still measured from the due time."""
+    beating.share = 0.0
+    for _ in range(6):
+        beating.loop.fire()
+    beating.heart.take_window()
+    beating.loop.fire(late=0.25)
+    assert beating.heart.take_window().highest == pytest.approx(0.25)
+
+
+def test_never_stretches_where_utilization_is_unknown(beating: Beating) -> None:
+    """The heartbeat is the only probe of such a loop: it keeps its interval."""
+    for _ in range(5):
+        beating.loop.fire()
+    assert set(beating.loop.delays) == {0.05}
+
+
+def test_interval_longer_than_a_second_is_kept(clock: FakeClock) -> None:
+    """Idle or not, an interval that the user chose longer than the longest stretch stays."""
+    beating = Beating(clock, interval=5.0)
+    for beating.share in (0.0, 0.0, 1.0, 0.0):
+        beating.loop.fire()
+    assert set(beating.loop.delays) == {5.0}
+
+
+def test_set_interval(beating: Beating) -> None:
+    """A new interval counts from the next beat on."""
+    beating.heart.set_interval(0.2)
+    beating.loop.fire()
+    beating.loop.fire()
+    assert beating.loop.delays == [0.05, 0.2, 0.2]
+
+
+def test_time_between_two_runs_is_no_lag(beating: Beating) -> None:
+    """A loop that was stopped for an hour and runs again was not late; from the next beat on it is measured."""
+    beating.loop.fire()
+    beating.clock.now += 3600
+    beating.heart.resume()
+    (_, callback), beating.loop.timers = beating.loop.timers[0], []
+    callback()
+    assert beating.heart.take_window().highest == 0.0
+    assert beating.beats[-1] == (beating.clock.now, beating.clock.now)
+    beating.loop.fire(late=0.2)
+    assert beating.heart.take_window().highest == pytest.approx(0.2)
+
+
+def test_first_callback_of_a_second_run_is_lag(beating: Beating) -> None:
+    """A beat overdue since the loop was stopped is late by what the second run made it wait, and no more."""
+    beating.loop.fire()
+    beating.clock.now += 3600
+    beating.heart.resume()
+    (_, callback), beating.loop.timers = beating.loop.timers[0], []
+    beating.clock.advance(0.4)
+    callback()
+    assert beating.heart.take_window().highest == pytest.approx(0.4)
+
+
+def test_second_run_before_the_beat_is_due(beating: Beating) -> None:
+    """A beat that is not due yet when the loop runs again keeps its due time."""
+    beating.clock.advance(0.01)
+    beating.heart.resume()
+    beating.loop.fire()
+    assert beating.beats == [pytest.approx((100.05, 100.05))]
+
+
+def test_stop(beating: Beating) -> None:
+    """After stop() the timer under way does nothing, and there is no further one."""
+    beating.heart.stop()
+    beating.loop.fire(late=9.0)
+    assert beating.beats == []
+    assert beating.heart.take_window().stats() is None
+    assert beating.loop.timers == []
+
+
+def test_closed_loop(beating: Beating) -> None:
+    """On a loop that was closed meanwhile no timer is set."""
+    beating.loop.closed = True
+    beating.loop.fire()
+    assert beating.loop.timers == []
+
+
+def test_keeps_no_loop_alive(clock: FakeClock) -> None:
+    """A heartbeat that its loop has forgotten does not keep the loop."""
+    beating = Beating(clock)
+    (_, callback), beating.loop.timers = beating.loop.timers[0], []
+    del beating.loop
+    gc.collect()
+    callback()
+    assert len(beating.beats) == 1
+
+
+def test_base_is_the_frame_that_calls_the_beats(beating: Beating) -> None:
+    """The beat notes who called it: the innermost frame below all callbacks of the loop."""
+    beating.loop.fire()
+    assert beating.heart.base is not None
+    assert beating.heart.base[1] is FakeLoop.fire.__code__
+
+
+class Probed(Beating):
+    """A loop with no other probe than its heartbeat, limit 0.1 s."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.probe = HeartbeatProbe(0.1)
+        self.clock, self.loop = clock, FakeLoop(clock)
+        self.heart = Heartbeat(self.loop, 0.05, lambda: None, self.probe.on_beat)
+        self.probe.listen(self.heart)
+        self.probe.running(True)
+        self.heart.start()
+
+
+@pytest.fixture
+def probed(clock: FakeClock) -> Probed:
+    """A loop that began to run at 100 s and is read by its heartbeat."""
+    return Probed(clock)
+
+
+def near(block: Block, start: float, end: float, uncertainty: float) -> bool:
+    return (block.start, block.end, block.uncertainty) == pytest.approx((start, end, uncertainty))
+
+
+def test_block_is_dated_back(probed: Probed) -> None:
+    """A block began between the last beat and the due time: the middle is reported, and half the span as doubt."""
+    probed.loop.fire()
+    probed.loop.fire(late=0.3)
+    (block,) = probed.probe.finished()
+    assert near(block, start=100.075, end=100.4, uncertainty=0.025)
+    assert block.key == pytest.approx(100.1)
+    assert probed.probe.finished() == []
+
+
+def test_block_below_the_limit_is_none(probed: Probed) -> None:
+    """A beat late by less than the limit is lag and no block."""
+    probed.loop.fire(late=0.099)
+    assert probed.probe.finished() == []
+    probed.probe.set_limit(0.09)
+    probed.loop.fire(late=0.095)
+    assert len(probed.probe.finished()) == 1
+
+
+def test_activity_begins_at_the_due_time(probed: Probed) -> None:
+    """The loop counts as busy from the moment the beat is overdue, under the key of the block to come."""
+    assert probed.probe.activity(100.05) == IDLING
+    assert probed.probe.activity(100.2).since == pytest.approx(100.05)
+    probed.loop.fire(late=0.3)
+    assert probed.probe.finished()[0].key == pytest.approx(100.05)
+
+
+def test_a_loop_that_does_not_run_is_not_blocked(probed: Probed) -> None:
+    """An overdue beat of a stopped loop means nothing."""
+    probed.probe.running(False)
+    assert probed.probe.activity(500.0) == IDLING
+
+
+def test_cut_ends_a_block(probed: Probed) -> None:
+    """cut() reports an overdue beat as if it came now, and the beat itself does not report it again."""
+    probed.clock.now = 100.45
+    probed.probe.cut(100.45)
+    (block,) = probed.probe.finished()
+    assert near(block, start=100.025, end=100.45, uncertainty=0.025)
+    probed.loop.fire(late=0.41)
+    assert probed.probe.finished() == []
+    probed.loop.fire(late=0.2)
+    assert len(probed.probe.finished()) == 1
+
+
+def test_block_in_the_last_callback(probed: Probed) -> None:
+    """A loop that stops right after a block has not lost it."""
+    probed.loop.fire()
+    probed.clock.now = 100.4
+    probed.probe.running(False)
+    (block,) = probed.probe.finished()
+    assert near(block, start=100.075, end=100.4, uncertainty=0.025)
+
+
+def test_block_at_the_start_of_a_second_run(probed: Probed) -> None:
+    """After an hour in which the loop did not run, a block of its first callback is as long as it was, no longer."""
+    probed.loop.fire()
+    probed.probe.running(False)
+    probed.clock.now += 3600
+    began = probed.clock.now
+    probed.probe.running(True)
+    probed.heart.resume()
+    assert probed.probe.activity(began + 0.3).since == began
+    (_, callback), probed.loop.timers = probed.loop.timers[0], []
+    probed.clock.advance(0.3)
+    callback()
+    (block,) = probed.probe.finished()
+    assert near(block, start=began, end=began + 0.3, uncertainty=0.0)
+
+
+def test_nothing_is_counted(probed: Probed) -> None:
+    """A heartbeat cannot tell how busy a loop is, and says so."""
+    assert set(probed.probe.counters(101.0)) == {None}
+
+
+def test_detached_probe_is_silent(probed: Probed) -> None:
+    """After detach, twice, nothing is reported."""
+    probed.probe.detach()
+    probed.probe.abandon()
+    probed.loop.fire(late=5.0)
+    probed.probe.cut(200.0)
+    assert probed.probe.activity(200.0) == IDLING
+    assert probed.probe.finished() == []

@@ -1,0 +1,86 @@
+"""The histogram: exact where it is cheap, right to 5 percent elsewhere, of bounded size."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loopwatch.probes.histogram import Histogram
+
+durations = st.lists(st.floats(2e-5, 9e4), min_size=1, max_size=200)
+
+
+def filled(values: list[float]) -> Histogram:
+    histogram = Histogram()
+    for value in values:
+        histogram.record(value)
+    return histogram
+
+
+def exact(values: list[float], q: float) -> float:
+    """The smallest duration that at least a share ``q`` of the durations does not exceed."""
+    return next(value for rank, value in enumerate(sorted(values), 1) if rank >= q * len(values))
+
+
+@given(durations, st.floats(0, 1))
+def test_quantiles_are_right_to_five_percent(values: list[float], q: float) -> None:
+    """Every quantile lies within 5 percent of the exact one."""
+    assert filled(values).quantile(q) == pytest.approx(exact(values, q), rel=0.05)
+
+
+@given(durations)
+def test_summary_is_exact_where_it_can_be(values: list[float]) -> None:
+    """Count, minimum, maximum and mean are exact; the quantiles lie in order between the extremes."""
+    stats = filled(values).stats()
+    assert stats is not None
+    assert (stats.count, stats.min, stats.max) == (len(values), min(values), max(values))
+    assert stats.mean == pytest.approx(math.fsum(values) / len(values))
+    assert stats.min <= stats.p50 <= stats.p90 <= stats.p99 <= stats.max
+
+
+@given(st.lists(st.floats(0, 1e-5), min_size=1, max_size=50))
+def test_tiny_durations_are_off_by_ten_microseconds_at_most(values: list[float]) -> None:
+    """Below its finest bucket a quantile is off by less than 10 microseconds."""
+    histogram = filled(values)
+    for q in (0.5, 0.9, 0.99):
+        assert abs(histogram.quantile(q) - exact(values, q)) <= 1e-5
+
+
+@given(st.lists(st.floats(-1e9, 1e9), max_size=500))
+def test_memory_is_bounded(values: list[float]) -> None:
+    """Whatever is recorded, there are 243 buckets at most, and nothing is lost from the count."""
+    histogram = filled(values)
+    assert len(histogram._buckets) <= 243
+    assert histogram.count == len(values) == sum(histogram._buckets.values())
+
+
+def test_all_buckets_together_are_few() -> None:
+    """A hundred thousand different durations over all magnitudes take 243 buckets."""
+    histogram = filled([10 ** (-7 + 14 * step / 100_000) for step in range(100_000)])
+    assert len(histogram._buckets) == 243
+    assert histogram.count == 100_000
+
+
+def test_empty() -> None:
+    """Without durations there is no summary, and a quantile is 0."""
+    assert Histogram().stats() is None
+    assert Histogram().quantile(0.99) == 0.0
+
+
+def test_negative_counts_as_zero() -> None:
+    """A beat before its due time, by a clock's resolution, is a beat on time."""
+    stats = filled([-1e-6, -5.0]).stats()
+    assert stats is not None
+    assert (stats.min, stats.mean, stats.p99, stats.max) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_one_outlier_among_a_thousand() -> None:
+    """The outlier is the maximum and does not move the median."""
+    stats = filled([0.001] * 999 + [2.0]).stats()
+    assert stats is not None
+    assert stats.max == 2.0
+    assert stats.p50 == pytest.approx(0.001, rel=0.05)
+    assert stats.p99 == pytest.approx(0.001, rel=0.05)

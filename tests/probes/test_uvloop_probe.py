@@ -1,0 +1,353 @@
+"""The uvloop probe: its state machine on a modelled libuv whose truth is known, and real counters of a real loop."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from loopwatch.probes.probe import IDLING, Block
+from loopwatch.probes.uvloop_probe import Reading, UvloopProbe
+
+uvloop = pytest.importorskip("uvloop")
+
+LIMIT = 0.1
+T0 = 1000.0
+
+
+class Timeline:
+    """What libuv's counters say of a loop that makes the given passes, each (seconds of work, seconds of poll).
+
+    As in libuv's ``uv_run`` a pass is counted right before its poll, which counts as idle time while it lasts.
+    """
+
+    def __init__(self, passes: list[tuple[float, float]], waiting: dict[int, int] | None = None) -> None:
+        self.passes = passes
+        self.waiting = waiting or {}
+        self.begins, self.idle_before = [T0], [0.0]
+        for work, poll in passes:
+            self.begins.append(self.begins[-1] + work + poll)
+            self.idle_before.append(self.idle_before[-1] + poll)
+
+    @property
+    def end(self) -> float:
+        return self.begins[-1]
+
+    def read(self, at: float) -> Reading:
+        index = min(bisect.bisect_right(self.begins, at) - 1, len(self.passes) - 1)
+        work, poll = self.passes[index]
+        polled = min(max(at - self.begins[index] - work, 0.0), poll)
+        polling = 0 < polled < poll
+        counted = index + (at >= self.begins[index] + work)
+        waiting = sum(count for number, count in self.waiting.items() if number < counted)
+        return Reading(at, self.idle_before[index] + polled, polling, counted, 0, waiting)
+
+    def waited(self, start: float, end: float) -> float:
+        """Return the seconds between ``start`` and ``end`` that the loop spent in polls."""
+        return self.read(end).idle - self.read(start).idle
+
+
+class Scripted(UvloopProbe):
+    """A probe whose readings are those of a timeline."""
+
+    def __init__(self, timeline: Timeline, limit: float = LIMIT) -> None:
+        self.timeline: Timeline | None = None
+        loop = uvloop.new_event_loop()
+        super().__init__(loop, limit)
+        self.detach()
+        loop.close()
+        self.timeline = timeline
+        self._attached = self._last = timeline.read(T0)
+        self._started = T0
+
+    def _read(self, now: float) -> Reading | None:
+        return super()._read(now) if self.timeline is None else self.timeline.read(now)
+
+    def watched(self, ticks: list[float]) -> list[Block]:
+        """Look at the given times, as the watcher does, and return what was found."""
+        found = []
+        for tick in ticks:
+            self.activity(tick)
+            found += self.finished()
+        return found
+
+
+QUIET = [(0.0001, 0.05)] * 10
+
+
+def every(seconds: float, until: float, offset: float = 0.0) -> list[float]:
+    count = int((until - T0 - offset) / seconds)
+    return [T0 + offset + seconds * number for number in range(1, count + 1)]
+
+
+@given(st.floats(0.15, 5.0), st.floats(0.005, 0.05), st.floats(0.0, 0.05))
+def test_block_between_polls(length: float, tick: float, offset: float) -> None:
+    """One long pass between polls is one block; its bounds are right within what it says of its uncertainty."""
+    line = Timeline([*QUIET, (length, 0.05), *QUIET])
+    start = line.begins[len(QUIET)]
+    (block,) = Scripted(line).watched(every(tick, line.end, offset))
+    assert abs(block.start - start) <= block.uncertainty + 1e-6
+    assert abs(block.end - (start + length)) <= block.uncertainty + 1e-6
+    assert block.end - block.start == pytest.approx(length, abs=block.uncertainty + 1e-6)
+    assert block.key == block.start
+    assert not block.asleep
+
+
+def test_block_seen_from_polls_on_both_sides_is_exact() -> None:
+    """If the loop was seen polling before and is seen polling after, both bounds are exact: uncertainty 0."""
+    line = Timeline([(0.0, 1.0), (0.3, 1.0)])
+    (block,) = Scripted(line).watched([T0 + 0.5, T0 + 1.1, T0 + 1.2, T0 + 1.7])
+    assert (block.start, block.end) == pytest.approx((T0 + 1.0, T0 + 1.3))
+    assert block.uncertainty == 0.0
+
+
+def test_activity_dates_from_the_last_poll() -> None:
+    """While the loop is blocked the watcher reads since when; while it polls, that it is idle."""
+    line = Timeline([(0.0, 1.0), (0.3, 1.0)])
+    probe = Scripted(line)
+    assert probe.activity(T0 + 0.5) == IDLING
+    assert probe.activity(T0 + 1.1) == pytest.approx((T0 + 1.0, T0 + 1.1))
+    assert probe.activity(T0 + 1.25) == pytest.approx((T0 + 1.0, T0 + 1.1))
+    assert probe.activity(T0 + 1.4) == IDLING
+
+
+def test_victims_are_the_events_that_waited() -> None:
+    """Victims are libuv's events_waiting added by the first poll after the block."""
+    line = Timeline([(0.0, 1.0), (0.3, 0.0), (0.0, 1.0)], waiting={1: 7})
+    (block,) = Scripted(line).watched([T0 + 0.5, T0 + 1.1, T0 + 1.6])
+    assert block.victims == 7
+
+
+@given(st.lists(st.floats(0.0005, 0.2), min_size=1, max_size=100), st.floats(0.001, 0.02))
+def test_healthy_loop_at_90_percent_never_reports(gaps: list[float], length: float) -> None:
+    """A loop busy for 90 percent, in passes of at most 20 ms, has no block of 100 ms, whenever one looks."""
+    line = Timeline([(0.9 * length, 0.1 * length)] * int(sum(gaps) / length + 2))
+    ticks, now = [], T0
+    for gap in gaps:
+        now += gap
+        ticks.append(now)
+    assert Scripted(line).watched(ticks) == []
+
+
+@given(st.floats(0.001, 0.02), st.floats(0.005, 0.3))
+def test_saturated_loop_never_reports(length: float, tick: float) -> None:
+    """A loop that never waits, but whose passes are short, is saturated and not blocked."""
+    line = Timeline([(length, 0.0)] * 400)
+    assert Scripted(line).watched(every(tick, line.end)) == []
+
+
+_passes = st.lists(st.tuples(st.floats(0, 0.09), st.floats(0, 0.05)), min_size=5, max_size=60)
+
+
+@given(_passes, st.floats(0.005, 0.05))
+def test_a_loop_that_waits_is_not_blocked(passes: list[tuple[float, float]], tick: float) -> None:
+    """Whatever the passes are, a block never counts time that the loop spent waiting, but for its uncertainty."""
+    line = Timeline(passes)
+    for block in Scripted(line).watched(every(tick, line.end)):
+        assert line.waited(block.start, block.end) <= block.uncertainty + 1e-6
+
+
+@given(_passes, st.floats(0.15, 2.0), _passes, st.floats(0.005, 0.05))
+def test_long_block_among_work_is_found(
+    before: list[tuple[float, float]], length: float, after: list[tuple[float, float]], tick: float
+) -> None:
+    """Among any mix of shorter passes the long one is found, once, within its uncertainty and one look."""
+    assume(length >= LIMIT + tick)
+    line = Timeline([*before, (length, 0.0), *after, *QUIET])
+    start = line.begins[len(before)]
+    found = Scripted(line).watched(every(tick, line.end))
+    covering = [block for block in found if block.start < start + length / 2 < block.end]
+    assert len(covering) == 1
+    assert covering[0].start <= start + 1e-6
+    assert covering[0].end == pytest.approx(start + length, abs=covering[0].uncertainty + tick + 1e-6)
+
+
+def test_pigeonhole() -> None:
+    """Two passes between two looks 0.9 s apart: one of them took 0.45 s at least, which is enough to report."""
+    line = Timeline([(0.0, 0.1), (0.45, 0.0), (0.45, 0.0), (0.0, 1.0)])
+    (block,) = Scripted(line).watched([T0 + 0.05, T0 + 0.99, T0 + 1.5])
+    assert block.start == pytest.approx(T0 + 0.1)
+    assert block.end == pytest.approx(T0 + 1.0)
+
+
+def test_no_pigeonhole_in_many_passes() -> None:
+    """Ninety passes between the same two looks prove nothing, and nothing is reported."""
+    line = Timeline([(0.0, 0.1), *[(0.01, 0.0)] * 90, (0.0, 1.0)])
+    assert Scripted(line).watched([T0 + 0.05, T0 + 0.99, T0 + 1.5]) == []
+
+
+def test_late_beat_of_a_sleeping_loop() -> None:
+    """A beat late although the loop sat in its poll: the loop could not wake up, from the due time to now."""
+    line = Timeline([(0.0, 2.0), (0.0, 1.0)])
+    probe = Scripted(line)
+    probe.activity(T0 + 0.4)
+    probe.on_beat(T0 + 0.5, T0 + 1.0)
+    (block,) = probe.finished()
+    assert (block.start, block.end, block.asleep) == (T0 + 0.5, T0 + 1.0, True)
+
+
+def test_late_beat_of_a_busy_loop_confirms_a_block() -> None:
+    """A beat that had to wait for many passes is told with the whole wait as its uncertainty."""
+    line = Timeline([(0.0, 0.1), *[(0.02, 0.0)] * 40, (0.0, 1.0)])
+    probe = Scripted(line)
+    assert probe.watched([T0 + 0.05]) == []
+    probe.on_beat(T0 + 0.1, T0 + 0.5)
+    (block,) = probe.finished()
+    assert (block.start, block.end) == (T0 + 0.1, T0 + 0.5)
+    assert block.uncertainty == pytest.approx(0.4)
+    assert not block.asleep
+
+
+def test_late_beat_of_a_block_that_was_reported() -> None:
+    """The beat that waited for a block does not report the same block once more."""
+    line = Timeline([(0.0, 1.0), (0.3, 1.0)])
+    probe = Scripted(line)
+    assert len(probe.watched([T0 + 0.5, T0 + 1.1, T0 + 1.2, T0 + 1.4])) == 1
+    probe.on_beat(T0 + 1.05, T0 + 1.3)
+    assert probe.finished() == []
+
+
+def test_beat_on_time_says_nothing() -> None:
+    """A beat late by less than the limit is none of the probe's business."""
+    probe = Scripted(Timeline([(0.0, 5.0)]))
+    probe.on_beat(T0 + 0.5, T0 + 0.599)
+    assert probe.finished() == []
+
+
+def test_paused() -> None:
+    """With an infinite limit nothing is reported."""
+    line = Timeline([(0.0, 1.0), (3.0, 1.0)])
+    assert Scripted(line, limit=float("inf")).watched(every(0.05, line.end)) == []
+
+
+def test_cut_in_the_midst_of_a_block() -> None:
+    """cut() ends the block at that instant, and what follows is a new one."""
+    line = Timeline([(0.0, 1.0), (1.0, 1.0)])
+    probe = Scripted(line)
+    probe.watched([T0 + 0.5, T0 + 1.1])
+    probe.cut(T0 + 1.4)
+    (block,) = probe.finished()
+    assert (block.start, block.end, block.uncertainty) == pytest.approx((T0 + 1.0, T0 + 1.4, 0.0))
+    (rest,) = probe.watched([T0 + 1.5, T0 + 1.6, T0 + 2.5])
+    assert (rest.start, rest.end) == pytest.approx((T0 + 1.4, T0 + 2.0))
+
+
+def test_counters_of_a_timeline() -> None:
+    """Busy and idle are exact at the moment of the last reading, whenever one asks."""
+    line = Timeline([(0.3, 0.1)] * 10)
+    probe = Scripted(line)
+    probe.activity(T0 + 2.0)
+    busy, idle, passes, _ = probe.counters(T0 + 9.0)
+    assert (busy, idle) == pytest.approx((1.5, 0.5))
+    assert passes == 5
+
+
+@pytest.fixture
+def real() -> Iterator[Any]:
+    """An open loop of uvloop."""
+    loop = uvloop.new_event_loop()
+    yield loop
+    if not loop.is_closed():
+        loop.close()
+
+
+def test_utilization_of_a_half_blocked_program(real: Any) -> None:
+    """A real program that works as long as it waits has a utilization of one half."""
+    probe = UvloopProbe(real, 10.0)
+
+    async def main() -> float:
+        began, busy = time.monotonic(), 0.0
+        for _ in range(10):
+            started = time.monotonic()
+            time.sleep(0.02)
+            worked = time.monotonic() - started
+            busy += worked
+            await asyncio.sleep(worked)
+        return busy / (time.monotonic() - began)
+
+    probe.running(True)
+    truth = real.run_until_complete(main())
+    probe.activity(time.monotonic())
+    busy, idle, passes, _ = probe.counters(time.monotonic())
+    probe.running(False)
+    probe.detach()
+    assert busy is not None
+    assert idle is not None
+    assert passes is not None
+    share = busy / (busy + idle)
+    assert 0.4 <= share <= 0.6
+    assert share == pytest.approx(truth, abs=0.05)
+    assert passes >= 10
+
+
+def test_counters_begin_when_attached(real: Any) -> None:
+    """What the loop did before it was watched is not counted."""
+    real.run_until_complete(asyncio.sleep(0.05))
+    probe = UvloopProbe(real, LIMIT)
+    assert probe.counters(time.monotonic()) == (0.0, 0.0, 0, 0)
+    probe.detach()
+
+
+def test_real_block_is_found(real: Any) -> None:
+    """A real sleep of 0.2 s on a real loop is one block of that length, found without a heartbeat."""
+    probe = UvloopProbe(real, LIMIT)
+
+    async def main() -> float:
+        await asyncio.sleep(0.05)
+        probe.activity(time.monotonic())
+        began = time.monotonic()
+        time.sleep(0.2)
+        probe.activity(time.monotonic())
+        lasted = time.monotonic() - began
+        await asyncio.sleep(0.01)
+        probe.activity(time.monotonic())
+        return lasted
+
+    probe.running(True)
+    lasted = real.run_until_complete(main())
+    found = probe.finished()
+    probe.running(False)
+    probe.detach()
+    (block,) = found
+    assert block.end - block.start == pytest.approx(lasted, abs=block.uncertainty + 0.01)
+
+
+def test_detach_before_close(real: Any) -> None:
+    """After detach the loop may be closed: every question is answered, and none reads its memory."""
+    probe = UvloopProbe(real, LIMIT)
+    probe.running(True)
+    real.run_until_complete(asyncio.sleep(0))
+    counted = probe.counters(time.monotonic()).passes
+    probe.detach()
+    probe.detach()
+    real.close()
+    now = time.monotonic()
+    assert probe.activity(now) == IDLING
+    probe.on_beat(now - 5, now)
+    probe.cut(now)
+    probe.running(False)
+    probe.running(True)
+    assert probe.finished() == []
+    assert probe.counters(now).passes == counted
+    probe.abandon()
+
+
+def test_a_probe_keeps_no_loop_alive() -> None:
+    """Watching holds a loop weakly."""
+    import gc
+    import weakref
+
+    loop = uvloop.new_event_loop()
+    probe = UvloopProbe(loop, LIMIT)
+    reference = weakref.ref(loop)
+    probe.detach()
+    loop.close()
+    del loop
+    gc.collect()
+    assert reference() is None

@@ -1,0 +1,213 @@
+"""The log sink: one line a culprit and interval, nothing lost from the count, hangs always told."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from loopwatch.events import Cause, Evidence, Frame, Stall
+from loopwatch.telemetry.log import LogSink, culprit_key, describe
+from loopwatch.testing import FakeClock
+
+
+def frame(name: str) -> Frame:
+    return Frame(name, "app.views", "/srv/app/views.py", 41)
+
+
+def stall(name: str | None = "resize", **fields: Any) -> Stall:
+    defaults: dict[str, Any] = {
+        "id": "0a1b2c3d4e",
+        "loop": "main",
+        "started_at": 0.0,
+        "duration": 0.312,
+        "cause": Cause.PYTHON,
+        "evidence": Evidence(0.312),
+        "culprit": frame(name) if name else None,
+        "remedy": "Move it off the loop.",
+    }
+    return Stall(**(defaults | fields))
+
+
+class Logged:
+    """A sink with a clock of its own, and what it logged."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture, *, interval: float = 60.0, culprits: int = 3) -> None:
+        self.clock = FakeClock(1000.0)
+        self.sink = LogSink(logging.WARNING, interval, culprits, clock=self.clock)
+        self._caplog = caplog
+
+    @property
+    def lines(self) -> list[str]:
+        return [record.getMessage() for record in self._caplog.records]
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Logged:
+    """A sink that writes one line a minute and culprit, and tells three culprits apart."""
+    caplog.set_level(logging.DEBUG, "loopwatch")
+    return Logged(caplog)
+
+
+def test_one_line_an_interval(logged: Logged) -> None:
+    """A thousand stalls of one culprit within a minute are one line; the next line says how many were held back."""
+    for _ in range(1000):
+        logged.sink(stall())
+        logged.clock.advance(0.0599)
+    assert len(logged.lines) == 1
+    logged.clock.now = 1060.0
+    logged.sink(stall())
+    assert len(logged.lines) == 2
+    assert logged.lines[1].endswith(" [999 more from here since the last line]")
+    logged.clock.advance(60.0)
+    logged.sink(stall())
+    assert "more from here" not in logged.lines[2]
+
+
+def test_interval_is_exact(logged: Logged) -> None:
+    """A line comes once the interval is over, not before."""
+    logged.sink(stall())
+    logged.clock.advance(59.999)
+    logged.sink(stall())
+    assert len(logged.lines) == 1
+    logged.clock.advance(0.001)
+    logged.sink(stall())
+    assert len(logged.lines) == 2
+
+
+def test_no_interval(caplog: pytest.LogCaptureFixture) -> None:
+    """With an interval of 0 every stall has its line."""
+    caplog.set_level(logging.DEBUG, "loopwatch")
+    logged = Logged(caplog, interval=0.0)
+    for _ in range(5):
+        logged.sink(stall())
+    assert len(logged.lines) == 5
+
+
+def test_each_culprit_has_its_own_allowance(logged: Logged) -> None:
+    """One noisy culprit does not silence another."""
+    for name in ("a", "b", "a", "b", "a"):
+        logged.sink(stall(name))
+    assert len(logged.lines) == 2
+    logged.clock.advance(60)
+    logged.sink(stall("b"))
+    logged.sink(stall("a"))
+    assert "[1 more" in logged.lines[2]
+    assert "[2 more" in logged.lines[3]
+
+
+def test_culprits_are_bounded(logged: Logged) -> None:
+    """Beyond max_culprits all further ones share one allowance, and memory does not grow with them."""
+    for number in range(1000):
+        logged.sink(stall(f"f{number}"))
+    assert len(logged.lines) == 4
+    assert len(logged.sink._last) == 4
+    logged.clock.advance(60)
+    logged.sink(stall("f999"))
+    assert logged.lines[-1].endswith("[996 more from here since the last line]")
+
+
+def test_no_culprits_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    """With max_culprits 0 all share one allowance."""
+    caplog.set_level(logging.DEBUG, "loopwatch")
+    logged = Logged(caplog, culprits=0)
+    for name in ("a", "b", None):
+        logged.sink(stall(name))
+    assert len(logged.lines) == 1
+
+
+def test_stalls_without_a_culprit_are_told_apart_by_cause(logged: Logged) -> None:
+    """Nobody to blame: the cause stands for the culprit."""
+    logged.sink(stall(None, cause=Cause.STARVED))
+    logged.sink(stall(None, cause=Cause.STARVED))
+    logged.sink(stall(None, cause=Cause.SUSPENDED))
+    assert len(logged.lines) == 2
+
+
+def test_hang_is_always_told(logged: Logged) -> None:
+    """A block that still goes on gets its line at once, with what was held back; its end is held back as usual."""
+    logged.sink(stall())
+    logged.sink(stall())
+    logged.sink(stall(ongoing=True, duration=2.0))
+    logged.sink(stall(ongoing=True, duration=4.0))
+    logged.sink(stall(duration=9.0))
+    assert len(logged.lines) == 3
+    assert "has been blocked for 2.00 s by resize" in logged.lines[1]
+    assert "[1 more from here" in logged.lines[1]
+    assert "has been blocked for 4.00 s" in logged.lines[2]
+
+
+def test_record_carries_the_stall(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
+    """Level, logger and the stall itself, as plain JSON, are on the record, for formatters and handlers."""
+    logged.sink(stall(context={"http.route": "/thumb"}))
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("loopwatch", logging.WARNING)
+    found = vars(record)["loopwatch"]
+    assert found["duration"] == 0.312
+    assert found["culprit"]["function"] == "resize"
+    assert Stall.from_dict(json.loads(json.dumps(found))) == stall(context={"http.route": "/thumb"})
+
+
+def test_percent_signs_are_text(logged: Logged) -> None:
+    """A name with a percent sign is no format."""
+    logged.sink(stall("100%s_%d"))
+    assert "100%s_%d" in logged.lines[0]
+
+
+def test_level(caplog: pytest.LogCaptureFixture) -> None:
+    """The line has the level that was configured; below the logger's own nothing is written."""
+    caplog.set_level(logging.ERROR, "loopwatch")
+    LogSink(logging.INFO, 0, 20, clock=FakeClock())(stall())
+    assert caplog.records == []
+    LogSink(logging.CRITICAL, 0, 20, clock=FakeClock())(stall())
+    assert [record.levelno for record in caplog.records] == [logging.CRITICAL]
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {},
+            "loop 'main' blocked 312 ms by resize (/srv/app/views.py:41): running Python code (python)."
+            " Move it off the loop.",
+        ),
+        (
+            {"duration": 2.345, "cause": Cause.SLEEP, "victims": 17, "remedy": ""},
+            "loop 'main' blocked 2.35 s by resize (/srv/app/views.py:41): sleeping (sleep); 17 waited",
+        ),
+        (
+            {"culprit": None, "cause": Cause.SUSPENDED, "remedy": ""},
+            "loop 'main' blocked 312 ms: stopped, together with the whole process (suspended)",
+        ),
+        (
+            {"leaf": frame("decode"), "coroutine": "handler", "remedy": "", "victims": 0},
+            "loop 'main' blocked 312 ms by resize (/srv/app/views.py:41): running Python code (python),"
+            " in decode; task handler",
+        ),
+        (
+            {"context": {"http.route": "/t/{id}", "http.request.method": "GET"}, "coroutine": "x", "remedy": ""},
+            "loop 'main' blocked 312 ms by resize (/srv/app/views.py:41): running Python code (python); GET /t/{id}",
+        ),
+        (
+            {"context": {"http.route": "/t/{id}"}, "remedy": ""},
+            "loop 'main' blocked 312 ms by resize (/srv/app/views.py:41): running Python code (python); /t/{id}",
+        ),
+    ],
+)
+def test_line(fields: dict[str, Any], line: str) -> None:
+    """The line says how long, where, why, whom it hurt and what to do."""
+    assert describe(stall(**fields)) == line
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_has_its_words(cause: Cause) -> None:
+    """Each cause is written out, with its name for whoever greps."""
+    assert f" ({cause.value})" in describe(stall(cause=cause))
+
+
+def test_culprit_key() -> None:
+    """A culprit is counted by module and function, not by line; without one by the cause."""
+    assert culprit_key(stall("A.f")) == "app.views:A.f"
+    assert culprit_key(stall(None, cause=Cause.STARVED)) == "[starved]"
