@@ -593,7 +593,8 @@ def complaints(results: Results) -> list[str]:
             first = rows[0]
             lines.append(
                 f"- {loop}, {name} ({len(rows)} x {what}; first at {first.seconds:g} s, true {first.truth:.3f} s, "
-                f"cpu {_number(first.cpu)}, agent's intervals x {_number(first.stretch)}): {'; '.join(first.wrong)}{_facts(first.stall)}"
+                f"cpu {_number(first.cpu)}, agent's intervals x {_number(first.stretch)}): "
+                f"{'; '.join(first.wrong)}{_facts(first.stall)}"
             )
         beside = [(row.row, row.seconds, other) for row in judged_rows(records, tool, loop) for other in row.others]
         for name, seconds, finding in beside:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
@@ -53,6 +54,7 @@ class LoopwatchMiddleware:
         if not self._installed:
             self._installed = True
             loopwatch.install(**self._settings).add_context(route_labels)
+            await _next_callback()
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
@@ -88,21 +90,39 @@ def route_template(scope: Scope, app: object) -> str | None:
     def serves(candidate: object) -> bool:
         return candidate is route if route is not None else getattr(candidate, "endpoint", None) is endpoint
 
-    return _find(serves, getattr(app, "routes", None) or ()) or _path(route) or None
+    # FastAPI, where it keeps an included router as a branch: the route as it is under that router's prefix.
+    fastapi = scope.get("fastapi")
+    effective = fastapi.get("effective_route_context") if isinstance(fastapi, Mapping) else None
+    return _find(serves, getattr(app, "routes", None) or (), effective) or _path(route) or None
 
 
-def _find(serves: Callable[[object], bool], routes: Any, prefix: str = "", depth: int = 10) -> str | None:
+def _find(
+    serves: Callable[[object], bool], routes: Any, effective: object, prefix: str = "", depth: int = 10
+) -> str | None:
     for route in routes:
-        path = prefix + _path(route)
+        included = getattr(route, "original_router", None)
+        if included is None:
+            path = prefix + _path(route)
+        else:
+            path = prefix + getattr(getattr(route, "include_context", None), "prefix", "")
         if serves(route):
             return path
-        inner = getattr(route, "routes", None)
-        found = _find(serves, inner, path, depth - 1) if inner and depth else None
+        inner = getattr(included or route, "routes", None)
+        found = _find(serves, inner, effective, path, depth - 1) if inner and depth else None
         if found is not None:
-            return found
+            return prefix + _path(effective) if included is not None and _path(effective) else found
     return None
 
 
 def _path(route: object) -> str:
     path = getattr(route, "path", None)
     return path if isinstance(path, str) else ""
+
+
+async def _next_callback() -> None:
+    """Let the loop go on: what blocks next is then not in one callback with the installation."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # a loop that is not asyncio's
+        return
+    await asyncio.sleep(0)

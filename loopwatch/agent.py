@@ -28,7 +28,7 @@ from loopwatch.telemetry.journal import JournalWriter, journal_path
 from loopwatch.telemetry.log import LogSink
 from loopwatch.teller import Teller
 from loopwatch.watched import WatchedLoop, make_probe
-from loopwatch.watcher import LONGEST_TICK, Watcher
+from loopwatch.watcher import Watcher
 
 FORK_PATIENCE = 0.02
 """s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
@@ -420,7 +420,7 @@ class Agent:
         hang = self._hang
         if hang is not None and not self._faults.is_off("hang"):
             with self._faults.guard("hang"):
-                hang.tick(now, self._threads_of_loops(), LONGEST_TICK * stretch)
+                hang.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
 
     def _threads_of_loops(self) -> dict[int, str]:
         return {loop.thread.ident: loop.name for loop in self._watcher.loops if loop.thread and loop.is_running}

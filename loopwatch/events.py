@@ -75,8 +75,7 @@ class Evidence:
         run_queue: time the loop's thread was runnable but waited for a processor.
         throttled: time the process's cgroup was held back by its processor quota.
         gc: time inside the garbage collector, in whichever thread.
-        watcher_late: time before which the watcher's own thread was notably (15 ms) late, its sleep included: nothing
-            in the interpreter is known to have run then.
+        watcher_late: time the watcher's own thread wanted to run and could not, where that was notable (15 ms).
         watcher_starved: part of it in which that thread waited for a processor, not for the GIL.
         gil_wait: median time the watcher waited to run, per sample; near the interpreter's switch
             interval (5 ms) when somebody holds the GIL, near 0 when nobody does.

@@ -42,6 +42,6 @@ class Governor:
         self.share = (cpu - used) / (now - then)
         if self.share > self.budget:
             self.stretch = min(self.stretch * 2, STRETCH_MOST)
-        elif self.share < self.budget / 3:
+        elif self.share < self.budget / 2:  # twice as often would still be within it
             self.stretch = max(self.stretch / 2, 1.0)
         return self.stretch

@@ -58,20 +58,21 @@ def context_of(task: Any, handle: Any) -> contextvars.Context | None:
 def labels(context: contextvars.Context, sources: Sequence[ContextSource]) -> dict[str, str]:
     """Return what ``sources`` and OpenTelemetry say of the callback that runs in ``context``.
 
-    The context is in use by the loop's thread: a copy of it is entered here.
+    Args:
+        context: a copy of the callback's context; the original is in use by the loop's thread and cannot be entered.
+        sources: names of context variables, and callables that return labels.
 
     Raises:
         Exception: whatever a callable of ``sources`` raises.
     """
-    copy = context.copy()
     found: dict[str, str] = {}
-    found.update(copy.run(_trace))
+    found.update(context.run(_trace))
     for source in sources:
         if callable(source):
-            said: Mapping[str, str] | None = copy.run(source)
+            said: Mapping[str, str] | None = context.run(source)
             found.update(said or {})
         else:
-            found.update(_variable(copy, source))
+            found.update(_variable(context, source))
     return {str(key): str(value)[:MAX_LABEL] for key, value in found.items()}
 
 

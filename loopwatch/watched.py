@@ -76,6 +76,12 @@ SCHEDULER_EVERY = 0.5
 """s between two readings of the scheduler's figures, which cost a file; what a thread waits in that time is little."""
 
 
+QUIET_SPELL, QUIET_PASSES = 1.0, 5.0
+"""A loop with fewer passes than this a second, counted over this many seconds, is quiet; its heartbeat makes some."""
+BUSY_PASSES, OWN_PASSES = 30.0, 4
+"""A loop with more passes than this a second has timers or events that a late wake-up would hurt."""
+
+
 class WatchedLoop:
     """A loop and what is known of it. Holds the loop weakly: watching keeps nothing alive."""
 
@@ -91,6 +97,8 @@ class WatchedLoop:
         self._baselines: deque[Baseline] = deque(maxlen=4)
         self.episodes: dict[float, Episode] = {}
         self.blocked_since: float | None = None
+        self.quiet = False
+        self._quiet_since, self._quiet_passes = time.monotonic(), 0
         self.stalls = 0
         self.blocked = 0.0
         self._beating = False
@@ -136,7 +144,7 @@ class WatchedLoop:
         if thread is None:
             return
         run_queue, read_at = (before.run_queue, before.run_queue_at) if before is not None else (None, -SCHEDULER_EVERY)
-        if now - read_at >= SCHEDULER_EVERY:
+        if now - read_at >= SCHEDULER_EVERY * (4 if self.quiet else 1):
             scheduled = thread.scheduled()
             run_queue, read_at = (scheduled.run_queue if scheduled else None), now
         self._baselines.append(Baseline(now, thread.cpu(), time.process_time(), run_queue, read_at, idle))
@@ -158,8 +166,20 @@ class WatchedLoop:
         self.probe.abandon()
 
     def _utilization_since_beat(self) -> float | None:
-        before, self._at_beat = self._at_beat, self.probe.counters(time.monotonic())
-        return utilization(before, self._at_beat)
+        now = time.monotonic()
+        before, self._at_beat = self._at_beat, self.probe.counters(now)
+        share = utilization(before, self._at_beat)
+        # The beat itself makes some.
+        rate = _rate((before.passes or 0) + OWN_PASSES, self._at_beat.passes, now - self.heart.last)
+        return 1.0 if share is not None and rate is not None and rate > BUSY_PASSES else share
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether the loop has made next to no passes lately; renewed once a second."""
+        passes = self.probe.counters(now).passes
+        if now - self._quiet_since >= QUIET_SPELL:
+            self.quiet = passes is not None and passes - self._quiet_passes <= QUIET_PASSES * (now - self._quiet_since)
+            self._quiet_since, self._quiet_passes = now, passes or 0
+        return self.quiet
 
     def end_window(self, now: float) -> None:
         """Close the window of figures and begin the next; in the watcher's thread."""

@@ -35,6 +35,8 @@ WINDOW = 10.0
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
+LONGEST_DOZE = 1.0
+"""s between two ticks while every loop is quiet and will wake the watcher itself."""
 SHORTEST_GAP, LONGEST_GAP = 0.01, 0.05
 """s between two samples of a blocked loop; an eighth of the block's age between these bounds."""
 MAX_CALLERS = 50
@@ -45,6 +47,8 @@ LATE = 0.015
 """s: a watcher later than this was kept from running, and asks who did it."""
 THREAD_CLOCKS_EVERY = 1.0
 """s between two readings of all threads' clocks, so that who burned a processor can be told later."""
+MIN_HOG = 0.2
+"""Share of a block that a thread must have used of a processor to be called its hog."""
 HOG_EVERY = 0.05
 """s between two searches for the thread that holds the GIL, while a loop waits for what may be the GIL."""
 
@@ -54,13 +58,11 @@ class Lateness:
     """The watcher wanted to run from ``planned`` on, and did at ``actual`` (``time.monotonic`` seconds).
 
     Attributes:
-        asleep_from: when it had gone to sleep; what kept it from running may have begun at any time since.
         starved: s of it that the watcher's own thread waited for a processor.
         hog: stack of the other thread that used most processor time, None if none stood out.
         hog_cpu: processor seconds that thread used since its clock was last read.
     """
 
-    asleep_from: float
     planned: float
     actual: float
     starved: float
@@ -107,7 +109,7 @@ class Watcher:
         self._thread_clocks: dict[int, float] = {}
         self._clocks_read = 0.0
         self._own_run_queue = 0.0
-        self._slept_at = 0.0
+        self._woken_at = 0.0
         self._throttled: tuple[float, float | None] = (0.0, None)
         self._window_ends = 0.0
         self._grace_until = time.monotonic() + config().grace
@@ -141,6 +143,7 @@ class Watcher:
 
     def wake(self) -> None:
         """Have the thread tick now."""
+        self._woken_at = time.monotonic()
         try:
             self._alarm.release()
         except RuntimeError:  # it is on its way already
@@ -206,9 +209,9 @@ class Watcher:
                     self._ticks += 1
                     self._ticked.notify_all()
                 # Without loops there is nothing to do until one is added.
-                self._slept_at = time.monotonic()
                 woken = self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1)
-                planned = time.monotonic() if woken else planned
+                # Woken, it wanted to run from then on; until the GIL was free it could not.
+                planned = self._woken_at if woken else planned
         except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is watched
             self._faults.add("watcher", exc)
             self.remove(self.loops)
@@ -227,7 +230,8 @@ class Watcher:
                 self._sample(suspects, planned, now, late, config)
             for loop in self.loops:
                 self.collect(loop)
-                self._forget_ended(loop, now)
+                if loop.episodes:
+                    self._forget_ended(loop, now)
         if now >= self._window_ends:
             self._window_ends = now + WINDOW
             for loop in self.loops:
@@ -247,10 +251,20 @@ class Watcher:
         return found
 
     def _next(self, now: float, config: Config) -> float:
+        if self.loops and not self.paused and all(self._may_doze(loop, now) for loop in self.loops):
+            return now + self.longest_sleep()
         nearest = now + LONGEST_TICK * self.stretch
         for loop in self.loops:
             nearest = min(nearest, self._next_look(loop, now, config.threshold))
         return nearest
+
+    def longest_sleep(self) -> float:
+        """Return the longest time between two ticks, s."""
+        return max(min(LONGEST_DOZE, self._config().hang_after / 2), LONGEST_TICK) * self.stretch
+
+    def _may_doze(self, loop: WatchedLoop, now: float) -> bool:
+        """Whether ``loop`` has been quiet, and will wake the watcher when it is not any more."""
+        return loop.is_quiet(now) and not loop.episodes and loop.probe.wake_when_busy(self.wake)
 
     def _next_look(self, loop: WatchedLoop, now: float, threshold: float) -> float:
         since = loop.probe.activity(now).since if loop.is_running and not self.paused else IDLE
@@ -261,8 +275,10 @@ class Watcher:
             if episode is not None and len(episode.samples) >= MAX_SAMPLES / 2:
                 gap = max(gap, age / 50)
             return now + gap * self.stretch
-        active = since != IDLE or self._is_active(loop, now)
-        tick = min(max(threshold / 2 if active else threshold, SHORTEST_TICK), LONGEST_TICK) * self.stretch
+        # The cost lies in the samples; the first look at a block is stretched only in an emergency.
+        active = self._is_active(loop, now) or since != IDLE
+        tick = threshold / 2 if active else threshold * (2 if loop.quiet else 1)
+        tick = min(max(tick, SHORTEST_TICK), LONGEST_TICK) * max(self.stretch / 4, 1.0)
         return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
 
     def _is_active(self, loop: WatchedLoop, now: float) -> bool:
@@ -277,7 +293,7 @@ class Watcher:
 
     def _renew_baseline(self, loop: WatchedLoop, now: float, idle: float) -> None:
         loop.renew_baseline(now, idle)
-        if now - self._clocks_read >= THREAD_CLOCKS_EVERY:
+        if now - self._clocks_read >= THREAD_CLOCKS_EVERY * (5 if loop.quiet else 1):
             self._clocks_read = now
             self._throttled = (now, facts.throttled())
             if threading.active_count() > 2:
@@ -301,8 +317,8 @@ class Watcher:
         if late >= LATE or (
             now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken)
         ):
-            watched = {loop.thread.ident for loop in self.loops if loop.thread is not None}
-            others = stacks.frames_of_threads(frames, {threading.get_ident(), *watched}, config.max_frames)
+            innocent = {loop.thread.ident for loop in self.loops if loop.thread is not None} | _own_threads()
+            others = stacks.frames_of_threads(frames, innocent, config.max_frames)
             self._find_hog(others, planned, now)
         del frames
         for loop, since, sample in taken:
@@ -337,7 +353,9 @@ class Watcher:
         sample = Sample(now, late, stack, callback, waiting=len(getattr(target, "_ready", ())) if by_handle else None)
         with self._faults.guard("context"):
             sample.task, sample.coroutine = labels.names_of(task)
-            sample.context = labels.context_of(task, handle)
+            context = labels.context_of(task, handle)
+            # A copy: by the time it is read the callback may have moved on and reset its variables.
+            sample.context = context.copy() if context is not None else None
         return sample
 
     def _identify(self, episode: Episode, sample: Sample, config: Config) -> None:
@@ -368,7 +386,7 @@ class Watcher:
         run_queue = own.run_queue if own else 0.0
         starved = max(run_queue - self._own_run_queue, 0.0)
         stack, cpu = (others[hog], used[hog]) if hog is not None else (None, 0.0)
-        self._lateness.append(Lateness(self._slept_at, planned, now, starved, stack, cpu))
+        self._lateness.append(Lateness(planned, now, starved, stack, cpu))
         self._own_run_queue = run_queue
         self._thread_clocks = clocks
         self._clocks_read = now
@@ -436,7 +454,7 @@ class Watcher:
             scheduled = loop.thread.scheduled()
             run_queue = scheduled.run_queue - baseline.run_queue if scheduled is not None else None
         throttled_before, throttled_after = self._throttled[1], facts.throttled()
-        late = [entry for entry in self._lateness if entry.actual > block.start and entry.asleep_from < block.end]
+        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
         syscall, share = _where(samples)
         return Evidence(
             wall=length if window is None else window,
@@ -460,16 +478,16 @@ class Watcher:
         )
 
     def _hog_within(self, block: Block) -> Lateness | None:
-        late = [entry for entry in self._lateness if entry.actual > block.start and entry.asleep_from < block.end]
-        return max((entry for entry in late if entry.hog), key=lambda entry: entry.hog_cpu, default=None)
+        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
+        least = MIN_HOG * (block.end - block.start)
+        hogs = (entry for entry in late if entry.hog is not None and entry.hog_cpu >= least)
+        return max(hogs, key=lambda entry: entry.hog_cpu, default=None)
 
     def _forget_ended(self, loop: WatchedLoop, now: float) -> None:
         """Drop what was collected of callbacks that ended below the threshold.
 
         One tick later than they ended: the block of one that did not is handed out by its probe only then.
         """
-        if not loop.episodes:
-            return
         since = loop.probe.activity(now).since if loop.is_running else IDLE
         loop.episodes = {key: episode for key, episode in loop.episodes.items() if key == since or not episode.ended}
         for key, episode in loop.episodes.items():
@@ -488,6 +506,10 @@ def _reference(owner: Any) -> object:
     return reference
 
 
+def _own_threads() -> set[int | None]:
+    return {thread.ident for thread in threading.enumerate() if thread.name.startswith("loopwatch-")}
+
+
 def _main_caller(episode: Episode) -> Caller:
     """Return who was seen most often."""
     seen = Counter(sample.callback for sample in episode.samples if sample.callback in episode.callers)
@@ -495,7 +517,7 @@ def _main_caller(episode: Episode) -> Caller:
 
 
 def _overlap(entry: Lateness, block: Block) -> float:
-    return max(min(entry.actual, block.end) - max(entry.asleep_from, block.start), 0.0)
+    return max(min(entry.actual, block.end) - max(entry.planned, block.start), 0.0)
 
 
 def _where(samples: list[Sample]) -> tuple[str | None, float]:

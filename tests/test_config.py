@@ -117,7 +117,16 @@ def test_every_number_is_kept_or_refused(name: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     ("given_level", "number"),
-    [("DEBUG", 10), ("debug", 10), ("Info", 20), ("WARN", 30), ("WARNING", 30), ("error", 40), ("CRITICAL", 50), (5, 5)],
+    [
+        ("DEBUG", 10),
+        ("debug", 10),
+        ("Info", 20),
+        ("WARN", 30),
+        ("WARNING", 30),
+        ("error", 40),
+        ("CRITICAL", 50),
+        (5, 5),
+    ],
 )
 def test_log_level_is_a_number_or_a_name(given_level: int | str, number: int) -> None:
     """Names of levels are turned into their numbers, upper or lower case."""

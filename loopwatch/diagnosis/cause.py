@@ -12,8 +12,9 @@ from loopwatch.events import Cause, Evidence
 
 MOST = 0.5
 """Share of the observed span that one thing must fill to be the reason for it."""
-MUCH = 0.4
-"""Share at which the loss of the GIL shows: the watcher notices it only between its own sleeps."""
+MOSTLY = 0.8
+MUCH, SOME = 0.4, 0.3
+"""Shares at which the loss of the GIL shows: the watcher notices it only between its own sleeps."""
 
 RUNNING = "running"
 LOCK_CALLS = frozenset({"futex", "futex_waitv"})
@@ -65,16 +66,20 @@ def _starved(evidence: Evidence) -> Cause | None:
     waited = max(_share(evidence.run_queue, evidence), _share(evidence.throttled, evidence))
     if evidence.asleep:
         waited = max(waited, _share(evidence.watcher_starved, evidence))
-    if kind_of(evidence.syscall) in ("sleep", "lock", "io"):
+    if _slept(evidence):
         # Who sleeps is not runnable: what it waited for a processor, it waited before the block.
         waited = min(waited, 1 - evidence.syscall_share)
-    return Cause.STARVED if waited >= MOST else None
+    # What would be too long with a processor of its own, too, is not the machine's fault alone.
+    too_long_by_itself = None not in (evidence.cpu, evidence.threshold) and evidence.cpu >= evidence.threshold  # type: ignore[operator]
+    return Cause.STARVED if waited >= (MOSTLY if too_long_by_itself else MOST) else None
 
 
 def _suspended(evidence: Evidence) -> Cause | None:
     nobody_ran = evidence.process_cpu is not None and _share(evidence.process_cpu, evidence) < 0.1
     nobody_waited = _share(evidence.run_queue, evidence) < 0.3
-    return Cause.SUSPENDED if nobody_ran and nobody_waited and _kept_from_running(evidence) >= MUCH else None
+    nothing_seen = evidence.samples < 2 or (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval
+    stopped = nobody_ran and nobody_waited and nothing_seen and _kept_from_running(evidence) >= MOST
+    return Cause.SUSPENDED if stopped else None
 
 
 def _gc(evidence: Evidence) -> Cause | None:
@@ -85,17 +90,19 @@ def _overload(evidence: Evidence) -> Cause | None:
     longest, surely = evidence.longest_callback, evidence.dominant_callback
     if evidence.callbacks < 3 or longest is None or surely is None or evidence.threshold is None:
         return None
-    many = longest < evidence.threshold or (evidence.callbacks >= 5 and surely < evidence.threshold / 2)
+    # Few samples, far apart, bound a callback badly; that nearly each found another one tells as much.
+    ever_new = evidence.callbacks >= 0.75 * evidence.samples or evidence.callbacks >= 5
+    many = longest < evidence.threshold or (ever_new and surely < evidence.threshold / 2)
     return Cause.OVERLOAD if many else None
 
 
 def _another_held_the_gil(evidence: Evidence) -> Cause | None:
     if _share(evidence.cpu, evidence) >= MOST or _others(evidence) < MUCH:
         return None
-    if _kept_from_running(evidence) >= MUCH:
+    if _kept_from_running(evidence) >= SOME:
         return Cause.GIL
     wanted = evidence.asleep or (not evidence.lock_wait and kind_of(evidence.syscall) in (RUNNING, "lock", ""))
-    contended = evidence.gil_wait is not None and evidence.gil_wait >= MUCH * evidence.switch_interval
+    contended = evidence.gil_wait is not None and evidence.gil_wait >= 0.2 * evidence.switch_interval
     return Cause.GIL if wanted and contended else None
 
 
@@ -106,7 +113,10 @@ def _computing(evidence: Evidence) -> Cause | None:
         return Cause.NATIVE_GIL
     if not evidence.samples or evidence.gil_wait is None:
         return None
-    if (evidence.moving or 0.0) >= 0.3 or evidence.gil_wait >= MOST * evidence.switch_interval:
+    waits = (evidence.gil_wait - evidence.watcher_starved / evidence.samples) / evidence.switch_interval
+    if waits >= 1.5:  # Python code gives the GIL away after one interval
+        return Cause.NATIVE_GIL
+    if (evidence.moving or 0.0) >= 0.3 or waits >= MOST:
         return Cause.PYTHON
     return Cause.NATIVE
 
@@ -114,15 +124,21 @@ def _computing(evidence: Evidence) -> Cause | None:
 def _waiting(evidence: Evidence) -> Cause | None:
     if evidence.asleep or _share(evidence.cpu, evidence) >= MOST:
         return None
-    if evidence.syscall is None:
-        return _by_name(evidence)
-    if evidence.syscall_share < MOST:
+    if _slept(evidence) and evidence.syscall_share >= MOST:
+        return {"sleep": Cause.SLEEP, "lock": Cause.LOCK, "io": Cause.IO}[kind_of(evidence.syscall)]
+    if _share(evidence.run_queue, evidence) + _share(evidence.gc, evidence) + _share(evidence.cpu, evidence) >= MOST:
         return None
-    return {"sleep": Cause.SLEEP, "lock": Cause.LOCK, "io": Cause.IO}.get(kind_of(evidence.syscall))
+    # It slept most of the time, in the kernel's account, but each time too briefly to be found asleep.
+    return _by_name(evidence) or (Cause.IO if evidence.samples and evidence.wait_channel else None)
+
+
+def _slept(evidence: Evidence) -> bool:
+    """Whether the samples found the thread asleep rather than running."""
+    return kind_of(evidence.syscall) in ("sleep", "lock", "io")
 
 
 def _by_name(evidence: Evidence) -> Cause | None:
-    """Where the kernel does not say what a thread waits in, the name of the call may."""
+    """Where the kernel does not say what a thread waited in, the name of the call may."""
     if evidence.lock_wait:
         return Cause.LOCK
     if evidence.call == "time.sleep":

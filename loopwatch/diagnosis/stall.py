@@ -17,6 +17,26 @@ from loopwatch.stacks import RawStack, to_frames
 MAX_PROFILE = 8
 """Distinct stacks kept of one stall."""
 
+WHOLE_PASS = frozenset({Cause.OVERLOAD, Cause.GIL, Cause.STARVED, Cause.SUSPENDED})
+"""Causes that hold the pass and not one callback of it."""
+
+CHEAP = frozenset(
+    {
+        "builtins.isinstance",
+        "builtins.len",
+        "os.getpid",
+        "threading.get_ident",
+        "time.monotonic",
+        "time.monotonic_ns",
+        "time.perf_counter",
+        "time.perf_counter_ns",
+        "time.thread_time",
+        "time.time",
+    }
+)
+"""Calls that cannot be what a late sample was waiting for: the interpreter gave up the GIL at the end of the first call
+after an operator that kept it, and whose that was is not known."""
+
 NO_CULPRIT = frozenset({Cause.STARVED, Cause.SUSPENDED})
 
 _DEBUGGERS = (
@@ -52,7 +72,8 @@ def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallNam
     spans = _spans(seen)
     evidence = _complete(seen, spans, leaf, call, threshold)
     cause = decide(evidence)
-    if cause in NO_CULPRIT or (cause is Cause.GIL and seen.hog is None):
+    misplaced = cause is Cause.NATIVE_GIL and len(seen.samples) == 1 and call in CHEAP and not dump
+    if cause in NO_CULPRIT or misplaced or (cause is Cause.GIL and seen.hog is None):
         verdict = Verdict(None, verdict.stack, 0)
     elif cause is Cause.GIL and seen.hog is not None:
         verdict = dataclasses.replace(site.judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
@@ -65,7 +86,7 @@ def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallNam
         pid=seen.pid,
         started_at=seen.started_at,
         duration=seen.end - seen.start,
-        uncertainty=seen.uncertainty + (spans.slack if seen.shared and cause is not Cause.OVERLOAD else 0.0),
+        uncertainty=seen.uncertainty + (spans.slack if seen.shared and cause not in WHOLE_PASS else 0.0),
         ongoing=seen.ongoing,
         cause=cause,
         culprit=verdict.culprit,

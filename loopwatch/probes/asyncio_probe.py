@@ -65,6 +65,7 @@ class Cell:
         self.limit = limit
         self.blocks: deque[Block] = deque(maxlen=1000)
         self.awaiting_events: Block | None = None
+        self.alarm: Callable[[], None] | None = None
         self.timed: Timed
         self._loop = weakref.ref(loop)
         self._ready = getattr(loop, "_ready", ())
@@ -176,7 +177,7 @@ def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = t
         if timeout == 0:
             since = now  # such a poll does not wait: it belongs to the pass
             return original(timeout) if cell.awaiting_events is None else counted(original(timeout))
-        since = IDLE
+        since = -now
         events = original(timeout)
         end = clock()
         idle += end - now
@@ -187,7 +188,7 @@ def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = t
 
     def look(now: float) -> None:
         nonlocal due
-        if now - since >= cell.limit:
+        if since > 0 and now - since >= cell.limit:
             cell.end_pass(now, pace())
         due = cell.take_mark(now, idle)
 
@@ -196,11 +197,16 @@ def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = t
         return events
 
     def woken(timeout: float | None, start: float, end: float, events: int) -> None:
+        alarm, cell.alarm = cell.alarm, None
+        if alarm is not None:
+            alarm()
         cell.polled(events)
         if end - start >= cell.limit:
             cell.end_sleep(timeout, start, end, events, idle)
 
     def pace() -> Pace:
+        if since < 0:  # it waits, since then
+            return Pace(IDLE, passes, idle + clock() + since)
         return Pace(since, passes, idle)
 
     def begin(now: float) -> None:
@@ -278,6 +284,11 @@ class AsyncioProbe:
             self._cell.end_pass(now, pace)
         self._timed.look_at(self._cell.take_mark(now, pace.idle))
         self._timed.begin(now)
+
+    def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        self._cell.alarm = alarm
+        waits: bool = self._timed.pace().since == IDLE
+        return waits  # else it has just become busy
 
     def set_limit(self, limit: float) -> None:
         self._cell.limit = limit

@@ -144,6 +144,9 @@ class HeartbeatProbe:
         if self._heart is not None:
             self.on_beat(self._heart.due, now)
 
+    def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        return False
+
     def set_limit(self, limit: float) -> None:
         self._limit = limit
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -79,6 +80,9 @@ class Probe(Protocol):
 
     def cut(self, now: float) -> None:
         """End what holds the loop at this instant, as if it went idle; called on the loop's thread."""
+
+    def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        """Call ``alarm`` once, as soon as the loop has something to do; return False if that cannot be had."""
 
     def set_limit(self, limit: float) -> None:
         """Report blocks of at least ``limit`` seconds; infinity reports none."""

@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from loopwatch._patches import loaded
@@ -23,6 +24,9 @@ from loopwatch.probes.probe import IDLING, Activity, Block, Counters, Loop
 
 _UV_METRICS_IDLE_TIME = 1
 """``uv_loop_option`` in libuv's ``uv.h``."""
+
+POLL_GRACE = 0.005
+"""s: the first poll after a block counts what waited; it is not waited for longer than this."""
 
 
 class _Metrics(ctypes.Structure):
@@ -125,6 +129,7 @@ class UvloopProbe:
         self._blocks: deque[Block] = deque(maxlen=1000)
         self._suspect: _Suspect | None = None
         self._history: deque[Reading] = deque(maxlen=32)
+        self._awaiting: tuple[Block, int, int] | None = None
         self._reported_to = 0.0
         self._late_beat: tuple[float, float] | None = None
         self._ran = 0.0
@@ -148,7 +153,8 @@ class UvloopProbe:
             return self._activity(now)
 
     def _activity(self, now: float) -> Activity:
-        reading = self._read(now) if self._started is not None else None
+        # Now, and not the time of the tick: files may have been read since.
+        reading = self._read(time.monotonic()) if self._started is not None else None
         if reading is None:
             return IDLING
         before, self._last = self._last, reading
@@ -176,8 +182,9 @@ class UvloopProbe:
         end = max(end, before.at)
         if end - suspect.early < self._limit or (start_gap + gap > 0 and certain < 0.4 * self._limit):
             return
-        victims = after.waiting - suspect.first.waiting
-        self._report(Block(suspect.early, suspect.early, end, start_gap + gap, victims=victims))
+        block = Block(suspect.early, suspect.early, end, start_gap + gap)
+        self._awaiting = (block, suspect.first.waiting, after.passes)
+        self._report(block)
 
     def _report(self, block: Block) -> None:
         self._blocks.append(block)
@@ -208,7 +215,21 @@ class UvloopProbe:
                 (due, now), self._late_beat = self._late_beat, None
                 if self._reported_to <= due:
                     self._report(Block(due, due, now, uncertainty=now - due))
+            if self._awaiting is not None and not self._count_victims(*self._awaiting):
+                return []
+            self._awaiting = None
             return [self._blocks.popleft() for _ in range(len(self._blocks))]
+
+    def _count_victims(self, block: Block, waiting: int, passes: int) -> bool:
+        """Count the events that the first poll after ``block`` found waiting; return False if it is not over yet."""
+        now = time.monotonic()
+        reading = self._read(now)
+        if reading is None:
+            return True
+        if not reading.polling and reading.passes <= passes and now - block.end < POLL_GRACE:
+            return False
+        block.victims = reading.waiting - waiting
+        return True
 
     def counters(self, now: float) -> Counters:
         ran = self._ran + (now - self._started if self._started is not None else 0.0)
@@ -233,6 +254,9 @@ class UvloopProbe:
                 uncertainty = 0.0 if suspect.exact else suspect.late - suspect.early
                 self._report(Block(suspect.early, suspect.early, now, uncertainty))
             self._last, self._suspect = reading, None
+
+    def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        return False
 
     def set_limit(self, limit: float) -> None:
         self._limit = limit

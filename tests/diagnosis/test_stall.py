@@ -304,7 +304,8 @@ def test_asleep() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pdb", "bdb", "IPython.core.debugger", "pydevd", "debugpy.server.api", "ipdb.__main__", "_pydevd_bundle.x"]
+    "module",
+    ["pdb", "bdb", "IPython.core.debugger", "pydevd", "debugpy.server.api", "ipdb.__main__", "_pydevd_bundle.x"],
 )
 def test_debugger_is_no_stall(module: str) -> None:
     """If any sample shows a debugger, there is no stall."""

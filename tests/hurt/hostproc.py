@@ -22,6 +22,11 @@ import asyncio, json, os, re, signal, sys, threading, time
 def say(**found):
     print(json.dumps(found), flush=True)
 
+def quiet():
+    import logging
+    logging.getLogger("loopwatch").addHandler(logging.NullHandler())
+    logging.getLogger("loopwatch").propagate = False
+
 def runner(kind):
     if kind == "uvloop":
         import uvloop

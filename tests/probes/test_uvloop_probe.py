@@ -238,6 +238,19 @@ def test_cut_in_the_midst_of_a_block() -> None:
     assert (rest.start, rest.end) == pytest.approx((T0 + 1.4, T0 + 2.0))
 
 
+def test_block_shortly_before_the_loop_stops() -> None:
+    """A block that ended since the last look is told when the loop stops, under the key the watcher saw it by."""
+    line = Timeline([(0.0, 1.0), (0.3, 0.01), (0.0, 1.0)])
+    probe = Scripted(line)
+    probe.activity(T0 + 0.5)
+    key = probe.activity(T0 + 1.1).since
+    probe.cut(T0 + 1.31)
+    (block,) = probe.finished()
+    assert block.key == key
+    assert block.start == pytest.approx(T0 + 1.0)
+    assert block.end == pytest.approx(T0 + 1.3, abs=block.uncertainty + 1e-6)
+
+
 def test_counters_of_a_timeline() -> None:
     """Busy and idle are exact at the moment of the last reading, whenever one asks."""
     line = Timeline([(0.3, 0.1)] * 10)

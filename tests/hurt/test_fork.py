@@ -1,0 +1,330 @@
+"""A forked child gets a working agent of its own, or none; the parent's goes on, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hostproc import journals, succeeded
+
+from loopwatch.telemetry.journal import read_journals
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") is not None else [])
+
+FORKS = """
+    import logging, warnings, loopwatch
+    warnings.simplefilter("ignore", DeprecationWarning)  # of fork() in a process with threads, since 3.12
+
+    class Slow(logging.Handler):
+        def emit(self, record):
+            time.sleep(0.002)
+
+    logging.getLogger("loopwatch").addHandler(Slow())
+    logging.getLogger("loopwatch").propagate = False
+
+    def install(follow=True):
+        return loopwatch.install(threshold=0.01, hang_after=0.2, cpu_budget=1.0, journal=sys.argv[1], log_interval=0,
+                                 on_stall=lambda stall: time.sleep(0.002), follow_fork=follow)
+
+    def heat(agent, stop):
+        while not stop.wait(0.0005):
+            agent._watcher.wake()
+
+    def child(work):
+        # In a child: do ``work`` and end at once, as multiprocessing does.
+        code = 1
+        try:
+            code = work()
+        except BaseException as exc:
+            print(repr(exc), file=sys.stderr, flush=True)
+        finally:
+            os._exit(code)
+
+    def ended(pids, seconds=20.0):
+        # Exit codes; a child that is not over by then has dead-locked.
+        codes = {}
+        deadline = time.monotonic() + seconds
+        while pids and time.monotonic() < deadline:
+            for pid in list(pids):
+                found, status = os.waitpid(pid, os.WNOHANG)
+                if found:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+                    pids.remove(pid)
+            time.sleep(0.002)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return list(codes.values()) + ["dead-locked"] * len(pids)
+
+    async def short():
+        await asyncio.sleep(0.02)
+        nap(0.04)
+        await asyncio.sleep(0.02)
+
+    def watched(run):
+        # The work of a child: its agent is its own, and finds its block.
+        agent = loopwatch.current_agent()
+        if agent.stalls() or agent.snapshot().agent.state not in ("waiting", "watching"):
+            return 2
+        run(short())
+        if not agent.flush(10):
+            return 3
+        culprits = [stall.culprit.function for stall in agent.stalls() if stall.culprit and stall.duration >= 0.03]
+        return 0 if "nap" in culprits and {stall.pid for stall in agent.stalls()} == {os.getpid()} else 4
+"""
+
+INSIDE = (
+    FORKS
+    + """
+    kind, times = sys.argv[2], int(sys.argv[3])
+    agent, run, codes, stop = install(), runner(sys.argv[2]), [], threading.Event()
+    threading.Thread(target=heat, args=(agent, stop)).start()
+
+    async def main():
+        pids = []
+        for _ in range(times):
+            nap(0.015)
+            pid = os.fork()
+            if not pid:
+                # What runs in the child of a running loop is a loop in a thread, or none.
+                thread_codes = []
+                def work():
+                    thread = threading.Thread(target=lambda: thread_codes.append(watched(run)))
+                    thread.start()
+                    thread.join()
+                    return thread_codes[0]
+                child(work)
+            pids.append(pid)
+            await asyncio.sleep(0.001)
+            if len(pids) == 4:
+                codes.extend(ended(pids))
+        codes.extend(ended(pids))
+
+    run(main())
+    stop.set()
+    agent.flush(10)
+    say(codes={str(code): codes.count(code) for code in set(codes)}, pid=os.getpid(), stalls=len(agent.stalls()),
+        faults=dict(agent.snapshot().agent.faults), dropped=agent.snapshot().agent.dropped)
+"""
+)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_hundred_forks_inside_a_running_loop(kind: str, tmp_path: Path) -> None:
+    """A hundred children of a running loop, the watcher hot, the teller busy: each finds its own block, none hangs."""
+    times = 100
+    found = succeeded(INSIDE, tmp_path, kind, times)
+    assert found["codes"] == {"0": times}
+    assert found["faults"] == {}
+    # The parent's agent went on: its own blocks, one for each child, were all found.
+    assert found["stalls"] >= times * 0.95
+    files = journals(tmp_path)
+    assert len(files) == times + 1
+    for pid, path in files.items():
+        assert {stall.pid for stall in read_journals(str(path)).stalls} == {pid}
+
+
+OUTSIDE = (
+    FORKS
+    + """
+    kind, times = sys.argv[2], int(sys.argv[3])
+    agent, run, codes, stop = install(), runner(sys.argv[2]), [], threading.Event()
+
+    async def busy():
+        while not stop.is_set():
+            nap(0.012)
+            await asyncio.sleep(0.003)
+
+    threads = [threading.Thread(target=heat, args=(agent, stop)), threading.Thread(target=lambda: run(busy()))]
+    for thread in threads:
+        thread.start()
+    until(lambda: agent._hang._armed)
+    hang = agent._hang.path
+    before = (hang.read_bytes(), hang.stat().st_ino)
+    pids, same = [], []
+    for number in range(times):
+        pid = os.fork()
+        if not pid:
+            stop.set()
+            if number % 2:
+                code = watched(run)
+                sys.exit(code)   # through the whole end of the interpreter, atexit handlers included
+            child(lambda: watched(run))
+        pids.append(pid)
+        if len(pids) == 4:
+            codes.extend(ended(pids))
+            same.append((hang.read_bytes(), hang.stat().st_ino) == before)
+    codes.extend(ended(pids))
+    armed = until(lambda: agent._hang._armed)
+    seen = len(agent.stalls())
+    on = until(lambda: len(agent.stalls()) > seen or len(agent.stalls()) == 512)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    say(codes={str(code): codes.count(code) for code in set(codes)}, same=all(same), armed=armed, on=on,
+        faults=dict(agent.snapshot().agent.faults))
+"""
+)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_a_hundred_forks_beside_a_running_loop(kind: str, tmp_path: Path) -> None:
+    """A hundred children forked by another thread, half of them ending through sys.exit(): none hangs.
+
+    The parent's hang file stays the very same, its timer is armed again, and its agent goes on.
+    """
+    times = 100
+    found = succeeded(OUTSIDE, tmp_path, kind, times)
+    assert found == {"codes": {"0": times}, "same": True, "armed": True, "on": True, "faults": {}}
+
+
+NOT_FOLLOWED = (
+    FORKS
+    + """
+    import asyncio.events
+    real = asyncio.events._set_running_loop
+    agent = install(follow=False)
+    patched = asyncio.events._set_running_loop is not real
+    pid = os.fork()
+    if not pid:
+        def work():
+            asyncio.run(short())
+            state = agent.snapshot().agent
+            good = (asyncio.events._set_running_loop is real and threading.active_count() == 1
+                    and agent.stalls() == () and state.state == "off" and "follow_fork=False" in state.reason)
+            return 0 if good else 5
+        child(work)
+    codes = ended([pid])
+    asyncio.run(short())
+    agent.flush(10)
+    say(codes=codes, patched=patched, found=any(s.culprit and s.culprit.function == "nap" for s in agent.stalls()))
+"""
+)
+
+
+def test_not_followed(tmp_path: Path) -> None:
+    """With follow_fork=False the child has no agent: nothing replaced, no thread, no journal; the parent's goes on."""
+    assert succeeded(NOT_FOLLOWED, tmp_path) == {"codes": [0], "patched": True, "found": True}
+    assert len(journals(tmp_path)) == 1
+
+
+MULTIPROCESSING = (
+    FORKS
+    + """
+    import multiprocessing
+    agent = install()
+    asyncio.run(short())
+    agent.flush(10)
+    context = multiprocessing.get_context("fork")
+
+    def target(codes):
+        codes.put(watched(runner("asyncio")))
+
+    codes = context.SimpleQueue()
+    children = [context.Process(target=target, args=(codes,)) for _ in range(3)]
+    for process in children:
+        process.start()
+    for process in children:
+        process.join(20)
+    say(codes=[codes.get() for _ in children], exits=[process.exitcode for process in children])
+"""
+)
+
+
+def test_multiprocessing(tmp_path: Path) -> None:
+    """Processes of multiprocessing's fork context are watched like others and end as they do without the agent."""
+    assert succeeded(MULTIPROCESSING, tmp_path) == {"codes": [0, 0, 0], "exits": [0, 0, 0]}
+    assert len(journals(tmp_path)) == 4
+
+
+PREFORK = (
+    FORKS
+    + """
+    agent = install()   # as gunicorn's preload_app: no loop runs in the master
+
+    def worker():
+        done = []
+        async def serve():
+            stopped = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+            await short()
+            os.write(ready, b"x")
+            await stopped.wait()
+        runner(sys.argv[2])(serve())
+        own = loopwatch.current_agent()
+        own.flush(10)
+        sys.exit(0 if any(s.culprit and s.culprit.function == "nap" for s in own.stalls()) else 6)
+
+    heard, ready = os.pipe()
+    threads = threading.active_count()
+    pids = []
+    for _ in range(3):
+        pid = os.fork()
+        if not pid:
+            worker()
+        pids.append(pid)
+    served = b""
+    while len(served) < 3:
+        served += os.read(heard, 3)
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    say(threads=threads, codes=ended(pids), stalls=len(agent.stalls()), state=agent.snapshot().agent.state)
+"""
+)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_prefork(kind: str, tmp_path: Path) -> None:
+    """Three workers of a master that installed before it forked: each has its own agent and journal, and ends well."""
+    found = succeeded(PREFORK, tmp_path, kind)
+    assert found == {"threads": 1, "codes": [0, 0, 0], "stalls": 0, "state": "waiting"}
+    assert len(journals(tmp_path)) == 3
+    assert journals(tmp_path, ".hang") == {}
+
+
+def test_a_child_of_a_child(tmp_path: Path) -> None:
+    """Forks of forks: each generation has an agent of its own."""
+    source = (
+        FORKS
+        + """
+    agent = install()
+
+    def generation(left):
+        code = watched(runner("asyncio"))
+        if code or not left:
+            return code
+        pid = os.fork()
+        if not pid:
+            child(lambda: generation(left - 1))
+        return max(ended([pid]))
+
+    say(code=generation(3))
+    """
+    )
+    assert succeeded(source, tmp_path) == {"code": 0}
+    assert len(journals(tmp_path)) == 4
+
+
+def test_subprocesses_are_no_children_of_ours(tmp_path: Path) -> None:
+    """A subprocess started from a watched loop, with preexec_fn too, runs as it does without the agent."""
+    source = (
+        FORKS
+        + """
+    import subprocess
+    agent = install()
+
+    async def main():
+        await short()
+        first = await asyncio.create_subprocess_exec(sys.executable, "-c", "raise SystemExit(3)")
+        second = subprocess.run([sys.executable, "-c", "raise SystemExit(4)"], preexec_fn=lambda: None)
+        return [await first.wait(), second.returncode]
+
+    say(codes=asyncio.run(main()), faults=dict(agent.snapshot().agent.faults))
+    """
+    )
+    assert succeeded(source, tmp_path) == {"codes": [3, 4], "faults": {}}
+    assert len(journals(tmp_path)) == 1

@@ -1,0 +1,329 @@
+"""The ASGI middleware under real servers and frameworks: routes by their templates, never paths or queries."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loopwatch
+from loopwatch import Cause, ConfigError, Stall
+from loopwatch.testing import RecordingSink
+
+uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("fastapi")
+
+from fastapi import APIRouter, FastAPI  # noqa: E402 - after the check that it is there
+from starlette.applications import Starlette  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import PlainTextResponse  # noqa: E402
+from starlette.routing import Mount, Route, WebSocketRoute  # noqa: E402
+from starlette.websockets import WebSocket  # noqa: E402
+
+from loopwatch.integrations.asgi import LoopwatchMiddleware, route_labels  # noqa: E402
+
+SECRET = "s3cret"
+SETTINGS: dict[str, Any] = {"threshold": 0.05, "log_level": "DEBUG", "cpu_budget": 1.0}
+
+
+def block() -> None:
+    time.sleep(0.15)
+
+
+async def starlette_endpoint(request: Request) -> PlainTextResponse:
+    block()
+    return PlainTextResponse("done")
+
+
+async def websocket_endpoint(websocket: WebSocket) -> None:
+    await websocket.accept()
+    block()
+    await websocket.close()
+
+
+def starlette_app() -> Starlette:
+    inner = [Route("/items/{item}", starlette_endpoint), WebSocketRoute("/live/{room}", websocket_endpoint)]
+    return Starlette(routes=[Route("/report/{id}", starlette_endpoint), Mount("/shop/{tenant}", routes=inner)])
+
+
+def fastapi_app() -> FastAPI:
+    app, router, sub = FastAPI(), APIRouter(), FastAPI()
+
+    @app.get("/report/{id}")
+    @router.post("/orders/{order}")
+    @sub.get("/deep/{leaf}")
+    async def handler() -> str:
+        block()
+        return "done"
+
+    app.include_router(router, prefix="/v1/{tenant}")
+    app.include_router(router, prefix="/v2")
+    outer = APIRouter(prefix="/outer")
+    outer.include_router(router, prefix="/inner")
+    sub.include_router(outer)
+    app.mount("/sub", sub)
+    return app
+
+
+@contextlib.contextmanager
+def served(app: Any, **options: Any) -> Iterator[Callable[..., int]]:
+    """Serve ``app`` in a thread, on a free port; yields what sends a request and returns its status."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", **options))
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started and thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)  # the server tells nobody when it has started
+    port = server.servers[0].sockets[0].getsockname()[1]
+
+    def request(path: str, method: str = "GET") -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request(method, path)
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    try:
+        yield request
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def blocked(sink: RecordingSink) -> Stall:
+    """Return the stall that the request made, and check that it holds nothing of path and query."""
+    stall = next(stall for stall in sink.wait() if stall.duration >= 0.14)
+    assert stall.cause is Cause.SLEEP
+    assert stall.culprit is not None
+    assert stall.culprit.function == "block"
+    for told in sink.stalls:
+        assert SECRET not in json.dumps(told.to_dict())
+    return stall
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("make", "method", "path", "route"),
+    [
+        (starlette_app, "GET", "/report/{}", "/report/{id}"),
+        (starlette_app, "GET", "/shop/{}/items/7", "/shop/{tenant}/items/{item}"),
+        (fastapi_app, "GET", "/report/{}", "/report/{id}"),
+        (fastapi_app, "POST", "/v1/{}/orders/3", "/v1/{tenant}/orders/{order}"),
+        (fastapi_app, "POST", "/v2/orders/{}", "/v2/orders/{order}"),
+        (fastapi_app, "GET", "/sub/deep/{}", "/sub/deep/{leaf}"),
+        (fastapi_app, "POST", "/sub/outer/inner/orders/{}", "/sub/outer/inner/orders/{order}"),
+    ],
+)
+def test_route_is_named_by_its_template(
+    sink: RecordingSink, loop: str, make: Callable[[], Any], method: str, path: str, route: str
+) -> None:
+    """Under uvicorn on either loop, a stall names method and template, mounts and prefixes included."""
+    app = make()
+    app.add_middleware(LoopwatchMiddleware, on_stall=sink, **SETTINGS)
+    with served(app, loop=loop) as request:
+        assert request(f"{path.format(SECRET)}?token={SECRET}", method) == 200
+        stall = blocked(sink)
+    assert stall.context == {"http.request.method": method, "http.route": route}
+    assert stall.loop == "server"
+    assert abs(stall.duration - 0.15) <= 0.05 + stall.uncertainty
+
+
+@pytest.mark.parametrize("lifespan", ["on", "off"])
+def test_agent_starts_with_the_lifespan_or_the_first_request(sink: RecordingSink, lifespan: str) -> None:
+    """With a lifespan the agent runs before the first request, without one from the first request on."""
+    app = starlette_app()
+    app.add_middleware(LoopwatchMiddleware, on_stall=sink, **SETTINGS)
+    with served(app, lifespan=lifespan) as request:
+        assert (loopwatch.current_agent() is not None) == (lifespan == "on")
+        request(f"/report/{SECRET}")
+        request(f"/report/{SECRET}")
+        assert loopwatch.current_agent() is not None
+        stalls = sink.wait(2)
+    assert [stall.context["http.route"] for stall in stalls] == ["/report/{id}"] * 2
+
+
+def test_plain_application_without_routes(sink: RecordingSink) -> None:
+    """An application that knows no routes is watched all the same; its stalls have a method and no route."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        block()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    with served(LoopwatchMiddleware(app, on_stall=sink, **SETTINGS)) as request:
+        assert request(f"/{SECRET}?q={SECRET}", "DELETE") == 204
+        stall = blocked(sink)
+    assert stall.context == {"http.request.method": "DELETE"}
+
+
+def test_request_that_no_route_serves(sink: RecordingSink) -> None:
+    """A request that ends with 404 has no route, and none is made up of its path."""
+
+    class Slow:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                block()
+            await self.app(scope, receive, send)
+
+    app = starlette_app()
+    app.add_middleware(Slow)
+    app.add_middleware(LoopwatchMiddleware, on_stall=sink, **SETTINGS)
+    with served(app) as request:
+        assert request(f"/no/such/{SECRET}") == 404
+        stall = blocked(sink)
+    assert stall.context == {"http.request.method": "GET"}
+
+
+async def connect(app: Any, path: str) -> list[MutableMapping[str, Any]]:
+    """Open a websocket to ``app`` as a server does."""
+    sent: list[MutableMapping[str, Any]] = []
+    scope = {
+        "type": "websocket", "path": path, "raw_path": path.encode(), "query_string": f"t={SECRET}".encode(),
+        "headers": [], "subprotocols": [], "root_path": "",
+    }  # fmt: skip
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def test_websocket(sink: RecordingSink) -> None:
+    """A stall in a websocket's endpoint names its template, and WEBSOCKET where there is no method."""
+    app = starlette_app()
+    app.add_middleware(LoopwatchMiddleware, on_stall=sink, **SETTINGS)
+
+    async def main() -> None:
+        await asyncio.sleep(0.06)
+        sent = await asyncio.create_task(connect(app, f"/shop/{SECRET}/live/{SECRET}"))
+        assert [message["type"] for message in sent] == ["websocket.accept", "websocket.close"]
+        await asyncio.sleep(0.06)
+
+    asyncio.run(main())
+    assert blocked(sink).context == {
+        "http.request.method": "WEBSOCKET",
+        "http.route": "/shop/{tenant}/live/{room}",
+    }
+
+
+def test_outside_a_request_there_are_no_labels() -> None:
+    """In code that serves no request there is neither method nor route."""
+    assert route_labels() == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"threshold": 0}, "threshold=0: must be"), ({"treshold": 1}, "unknown setting 'treshold'")],
+)
+def test_bad_setting_is_refused_at_construction(settings: dict[str, Any], message: str) -> None:
+    """A bad setting fails where the application is built, before any request."""
+    with pytest.raises(ConfigError, match=message):
+        LoopwatchMiddleware(starlette_app(), **settings)
+    assert loopwatch.current_agent() is None
+
+
+APP = """
+    import os, time
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from loopwatch.integrations.asgi import LoopwatchMiddleware
+
+    async def report(request):
+        time.sleep(0.2)
+        return PlainTextResponse(str(os.getpid()))
+
+    app = Starlette(routes=[Route("/report/{id}", report)])
+    app.add_middleware(LoopwatchMiddleware, threshold=0.05, journal=JOURNAL)
+"""
+
+
+def test_each_worker_of_uvicorn_is_watched(tmp_path: Path) -> None:
+    """Under uvicorn --workers 2 each worker writes its own journal, with a stall that names the route."""
+    (tmp_path / "served_app.py").write_text(f"JOURNAL = {str(tmp_path / 'stalls.jsonl')!r}\n" + textwrap.dedent(APP))
+    command = [sys.executable, "-m", "uvicorn", "served_app:app", "--workers", "2", "--port", "0", "--app-dir"]
+    server = subprocess.Popen([*command, str(tmp_path)], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert server.stderr is not None
+        started = next(found for line in server.stderr if (found := re.search(r"http://127.0.0.1:(\d+)", line)))
+        drain = threading.Thread(target=server.stderr.read)
+        drain.start()
+        pids = served_by_all(int(started[1]), workers=2)
+        journals = {int(path.name.split(".")[1]): path for path in tmp_path.glob("stalls.*.jsonl")}
+        assert pids <= set(journals)
+        for pid in pids:
+            assert json.loads(written(journals[pid], "http.route"))["context"]["http.route"] == "/report/{id}"
+            assert SECRET not in journals[pid].read_text()
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+        drain.join()
+        server.stderr.close()
+    assert not any(_alive(pid) for pid in pids)
+
+
+def served_by_all(port: int, workers: int) -> set[int]:
+    """Send requests side by side until each worker has answered one; return the workers' process ids."""
+    pids: set[int] = set()
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        with contextlib.suppress(OSError):
+            connection.request("GET", f"/report/{SECRET}?token={SECRET}")
+            pids.add(int(connection.getresponse().read()))
+        connection.close()
+
+    deadline = time.monotonic() + 30
+    while len(pids) < workers and time.monotonic() < deadline:
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(pids) == workers
+    return pids
+
+
+def written(path: Path, text: str) -> str:
+    """Return the first line of the file that holds ``text``, as soon as it is there."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        found = next((line for line in path.read_text().splitlines(keepends=True) if text in line), "")
+        if found.endswith("\n"):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"no {text} in {path.read_text()}")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
