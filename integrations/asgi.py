@@ -87,30 +87,41 @@ def route_template(scope: Scope, app: object) -> str | None:
     if route is None and endpoint is None:
         return None
 
-    def serves(candidate: object) -> bool:
+    # FastAPI, where it keeps included routers as branches: the route as it is under their prefixes.
+    fastapi = scope.get("fastapi")
+    effective = _path(fastapi.get("effective_route_context")) if isinstance(fastapi, Mapping) else ""
+
+    def serves(candidate: object, inclusion: str | None) -> bool:
+        if inclusion is not None and effective and inclusion + _path(candidate) != effective:
+            return False  # the same route, but of another inclusion of its router
         return candidate is route if route is not None else getattr(candidate, "endpoint", None) is endpoint
 
-    # FastAPI, where it keeps an included router as a branch: the route as it is under that router's prefix.
-    fastapi = scope.get("fastapi")
-    effective = fastapi.get("effective_route_context") if isinstance(fastapi, Mapping) else None
-    return _find(serves, getattr(app, "routes", None) or (), effective) or _path(route) or None
+    return _find(serves, getattr(app, "routes", None) or ()) or effective or _path(route) or None
 
 
 def _find(
-    serves: Callable[[object], bool], routes: Any, effective: object, prefix: str = "", depth: int = 10
+    serves: Callable[[object, str | None], bool],
+    routes: Any,
+    prefix: str = "",
+    inclusion: str | None = None,
+    depth: int = 10,
 ) -> str | None:
+    """Return the whole template of the route that ``serves``: ``prefix`` of mounts, ``inclusion`` of routers."""
     for route in routes:
-        included = getattr(route, "original_router", None)
-        if included is None:
-            path = prefix + _path(route)
-        else:
-            path = prefix + getattr(getattr(route, "include_context", None), "prefix", "")
-        if serves(route):
+        path = prefix + (inclusion or "") + _path(route)
+        if serves(route, inclusion):
             return path
-        inner = getattr(included or route, "routes", None)
-        found = _find(serves, inner, effective, path, depth - 1) if inner and depth else None
+        router = getattr(route, "original_router", None)
+        inner = getattr(route if router is None else router, "routes", None)
+        if not inner or not depth:
+            continue
+        if router is None:
+            found = _find(serves, inner, path, None, depth - 1)
+        else:
+            added = getattr(getattr(route, "include_context", None), "prefix", "")
+            found = _find(serves, inner, prefix, (inclusion or "") + added, depth - 1)
         if found is not None:
-            return prefix + _path(effective) if included is not None and _path(effective) else found
+            return found
     return None
 
 

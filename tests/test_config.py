@@ -47,8 +47,10 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "max_stalls": [(value, "a whole number, 1 or more") for value in (0, -1, 1.0, 1.5, "5", None, True, NAN)],
     "max_frames": [(value, "a whole number, 1 or more") for value in (0, -5, 2.0, "5", None, True)],
     "max_culprits": [(value, "a whole number, 0 or more") for value in (-1, 2.0, "5", None, False)],
-    "user_code": [("app", PREFIXES), ("", PREFIXES), (b"app", PREFIXES), ([""], PREFIXES), (["a", 1], PREFIXES)]
-    + [(5, "a sequence"), (None, "a sequence")],
+    "user_code": [
+        *[(value, PREFIXES) for value in ("app", "", b"app", [""], ["a", 1])],
+        *[(value, "a sequence") for value in (5, None)],
+    ],
     "library_code": [("app", PREFIXES), ([Path("/srv")], PREFIXES), (3.0, "a sequence")],
     "cpu_budget": [(value, SHARE) for value in (0, -0.1, 1.01, NAN, INF, "1", None, True)],
     "journal": [(value, "a path or None") for value in ("", 5, b"x.jsonl", True, ["a"])],
@@ -249,8 +251,10 @@ BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     "journal_max_bytes": [("64MB", WHOLE), ("1", "a whole number of bytes, 4096 or more")],
     "log_level": [("LOUD", LEVEL), ("-5", LEVEL)],
     "log_interval": [("x", NUMBER)],
-    "on_stall": [("print", "of the form pkg.mod:name"), ("x:", "of the form pkg.mod:name")]
-    + [("sys:maxsize", "a callable that takes a Stall, or None")],
+    "on_stall": [
+        *[(text, "of the form pkg.mod:name") for text in ("print", "x:")],
+        ("sys:maxsize", "a callable that takes a Stall, or None"),
+    ],
     "context": [("sys:maxsize", SOURCES), (":x", "of the form pkg.mod:name")],
     "follow_fork": [("?", FLAGS)],
 }

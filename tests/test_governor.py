@@ -44,14 +44,14 @@ def test_doubles_up_to_sixteen() -> None:
     assert STRETCH_MOST == 16
 
 
-def test_returns_when_it_costs_less_than_a_third() -> None:
-    """Well under budget the intervals are halved each period, down to 1."""
-    assert fed(0.03, 1, 1, 1, 0.009, 0.009, 0.009, 0.009) == [2, 4, 8, 4, 2, 1, 1]
+def test_returns_when_it_costs_less_than_half() -> None:
+    """Under half of the budget the intervals are halved each period, down to 1."""
+    assert fed(0.03, 1, 1, 1, 0.0149, 0.0149, 0.009, 0.009) == [2, 4, 8, 4, 2, 1, 1]
 
 
 def test_stays_in_between() -> None:
-    """From a third of the budget up to the budget itself it stays: halving the factor would double the cost."""
-    assert fed(0.03, 1, 0.0299, 0.011, 0.0299) == [2, 2, 2, 2]
+    """From half of the budget up to the budget itself it stays: looking twice as often would cost too much."""
+    assert fed(0.03, 1, 0.0299, 0.0151, 0.0299) == [2, 2, 2, 2]
 
 
 def test_share_is_of_the_last_period() -> None:

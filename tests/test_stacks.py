@@ -373,18 +373,23 @@ def test_instruction_that_calls_nothing() -> None:
     assert call_at(RawFrame(code, code.co_firstlineno, 10**6, __name__), globals()) is None
 
 
-def test_nothing_is_evaluated(tmp_path: Path) -> None:
-    """Names are looked up in the module, and never computed: no property, no __getattr__ runs."""
-    source = """
-        class Trap:
-            def __getattr__(self, name):
-                if name in ("__module__", "__qualname__", "__wrapped__"):
-                    raise AttributeError(name)
-                return real
-        def real(): return sorted([1])
-        trap = Trap()
-        def main():
-            trap.target_of_nobody()
-        """
-    found = calls_of(tmp_path, source)
-    assert "builtins.sorted" in found
+def test_nothing_of_the_program_is_run() -> None:
+    """Naming a call runs no code of the objects that are named: neither a proxy's attributes nor a lazy import."""
+    asked: list[str] = []
+
+    class Lazy:
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            raise AttributeError(name)
+
+        def __call__(self) -> None: ...
+
+    class LazyModule(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            asked.append(name)
+            return super().__getattribute__(name)
+
+    space: dict[str, Any] = {"lazy": Lazy(), "late": LazyModule("late")}
+    for root in ("lazy", "late"):
+        assert isinstance(stacks._resolve((root, "load"), space), str)
+    assert asked == []

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-
 from conftest import Run
+
 from loopwatch.agent import Agent
 from loopwatch.errors import ConfigError, LoopwatchError
 from loopwatch.events import Cause, Evidence, Stall
@@ -132,9 +132,9 @@ def test_what_was_before_and_after_is_not_its_business(run: Run) -> None:
 def test_decorated_function_looks_like_itself() -> None:
     """Name, documentation and kind of a decorated function stay."""
     assert decorated.__name__ == "decorated"
-    assert asyncio.iscoroutinefunction(decorated) if sys.version_info < (3, 12) else True
+    assert inspect.iscoroutinefunction(decorated)
     assert decorated_function.__name__ == "decorated_function"
-    assert not hasattr(decorated_function(), "__await__") if False else True
+    assert not inspect.iscoroutinefunction(decorated_function)
 
 
 def test_not_raised_over_another_exception(run: Run) -> None:
@@ -189,9 +189,8 @@ def test_beside_an_installed_agent(agent: Agent, sink: RecordingSink, run: Run) 
 
     async def main() -> None:
         await asyncio.sleep(0.01)
-        with pytest.raises(AssertionError, match="blocking_helper"):
-            with assert_not_blocked(0.05):
-                blocking_helper()
+        with pytest.raises(AssertionError, match="blocking_helper"), assert_not_blocked(0.05):
+            blocking_helper()
         await asyncio.sleep(0.01)
         blocking_helper()
         await asyncio.sleep(0.01)
@@ -207,9 +206,8 @@ def test_nested(run: Run) -> None:
     """The inner one passes by its limit, the outer one fails by its own."""
 
     async def main() -> None:
-        with assert_not_blocked(0.05):
-            with assert_not_blocked(5.0):
-                blocking_helper()
+        with assert_not_blocked(0.05), assert_not_blocked(5.0):
+            blocking_helper()
 
     assert fails(run, main()).culprit == "blocking_helper"
 

@@ -111,7 +111,7 @@ def _computing(evidence: Evidence) -> Cause | None:
         return None
     if _kept_from_running(evidence) >= MUCH or evidence.in_call >= MOST:
         return Cause.NATIVE_GIL
-    if not evidence.samples or evidence.gil_wait is None:
+    if evidence.samples < 1 or evidence.gil_wait is None or evidence.switch_interval <= 0:
         return None
     waits = (evidence.gil_wait - evidence.watcher_starved / evidence.samples) / evidence.switch_interval
     if waits >= 1.5:  # Python code gives the GIL away after one interval

@@ -86,7 +86,7 @@ def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallNam
         pid=seen.pid,
         started_at=seen.started_at,
         duration=seen.end - seen.start,
-        uncertainty=seen.uncertainty + (spans.slack if seen.shared and cause not in WHOLE_PASS else 0.0),
+        uncertainty=_uncertainty(seen, spans, cause),
         ongoing=seen.ongoing,
         cause=cause,
         culprit=verdict.culprit,
@@ -101,6 +101,14 @@ def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallNam
         remedy=remedy(cause, _calls(verdict, call if cause is not Cause.PYTHON else None, site), verdict.culprit),
         profile=_profile(stacks),
     )
+
+
+def _uncertainty(seen: Observation, spans: Spans, cause: Cause) -> float:
+    if cause in WHOLE_PASS:
+        return seen.uncertainty
+    if seen.shared:
+        return seen.uncertainty + spans.slack
+    return min(seen.uncertainty, spans.slack) if spans.callbacks else seen.uncertainty
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,7 +131,7 @@ class Spans:
 def _spans(seen: Observation) -> Spans:
     samples = [sample for sample in seen.samples if sample.callback is not None]
     if not samples:
-        return Spans(0, None, None, seen.end - seen.start if seen.shared else 0.0)
+        return Spans(0, None, None, seen.end - seen.start)
     runs: list[list[Sample]] = [[samples[0]]]
     for sample in samples[1:]:
         if sample.callback == runs[-1][-1].callback:
@@ -136,11 +144,21 @@ def _spans(seen: Observation) -> Spans:
         end = runs[index + 1][0].at if index + 1 < len(runs) else seen.end
         first, last = run[0], run[-1]
         # The first callback of a pass began with it, the last one ends with it.
-        lower = (last.at if not _is_last(last) else end) - (first.at if first.stack.position != 0 else begin)
+        seen_from = begin if first.stack.position == 0 else max(first.at - _held(first, seen.evidence), begin)
+        lower = (end if _is_last(last) else last.at) - seen_from
         if end - begin > longest:
             longest, surely = end - begin, lower
     callbacks = len({sample.callback for sample in samples})
     return Spans(callbacks, longest, surely, max(seen.end - seen.start - surely, 0.0))
+
+
+def _held(sample: Sample, evidence: Evidence) -> float:
+    """Return how long before ``sample`` one call must have kept the GIL.
+
+    The watcher had asked for the GIL all that time. Whoever holds it gives it away one switch interval after that, at
+    the end of the call it is in: nothing else can have run meanwhile.
+    """
+    return max(sample.late - 2 * evidence.switch_interval - evidence.watcher_starved, 0.0)
 
 
 def _is_last(sample: Sample) -> bool:

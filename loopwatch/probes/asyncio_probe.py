@@ -191,6 +191,8 @@ def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = t
         if since > 0 and now - since >= cell.limit:
             cell.end_pass(now, pace())
         due = cell.take_mark(now, idle)
+        if cell.awaiting_events is not None:
+            due = now  # have the poll that comes now report its events
 
     def counted(events: Any) -> Any:
         cell.polled(len(events))

@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class HangTimer:
         self._armed_at = _NEVER
         self._threads: dict[int, str] = {}
         self._written = 0
-        self._dumps: dict[str, HangDump] = {}
+        self._dumps: deque[HangDump] = deque(maxlen=32)
         self._arming: int | None = None  # ident of the thread that does
         # pytest arms the timer around each test, if it is so configured.
         self._yielded = loaded("_pytest.faulthandler") is not None
@@ -91,8 +92,12 @@ class HangTimer:
         with self._lock:
             if not self._closed:
                 self._keep_dump()
-            dump = self._dumps.get(loop)
-        return dump.frames if dump is not None and since - _CLOCK_SLACK <= dump.at <= until + _CLOCK_SLACK else ()
+            during = [
+                dump.frames
+                for dump in self._dumps
+                if dump.loop == loop and since - _CLOCK_SLACK <= dump.at <= until + _CLOCK_SLACK
+            ]
+        return during[-1] if during else ()
 
     def close(self) -> None:
         """Disarm the timer and remove the file."""
@@ -157,7 +162,7 @@ class HangTimer:
         self._armed_at = _NEVER
         found = os.fstat(self._file)
         text = os.pread(self._file, found.st_size, 0).decode(errors="replace")
-        self._dumps = {dump.loop: dataclasses.replace(dump, at=found.st_mtime) for dump in parse_hang(text)}
+        self._dumps.extend(dataclasses.replace(dump, at=found.st_mtime) for dump in parse_hang(text))
         self._begin(self._threads)
 
     def _noticed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

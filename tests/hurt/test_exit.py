@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import stat
 import time
 from pathlib import Path
@@ -218,23 +217,23 @@ def test_a_hang_that_ends(kind: str, tmp_path: Path) -> None:
     source = """
         import loopwatch
         quiet()
-        agent = loopwatch.install(threshold=0.1, hang_after=0.4, journal=sys.argv[1])
 
         def searching(haystack, needle):
             return needle in haystack
 
-        async def main():
-            haystack, needle = [1.0] * 10_000_000, 2.0
-            began = time.monotonic()
-            searching(haystack, needle)
-            haystack *= int(1.6 / max(time.monotonic() - began, 0.01)) + 1
-            await asyncio.sleep(0.3)
-            await asyncio.create_task(search(haystack, needle))
-            del haystack
-            await asyncio.sleep(0.3)
+        haystack, needle = [1.0] * 10_000_000, 2.0
+        began = time.monotonic()
+        searching(haystack, needle)
+        haystack *= int(1.6 / max(time.monotonic() - began, 0.01)) + 1
+        agent = loopwatch.install(threshold=0.1, hang_after=0.4, journal=sys.argv[1])
 
-        async def search(haystack, needle):
+        async def search():
             searching(haystack, needle)
+
+        async def main():
+            await asyncio.sleep(0.4)
+            await asyncio.create_task(search())
+            await asyncio.sleep(0.3)
 
         runner(sys.argv[2])(main())
         agent.flush(10)
@@ -285,7 +284,9 @@ def test_somebody_elses_timer_is_respected(first: str, tmp_path: Path) -> None:
 def leave_a_hang(setting: str, pid: int) -> Path:
     """Write the file that a process leaves that was killed in a hang."""
     path = hang_path(setting, pid)
-    dump = 'Timeout (0:00:02)!\nThread 0x00000000000000ff (most recent call first):\n  File "/srv/app.py", line 3 in f\n'
+    dump = (
+        'Timeout (0:00:02)!\nThread 0x00000000000000ff (most recent call first):\n  File "/srv/app.py", line 3 in f\n'
+    )
     path.write_text(hang_header(pid, {255: "main"}) + dump)
     return path
 

@@ -1,4 +1,4 @@
-"""Each part of the agent may fail: it is counted, logged once, switched off; the rest works, the program sees nothing."""
+"""Each part may fail: it is counted, logged once and switched off; the rest works, the program sees nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from conftest import Run
 from hostproc import program, succeeded
 
 import loopwatch
@@ -17,7 +18,6 @@ import loopwatch.agent
 import loopwatch.evidence
 import loopwatch.stacks
 import loopwatch.watched
-from conftest import Run
 from loopwatch.agent import Agent
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.testing import RecordingSink
@@ -116,7 +116,7 @@ def test_callback(run: Run, sink: RecordingSink, lines: Lines, unraisable: list[
 
 @pytest.mark.parametrize("exc", [RuntimeError("theirs"), SystemExit(3), asyncio.CancelledError()])
 def test_context_callable(
-    agent: Agent, run: Run, sink: RecordingSink, lines: Lines, unraisable: list[Any], exc: BaseException
+    agent: Agent, run: Run, sink: RecordingSink, lines: Lines, *, unraisable: list[Any], exc: BaseException
 ) -> None:
     """A callable that labels stalls and raises is not asked again; stalls come with culprit and task as before."""
     calls: list[int] = []
@@ -184,9 +184,9 @@ def test_log_handler_that_raises_into_install() -> None:
 
 def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> None:
     """A journal that cannot be written (here: a link in its place) is given up; stalls go everywhere else."""
-    from loopwatch.telemetry.journal import journal_path
-
     import os
+
+    from loopwatch.telemetry.journal import journal_path
 
     path = journal_path(str(tmp_path), os.getpid())
     path.symlink_to("/dev/full")
@@ -198,9 +198,7 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
     assert len(failures(lines)) == 1
 
 
-def test_diagnosis(
-    agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A diagnosis that fails is not tried again; the figures of the loop still count the stalls."""
     monkeypatch.setattr(loopwatch.agent, "diagnose", raising(RuntimeError("ours")))
     seen = []
@@ -298,7 +296,7 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("seam", ["probe", "stacks", "evidence"])
 def test_whatever_fails_in_the_watcher(
-    seam: str, agent: Agent, run: Run, lines: Lines, unraisable: list[Any], monkeypatch: pytest.MonkeyPatch
+    seam: str, agent: Agent, run: Run, lines: Lines, *, unraisable: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A probe, the sampling of stacks or the reading of evidence that raises is counted and logged once, no more."""
     if seam == "probe":

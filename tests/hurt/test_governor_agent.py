@@ -6,9 +6,9 @@ import asyncio
 import time
 
 import pytest
+from conftest import Run
 
 import loopwatch
-from conftest import Run
 from loopwatch import Cause
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink

@@ -23,10 +23,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import Run
 from hostproc import succeeded
 
 import loopwatch
-from conftest import Run
 from loopwatch import ConfigError
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink
@@ -184,7 +184,7 @@ def test_a_residue_is_transparent_and_reused(
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_order_with_another_patcher(running_loop_setter: Any, seed: int) -> None:
-    """Forty steps of both in random order: never two layers of ours, every loop runs, none is missed while installed."""
+    """Forty steps of both in random order: never two layers of ours, and every loop runs."""
     chance = random.Random(seed)
     foreign = Foreign(asyncio.events, "_set_running_loop")
     for _ in range(40):
@@ -425,5 +425,3 @@ def test_uninstall_from_every_thread_of_ours(run: Run) -> None:
 
     run(main())
     assert loopwatch.current_agent() is None
-
-

@@ -28,13 +28,12 @@ uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
 
 from fastapi import APIRouter, FastAPI  # noqa: E402 - after the check that it is there
+from loopwatch.integrations.asgi import LoopwatchMiddleware, route_labels  # noqa: E402
 from starlette.applications import Starlette  # noqa: E402
 from starlette.requests import Request  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from starlette.routing import Mount, Route, WebSocketRoute  # noqa: E402
 from starlette.websockets import WebSocket  # noqa: E402
-
-from loopwatch.integrations.asgi import LoopwatchMiddleware, route_labels  # noqa: E402
 
 SECRET = "s3cret"
 SETTINGS: dict[str, Any] = {"threshold": 0.05, "log_level": "DEBUG", "cpu_budget": 1.0}
@@ -129,7 +128,7 @@ def blocked(sink: RecordingSink) -> Stall:
     ],
 )
 def test_route_is_named_by_its_template(
-    sink: RecordingSink, loop: str, make: Callable[[], Any], method: str, path: str, route: str
+    sink: RecordingSink, *, loop: str, make: Callable[[], Any], method: str, path: str, route: str
 ) -> None:
     """Under uvicorn on either loop, a stall names method and template, mounts and prefixes included."""
     app = make()

@@ -9,10 +9,10 @@ import time
 from typing import Any
 
 import pytest
+from conftest import runner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import runner
 from loopwatch._patches import PatchSet
 from loopwatch.agent import Agent
 from loopwatch.config import Config

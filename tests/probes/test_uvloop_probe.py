@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loopwatch.probes.probe import IDLING, Block
+from loopwatch.probes.probe import IDLING, Activity, Block
 from loopwatch.probes.uvloop_probe import Reading, UvloopProbe
 
 uvloop = pytest.importorskip("uvloop")
@@ -53,11 +53,31 @@ class Timeline:
         return self.read(end).idle - self.read(start).idle
 
 
+class Time:
+    """The clock of the probe's module: real, unless a timeline is being read."""
+
+    now: float | None = None
+
+    def monotonic(self) -> float:
+        return time.monotonic() if self.now is None else self.now
+
+
+CLOCK = Time()
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the probe's module ask CLOCK."""
+    CLOCK.now = None
+    monkeypatch.setattr("loopwatch.probes.uvloop_probe.time", CLOCK)
+
+
 class Scripted(UvloopProbe):
     """A probe whose readings are those of a timeline."""
 
     def __init__(self, timeline: Timeline, limit: float = LIMIT) -> None:
         self.timeline: Timeline | None = None
+        CLOCK.now = None
         loop = uvloop.new_event_loop()
         super().__init__(loop, limit)
         self.detach()
@@ -69,13 +89,31 @@ class Scripted(UvloopProbe):
     def _read(self, now: float) -> Reading | None:
         return super()._read(now) if self.timeline is None else self.timeline.read(now)
 
+    def activity(self, now: float) -> Activity:
+        CLOCK.now = now
+        return super().activity(now)
+
+    def on_beat(self, due: float, now: float) -> None:
+        CLOCK.now = now
+        super().on_beat(due, now)
+
+    def cut(self, now: float) -> None:
+        CLOCK.now = now
+        super().cut(now)
+
+    def finished_later(self) -> list[Block]:
+        """Return what is finished 10 ms later, when the first poll after a block is over."""
+        assert CLOCK.now is not None
+        CLOCK.now += 0.01
+        return self.finished()
+
     def watched(self, ticks: list[float]) -> list[Block]:
         """Look at the given times, as the watcher does, and return what was found."""
         found = []
         for tick in ticks:
             self.activity(tick)
             found += self.finished()
-        return found
+        return found + self.finished_later()
 
 
 QUIET = [(0.0001, 0.05)] * 10
