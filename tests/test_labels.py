@@ -176,7 +176,9 @@ def test_context_in_use_can_be_read(run: Run) -> None:
         context = context_of(asyncio.current_task(), None)
         assert context is not None
         found: list[dict[str, str]] = []
-        thread = threading.Thread(target=lambda: found.append(labels(context.copy(), ("tenant", lambda: {"a": tenant.get()}))))
+        thread = threading.Thread(
+            target=lambda: found.append(labels(context.copy(), ("tenant", lambda: {"a": tenant.get()})))
+        )
         thread.start()
         thread.join()
         assert found == [{"tenant": "acme", "a": "acme"}]
@@ -216,9 +218,9 @@ def test_eager_task_is_running() -> None:
         seen: list[str | None] = []
 
         async def child() -> None:
-            seen.append(names_of(running_task(loop))[0])
+            seen.append(names_of(running_task(loop))[1])
 
         await asyncio.create_task(child(), name="child")
-        assert seen == ["child"]
+        assert seen == ["test_eager_task_is_running.<locals>.main.<locals>.child"]
 
     asyncio.run(main())

@@ -96,8 +96,14 @@ def _overload(evidence: Evidence) -> Cause | None:
     return Cause.OVERLOAD if many else None
 
 
+def _ran(evidence: Evidence) -> float:
+    """Share of the time it was given a processor, or could have had one, that the loop's thread used."""
+    given = evidence.wall - min(evidence.run_queue or 0.0, MOSTLY * evidence.wall)
+    return 0.0 if evidence.cpu is None or given <= 0 else evidence.cpu / given
+
+
 def _another_held_the_gil(evidence: Evidence) -> Cause | None:
-    if _share(evidence.cpu, evidence) >= MOST or _others(evidence) < MUCH:
+    if _ran(evidence) >= MOST or _others(evidence) < MUCH:
         return None
     if _kept_from_running(evidence) >= SOME:
         return Cause.GIL
@@ -107,14 +113,14 @@ def _another_held_the_gil(evidence: Evidence) -> Cause | None:
 
 
 def _computing(evidence: Evidence) -> Cause | None:
-    if evidence.asleep or _share(evidence.cpu, evidence) < MOST:
+    if evidence.asleep or _ran(evidence) < MOST:
         return None
     if _kept_from_running(evidence) >= MUCH or evidence.in_call >= MOST:
         return Cause.NATIVE_GIL
-    if evidence.samples < 1 or evidence.gil_wait is None or evidence.switch_interval <= 0:
+    if not evidence.samples or evidence.gil_wait is None:
         return None
-    waits = (evidence.gil_wait - evidence.watcher_starved / evidence.samples) / evidence.switch_interval
-    if waits >= 1.5:  # Python code gives the GIL away after one interval
+    waits = evidence.gil_wait / evidence.switch_interval
+    if waits >= 3:  # Python code gives the GIL away after one interval
         return Cause.NATIVE_GIL
     if (evidence.moving or 0.0) >= 0.3 or waits >= MOST:
         return Cause.PYTHON
@@ -122,7 +128,7 @@ def _computing(evidence: Evidence) -> Cause | None:
 
 
 def _waiting(evidence: Evidence) -> Cause | None:
-    if evidence.asleep or _share(evidence.cpu, evidence) >= MOST:
+    if evidence.asleep or _ran(evidence) >= MOST:
         return None
     if _slept(evidence) and evidence.syscall_share >= MOST:
         return {"sleep": Cause.SLEEP, "lock": Cause.LOCK, "io": Cause.IO}[kind_of(evidence.syscall)]

@@ -74,6 +74,7 @@ FORKS = """
         if not agent.flush(10):
             return 3
         culprits = [stall.culprit.function for stall in agent.stalls() if stall.culprit and stall.duration >= 0.03]
+        if "nap" not in culprits: print("DBG", [(s.cause.value, s.duration, str(s.culprit), s.samples, s.evidence.watcher_late) for s in agent.stalls()], agent.snapshot().agent, file=sys.stderr, flush=True)
         return 0 if "nap" in culprits and {stall.pid for stall in agent.stalls()} == {os.getpid()} else 4
 """
 

@@ -103,12 +103,21 @@ def served(app: Any, **options: Any) -> Iterator[Callable[..., int]]:
         thread.join(20)
 
 
+def blocks(sink: RecordingSink, count: int) -> list[Stall]:
+    """Return the stalls that the requests made; a busy machine may add others."""
+    wanted = count
+    while True:
+        told = sink.wait(wanted)
+        found = [stall for stall in told if stall.culprit is not None and stall.culprit.function == "block"]
+        if len(found) >= count:
+            return found
+        wanted = len(told) + 1
+
+
 def blocked(sink: RecordingSink) -> Stall:
-    """Return the stall that the request made, and check that it holds nothing of path and query."""
-    stall = next(stall for stall in sink.wait() if stall.duration >= 0.14)
+    """Return the stall that the request made, and check that nothing told holds anything of path and query."""
+    (stall,) = blocks(sink, 1)
     assert stall.cause is Cause.SLEEP
-    assert stall.culprit is not None
-    assert stall.culprit.function == "block"
     for told in sink.stalls:
         assert SECRET not in json.dumps(told.to_dict())
     return stall
@@ -151,7 +160,7 @@ def test_agent_starts_with_the_lifespan_or_the_first_request(sink: RecordingSink
         request(f"/report/{SECRET}")
         request(f"/report/{SECRET}")
         assert loopwatch.current_agent() is not None
-        stalls = sink.wait(2)
+        stalls = blocks(sink, 2)
     assert [stall.context["http.route"] for stall in stalls] == ["/report/{id}"] * 2
 
 
