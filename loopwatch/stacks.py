@@ -15,11 +15,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import CodeType, FrameType, ModuleType
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from loopwatch.events import Frame
 from loopwatch.evidence import GcMonitor
+
+_NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None)))
 
 MAX_WALK = 2000
 """Frames walked from the innermost one; a deeper recursion is cut there."""
@@ -237,9 +239,10 @@ def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
     builtins = names.get("__builtins__")
     fallback = vars(builtins) if isinstance(builtins, ModuleType) else builtins if isinstance(builtins, dict) else {}
     found = names.get(root, fallback.get(root)) if root else None
-    if isinstance(found, ModuleType):
-        return ".".join((found.__name__, *rest))
-    if found is not None and (callable(found) or isinstance(found, type)):
+    # Only objects of the interpreter's own kinds are asked: a proxy or a lazy module would run the program's code.
+    if issubclass(type(found), ModuleType):
+        return ".".join((str(ModuleType.__getattribute__(found, "__name__")), *rest))
+    if issubclass(type(found), _NAMED):
         module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
         if isinstance(module, str) and isinstance(name, str):
             return ".".join((module, name, *rest))

@@ -110,7 +110,7 @@ def test_values_at_the_edge_are_kept() -> None:
 def test_every_number_is_kept_or_refused(name: str, value: float) -> None:
     """Whatever the number, it is either refused with ConfigError or kept as it is, finite and not negative."""
     try:
-        kept = getattr(Config(**{name: value}), name)
+        kept = getattr(Config.of({name: value}), name)
     except ConfigError:
         return
     assert kept == float(value)

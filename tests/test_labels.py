@@ -24,7 +24,12 @@ def test_running_task_is_that_of_the_loop(run: Run) -> None:
         loop = asyncio.get_running_loop()
         assert running_task(loop) is asyncio.current_task()
         done = asyncio.Event()
-        loop.call_soon(lambda: (seen.append(running_task(loop)), done.set()))
+
+        def callback() -> None:
+            seen.append(running_task(loop))
+            done.set()
+
+        loop.call_soon(callback)
         await done.wait()
 
     run(main())
@@ -55,7 +60,7 @@ class Catching(asyncio.SelectorEventLoop):
         self.handles: list[Any] = []
         super().__init__()
 
-    def call_soon(self, *args: Any, **kwargs: Any) -> Any:
+    def call_soon(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         self.handles.append(super().call_soon(*args, **kwargs))
         return self.handles[-1]
 

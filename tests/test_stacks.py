@@ -328,7 +328,7 @@ def test_await_expression(tmp_path: Path) -> None:
     async def main() -> None:
         task = asyncio.ensure_future(module.outer())
         await asyncio.sleep(0)
-        stack, _ = take(task.get_coro().cr_frame, None, 50)  # type: ignore[union-attr]
+        stack, _ = take(task.get_coro().cr_frame, None, 50)
         found.append(call_at(stack.frames[0], stack.globals))
         await task
 

@@ -119,10 +119,9 @@ def _computing(evidence: Evidence) -> Cause | None:
         return Cause.NATIVE_GIL
     if not evidence.samples or evidence.gil_wait is None:
         return None
-    waits = evidence.gil_wait / evidence.switch_interval
-    if waits >= 3:  # Python code gives the GIL away after one interval
+    if evidence.gil_wait > 3 * evidence.switch_interval:  # Python code gives the GIL away after one
         return Cause.NATIVE_GIL
-    if (evidence.moving or 0.0) >= 0.3 or waits >= MOST:
+    if (evidence.moving or 0.0) >= 0.3 or evidence.gil_wait >= MOST * evidence.switch_interval:
         return Cause.PYTHON
     return Cause.NATIVE
 

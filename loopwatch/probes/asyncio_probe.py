@@ -284,6 +284,7 @@ class AsyncioProbe:
             return
         if now - pace.since >= self._cell.limit:
             self._cell.end_pass(now, pace)
+            self._cell.awaiting_events = None  # no poll follows
         self._timed.look_at(self._cell.take_mark(now, pace.idle))
         self._timed.begin(now)
 

@@ -101,7 +101,9 @@ class _Suspect:
         self.late = first.at
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
         passes = first.passes - before.passes
-        self.exact = passes <= 2
+        # If the loop worked, waited and worked since the reading before, only the last part is what holds it now.
+        waited_between = not before.polling and first.idle > before.idle
+        self.exact = passes <= 2 and not waited_between
         self.least = busy / max(passes, 1)
         self.first = first
 
@@ -173,8 +175,8 @@ class UvloopProbe:
     def _close(self, suspect: _Suspect, before: Reading, after: Reading) -> None:
         """``suspect`` ended between two readings."""
         idle = after.idle - before.idle
-        # If the loop has only polled since, that poll began where the block ended.
-        end = after.at - idle if after.polling else after.at
+        # What it has polled since, it polled after the block had ended.
+        end = after.at - idle
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else max(after.at - idle - before.at, 0.0)
         start_gap = 0.0 if suspect.exact else suspect.late - suspect.early
         # What is certain must carry most of it, or the passes of a healthy, busy loop would add up to a block.
@@ -248,7 +250,11 @@ class UvloopProbe:
                 return
             # Between the end of the block and here lie a few passes at most: to stop a loop takes three.
             went_on = reading.idle - before.idle > 1e-4 or reading.passes - before.passes > 4
-            if suspect is None or went_on:
+            if suspect is not None and went_on:
+                self._close(suspect, before, reading)
+                self._last, self._suspect = reading, None
+                return
+            if suspect is None:
                 suspect = _Suspect(before, reading)
             if now - suspect.early >= self._limit and (suspect.exact or now - suspect.late >= 0.4 * self._limit):
                 uncertainty = 0.0 if suspect.exact else suspect.late - suspect.early

@@ -22,7 +22,7 @@ from loopwatch.agent import Agent
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.testing import RecordingSink
 
-LONG = 0.2
+LONG = 0.15
 
 
 class Lines(logging.Handler):
@@ -67,9 +67,9 @@ def sleeper() -> None:
 async def blocks(times: int) -> str:
     """Block the loop a few times; return what the program would."""
     for _ in range(times):
-        await asyncio.sleep(0.12)
+        await asyncio.sleep(0.07)
         sleeper()
-    await asyncio.sleep(0.12)
+    await asyncio.sleep(0.07)
     return "the program's result"
 
 

@@ -147,7 +147,7 @@ def test_route_is_named_by_its_template(
         stall = blocked(sink)
     assert stall.context == {"http.request.method": method, "http.route": route}
     assert stall.loop == "server"
-    assert abs(stall.duration - 0.15) <= 0.05 + stall.uncertainty
+    assert 0.15 - stall.uncertainty - 0.005 <= stall.duration <= 0.5  # with what a busy machine adds to one request
 
 
 @pytest.mark.parametrize("lifespan", ["on", "off"])
@@ -277,17 +277,16 @@ def test_each_worker_of_uvicorn_is_watched(tmp_path: Path) -> None:
     (tmp_path / "served_app.py").write_text(f"JOURNAL = {str(tmp_path / 'stalls.jsonl')!r}\n" + textwrap.dedent(APP))
     command = [sys.executable, "-m", "uvicorn", "served_app:app", "--workers", "2", "--port", "0", "--app-dir"]
     server = subprocess.Popen([*command, str(tmp_path)], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert server.stderr is not None
     try:
-        assert server.stderr is not None
         started = next(found for line in server.stderr if (found := re.search(r"http://127.0.0.1:(\d+)", line)))
         drain = threading.Thread(target=server.stderr.read)
         drain.start()
         pids = served_by_all(int(started[1]), workers=2)
-        journals = {int(path.name.split(".")[1]): path for path in tmp_path.glob("stalls.*.jsonl")}
-        assert pids <= set(journals)
         for pid in pids:
-            assert json.loads(written(journals[pid], "http.route"))["context"]["http.route"] == "/report/{id}"
-            assert SECRET not in journals[pid].read_text()
+            journal = tmp_path / f"stalls.{pid}.jsonl"
+            assert json.loads(written(journal, "http.route"))["context"]["http.route"] == "/report/{id}"
+            assert SECRET not in journal.read_text()
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(20)
@@ -322,11 +321,12 @@ def written(path: Path, text: str) -> str:
     """Return the first line of the file that holds ``text``, as soon as it is there."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        found = next((line for line in path.read_text().splitlines(keepends=True) if text in line), "")
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        found = next((line for line in lines if text in line), "")
         if found.endswith("\n"):
             return found
         time.sleep(0.05)
-    raise AssertionError(f"no {text} in {path.read_text()}")
+    raise AssertionError(f"no {text} in {path}")
 
 
 def _alive(pid: int) -> bool:
