@@ -5,7 +5,7 @@ machine, and each measurement runs in a process of its own. Instructions per req
 repeatable on any machine; they are those of the loop's own thread.
 
     python benchmarks/overhead.py                      # everything that can be measured here
-    python benchmarks/overhead.py micro http           # some parts: micro http callgrind lag idle pending syscalls import
+    python benchmarks/overhead.py micro http           # some parts: micro http callgrind lag idle pending syscalls ...
     python benchmarks/overhead.py micro --rounds 15 --peers DIR
 """
 
@@ -296,14 +296,14 @@ def http(options: argparse.Namespace) -> None:
     load = load_generator()
     variants = (*VARIANTS, *options.peer)
     table(
-        f"HTTP services under {load.__name__}: throughput and processor time per request, relative to the service alone",
+        f"HTTP services under {load.__name__}, relative to the service alone",
         "service", "figure", "A/A", *variants[2:], "allowed",
     )  # fmt: skip
     for server, loop in (("starlette", "asyncio"), ("starlette", "uvloop"), ("aiohttp", "asyncio")):
         rates: dict[str, list[float]] = {variant: [] for variant in variants}
         costs: dict[str, list[float]] = {variant: [] for variant in variants}
-        with running({variant: (server, loop) for variant in variants}) as servers:
-            for process, port in servers.values():
+        with running(dict.fromkeys(variants, (server, loop))) as servers:
+            for _, port in servers.values():
                 load(port, 1.0)
             for number in range(options.rounds):
                 for variant in variants if number % 2 == 0 else tuple(reversed(variants)):
@@ -503,7 +503,10 @@ def syscalls(_options: argparse.Namespace) -> None:
 def imports(options: argparse.Namespace) -> None:
     table("Start-up, ms", "statement", "time", "modules")
     for statement in ("pass", "import loopwatch", "import loopwatch; loopwatch.install()", "import asyncio"):
-        code = f"import sys, time; b = len(sys.modules); t = time.perf_counter(); {statement}; print(time.perf_counter() - t, len(sys.modules) - b)"
+        code = (
+            f"import sys, time; modules = len(sys.modules); began = time.perf_counter(); {statement}; "
+            "print(time.perf_counter() - began, len(sys.modules) - modules)"
+        )
         runs = [
             subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
             for _ in range(options.rounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import io
 import os
 import re
 import signal
@@ -14,9 +15,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+from conftest import Run, runner
 
 import loopwatch
-from conftest import Run, runner
 from loopwatch import Cause, ConfigError, Stall
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink
@@ -236,7 +237,8 @@ def test_victims_on_asyncio(agent: Agent, sink: RecordingSink) -> None:
 
 def test_stopped_process_is_suspended(agent: Agent, sink: RecordingSink, run: Run) -> None:
     """SIGSTOP of the whole process is told apart from a block, and nobody is accused."""
-    code = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGSTOP); time.sleep(0.6); os.kill({os.getpid()}, signal.SIGCONT)"
+    stop, go_on = (f"os.kill({os.getpid()}, signal.{name})" for name in ("SIGSTOP", "SIGCONT"))
+    code = f"import os, signal, time; {stop}; time.sleep(0.6); {go_on}"
 
     async def main() -> None:
         # A child of a child: the kernel would tell a parent that waits for it.
@@ -403,14 +405,12 @@ def test_debugger_is_not_a_stall(agent: Agent, sink: RecordingSink, run: Run) ->
             self.set_continue()
 
     def breakpoint_here() -> None:
-        debugger = Prompt(stdin=open(os.devnull), stdout=open(os.devnull, "w"))
+        debugger = Prompt(stdin=io.StringIO(), stdout=io.StringIO())
         try:
             debugger.set_trace(sys._getframe())
             _ = 1
         finally:
             sys.settrace(None)
-            debugger.stdin.close()
-            debugger.stdout.close()
 
     run(around(breakpoint_here))
     agent.flush()
