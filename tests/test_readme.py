@@ -1,0 +1,91 @@
+"""What README and documentation say is true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import loopwatch
+from loopwatch.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_first_two_shell_blocks_are_demo_and_tests() -> None:
+    """The first command installs and runs the demo, the second installs and passes the tests; each stands alone."""
+    demo, tests = blocks("sh")[:2]
+    assert demo.splitlines()[-1] == ".venv/bin/loopwatch demo"
+    assert tests.splitlines()[-1] == ".venv/bin/python -m pytest"
+    for block in (demo, tests):
+        assert block.startswith("python -m venv .venv\n.venv/bin/pip install ")
+
+
+def test_python_blocks_run(tmp_path: Path) -> None:
+    """The Python blocks of the README run, one after the other, in a fresh interpreter."""
+    stubs = (
+        "class app:\n    @staticmethod\n    def add_middleware(middleware, **settings): middleware(None, **settings)\n"
+    )
+    code = stubs + "\n".join(blocks("python"))
+    ast.parse(code)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_causes_are_all_explained() -> None:
+    """The table of causes has each cause once, and no other."""
+    table = README.partition("## What it says")[2].partition("\n\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [cause.value for cause in loopwatch.Cause]
+
+
+@pytest.mark.parametrize("command", ["run", "report", "demo", "doctor"])
+def test_commands_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command that the README shows exists and explains itself."""
+    assert f"loopwatch {command}" in README
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert "usage: loopwatch" in capsys.readouterr().out
+
+
+def test_links_lead_somewhere() -> None:
+    """Relative links of README and documentation point to files that exist."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    dead = [
+        (page.name, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text())
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert dead == []
+
+
+def test_architecture_names_every_module() -> None:
+    """The map in docs/architecture.md has a place for every module."""
+    package = Path(loopwatch.__file__).parent
+    names = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name != "__init__.py"}
+    missing = [
+        name
+        for name in names
+        if name not in ARCHITECTURE
+        and f"`{name.partition('/')[2]}`" not in ARCHITECTURE
+        and f"`{name.partition('/')[0]}/`" not in ARCHITECTURE
+    ]
+    assert missing == ["__main__.py"] or missing == []
+
+
+def test_settings_are_documented() -> None:
+    """Every setting is described in the docstring of Config."""
+    documented = loopwatch.Config.__doc__ or ""
+    fields = loopwatch.Config.__dataclass_fields__
+    assert [name for name in fields if f" {name}" not in documented and f"\n{name}" not in documented] == []
