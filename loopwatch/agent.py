@@ -108,10 +108,16 @@ class Agent:
             self._watcher.gc.start()
             if not discover:
                 return
-            self._discovery = Discovery(self._patches, self._loop_started, self._loop_stopped, self._loop_closing)
+            self._discovery = Discovery(
+                self._patches,
+                self._loop_started,
+                self._loop_stopped,
+                self._loop_closing,
+                lambda text: self._faults.say(logging.WARNING, text),
+            )
             self._discovery.start()
-            for loop in self._discovery.running():
-                with self._faults.guard("discovery"):
+            with self._faults.guard("search"):  # apart from the discovery of loops that start later
+                for loop in self._discovery.running():
                     self.watch_loop(loop)
 
     def stop(self, timeout: float = 1.0) -> None:

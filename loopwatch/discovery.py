@@ -10,7 +10,6 @@ import asyncio
 import asyncio.base_events
 import asyncio.events
 import gc
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -19,8 +18,7 @@ from typing import Any
 from loopwatch._imports import WhenImported
 from loopwatch._patches import ListItem, PatchSet, loaded
 from loopwatch.probes.probe import Loop
-
-logger = logging.getLogger("loopwatch")
+from loopwatch.stacks import current_frames, uncollected
 
 
 class Discovery:
@@ -30,6 +28,7 @@ class Discovery:
         patches: where the replaced attributes are kept.
         started, stopped: called on the loop's thread right before it runs and after it ran; must not raise.
         closing: called right before a loop of uvloop is closed, whose memory goes away with it; must not raise.
+        say: logs a line for the user.
     """
 
     def __init__(
@@ -38,7 +37,10 @@ class Discovery:
         started: Callable[[Loop], None],
         stopped: Callable[[Loop], None],
         closing: Callable[[Loop], None],
+        say: Callable[[str], None],
     ) -> None:
+        self._say = say
+        self._trio_told = False
         self._patches = patches
         self._started, self._stopped, self._closing = started, stopped, closing
         self._hooks: list[ListItem] = []
@@ -60,7 +62,8 @@ class Discovery:
         own = asyncio._get_running_loop()
         if own is not None:
             yield own
-        found = [loop for frame in list(sys._current_frames().values()) if (loop := _loop_of(frame)) is not None]
+        with uncollected():
+            found = [loop for frame in current_frames().values() if (loop := _loop_of(frame)) is not None]
         uvloop = loaded("uvloop")
         if uvloop is not None:
             # Compiled loops have no frames, but the collector knows who refers to their class (a heap type).
@@ -107,7 +110,9 @@ class Discovery:
 
     def _patch_trio(self, trio: Any) -> None:
         def run(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            logger.warning("loopwatch: trio is not supported, what this trio.run() runs is not watched")
+            if not self._trio_told:
+                self._trio_told = True
+                self._say("loopwatch: trio is not supported, what trio.run() runs is not watched")
             return original(*args, **kwargs)
 
         self._patches.around(trio, "run", run)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from loopwatch._patches import ListItem
@@ -175,9 +175,14 @@ def _read(path: str) -> str | None:
 
 
 class GcMonitor:
-    """Notes when the garbage collector ran, in whichever thread: a collection keeps the GIL."""
+    """Notes when the garbage collector ran, in whichever thread: a collection keeps the GIL.
 
-    def __init__(self) -> None:
+    Args:
+        failed: called with an exception of the monitor itself, which has stopped then.
+    """
+
+    def __init__(self, failed: Callable[[BaseException], object]) -> None:
+        self._failed = failed
         self._spans: deque[tuple[float, float]] = deque(maxlen=256)
         self._since: float | None = None
         self._entry: ListItem | None = None
@@ -196,11 +201,15 @@ class GcMonitor:
     def _note(self, phase: str, info: Mapping[str, int]) -> None:
         if info["generation"] == 0:
             return
-        if phase == "start":
-            self._since = time.monotonic()
-        elif self._since is not None:
-            self._spans.append((self._since, time.monotonic()))
-            self._since = None
+        try:
+            if phase == "start":
+                self._since = time.monotonic()
+            elif self._since is not None:
+                self._spans.append((self._since, time.monotonic()))
+                self._since = None
+        except Exception as exc:  # noqa: BLE001 - the interpreter would print it at each collection
+            self.stop()
+            self._failed(exc)
 
     def within(self, start: float, end: float) -> float:
         """Return the seconds between ``start`` and ``end`` (``time.monotonic``) spent collecting."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import ast
 import asyncio.base_events
 import asyncio.events
+import gc
 import linecache
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -258,6 +260,23 @@ def frames_of_threads(
     skipped = set(skip)
     chosen = [ident for ident in frames if ident not in skipped][:32]
     return {ident: take(frames[ident], None, max_frames)[0] for ident in chosen}
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector from running while frames are walked.
+
+    Before 3.12 the mere look at ``f_back`` may start a collection, and with it Python code of anybody's callbacks, in
+    the midst of the walk.
+    """
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def current_frames() -> dict[int, FrameType]:

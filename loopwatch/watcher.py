@@ -16,7 +16,7 @@ from _thread import allocate_lock
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from loopwatch import evidence as facts
 from loopwatch import labels, stacks
@@ -51,6 +51,8 @@ MIN_HOG = 0.2
 """Share of a block that a thread must have used of a processor to be called its hog."""
 HOG_EVERY = 0.05
 """s between two searches for the thread that holds the GIL, while a loop waits for what may be the GIL."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Watcher:
         self._faults = faults
         self._each_tick = each_tick
         self.loops: tuple[WatchedLoop, ...] = ()
-        self.gc = GcMonitor()
+        self.gc = GcMonitor(lambda exc: faults.add("gc", exc))
         self.stretch = 1.0
         self.cpu = 0.0
         self.sources: list[Any] = []
@@ -126,8 +128,9 @@ class Watcher:
         """Start the thread unless it runs."""
         with self._guard:
             if self._thread is None and not self._stopping:
-                self._thread = threading.Thread(target=self._run, name="loopwatch-watcher", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="loopwatch-watcher", daemon=True)
+                thread.start()
+                self._thread = thread
         self.wake()
 
     def remove(self, loops: Iterable[WatchedLoop]) -> None:
@@ -225,38 +228,45 @@ class Watcher:
         if gone:
             self.remove(gone)
         if not self.paused:
-            suspects = self._suspects(now, config.threshold, late)
-            if suspects or late >= LATE:
-                self._sample(suspects, planned, now, late, config)
-            for loop in self.loops:
-                self.collect(loop)
-                if loop.episodes:
-                    self._forget_ended(loop, now)
+            suspects = [found for found in self._each(lambda loop: self._suspect(loop, now, config, late)) if found]
+            if (suspects or late >= LATE) and not self._faults.is_off("sampling"):
+                with self._faults.guard("sampling"):
+                    self._sample(suspects, planned, now, late, config)
+            self._each(lambda loop: self._collect_and_forget(loop, now))
         if now >= self._window_ends:
             self._window_ends = now + WINDOW
-            for loop in self.loops:
-                loop.end_window(now)
+            self._each(lambda loop: loop.end_window(now))
         self._each_tick(now)
         return self._next(time.monotonic(), config)
 
-    def _suspects(self, now: float, threshold: float, late: float) -> list[tuple[WatchedLoop, float]]:
-        """Return the loops that may be blocked, with the start of what holds them."""
+    def _each(self, look: Callable[[WatchedLoop], Found]) -> list[Found]:
+        """Apply ``look`` to every loop; one that cannot be read is not watched any more."""
         found = []
         for loop in self.loops:
-            since = loop.probe.activity(now).since if loop.is_running else IDLE
-            age = now - since
-            loop.blocked_since = since if age >= threshold else None
-            if age >= threshold / 2 or (late >= LATE and age >= late / 2):
-                found.append((loop, since))
+            try:
+                found.append(look(loop))
+            except Exception as exc:  # noqa: BLE001 - the seam between one loop's probe and the other loops
+                self._faults.add("probe", exc)
+                self.remove((loop,))
         return found
 
+    def _suspect(self, loop: WatchedLoop, now: float, config: Config, late: float) -> tuple[WatchedLoop, float] | None:
+        """Return the loop and the start of what holds it, if it may be blocked."""
+        since = loop.probe.activity(now).since if loop.is_running else IDLE
+        age = now - since
+        loop.blocked_since = since if age >= config.threshold else None
+        return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
+
+    def _collect_and_forget(self, loop: WatchedLoop, now: float) -> None:
+        self.collect(loop)
+        if loop.episodes:
+            self._forget_ended(loop, now)
+
     def _next(self, now: float, config: Config) -> float:
-        if self.loops and not self.paused and all(self._may_doze(loop, now) for loop in self.loops):
+        if not self.paused and self.loops and all(self._each(lambda loop: self._may_doze(loop, now))):
             return now + self.longest_sleep()
-        nearest = now + LONGEST_TICK * self.stretch
-        for loop in self.loops:
-            nearest = min(nearest, self._next_look(loop, now, config.threshold))
-        return nearest
+        looks = self._each(lambda loop: self._next_look(loop, now, config.threshold))
+        return min(looks, default=now + LONGEST_TICK * self.stretch)
 
     def longest_sleep(self) -> float:
         """Return the longest time between two ticks, s."""
@@ -306,21 +316,23 @@ class Watcher:
     def _sample(
         self, suspects: list[tuple[WatchedLoop, float]], planned: float, now: float, late: float, config: Config
     ) -> None:
-        frames = stacks.current_frames()
-        taken = []
-        for loop, since in suspects:
-            episode = loop.episodes.get(since)
-            before = episode.samples if episode is not None else []
-            sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
-            if sample is not None and loop.probe.activity(time.monotonic()).since == since:
-                taken.append((loop, since, sample))
-        if late >= LATE or (
-            now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken)
-        ):
-            innocent = {loop.thread.ident for loop in self.loops if loop.thread is not None} | _own_threads()
-            others = stacks.frames_of_threads(frames, innocent, config.max_frames)
+        taken, others = [], None
+        with stacks.uncollected():
+            frames = stacks.current_frames()
+            for loop, since in suspects:
+                episode = loop.episodes.get(since)
+                before = episode.samples if episode is not None else []
+                sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
+                if sample is not None and loop.probe.activity(time.monotonic()).since == since:
+                    taken.append((loop, since, sample))
+            if late >= LATE or (
+                now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken)
+            ):
+                innocent = {loop.thread.ident for loop in self.loops if loop.thread is not None} | _own_threads()
+                others = stacks.frames_of_threads(frames, innocent, config.max_frames)
+            del frames
+        if others is not None:
             self._find_hog(others, planned, now)
-        del frames
         for loop, since, sample in taken:
             episode = loop.episodes.get(since) or loop.episodes.setdefault(since, Episode(os.urandom(5).hex()))
             self._identify(episode, sample, config)

@@ -240,7 +240,7 @@ def test_no_debugger_is_attached() -> None:
 @pytest.fixture
 def monitor() -> Iterator[GcMonitor]:
     """A monitor of the collector that listens."""
-    found = GcMonitor()
+    found = GcMonitor(print)
     found.start()
     yield found
     found.stop()
@@ -289,7 +289,7 @@ def test_memory_is_bounded(monitor: GcMonitor) -> None:
 def test_monitor_comes_and_goes() -> None:
     """Started twice it stands once in gc.callbacks; stopped, in any order with others, it is gone."""
     before = list(gc.callbacks)
-    first, second = GcMonitor(), GcMonitor()
+    first, second = GcMonitor(print), GcMonitor(print)
     for _ in range(2):
         first.start()
         second.start()

@@ -282,7 +282,6 @@ def test_trio_is_named_unsupported(imported: str) -> None:
     assert said == {"results": ["ran"], "back": True, "again": "ran"}
 
 
-@pytest.mark.xfail(reason="each call of trio.run() logs the line again", strict=True)
 def test_trio_is_named_once() -> None:
     """A program that calls trio.run() a hundred times logs one line, not a hundred."""
     if not available("trio"):
