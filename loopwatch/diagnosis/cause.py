@@ -63,12 +63,9 @@ def _kept_from_running(evidence: Evidence) -> float:
 
 
 def _starved(evidence: Evidence) -> Cause | None:
-    waited = max(_share(evidence.run_queue, evidence), _share(evidence.throttled, evidence))
+    waited = max(_waited_for_a_processor(evidence), _share(evidence.throttled, evidence))
     if evidence.asleep:
         waited = max(waited, _share(evidence.watcher_starved, evidence))
-    if _slept(evidence):
-        # Who sleeps is not runnable: what it waited for a processor, it waited before the block.
-        waited = min(waited, 1 - evidence.syscall_share)
     # What would be too long with a processor of its own, too, is not the machine's fault alone.
     too_long_by_itself = None not in (evidence.cpu, evidence.threshold) and evidence.cpu >= evidence.threshold  # type: ignore[operator]
     return Cause.STARVED if waited >= (MOSTLY if too_long_by_itself else MOST) else None
@@ -98,8 +95,14 @@ def _overload(evidence: Evidence) -> Cause | None:
 
 def _ran(evidence: Evidence) -> float:
     """Share of the time it was given a processor, or could have had one, that the loop's thread used."""
-    given = evidence.wall - min(evidence.run_queue or 0.0, MOSTLY * evidence.wall)
-    return 0.0 if evidence.cpu is None or given <= 0 else evidence.cpu / given
+    return _share(evidence.cpu, evidence) / (1 - min(_waited_for_a_processor(evidence), MOSTLY))
+
+
+def _waited_for_a_processor(evidence: Evidence) -> float:
+    """Share of the span in which the loop's thread was runnable and had no processor."""
+    waited = _share(evidence.run_queue, evidence)
+    # Who is found asleep is not runnable: what it waited for a processor, it waited before the block.
+    return min(waited, 1 - evidence.syscall_share) if _slept(evidence) else waited
 
 
 def _another_held_the_gil(evidence: Evidence) -> Cause | None:

@@ -143,9 +143,11 @@ def _spans(seen: Observation) -> Spans:
         begin = runs[index - 1][-1].at if index else seen.start
         end = runs[index + 1][0].at if index + 1 < len(runs) else seen.end
         first, last = run[0], run[-1]
-        # The first callback of a pass began with it, the last one ends with it.
-        seen_from = begin if first.stack.position == 0 else max(first.at - _held(first, seen.evidence), begin)
-        lower = (end if _is_last(last) else last.at) - seen_from
+        # The first callback of a pass began with it, the last one ends with it; if the pass's own bounds are known.
+        seen_from = (
+            begin if seen.shared and first.stack.position == 0 else max(first.at - _held(first, seen.evidence), begin)
+        )
+        lower = (end if seen.shared and _is_last(last) else last.at) - seen_from
         if end - begin > longest:
             longest, surely = end - begin, lower
     callbacks = len({sample.callback for sample in samples})

@@ -294,7 +294,7 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
             if part == "hang":
                 hang._keep_dump = fail
             else:
-                agent._watcher._suspects = fail
+                agent._watcher._tick = fail
             while part not in agent.snapshot().agent.faults:
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.7)
