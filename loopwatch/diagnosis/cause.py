@@ -142,6 +142,8 @@ def _waiting(evidence: Evidence) -> Cause | None:
 
 def _slept(evidence: Evidence) -> bool:
     """Whether the samples found the thread asleep rather than running."""
+    if evidence.samples == 1 and (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:
+        return False  # a single, late sample: by the time the kernel was asked the block may have been over
     return kind_of(evidence.syscall) in ("sleep", "lock", "io")
 
 

@@ -136,7 +136,9 @@ class UvloopProbe:
         self._late_beat: tuple[float, float] | None = None
         self._ran = 0.0
         self._started: float | None = None
-        self._attached = self._last = self._read(time.monotonic()) or Reading(time.monotonic(), 0.0, False, 0, 0, 0)
+        self._attached = self._newest = self._last = self._read(time.monotonic()) or Reading(
+            time.monotonic(), 0.0, False, 0, 0, 0
+        )
 
     def _read(self, now: float) -> Reading | None:
         with self._lock:
@@ -235,7 +237,10 @@ class UvloopProbe:
 
     def counters(self, now: float) -> Counters:
         ran = self._ran + (now - self._started if self._started is not None else 0.0)
-        last, first = self._last, self._attached
+        # Fresh: between two ticks of the watcher the heartbeat asks how busy the loop was.
+        fresh = self._read(time.monotonic()) if self._started is not None else None
+        self._newest = fresh or max(self._newest, self._last)
+        last, first = self._newest, self._attached
         idle = last.idle - first.idle
         if self._started is not None:
             # The idle time is of the last reading; so is the end of the span it belongs to.
