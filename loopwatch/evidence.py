@@ -217,8 +217,3 @@ class GcMonitor:
         if self._since is not None:
             spans.append((self._since, end))
         return sum(max(0.0, min(end, last) - max(start, first)) for first, last in spans)
-
-
-def on_linux() -> bool:
-    """Whether the facts of ``/proc`` can be had here."""
-    return sys.platform == "linux" and scheduled(threading.get_native_id()) is not None
