@@ -16,8 +16,8 @@ import selectors
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 from loopwatch._patches import Patch, PatchSet
 from loopwatch.probes.probe import IDLE, IDLING, Activity, Block, Counters, Loop
@@ -121,33 +121,43 @@ class Cell:
         return due
 
 
-def quick_select(selector: Any) -> Select | None:
-    """Return a function that does what ``selector.select`` does in fewer instructions; None if it is not known to.
+class Epoll(NamedTuple):
+    """What lies behind the standard library's ``EpollSelector``: enough to select in fewer instructions than it does.
 
-    Only for the standard library's ``EpollSelector`` as it is. What is saved pays for the timing.
+    Attributes:
+        poll: of the ``select.epoll`` object: (timeout in s, most events) to [(descriptor, event mask)].
+        keys: what is registered, by descriptor.
     """
-    stock = getattr(selectors, "EpollSelector", None)
-    code = getattr(getattr(stock, "select", None), "__code__", None)
-    if type(selector) is not stock or getattr(code, "co_filename", None) != selectors.__file__:
-        return None
-    keys, poll = selector._fd_to_key, selector._selector.poll
 
-    def quick(timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout:
+    poll: Callable[[float, int], list[tuple[int, int]]]
+    keys: Mapping[int, selectors.SelectorKey]
+
+    @classmethod
+    def of(cls, selector: Any) -> Self | None:
+        """Return that of ``selector``; None for any other selector, a subclass, or one that somebody has patched."""
+        stock = getattr(selectors, "EpollSelector", None)
+        code = getattr(getattr(stock, "select", None), "__code__", None)
+        if type(selector) is not stock or getattr(code, "co_filename", None) != selectors.__file__:
+            return None
+        return cls(selector._selector.poll, selector._fd_to_key)
+
+    def select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Do what ``EpollSelector.select`` does."""
+        if timeout is None:
+            timeout = -1
+        else:
             # epoll_wait(2) counts in milliseconds: rounded up, so as not to wake too early.
             timeout = math.ceil(timeout * 1e3) * 1e-3 if timeout > 0 else 0
-        elif timeout is None:
-            timeout = -1
         try:
-            found = poll(timeout, len(keys) or 1)
+            return self.decode(self.poll(timeout, len(self.keys) or 1))
         except InterruptedError:
             return []
-        return decode(found) if found else []
 
-    def decode(found: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
+    def decode(self, found: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
+        """Turn what ``poll`` has found into what a selector returns."""
         ready = []
         for descriptor, event in found:
-            key = keys.get(descriptor)
+            key = self.keys.get(descriptor)
             if key is not None:
                 # An error or a hang-up wakes both sides, so that each of them finds out.
                 write = selectors.EVENT_WRITE if event & ~select.EPOLLIN else 0
@@ -155,46 +165,66 @@ def quick_select(selector: Any) -> Select | None:
                 ready.append((key, (write | read) & key.events))
         return ready
 
-    return quick
 
-
-def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = time.monotonic) -> Timed:
-    """Return a ``select`` that calls ``original`` and notes when the loop waits and when it works.
+def timed_select(
+    cell: Cell, original: Select, epoll: Epoll | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> Timed:
+    """Return a ``select`` that does what ``original`` does and notes when the loop waits and when it works.
 
     Args:
         cell: takes what is noted.
-        original: the selector's own ``select``, or what does the same.
+        original: the selector's own ``select``.
+        epoll: what lies behind it, if it is known; then it is used instead, which pays for the notes.
         clock: monotonic seconds.
     """
     since, passes, idle, due = IDLE, 0, 0.0, 0.0
+    chosen: Select = original if epoll is None else epoll.select
 
     def timed(timeout: float | None = None) -> Any:
-        nonlocal since, passes, idle
+        nonlocal since, passes
         now = clock()
         if now >= due:
-            look(now)
+            return closely(timeout, now)
         passes += 1
         if timeout == 0:
             since = now  # such a poll does not wait: it belongs to the pass
-            return original(timeout) if cell.awaiting_events is None else counted(original(timeout))
-        since = -now
-        events = original(timeout)
+            return chosen(timeout)
+        return wait(timeout, now)
+
+    def timed_epoll(timeout: float | None = None) -> Any:  # the same, without a call more for a poll that does not wait
+        nonlocal since, passes
+        now = clock()
+        if now >= due:
+            return closely(timeout, now)
+        passes += 1
+        if timeout == 0:
+            since = now
+            found = poll(0, len(keys) or 1)
+            return decode(found) if found else []
+        return wait(timeout, now)
+
+    def wait(timeout: float | None, start: float) -> Any:
+        nonlocal since, idle
+        since = -start
+        events = chosen(timeout)
         end = clock()
-        idle += end - now
+        idle += end - start
         since = end
         if end >= due:
-            woken(timeout, now, end, len(events))
+            woken(timeout, start, end, len(events))
         return events
 
-    def look(now: float) -> None:
-        nonlocal due
+    def closely(timeout: float | None, now: float) -> Any:
+        nonlocal since, passes, due
         if since > 0 and now - since >= cell.limit:
             cell.end_pass(now, pace())
         due = cell.take_mark(now, idle)
-        if cell.awaiting_events is not None:
-            due = now  # have the poll that comes now report its events
-
-    def counted(events: Any) -> Any:
+        passes += 1
+        if timeout == 0:
+            since = now
+            events = chosen(timeout)
+        else:
+            events = wait(timeout, now)
         cell.polled(len(events))
         return events
 
@@ -202,7 +232,6 @@ def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = t
         alarm, cell.alarm = cell.alarm, None
         if alarm is not None:
             alarm()
-        cell.polled(events)
         if end - start >= cell.limit:
             cell.end_sleep(timeout, start, end, events, idle)
 
@@ -219,7 +248,10 @@ def timed_select(cell: Cell, original: Select, *, clock: Callable[[], float] = t
         nonlocal due
         due = when
 
-    return Timed(timed, pace, begin, look_at)
+    if epoll is None:
+        return Timed(timed, pace, begin, look_at)
+    poll, keys, decode = epoll.poll, epoll.keys, epoll.decode
+    return Timed(timed_epoll, pace, begin, look_at)
 
 
 class AsyncioProbe:
@@ -243,7 +275,7 @@ class AsyncioProbe:
 
         def make(original: Select, patch: Patch) -> Select:
             cell: Cell = patch.state
-            cell.timed = timed_select(cell, quick_select(loop._selector) or original)
+            cell.timed = timed_select(cell, original, Epoll.of(loop._selector))
             return cell.timed.select
 
         self._patch = patches.replace(loop._selector, "select", make, Cell(loop, limit))
