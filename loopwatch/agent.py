@@ -365,7 +365,7 @@ class Agent:
         for loop in self._watcher.loops:
             with self._faults.guard("probe"):
                 # What came before is judged by the limit that was in force.
-                loop.probe.cut(now) if _runs_here(loop.ref()) else loop.probe.activity(now)
+                loop.probe.cut(now) if _runs_here(loop.ref()) else loop.probe.busy_since(now)
                 loop.probe.set_limit(self._limit())
 
     # -- telling --------------------------------------------------------------------------------------------------

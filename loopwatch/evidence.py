@@ -61,6 +61,22 @@ class Scheduled(NamedTuple):
     run_queue: float
 
 
+class Clocks(NamedTuple):
+    """Clocks of a thread and of its process, read at ``at`` (``time.monotonic``); s, None where there is no such clock.
+
+    Attributes:
+        at: when they were read.
+        cpu: processor time of the thread.
+        process_cpu: processor time of the process.
+        run_queue: time the thread was runnable but waited for a processor.
+    """
+
+    at: float
+    cpu: float | None
+    process_cpu: float
+    run_queue: float | None
+
+
 class ThreadFacts:
     """One thread of this process, seen from any other. Make it on the thread itself: :meth:`here`."""
 
@@ -81,6 +97,12 @@ class ThreadFacts:
     def scheduled(self) -> Scheduled | None:
         """Return run time and run-queue delay (``/proc/PID/task/TID/schedstat``), None where there is none."""
         return scheduled(self.native_id)
+
+    def clocks(self) -> Clocks:
+        """Read all clocks; the file of the run queue last, for it gives up the GIL."""
+        at, cpu, process_cpu = time.monotonic(), self.cpu(), time.process_time()
+        found = self.scheduled()
+        return Clocks(at, cpu, process_cpu, found.run_queue if found is not None else None)
 
     def waiting_in(self) -> tuple[str | None, str | None]:
         """Return (system call, kernel function) the thread is in; ``running`` if it is on a processor."""

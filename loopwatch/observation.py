@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loopwatch.events import Evidence
+from loopwatch.evidence import Clocks
 from loopwatch.stacks import RawStack
 
 
@@ -23,6 +24,7 @@ class Sample:
         task, coroutine: names of what was running.
         context: its context, dropped as soon as its labels are read.
         waiting: ready callbacks behind the running one, None if unknown.
+        clocks: of the loop's thread and of the process.
     """
 
     at: float
@@ -35,6 +37,7 @@ class Sample:
     coroutine: str | None = None
     context: contextvars.Context | None = None
     waiting: int | None = None
+    clocks: Clocks | None = None
 
 
 @dataclass(slots=True)

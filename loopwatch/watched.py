@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.events import LagStats, LoopStats
-from loopwatch.evidence import ThreadFacts
+from loopwatch.evidence import Clocks, ThreadFacts
 from loopwatch.observation import Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
@@ -19,12 +19,12 @@ from loopwatch.probes.probe import Counters, Loop, Probe
 
 @dataclass(slots=True)
 class Baseline:
-    """Clocks of a loop's thread at one moment before a block: ``time.monotonic``, processor, run queue, idle; all s."""
+    """Clocks of a loop's thread at one moment before a block, and the idle time of the loop then, s.
 
-    at: float
-    cpu: float | None
-    process_cpu: float
-    run_queue: float | None
+    The run queue costs a file: ``run_queue_at`` says when it was read last.
+    """
+
+    clocks: Clocks
     run_queue_at: float
     idle: float
 
@@ -135,7 +135,7 @@ class WatchedLoop:
 
     def baseline_before(self, start: float) -> Baseline | None:
         """Return the clocks as they were last read before ``start``, else as early as they were read."""
-        before = [item for item in self._baselines if item.at <= start]
+        before = [item for item in self._baselines if item.clocks.at <= start]
         return before[-1] if before else next(iter(self._baselines), None)
 
     def renew_baseline(self, now: float, idle: float) -> None:
@@ -143,11 +143,11 @@ class WatchedLoop:
         thread, before = self.thread, self.baseline
         if thread is None:
             return
-        run_queue, read_at = (before.run_queue, before.run_queue_at) if before is not None else (None, -SCHEDULER_EVERY)
-        if now - read_at >= SCHEDULER_EVERY * (4 if self.quiet else 1):
-            scheduled = thread.scheduled()
-            run_queue, read_at = (scheduled.run_queue if scheduled else None), now
-        self._baselines.append(Baseline(now, thread.cpu(), time.process_time(), run_queue, read_at, idle))
+        if before is None or now - before.run_queue_at >= SCHEDULER_EVERY * (4 if self.quiet else 1):
+            self._baselines.append(Baseline(thread.clocks(), now, idle))
+        else:
+            clocks = Clocks(now, thread.cpu(), time.process_time(), before.clocks.run_queue)
+            self._baselines.append(Baseline(clocks, before.run_queue_at, idle))
 
     def stopped(self) -> None:
         """The loop stops running; on its thread."""

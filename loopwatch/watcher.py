@@ -28,6 +28,7 @@ from loopwatch.evidence import GcMonitor
 from loopwatch.observation import Observation, Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.probe import IDLE, Block
+from loopwatch.usage import usage
 from loopwatch.watched import Caller, Episode, WatchedLoop
 
 WINDOW = 10.0
@@ -252,7 +253,7 @@ class Watcher:
 
     def _suspect(self, loop: WatchedLoop, now: float, config: Config, late: float) -> tuple[WatchedLoop, float] | None:
         """Return the loop and the start of what holds it, if it may be blocked."""
-        since = loop.probe.activity(now).since if loop.is_running else IDLE
+        since = loop.probe.busy_since(now) if loop.is_running else IDLE
         age = now - since
         loop.blocked_since = since if age >= config.threshold else None
         return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
@@ -277,7 +278,7 @@ class Watcher:
         return loop.is_quiet(now) and not loop.episodes and loop.probe.wake_when_busy(self.wake)
 
     def _next_look(self, loop: WatchedLoop, now: float, threshold: float) -> float:
-        since = loop.probe.activity(now).since if loop.is_running and not self.paused else IDLE
+        since = loop.probe.busy_since(now) if loop.is_running and not self.paused else IDLE
         age = now - since
         if age >= threshold / 2:
             gap = min(max(age / 8, SHORTEST_GAP), LONGEST_GAP)
@@ -295,15 +296,16 @@ class Watcher:
         """Whether the loop did anything worth mentioning since the last call; also renews its baseline."""
         before = loop.baseline
         counters = loop.probe.counters(now)
-        self._renew_baseline(loop, now, counters.idle or 0.0)
+        loop.renew_baseline(now, counters.idle or 0.0)
+        self._read_shared_clocks(now, THREAD_CLOCKS_EVERY * (5 if loop.quiet else 1))
         if before is None or counters.idle is None:
             return True
-        wall = now - before.at
+        wall = now - before.clocks.at
         return wall <= 0 or 1 - (counters.idle - before.idle) / wall >= ACTIVE_SHARE
 
-    def _renew_baseline(self, loop: WatchedLoop, now: float, idle: float) -> None:
-        loop.renew_baseline(now, idle)
-        if now - self._clocks_read >= THREAD_CLOCKS_EVERY * (5 if loop.quiet else 1):
+    def _read_shared_clocks(self, now: float, every: float) -> None:
+        """Read what is not of one loop: clocks of all threads, the cgroup, the watcher's own."""
+        if now - self._clocks_read >= every:
             self._clocks_read = now
             self._throttled = (now, facts.throttled())
             if threading.active_count() > 2:
@@ -323,7 +325,7 @@ class Watcher:
                 episode = loop.episodes.get(since)
                 before = episode.samples if episode is not None else []
                 sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
-                if sample is not None and loop.probe.activity(time.monotonic()).since == since:
+                if sample is not None and loop.probe.busy_since(time.monotonic()) == since:
                     taken.append((loop, since, sample))
             if late >= LATE or (
                 now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken)
@@ -383,6 +385,7 @@ class Watcher:
     def _ask_kernel(self, loop: WatchedLoop, sample: Sample) -> None:
         if loop.thread is not None:
             sample.syscall, sample.wait_channel = loop.thread.waiting_in()
+            sample.clocks = loop.thread.clocks()
 
     def _wants_gil(self, loop: WatchedLoop, since: float) -> bool:
         """Whether the last sample found the loop's thread waiting for what may be the GIL."""
@@ -452,27 +455,16 @@ class Watcher:
         )
 
     def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hog: Lateness | None) -> Evidence:
-        now, length = time.monotonic(), block.end - block.start
-        baseline = loop.baseline_before(block.start)
-        window, cpu, process_cpu = block.window, block.cpu, block.process_cpu
-        if window is None and baseline is not None and loop.thread is not None:
-            before, after = baseline.cpu, loop.thread.cpu()
-            idle = (loop.probe.counters(now).idle or 0.0) - baseline.idle
-            window = max(now - baseline.at - max(idle, 0.0), length)
-            cpu = None if before is None or after is None else after - before
-            process_cpu = time.process_time() - baseline.process_cpu
-        run_queue = None
-        if baseline is not None and baseline.run_queue is not None and loop.thread is not None:
-            scheduled = loop.thread.scheduled()
-            run_queue = scheduled.run_queue - baseline.run_queue if scheduled is not None else None
+        length = block.end - block.start
+        used = usage(loop, block, [sample.clocks for sample in samples if sample.clocks is not None])
         throttled_before, throttled_after = self._throttled[1], facts.throttled()
         late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
         syscall, share = _where(samples)
         return Evidence(
-            wall=length if window is None else window,
-            cpu=cpu,
-            process_cpu=process_cpu,
-            run_queue=None if run_queue is None else min(max(run_queue, 0.0), length),
+            wall=used.wall,
+            cpu=used.cpu,
+            process_cpu=used.process_cpu,
+            run_queue=used.run_queue,
             throttled=None
             if throttled_before is None or throttled_after is None
             else min(max(throttled_after - throttled_before, 0.0), length),
@@ -500,7 +492,7 @@ class Watcher:
 
         One tick later than they ended: the block of one that did not is handed out by its probe only then.
         """
-        since = loop.probe.activity(now).since if loop.is_running else IDLE
+        since = loop.probe.busy_since(now) if loop.is_running else IDLE
         loop.episodes = {key: episode for key, episode in loop.episodes.items() if key == since or not episode.ended}
         for key, episode in loop.episodes.items():
             episode.ended = key != since

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 from loopwatch._patches import Patch, PatchSet
-from loopwatch.probes.probe import IDLE, IDLING, Activity, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, Block, Counters, Loop
 
 MARK_EVERY = 0.01
 """s: clocks are read at most this often, so that a block's processor time is known to this."""
@@ -143,11 +143,8 @@ class Epoll(NamedTuple):
 
     def select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """Do what ``EpollSelector.select`` does."""
-        if timeout is None:
-            timeout = -1
-        else:
-            # epoll_wait(2) counts in milliseconds: rounded up, so as not to wake too early.
-            timeout = math.ceil(timeout * 1e3) * 1e-3 if timeout > 0 else 0
+        # epoll_wait(2) counts in milliseconds: rounded up, so as not to wake too early.
+        timeout = -1 if timeout is None else max(math.ceil(timeout * 1e3) * 1e-3, 0)
         try:
             return self.decode(self.poll(timeout, len(self.keys) or 1))
         except InterruptedError:
@@ -166,7 +163,7 @@ class Epoll(NamedTuple):
         return ready
 
 
-def timed_select(
+def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of its variables, the cheapest there are
     cell: Cell, original: Select, epoll: Epoll | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Timed:
     """Return a ``select`` that does what ``original`` does and notes when the loop waits and when it works.
@@ -291,9 +288,9 @@ class AsyncioProbe:
     def on_beat(self, due: float, now: float) -> None:
         """Nothing: passes and polls are timed exactly."""
 
-    def activity(self, now: float) -> Activity:
-        since = self._timed.pace().since
-        return IDLING if since == IDLE else Activity(since, since)
+    def busy_since(self, now: float) -> float:
+        since: float = self._timed.pace().since
+        return since
 
     def finished(self) -> list[Block]:
         cell = self._cell

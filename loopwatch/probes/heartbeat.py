@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import CodeType
 
 from loopwatch.probes.histogram import Histogram
-from loopwatch.probes.probe import IDLING, Activity, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, Block, Counters, Loop
 
 LONGEST = 1.0
 """s between two beats of an idle loop."""
@@ -128,11 +128,9 @@ class HeartbeatProbe:
         half = (due - heart.last) / 2
         self._blocks.append(Block(key=due, start=due - half, end=now, uncertainty=half))
 
-    def activity(self, now: float) -> Activity:
+    def busy_since(self, now: float) -> float:
         heart = self._heart
-        if heart is None or not self._running or now <= heart.due:
-            return IDLING
-        return Activity(heart.due, heart.due)
+        return IDLE if heart is None or not self._running or now <= heart.due else heart.due
 
     def finished(self) -> list[Block]:
         return [self._blocks.popleft() for _ in range(len(self._blocks))]

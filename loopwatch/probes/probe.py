@@ -10,21 +10,6 @@ IDLE = float("inf")
 """``busy_since`` of a loop that is waiting for events: its age is negative whatever the time is."""
 
 
-class Activity(NamedTuple):
-    """What a loop does at one moment.
-
-    Attributes:
-        since: start of what holds the loop now, :data:`IDLE` while it waits for events.
-        confirmed: start as far as it is certain; equals ``since`` where that is exact.
-    """
-
-    since: float
-    confirmed: float
-
-
-IDLING = Activity(IDLE, IDLE)
-
-
 class Counters(NamedTuple):
     """Totals since the probe was attached: seconds and counts; None where they cannot be known."""
 
@@ -39,7 +24,7 @@ class Block:
     """One span in which a loop did not get on, now over.
 
     Attributes:
-        key: ``Activity.since`` under which the watcher saw it.
+        key: ``busy_since`` under which the watcher saw it.
         start, end: bounds of the span.
         uncertainty: seconds by which the bounds may be off.
         shared: whether one callback's share of the span may be smaller than the span (a pass of asyncio).
@@ -69,8 +54,8 @@ class Probe(Protocol):
     def on_beat(self, due: float, now: float) -> None:
         """Take note of a beat of the heartbeat: when it was due, and when it came; on the loop's thread."""
 
-    def activity(self, now: float) -> Activity:
-        """Say what the loop does now."""
+    def busy_since(self, now: float) -> float:
+        """Return the start of what holds the loop now, :data:`IDLE` while it waits for events."""
 
     def finished(self) -> list[Block]:
         """Return the blocks that ended since the last call, and forget them."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from loopwatch._patches import loaded
-from loopwatch.probes.probe import IDLING, Activity, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, Block, Counters, Loop
 
 _UV_METRICS_IDLE_TIME = 1
 """``uv_loop_option`` in libuv's ``uv.h``."""
@@ -133,6 +133,7 @@ class UvloopProbe:
         self._history: deque[Reading] = deque(maxlen=32)
         self._awaiting: tuple[Block, int, int] | None = None
         self._reported_to = 0.0
+        self._last_beat = 0.0
         self._late_beat: tuple[float, float] | None = None
         self._ran = 0.0
         self._started: float | None = None
@@ -152,27 +153,42 @@ class UvloopProbe:
             metrics = self._metrics
             return Reading(now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting)
 
-    def activity(self, now: float) -> Activity:
+    def busy_since(self, now: float) -> float:
         with self._lock:
-            return self._activity(now)
+            return self._busy_since()
 
-    def _activity(self, now: float) -> Activity:
+    def _busy_since(self) -> float:
         # Now, and not the time of the tick: files may have been read since.
         reading = self._read(time.monotonic()) if self._started is not None else None
         if reading is None:
-            return IDLING
+            return IDLE
         before, self._last = self._last, reading
         if reading.moved_since(before):
             self._history.append(reading)
         suspect = self._suspect
-        if suspect is not None and (reading.polling or reading.moved_since(before)):
+        if suspect is None and reading.polling:
+            self._look_back(before, reading)
+        elif suspect is not None and (reading.polling or reading.moved_since(before)):
             self._close(suspect, before, reading)
             self._suspect = suspect = None
         if reading.polling:
-            return IDLING
+            return IDLE
         if suspect is None:
             self._suspect = suspect = _Suspect(before, reading)
-        return Activity(suspect.early, suspect.late)
+        return suspect.early
+
+    def _look_back(self, before: Reading, after: Reading) -> None:
+        """Find a block that began and ended between two readings, in which the watcher could not look either."""
+        waited = after.idle - before.idle
+        busy = (after.at - before.at) - waited
+        least = busy / max(after.passes - before.passes, 1)  # one of the passes took the mean of them or more
+        if least < self._limit:
+            return
+        # How much of the wait lay before it is not known; how long it was is.
+        start = before.at + waited / 2
+        block = Block(start, start, start + busy, busy - least)
+        self._awaiting = (block, before.waiting, after.passes)
+        self._report(block)
 
     def _close(self, suspect: _Suspect, before: Reading, after: Reading) -> None:
         """``suspect`` ended between two readings."""
@@ -200,6 +216,7 @@ class UvloopProbe:
         A loop that overslept in its poll (stopped process, no processor, GIL taken) was idle for libuv, and a block
         whose bounds were too uncertain for the counters alone is confirmed by a beat that had to wait for it.
         """
+        last_beat, self._last_beat = self._last_beat, now
         if now - due < self._limit:
             return
         with self._lock:
@@ -209,7 +226,10 @@ class UvloopProbe:
             before = next((item for item in reversed(self._history) if item.at <= due), self._last)
             busy = (reading.at - before.at) - (reading.idle - before.idle)
             if busy < (now - due) / 2:
-                self._report(Block(due, due, now, asleep=True))
+                # It may have begun before the beat was due: at any time since there was a sign of life.
+                alive = min(max(before.at, last_beat), due)
+                doubt = (due - alive) / 2
+                self._report(Block(due - doubt, due - doubt, now, uncertainty=doubt, asleep=True))
             else:
                 self._late_beat = (due, now)
 

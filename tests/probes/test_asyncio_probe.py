@@ -18,7 +18,7 @@ from loopwatch.agent import Agent
 from loopwatch.config import Config
 from loopwatch.probes.asyncio_probe import MAX_COUNTED, AsyncioProbe, Cell, timed_select
 from loopwatch.probes.heartbeat import HeartbeatProbe
-from loopwatch.probes.probe import IDLE, IDLING, Block
+from loopwatch.probes.probe import IDLE, Block
 from loopwatch.testing import FakeClock, RecordingSink
 from loopwatch.watched import make_probe
 
@@ -350,7 +350,7 @@ def test_time_between_runs_is_neither_busy_nor_idle(real: Any) -> None:
     real.run_until_complete(asyncio.sleep(0))
     probe.running(False)
     before = probe.counters(time.monotonic())
-    assert probe.activity(time.monotonic() + 5) == IDLING
+    assert probe.busy_since(time.monotonic() + 5) == IDLE
     assert probe.counters(time.monotonic() + 5) == before
     probe.detach()
 

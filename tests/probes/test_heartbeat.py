@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
-from loopwatch.probes.probe import IDLING, Block
+from loopwatch.probes.probe import IDLE, Block
 from loopwatch.testing import FakeClock
 
 
@@ -243,8 +243,8 @@ def test_block_below_the_limit_is_none(probed: Probed) -> None:
 
 def test_activity_begins_at_the_due_time(probed: Probed) -> None:
     """The loop counts as busy from the moment the beat is overdue, under the key of the block to come."""
-    assert probed.probe.activity(100.05) == IDLING
-    assert probed.probe.activity(100.2).since == pytest.approx(100.05)
+    assert probed.probe.busy_since(100.05) == IDLE
+    assert probed.probe.busy_since(100.2) == pytest.approx(100.05)
     probed.loop.fire(late=0.3)
     assert probed.probe.finished()[0].key == pytest.approx(100.05)
 
@@ -252,7 +252,7 @@ def test_activity_begins_at_the_due_time(probed: Probed) -> None:
 def test_a_loop_that_does_not_run_is_not_blocked(probed: Probed) -> None:
     """An overdue beat of a stopped loop means nothing."""
     probed.probe.running(False)
-    assert probed.probe.activity(500.0) == IDLING
+    assert probed.probe.busy_since(500.0) == IDLE
 
 
 def test_cut_ends_a_block(probed: Probed) -> None:
@@ -284,7 +284,7 @@ def test_block_at_the_start_of_a_second_run(probed: Probed) -> None:
     began = probed.clock.now
     probed.probe.running(True)
     probed.heart.resume()
-    assert probed.probe.activity(began + 0.3).since == began
+    assert probed.probe.busy_since(began + 0.3) == began
     (_, callback), probed.loop.timers = probed.loop.timers[0], []
     probed.clock.advance(0.3)
     callback()
@@ -303,5 +303,5 @@ def test_detached_probe_is_silent(probed: Probed) -> None:
     probed.probe.abandon()
     probed.loop.fire(late=5.0)
     probed.probe.cut(200.0)
-    assert probed.probe.activity(200.0) == IDLING
+    assert probed.probe.busy_since(200.0) == IDLE
     assert probed.probe.finished() == []

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loopwatch.probes.probe import IDLING, Activity, Block
+from loopwatch.probes.probe import IDLE, Block
 from loopwatch.probes.uvloop_probe import Reading, UvloopProbe
 
 uvloop = pytest.importorskip("uvloop")
@@ -89,9 +89,9 @@ class Scripted(UvloopProbe):
     def _read(self, now: float) -> Reading | None:
         return super()._read(now) if self.timeline is None else self.timeline.read(now)
 
-    def activity(self, now: float) -> Activity:
+    def busy_since(self, now: float) -> float:
         CLOCK.now = now
-        return super().activity(now)
+        return super().busy_since(now)
 
     def on_beat(self, due: float, now: float) -> None:
         CLOCK.now = now
@@ -111,7 +111,7 @@ class Scripted(UvloopProbe):
         """Look at the given times, as the watcher does, and return what was found."""
         found = []
         for tick in ticks:
-            self.activity(tick)
+            self.busy_since(tick)
             found += self.finished()
         return found + self.finished_later()
 
@@ -149,10 +149,10 @@ def test_activity_dates_from_the_last_poll() -> None:
     """While the loop is blocked the watcher reads since when; while it polls, that it is idle."""
     line = Timeline([(0.0, 1.0), (0.3, 1.0)])
     probe = Scripted(line)
-    assert probe.activity(T0 + 0.5) == IDLING
-    assert probe.activity(T0 + 1.1) == pytest.approx((T0 + 1.0, T0 + 1.1))
-    assert probe.activity(T0 + 1.25) == pytest.approx((T0 + 1.0, T0 + 1.1))
-    assert probe.activity(T0 + 1.4) == IDLING
+    assert probe.busy_since(T0 + 0.5) == IDLE
+    assert probe.busy_since(T0 + 1.1) == pytest.approx(T0 + 1.0)
+    assert probe.busy_since(T0 + 1.25) == pytest.approx(T0 + 1.0)
+    assert probe.busy_since(T0 + 1.4) == IDLE
 
 
 def test_victims_are_the_events_that_waited() -> None:
@@ -235,13 +235,41 @@ def test_no_pigeonhole_in_many_passes() -> None:
 
 
 def test_late_beat_of_a_sleeping_loop() -> None:
-    """A beat late although the loop sat in its poll: the loop could not wake up, from the due time to now."""
+    """A beat late although the loop sat in its poll: it could not wake up, since some time after the last look."""
     line = Timeline([(0.0, 2.0), (0.0, 1.0)])
     probe = Scripted(line)
-    probe.activity(T0 + 0.4)
+    probe.busy_since(T0 + 0.4)
     probe.on_beat(T0 + 0.5, T0 + 1.0)
     (block,) = probe.finished()
-    assert (block.start, block.end, block.asleep) == (T0 + 0.5, T0 + 1.0, True)
+    assert (block.start, block.uncertainty) == pytest.approx((T0 + 0.45, 0.05))
+    assert (block.end, block.asleep) == (T0 + 1.0, True)
+
+
+def test_the_beat_before_was_a_sign_of_life() -> None:
+    """A loop that beat after the last look could not have been stopped before that beat."""
+    line = Timeline([(0.0, 2.0), (0.0, 1.0)])
+    probe = Scripted(line)
+    probe.busy_since(T0 + 0.2)
+    probe.on_beat(T0 + 0.44, T0 + 0.44)
+    probe.on_beat(T0 + 0.5, T0 + 1.0)
+    (block,) = probe.finished()
+    assert (block.start, block.uncertainty) == pytest.approx((T0 + 0.47, 0.03))
+
+
+def test_block_between_two_looks() -> None:
+    """A watcher that could not look while the loop was held (the GIL was taken) finds the block afterwards, exactly."""
+    line = Timeline([(0.0, 1.0), (0.3, 1.0)])
+    (block,) = Scripted(line).watched([T0 + 0.9, T0 + 1.34, T0 + 1.4])
+    assert block.end - block.start == pytest.approx(0.3)
+    assert block.uncertainty == 0.0
+    assert block.start == pytest.approx(T0 + 1.0, abs=0.03)
+
+
+@given(st.floats(0.001, 0.05), st.integers(2, 40), st.floats(0.001, 0.02))
+def test_many_passes_between_two_looks_are_no_block(length: float, count: int, gap: float) -> None:
+    """However long the watcher could not look: short passes that waited in between do not add up to a block."""
+    line = Timeline([(0.0, 0.1), *[(length, gap)] * count, (0.0, 1.0)])
+    assert Scripted(line).watched([T0 + 0.05, line.end - 0.5]) == []
 
 
 def test_late_beat_of_a_busy_loop_confirms_a_block() -> None:
@@ -294,8 +322,8 @@ def test_block_shortly_before_the_loop_stops() -> None:
     """A block that ended since the last look is told when the loop stops, under the key the watcher saw it by."""
     line = Timeline([(0.0, 1.0), (0.3, 0.01), (0.0, 1.0)])
     probe = Scripted(line)
-    probe.activity(T0 + 0.5)
-    key = probe.activity(T0 + 1.1).since
+    probe.busy_since(T0 + 0.5)
+    key = probe.busy_since(T0 + 1.1)
     probe.cut(T0 + 1.31)
     (block,) = probe.finished()
     assert block.key == key
@@ -307,7 +335,7 @@ def test_counters_of_a_timeline() -> None:
     """Busy and idle are exact at the moment of the last reading, whenever one asks."""
     line = Timeline([(0.3, 0.1)] * 10)
     probe = Scripted(line)
-    probe.activity(T0 + 2.0)
+    probe.busy_since(T0 + 2.0)
     busy, idle, passes, _ = probe.counters(T0 + 9.0)
     assert (busy, idle) == pytest.approx((1.5, 0.5))
     assert passes == 5
@@ -338,7 +366,7 @@ def test_utilization_of_a_half_blocked_program(real: Any) -> None:
 
     probe.running(True)
     truth = real.run_until_complete(main())
-    probe.activity(time.monotonic())
+    probe.busy_since(time.monotonic())
     busy, idle, passes, _ = probe.counters(time.monotonic())
     probe.running(False)
     probe.detach()
@@ -365,13 +393,13 @@ def test_real_block_is_found(real: Any) -> None:
 
     async def main() -> float:
         await asyncio.sleep(0.05)
-        probe.activity(time.monotonic())
+        probe.busy_since(time.monotonic())
         began = time.monotonic()
         time.sleep(0.2)
-        probe.activity(time.monotonic())
+        probe.busy_since(time.monotonic())
         lasted = time.monotonic() - began
         await asyncio.sleep(0.04)
-        probe.activity(time.monotonic())
+        probe.busy_since(time.monotonic())
         return lasted
 
     probe.running(True)
@@ -393,7 +421,7 @@ def test_detach_before_close(real: Any) -> None:
     probe.detach()
     real.close()
     now = time.monotonic()
-    assert probe.activity(now) == IDLING
+    assert probe.busy_since(now) == IDLE
     probe.on_beat(now - 5, now)
     probe.cut(now)
     probe.running(False)
