@@ -314,8 +314,8 @@ def test_whatever_fails_in_the_watcher(
     if seam == "probe":
         from loopwatch.probes import uvloop_probe
 
-        monkeypatch.setattr(uvloop_probe.UvloopProbe, "activity", raising(RuntimeError("ours")))
-        monkeypatch.setattr(AsyncioProbe, "activity", raising(RuntimeError("ours")))
+        monkeypatch.setattr(uvloop_probe.UvloopProbe, "busy_since", raising(RuntimeError("ours")))
+        monkeypatch.setattr(AsyncioProbe, "busy_since", raising(RuntimeError("ours")))
     elif seam == "stacks":
         monkeypatch.setattr(loopwatch.stacks, "take", raising(RuntimeError("ours")))
     else:
@@ -345,7 +345,7 @@ def test_a_probe_that_fails_costs_its_own_loop_only(agent: Agent, sink: Recordin
     assert ready.wait(10)
     try:
         found = next(loop for loop in agent._watcher.loops if loop.name == "broken")
-        found.probe.activity = raising(RuntimeError("ours"))  # type: ignore[method-assign]
+        found.probe.busy_since = raising(RuntimeError("ours"))  # type: ignore[method-assign]
         asyncio.run(blocks(2))
         agent.flush()
     finally:
