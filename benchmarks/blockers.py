@@ -307,7 +307,7 @@ async def beside_the_loop(stage: Stage, blocker: Blocker, payload: Any) -> None:
     """In another thread, while the loop waits for its 1 ms ticker, which tells how long it could not get on."""
     thread = threading.Thread(target=blocker.run, args=(payload,), name="hog", daemon=True)
     ticker = asyncio.create_task(stage.tick(), name="ticker")
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(1.2)  # a loop under load: the heartbeat beats as often as it can
     thread.start()
     while thread.is_alive():
         await asyncio.sleep(0.01)

@@ -98,14 +98,18 @@ class ThreadFacts:
         """Return run time and run-queue delay (``/proc/PID/task/TID/schedstat``), None where there is none."""
         return scheduled(self.native_id)
 
-    def clocks(self) -> Clocks:
-        """Read all clocks; the file of the run queue last, for it gives up the GIL."""
+    def clocks(self, *, files: bool = True) -> Clocks:
+        """Read all clocks; the run queue, which is a file, last or not at all."""
         at, cpu, process_cpu = time.monotonic(), self.cpu(), time.process_time()
-        found = self.scheduled()
+        found = self.scheduled() if files else None
         return Clocks(at, cpu, process_cpu, found.run_queue if found is not None else None)
 
-    def waiting_in(self) -> tuple[str | None, str | None]:
-        """Return (system call, kernel function) the thread is in; ``running`` if it is on a processor."""
+    def waiting_in(self, *, channel: bool = True) -> tuple[str | None, str | None]:
+        """Return (system call, kernel function) the thread is in; ``running`` if it is on a processor.
+
+        Args:
+            channel: whether to ask for the kernel function.
+        """
         text = _read(f"/proc/self/task/{self.native_id}/syscall")
         if text is None:
             return None, None
@@ -113,8 +117,8 @@ class ThreadFacts:
         if number == RUNNING:
             return RUNNING, None
         name = _NAMES.get(int(number), f"syscall {number}") if number.lstrip("-").isdigit() else None
-        channel = _read(f"/proc/self/task/{self.native_id}/wchan")
-        return name, channel if channel not in ("", "0") else None
+        found = _read(f"/proc/self/task/{self.native_id}/wchan") if channel else None
+        return name, found if found not in ("", "0") else None
 
 
 def scheduled(native_id: int) -> Scheduled | None:
@@ -139,11 +143,16 @@ def thread_cpu(native_id: int) -> float | None:
         return None
 
 
-def thread_clocks() -> dict[int, float]:
-    """Return ``{ident: processor seconds}`` of the first 64 Python threads, without giving up the GIL."""
+ThreadId = tuple[int | None, int]
+"""(ident, native id) of a thread: idents are used again as soon as a thread has ended, the kernel's numbers late."""
+
+
+def thread_clocks() -> dict[ThreadId, float]:
+    """Return the processor seconds of the first 64 Python threads, without giving up the GIL."""
     threads = threading.enumerate()[:MAX_THREADS]
-    clocks = ((thread.ident, thread_cpu(thread.native_id)) for thread in threads if thread.native_id is not None)
-    return {ident: cpu for ident, cpu in clocks if ident is not None and cpu is not None}
+    ids = [(thread.ident, thread.native_id) for thread in threads if thread.native_id is not None]
+    clocks = ((thread, thread_cpu(thread[1])) for thread in ids)
+    return {thread: cpu for thread, cpu in clocks if cpu is not None}
 
 
 def throttled() -> float | None:

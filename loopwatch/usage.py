@@ -30,10 +30,12 @@ def usage(loop: WatchedLoop, block: Block, inside: list[Clocks]) -> Usage:
         inside: clocks read by the watcher while it lasted, in order of time.
     """
     length = block.end - block.start
+    found = None
     if inside and inside[-1].at - inside[0].at >= SPANNED * length:
         found = _within(inside[0], inside[-1], length)
-    else:
-        found = _since_before(loop, block, length)
+    if found is None or found.run_queue is None:
+        before = _since_before(loop, block, length)
+        found = before if found is None else found._replace(run_queue=before.run_queue)
     if found.run_queue is not None:
         found = found._replace(run_queue=min(max(found.run_queue, 0.0), length))
     if block.window is not None:

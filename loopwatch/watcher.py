@@ -38,8 +38,8 @@ ACTIVE_SHARE = 0.05
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
 LONGEST_DOZE = 1.0
 """s between two ticks while every loop is quiet and will wake the watcher itself."""
-SHORTEST_GAP, LONGEST_GAP = 0.01, 0.05
-"""s between two samples of a blocked loop; an eighth of the block's age between these bounds."""
+SHORTEST_GAP, LONGEST_GAP = 0.01, 0.1
+"""s between two samples of a blocked loop; a quarter of the block's age between these bounds."""
 MAX_CALLERS = 50
 """Callbacks of one pass whose task and labels are read."""
 MAX_SAMPLES = 200
@@ -49,7 +49,7 @@ LATE = 0.015
 THREAD_CLOCKS_EVERY = 1.0
 """s between two readings of all threads' clocks, so that who burned a processor can be told later."""
 MIN_HOG = 0.2
-"""Share of a block that a thread must have used of a processor to be called its hog."""
+"""Share of the time for which the busiest other thread must have had a processor for it to be called the hog."""
 HOG_EVERY = 0.05
 """s between two searches for the thread that holds the GIL, while a loop waits for what may be the GIL."""
 
@@ -109,9 +109,10 @@ class Watcher:
         self._stopping = False
         self.paused = False
         self._lateness: deque[Lateness] = deque(maxlen=64)
-        self._thread_clocks: dict[int, float] = {}
+        self._thread_clocks: dict[facts.ThreadId, float] = {}
         self._clocks_read = 0.0
         self._own_run_queue = 0.0
+        self._own_read = 0.0
         self._woken_at = 0.0
         self._throttled: tuple[float, float | None] = (0.0, None)
         self._window_ends = 0.0
@@ -281,7 +282,7 @@ class Watcher:
         since = loop.probe.busy_since(now) if loop.is_running and not self.paused else IDLE
         age = now - since
         if age >= threshold / 2:
-            gap = min(max(age / 8, SHORTEST_GAP), LONGEST_GAP)
+            gap = min(max(age / 4, SHORTEST_GAP), LONGEST_GAP)
             episode = loop.episodes.get(since)
             if episode is not None and len(episode.samples) >= MAX_SAMPLES / 2:
                 gap = max(gap, age / 50)
@@ -305,13 +306,17 @@ class Watcher:
 
     def _read_shared_clocks(self, now: float, every: float) -> None:
         """Read what is not of one loop: clocks of all threads, the cgroup, the watcher's own."""
+        read_at, throttled = self._throttled
+        if now - read_at >= (
+            every if throttled is None else every / 5
+        ):  # a quota that is there may be used up at any time
+            self._throttled = (now, facts.throttled())
         if now - self._clocks_read >= every:
             self._clocks_read = now
-            self._throttled = (now, facts.throttled())
             if threading.active_count() > 2:
                 self._thread_clocks = facts.thread_clocks()
-            own = facts.scheduled(threading.get_native_id())
-            self._own_run_queue = own.run_queue if own else 0.0
+        if now - self._own_read >= every / 5:
+            self._read_own_run_queue(now)
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
@@ -327,14 +332,15 @@ class Watcher:
                 sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
                 if sample is not None and loop.probe.busy_since(time.monotonic()) == since:
                     taken.append((loop, since, sample))
-            if late >= LATE or (
-                now - self._clocks_read >= HOG_EVERY and any(self._wants_gil(loop, since) for loop, since, _ in taken)
-            ):
+            if late >= LATE or (now - self._clocks_read >= HOG_EVERY and self._contended(late, taken)):
                 innocent = {loop.thread.ident for loop in self.loops if loop.thread is not None} | _own_threads()
                 others = stacks.frames_of_threads(frames, innocent, config.max_frames)
             del frames
         if others is not None:
             self._find_hog(others, planned, now)
+            # Whoever holds the GIL gives it away one switch interval after it was asked for, at the end of its call.
+            held = late - self._lateness[-1].starved - 2 * sys.getswitchinterval()
+            self._each(lambda loop: loop.probe.held_up(now, held))
         for loop, since, sample in taken:
             episode = loop.episodes.get(since) or loop.episodes.setdefault(since, Episode(os.urandom(5).hex()))
             self._identify(episode, sample, config)
@@ -384,27 +390,39 @@ class Watcher:
 
     def _ask_kernel(self, loop: WatchedLoop, sample: Sample) -> None:
         if loop.thread is not None:
-            sample.syscall, sample.wait_channel = loop.thread.waiting_in()
-            sample.clocks = loop.thread.clocks()
+            # Each file gives up the GIL: where that is hard to get back one must do, or there are no further samples.
+            easy = sample.late < LATE
+            sample.syscall, sample.wait_channel = loop.thread.waiting_in(channel=easy)
+            sample.clocks = loop.thread.clocks(files=easy)
 
-    def _wants_gil(self, loop: WatchedLoop, since: float) -> bool:
-        """Whether the last sample found the loop's thread waiting for what may be the GIL."""
-        episode = loop.episodes.get(since)
-        return episode is not None and bool(episode.samples) and episode.samples[-1].syscall in LOCK_CALLS
+    def _contended(self, late: float, taken: list[tuple[WatchedLoop, float, Sample]]) -> bool:
+        """Whether the GIL seems to be taken: for the watcher, or, by its last sample, for a loop's thread."""
+        if late >= sys.getswitchinterval() / 2:
+            return True
+        known = (loop.episodes.get(since) for loop, since, _ in taken)
+        return any(episode and episode.samples and episode.samples[-1].syscall in LOCK_CALLS for episode in known)
 
     def _find_hog(self, others: dict[int, stacks.RawStack], planned: float, now: float) -> None:
         """Find which other thread used the processor while the watcher could not run."""
         clocks = facts.thread_clocks()
-        used = {ident: clocks[ident] - self._thread_clocks.get(ident, 0.0) for ident in others if ident in clocks}
+        used = {
+            thread[0]: cpu - self._thread_clocks.get(thread, 0.0)
+            for thread, cpu in clocks.items()
+            if thread[0] in others
+        }
         hog = max(used, key=lambda ident: used[ident], default=None)
-        own = facts.scheduled(threading.get_native_id())
-        run_queue = own.run_queue if own else 0.0
-        starved = max(run_queue - self._own_run_queue, 0.0)
         stack, cpu = (others[hog], used[hog]) if hog is not None else (None, 0.0)
+        before = self._own_run_queue
+        self._read_own_run_queue(now)
+        starved = min(max(self._own_run_queue - before, 0.0), now - planned)
         self._lateness.append(Lateness(planned, now, starved, stack, cpu))
-        self._own_run_queue = run_queue
         self._thread_clocks = clocks
         self._clocks_read = now
+
+    def _read_own_run_queue(self, now: float) -> None:
+        own = facts.scheduled(threading.get_native_id())
+        self._own_run_queue = own.run_queue if own else 0.0
+        self._own_read = now
 
     # -- handing on -----------------------------------------------------------------------------------------------
 
@@ -429,7 +447,7 @@ class Watcher:
         self._hand_on(loop, block, episode, ongoing=False)
 
     def _hand_on(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> None:
-        hog = self._hog_within(block)
+        hog, hog_cpu = self._hog_within(block)
         caller = _main_caller(episode)
         self._tell(
             Observation(
@@ -439,14 +457,14 @@ class Watcher:
                 started_at=time.time() - (time.monotonic() - block.start),
                 start=block.start,
                 end=block.end,
-                evidence=self._evidence(loop, block, episode.samples, hog),
+                evidence=self._evidence(loop, block, episode.samples, hog_cpu),
                 uncertainty=block.uncertainty,
                 shared=block.shared,
                 asleep=block.asleep,
                 ongoing=ongoing,
                 victims=block.victims,
                 samples=list(episode.samples),
-                hog=hog.hog if hog is not None else None,
+                hog=hog,
                 task=caller.task,
                 coroutine=caller.coroutine,
                 context=caller.context,
@@ -454,7 +472,7 @@ class Watcher:
             )
         )
 
-    def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hog: Lateness | None) -> Evidence:
+    def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hog_cpu: float | None) -> Evidence:
         length = block.end - block.start
         used = usage(loop, block, [sample.clocks for sample in samples if sample.clocks is not None])
         throttled_before, throttled_after = self._throttled[1], facts.throttled()
@@ -469,23 +487,26 @@ class Watcher:
             if throttled_before is None or throttled_after is None
             else min(max(throttled_after - throttled_before, 0.0), length),
             gc=self.gc.within(block.start, block.end),
-            watcher_late=sum(_overlap(entry, block) for entry in late),
+            watcher_late=sum(_overlap(entry, block) for entry in late if entry.actual - entry.planned >= LATE),
             watcher_starved=min(sum(entry.starved for entry in late), length),
             gil_wait=statistics.median(sample.late for sample in samples) if samples else None,
             samples=len(samples),
             syscall=syscall,
             syscall_share=share,
             wait_channel=_most_common([sample.wait_channel for sample in samples if sample.wait_channel]),
-            hog=None if hog is None else min(hog.hog_cpu / length, 1.0),
+            hog=None if hog_cpu is None else min(hog_cpu / length, 1.0),
             asleep=block.asleep,
             switch_interval=sys.getswitchinterval(),
         )
 
-    def _hog_within(self, block: Block) -> Lateness | None:
+    def _hog_within(self, block: Block) -> tuple[stacks.RawStack | None, float | None]:
+        """Return the stack of the other thread that used most, and what the busiest one used each time, together."""
         late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
-        least = MIN_HOG * (block.end - block.start)
-        hogs = (entry for entry in late if entry.hog is not None and entry.hog_cpu >= least)
-        return max(hogs, key=lambda entry: entry.hog_cpu, default=None)
+        cpu = sum(entry.hog_cpu for entry in late)
+        until = min(max((entry.actual for entry in late), default=block.end), block.end)
+        if cpu < MIN_HOG * (until - block.start):
+            return None, None
+        return max(late, key=lambda entry: entry.hog_cpu).hog, cpu
 
     def _forget_ended(self, loop: WatchedLoop, now: float) -> None:
         """Drop what was collected of callbacks that ended below the threshold.

@@ -88,9 +88,7 @@ def test_every_habit_is_found_with_its_function_and_its_cause(loop: str, tmp_pat
         assert "  machine busy " in output, output
         pytest.skip("this machine is too busy: the loop waited for a processor in each of three runs")
 
-    habits = [
-        habit for habit in demo.HABITS if any(line.startswith(f"{habit.route} ") for line in output.splitlines())
-    ]
+    habits = [habit for habit in demo.HABITS if any(line.startswith(f"{habit.route} ") for line in output.splitlines())]
     assert set(demo.HABITS) - set(habits) <= {habit for habit in demo.HABITS if habit.template == demo.EXPORT}
     found = {(stall.culprit.function, stall.cause) for stall in read_journals(str(tmp_path)).stalls if stall.culprit}
     assert {(habit.culprit, habit.cause) for habit in habits} <= found, output

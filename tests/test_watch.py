@@ -251,7 +251,7 @@ def test_stopped_process_is_suspended(agent: Agent, sink: RecordingSink, run: Ru
 
     run(main())
     stalls = [stall for stall in sink.wait() if stall.duration > 0.4]
-    assert [stall.cause for stall in stalls] == [Cause.SUSPENDED]
+    assert [stall.cause for stall in stalls] == [Cause.SUSPENDED], stalls
     assert stalls[0].culprit is None
 
 

@@ -16,6 +16,9 @@ MOSTLY = 0.8
 MUCH, SOME = 0.4, 0.3
 """Shares at which the loss of the GIL shows: the watcher notices it only between its own sleeps."""
 
+MOVES = 0.3
+"""Share of neighbouring samples with another innermost position that shows a thread which gets on."""
+
 RUNNING = "running"
 LOCK_CALLS = frozenset({"futex", "futex_waitv"})
 SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
@@ -63,7 +66,7 @@ def _kept_from_running(evidence: Evidence) -> float:
 
 
 def _starved(evidence: Evidence) -> Cause | None:
-    waited = max(_waited_for_a_processor(evidence), _share(evidence.throttled, evidence))
+    waited = max(_waited_for_a_processor(evidence), _awake(_share(evidence.throttled, evidence), evidence))
     if evidence.asleep:
         waited = max(waited, _share(evidence.watcher_starved, evidence))
     # What would be too long with a processor of its own, too, is not the machine's fault alone.
@@ -75,8 +78,10 @@ def _suspended(evidence: Evidence) -> Cause | None:
     nobody_ran = evidence.process_cpu is not None and _share(evidence.process_cpu, evidence) < 0.1
     nobody_waited = _share(evidence.run_queue, evidence) < 0.3
     nothing_seen = evidence.samples < 2 or (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval
-    stopped = nobody_ran and nobody_waited and nothing_seen and _kept_from_running(evidence) >= MOST
-    return Cause.SUSPENDED if stopped else None
+    # A loop that nobody kept from waking up, and that did not wait for a processor either, was stopped itself.
+    could_not_wake = evidence.asleep and evidence.run_queue is not None
+    stopped = nobody_ran and nobody_waited and nothing_seen
+    return Cause.SUSPENDED if stopped and (could_not_wake or _kept_from_running(evidence) >= MOST) else None
 
 
 def _gc(evidence: Evidence) -> Cause | None:
@@ -100,8 +105,11 @@ def _ran(evidence: Evidence) -> float:
 
 def _waited_for_a_processor(evidence: Evidence) -> float:
     """Share of the span in which the loop's thread was runnable and had no processor."""
-    waited = _share(evidence.run_queue, evidence)
-    # Who is found asleep is not runnable: what it waited for a processor, it waited before the block.
+    return _awake(_share(evidence.run_queue, evidence), evidence)
+
+
+def _awake(waited: float, evidence: Evidence) -> float:
+    """Who is found asleep is not runnable: what it waited for a processor, it waited before the block."""
     return min(waited, 1 - evidence.syscall_share) if _slept(evidence) else waited
 
 
@@ -110,8 +118,10 @@ def _another_held_the_gil(evidence: Evidence) -> Cause | None:
         return None
     if _kept_from_running(evidence) >= SOME:
         return Cause.GIL
-    wanted = evidence.asleep or (not evidence.lock_wait and kind_of(evidence.syscall) in (RUNNING, "lock", ""))
-    contended = evidence.gil_wait is not None and evidence.gil_wait >= 0.2 * evidence.switch_interval
+    # Who waits for a lock stays where it is; who waits for the GIL gets it now and then, and moves on.
+    stays = evidence.lock_wait and (evidence.moving or 0.0) < MOVES
+    wanted = evidence.asleep or (not stays and kind_of(evidence.syscall) in (RUNNING, "lock", ""))
+    contended = (evidence.gil_wait or 0.0) >= 0.2 * evidence.switch_interval or _kept_from_running(evidence) >= SOME / 2
     return Cause.GIL if wanted and contended else None
 
 
@@ -124,7 +134,7 @@ def _computing(evidence: Evidence) -> Cause | None:
         return None
     if evidence.gil_wait > 3 * evidence.switch_interval:  # Python code gives the GIL away after one
         return Cause.NATIVE_GIL
-    if (evidence.moving or 0.0) >= 0.3 or evidence.gil_wait >= MOST * evidence.switch_interval:
+    if (evidence.moving or 0.0) >= MOVES or evidence.gil_wait >= MOST * evidence.switch_interval:
         return Cause.PYTHON
     return Cause.NATIVE
 

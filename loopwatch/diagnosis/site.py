@@ -6,6 +6,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 from loopwatch.events import Frame
@@ -52,17 +53,11 @@ class Site:
 
     def is_user(self, frame: Frame) -> bool:
         """Whether ``frame`` is the user's own code: not the standard library, not an installed package."""
-        if any(_matches(frame, prefix) for prefix in self.user_code):
-            return True
-        if any(_matches(frame, prefix) for prefix in self.library_code):
-            return False
-        return not self.is_stdlib(frame) and not _installed(frame.file)
+        return _is_user(self, frame.module, frame.file)
 
     def is_stdlib(self, frame: Frame) -> bool:
         """Whether ``frame`` belongs to the standard library or is frozen into the interpreter."""
-        if frame.file.startswith("<frozen"):
-            return True
-        return any(_under(frame.file, folder) for folder in self.stdlib) and not _installed(frame.file)
+        return _is_stdlib(self, frame.file)
 
     def judge(self, stacks: Sequence[Stack]) -> Verdict:
         """Find the culprit of stacks that were sampled one after the other.
@@ -90,6 +85,23 @@ class Site:
         return next((frame for frame in reversed(stack) if _key(frame) in keys and self.is_user(frame)), None)
 
 
+# Every sample of every stall asks this of each of its frames, and a program has few files.
+@lru_cache(maxsize=4096)
+def _is_user(site: Site, module: str, file: str) -> bool:
+    if any(_matches(module, file, prefix) for prefix in site.user_code):
+        return True
+    if any(_matches(module, file, prefix) for prefix in site.library_code):
+        return False
+    return not _is_stdlib(site, file) and not _installed(file)
+
+
+@lru_cache(maxsize=4096)
+def _is_stdlib(site: Site, file: str) -> bool:
+    if file.startswith("<frozen"):
+        return True
+    return any(_under(file, folder) for folder in site.stdlib) and not _installed(file)
+
+
 def _key(frame: Frame) -> tuple[str, str]:
     return frame.function, frame.file
 
@@ -103,7 +115,7 @@ def _under(file: str, folder: str) -> bool:
     return file.startswith(folder.rstrip("/\\") + ("\\" if "\\" in folder else "/"))
 
 
-def _matches(frame: Frame, prefix: str) -> bool:
+def _matches(module: str, file: str, prefix: str) -> bool:
     if "/" in prefix or "\\" in prefix:
-        return frame.file == prefix or _under(frame.file, prefix)
-    return frame.module == prefix or frame.module.startswith(prefix + ".")
+        return file == prefix or _under(file, prefix)
+    return module == prefix or module.startswith(prefix + ".")

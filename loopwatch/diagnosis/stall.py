@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from loopwatch.diagnosis.cause import decide
 from loopwatch.diagnosis.remedy import remedy
@@ -196,7 +197,12 @@ def _waits_for_lock(leaf: Frame | None, call: str | None) -> bool:
 
 
 def _in_debugger(stack: Stack) -> bool:
-    return any(frame.module == name or frame.module.startswith(name + ".") for frame in stack for name in _DEBUGGERS)
+    return any(_is_debugger(frame.module) for frame in stack)
+
+
+@lru_cache(maxsize=4096)
+def _is_debugger(module: str) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in _DEBUGGERS)
 
 
 def _sample_of(verdict: Verdict, samples: Sequence[Sample], stacks: Sequence[Stack]) -> Sample | None:

@@ -292,6 +292,9 @@ class AsyncioProbe:
         since: float = self._timed.pace().since
         return since
 
+    def held_up(self, now: float, seconds: float) -> None:
+        """Nothing: passes and polls are timed exactly."""
+
     def finished(self) -> list[Block]:
         cell = self._cell
         done = []

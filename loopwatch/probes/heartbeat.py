@@ -132,6 +132,9 @@ class HeartbeatProbe:
         heart = self._heart
         return IDLE if heart is None or not self._running or now <= heart.due else heart.due
 
+    def held_up(self, now: float, seconds: float) -> None:
+        """Nothing: the beat itself is late then."""
+
     def finished(self) -> list[Block]:
         return [self._blocks.popleft() for _ in range(len(self._blocks))]
 

@@ -57,6 +57,9 @@ class Probe(Protocol):
     def busy_since(self, now: float) -> float:
         """Return the start of what holds the loop now, :data:`IDLE` while it waits for events."""
 
+    def held_up(self, now: float, seconds: float) -> None:
+        """Take note that some thread had kept the GIL for at least ``seconds`` when the watcher could look, ``now``."""
+
     def finished(self) -> list[Block]:
         """Return the blocks that ended since the last call, and forget them."""
 

@@ -29,6 +29,13 @@ POLL_GRACE = 0.005
 """s: the first poll after a block counts what waited; it is not waited for longer than this."""
 
 
+CERTAIN = 0.4
+"""Share of the limit that one pass must certainly have taken, or passes of a healthy loop would add up to a block."""
+
+LEAST_ORDINARY, MAX_ORDINARY = 0.01, 0.9
+"""s, and share of the limit, between two readings that tell how busy the loop usually is: no block lies between."""
+
+
 class _Metrics(ctypes.Structure):
     _fields_ = (
         ("loop_count", ctypes.c_uint64),
@@ -89,11 +96,12 @@ class _Suspect:
     Attributes:
         early, late: bounds of its start.
         exact: whether the loop made at most one pass since the reading before, so that ``early`` is its start.
-        least: s that one pass of those since the reading before took at least: the mean of them.
+        mean: s that one pass of those since the reading before took at least.
+        held: s before ``late`` in which no pass can have ended, as some thread kept the GIL.
         first: the reading that found it.
     """
 
-    __slots__ = ("early", "exact", "first", "late", "least")
+    __slots__ = ("early", "exact", "first", "held", "late", "mean")
 
     def __init__(self, before: Reading, first: Reading) -> None:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
@@ -104,8 +112,40 @@ class _Suspect:
         # If the loop worked, waited and worked since the reading before, only the last part is what holds it now.
         waited_between = not before.polling and first.idle > before.idle
         self.exact = passes <= 2 and not waited_between
-        self.least = busy / max(passes, 1)
+        self.mean = busy / max(passes, 1)
+        self.held = 0.0
         self.first = first
+
+    @property
+    def doubt(self) -> float:
+        """Seconds by which its start may be later than ``early``."""
+        return 0.0 if self.exact else max(self.late - self.early - self.held, 0.0)
+
+
+class _Between:
+    """What lies between two readings, of which the second found the loop waiting: perhaps a block, over by now.
+
+    Attributes:
+        before, after: the readings.
+        wall, waited, busy: s between them, and how much of it the loop waited and worked.
+        mean: s that a pass took on average; one of them took that long or longer.
+        held: s that some thread kept the GIL at least, so that no pass could end.
+    """
+
+    __slots__ = ("after", "before", "busy", "held", "mean", "waited", "wall")
+
+    def __init__(self, before: Reading, after: Reading) -> None:
+        self.before, self.after = before, after
+        self.wall = after.at - before.at
+        self.waited = after.idle - before.idle
+        self.busy = max(self.wall - self.waited, 0.0)
+        self.mean = self.busy / max(after.passes - before.passes, 1)
+        self.held = 0.0
+
+    def beyond(self, usual: float) -> float:
+        """Return the s of one block, if the loop was busy for the ``usual`` share of the rest of the time."""
+        usual = min(usual, MAX_ORDINARY)
+        return (self.busy - usual * self.wall) / (1 - usual)
 
 
 class UvloopProbe:
@@ -129,6 +169,8 @@ class UvloopProbe:
         self._loop = weakref.ref(loop)
         self._limit = limit
         self._blocks: deque[Block] = deque(maxlen=1000)
+        self._between: _Between | None = None
+        self._usual = 0.0
         self._suspect: _Suspect | None = None
         self._history: deque[Reading] = deque(maxlen=32)
         self._awaiting: tuple[Block, int, int] | None = None
@@ -167,7 +209,9 @@ class UvloopProbe:
             self._history.append(reading)
         suspect = self._suspect
         if suspect is None and reading.polling:
-            self._look_back(before, reading)
+            self._between = between = _Between(before, reading)
+            if LEAST_ORDINARY < between.wall < MAX_ORDINARY * self._limit:
+                self._usual = between.busy / between.wall
         elif suspect is not None and (reading.polling or reading.moved_since(before)):
             self._close(suspect, before, reading)
             self._suspect = suspect = None
@@ -177,16 +221,29 @@ class UvloopProbe:
             self._suspect = suspect = _Suspect(before, reading)
         return suspect.early
 
-    def _look_back(self, before: Reading, after: Reading) -> None:
-        """Find a block that began and ended between two readings, in which the watcher could not look either."""
-        waited = after.idle - before.idle
-        busy = (after.at - before.at) - waited
-        least = busy / max(after.passes - before.passes, 1)  # one of the passes took the mean of them or more
-        if least < self._limit:
+    def held_up(self, now: float, seconds: float) -> None:
+        with self._lock:
+            suspect, between = self._suspect, self._between
+            if suspect is not None and suspect.late >= now:
+                suspect.held = max(seconds, 0.0)
+            elif between is not None and between.after.at >= now:
+                between.held = max(seconds, 0.0)
+
+    def _look_back(self, between: _Between) -> None:
+        """Report a block that began and ended between two readings, in which the watcher could not look either."""
+        before, after = between.before, between.after
+        if between.held >= CERTAIN * self._limit:
+            # The watcher looks as soon as it can: what of the wait lay behind the block is next to nothing.
+            end, length = after.at, min(max(between.beyond(self._usual), between.held, between.mean), between.busy)
+            doubt = between.busy - length
+        elif between.mean >= self._limit:
+            # How much of the wait lay before it is not known; how long it was is.
+            end, length, doubt = after.at - between.waited / 2, between.busy, between.busy - between.mean
+        else:
             return
-        # How much of the wait lay before it is not known; how long it was is.
-        start = before.at + waited / 2
-        block = Block(start, start, start + busy, busy - least)
+        if length < self._limit:
+            return
+        block = Block(end - length, end - length, end, doubt)
         self._awaiting = (block, before.waiting, after.passes)
         self._report(block)
 
@@ -196,13 +253,13 @@ class UvloopProbe:
         # What it has polled since, it polled after the block had ended.
         end = after.at - idle
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else max(after.at - idle - before.at, 0.0)
-        start_gap = 0.0 if suspect.exact else suspect.late - suspect.early
         # What is certain must carry most of it, or the passes of a healthy, busy loop would add up to a block.
-        certain = max(before.at - suspect.late, suspect.least)
+        certain = max(before.at - suspect.late, suspect.mean, suspect.held)
         end = max(end, before.at)
-        if end - suspect.early < self._limit or (start_gap + gap > 0 and certain < 0.4 * self._limit):
+        doubt = suspect.doubt + gap
+        if end - suspect.early < self._limit or (doubt > 0 and certain < CERTAIN * self._limit):
             return
-        block = Block(suspect.early, suspect.early, end, start_gap + gap)
+        block = Block(suspect.early, suspect.early, end, doubt)
         self._awaiting = (block, suspect.first.waiting, after.passes)
         self._report(block)
 
@@ -235,6 +292,9 @@ class UvloopProbe:
 
     def finished(self) -> list[Block]:
         with self._lock:
+            between, self._between = self._between, None
+            if between is not None and between.after.at > self._reported_to:
+                self._look_back(between)
             if self._late_beat is not None and self._suspect is None:
                 (due, now), self._late_beat = self._late_beat, None
                 if self._reported_to <= due:
@@ -281,9 +341,8 @@ class UvloopProbe:
                 return
             if suspect is None:
                 suspect = _Suspect(before, reading)
-            if now - suspect.early >= self._limit and (suspect.exact or now - suspect.late >= 0.4 * self._limit):
-                uncertainty = 0.0 if suspect.exact else suspect.late - suspect.early
-                self._report(Block(suspect.early, suspect.early, now, uncertainty))
+            if now - suspect.early >= self._limit and (suspect.exact or now - suspect.late >= CERTAIN * self._limit):
+                self._report(Block(suspect.early, suspect.early, now, suspect.doubt))
             self._last, self._suspect = reading, None
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:

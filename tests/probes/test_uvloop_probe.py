@@ -265,6 +265,36 @@ def test_block_between_two_looks() -> None:
     assert block.start == pytest.approx(T0 + 1.0, abs=0.03)
 
 
+TICKER = [(0.0001, 0.001)] * 40
+"""A loop with a timer every millisecond, busy for a tenth of the time."""
+
+
+@given(st.floats(0.11, 3.0), st.floats(0.0, 0.6))
+def test_somebody_kept_the_gil_meanwhile(length: float, seen: float) -> None:
+    """Among many short passes the one that had to wait for the GIL is found, if the GIL was seen to be taken."""
+    held = max((1 - seen) * length, 0.05)
+    line = Timeline([*TICKER, (length, 0.001), (0.0, 1.0)])
+    probe = Scripted(line)
+    start = line.begins[len(TICKER)]
+    found = probe.watched([start - 0.04, start - 0.01])
+    probe.busy_since(start + length + 0.0005)
+    probe.held_up(start + length, held)
+    (block,) = [*found, *probe.finished_later()]
+    assert block.end - block.start == pytest.approx(length, abs=block.uncertainty + 1e-6)
+    assert block.uncertainty <= 0.01
+    assert block.start == pytest.approx(start, abs=0.002)
+
+
+def test_the_gil_was_taken_before_but_not_for_long() -> None:
+    """Where nobody was seen to keep the GIL, a busy spell of many passes is no block."""
+    line = Timeline([*TICKER, *[(0.01, 0.0)] * 20, (0.0, 1.0)])
+    probe = Scripted(line)
+    probe.watched([T0 + 0.02, T0 + 0.04])
+    probe.busy_since(line.end - 0.5)
+    probe.held_up(line.end - 0.5, 0.03)
+    assert probe.finished_later() == []
+
+
 @given(st.floats(0.001, 0.05), st.integers(2, 40), st.floats(0.001, 0.02))
 def test_many_passes_between_two_looks_are_no_block(length: float, count: int, gap: float) -> None:
     """However long the watcher could not look: short passes that waited in between do not add up to a block."""
