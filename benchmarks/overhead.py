@@ -1,12 +1,13 @@
 """Prints what loopwatch costs the program it watches, beside the same program without it.
 
-Every figure is a ratio of medians: variants alternate within one run, a second control (A/A) shows the noise of the
-machine, and each measurement runs in a process of its own. Instructions per request come from callgrind and are
-repeatable on any machine; they are those of the loop's own thread.
+Every figure is a ratio of medians. Where it can be, the agent is switched on and off within one process, in slices that
+alternate: two processes of one program differ by more than what is to be measured. A second control (A/A) shows the
+noise that is left. Instructions per request come from callgrind and are repeatable on any machine; they are those of
+the loop's own thread. Peers run in processes and environments of their own, beside the same program without them.
 
     python benchmarks/overhead.py                      # everything that can be measured here
     python benchmarks/overhead.py micro http           # some parts: micro http callgrind lag idle pending syscalls ...
-    python benchmarks/overhead.py micro --rounds 15 --peers DIR
+    python benchmarks/overhead.py micro http --peers --envs ~/.cache/peers
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import peers
+
 HERE = Path(__file__).resolve()
 VARIANTS = ("off", "again", "on")
 """The program alone, the program alone once more (A/A), and with the agent."""
+
+SLICE = 300_000
+"""Callbacks of one slice: half a second or so, ten ticks of the watcher and more."""
 
 # Without these the heap's luck doubles the cost of the same server from run to run.
 ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456", "PYTHONHASHSEED": "0"}
@@ -41,25 +47,55 @@ ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": 
 
 
 def watch(variant: str, **settings: Any) -> None:
-    """Install the agent, or a peer, in this process."""
+    """Install the agent in this process, if ``variant`` says so."""
     if variant == "on":
         import loopwatch
 
         loopwatch.install(log_level="CRITICAL", **settings)
-    elif variant not in ("off", "again"):
-        from peers import start_for_overhead
-
-        start_for_overhead(variant)
 
 
-def child_micro(variant: str, kind: str, loop: str) -> float:
-    """Return seconds for a fixed number of callbacks or task switches."""
-    count = 100_000
-    make = _loop_factory(loop)
-    watch(variant)
-    with asyncio.Runner(loop_factory=make) as runner:
-        runner.run(asyncio.sleep(0.05))
-        return min(runner.run(_MICRO[kind](count)) for _ in range(5))
+def unwatch() -> None:
+    """Take it out again."""
+    import loopwatch
+
+    loopwatch.uninstall()
+
+
+def tool_of(variant: str) -> peers.Tool:
+    """Return the adapter of what is measured; one that does nothing for the program alone."""
+    return peers.named(variant)() if variant not in ("off", "again") else peers.Tool()
+
+
+def child_micro(kind: str, rounds: int) -> dict[str, list[float]]:
+    """Return seconds for a fixed number of callbacks or task switches, by variant, alternating in this process."""
+
+    async def main() -> dict[str, list[float]]:
+        run, found = _MICRO[kind], {variant: [] for variant in VARIANTS}
+        await run(SLICE)
+        for number in range(rounds):
+            for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
+                watch(variant)
+                await asyncio.sleep(0.05)
+                found[variant].append(await run(SLICE))
+                if variant == "on":
+                    unwatch()
+        return found
+
+    return asyncio.run(main())
+
+
+def child_micro_alone(variant: str, kind: str, loop: str) -> float:
+    """Return the seconds of one variant that has this process to itself."""
+    tool = tool_of(variant)
+
+    async def main() -> float:
+        await tool.start()
+        tool.arm()
+        await asyncio.sleep(0.05)
+        return statistics.median([await _MICRO[kind](SLICE // 3) for _ in range(7)])
+
+    with asyncio.Runner(loop_factory=tool.loop_factory(loop)) as runner:
+        return runner.run(main())
 
 
 async def _ping_pong(count: int) -> float:
@@ -127,7 +163,7 @@ def child_lag(variant: str, loop: str) -> list[float]:
         return [late[int(len(late) * q)] for q in (0.5, 0.99, 0.999)] + [late[-1]]
 
     watch(variant)
-    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+    with asyncio.Runner(loop_factory=peers.plain_loop_factory(loop)) as runner:
         return runner.run(main())
 
 
@@ -141,7 +177,7 @@ def child_idle(variant: str, loop: str) -> float:
         return (time.process_time() - cpu) / (time.perf_counter() - began)
 
     watch(variant)
-    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+    with asyncio.Runner(loop_factory=peers.plain_loop_factory(loop)) as runner:
         return runner.run(main())
 
 
@@ -165,33 +201,58 @@ def child_pending(variant: str, loop: str, tasks: int) -> float:
 
     gc.disable()  # a full collection of a million tasks is not what is measured here
     watch(variant)
-    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+    with asyncio.Runner(loop_factory=peers.plain_loop_factory(loop)) as runner:
         return runner.run(main())
 
 
 def child_serve(variant: str, server: str, loop: str, port: int) -> None:
-    """Serve until the process is ended."""
-    watch(variant)
-    if server == "aiohttp":
-        from aiohttp import web
+    """Serve until the process is ended; a request for ``/on`` or ``/off`` installs the agent or takes it out."""
+    tool = tool_of(variant)
 
-        async def hello(_request: web.Request) -> web.Response:
-            return web.json_response({"hello": "world"})
+    def switch(to: str) -> None:
+        if to == "on":
+            watch("on")
+        elif to == "off":
+            unwatch()
 
-        app = web.Application()
-        app.router.add_get("/", hello)
-        web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None, loop=_loop_factory(loop)())
-        return
+    async def main() -> None:
+        await tool.start()
+        tool.arm()
+        await (_serve_aiohttp if server == "aiohttp" else _serve_starlette)(port, switch)
+
+    with asyncio.Runner(loop_factory=tool.loop_factory(loop)) as runner:
+        runner.run(main())
+
+
+async def _serve_aiohttp(port: int, switch: Callable[[str], None]) -> None:
+    from aiohttp import web
+
+    async def hello(request: web.Request) -> web.Response:
+        switch(request.match_info["to"])
+        return web.json_response({"hello": "world"})
+
+    app = web.Application()
+    app.router.add_get("/{to:.*}", hello)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
+
+
+async def _serve_starlette(port: int, switch: Callable[[str], None]) -> None:
     import uvicorn
     from starlette.applications import Starlette
+    from starlette.requests import Request
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    async def home(_request: object) -> JSONResponse:
+    async def hello(request: Request) -> JSONResponse:
+        switch(request.path_params["to"])
         return JSONResponse({"hello": "world"})
 
-    app = Starlette(routes=[Route("/", home)])
-    uvicorn.run(app, host="127.0.0.1", port=port, loop=loop, log_level="critical", access_log=False)
+    app = Starlette(routes=[Route("/{to:path}", hello)])
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", access_log=False)
+    await uvicorn.Server(config).serve()
 
 
 def child_callgrind(variant: str, requests: int) -> None:
@@ -223,16 +284,9 @@ def child_callgrind(variant: str, requests: int) -> None:
     asyncio.run(main())
 
 
-def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    if loop == "uvloop":
-        import uvloop
-
-        return uvloop.new_event_loop  # type: ignore[no-any-return]
-    return asyncio.new_event_loop
-
-
 CHILDREN: dict[str, Callable[..., Any]] = {
     "micro": child_micro,
+    "micro alone": child_micro_alone,
     "lag": child_lag,
     "idle": child_idle,
     "pending": child_pending,
@@ -244,14 +298,16 @@ CHILDREN: dict[str, Callable[..., Any]] = {
 # ---------------------------------------------------------------------------------------------------- the parent
 
 
-def command(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(HERE), "child", name, json.dumps(arguments)]
+def command(name: str, *arguments: object, python: str = sys.executable) -> list[str]:
+    return [python, str(HERE), "child", name, json.dumps(arguments)]
 
 
-def measure(name: str, *arguments: object) -> Any:
+def measure(name: str, *arguments: object, python: str = sys.executable) -> Any:
     """Run a child and return what it printed."""
     environment = {**os.environ, **ENVIRONMENT}
-    done = subprocess.run(command(name, *arguments), capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command(name, *arguments, python=python), capture_output=True, text=True, env=environment, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{name} {arguments} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -282,53 +338,76 @@ def table(title: str, *columns: str) -> None:
 
 
 def micro(options: argparse.Namespace) -> None:
-    variants = (*VARIANTS, *options.peer)
-    table("Micro, asyncio: time relative to the loop alone", "what", "A/A", *variants[2:], "allowed")
+    table("Micro, asyncio: time relative to the loop alone, switched in one process", "what", "A/A", "on", "allowed")
     for kind in _MICRO:
-        found = alternate(
-            options.rounds, variants, lambda variant, kind=kind: measure("micro", variant, kind, "asyncio")
-        )
+        found = measure("micro", kind, 2 * options.rounds)
         allowed = "1.10" if kind.startswith("100") else "1.05"
-        row(kind, *(f"{ratio(found, variant):.3f}" for variant in variants[1:]), allowed)
+        row(kind, *(f"{ratio(found, variant):.3f}" for variant in VARIANTS[1:]), allowed)
+    if not options.envs_of:
+        return
+    variants = ("off", "again", *options.envs_of)
+    table("Micro, asyncio: each in processes of its own, relative to the loop alone", "what", "A/A", *variants[2:])
+    for kind in _MICRO:
+
+        def one(variant: str, kind: str = kind) -> float:
+            python = options.envs_of.get(variant, sys.executable)
+            return float(measure("micro alone", variant, kind, "asyncio", python=python))
+
+        found = alternate(max(options.rounds // 2, 1), variants, one)
+        row(kind, *(f"{ratio(found, variant):.2f}" for variant in variants[1:]))
 
 
 def http(options: argparse.Namespace) -> None:
     load = load_generator()
-    variants = (*VARIANTS, *options.peer)
+    others = tuple(options.envs_of)
     table(
         f"HTTP services under {load.__name__}, relative to the service alone",
-        "service", "figure", "A/A", *variants[2:], "allowed",
+        "service", "figure", "A/A", "on", *others, "allowed",
     )  # fmt: skip
     for server, loop in (("starlette", "asyncio"), ("starlette", "uvloop"), ("aiohttp", "asyncio")):
-        rates: dict[str, list[float]] = {variant: [] for variant in variants}
-        costs: dict[str, list[float]] = {variant: [] for variant in variants}
-        with running(dict.fromkeys(variants, (server, loop))) as servers:
+        # One process is switched; each peer, which cannot be taken out again, has one of its own.
+        with running({"off": sys.executable, **options.envs_of}, server, loop) as servers:
+            variants = (*VARIANTS, *(other for other in others if other in servers))
+            rates: dict[str, list[float]] = {variant: [] for variant in variants}
+            costs: dict[str, list[float]] = {variant: [] for variant in variants}
             for _, port in servers.values():
                 load(port, 1.0)
             for number in range(options.rounds):
                 for variant in variants if number % 2 == 0 else tuple(reversed(variants)):
-                    process, port = servers[variant]
+                    process, port = servers.get(variant, servers["off"])
+                    if variant in VARIANTS:
+                        get(port, "on" if variant == "on" else "off")
                     before = processor_time(process.pid)
                     rate, requests = load(port, options.seconds)
                     rates[variant].append(rate)
                     costs[variant].append((processor_time(process.pid) - before) / requests)
         limits = ("0.995", "1.005") if loop == "uvloop" else ("0.98", "1.02")
         name = f"uvicorn + {server}, {loop}" if server == "starlette" else f"{server}, {loop}"
-        row(name, "throughput", *(f"{ratio(rates, variant):.3f}" for variant in variants[1:]), f">= {limits[0]}")
-        row(name, "CPU/request", *(f"{ratio(costs, variant):.3f}" for variant in variants[1:]), f"<= {limits[1]}")
+        for figure, found, limit in (
+            ("throughput", rates, f">= {limits[0]}"),
+            ("CPU/request", costs, f"<= {limits[1]}"),
+        ):
+            cells = (
+                f"{ratio(found, variant):.3f}" if variant in found else "-" for variant in (*VARIANTS[1:], *others)
+            )
+            row(name, figure, *cells, limit)
 
 
 @contextmanager
-def running(wanted: dict[str, tuple[str, str]]) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], int]]]:
-    """Start one server a variant and end them all."""
+def running(wanted: dict[str, str], server: str, loop: str) -> Iterator[dict[str, tuple[subprocess.Popen[bytes], int]]]:
+    """Start one server for each variant, by the interpreter given for it, and end them all."""
     started: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
     try:
-        for variant, (server, loop) in wanted.items():
+        for variant, python in wanted.items():
             port = free_port()
             environment = {**os.environ, **ENVIRONMENT}
-            process = subprocess.Popen(command("serve", variant, server, loop, port), env=environment)
+            process = subprocess.Popen(command("serve", variant, server, loop, port, python=python), env=environment)
             started[variant] = (process, port)
-            wait_for(port)
+            if not answers(process, port):
+                print(f"{variant}: its server on {loop} does not answer; left out", file=sys.stderr)
+                del started[variant]
+                process.kill()
+                process.wait()
         yield started
     finally:
         for process, _ in started.values():
@@ -347,21 +426,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int) -> None:
+def get(port: int, path: str = "") -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+        answer.read()
+
+
+def answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server answers; return False if it ends, or does not within 15 s."""
     for _ in range(300):
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-                answer.read()
-                return
+            get(port)
+            return True
         except OSError:
+            if process.poll() is not None:
+                return False
             time.sleep(0.05)
-    raise SystemExit(f"the server on port {port} does not answer")
+    return False
 
 
 def processor_time(pid: int) -> float:
-    """Return user + system seconds of a process (/proc/PID/stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return the processor seconds of all threads of a process, to the nanosecond (schedstat)."""
+    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 
 
 def load_generator() -> Callable[[int, float], tuple[float, int]]:
@@ -480,8 +566,10 @@ def syscalls(_options: argparse.Namespace) -> None:
         row("strace is not installed", "", "")
         return
     for variant in VARIANTS:
-        with running({variant: ("starlette", "uvloop")}) as servers, tempfile.TemporaryDirectory() as folder:
-            process, port = servers[variant]
+        python = {"off": sys.executable}
+        with running(python, "starlette", "uvloop") as servers, tempfile.TemporaryDirectory() as folder:
+            process, port = servers["off"]
+            get(port, variant)
             wrk_or_own = load_generator()
             tracer = subprocess.Popen(
                 ["strace", "-f", "-c", "-o", f"{folder}/out", "-p", str(process.pid)], stderr=subprocess.PIPE
@@ -526,18 +614,33 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
+def environments(options: argparse.Namespace) -> dict[str, str]:
+    """Return the interpreter of each peer that installs, and of loopwatch as one of them."""
+    found = {}
+    folder = Path(options.envs or tempfile.mkdtemp()).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for tool in peers.TOOLS:
+        made = peers.environment(tool, folder, [sys.executable], lambda text: print(text, file=sys.stderr))
+        print(f"- {tool.name}: {made.version or 'left out: ' + made.reason}", flush=True)
+        if made.python:
+            found[tool.name] = made.python
+    return found
+
+
 def main() -> None:
     if sys.argv[1:2] == ["child"]:
         print(json.dumps(CHILDREN[sys.argv[2]](*json.loads(sys.argv[3]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to measure, default all")
-    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default 9)")
+    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default 9; http: three slices each)")
     parser.add_argument(
-        "--seconds", type=float, default=3.0, help="load on an HTTP service in one round, s (default 3)"
+        "--seconds", type=float, default=1.0, help="load on an HTTP service in one slice, s (default 1)"
     )
-    parser.add_argument("--peer", action="append", default=[], help="a peer's name, measured beside; see peers.py")
+    parser.add_argument("--peers", action="store_true", help="measure the peers of peers.py beside us")
+    parser.add_argument("--envs", help="folder in which the peers' environments are kept (default: a temporary one)")
     options = parser.parse_args()
+    options.envs_of = environments(options) if options.peers else {}
     print(f"CPython {sys.version.split()[0]}, {os.cpu_count()} processors, {options.rounds} rounds", flush=True)
     for part in options.parts or PARTS:
         PARTS[part](options)

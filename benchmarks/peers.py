@@ -1,4 +1,4 @@
-"""Adapters that drive loopwatch and its peers for accuracy.py, each in a few lines, and their virtual environments.
+"""Adapters that drive loopwatch and its peers for the benchmarks, each in a few lines, and their environments.
 
 An adapter installs its tool at a threshold of 100 ms and collects what the tool says. Peers are used through their
 public interface as their documentation shows it; nothing of them is copied here.
@@ -26,6 +26,9 @@ from pathlib import Path
 from typing import Any
 
 THRESHOLD = 0.1
+
+SERVERS = ("uvloop", "uvicorn", "httptools", "starlette", "aiohttp")
+"""What the benchmarks need in the environment of each peer."""
 
 
 @dataclass
@@ -459,7 +462,7 @@ def environment(tool: type[Tool], folder: Path, pythons: list[str], say: Callabl
             say(f"{tool.name}: making an environment with {_described(interpreter)}")
             shutil.rmtree(home, ignore_errors=True)
             made = _run([interpreter, "-m", "venv", str(home)])
-            made = made or _run([python, "-m", "pip", "install", "--quiet", tool.requirement, "uvloop"])
+            made = made or _run([python, "-m", "pip", "install", "--quiet", tool.requirement, *SERVERS])
             version = _version(python, tool.requirement) if not made else ""
             if made:
                 reasons.append(f"{_described(interpreter)}: {made}")

@@ -23,8 +23,9 @@ from loopwatch.events import AgentStats, Frame, Snapshot, Stall
 from loopwatch.governor import Governor
 from loopwatch.observation import Observation
 from loopwatch.probes.probe import Loop
+from loopwatch.telemetry.files import journal_path
 from loopwatch.telemetry.hang import HangTimer, leftover_hangs
-from loopwatch.telemetry.journal import JournalWriter, journal_path
+from loopwatch.telemetry.journal import JournalWriter
 from loopwatch.telemetry.log import LogSink
 from loopwatch.teller import Teller
 from loopwatch.watched import WatchedLoop, make_probe
@@ -72,9 +73,9 @@ class Agent:
 
     def _make_parts(self) -> None:
         config = self._config
-        self._watcher = Watcher(lambda: self._config, self._take, self._faults, self._each_tick)
-        self._watcher.sources = self._sources
         self._teller = Teller(self._tell, self._faults)
+        self._watcher = Watcher(lambda: self._config, self._teller.put, self._faults, self._each_tick)
+        self._watcher.sources = self._sources
         self._governor = Governor(config.cpu_budget)
         self._site = Site.here(config.user_code, config.library_code)
         self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
@@ -369,9 +370,6 @@ class Agent:
                 loop.probe.set_limit(self._limit())
 
     # -- telling --------------------------------------------------------------------------------------------------
-
-    def _take(self, seen: Observation) -> None:
-        self._teller.put(seen)
 
     def _tell(self, seen: Observation) -> None:
         """In the teller's thread."""

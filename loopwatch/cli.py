@@ -211,7 +211,7 @@ def _run(args: argparse.Namespace, target: list[str]) -> int:
 
 def _report(args: argparse.Namespace, _target: list[str]) -> int:
     from loopwatch.telemetry import report
-    from loopwatch.telemetry.journal import read_journals
+    from loopwatch.telemetry.reading import read_journals
 
     contents = read_journals(args.journal)
     if args.html:

@@ -95,6 +95,7 @@ class Evidence:
         hog: share of ``wall`` in which the busiest other thread used a processor.
         asleep: True when the loop was not inside a callback but could not wake up in time.
         switch_interval: the interpreter's GIL switch interval.
+        traced: True if a debugger was attached to the process when the block was over.
     """
 
     wall: float
@@ -121,6 +122,7 @@ class Evidence:
     hog: float | None = None
     asleep: bool = False
     switch_interval: float = 0.005
+    traced: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""

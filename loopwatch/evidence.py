@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from loopwatch._patches import ListItem
 
-MAX_THREADS = 64
+MAX_THREADS = 256
 """Threads of the process whose clocks are compared to find who burns a processor."""
 
 # Numbers from arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h: the calls that block.
@@ -148,7 +148,7 @@ ThreadId = tuple[int | None, int]
 
 
 def thread_clocks() -> dict[ThreadId, float]:
-    """Return the processor seconds of the first 64 Python threads, without giving up the GIL."""
+    """Return the processor seconds of the first 256 Python threads, without giving up the GIL."""
     threads = threading.enumerate()[:MAX_THREADS]
     ids = [(thread.ident, thread.native_id) for thread in threads if thread.native_id is not None]
     clocks = ((thread, thread_cpu(thread[1])) for thread in ids)
@@ -192,6 +192,8 @@ def traced() -> bool:
 
 
 def _read(path: str) -> str | None:
+    if not _LINUX:
+        return None
     # Ten times cheaper than a file object, and these files are read while a loop is blocked.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

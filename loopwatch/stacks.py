@@ -253,15 +253,6 @@ def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
     return "." + path[-1] if rest else root
 
 
-def frames_of_threads(
-    frames: Mapping[int, FrameType], skip: Iterable[int | None], max_frames: int
-) -> dict[int, RawStack]:
-    """Read the stacks of the other threads, at most 32 of them: ``{thread ident: stack}``."""
-    skipped = set(skip)
-    chosen = [ident for ident in frames if ident not in skipped][:32]
-    return {ident: take(frames[ident], None, max_frames)[0] for ident in chosen}
-
-
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Keep the garbage collector from running while frames are walked.

@@ -135,8 +135,9 @@ class WatchedLoop:
 
     def baseline_before(self, start: float) -> Baseline | None:
         """Return the clocks as they were last read before ``start``, else as early as they were read."""
-        before = [item for item in self._baselines if item.clocks.at <= start]
-        return before[-1] if before else next(iter(self._baselines), None)
+        known = list(self._baselines)  # the watcher may be adding to it
+        before = [item for item in known if item.clocks.at <= start]
+        return before[-1] if before else next(iter(known), None)
 
     def renew_baseline(self, now: float, idle: float) -> None:
         """Read the clocks of the loop's thread, now that it is not blocked."""

@@ -13,15 +13,15 @@ import threading
 import time
 import weakref
 from _thread import allocate_lock
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from loopwatch import evidence as facts
 from loopwatch import labels, stacks
 from loopwatch._faults import Faults
 from loopwatch.config import Config
+from loopwatch.contention import LATE, Contention, Hindrance
 from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
 from loopwatch.evidence import GcMonitor
@@ -44,33 +44,7 @@ MAX_CALLERS = 50
 """Callbacks of one pass whose task and labels are read."""
 MAX_SAMPLES = 200
 """Samples kept of one block; beyond, every second one is dropped and the gap doubles."""
-LATE = 0.015
-"""s: a watcher later than this was kept from running, and asks who did it."""
-THREAD_CLOCKS_EVERY = 1.0
-"""s between two readings of all threads' clocks, so that who burned a processor can be told later."""
-MIN_HOG = 0.2
-"""Share of the time for which the busiest other thread must have had a processor for it to be called the hog."""
-HOG_EVERY = 0.05
-"""s between two searches for the thread that holds the GIL, while a loop waits for what may be the GIL."""
-
 Found = TypeVar("Found")
-
-
-@dataclass(slots=True)
-class Lateness:
-    """The watcher wanted to run from ``planned`` on, and did at ``actual`` (``time.monotonic`` seconds).
-
-    Attributes:
-        starved: s of it that the watcher's own thread waited for a processor.
-        hog: stack of the other thread that used most processor time, None if none stood out.
-        hog_cpu: processor seconds that thread used since its clock was last read.
-    """
-
-    planned: float
-    actual: float
-    starved: float
-    hog: stacks.RawStack | None
-    hog_cpu: float
 
 
 class Watcher:
@@ -108,13 +82,8 @@ class Watcher:
         self._ticks = 0
         self._stopping = False
         self.paused = False
-        self._lateness: deque[Lateness] = deque(maxlen=64)
-        self._thread_clocks: dict[facts.ThreadId, float] = {}
-        self._clocks_read = 0.0
-        self._own_run_queue = 0.0
-        self._own_read = 0.0
+        self._contention = Contention()
         self._woken_at = 0.0
-        self._throttled: tuple[float, float | None] = (0.0, None)
         self._window_ends = 0.0
         self._grace_until = time.monotonic() + config().grace
 
@@ -143,8 +112,10 @@ class Watcher:
             self.loops = tuple(loop for loop in self.loops if loop not in gone)
         for loop in gone:
             with self._faults.guard("probe"):
-                self.collect(loop)
-                loop.detach()
+                try:
+                    self.collect(loop)
+                finally:  # whatever happens: a loop of uvloop that is about to close must not be read again
+                    loop.detach()
 
     def wake(self) -> None:
         """Have the thread tick now."""
@@ -266,6 +237,8 @@ class Watcher:
 
     def _next(self, now: float, config: Config) -> float:
         if not self.paused and self.loops and all(self._each(lambda loop: self._may_doze(loop, now))):
+            for loop in self.loops:  # while nothing happens: what comes next is compared with these clocks
+                self._is_active(loop, now)
             return now + self.longest_sleep()
         looks = self._each(lambda loop: self._next_look(loop, now, config.threshold))
         return min(looks, default=now + LONGEST_TICK * self.stretch)
@@ -286,10 +259,11 @@ class Watcher:
             episode = loop.episodes.get(since)
             if episode is not None and len(episode.samples) >= MAX_SAMPLES / 2:
                 gap = max(gap, age / 50)
-            return now + gap * self.stretch
+            # Not beyond the longest tick: where only these looks tell that it is over, it must not be told much later.
+            return now + min(gap * self.stretch, max(gap, LONGEST_TICK))
         # The cost lies in the samples; the first look at a block is stretched only in an emergency.
         active = self._is_active(loop, now) or since != IDLE
-        tick = threshold / 2 if active else threshold * (2 if loop.quiet else 1)
+        tick = threshold / 2 if active else threshold * (1.5 if loop.quiet else 1)
         tick = min(max(tick, SHORTEST_TICK), LONGEST_TICK) * max(self.stretch / 4, 1.0)
         return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
 
@@ -298,32 +272,18 @@ class Watcher:
         before = loop.baseline
         counters = loop.probe.counters(now)
         loop.renew_baseline(now, counters.idle or 0.0)
-        self._read_shared_clocks(now, THREAD_CLOCKS_EVERY * (5 if loop.quiet else 1))
+        self._contention.renew(now, 5.0 if loop.quiet else 1.0)
         if before is None or counters.idle is None:
             return True
         wall = now - before.clocks.at
         return wall <= 0 or 1 - (counters.idle - before.idle) / wall >= ACTIVE_SHARE
-
-    def _read_shared_clocks(self, now: float, every: float) -> None:
-        """Read what is not of one loop: clocks of all threads, the cgroup, the watcher's own."""
-        read_at, throttled = self._throttled
-        if now - read_at >= (
-            every if throttled is None else every / 5
-        ):  # a quota that is there may be used up at any time
-            self._throttled = (now, facts.throttled())
-        if now - self._clocks_read >= every:
-            self._clocks_read = now
-            if threading.active_count() > 2:
-                self._thread_clocks = facts.thread_clocks()
-        if now - self._own_read >= every / 5:
-            self._read_own_run_queue(now)
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
     def _sample(
         self, suspects: list[tuple[WatchedLoop, float]], planned: float, now: float, late: float, config: Config
     ) -> None:
-        taken, others = [], None
+        taken, hog = [], None
         with stacks.uncollected():
             frames = stacks.current_frames()
             for loop, since in suspects:
@@ -332,14 +292,12 @@ class Watcher:
                 sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
                 if sample is not None and loop.probe.busy_since(time.monotonic()) == since:
                     taken.append((loop, since, sample))
-            if late >= LATE or (now - self._clocks_read >= HOG_EVERY and self._contended(late, taken)):
+            if late >= LATE or (self._contended(late, taken) and not self._contention.searched_lately(now)):
                 innocent = {loop.thread.ident for loop in self.loops if loop.thread is not None} | _own_threads()
-                others = stacks.frames_of_threads(frames, innocent, config.max_frames)
+                hog = self._contention.find_hog(frames, innocent, config.max_frames, now)
             del frames
-        if others is not None:
-            self._find_hog(others, planned, now)
-            # Whoever holds the GIL gives it away one switch interval after it was asked for, at the end of its call.
-            held = late - self._lateness[-1].starved - 2 * sys.getswitchinterval()
+        if hog is not None:
+            held = self._contention.note(hog, planned, now).held
             self._each(lambda loop: loop.probe.held_up(now, held))
         for loop, since, sample in taken:
             episode = loop.episodes.get(since) or loop.episodes.setdefault(since, Episode(os.urandom(5).hex()))
@@ -402,28 +360,6 @@ class Watcher:
         known = (loop.episodes.get(since) for loop, since, _ in taken)
         return any(episode and episode.samples and episode.samples[-1].syscall in LOCK_CALLS for episode in known)
 
-    def _find_hog(self, others: dict[int, stacks.RawStack], planned: float, now: float) -> None:
-        """Find which other thread used the processor while the watcher could not run."""
-        clocks = facts.thread_clocks()
-        used = {
-            thread[0]: cpu - self._thread_clocks.get(thread, 0.0)
-            for thread, cpu in clocks.items()
-            if thread[0] in others
-        }
-        hog = max(used, key=lambda ident: used[ident], default=None)
-        stack, cpu = (others[hog], used[hog]) if hog is not None else (None, 0.0)
-        before = self._own_run_queue
-        self._read_own_run_queue(now)
-        starved = min(max(self._own_run_queue - before, 0.0), now - planned)
-        self._lateness.append(Lateness(planned, now, starved, stack, cpu))
-        self._thread_clocks = clocks
-        self._clocks_read = now
-
-    def _read_own_run_queue(self, now: float) -> None:
-        own = facts.scheduled(threading.get_native_id())
-        self._own_run_queue = own.run_queue if own else 0.0
-        self._own_read = now
-
     # -- handing on -----------------------------------------------------------------------------------------------
 
     def _announce(self, loop: WatchedLoop, since: float, episode: Episode) -> None:
@@ -447,7 +383,7 @@ class Watcher:
         self._hand_on(loop, block, episode, ongoing=False)
 
     def _hand_on(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> None:
-        hog, hog_cpu = self._hog_within(block)
+        hindrance = self._contention.during(block)
         caller = _main_caller(episode)
         self._tell(
             Observation(
@@ -457,14 +393,14 @@ class Watcher:
                 started_at=time.time() - (time.monotonic() - block.start),
                 start=block.start,
                 end=block.end,
-                evidence=self._evidence(loop, block, episode.samples, hog_cpu),
+                evidence=self._evidence(loop, block, episode.samples, hindrance),
                 uncertainty=block.uncertainty,
                 shared=block.shared,
                 asleep=block.asleep,
                 ongoing=ongoing,
                 victims=block.victims,
                 samples=list(episode.samples),
-                hog=hog,
+                hog=hindrance.hog.stack if hindrance.hog is not None else None,
                 task=caller.task,
                 coroutine=caller.coroutine,
                 context=caller.context,
@@ -472,41 +408,31 @@ class Watcher:
             )
         )
 
-    def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hog_cpu: float | None) -> Evidence:
+    def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hindrance: Hindrance) -> Evidence:
         length = block.end - block.start
-        used = usage(loop, block, [sample.clocks for sample in samples if sample.clocks is not None])
-        throttled_before, throttled_after = self._throttled[1], facts.throttled()
-        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
+        clocks = [sample.clocks for sample in samples if sample.clocks is not None]
+        # Each is read after its sample, and by then the block may have been over.
+        used = usage(loop, block, [item for item in clocks if item.at <= block.end])
         syscall, share = _where(samples)
         return Evidence(
             wall=used.wall,
             cpu=used.cpu,
             process_cpu=used.process_cpu,
             run_queue=used.run_queue,
-            throttled=None
-            if throttled_before is None or throttled_after is None
-            else min(max(throttled_after - throttled_before, 0.0), length),
+            throttled=hindrance.throttled,
             gc=self.gc.within(block.start, block.end),
-            watcher_late=sum(_overlap(entry, block) for entry in late if entry.actual - entry.planned >= LATE),
-            watcher_starved=min(sum(entry.starved for entry in late), length),
+            watcher_late=hindrance.late,
+            watcher_starved=hindrance.starved,
             gil_wait=statistics.median(sample.late for sample in samples) if samples else None,
             samples=len(samples),
             syscall=syscall,
             syscall_share=share,
             wait_channel=_most_common([sample.wait_channel for sample in samples if sample.wait_channel]),
-            hog=None if hog_cpu is None else min(hog_cpu / length, 1.0),
+            hog=None if hindrance.hog is None else min(hindrance.hog.cpu / length, 1.0),
             asleep=block.asleep,
             switch_interval=sys.getswitchinterval(),
+            traced=len(samples) < 2 and facts.traced(),  # a file, and of interest only where nobody could look
         )
-
-    def _hog_within(self, block: Block) -> tuple[stacks.RawStack | None, float | None]:
-        """Return the stack of the other thread that used most, and what the busiest one used each time, together."""
-        late = [entry for entry in self._lateness if entry.actual > block.start and entry.planned < block.end]
-        cpu = sum(entry.hog_cpu for entry in late)
-        until = min(max((entry.actual for entry in late), default=block.end), block.end)
-        if cpu < MIN_HOG * (until - block.start):
-            return None, None
-        return max(late, key=lambda entry: entry.hog_cpu).hog, cpu
 
     def _forget_ended(self, loop: WatchedLoop, now: float) -> None:
         """Drop what was collected of callbacks that ended below the threshold.
@@ -538,7 +464,7 @@ def _episode_of(loop: WatchedLoop, block: Block) -> Episode | None:
     """
     if block.key in loop.episodes:
         return loop.episodes.pop(block.key)
-    for key, episode in loop.episodes.items():
+    for key, episode in list(loop.episodes.items()):
         if any(block.start <= sample.at <= block.end for sample in episode.samples):
             return loop.episodes.pop(key)
     return None
@@ -552,10 +478,6 @@ def _main_caller(episode: Episode) -> Caller:
     """Return who was seen most often."""
     seen = Counter(sample.callback for sample in episode.samples if sample.callback in episode.callers)
     return episode.callers[seen.most_common(1)[0][0]] if seen else Caller(None, None)
-
-
-def _overlap(entry: Lateness, block: Block) -> float:
-    return max(min(entry.actual, block.end) - max(entry.planned, block.start), 0.0)
 
 
 def _where(samples: list[Sample]) -> tuple[str | None, float]:

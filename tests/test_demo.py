@@ -19,7 +19,7 @@ import pytest
 
 from loopwatch import demo, demo_app
 from loopwatch.events import AgentStats, Cause, Evidence, Frame, Stall
-from loopwatch.telemetry.journal import read_journals
+from loopwatch.telemetry.reading import read_journals
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -120,7 +120,7 @@ def stall_of(habit: demo.Habit, at: float, **changes: Any) -> Stall:
 
 def summary(seen: demo.Seen, habits: list[demo.Habit], capsys: pytest.CaptureFixture[str]) -> str:
     """What the demo says of what it saw."""
-    demo._summarise(demo.Screen(), seen, habits)
+    demo.summarise(demo.Screen(), seen, habits)
     return capsys.readouterr().out
 
 

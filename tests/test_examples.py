@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loopwatch.telemetry.journal import read_journals
+from loopwatch.telemetry.reading import read_journals
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

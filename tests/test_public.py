@@ -22,6 +22,7 @@ LAYERS = [
         "loopwatch.stacks",
         "loopwatch.labels",
         "loopwatch.observation",
+        "loopwatch.contention",
         "loopwatch.usage",
         "loopwatch.watched",
         "loopwatch.watcher",

@@ -217,15 +217,6 @@ def test_new_calls_are_told_apart() -> None:
         assert fresh == [True, False, False]
 
 
-def test_other_threads() -> None:
-    """The stacks of other threads are read, but for those that are skipped, and of 32 at most."""
-    with standing(lambda stand: stand()) as frame:
-        ident = next(key for key, value in sys._current_frames().items() if value is frame)
-        found = stacks.frames_of_threads({ident: frame, 1: frame, 2: frame}, {1}, 50)
-        assert set(found) == {ident, 2}
-        assert len(stacks.frames_of_threads(dict.fromkeys(range(100), frame), (), 50)) == 32
-
-
 # -- what a frame is calling ---------------------------------------------------------------------------------------
 
 

@@ -73,6 +73,8 @@ def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallNam
     spans = _spans(seen)
     evidence = _complete(seen, spans, leaf, call, threshold)
     cause = decide(evidence)
+    if cause is Cause.SUSPENDED and evidence.traced:
+        return None
     misplaced = cause is Cause.NATIVE_GIL and len(seen.samples) == 1 and call in CHEAP and not dump
     if cause in NO_CULPRIT or misplaced or (cause is Cause.GIL and seen.hog is None):
         verdict = Verdict(None, verdict.stack, 0)

@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any, NamedTuple, Self
 
 from loopwatch._patches import Patch, PatchSet
@@ -136,8 +137,11 @@ class Epoll(NamedTuple):
     def of(cls, selector: Any) -> Self | None:
         """Return that of ``selector``; None for any other selector, a subclass, or one that somebody has patched."""
         stock = getattr(selectors, "EpollSelector", None)
-        code = getattr(getattr(stock, "select", None), "__code__", None)
-        if type(selector) is not stock or getattr(code, "co_filename", None) != selectors.__file__:
+        if type(selector) is not stock or "select" in vars(selector):
+            return None
+        found = vars(stock).get("select")
+        # By type(): a wrapper may claim to be what it wraps, and have its attributes.
+        if type(found) is not FunctionType or found.__code__.co_filename != selectors.__file__:
             return None
         return cls(selector._selector.poll, selector._fd_to_key)
 
@@ -322,6 +326,7 @@ class AsyncioProbe:
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         self._cell.alarm = alarm
+        self._timed.look_at(0.0)  # or a wake-up within the next 10 ms would not be looked at
         waits: bool = self._timed.pace().since == IDLE
         return waits  # else it has just become busy
 

@@ -6,7 +6,7 @@ so that it moves while the loop waits) and ``uv_metrics_info`` (passes of the lo
 is blocked while neither idle time nor passes move.
 
 A loop that was closed must never be read: its memory is gone. ``uvloop.Loop.close`` is therefore wrapped (see
-:mod:`loopwatch.probes.discovery`), and every read holds the lock that ``detach`` takes.
+:mod:`loopwatch.discovery`), and every read holds the lock that ``detach`` takes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,14 @@ POLL_GRACE = 0.005
 CERTAIN = 0.4
 """Share of the limit that one pass must certainly have taken, or passes of a healthy loop would add up to a block."""
 
-LEAST_ORDINARY, MAX_ORDINARY = 0.01, 0.9
-"""s, and share of the limit, between two readings that tell how busy the loop usually is: no block lies between."""
+JUST_NOW = 0.002
+"""s: totals that were read so lately are not read again."""
+
+LEAST_ORDINARY, ORDINARY = 0.01, 0.9
+"""s between two readings, and share of the limit that the loop was busy, that tell how busy it usually is."""
+
+MOST_USUAL = 0.9
+"""Share above which a loop is as good as always busy."""
 
 
 class _Metrics(ctypes.Structure):
@@ -93,33 +99,39 @@ class Reading(NamedTuple):
 class _Suspect:
     """What may become a block: the loop was found busy, and has not moved since.
 
+    Args:
+        before: the reading before.
+        first: the reading that found it.
+        told: whether what was busy between the two was reported as another block already.
+
     Attributes:
         early, late: bounds of its start.
-        exact: whether the loop made at most one pass since the reading before, so that ``early`` is its start.
+        exact: whether ``early`` is its start: the loop made at most one pass since the reading before.
         mean: s that one pass of those since the reading before took at least.
         held: s before ``late`` in which no pass can have ended, as some thread kept the GIL.
         first: the reading that found it.
     """
 
-    __slots__ = ("early", "exact", "first", "held", "late", "mean")
+    __slots__ = ("_slack", "early", "exact", "first", "held", "late", "mean")
 
-    def __init__(self, before: Reading, first: Reading) -> None:
+    def __init__(self, before: Reading, first: Reading, *, told: bool = False) -> None:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
-        self.early = first.at - busy
-        self.late = first.at
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
         passes = first.passes - before.passes
         # If the loop worked, waited and worked since the reading before, only the last part is what holds it now.
         waited_between = not before.polling and first.idle > before.idle
-        self.exact = passes <= 2 and not waited_between
+        self.early = first.at if told else first.at - busy
+        self.late = first.at
+        self.exact = passes <= 2 and not waited_between and not told
         self.mean = busy / max(passes, 1)
         self.held = 0.0
         self.first = first
+        self._slack = 0.0 if self.exact else busy
 
     @property
     def doubt(self) -> float:
-        """Seconds by which its start may be later than ``early``."""
-        return 0.0 if self.exact else max(self.late - self.early - self.held, 0.0)
+        """Seconds by which it may be shorter, or where another block was told before it, longer."""
+        return max(self._slack - self.held, 0.0)
 
 
 class _Between:
@@ -144,7 +156,7 @@ class _Between:
 
     def beyond(self, usual: float) -> float:
         """Return the s of one block, if the loop was busy for the ``usual`` share of the rest of the time."""
-        usual = min(usual, MAX_ORDINARY)
+        usual = min(usual, MOST_USUAL)
         return (self.busy - usual * self.wall) / (1 - usual)
 
 
@@ -207,35 +219,38 @@ class UvloopProbe:
         before, self._last = self._last, reading
         if reading.moved_since(before):
             self._history.append(reading)
-        suspect = self._suspect
+        suspect, told = self._suspect, False
         if suspect is None and reading.polling:
             self._between = between = _Between(before, reading)
-            if LEAST_ORDINARY < between.wall < MAX_ORDINARY * self._limit:
+            if between.wall > LEAST_ORDINARY and between.busy < ORDINARY * self._limit:
                 self._usual = between.busy / between.wall
         elif suspect is not None and (reading.polling or reading.moved_since(before)):
-            self._close(suspect, before, reading)
+            told = self._close(suspect, before, reading)
             self._suspect = suspect = None
         if reading.polling:
             return IDLE
         if suspect is None:
-            self._suspect = suspect = _Suspect(before, reading)
+            # What lies before this reading is part of the block that has just been told, or it would be told twice.
+            self._suspect = suspect = _Suspect(before, reading, told=told)
         return suspect.early
 
     def held_up(self, now: float, seconds: float) -> None:
         with self._lock:
             suspect, between = self._suspect, self._between
             if suspect is not None and suspect.late >= now:
-                suspect.held = max(seconds, 0.0)
+                suspect.held = min(max(seconds, 0.0), suspect.late - suspect.early)
             elif between is not None and between.after.at >= now:
                 between.held = max(seconds, 0.0)
 
     def _look_back(self, between: _Between) -> None:
         """Report a block that began and ended between two readings, in which the watcher could not look either."""
         before, after = between.before, between.after
-        if between.held >= CERTAIN * self._limit:
+        beyond = between.beyond(self._usual)
+        if between.held >= CERTAIN * self._limit and beyond >= CERTAIN * self._limit:
             # The watcher looks as soon as it can: what of the wait lay behind the block is next to nothing.
-            end, length = after.at, min(max(between.beyond(self._usual), between.held, between.mean), between.busy)
-            doubt = between.busy - length
+            certain = max(between.held, between.mean)
+            end, length = after.at, min(max(beyond, certain), between.busy)
+            doubt = max(between.busy - length, length - certain)
         elif between.mean >= self._limit:
             # How much of the wait lay before it is not known; how long it was is.
             end, length, doubt = after.at - between.waited / 2, between.busy, between.busy - between.mean
@@ -247,8 +262,8 @@ class UvloopProbe:
         self._awaiting = (block, before.waiting, after.passes)
         self._report(block)
 
-    def _close(self, suspect: _Suspect, before: Reading, after: Reading) -> None:
-        """``suspect`` ended between two readings."""
+    def _close(self, suspect: _Suspect, before: Reading, after: Reading) -> bool:
+        """Report ``suspect``, which ended between two readings, if it was a block; return whether it was."""
         idle = after.idle - before.idle
         # What it has polled since, it polled after the block had ended.
         end = after.at - idle
@@ -258,10 +273,11 @@ class UvloopProbe:
         end = max(end, before.at)
         doubt = suspect.doubt + gap
         if end - suspect.early < self._limit or (doubt > 0 and certain < CERTAIN * self._limit):
-            return
+            return False
         block = Block(suspect.early, suspect.early, end, doubt)
         self._awaiting = (block, suspect.first.waiting, after.passes)
         self._report(block)
+        return True
 
     def _report(self, block: Block) -> None:
         self._blocks.append(block)
@@ -318,7 +334,8 @@ class UvloopProbe:
     def counters(self, now: float) -> Counters:
         ran = self._ran + (now - self._started if self._started is not None else 0.0)
         # Fresh: between two ticks of the watcher the heartbeat asks how busy the loop was.
-        fresh = self._read(time.monotonic()) if self._started is not None else None
+        last = self._last
+        fresh = self._read(time.monotonic()) if self._started is not None and now - last.at >= JUST_NOW else last
         self._newest = fresh or max(self._newest, self._last)
         last, first = self._newest, self._attached
         idle = last.idle - first.idle
@@ -337,19 +354,21 @@ class UvloopProbe:
             went_on = reading.idle - before.idle > 1e-4 or reading.passes - before.passes > 4
             if suspect is not None and went_on:
                 self._close(suspect, before, reading)
-                self._last, self._suspect = reading, None
-                return
-            if suspect is None:
-                suspect = _Suspect(before, reading)
-            if now - suspect.early >= self._limit and (suspect.exact or now - suspect.late >= CERTAIN * self._limit):
-                self._report(Block(suspect.early, suspect.early, now, suspect.doubt))
+            else:
+                suspect = suspect or _Suspect(before, reading)
+                certain = max(now - suspect.late, suspect.held)
+                if now - suspect.early >= self._limit and (suspect.exact or certain >= CERTAIN * self._limit):
+                    self._report(Block(suspect.early, suspect.early, now, suspect.doubt))
             self._last, self._suspect = reading, None
+            self._awaiting = None  # no poll follows that would count what waited
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         return False
 
     def set_limit(self, limit: float) -> None:
-        self._limit = limit
+        with self._lock:
+            self._limit = limit
+            self._between = None  # it lies before
 
     def running(self, running: bool) -> None:
         now = time.monotonic()

@@ -21,7 +21,8 @@ from typing import Any
 
 from loopwatch._patches import Patch, PatchSet, loaded
 from loopwatch.events import Cause, Evidence, Frame, Stall
-from loopwatch.telemetry.journal import HangDump, _open_private, hang_header, hang_path, parse_hang
+from loopwatch.telemetry.files import CLOEXEC, NOFOLLOW, hang_path, is_ours, open_private
+from loopwatch.telemetry.hangfile import HangDump, hang_header, parse_hang
 
 _NEVER = float("-inf")
 
@@ -149,7 +150,7 @@ class HangTimer:
 
     def _begin(self, threads: dict[int, str]) -> None:
         if self._file is None:
-            self._file = _open_private(self.path)
+            self._file = open_private(self.path)
         self._threads = threads
         os.ftruncate(self._file, 0)
         self._written = os.write(self._file, hang_header(os.getpid(), threads).encode())
@@ -199,12 +200,12 @@ def leftover_hangs(setting: str, hang_after: float) -> list[Stall]:
 def _taken(path: Path) -> list[HangDump]:
     """Read a hang file and remove it; nothing if it is not ours, or somebody else was first."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | CLOEXEC | NOFOLLOW)
     except OSError:
         return []
     with open(fd, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a descriptor
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        if not stat.S_ISREG(status.st_mode) or not is_ours(status):
             return []
         dumps = [dataclasses.replace(dump, at=status.st_mtime) for dump in parse_hang(file.read())]
     try:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from loopwatch.events import Cause, Frame, Stall
-from loopwatch.telemetry.journal import TORN, Header, JournalContents, printable
+from loopwatch.telemetry.files import printable
+from loopwatch.telemetry.reading import TORN, Header, JournalContents
 
 SCHEMA = "loopwatch.report/1"
 ROUTE = "http.route"

@@ -19,7 +19,7 @@ import psutil
 from loopwatch._launch import BOOTSTRAP
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import Stall
-from loopwatch.telemetry.journal import read_journals
+from loopwatch.telemetry.reading import read_journals
 
 T = TypeVar("T")
 

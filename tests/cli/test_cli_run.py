@@ -139,6 +139,22 @@ def test_console_script_beside_this_python_is_found_without_activation(tmp_path:
 # --------------------------------------------------------------------------------------- nothing else changes
 
 
+def test_opentelemetry_instrument_goes_outside(tmp_path: Path, blocks: Path, journal: Path) -> None:
+    """``opentelemetry-instrument loopwatch run SCRIPT``: the program is instrumented, and its loop is watched."""
+    pytest.importorskip("opentelemetry.instrumentation.asyncio")
+    blocks.write_text(
+        BLOCKS
+        + "    from opentelemetry.instrumentation.asyncio import AsyncioInstrumentor\n"
+        + "    print('instrumented', AsyncioInstrumentor().is_instrumented_by_opentelemetry)\n"
+    )
+    none = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("TRACES", "METRICS", "LOGS")}
+    instrument = Path(sys.executable).with_name("opentelemetry-instrument")
+    done = execute([instrument, *COMMAND, "run", "--journal", journal, blocks], tmp_path, environ(**none))
+    assert done.returncode == 0, done.stderr
+    assert "instrumented True" in done.stdout
+    assert [stall.culprit.function for stall in stalls(journal) if stall.culprit] == ["culprit"]
+
+
 def test_program_keeps_its_input_output_and_exit_code(tmp_path: Path) -> None:
     """stdin, stdout, stderr and the exit code are the program's own."""
     (tmp_path / "echo.py").write_text(

@@ -14,8 +14,10 @@ import pytest
 from hostproc import finish, journals, program, start, succeeded
 
 from loopwatch import Stall
+from loopwatch.telemetry.files import hang_path, journal_path
 from loopwatch.telemetry.hang import leftover_hangs
-from loopwatch.telemetry.journal import hang_header, hang_path, journal_path, read_journals
+from loopwatch.telemetry.hangfile import hang_header
+from loopwatch.telemetry.reading import read_journals
 
 LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") is not None else [])
 

@@ -186,7 +186,7 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
     """A journal that cannot be written (here: a link in its place) is given up; stalls go everywhere else."""
     import os
 
-    from loopwatch.telemetry.journal import journal_path
+    from loopwatch.telemetry.files import journal_path
 
     path = journal_path(str(tmp_path), os.getpid())
     path.symlink_to("/dev/full")

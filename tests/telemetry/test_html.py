@@ -17,7 +17,8 @@ from stalls import stalls as any_stall
 
 from loopwatch.events import Evidence, StackCount, Stall
 from loopwatch.telemetry import html
-from loopwatch.telemetry.journal import HangDump, JournalContents, Skipped
+from loopwatch.telemetry.hangfile import HangDump
+from loopwatch.telemetry.reading import JournalContents, Skipped
 
 
 class Page(HTMLParser):

@@ -16,8 +16,9 @@ import pytest
 from stalls import T0, frame, make_contents, make_stall
 
 from loopwatch.events import Cause, StackCount, Stall
+from loopwatch.telemetry.hangfile import HangDump
 from loopwatch.telemetry.html import render
-from loopwatch.telemetry.journal import HangDump, JournalContents
+from loopwatch.telemetry.reading import JournalContents
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the chromium browser in PATH")

@@ -19,15 +19,10 @@ from stalls import stalls as any_stall
 
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import Evidence, StackCount, Stall
-from loopwatch.telemetry.journal import (
-    TORN,
-    JournalWriter,
-    hang_header,
-    hang_path,
-    journal_path,
-    parse_hang,
-    read_journals,
-)
+from loopwatch.telemetry.files import hang_path, journal_path
+from loopwatch.telemetry.hangfile import hang_header, parse_hang
+from loopwatch.telemetry.journal import JournalWriter
+from loopwatch.telemetry.reading import TORN, read_journals
 
 MIB = 1 << 20
 HERE = Path(__file__).parent
@@ -395,7 +390,7 @@ def test_any_damage_gives_stalls_or_one_clear_error(start: int, length: int, dam
 
 _HANG = """
 import faulthandler, re, sys, threading, time
-from loopwatch.telemetry.journal import hang_header
+from loopwatch.telemetry.hangfile import hang_header
 import os
 
 def match_slowly():

@@ -14,7 +14,8 @@ from stalls import stalls as any_stall
 
 from loopwatch.events import Cause, Evidence, StackCount, Stall
 from loopwatch.telemetry import report
-from loopwatch.telemetry.journal import TORN, HangDump, Header, JournalContents, Skipped
+from loopwatch.telemetry.hangfile import HangDump
+from loopwatch.telemetry.reading import TORN, Header, JournalContents, Skipped
 
 lists_of_stalls = st.lists(any_stall, max_size=6)
 

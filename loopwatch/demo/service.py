@@ -1,0 +1,137 @@
+"""The service of the demo: a child process with the agent in it, and this process's hold on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import loopwatch
+from loopwatch import demo_app
+from loopwatch.demo.truth import THRESHOLD
+
+STOP_TIMEOUT = 5.0
+"""s for the child to end."""
+
+
+def run_service() -> None:
+    """Be the child: run the service under the agent until standard input ends; arguments: loop, journal."""
+    loop, journal = sys.argv[-2:]
+    threading.Thread(target=_die_with_parent, name="lifeline", daemon=True).start()
+    shop = demo_app.Shop.open()
+    send = _Sender()
+    agent = loopwatch.install(
+        loopwatch.Config(
+            threshold=THRESHOLD,
+            cpu_budget=0.05,  # it samples while the loop is blocked, and here that is half of the time
+            journal=journal,
+            log_level=logging.DEBUG,  # nobody listens below WARNING: the parent tells
+            on_stall=lambda stall: send({"stall": stall.to_dict()}),
+            context=(demo_app.labels,),
+            user_code=(demo_app.__name__,),  # it is installed with the package, and would be a library's otherwise
+        )
+    )
+    factory = None
+    if loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(shop, agent, send))
+
+
+async def _serve(shop: demo_app.Shop, agent: loopwatch.Agent, send: Callable[[dict[str, Any]], None]) -> None:
+    running, end = asyncio.get_running_loop(), asyncio.Event()
+    server = await asyncio.start_server(shop.serve, "127.0.0.1", 0)
+    running.add_reader(0, end.set)
+    send({"port": server.sockets[0].getsockname()[1], "disk": shop.export_to is not None})
+    await end.wait()
+    running.remove_reader(0)
+    server.close()
+    await asyncio.to_thread(agent.flush)
+    send({"end": agent.snapshot().to_dict()})
+
+
+class _Sender:
+    """Writes messages to the parent, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __call__(self, message: dict[str, Any]) -> None:
+        with self._lock, contextlib.suppress(BrokenPipeError):  # the parent is gone: so are we, soon
+            sys.stdout.write(json.dumps(message) + "\n")
+            sys.stdout.flush()
+
+
+def _die_with_parent() -> None:
+    """Wait for the end of standard input, which comes also when the parent is killed; then nothing holds us long."""
+    while os.read(0, 64):
+        pass
+    time.sleep(STOP_TIMEOUT / 2)
+    os._exit(1)
+
+
+class Child:
+    """The process of the service. Ends when its standard input does, so it cannot outlive this one.
+
+    Args:
+        loop: ``asyncio`` or ``uvloop``.
+        journal: file or directory for its journal.
+    """
+
+    def __init__(self, loop: str, journal: str) -> None:
+        # Our own copy of the package may not be importable from elsewhere; last, so that it shadows nothing.
+        code = "import sys; sys.path.append(sys.argv[1]); from loopwatch.demo.service import run_service; run_service()"
+        root = str(Path(__file__).parent.parent.parent)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code, root, loop, journal],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0,  # Ctrl-C is for us, and we end it
+        )
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Give what the child sends, until it ends."""
+        reader = asyncio.StreamReader(limit=2**24)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
+        )
+        try:
+            while line := await reader.readline():
+                yield json.loads(line)
+        finally:
+            transport.close()
+
+    def ask_to_end(self) -> None:
+        """Have the child end by itself."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def end(self) -> int:
+        """See to it that the child is gone, and return its exit status."""
+        self.ask_to_end()
+        try:
+            return self._process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """End the child now, and return its exit status."""
+        self.ask_to_end()
+        self._process.kill()
+        return self._process.wait()

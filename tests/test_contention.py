@@ -1,0 +1,210 @@
+"""Who kept the watcher from running: differences of clocks that are given, and real threads that keep the GIL."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import FrameType
+
+import pytest
+
+from loopwatch import contention
+from loopwatch import evidence as facts
+from loopwatch.contention import LATE, MIN_HOG, Contention, Hog
+from loopwatch.evidence import Scheduled
+from loopwatch.probes.probe import Block
+from loopwatch.stacks import current_frames
+
+START = 100.0
+
+
+def standing() -> FrameType:
+    """A frame to stand for any thread's."""
+    return sys._getframe()
+
+
+FRAME = standing()
+NOBODY = Hog(None, 0.0)
+
+
+class Clocks:
+    """The clocks of all threads, the run queue of the watcher and the cgroup, as the test sets them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.threads: dict[facts.ThreadId, float] = {}
+        self.run_queue = 0.0
+        self.throttled: float | None = None
+        monkeypatch.setattr(facts, "thread_clocks", lambda: dict(self.threads))
+        monkeypatch.setattr(facts, "scheduled", lambda _: Scheduled(0.0, self.run_queue))
+        monkeypatch.setattr(facts, "throttled", lambda: self.throttled)
+        monkeypatch.setattr(contention.threading, "active_count", lambda: 4)
+
+
+@pytest.fixture
+def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    """Clocks that stand still until a test moves them."""
+    return Clocks(monkeypatch)
+
+
+def found(kept: Contention, *idents: int, innocent: tuple[int, ...] = (), now: float = START) -> Hog:
+    """The hog among threads."""
+    return kept.find_hog(dict.fromkeys(idents, FRAME), innocent, 10, now)
+
+
+def test_the_busiest_thread_is_the_hog(clocks: Clocks) -> None:
+    """Of the threads that ran while the watcher could not, the one that used most since the last reading."""
+    kept = Contention()
+    clocks.threads = {(1, 101): 50.0, (2, 102): 1.0, (3, 103): 0.0}
+    kept.renew(START, 1.0)
+    clocks.threads = {(1, 101): 50.01, (2, 102): 1.25, (3, 103): 0.9}
+    hog = found(kept, 1, 2, 3, innocent=(3,))
+    assert hog.cpu == pytest.approx(0.25)
+    assert hog.stack is not None
+    assert hog.stack.frames[0].code.co_name == "standing"
+
+
+def test_an_ident_that_is_used_again(clocks: Clocks) -> None:
+    """A thread that got the ident of one that has ended is charged with what it used itself, and is found."""
+    kept = Contention()
+    clocks.threads = {(7, 101): 5.0}
+    kept.renew(START, 1.0)
+    clocks.threads = {(7, 102): 0.3}
+    assert found(kept, 7).cpu == 0.3
+
+
+def test_a_thread_that_was_not_asked_before(clocks: Clocks) -> None:
+    """Of more threads than are asked, one that comes into view is not charged with its whole life."""
+    kept = Contention()
+    clocks.threads = {(number, number): 1.0 for number in range(facts.MAX_THREADS)}
+    kept.renew(START, 1.0)
+    del clocks.threads[0, 0]
+    clocks.threads |= {(1, 1): 1.2, (9999, 9999): 500.0}
+    assert found(kept, 1, 2, 9999).cpu == pytest.approx(0.2)
+
+
+def test_nobody_else(clocks: Clocks) -> None:
+    """Without another thread there is no hog."""
+    assert found(Contention()) == NOBODY
+
+
+def test_threads_that_take_turns_add_up(clocks: Clocks) -> None:
+    """Four threads of which none has the GIL for long: the busiest each time, together, stand out."""
+    kept = Contention()
+    kept.renew(START, 1.0)
+    for number in range(1, 5):
+        clocks.threads = {(ident, 100 + ident): number * 0.015 for ident in (1, 2, 3, 4)}
+        kept.note(found(kept, 1, 2, 3, 4), START + number * 0.06 - 0.02, START + number * 0.06)
+    hindrance = kept.during(Block(START, START, START + 0.3))
+    assert hindrance.hog is not None
+    assert hindrance.hog.cpu == pytest.approx(0.06)
+    assert hindrance.hog.stack is not None
+    assert hindrance.late == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize(("cpu", "stands_out"), [(MIN_HOG * 0.2 + 0.001, True), (MIN_HOG * 0.2 - 0.001, False)])
+def test_a_hog_must_stand_out(clocks: Clocks, cpu: float, stands_out: bool) -> None:
+    """A thread that ran for less than a fifth of the time that was seen of the block is not to blame."""
+    kept = Contention()
+    kept.renew(START, 1.0)
+    clocks.threads = {(1, 101): cpu}
+    kept.note(found(kept, 1), START + 0.1, START + 0.2)
+    assert (kept.during(Block(START, START, START + 0.4)).hog is not None) is stands_out
+
+
+def test_lateness_that_is_not_notable(clocks: Clocks) -> None:
+    """A few milliseconds to get the GIL are not counted as lateness; nor is what lies outside of the block."""
+    kept = Contention()
+    kept.note(NOBODY, 100.0, 100.0 + LATE - 0.001)
+    kept.note(NOBODY, 100.9, 101.2)
+    assert kept.during(Block(100.0, 100.0, 101.0)).late == pytest.approx(0.1)
+
+
+def test_starved_is_never_more_than_late(clocks: Clocks) -> None:
+    """What the watcher waited for a processor long before it was late is not charged to this time."""
+    kept = Contention()
+    kept.renew(100.0, 1.0)
+    clocks.run_queue = 5.0
+    first = kept.note(NOBODY, 110.0, 110.05)
+    assert (first.starved, first.held) == pytest.approx((0.05, 0.0))
+    clocks.run_queue = 5.01
+    second = kept.note(NOBODY, 111.0, 111.05)
+    assert second.starved == pytest.approx(0.01)
+    assert second.held == pytest.approx(0.04 - 2 * sys.getswitchinterval())
+
+
+def test_late_and_starved_are_of_the_same_times(clocks: Clocks) -> None:
+    """Waits for a processor in latenesses that are not counted, or that lie outside of the block, do not count."""
+    kept = Contention()
+    kept.renew(START, 1.0)
+    for number in range(5):
+        clocks.run_queue += 0.005
+        kept.note(NOBODY, START + number * 0.02, START + number * 0.02 + 0.006)
+    clocks.run_queue += 0.05
+    kept.note(NOBODY, START + 0.25, START + 0.35)
+    hindrance = kept.during(Block(START, START, START + 0.3))
+    assert (hindrance.late, hindrance.starved) == pytest.approx((0.05, 0.025))
+
+
+def test_a_system_that_does_not_tell_of_run_queues(clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not known whether a processor was missing, nobody is said to have kept the GIL."""
+    monkeypatch.setattr(facts, "scheduled", lambda _: None)
+    kept = Contention()
+    kept.renew(START, 1.0)
+    late = kept.note(NOBODY, START, START + 0.5)
+    assert (late.starved, late.held) == (0.0, 0.0)
+
+
+def test_what_is_long_past_is_dropped(clocks: Clocks) -> None:
+    """A lateness, and the stack kept with it, goes away after a minute."""
+    kept = Contention()
+    kept.note(NOBODY, START, START + 0.1)
+    kept.renew(START + 61, 1.0)
+    assert kept.during(Block(START, START, START + 0.2)).late == 0.0
+
+
+def test_throttled_since_the_last_reading(clocks: Clocks) -> None:
+    """Time held back by a quota counts from 0.2 s before at most, and never as more than the block."""
+    kept = Contention()
+    clocks.throttled = 10.0
+    kept.renew(100.0, 1.0)
+    clocks.throttled = 13.0
+    kept.renew(100.25, 1.0)
+    clocks.throttled = 13.1
+    assert kept.during(Block(100.3, 100.3, 100.5)).throttled == pytest.approx(0.1)
+    kept.renew(100.6, 1.0)  # for the sake of another loop
+    assert kept.during(Block(100.3, 100.3, 100.5)).throttled == pytest.approx(0.1)
+    clocks.throttled = 14.0
+    assert kept.during(Block(100.3, 100.3, 100.5)).throttled == pytest.approx(0.2)
+
+
+def test_no_quota(clocks: Clocks) -> None:
+    """Without a quota it is not known whether the group was held back, rather than known that it was not."""
+    kept = Contention()
+    kept.renew(100.0, 1.0)
+    assert kept.during(Block(100.0, 100.0, 100.3)).throttled is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="clocks of other threads")
+def test_a_real_thread_that_computes_is_found() -> None:
+    """A thread that spins while another waits is the hog, by its own stack."""
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=spin)
+    kept = Contention()
+    kept.renew(time.monotonic(), 1.0)
+    thread.start()
+    try:
+        while (facts.thread_cpu(thread.native_id or 0) or 1.0) < 0.05:
+            time.sleep(0.005)
+        hog = kept.find_hog(current_frames(), {threading.get_ident()}, 10, time.monotonic())
+    finally:
+        stop.set()
+        thread.join()
+    assert hog.stack is not None
+    assert hog.stack.frames[-1].code.co_name == "_bootstrap"
+    assert "spin" in {frame.code.co_name for frame in hog.stack.frames}
