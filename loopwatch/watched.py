@@ -139,12 +139,18 @@ class WatchedLoop:
         before = [item for item in known if item.clocks.at <= start]
         return before[-1] if before else next(iter(known), None)
 
-    def renew_baseline(self, now: float, idle: float) -> None:
-        """Read the clocks of the loop's thread, now that it is not blocked."""
+    def renew_baseline(self, now: float, idle: float, pace: float = 1.0) -> None:
+        """Read the clocks of the loop's thread, now that it is not blocked.
+
+        Args:
+            now: ``time.monotonic`` seconds.
+            idle: s that the loop has waited so far.
+            pace: factor for the time between two readings of the run queue.
+        """
         thread, before = self.thread, self.baseline
         if thread is None:
             return
-        if before is None or now - before.run_queue_at >= SCHEDULER_EVERY * (4 if self.quiet else 1):
+        if before is None or now - before.run_queue_at >= SCHEDULER_EVERY * pace:
             self._baselines.append(Baseline(thread.clocks(), now, idle))
         else:
             clocks = Clocks(now, thread.cpu(), time.process_time(), before.clocks.run_queue)

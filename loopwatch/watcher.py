@@ -40,6 +40,8 @@ LONGEST_DOZE = 1.0
 """s between two ticks while every loop is quiet and will wake the watcher itself."""
 SHORTEST_GAP, LONGEST_GAP = 0.01, 0.1
 """s between two samples of a blocked loop; a quarter of the block's age between these bounds."""
+SELDOM = 5.0
+"""Factor for the time between two readings of clocks that cost a file."""
 MAX_CALLERS = 50
 """Callbacks of one pass whose task and labels are read."""
 MAX_SAMPLES = 200
@@ -184,6 +186,7 @@ class Watcher:
                 with self._ticked:
                     self._ticks += 1
                     self._ticked.notify_all()
+                self._announce_visit(planned)
                 # Without loops there is nothing to do until one is added.
                 woken = self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1)
                 # Woken, it wanted to run from then on; until the GIL was free it could not.
@@ -191,6 +194,9 @@ class Watcher:
         except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is watched
             self._faults.add("watcher", exc)
             self.remove(self.loops)
+
+    def _announce_visit(self, when: float) -> None:
+        self._each(lambda loop: loop.probe.expect(when))
 
     def _tick(self, planned: float) -> float:
         """Look at every loop once; return when to look again (``time.monotonic`` seconds)."""
@@ -238,7 +244,7 @@ class Watcher:
     def _next(self, now: float, config: Config) -> float:
         if not self.paused and self.loops and all(self._each(lambda loop: self._may_doze(loop, now))):
             for loop in self.loops:  # while nothing happens: what comes next is compared with these clocks
-                self._is_active(loop, now)
+                self._is_active(loop, now, IDLE)
             return now + self.longest_sleep()
         looks = self._each(lambda loop: self._next_look(loop, now, config.threshold))
         return min(looks, default=now + LONGEST_TICK * self.stretch)
@@ -262,17 +268,20 @@ class Watcher:
             # Not beyond the longest tick: where only these looks tell that it is over, it must not be told much later.
             return now + min(gap * self.stretch, max(gap, LONGEST_TICK))
         # The cost lies in the samples; the first look at a block is stretched only in an emergency.
-        active = self._is_active(loop, now) or since != IDLE
+        active = self._is_active(loop, now, since) or since != IDLE
         tick = threshold / 2 if active else threshold * (1.5 if loop.quiet else 1)
         tick = min(max(tick, SHORTEST_TICK), LONGEST_TICK) * max(self.stretch / 4, 1.0)
         return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
 
-    def _is_active(self, loop: WatchedLoop, now: float) -> bool:
+    def _is_active(self, loop: WatchedLoop, now: float, since: float) -> bool:
         """Whether the loop did anything worth mentioning since the last call; also renews its baseline."""
         before = loop.baseline
         counters = loop.probe.counters(now)
-        loop.renew_baseline(now, counters.idle or 0.0)
-        self._contention.renew(now, 5.0 if loop.quiet else 1.0)
+        # What costs a file is read seldom while nothing happens, and while the loop works: that gives up the GIL, and
+        # such a loop may be slow to give it back.
+        seldom = loop.quiet or since != IDLE
+        loop.renew_baseline(now, counters.idle or 0.0, SELDOM if seldom else 1.0)
+        self._contention.renew(now, SELDOM if seldom else 1.0)
         if before is None or counters.idle is None:
             return True
         wall = now - before.clocks.at

@@ -29,6 +29,18 @@ MARK_EVERY = 0.01
 POLL_GRACE = 0.005
 """s: the first poll after a block returns at once if anything waited; it is not waited for longer than this."""
 
+LET_IN = 1e-4
+"""s that a loop which never waits sleeps to let the watcher have the GIL.
+
+Such a loop gives up the GIL in each poll, but only for a microsecond. A thread that waits for the GIL is woken each
+time, comes too late, and begins anew to wait for the switch interval, after which it could demand the GIL (``take_gil``
+in CPython's Python/ceval_gil.c): it may take a second to get it, and until then each poll pays for a wake-up.
+"""
+EXPECTED = 2e-4
+"""s after the time for which it was announced that the watcher surely waits."""
+MAX_LET_IN = 20
+"""Times that the watcher is let in without being seen; then it is not waited for any more."""
+
 MAX_COUNTED = 10_000
 """Waiting timers are counted up to this number."""
 
@@ -51,12 +63,14 @@ class Timed(NamedTuple):
         pace: returns what was counted.
         begin: sets the start of the pass.
         look_at: sets the time from which the next call looks closer.
+        look_by: the same, if it is earlier than what is set.
     """
 
     select: Select
     pace: Callable[[], Pace]
     begin: Callable[[float], None]
     look_at: Callable[[float], None]
+    look_by: Callable[[float], None]
 
 
 class Cell:
@@ -68,6 +82,8 @@ class Cell:
         self.awaiting_events: Block | None = None
         self.alarm: Callable[[], None] | None = None
         self.timed: Timed
+        self.visit = IDLE
+        self._let_in = 0
         self._loop = weakref.ref(loop)
         self._ready = getattr(loop, "_ready", ())
         self._mark = (0.0, 0.0, 0.0, 0.0)
@@ -76,7 +92,19 @@ class Cell:
         """Read the clocks that later tell how much processor time a block took; return when to do so again."""
         self._mark = (now, idle, time.thread_time(), time.process_time())
         # A pass of at least the limit ends behind this, wherever after the mark it began.
-        return now + min(MARK_EVERY, self.limit)
+        due = now + min(MARK_EVERY, self.limit)
+        return min(due, max(self.visit, now + LET_IN))
+
+    def expect(self, when: float) -> None:
+        """The watcher will want to look at ``when``."""
+        self.visit, self._let_in = when + EXPECTED, 0
+
+    def let_in(self) -> None:
+        """The watcher is waiting for the GIL: let it have it."""
+        self._let_in += 1
+        if self._let_in >= MAX_LET_IN:
+            self.visit = IDLE
+        time.sleep(LET_IN)
 
     def end_pass(self, now: float, pace: Pace) -> None:
         """Keep a long pass, with what only this thread can know cheaply, at this moment."""
@@ -222,6 +250,8 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
         due = cell.take_mark(now, idle)
         passes += 1
         if timeout == 0:
+            if now >= cell.visit:
+                cell.let_in()
             since = now
             events = chosen(timeout)
         else:
@@ -249,10 +279,14 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
         nonlocal due
         due = when
 
+    def look_by(when: float) -> None:
+        nonlocal due
+        due = min(due, when)
+
     if epoll is None:
-        return Timed(timed, pace, begin, look_at)
+        return Timed(timed, pace, begin, look_at, look_by)
     poll, keys, decode = epoll.poll, epoll.keys, epoll.decode
-    return Timed(timed_epoll, pace, begin, look_at)
+    return Timed(timed_epoll, pace, begin, look_at, look_by)
 
 
 class AsyncioProbe:
@@ -324,6 +358,10 @@ class AsyncioProbe:
         self._timed.look_at(self._cell.take_mark(now, pace.idle))
         self._timed.begin(now)
 
+    def expect(self, when: float) -> None:
+        self._cell.expect(when)
+        self._timed.look_by(self._cell.visit)
+
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         self._cell.alarm = alarm
         self._timed.look_at(0.0)  # or a wake-up within the next 10 ms would not be looked at
@@ -349,7 +387,7 @@ class AsyncioProbe:
     def detach(self) -> None:
         self._patches.undo(self._patch)
         self._timed.begin(IDLE)
-        self._cell.limit = IDLE
+        self._cell.limit = self._cell.visit = IDLE
         self._timed.look_at(IDLE)
 
     def abandon(self) -> None:

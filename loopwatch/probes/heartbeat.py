@@ -145,6 +145,9 @@ class HeartbeatProbe:
         if self._heart is not None:
             self.on_beat(self._heart.due, now)
 
+    def expect(self, when: float) -> None:
+        """Nothing: no code of ours runs on the loop between two beats."""
+
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         return False
 

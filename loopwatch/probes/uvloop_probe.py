@@ -362,6 +362,9 @@ class UvloopProbe:
             self._last, self._suspect = reading, None
             self._awaiting = None  # no poll follows that would count what waited
 
+    def expect(self, when: float) -> None:
+        """Nothing: no code of ours runs on the loop between two beats."""
+
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         return False
 

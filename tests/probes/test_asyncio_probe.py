@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loopwatch._patches import PatchSet
 from loopwatch.agent import Agent
 from loopwatch.config import Config
-from loopwatch.probes.asyncio_probe import MAX_COUNTED, AsyncioProbe, Cell, timed_select
+from loopwatch.probes.asyncio_probe import LET_IN, MAX_COUNTED, MAX_LET_IN, AsyncioProbe, Cell, timed_select
 from loopwatch.probes.heartbeat import HeartbeatProbe
 from loopwatch.probes.probe import IDLE, Block
 from loopwatch.testing import FakeClock, RecordingSink
@@ -427,3 +427,65 @@ def test_what_is_no_selector_loop_is_left_alone() -> None:
 
 async def _reads_itself() -> bool:
     return AsyncioProbe.reads(asyncio.get_running_loop())
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the loop's thread was made to sleep, each time; it does not."""
+    slept: list[float] = []
+    monkeypatch.setattr("loopwatch.probes.asyncio_probe.time.sleep", slept.append)
+    return slept
+
+
+def saturate(faked: Faked, seconds: float) -> None:
+    """Have the loop make passes of 0.1 ms and never wait."""
+    until = faked.clock.now + seconds
+    while faked.clock.now < until:
+        faked.work(0.0001)
+        faked.poll(timeout=0)
+
+
+def expect(faked: Faked, when: float) -> None:
+    """The watcher says when it will look next."""
+    faked.cell.expect(when)
+    faked.timed.look_by(faked.cell.visit)
+
+
+def test_a_loop_that_never_waits_lets_the_watcher_in(naps: list[float]) -> None:
+    """From the announced time on, not before, it gives up the GIL for long enough; within a millisecond."""
+    faked = Faked()
+    saturate(faked, 0.02)
+    expect(faked, faked.clock.now + 0.05)
+    saturate(faked, 0.0495)
+    assert naps == []
+    saturate(faked, 0.0015)
+    assert naps != []
+
+
+def test_once_it_was_seen_it_is_let_be(naps: list[float]) -> None:
+    """A watcher that has looked says when it comes again; until then nobody sleeps for it."""
+    faked = Faked()
+    expect(faked, faked.clock.now + 0.01)
+    saturate(faked, 0.011)
+    seen = len(naps)
+    expect(faked, faked.clock.now + 0.05)
+    saturate(faked, 0.04)
+    assert 0 < seen == len(naps)
+
+
+def test_a_watcher_that_never_comes_is_not_waited_for(naps: list[float]) -> None:
+    """After twenty times the loop does not sleep any more for a watcher that does not come."""
+    faked = Faked()
+    expect(faked, faked.clock.now + 0.01)
+    saturate(faked, 5.0)
+    assert naps == [LET_IN] * MAX_LET_IN
+
+
+def test_a_loop_that_waits_need_not_let_anybody_in(naps: list[float]) -> None:
+    """A poll that waits gives up the GIL for long enough."""
+    faked = Faked()
+    expect(faked, faked.clock.now + 0.01)
+    for _ in range(100):
+        faked.work(0.0001)
+        faked.poll(lasts=0.001)
+    assert naps == []
