@@ -36,8 +36,8 @@ HERE = Path(__file__).resolve()
 VARIANTS = ("off", "again", "on")
 """The program alone, the program alone once more (A/A), and with the agent."""
 
-SLICE = 300_000
-"""Callbacks of one slice: half a second or so, ten ticks of the watcher and more."""
+SLICE = 100_000
+"""Callbacks of one slice: a tenth of a second and more, some ticks of the watcher."""
 
 # Without these the heap's luck doubles the cost of the same server from run to run.
 ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456", "PYTHONHASHSEED": "0"}
@@ -92,7 +92,7 @@ def child_micro_alone(variant: str, kind: str, loop: str) -> float:
         await tool.start()
         tool.arm()
         await asyncio.sleep(0.05)
-        return statistics.median([await _MICRO[kind](SLICE // 3) for _ in range(7)])
+        return statistics.median([await _MICRO[kind](SLICE) for _ in range(7)])
 
     with asyncio.Runner(loop_factory=tool.loop_factory(loop)) as runner:
         return runner.run(main())
@@ -340,7 +340,7 @@ def table(title: str, *columns: str) -> None:
 def micro(options: argparse.Namespace) -> None:
     table("Micro, asyncio: time relative to the loop alone, switched in one process", "what", "A/A", "on", "allowed")
     for kind in _MICRO:
-        found = measure("micro", kind, 2 * options.rounds)
+        found = measure("micro", kind, 6 * options.rounds)
         allowed = "1.10" if kind.startswith("100") else "1.05"
         row(kind, *(f"{ratio(found, variant):.3f}" for variant in VARIANTS[1:]), allowed)
     if not options.envs_of:

@@ -14,7 +14,7 @@ from loopwatch.evidence import Clocks, ThreadFacts
 from loopwatch.observation import Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
-from loopwatch.probes.probe import Counters, Loop, Probe
+from loopwatch.probes.probe import IDLE, Counters, Loop, Probe
 
 
 @dataclass(slots=True)
@@ -97,6 +97,7 @@ class WatchedLoop:
         self._baselines: deque[Baseline] = deque(maxlen=4)
         self.episodes: dict[float, Episode] = {}
         self.blocked_since: float | None = None
+        self.since = IDLE
         self.quiet = False
         self._quiet_since, self._quiet_passes = time.monotonic(), 0
         self.stalls = 0

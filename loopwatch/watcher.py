@@ -29,13 +29,15 @@ from loopwatch.observation import Observation, Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.probe import IDLE, Block
 from loopwatch.usage import usage
-from loopwatch.watched import Caller, Episode, WatchedLoop
+from loopwatch.watched import QUIET_SPELL, Caller, Episode, WatchedLoop
 
 WINDOW = 10.0
 """s: figures of loops are those of the last complete window of this length."""
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
+QUIET_TICK = 2.0
+"""Thresholds between two looks at a loop that is quiet."""
 LONGEST_DOZE = 1.0
 """s between two ticks while every loop is quiet and will wake the watcher itself."""
 SHORTEST_GAP, LONGEST_GAP = 0.01, 0.1
@@ -231,7 +233,7 @@ class Watcher:
 
     def _suspect(self, loop: WatchedLoop, now: float, config: Config, late: float) -> tuple[WatchedLoop, float] | None:
         """Return the loop and the start of what holds it, if it may be blocked."""
-        since = loop.probe.busy_since(now) if loop.is_running else IDLE
+        since = loop.since = loop.probe.busy_since(now) if loop.is_running else IDLE
         age = now - since
         loop.blocked_since = since if age >= config.threshold else None
         return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
@@ -258,6 +260,9 @@ class Watcher:
         return loop.is_quiet(now) and not loop.episodes and loop.probe.wake_when_busy(self.wake)
 
     def _next_look(self, loop: WatchedLoop, now: float, threshold: float) -> float:
+        baseline = loop.baseline
+        if loop.quiet and loop.since == IDLE and baseline is not None and now - baseline.clocks.at < QUIET_SPELL:
+            return now + self._tick_of(QUIET_TICK * threshold)  # it waits, as it did before: nothing to renew yet
         since = loop.probe.busy_since(now) if loop.is_running and not self.paused else IDLE
         age = now - since
         if age >= threshold / 2:
@@ -269,9 +274,11 @@ class Watcher:
             return now + min(gap * self.stretch, max(gap, LONGEST_TICK))
         # The cost lies in the samples; the first look at a block is stretched only in an emergency.
         active = self._is_active(loop, now, since) or since != IDLE
-        tick = threshold / 2 if active else threshold * (1.5 if loop.quiet else 1)
-        tick = min(max(tick, SHORTEST_TICK), LONGEST_TICK) * max(self.stretch / 4, 1.0)
+        tick = self._tick_of(threshold / 2 if active else threshold * (QUIET_TICK if loop.quiet else 1))
         return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
+
+    def _tick_of(self, seconds: float) -> float:
+        return min(max(seconds, SHORTEST_TICK), LONGEST_TICK) * max(self.stretch / 4, 1.0)
 
     def _is_active(self, loop: WatchedLoop, now: float, since: float) -> bool:
         """Whether the loop did anything worth mentioning since the last call; also renews its baseline."""
