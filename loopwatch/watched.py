@@ -46,14 +46,14 @@ class Episode:
         id: of the stall it may become.
         samples: stack samples, bounded by thinning out.
         announced: whether the hang was announced.
-        ended: whether the last tick found the loop doing something else.
+        ended: when the loop was first found doing something else, None while it was not.
         callers: who the callbacks are that were seen, by ``Sample.callback``.
     """
 
     id: str
     samples: list[Sample] = field(default_factory=list)
     announced: bool = False
-    ended: bool = False
+    ended: float | None = None
     callers: dict[object, Caller] = field(default_factory=dict)
 
 

@@ -36,12 +36,16 @@ WINDOW = 10.0
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
+INVITED = 0.4
+"""Share of a tick by which it may come earlier or later, so that it comes with a beat of the loop."""
 QUIET_TICK = 2.0
 """Thresholds between two looks at a loop that is quiet."""
 LONGEST_DOZE = 1.0
 """s between two ticks while every loop is quiet and will wake the watcher itself."""
 SHORTEST_GAP, LONGEST_GAP = 0.01, 0.1
 """s between two samples of a blocked loop; a quarter of the block's age between these bounds."""
+FORGET_AFTER = 0.5
+"""s for which samples of a callback that has ended are kept: until then it turns out whether it was a block."""
 SELDOM = 5.0
 """Factor for the time between two readings of clocks that cost a file."""
 MAX_CALLERS = 50
@@ -198,6 +202,7 @@ class Watcher:
             self.remove(self.loops)
 
     def _announce_visit(self, when: float) -> None:
+        """Have busy loops let the watcher have the GIL when it comes."""
         self._each(lambda loop: loop.probe.expect(when))
 
     def _tick(self, planned: float) -> float:
@@ -233,7 +238,7 @@ class Watcher:
 
     def _suspect(self, loop: WatchedLoop, now: float, config: Config, late: float) -> tuple[WatchedLoop, float] | None:
         """Return the loop and the start of what holds it, if it may be blocked."""
-        since = loop.since = loop.probe.busy_since(now) if loop.is_running else IDLE
+        since = loop.since = loop.probe.busy_since(now, late) if loop.is_running else IDLE
         age = now - since
         loop.blocked_since = since if age >= config.threshold else None
         return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
@@ -246,7 +251,7 @@ class Watcher:
     def _next(self, now: float, config: Config) -> float:
         if not self.paused and self.loops and all(self._each(lambda loop: self._may_doze(loop, now))):
             for loop in self.loops:  # while nothing happens: what comes next is compared with these clocks
-                self._is_active(loop, now, IDLE)
+                self._is_active(loop, now)
             return now + self.longest_sleep()
         looks = self._each(lambda loop: self._next_look(loop, now, config.threshold))
         return min(looks, default=now + LONGEST_TICK * self.stretch)
@@ -273,26 +278,29 @@ class Watcher:
             # Not beyond the longest tick: where only these looks tell that it is over, it must not be told much later.
             return now + min(gap * self.stretch, max(gap, LONGEST_TICK))
         # The cost lies in the samples; the first look at a block is stretched only in an emergency.
-        active = self._is_active(loop, now, since) or since != IDLE
+        active = self._is_active(loop, now) or since != IDLE
         tick = self._tick_of(threshold / 2 if active else threshold * (QUIET_TICK if loop.quiet else 1))
-        return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
+        soon = now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
+        if active and not isinstance(loop.probe, AsyncioProbe):
+            # Rather at the next beat, where it need not wait for the GIL; the loop is blocked if none comes.
+            return max(soon, min(loop.heart.invite(soon - INVITED * tick, self.wake), soon + INVITED * tick))
+        return soon
 
     def _tick_of(self, seconds: float) -> float:
         return min(max(seconds, SHORTEST_TICK), LONGEST_TICK) * max(self.stretch / 4, 1.0)
 
-    def _is_active(self, loop: WatchedLoop, now: float, since: float) -> bool:
+    def _is_active(self, loop: WatchedLoop, now: float) -> bool:
         """Whether the loop did anything worth mentioning since the last call; also renews its baseline."""
-        before = loop.baseline
-        counters = loop.probe.counters(now)
+        before, counters = loop.baseline, loop.probe.counters(now)
+        wall = now - before.clocks.at if before is not None else 0.0
+        waited = counters.idle - before.idle if before is not None and counters.idle is not None else 0.0
+        active = wall <= 0 or 1 - waited / wall >= ACTIVE_SHARE
         # What costs a file is read seldom while nothing happens, and while the loop works: that gives up the GIL, and
-        # such a loop may be slow to give it back.
-        seldom = loop.quiet or since != IDLE
-        loop.renew_baseline(now, counters.idle or 0.0, SELDOM if seldom else 1.0)
-        self._contention.renew(now, SELDOM if seldom else 1.0)
-        if before is None or counters.idle is None:
-            return True
-        wall = now - before.clocks.at
-        return wall <= 0 or 1 - (counters.idle - before.idle) / wall >= ACTIVE_SHARE
+        # such a loop is slow to give it back.
+        pace = SELDOM if active or loop.quiet else 1.0
+        loop.renew_baseline(now, counters.idle or 0.0, pace)
+        self._contention.renew(now, pace)
+        return active
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
@@ -453,12 +461,15 @@ class Watcher:
     def _forget_ended(self, loop: WatchedLoop, now: float) -> None:
         """Drop what was collected of callbacks that ended below the threshold.
 
-        One tick later than they ended: the block of one that did not is handed out by its probe only then.
+        A while after they ended: the block of one that did not is handed out by its probe only when the events that
+        waited for it are counted, and ticks may follow each other at once.
         """
         since = loop.probe.busy_since(now) if loop.is_running else IDLE
-        loop.episodes = {key: episode for key, episode in loop.episodes.items() if key == since or not episode.ended}
-        for key, episode in loop.episodes.items():
-            episode.ended = key != since
+        for key, episode in list(loop.episodes.items()):
+            if key != since and episode.ended is None:
+                episode.ended = now
+            elif key != since and episode.ended is not None and now - episode.ended > FORGET_AFTER:
+                loop.episodes.pop(key, None)
 
 
 def _reference(owner: Any) -> object:

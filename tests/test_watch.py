@@ -80,7 +80,7 @@ def test_waiting_blocks(  # noqa: PLR0917 - fixtures
     run(around(timed))
     stall = max(sink.wait(), key=lambda stall: stall.duration)
     assert stall.cause is cause
-    assert stall.culprit is not None
+    assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function == block.__name__
     assert stall.culprit.file == __file__
     assert stall.task is not None
@@ -128,7 +128,7 @@ def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run
 
     run(around(catastrophic))
     stall = max(sink.wait(), key=lambda stall: stall.duration)
-    assert stall.culprit is not None
+    assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function.endswith("catastrophic")
     waited_for_a_processor = max(stall.evidence.watcher_starved, stall.evidence.run_queue or 0.0)
     if waited_for_a_processor < 0.1 * stall.duration:  # else the machine is too busy to tell
@@ -262,7 +262,7 @@ def test_loop_in_another_thread(agent: Agent, sink: RecordingSink, run: Run) -> 
     thread.join()
     stall = sink.wait()[0]
     assert (stall.loop, stall.thread) == ("second", "second")
-    assert stall.culprit is not None
+    assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function == "sleeper"
 
 
@@ -310,7 +310,7 @@ def test_debug_mode(agent: Agent, sink: RecordingSink, loop_kind: str) -> None:
     runner(loop_kind)(main())
     stall = sink.wait()[0]
     assert stall.cause is Cause.SLEEP
-    assert stall.culprit is not None
+    assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function == "sleeper"
 
 
@@ -347,7 +347,7 @@ def test_protocol_callbacks(agent: Agent, sink: RecordingSink, run: Run) -> None
 
     run(main())
     stall = sink.wait()[0]
-    assert stall.culprit is not None
+    assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function == "sleeper"
     assert any(frame.function.endswith("Slow.data_received") for frame in stall.stack)
 
@@ -381,7 +381,7 @@ def test_heartbeat_alone(sink: RecordingSink) -> None:
         assert [loop.kind for loop in agent.snapshot().loops] == ["heartbeat"]
     stall = sink.wait()[0]
     assert stall.cause is Cause.SLEEP
-    assert stall.culprit is not None
+    assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function == "sleeper"
     assert 0 < stall.uncertainty <= 0.05
     assert abs(stall.duration - timed.seconds) <= stall.uncertainty + 0.01

@@ -21,7 +21,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Self
 
 from loopwatch._patches import Patch, PatchSet
-from loopwatch.probes.probe import IDLE, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop
 
 MARK_EVERY = 0.01
 """s: clocks are read at most this often, so that a block's processor time is known to this."""
@@ -29,13 +29,6 @@ MARK_EVERY = 0.01
 POLL_GRACE = 0.005
 """s: the first poll after a block returns at once if anything waited; it is not waited for longer than this."""
 
-LET_IN = 1e-4
-"""s that a loop which never waits sleeps to let the watcher have the GIL.
-
-Such a loop gives up the GIL in each poll, but only for a microsecond. A thread that waits for the GIL is woken each
-time, comes too late, and begins anew to wait for the switch interval, after which it could demand the GIL (``take_gil``
-in CPython's Python/ceval_gil.c): it may take a second to get it, and until then each poll pays for a wake-up.
-"""
 EXPECTED = 2e-4
 """s after the time for which it was announced that the watcher surely waits."""
 MAX_LET_IN = 20
@@ -326,7 +319,7 @@ class AsyncioProbe:
     def on_beat(self, due: float, now: float) -> None:
         """Nothing: passes and polls are timed exactly."""
 
-    def busy_since(self, now: float) -> float:
+    def busy_since(self, now: float, late: float = 0.0) -> float:
         since: float = self._timed.pace().since
         return since
 
@@ -358,9 +351,10 @@ class AsyncioProbe:
         self._timed.look_at(self._cell.take_mark(now, pace.idle))
         self._timed.begin(now)
 
-    def expect(self, when: float) -> None:
+    def expect(self, when: float) -> bool:
         self._cell.expect(when)
         self._timed.look_by(self._cell.visit)
+        return True
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         self._cell.alarm = alarm

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import CodeType
 
 from loopwatch.probes.histogram import Histogram
-from loopwatch.probes.probe import IDLE, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop
 
 LONGEST = 1.0
 """s between two beats of an idle loop."""
@@ -49,6 +49,8 @@ class Heartbeat:
         self._window = Histogram()
         self.due = float("inf")
         self.last = time.monotonic()
+        self._invited = IDLE
+        self._wake: Callable[[], None] | None = None
         self.base: tuple[int, CodeType] | None = None
         """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
 
@@ -69,6 +71,16 @@ class Heartbeat:
     def set_interval(self, interval: float) -> None:
         """Change the interval, from the next beat on."""
         self._interval = interval
+
+    def invite(self, when: float, wake: Callable[[], None]) -> float:
+        """Wake the watcher, and let it have the GIL, at the first beat after ``when``; return by when that should be.
+
+        Args:
+            when: ``time.monotonic`` seconds.
+            wake: wakes the watcher.
+        """
+        self._invited, self._wake = when, wake
+        return max(self.due, when) + self._current
 
     def take_window(self) -> Histogram:
         """Return what was recorded since the last call and begin anew; from the watcher's thread."""
@@ -97,6 +109,11 @@ class Heartbeat:
             self._current = self._interval
         self.last = now
         self._schedule(now)
+        wake = self._wake
+        if now >= self._invited and wake is not None:
+            self._invited = IDLE
+            wake()
+            time.sleep(LET_IN)
 
 
 class HeartbeatProbe:
@@ -128,7 +145,7 @@ class HeartbeatProbe:
         half = (due - heart.last) / 2
         self._blocks.append(Block(key=due, start=due - half, end=now, uncertainty=half))
 
-    def busy_since(self, now: float) -> float:
+    def busy_since(self, now: float, late: float = 0.0) -> float:
         heart = self._heart
         return IDLE if heart is None or not self._running or now <= heart.due else heart.due
 
@@ -145,8 +162,8 @@ class HeartbeatProbe:
         if self._heart is not None:
             self.on_beat(self._heart.due, now)
 
-    def expect(self, when: float) -> None:
-        """Nothing: no code of ours runs on the loop between two beats."""
+    def expect(self, when: float) -> bool:
+        return False  # no code of ours runs on the loop between two beats
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         return False

@@ -10,6 +10,16 @@ IDLE = float("inf")
 """``busy_since`` of a loop that is waiting for events: its age is negative whatever the time is."""
 
 
+LET_IN = 1e-4
+"""s that a busy loop sleeps to let the watcher have the GIL.
+
+A loop that never waits gives up the GIL in each poll, one of uvloop between two callbacks, but only for a microsecond.
+A thread that waits for the GIL is woken each time, comes too late, and begins anew to wait for the switch interval,
+after which it could demand the GIL (``take_gil`` in CPython's Python/ceval_gil.c): it may take a second to get it, and
+until then each release pays for a wake-up.
+"""
+
+
 class Counters(NamedTuple):
     """Totals since the probe was attached: seconds and counts; None where they cannot be known."""
 
@@ -54,8 +64,13 @@ class Probe(Protocol):
     def on_beat(self, due: float, now: float) -> None:
         """Take note of a beat of the heartbeat: when it was due, and when it came; on the loop's thread."""
 
-    def busy_since(self, now: float) -> float:
-        """Return the start of what holds the loop now, :data:`IDLE` while it waits for events."""
+    def busy_since(self, now: float, late: float = 0.0) -> float:
+        """Return the start of what holds the loop now, :data:`IDLE` while it waits for events.
+
+        Args:
+            now: ``time.monotonic`` seconds.
+            late: s for which the watcher wanted to look and could not.
+        """
 
     def held_up(self, now: float, seconds: float) -> None:
         """Take note that some thread had kept the GIL for at least ``seconds`` when the watcher could look, ``now``."""
@@ -69,8 +84,8 @@ class Probe(Protocol):
     def cut(self, now: float) -> None:
         """End what holds the loop at this instant, as if it went idle; called on the loop's thread."""
 
-    def expect(self, when: float) -> None:
-        """Take note of when the watcher will look next."""
+    def expect(self, when: float) -> bool:
+        """Take note of when the watcher will look next; return whether the loop will let it have the GIL then."""
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         """Call ``alarm`` once, as soon as the loop has something to do; return False if that cannot be had."""

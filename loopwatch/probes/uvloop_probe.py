@@ -102,19 +102,21 @@ class _Suspect:
     Args:
         before: the reading before.
         first: the reading that found it.
+        late: s for which the watcher had wanted to read and could not.
         told: whether what was busy between the two was reported as another block already.
 
     Attributes:
         early, late: bounds of its start.
+        since: where in between it is looked for: a pass takes the mean of those that were, unless nobody could look.
         exact: whether ``early`` is its start: the loop made at most one pass since the reading before.
         mean: s that one pass of those since the reading before took at least.
         held: s before ``late`` in which no pass can have ended, as some thread kept the GIL.
         first: the reading that found it.
     """
 
-    __slots__ = ("_slack", "early", "exact", "first", "held", "late", "mean")
+    __slots__ = ("_slack", "early", "exact", "first", "held", "late", "mean", "since")
 
-    def __init__(self, before: Reading, first: Reading, *, told: bool = False) -> None:
+    def __init__(self, before: Reading, first: Reading, late: float = 0.0, *, told: bool = False) -> None:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
         passes = first.passes - before.passes
@@ -127,6 +129,7 @@ class _Suspect:
         self.held = 0.0
         self.first = first
         self._slack = 0.0 if self.exact else busy
+        self.since = self.early if self.exact else max(self.early, first.at - max(self.mean, late))
 
     @property
     def doubt(self) -> float:
@@ -207,11 +210,11 @@ class UvloopProbe:
             metrics = self._metrics
             return Reading(now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting)
 
-    def busy_since(self, now: float) -> float:
+    def busy_since(self, now: float, late: float = 0.0) -> float:
         with self._lock:
-            return self._busy_since()
+            return self._busy_since(late)
 
-    def _busy_since(self) -> float:
+    def _busy_since(self, late: float) -> float:
         # Now, and not the time of the tick: files may have been read since.
         reading = self._read(time.monotonic()) if self._started is not None else None
         if reading is None:
@@ -231,8 +234,8 @@ class UvloopProbe:
             return IDLE
         if suspect is None:
             # What lies before this reading is part of the block that has just been told, or it would be told twice.
-            self._suspect = suspect = _Suspect(before, reading, told=told)
-        return suspect.early
+            self._suspect = suspect = _Suspect(before, reading, late, told=told)
+        return suspect.since
 
     def held_up(self, now: float, seconds: float) -> None:
         with self._lock:
@@ -274,7 +277,7 @@ class UvloopProbe:
         doubt = suspect.doubt + gap
         if end - suspect.early < self._limit or (doubt > 0 and certain < CERTAIN * self._limit):
             return False
-        block = Block(suspect.early, suspect.early, end, doubt)
+        block = Block(suspect.since, suspect.early, end, doubt)
         self._awaiting = (block, suspect.first.waiting, after.passes)
         self._report(block)
         return True
@@ -358,12 +361,12 @@ class UvloopProbe:
                 suspect = suspect or _Suspect(before, reading)
                 certain = max(now - suspect.late, suspect.held)
                 if now - suspect.early >= self._limit and (suspect.exact or certain >= CERTAIN * self._limit):
-                    self._report(Block(suspect.early, suspect.early, now, suspect.doubt))
+                    self._report(Block(suspect.since, suspect.early, now, suspect.doubt))
             self._last, self._suspect = reading, None
             self._awaiting = None  # no poll follows that would count what waited
 
-    def expect(self, when: float) -> None:
-        """Nothing: no code of ours runs on the loop between two beats."""
+    def expect(self, when: float) -> bool:
+        return False  # no code of ours runs on the loop between two beats
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         return False
