@@ -280,7 +280,7 @@ def child_callgrind(variant: str, loop: str, requests: int) -> None:
         await runner.cleanup()
 
     # Under valgrind time runs slow beside the instructions: what happens by the clock would count fifty times.
-    watch(variant, **({"heartbeat": 60} if variant == "on" else {}))
+    watch(variant, **({"heartbeat": 60, "threshold": 60} if variant == "on" else {}))
     with asyncio.Runner(loop_factory=peers.plain_loop_factory(loop)) as made:
         made.run(main())
 
