@@ -85,7 +85,9 @@ def _suspended(evidence: Evidence) -> Cause | None:
 
 
 def _gc(evidence: Evidence) -> Cause | None:
-    return Cause.GC if _share(evidence.gc, evidence) >= MOST else None
+    # Who is found asleep, and does not want the GIL, is not held up by a collection in another thread.
+    elsewhere = evidence.samples > 1 and kind_of(evidence.syscall) in ("sleep", "io") and evidence.syscall_share >= MOST
+    return Cause.GC if _share(evidence.gc, evidence) >= MOST and not elsewhere else None
 
 
 def _overload(evidence: Evidence) -> Cause | None:

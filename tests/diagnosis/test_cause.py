@@ -316,3 +316,20 @@ def test_causes_of_waiting_are_proven(evidence: Evidence, wall: float) -> None:
     if decide(found) in (Cause.SLEEP, Cause.LOCK, Cause.IO):
         assert not found.asleep
         assert found.cpu is None or not found.cpu / wall >= MOST
+
+
+def test_collection_in_another_thread_while_the_loop_sleeps() -> None:
+    """A loop found asleep in time.sleep() slept, whoever collected meanwhile; one that wanted the GIL was held up."""
+    asleep = Evidence(
+        wall=0.34,
+        cpu=0.0,
+        process_cpu=0.2,
+        gc=0.2,
+        samples=5,
+        syscall="clock_nanosleep",
+        syscall_share=1.0,
+        gil_wait=0.0,
+    )
+    assert decide(asleep) is Cause.SLEEP
+    assert decide(dataclasses.replace(asleep, syscall="futex")) is Cause.GC
+    assert decide(dataclasses.replace(asleep, syscall="running")) is Cause.GC
