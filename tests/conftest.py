@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
@@ -23,6 +24,12 @@ from loopwatch.testing import RecordingSink
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine to its end on a fresh loop, as ``asyncio.run`` does."""
+
+# No test depends on a fast machine: neither one example nor the making of examples is timed.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 LOOPS = ["asyncio", "uvloop"] + (["eager"] if sys.version_info >= (3, 12) else [])
 
