@@ -149,10 +149,11 @@ class Contention:
         before = self._own_run_queue
         self._read_own(now)
         after = self._own_run_queue
-        known = before is not None and after is not None
-        starved = min(max(after - before, 0.0), now - planned) if before is not None and after is not None else 0.0
-        # Whoever holds the GIL gives it away one switch interval after it was asked for, at the end of its call.
-        held = max(now - planned - starved - 2 * sys.getswitchinterval(), 0.0) if known else 0.0
+        starved = held = 0.0
+        if before is not None and after is not None:
+            starved = min(max(after - before, 0.0), now - planned)
+            # Whoever holds the GIL gives it away one switch interval after it was asked for, at the end of its call.
+            held = max(now - planned - starved - 2 * sys.getswitchinterval(), 0.0)
         late = Lateness(planned, now, starved, held, hog)
         self._late.append(late)
         return late

@@ -351,10 +351,9 @@ class AsyncioProbe:
         self._timed.look_at(self._cell.take_mark(now, pace.idle))
         self._timed.begin(now)
 
-    def expect(self, when: float) -> bool:
+    def expect(self, when: float) -> None:
         self._cell.expect(when)
         self._timed.look_by(self._cell.visit)
-        return True
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         self._cell.alarm = alarm

@@ -84,8 +84,8 @@ class Probe(Protocol):
     def cut(self, now: float) -> None:
         """End what holds the loop at this instant, as if it went idle; called on the loop's thread."""
 
-    def expect(self, when: float) -> bool:
-        """Take note of when the watcher will look next; return whether the loop will let it have the GIL then."""
+    def expect(self, when: float) -> None:
+        """Take note of when the watcher will look next."""
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         """Call ``alarm`` once, as soon as the loop has something to do; return False if that cannot be had."""
