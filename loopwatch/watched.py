@@ -189,6 +189,11 @@ class WatchedLoop:
             self._quiet_since, self._quiet_passes = now, passes or 0
         return self.quiet
 
+    @property
+    def rests(self) -> bool:
+        """Whether the loop was quiet, waited when it was looked at last, and nothing seen of it is kept."""
+        return self.quiet and self.since == IDLE and not self.episodes
+
     def end_window(self, now: float) -> None:
         """Close the window of figures and begin the next; in the watcher's thread."""
         counters = self.probe.counters(now)

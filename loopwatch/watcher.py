@@ -26,7 +26,6 @@ from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
 from loopwatch.evidence import GcMonitor
 from loopwatch.observation import Observation, Sample
-from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.probe import IDLE, Block
 from loopwatch.usage import usage
 from loopwatch.watched import QUIET_SPELL, Caller, Episode, WatchedLoop
@@ -93,6 +92,7 @@ class Watcher:
         self._contention = Contention()
         self._woken_at = 0.0
         self._window_ends = 0.0
+        self._rest_ends = 0.0
         self._grace_until = time.monotonic() + config().grace
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -195,8 +195,9 @@ class Watcher:
                 self._announce_visit(planned)
                 # Without loops there is nothing to do until one is added.
                 woken = self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1)
-                # Woken, it wanted to run from then on; until the GIL was free it could not.
-                planned = self._woken_at if woken else planned
+                if woken:
+                    # It wanted to run from then on; until the GIL was free it could not.
+                    planned, self._rest_ends = self._woken_at, 0.0
         except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is watched
             self._faults.add("watcher", exc)
             self.remove(self.loops)
@@ -210,6 +211,8 @@ class Watcher:
         now = time.monotonic()
         late = max(now - planned, 0.0)
         config = self._config()
+        if now < self._rest_ends and late < LATE and all(self._each(lambda loop: loop.probe.at_rest())):
+            return now + self._tick_of(QUIET_TICK * config.threshold)
         gone = [loop for loop in self.loops if loop.gone]
         if gone:
             self.remove(gone)
@@ -238,7 +241,8 @@ class Watcher:
 
     def _suspect(self, loop: WatchedLoop, now: float, config: Config, late: float) -> tuple[WatchedLoop, float] | None:
         """Return the loop and the start of what holds it, if it may be blocked."""
-        since = loop.since = loop.probe.busy_since(now, late) if loop.is_running else IDLE
+        overdue = max(now - loop.heart.due, 0.0)
+        since = loop.since = loop.probe.busy_since(now, late, overdue) if loop.is_running else IDLE
         age = now - since
         loop.blocked_since = since if age >= config.threshold else None
         return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
@@ -249,10 +253,13 @@ class Watcher:
             self._forget_ended(loop, now)
 
     def _next(self, now: float, config: Config) -> float:
+        self._rest_ends = 0.0
         if not self.paused and self.loops and all(self._each(lambda loop: self._may_doze(loop, now))):
             for loop in self.loops:  # while nothing happens: what comes next is compared with these clocks
                 self._is_active(loop, now)
             return now + self.longest_sleep()
+        if not self.paused and self.loops and all(loop.rests for loop in self.loops):
+            self._rest_ends = now + QUIET_SPELL
         looks = self._each(lambda loop: self._next_look(loop, now, config.threshold))
         return min(looks, default=now + LONGEST_TICK * self.stretch)
 
@@ -266,7 +273,7 @@ class Watcher:
 
     def _next_look(self, loop: WatchedLoop, now: float, threshold: float) -> float:
         baseline = loop.baseline
-        if loop.quiet and loop.since == IDLE and baseline is not None and now - baseline.clocks.at < QUIET_SPELL:
+        if loop.rests and baseline is not None and now - baseline.clocks.at < QUIET_SPELL:
             return now + self._tick_of(QUIET_TICK * threshold)  # it waits, as it did before: nothing to renew yet
         since = loop.probe.busy_since(now) if loop.is_running and not self.paused else IDLE
         age = now - since
@@ -279,12 +286,15 @@ class Watcher:
             return now + min(gap * self.stretch, max(gap, LONGEST_TICK))
         # The cost lies in the samples; the first look at a block is stretched only in an emergency.
         active = self._is_active(loop, now) or since != IDLE
+        if active and age < threshold / 4 and not loop.probe.handles and now < loop.heart.due <= now + threshold:
+            # Rather with a beat, where it need not wait for the GIL, and then seldom: if a beat between two looks is
+            # missing, that tells how long the loop has been held.
+            tick, last = self._tick_of(threshold), loop.heart.last
+            beat = loop.heart.invite(last + (1 - INVITED) * tick, self.wake)
+            return max(min(beat, last + (1 + INVITED) * tick), now + SHORTEST_GAP)
+        loop.heart.left()
         tick = self._tick_of(threshold / 2 if active else threshold * (QUIET_TICK if loop.quiet else 1))
-        soon = now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
-        if active and not isinstance(loop.probe, AsyncioProbe):
-            # Rather at the next beat, where it need not wait for the GIL; the loop is blocked if none comes.
-            return max(soon, min(loop.heart.invite(soon - INVITED * tick, self.wake), soon + INVITED * tick))
-        return soon
+        return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
 
     def _tick_of(self, seconds: float) -> float:
         return min(max(seconds, SHORTEST_TICK), LONGEST_TICK) * max(self.stretch / 4, 1.0)
@@ -342,7 +352,7 @@ class Watcher:
         target = loop.ref()
         if target is None:
             return None
-        by_handle = isinstance(loop.probe, AsyncioProbe)
+        by_handle = loop.probe.handles
         task = labels.running_task(target)
         unnamed = task is None and not by_handle
         # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
@@ -389,7 +399,7 @@ class Watcher:
     def _announce(self, loop: WatchedLoop, since: float, episode: Episode) -> None:
         episode.announced = True
         now = time.monotonic()
-        block = Block(key=since, start=since, end=now, shared=isinstance(loop.probe, AsyncioProbe))
+        block = Block(key=since, start=since, end=now, shared=loop.probe.handles)
         if episode.samples:
             block.victims = episode.samples[-1].waiting
         self._hand_on(loop, block, episode, ongoing=True)

@@ -470,6 +470,22 @@ def test_ten_thousand_loops_under_a_hot_watcher(loop_kind: str, sink: RecordingS
     assert len(agent._watcher.loops) <= 1
 
 
+def test_a_loop_that_never_waits_is_not_blocked(agent: Agent, sink: RecordingSink, run: Run) -> None:
+    """Ten thousand passes without a wait: however late the watcher is, no pass is reported as a block."""
+
+    async def main() -> float:
+        longest, last = 0.0, time.monotonic()
+        for _ in range(10_000):
+            sum(range(2000))
+            await asyncio.sleep(0)
+            last, longest = time.monotonic(), max(longest, time.monotonic() - last)
+        return longest
+
+    longest = run(main())
+    agent.flush()
+    assert [stall.duration for stall in sink.stalls if stall.duration - stall.uncertainty > longest + 0.005] == []
+
+
 def test_signal_wakes_are_not_stalls(agent: Agent, sink: RecordingSink, run: Run) -> None:
     """A loop that waits for long, or is woken by signals, is idle and not blocked."""
 

@@ -295,6 +295,7 @@ class AsyncioProbe:
     """
 
     kind = "asyncio"
+    handles = True
 
     def __init__(self, loop: Loop, limit: float, patches: PatchSet) -> None:
         self._patches = patches
@@ -319,7 +320,10 @@ class AsyncioProbe:
     def on_beat(self, due: float, now: float) -> None:
         """Nothing: passes and polls are timed exactly."""
 
-    def busy_since(self, now: float, late: float = 0.0) -> float:
+    def at_rest(self) -> bool:
+        return False
+
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
         since: float = self._timed.pace().since
         return since
 

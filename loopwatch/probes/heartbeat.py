@@ -18,6 +18,9 @@ from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop
 LONGEST = 1.0
 """s between two beats of an idle loop."""
 
+MOST_NAPS = 3
+"""Times that what a beat sleeps for the watcher doubles, if the watcher does not come."""
+
 IDLE_SHARE = 0.05
 """A loop that is busy for a smaller share of the time than this is idle."""
 
@@ -50,6 +53,7 @@ class Heartbeat:
         self.due = float("inf")
         self.last = time.monotonic()
         self._invited = IDLE
+        self._naps = 0
         self._wake: Callable[[], None] | None = None
         self.base: tuple[int, CodeType] | None = None
         """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
@@ -73,14 +77,20 @@ class Heartbeat:
         self._interval = interval
 
     def invite(self, when: float, wake: Callable[[], None]) -> float:
-        """Wake the watcher, and let it have the GIL, at the first beat after ``when``; return by when that should be.
+        """Wake the watcher at the first beat after ``when``, and from then on let it have the GIL at each beat.
+
+        Returns by when the first should be. It lasts until the watcher has :meth:`left` or invites itself again.
 
         Args:
             when: ``time.monotonic`` seconds.
             wake: wakes the watcher.
         """
-        self._invited, self._wake = when, wake
+        self._invited, self._wake, self._naps = when, wake, 0
         return max(self.due, when) + self._current
+
+    def left(self) -> None:
+        """The watcher has seen what it wanted: beats need not let it in any more."""
+        self._invited = IDLE
 
     def take_window(self) -> Histogram:
         """Return what was recorded since the last call and begin anew; from the watcher's thread."""
@@ -111,9 +121,10 @@ class Heartbeat:
         self._schedule(now)
         wake = self._wake
         if now >= self._invited and wake is not None:
-            self._invited = IDLE
-            wake()
-            time.sleep(LET_IN)
+            if not self._naps:
+                wake()
+            time.sleep(LET_IN * 2**self._naps)  # the last one was too short
+            self._naps = min(self._naps + 1, MOST_NAPS)
 
 
 class HeartbeatProbe:
@@ -124,6 +135,7 @@ class HeartbeatProbe:
     """
 
     kind = "heartbeat"
+    handles = False
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
@@ -145,7 +157,10 @@ class HeartbeatProbe:
         half = (due - heart.last) / 2
         self._blocks.append(Block(key=due, start=due - half, end=now, uncertainty=half))
 
-    def busy_since(self, now: float, late: float = 0.0) -> float:
+    def at_rest(self) -> bool:
+        return False
+
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
         heart = self._heart
         return IDLE if heart is None or not self._running or now <= heart.due else heart.due
 

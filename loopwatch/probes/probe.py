@@ -60,16 +60,25 @@ class Probe(Protocol):
     """One loop as seen from the watcher's thread; every method is cheap and never waits."""
 
     kind: str
+    handles: bool
+    """Whether the loop runs asyncio's handles: many share a pass, and each is seen in the frames of the thread."""
 
     def on_beat(self, due: float, now: float) -> None:
         """Take note of a beat of the heartbeat: when it was due, and when it came; on the loop's thread."""
 
-    def busy_since(self, now: float, late: float = 0.0) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
         """Return the start of what holds the loop now, :data:`IDLE` while it waits for events.
 
         Args:
             now: ``time.monotonic`` seconds.
             late: s for which the watcher wanted to look and could not.
+            overdue: s for which the loop has owed a beat of the heartbeat.
+        """
+
+    def at_rest(self) -> bool:
+        """Whether the loop waits and next to nothing happened since the last look; cheaper than a look.
+
+        False also where that cannot be told: then :meth:`busy_since` must be asked.
         """
 
     def held_up(self, now: float, seconds: float) -> None:

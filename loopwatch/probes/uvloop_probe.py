@@ -16,7 +16,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from loopwatch._patches import loaded
@@ -29,11 +30,17 @@ POLL_GRACE = 0.005
 """s: the first poll after a block counts what waited; it is not waited for longer than this."""
 
 
+TIMER_GRAIN = 0.002
+"""s: libuv's timers count whole milliseconds, from the beginning of a pass."""
+
 CERTAIN = 0.4
 """Share of the limit that one pass must certainly have taken, or passes of a healthy loop would add up to a block."""
 
 JUST_NOW = 0.002
 """s: totals that were read so lately are not read again."""
+
+RESTFUL = 0.01
+"""s that a loop at rest worked at most since the last look."""
 
 LEAST_ORDINARY, ORDINARY = 0.01, 0.9
 """s between two readings, and share of the limit that the loop was busy, that tell how busy it usually is."""
@@ -103,33 +110,45 @@ class _Suspect:
         before: the reading before.
         first: the reading that found it.
         late: s for which the watcher had wanted to read and could not.
+        overdue: s for which the loop had owed a beat, as it does from the pass on that holds it, or longer.
+        alive: when the last beat came: what holds the loop began after it.
         told: whether what was busy between the two was reported as another block already.
 
     Attributes:
         early, late: bounds of its start.
         since: where in between it is looked for: a pass takes the mean of those that were, unless nobody could look.
         exact: whether ``early`` is its start: the loop made at most one pass since the reading before.
-        mean: s that one pass of those since the reading before took at least.
+        least: s that one pass took at least: the mean of those since the reading before, or as long as a beat is due.
         held: s before ``late`` in which no pass can have ended, as some thread kept the GIL.
         first: the reading that found it.
     """
 
-    __slots__ = ("_slack", "early", "exact", "first", "held", "late", "mean", "since")
+    __slots__ = ("_slack", "early", "exact", "first", "held", "late", "least", "since")
 
-    def __init__(self, before: Reading, first: Reading, late: float = 0.0, *, told: bool = False) -> None:
+    def __init__(
+        self,
+        before: Reading,
+        first: Reading,
+        late: float = 0.0,
+        overdue: float = 0.0,
+        alive: float = 0.0,
+        *,
+        told: bool = False,
+    ) -> None:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
         passes = first.passes - before.passes
         # If the loop worked, waited and worked since the reading before, only the last part is what holds it now.
         waited_between = not before.polling and first.idle > before.idle
-        self.early = first.at if told else first.at - busy
+        earliest = min(max(first.at - busy, alive), first.at)
+        self.early = first.at if told else earliest
         self.late = first.at
         self.exact = passes <= 2 and not waited_between and not told
-        self.mean = busy / max(passes, 1)
+        self.least = min(max(busy / max(passes, 1), overdue - TIMER_GRAIN), first.at - self.early)
         self.held = 0.0
         self.first = first
-        self._slack = 0.0 if self.exact else busy
-        self.since = self.early if self.exact else max(self.early, first.at - max(self.mean, late))
+        self._slack = 0.0 if self.exact else first.at - earliest
+        self.since = self.early if self.exact else max(self.early, first.at - max(self.least, late))
 
     @property
     def doubt(self) -> float:
@@ -144,17 +163,20 @@ class _Between:
         before, after: the readings.
         wall, waited, busy: s between them, and how much of it the loop waited and worked.
         mean: s that a pass took on average; one of them took that long or longer.
+        room: s between two signs of life at most: no pass took longer.
         held: s that some thread kept the GIL at least, so that no pass could end.
     """
 
-    __slots__ = ("after", "before", "busy", "held", "mean", "waited", "wall")
+    __slots__ = ("after", "before", "busy", "held", "mean", "room", "waited", "wall")
 
-    def __init__(self, before: Reading, after: Reading) -> None:
+    def __init__(self, before: Reading, after: Reading, beats: Sequence[tuple[float, float]] = ()) -> None:
         self.before, self.after = before, after
         self.wall = after.at - before.at
         self.waited = after.idle - before.idle
         self.busy = max(self.wall - self.waited, 0.0)
         self.mean = self.busy / max(after.passes - before.passes, 1)
+        signs = [before.at, *(came for _, came in beats if before.at < came < after.at), after.at]
+        self.room = max(later - sign for sign, later in pairwise(signs))
         self.held = 0.0
 
     def beyond(self, usual: float) -> float:
@@ -175,6 +197,7 @@ class UvloopProbe:
     """
 
     kind = "uvloop"
+    handles = False
 
     def __init__(self, loop: Loop, limit: float) -> None:
         self._libuv = _Libuv(loaded("uvloop.loop"))
@@ -186,6 +209,7 @@ class UvloopProbe:
         self._blocks: deque[Block] = deque(maxlen=1000)
         self._between: _Between | None = None
         self._usual = 0.0
+        self._beats: deque[tuple[float, float]] = deque(maxlen=32)
         self._suspect: _Suspect | None = None
         self._history: deque[Reading] = deque(maxlen=32)
         self._awaiting: tuple[Block, int, int] | None = None
@@ -210,11 +234,25 @@ class UvloopProbe:
             metrics = self._metrics
             return Reading(now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting)
 
-    def busy_since(self, now: float, late: float = 0.0) -> float:
+    def at_rest(self) -> bool:
         with self._lock:
-            return self._busy_since(late)
+            reading = self._read(time.monotonic()) if self._started is not None else None
+            before = self._last
+            if reading is None or self._suspect is not None or not reading.polling:
+                return False
+            if self._blocks or self._late_beat is not None:
+                return False  # to be handed on
+            if (reading.at - before.at) - (reading.idle - before.idle) > RESTFUL:
+                return False
+            self._last = reading
+            self._history.append(reading)
+            return True
 
-    def _busy_since(self, late: float) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+        with self._lock:
+            return self._busy_since(late, overdue)
+
+    def _busy_since(self, late: float, overdue: float) -> float:
         # Now, and not the time of the tick: files may have been read since.
         reading = self._read(time.monotonic()) if self._started is not None else None
         if reading is None:
@@ -224,7 +262,7 @@ class UvloopProbe:
             self._history.append(reading)
         suspect, told = self._suspect, False
         if suspect is None and reading.polling:
-            self._between = between = _Between(before, reading)
+            self._between = between = _Between(before, reading, list(self._beats))
             if between.wall > LEAST_ORDINARY and between.busy < ORDINARY * self._limit:
                 self._usual = between.busy / between.wall
         elif suspect is not None and (reading.polling or reading.moved_since(before)):
@@ -234,7 +272,7 @@ class UvloopProbe:
             return IDLE
         if suspect is None:
             # What lies before this reading is part of the block that has just been told, or it would be told twice.
-            self._suspect = suspect = _Suspect(before, reading, late, told=told)
+            self._suspect = suspect = _Suspect(before, reading, late, overdue, self._last_beat, told=told)
         return suspect.since
 
     def held_up(self, now: float, seconds: float) -> None:
@@ -243,7 +281,7 @@ class UvloopProbe:
             if suspect is not None and suspect.late >= now:
                 suspect.held = min(max(seconds, 0.0), suspect.late - suspect.early)
             elif between is not None and between.after.at >= now:
-                between.held = max(seconds, 0.0)
+                between.held = min(max(seconds, 0.0), between.room)
 
     def _look_back(self, between: _Between) -> None:
         """Report a block that began and ended between two readings, in which the watcher could not look either."""
@@ -252,7 +290,7 @@ class UvloopProbe:
         if between.held >= CERTAIN * self._limit and beyond >= CERTAIN * self._limit:
             # The watcher looks as soon as it can: what of the wait lay behind the block is next to nothing.
             certain = max(between.held, between.mean)
-            end, length = after.at, min(max(beyond, certain), between.busy)
+            end, length = after.at, min(max(beyond, certain), between.busy, between.room)
             doubt = max(between.busy - length, length - certain)
         elif between.mean >= self._limit:
             # How much of the wait lay before it is not known; how long it was is.
@@ -272,8 +310,10 @@ class UvloopProbe:
         end = after.at - idle
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else max(after.at - idle - before.at, 0.0)
         # What is certain must carry most of it, or the passes of a healthy, busy loop would add up to a block.
-        certain = max(before.at - suspect.late, suspect.mean, suspect.held)
         end = max(end, before.at)
+        # While a beat is due no pass begins.
+        owed = max((min(came, end) - max(due, suspect.early) for due, came in list(self._beats)), default=0.0)
+        certain = max(before.at - suspect.late, suspect.least, suspect.held, owed)
         doubt = suspect.doubt + gap
         if end - suspect.early < self._limit or (doubt > 0 and certain < CERTAIN * self._limit):
             return False
@@ -293,6 +333,7 @@ class UvloopProbe:
         whose bounds were too uncertain for the counters alone is confirmed by a beat that had to wait for it.
         """
         last_beat, self._last_beat = self._last_beat, now
+        self._beats.append((due, now))
         if now - due < self._limit:
             return
         with self._lock:
@@ -380,6 +421,9 @@ class UvloopProbe:
         now = time.monotonic()
         with self._lock:
             if running:
+                if self._started is not None:  # the end of a run that had begun before the agent was there is not seen
+                    self._ran += now - self._started
+                self._suspect = self._between = None
                 self._last = self._read(now) or self._last
                 self._history.clear()
                 self._history.append(self._last)

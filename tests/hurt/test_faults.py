@@ -205,6 +205,7 @@ def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, mo
 
     async def main() -> str:
         result = await blocks(3)
+        agent.flush()
         seen.extend(agent.snapshot().loops)
         return result
 

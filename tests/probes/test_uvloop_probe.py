@@ -89,9 +89,9 @@ class Scripted(UvloopProbe):
     def _read(self, now: float) -> Reading | None:
         return super()._read(now) if self.timeline is None else self.timeline.read(now)
 
-    def busy_since(self, now: float, late: float = 0.0) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
         CLOCK.now = now
-        return super().busy_since(now, late)
+        return super().busy_since(now, late, overdue)
 
     def on_beat(self, due: float, now: float) -> None:
         CLOCK.now = now
@@ -483,3 +483,56 @@ def test_a_probe_keeps_no_loop_alive() -> None:
     del loop
     gc.collect()
     assert reference() is None
+
+
+SPIN = [(0.001, 0.0)] * 1000
+"""A loop that never waits: a thousand passes of a millisecond."""
+
+
+def test_beats_show_that_a_late_watcher_missed_no_block() -> None:
+    """A watcher that could not look for half a second, beside a loop that beat all the time, invents no block."""
+    probe = Scripted(Timeline([*SPIN, (0.0, 1.0)]))
+    probe.busy_since(T0 + 0.1)
+    for beat in (0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60):
+        probe.on_beat(T0 + beat, T0 + beat)
+    since = probe.busy_since(T0 + 0.62, late=0.5)
+    probe.held_up(T0 + 0.62, 0.5)
+    assert since >= T0 + 0.60
+    probe.busy_since(T0 + 0.73)
+    assert probe.finished_later() == []
+
+
+def test_an_overdue_beat_dates_the_block_back() -> None:
+    """What holds a busy loop has held it at least since the beat that did not come was due."""
+    line = Timeline([*SPIN[:200], (0.3, 0.0), (0.0, 1.0)])
+    probe = Scripted(line)
+    probe.busy_since(T0 + 0.15)
+    probe.on_beat(T0 + 0.19, T0 + 0.19)
+    since = probe.busy_since(T0 + 0.30, overdue=0.06)
+    assert T0 + 0.19 <= since <= T0 + 0.2421
+    probe.on_beat(T0 + 0.24, T0 + 0.5001)
+    probe.busy_since(T0 + 0.51)
+    (block,) = probe.finished_later()
+    assert block.end - block.start == pytest.approx(0.3, abs=block.uncertainty + 0.001)
+    assert block.uncertainty <= 0.13
+
+
+def test_a_loop_at_rest_is_told_by_one_reading() -> None:
+    """Waiting with next to nothing done is rest; work since the last look, or a block to hand on, is not."""
+    probe = Scripted(Timeline([(0.0001, 0.5), (0.02, 0.5), (0.3, 0.5)]))
+    for at, expected in ((0.2, True), (0.4, True), (0.7, False)):
+        CLOCK.now = T0 + at
+        assert probe.at_rest() is expected
+    assert probe.busy_since(T0 + 0.7) == IDLE
+    CLOCK.now = T0 + 1.1  # inside the block
+    assert not probe.at_rest()
+
+
+def test_end_of_a_run_that_began_before_the_agent() -> None:
+    """A run whose end was not seen leaves nothing to be mistaken for a block of the next run."""
+    probe = Scripted(Timeline([(0.0, 0.1), (0.01, 5.0)]))
+    assert probe.busy_since(T0 + 0.105) == pytest.approx(T0 + 0.1)
+    CLOCK.now = T0 + 3.0
+    probe.running(True)
+    assert probe.busy_since(T0 + 3.1) == IDLE
+    assert probe.finished_later() == []
