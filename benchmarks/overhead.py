@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -35,6 +36,9 @@ import peers
 HERE = Path(__file__).resolve()
 VARIANTS = ("off", "again", "on")
 """The program alone, the program alone once more (A/A), and with the agent."""
+
+HTTP_SLICE = 0.1
+"""s of one slice of an HTTP service: so short that the neighbours' noise is that of the slice beside it."""
 
 SLICE = 100_000
 """Callbacks of one slice: a tenth of a second and more, some ticks of the watcher."""
@@ -205,31 +209,64 @@ def child_pending(variant: str, loop: str, tasks: int) -> float:
         return runner.run(main())
 
 
-def child_serve(variant: str, server: str, loop: str, port: int) -> None:
-    """Serve until the process is ended; a request for ``/on`` or ``/off`` installs the agent or takes it out."""
-    tool = tool_of(variant)
+class Service:
+    """What the served application does besides answering; see :meth:`handle`."""
 
-    def switch(to: str) -> None:
-        if to == "on":
-            watch("on")
-        elif to == "off":
-            unwatch()
+    def __init__(self) -> None:
+        self.requests = 0
+
+    async def handle(self, path: str) -> object:
+        """Count a request, and return what is answered.
+
+        ``on`` and ``off`` install the agent and take it out; ``slices/ROUNDS`` answers with figures of the service
+        under the load that it has meanwhile.
+        """
+        self.requests += 1
+        command, _, argument = path.partition("/")
+        if command == "slices":
+            return await self.slices(int(argument))
+        switch(command)
+        return {"hello": "world"}
+
+    async def slices(self, rounds: int) -> dict[str, list[tuple[float, float]]]:
+        """Return (requests per s, processor s per request) of each variant, in slices that alternate."""
+        found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
+        for number in range(rounds):
+            for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
+                switch("on" if variant == "on" else "off")
+                await asyncio.sleep(HTTP_SLICE / 2)
+                requests, cpu, began = self.requests, time.process_time(), time.perf_counter()
+                await asyncio.sleep(HTTP_SLICE)
+                served, seconds = self.requests - requests, time.perf_counter() - began
+                found[variant].append((served / seconds, (time.process_time() - cpu) / max(served, 1)))
+        return found
+
+
+def switch(to: str) -> None:
+    if to == "on":
+        watch("on")
+    elif to == "off":
+        unwatch()
+
+
+def child_serve(variant: str, server: str, loop: str, port: int) -> None:
+    """Serve until the process is ended."""
+    tool, service = tool_of(variant), Service()
 
     async def main() -> None:
         await tool.start()
         tool.arm()
-        await (_serve_aiohttp if server == "aiohttp" else _serve_starlette)(port, switch)
+        await (_serve_aiohttp if server == "aiohttp" else _serve_starlette)(port, service)
 
     with asyncio.Runner(loop_factory=tool.loop_factory(loop)) as runner:
         runner.run(main())
 
 
-async def _serve_aiohttp(port: int, switch: Callable[[str], None]) -> None:
+async def _serve_aiohttp(port: int, service: Service) -> None:
     from aiohttp import web
 
     async def hello(request: web.Request) -> web.Response:
-        switch(request.match_info["to"])
-        return web.json_response({"hello": "world"})
+        return web.json_response(await service.handle(request.match_info["to"]))
 
     app = web.Application()
     app.router.add_get("/{to:.*}", hello)
@@ -239,7 +276,7 @@ async def _serve_aiohttp(port: int, switch: Callable[[str], None]) -> None:
     await asyncio.Event().wait()
 
 
-async def _serve_starlette(port: int, switch: Callable[[str], None]) -> None:
+async def _serve_starlette(port: int, service: Service) -> None:
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -247,8 +284,7 @@ async def _serve_starlette(port: int, switch: Callable[[str], None]) -> None:
     from starlette.routing import Route
 
     async def hello(request: Request) -> JSONResponse:
-        switch(request.path_params["to"])
-        return JSONResponse({"hello": "world"})
+        return JSONResponse(await service.handle(request.path_params["to"]))
 
     app = Starlette(routes=[Route("/{to:path}", hello)])
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", access_log=False)
@@ -293,6 +329,7 @@ CHILDREN: dict[str, Callable[..., Any]] = {
     "pending": child_pending,
     "serve": child_serve,
     "callgrind": child_callgrind,
+    "load": lambda port: own_client(port, 3600.0),
 }
 
 
@@ -359,39 +396,68 @@ def micro(options: argparse.Namespace) -> None:
 
 
 def http(options: argparse.Namespace) -> None:
+    slices = 60 * options.rounds
+    table(
+        f"HTTP services under load, relative to the service alone: switched within one process, {slices} slices of "
+        f"{HTTP_SLICE * 1000:.0f} ms; in brackets what 95 of 100 resamples say",
+        "service", "figure", "A/A", "on", "allowed",
+    )  # fmt: skip
+    for server, loop in SERVICES:
+        with running({"off": sys.executable}, server, loop) as servers:
+            _, port = servers["off"]
+            get(port, "on")
+            with loaded(port):
+                answer = json.loads(get(port, f"slices/{slices}", timeout=10 * slices * HTTP_SLICE))
+        limits = ("0.995", "1.005") if loop == "uvloop" else ("0.98", "1.02")
+        for number, (figure, limit) in enumerate(
+            (("throughput", f">= {limits[0]}"), ("CPU/request", f"<= {limits[1]}"))
+        ):
+            found = {variant: [each[number] for each in answer[variant]] for variant in VARIANTS}
+            row(label(server, loop), figure, *(interval(found, variant) for variant in VARIANTS[1:]), limit)
+    if options.envs_of:
+        http_peers(options)
+
+
+SERVICES = (("starlette", "asyncio"), ("starlette", "uvloop"), ("aiohttp", "asyncio"))
+
+
+def label(server: str, loop: str) -> str:
+    return f"uvicorn + {server}, {loop}" if server == "starlette" else f"{server}, {loop}"
+
+
+def interval(found: dict[str, list[float]], variant: str) -> str:
+    """Return the median of variant / off over the rounds, with a bootstrapped interval."""
+    pairs = [a / b for a, b in zip(found[variant], found["off"], strict=True)]
+    chance = random.Random(1)
+    medians = sorted(statistics.median(chance.choices(pairs, k=len(pairs))) for _ in range(400))
+    return f"{statistics.median(pairs):.3f} ({medians[10]:.3f}-{medians[-11]:.3f})"
+
+
+def http_peers(options: argparse.Namespace) -> None:
+    """Print the same for each peer, which cannot be taken out again and so has a process of its own."""
     load = load_generator()
     others = tuple(options.envs_of)
     table(
-        f"HTTP services under {load.__name__}, relative to the service alone",
-        "service", "figure", "A/A", "on", *others, "allowed",
+        f"HTTP services under {load.__name__}, each in a process of its own, relative to the service alone",
+        "service", "figure", "A/A", *others,
     )  # fmt: skip
-    for server, loop in (("starlette", "asyncio"), ("starlette", "uvloop"), ("aiohttp", "asyncio")):
-        # One process is switched; each peer, which cannot be taken out again, has one of its own.
-        with running({"off": sys.executable, **options.envs_of}, server, loop) as servers:
-            variants = (*VARIANTS, *(other for other in others if other in servers))
-            rates: dict[str, list[float]] = {variant: [] for variant in variants}
-            costs: dict[str, list[float]] = {variant: [] for variant in variants}
+    for server, loop in SERVICES:
+        pythons = {"off": sys.executable, "again": sys.executable, **options.envs_of}
+        with running(pythons, server, loop) as servers:
+            rates: dict[str, list[float]] = {variant: [] for variant in servers}
+            costs: dict[str, list[float]] = {variant: [] for variant in servers}
             for _, port in servers.values():
                 load(port, 1.0)
             for number in range(options.rounds):
-                for variant in variants if number % 2 == 0 else tuple(reversed(variants)):
-                    process, port = servers.get(variant, servers["off"])
-                    if variant in VARIANTS:
-                        get(port, "on" if variant == "on" else "off")
+                for variant in servers if number % 2 == 0 else reversed(servers):
+                    process, port = servers[variant]
                     before = processor_time(process.pid)
                     rate, requests = load(port, options.seconds)
                     rates[variant].append(rate)
                     costs[variant].append((processor_time(process.pid) - before) / requests)
-        limits = ("0.995", "1.005") if loop == "uvloop" else ("0.98", "1.02")
-        name = f"uvicorn + {server}, {loop}" if server == "starlette" else f"{server}, {loop}"
-        for figure, found, limit in (
-            ("throughput", rates, f">= {limits[0]}"),
-            ("CPU/request", costs, f"<= {limits[1]}"),
-        ):
-            cells = (
-                f"{ratio(found, variant):.3f}" if variant in found else "-" for variant in (*VARIANTS[1:], *others)
-            )
-            row(name, figure, *cells, limit)
+        for figure, found in (("throughput", rates), ("CPU/request", costs)):
+            cells = (f"{ratio(found, other):.3f}" if other in found else "-" for other in ("again", *others))
+            row(label(server, loop), figure, *cells)
 
 
 @contextmanager
@@ -427,9 +493,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def get(port: int, path: str = "") -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
-        answer.read()
+def get(port: int, path: str = "", timeout: float = 5.0) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=timeout) as answer:
+        body: bytes = answer.read()
+        return body
 
 
 def answers(process: subprocess.Popen[bytes], port: int) -> bool:
@@ -449,6 +516,22 @@ def processor_time(pid: int) -> float:
     """Return the processor seconds of all threads of a process, to the nanosecond (schedstat)."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+
+
+@contextmanager
+def loaded(port: int) -> Iterator[None]:
+    """Keep a service under load meanwhile."""
+    if shutil.which("wrk"):
+        clients = ["wrk", "-t1", "-c8", "-d3600s", f"http://127.0.0.1:{port}/"]
+    else:
+        clients = command("load", port)
+    process = subprocess.Popen(clients, stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(1)
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def load_generator() -> Callable[[int, float], tuple[float, int]]:
@@ -632,7 +715,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to measure, default all")
-    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default 9; http: three slices each)")
+    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default 9)")
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="load on an HTTP service in one slice, s (default 1)"
     )
