@@ -18,8 +18,19 @@ if TYPE_CHECKING:
     from loopwatch._installed import current_agent, install, uninstall
     from loopwatch.agent import Agent
     from loopwatch.config import Config
-    from loopwatch.errors import ConfigError, LoopwatchError
-    from loopwatch.events import Cause, Evidence, Frame, Snapshot, Stall
+    from loopwatch.errors import (
+        ConfigError,
+        LoopwatchError,
+        NotPicklable,
+        OffloadError,
+        PoolClosed,
+        QueueFull,
+        TaskTimeout,
+        WorkerCrashed,
+    )
+    from loopwatch.events import Cause, Evidence, FlaggedFunction, Frame, PoolStats, Snapshot, Stall, WorkerStats
+    from loopwatch.workers.pool import WorkerPool
+    from loopwatch.workers.shared import SharedBuffer
 
 __all__ = [
     "Agent",
@@ -27,10 +38,21 @@ __all__ = [
     "Config",
     "ConfigError",
     "Evidence",
+    "FlaggedFunction",
     "Frame",
     "LoopwatchError",
+    "NotPicklable",
+    "OffloadError",
+    "PoolClosed",
+    "PoolStats",
+    "QueueFull",
+    "SharedBuffer",
     "Snapshot",
     "Stall",
+    "TaskTimeout",
+    "WorkerCrashed",
+    "WorkerPool",
+    "WorkerStats",
     "current_agent",
     "install",
     "uninstall",
@@ -45,10 +67,21 @@ _HOMES = {
     "Config": "loopwatch.config",
     "ConfigError": "loopwatch.errors",
     "Evidence": "loopwatch.events",
+    "FlaggedFunction": "loopwatch.events",
     "Frame": "loopwatch.events",
     "LoopwatchError": "loopwatch.errors",
+    "NotPicklable": "loopwatch.errors",
+    "OffloadError": "loopwatch.errors",
+    "PoolClosed": "loopwatch.errors",
+    "PoolStats": "loopwatch.events",
+    "QueueFull": "loopwatch.errors",
+    "SharedBuffer": "loopwatch.workers.shared",
     "Snapshot": "loopwatch.events",
     "Stall": "loopwatch.events",
+    "TaskTimeout": "loopwatch.errors",
+    "WorkerCrashed": "loopwatch.errors",
+    "WorkerPool": "loopwatch.workers.pool",
+    "WorkerStats": "loopwatch.events",
     "current_agent": "loopwatch._installed",
     "install": "loopwatch._installed",
     "uninstall": "loopwatch._installed",

@@ -19,7 +19,8 @@ from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, Frame, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Frame, Snapshot, Stall
+from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
 from loopwatch.observation import Observation
 from loopwatch.probes.probe import Loop
@@ -63,6 +64,7 @@ class Agent:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._ring: deque[Stall] = deque(maxlen=self._config.max_stalls)
+        self._flagging = Flagging(self._config.flag_after, self._config.flag_window, self._config.max_culprits)
         self._callbacks: list[Callback] = []
         self._sources: list[ContextSource] = []
         self._state = "off"
@@ -153,6 +155,7 @@ class Agent:
         self._pid = os.getpid()
         was_on, old, journal, hang = self._state == "on", self._watcher, self._journal, self._hang
         self._ring.clear()
+        self._flagging.clear()
         self._make_parts()
         old.abandon()
         for file in (journal, hang):
@@ -208,6 +211,8 @@ class Agent:
             self._site = Site.here(new.user_code, new.library_code)
             self._log = LogSink(new.log_level, new.log_interval, new.max_culprits)
             self._governor.budget = new.cpu_budget
+            self._flagging.after, self._flagging.window = new.flag_after, new.flag_window
+            self._flagging.max_culprits = new.max_culprits
             if {"journal", "journal_max_bytes", "hang_after"} & set(changes) and self._state == "on":
                 self._close_files()
                 self._open_files()
@@ -227,8 +232,22 @@ class Agent:
         """Return the latest stalls, oldest first; at most ``Config.max_stalls``."""
         return tuple(self._ring)
 
+    def flagged(self, now: float | None = None) -> tuple[FlaggedFunction, ...]:
+        """Return the functions that keep blocking, most blocked time first.
+
+        A function is flagged while it is the culprit of ``Config.flag_after`` stalls within ``Config.flag_window`` s,
+        counted where running it off the loop is a cure (python, native_gil, native, io, sleep).
+
+        Args:
+            now: s since the epoch at which the window ends, default the present.
+        """
+        if not self._faults.is_off("flagging"):
+            with self._faults.guard("flagging"):
+                return self._flagging.flagged(time.time() if now is None else now)
+        return ()
+
     def snapshot(self) -> Snapshot:
-        """Return what the agent knows now: loops, and its own state and cost."""
+        """Return what the agent knows now: loops, functions that keep blocking, and its own state and cost."""
         now = time.monotonic()
         return Snapshot(
             at=time.time(),
@@ -244,6 +263,7 @@ class Agent:
                 dropped=self._teller.dropped,
             ),
             tasks=_count_tasks(),
+            flagged=self.flagged(),
         )
 
     def on_stall(self, callback: Callback) -> Callable[[], None]:
@@ -377,15 +397,26 @@ class Agent:
         if stall is None:
             return
         self._ring.append(stall)
+        flagged = self._newly_flagged(stall)
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):
                 self._log(stall)
+                if flagged is not None:
+                    self._log.flagged(flagged)
         if self._journal is not None and not self._faults.is_off("journal"):
             with self._faults.guard("journal"):
                 self._journal.write(stall)
+                if flagged is not None:
+                    self._journal.write_flagged(flagged)
         configured = (self._config.on_stall,) if self._config.on_stall is not None else ()
         for callback in (*configured, *self._callbacks):
             self._call(callback, stall)
+
+    def _newly_flagged(self, stall: Stall) -> FlaggedFunction | None:
+        if not self._faults.is_off("flagging"):
+            with self._faults.guard("flagging"):
+                return self._flagging.add(stall)
+        return None
 
     def _diagnosed(self, seen: Observation) -> Stall | None:
         hang = self._hang

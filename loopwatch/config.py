@@ -45,6 +45,8 @@ class Config:
         on_stall: called with each :class:`~loopwatch.Stall`, in a thread of the agent.
         context: context variables and callables that label stalls.
         follow_fork: whether a forked child gets a working agent of its own (True) or none.
+        flag_after: stalls within ``flag_window`` that make a function flagged, see :meth:`loopwatch.Agent.flagged`.
+        flag_window: s; the time over which they are counted.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -72,6 +74,8 @@ class Config:
     on_stall: Callable[[Stall], object] | None = None
     context: tuple[ContextSource, ...] = ()
     follow_fork: bool = True
+    flag_after: int = 3
+    flag_window: float = 60.0
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -244,6 +248,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "on_stall": _callback,
     "context": _context,
     "follow_fork": _flag,
+    "flag_after": _count("a whole number, 1 or more", 1),
+    "flag_window": _number(_SECONDS, 0, 86400, open_low=True),
 }
 
 
@@ -313,4 +319,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "on_stall": _parse_callable,
     "context": _parse_context,
     "follow_fork": _parse_flag,
+    "flag_after": _parse_count,
+    "flag_window": _parse_number,
 }

@@ -217,6 +217,61 @@ class Stall:
 
 
 @dataclass(frozen=True, slots=True)
+class FlaggedFunction:
+    """A function that keeps blocking: culprit of several stalls within a window, of causes that offloading it cures.
+
+    Attributes:
+        name: ``module:qualname``.
+        culprit: the function, at the line of its latest stall.
+        stalls: how many it caused in the window.
+        window: length of the window in seconds.
+        blocked: seconds blocked by them.
+        blocked_per_minute: the same in seconds per minute.
+        victims: how many ready callbacks, due timers and I/O events waited at their ends; unknown ones count as 0.
+        cause: the one with the most blocked time.
+        causes: (cause, number of stalls), most frequent first.
+        loops: names of the loops it blocked, at most 8.
+        first_at: seconds since the epoch, begin of the first stall in the window.
+        last_at: seconds since the epoch, end of the latest.
+        remedy: one sentence that tells what to do, from its latest stall of ``cause``.
+        offloadable: whether running it off the loop cures ``cause``.
+    """
+
+    name: str
+    culprit: Frame
+    stalls: int
+    window: float
+    blocked: float
+    blocked_per_minute: float
+    victims: int
+    cause: Cause
+    causes: tuple[tuple[Cause, int], ...]
+    loops: tuple[str, ...]
+    first_at: float
+    last_at: float
+    remedy: str = ""
+    offloadable: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping; see :meth:`from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_dict` or its JSON; fields of a later version are passed over.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not a flagged function.
+        """
+        known = _known(cls, data)
+        known["culprit"] = Frame(**_known(Frame, known["culprit"]))
+        known["cause"] = Cause(known["cause"])
+        known["causes"] = tuple((Cause(cause), count) for cause, count in known["causes"])
+        known["loops"] = tuple(known["loops"])
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
 class LagStats:
     """Lateness of the heartbeat over one interval, in seconds; what a newly arriving request would wait.
 
@@ -302,6 +357,89 @@ class AgentStats:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """One worker process of a pool.
+
+    Attributes:
+        pid: process id.
+        state: ``starting``, ``idle``, ``busy``, ``stopping`` or ``dead``.
+        calls: calls that were sent to it and not answered.
+        done: calls it has answered.
+        age: s since it was started.
+        memory: resident bytes, 0 where that cannot be read.
+    """
+
+    pid: int
+    state: str
+    calls: int
+    done: int
+    age: float
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvent:
+    """Something that happened in a pool.
+
+    Attributes:
+        kind: ``started``, ``ready``, ``busy``, ``recycled``, ``crashed``, ``killed``, ``stopped`` (of a worker),
+            ``failed`` (a worker that could not start), ``queue_full``, ``drained``.
+        pool: its name.
+        pid: of the worker, None where it is about none.
+        detail: why, in words; empty where the kind says it all.
+        at: s since the epoch.
+    """
+
+    kind: str
+    pool: str
+    pid: int | None
+    detail: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A pool's figures since it was made.
+
+    Attributes:
+        name: of the pool.
+        workers: one entry for each worker that lives.
+        queued: calls that wait for a worker.
+        running: calls that were sent to one.
+        submitted, completed, failed: calls taken; that returned; that raised, timed out or were lost.
+        cancelled, timed_out: calls that the caller gave up; that ran too long.
+        crashed, retried: calls whose worker died; that were run again then.
+        started, recycled: workers started; replaced for their age or memory.
+        wait, run: seconds that calls waited, and ran; None before the first.
+        longest_encode, longest_decode: s for which pickling or unpickling one call held the loop at most.
+        utilization: share of the workers' time since the pool was made in which they ran calls.
+    """
+
+    name: str
+    workers: tuple[WorkerStats, ...] = ()
+    queued: int = 0
+    running: int = 0
+    submitted: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    crashed: int = 0
+    retried: int = 0
+    started: int = 0
+    recycled: int = 0
+    wait: LagStats | None = None
+    run: LagStats | None = None
+    longest_encode: float = 0.0
+    longest_decode: float = 0.0
+    utilization: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything the agent knows right now.
 
@@ -311,6 +449,7 @@ class Snapshot:
         loops: one entry for each loop that is watched.
         agent: the agent's own state and cost.
         tasks: tasks of this process that are alive or not yet collected; None where counting would not be O(1).
+        flagged: functions that keep blocking, most blocked time first.
     """
 
     at: float
@@ -318,6 +457,7 @@ class Snapshot:
     loops: tuple[LoopStats, ...]
     agent: AgentStats
     tasks: int | None = None
+    flagged: tuple[FlaggedFunction, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""

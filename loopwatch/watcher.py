@@ -37,6 +37,8 @@ ACTIVE_SHARE = 0.05
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
 INVITED = 0.4
 """Share of a tick by which it may come earlier or later, so that it comes with a beat of the loop."""
+EXACT_TICK = 0.9
+"""Thresholds between two looks at a busy loop of asyncio."""
 QUIET_TICK = 2.0
 """Thresholds between two looks at a loop that is quiet."""
 LONGEST_DOZE = 1.0
@@ -293,7 +295,9 @@ class Watcher:
             beat = loop.heart.invite(last + (1 - INVITED) * tick, self.wake)
             return max(min(beat, last + (1 + INVITED) * tick), now + SHORTEST_GAP)
         loop.heart.left()
-        tick = self._tick_of(threshold / 2 if active else threshold * (QUIET_TICK if loop.quiet else 1))
+        # Where the start of a block is known exactly, one look within each threshold finds it early enough.
+        busy_tick = threshold * EXACT_TICK if loop.probe.handles else threshold / 2
+        tick = self._tick_of(busy_tick if active else threshold * (QUIET_TICK if loop.quiet else 1))
         return now + tick if age < 0 else min(now + tick, max(since + threshold / 2, now + SHORTEST_GAP))
 
     def _tick_of(self, seconds: float) -> float:

@@ -60,6 +60,8 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "on_stall": [(value, "a callable that takes a Stall, or None") for value in (5, "pkg:name", [], False)],
     "context": [("tenant", SOURCES), ([""], SOURCES), ([5], SOURCES), ((None,), SOURCES), (5, "a sequence")],
     "follow_fork": [(value, FLAG) for value in (1, "no", None)],
+    "flag_after": [(value, "a whole number, 1 or more") for value in (0, -1, 3.0, "3", None, True)],
+    "flag_window": [(value, SECONDS) for value in (0, -1, NAN, INF, 86401, "60", None, True)],
 }
 
 
@@ -92,6 +94,8 @@ EDGES: list[tuple[str, Any, Any]] = [
     ("cpu_budget", 1, 1.0),
     ("journal_max_bytes", 4096, 4096),
     ("log_interval", 0, 0.0),
+    ("flag_after", 1, 1),
+    ("flag_window", 86400, 86400.0),
     ("log_level", 0, 0),
     ("user_code", ["app", "/srv/app"], ("app", "/srv/app")),
     ("context", ["tenant", tenant], ("tenant", tenant)),
@@ -232,6 +236,8 @@ GOOD_TEXT: dict[str, list[tuple[str, Any]]] = {
     "on_stall": [(f"{HERE}:hook", hook)],
     "context": [(f"tenant, {HERE}:tenant", ("tenant", tenant))],
     "follow_fork": [("no", False)],
+    "flag_after": [("5", 5)],
+    "flag_window": [("300", 300.0)],
 }
 NUMBER, WHOLE = "a number, such as 0.1", "a whole number"
 FLAGS = "one of 1, true, yes, on, 0, false, no, off"
@@ -257,6 +263,8 @@ BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     ],
     "context": [("sys:maxsize", SOURCES), (":x", "of the form pkg.mod:name")],
     "follow_fork": [("?", FLAGS)],
+    "flag_after": [("often", WHOLE), ("0", "a whole number, 1 or more")],
+    "flag_window": [("1m", NUMBER), ("0", SECONDS)],
 }
 
 

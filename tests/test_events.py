@@ -16,6 +16,7 @@ from loopwatch.events import (
     AgentStats,
     Cause,
     Evidence,
+    FlaggedFunction,
     Frame,
     LagStats,
     LoopStats,
@@ -36,6 +37,7 @@ _BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     Mapping[str, str]: st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
     Mapping[str, int]: st.dictionaries(st.text(max_size=8), st.integers(0, 99), max_size=3),
     tuple[int, int]: st.tuples(st.integers(0, 200), st.integers(0, 200)),
+    tuple[Cause, int]: st.tuples(st.sampled_from(Cause), st.integers(0, 200)),
 }
 
 
@@ -55,7 +57,7 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
     return records(hint)
 
 
-ALL = (Frame, Evidence, StackCount, Stall, LagStats, LoopStats, AgentStats, Snapshot)
+ALL = (Frame, Evidence, StackCount, Stall, FlaggedFunction, LagStats, LoopStats, AgentStats, Snapshot)
 
 FRAME = Frame("Images.resize", "app.images", "/srv/app/images.py", 41)
 STALL = Stall(
@@ -94,6 +96,17 @@ def test_evidence_through_json(evidence: Evidence) -> None:
     assert Evidence.from_dict(through_json(evidence.to_dict())) == evidence
 
 
+@given(records(FlaggedFunction))
+def test_flagged_function_through_json(function: FlaggedFunction) -> None:
+    """A flagged function is equal to itself after JSON, with causes of their own type; later fields are passed over."""
+    data = {**through_json(function.to_dict()), "severity": "high"}
+    data["culprit"]["column"] = 4
+    again = FlaggedFunction.from_dict(data)
+    assert again == function
+    assert all(isinstance(cause, Cause) for cause in (again.cause, *(cause for cause, _ in again.causes)))
+    assert isinstance(again.loops, tuple)
+
+
 @given(records(Snapshot))
 def test_snapshot_is_json(snapshot: Snapshot) -> None:
     """A snapshot, with all that is in it, is JSON whose figures are those of the records."""
@@ -103,6 +116,7 @@ def test_snapshot_is_json(snapshot: Snapshot) -> None:
     ]
     assert [loop["lag"] and LagStats(**loop["lag"]) for loop in data["loops"]] == [loop.lag for loop in snapshot.loops]
     assert AgentStats(**data["agent"]) == snapshot.agent
+    assert tuple(map(FlaggedFunction.from_dict, data["flagged"])) == snapshot.flagged
     assert (data["at"], data["pid"], data["tasks"]) == (snapshot.at, snapshot.pid, snapshot.tasks)
 
 

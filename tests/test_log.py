@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loopwatch.events import Cause, Evidence, Frame, Stall
-from loopwatch.telemetry.log import LogSink, culprit_key, describe
+from loopwatch.events import Cause, Evidence, FlaggedFunction, Frame, Stall
+from loopwatch.telemetry.log import LogSink, culprit_key, describe, describe_flagged
 from loopwatch.testing import FakeClock
 
 
@@ -205,6 +205,53 @@ def test_line(fields: dict[str, Any], line: str) -> None:
 def test_every_cause_has_its_words(cause: Cause) -> None:
     """Each cause is written out, with its name for whoever greps."""
     assert f" ({cause.value})" in describe(stall(cause=cause))
+
+
+def flagged(**fields: Any) -> FlaggedFunction:
+    defaults: dict[str, Any] = {
+        "name": "app.views:resize",
+        "culprit": frame("resize"),
+        "stalls": 5,
+        "window": 60.0,
+        "blocked": 1.9,
+        "blocked_per_minute": 1.9,
+        "victims": 3,
+        "cause": Cause.PYTHON,
+        "causes": ((Cause.PYTHON, 5),),
+        "loops": ("main",),
+        "first_at": 0.0,
+        "last_at": 50.0,
+        "remedy": "Move it off the loop.",
+    }
+    return FlaggedFunction(**(defaults | fields))
+
+
+def test_flagged_line(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
+    """One line: who, how often, how long, why, what to do; the record carries the function, and no stall."""
+    logged.sink.flagged(flagged())
+    assert logged.lines == [
+        "loopwatch: app.views:resize blocked the loop 5 times in the last 60 s, 1.90 s in all (python): "
+        "Move it off the loop; it can be moved to a worker with @loopwatch.offload"
+    ]
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("loopwatch", logging.WARNING)
+    assert FlaggedFunction.from_dict(json.loads(json.dumps(vars(record)["loopwatch_flagged"]))) == flagged()
+    assert "loopwatch" not in vars(record)
+
+
+def test_flagged_line_of_one_stall_without_advice() -> None:
+    """With flag_after=1 it reads "once"; what cannot be said is left out."""
+    text = describe_flagged(flagged(stalls=1, window=0.5, blocked=0.2, remedy=""))
+    assert text.startswith(
+        "loopwatch: app.views:resize blocked the loop once in the last 0.5 s, 200 ms in all (python): it"
+    )
+
+
+@pytest.mark.parametrize("fields", [{"name": "app:f.<locals>.<lambda>"}, {"offloadable": False}])
+def test_flagged_line_of_what_no_decorator_helps(fields: dict[str, Any]) -> None:
+    """A lambda, or a cause that stays with the function wherever it runs: only the remedy is told, if there is one."""
+    assert describe_flagged(flagged(**fields)).endswith(" (python): Move it off the loop")
+    assert describe_flagged(flagged(**fields, remedy="")).endswith(" in all (python)")
 
 
 def test_culprit_key() -> None:

@@ -14,7 +14,7 @@ import loopwatch
 ROOT = Path(loopwatch.__file__).parent
 
 LAYERS = [
-    {"loopwatch.events", "loopwatch.errors"},
+    {"loopwatch.events", "loopwatch.errors", "loopwatch.flagging"},
     {"loopwatch.config", "loopwatch._patches", "loopwatch._imports", "loopwatch._faults"},
     {
         "loopwatch.probes",
@@ -30,7 +30,7 @@ LAYERS = [
         "loopwatch.governor",
         "loopwatch.diagnosis",
     },
-    {"loopwatch.telemetry", "loopwatch.teller"},
+    {"loopwatch.telemetry", "loopwatch.teller", "loopwatch.workers"},
     {"loopwatch.agent"},
     {"loopwatch._installed"},
     {
@@ -46,7 +46,7 @@ LAYERS = [
 ]
 """The contract, lowest layer first; a module may import its own layer and those below it."""
 
-PURE = {"loopwatch.diagnosis", "loopwatch.governor", "loopwatch.events"}
+PURE = {"loopwatch.diagnosis", "loopwatch.governor", "loopwatch.events", "loopwatch.flagging"}
 IMPURE = {"os", "time", "threading", "socket", "asyncio", "subprocess", "linecache", "sys"}
 
 
@@ -135,10 +135,21 @@ def test_public_names_are_frozen() -> None:
         "Config",
         "ConfigError",
         "Evidence",
+        "FlaggedFunction",
         "Frame",
         "LoopwatchError",
+        "NotPicklable",
+        "OffloadError",
+        "PoolClosed",
+        "PoolStats",
+        "QueueFull",
+        "SharedBuffer",
         "Snapshot",
         "Stall",
+        "TaskTimeout",
+        "WorkerCrashed",
+        "WorkerPool",
+        "WorkerStats",
         "current_agent",
         "install",
         "uninstall",

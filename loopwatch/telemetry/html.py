@@ -23,7 +23,9 @@ MAX_STALLS = 20_000
 
 
 def render(contents: JournalContents) -> str:
-    """Return the page: tiles, timeline, culprits, flame graph and every stall, to sort, filter and click through.
+    """Return the page: tiles, timeline, culprits, flagged functions, flame graph and every stall.
+
+    To sort, filter and click through.
 
     Example:
         >>> from loopwatch.telemetry.reading import read_journals
@@ -141,11 +143,17 @@ def _payload(contents: JournalContents) -> dict[str, object]:
         "culprits": collected.culprits.rows,
         "processes": [printable(collected.runs.name(run)) for run in runs],
         "runs": len(report.processes(contents)),
+        "flagged": [_flagged(row) for row in report.flagged(contents)],
         "hangs": [report.hang_sentence(hang) for hang in report.unended(contents)],
         "skipped": skipped,
         "facts": [field.name.replace("_", " ") for field in fields(Evidence)],
         "versions": sorted({printable(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),
     }
+
+
+def _flagged(row: report.FlaggedRow) -> list[str]:
+    name, place, remedy = (printable(text) for text in (row.name, f"{row.file}:{row.line}", row.remedy))
+    return [str(row.cause), name, place, report.flagged_sentence(row), remedy]
 
 
 def _stand_in(stall: Stall) -> tuple[Frame, ...]:

@@ -4,6 +4,7 @@
 
     stalls.123.jsonl      {"type": "header", "schema": "loopwatch.journal/1", ...}   one line a record
                           {"type": "stall", "id": ..., ...}                          Stall.to_dict()
+                          {"type": "flagged", "name": ..., ...}                      FlaggedFunction.to_dict()
     stalls.123.1.jsonl    what the file above was before it was rotated
     stalls.123.hang       see :mod:`loopwatch.telemetry.hangfile`
 
@@ -23,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loopwatch import __version__
-from loopwatch.events import Stall
+from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry.files import open_private
 
 SCHEMA = "loopwatch.journal/1"
@@ -43,7 +44,7 @@ class JournalWriter:
 
     Attributes:
         path: of the file.
-        dropped: stalls left out because one line of them would not fit, even without its stacks.
+        dropped: records left out because their line would not fit, that of a stall even without its stacks.
 
     Example:
         >>> writer = JournalWriter(journal_path("/var/log/stalls.jsonl", os.getpid()), 1 << 20)  # doctest: +SKIP
@@ -65,7 +66,14 @@ class JournalWriter:
             OSError: the file cannot be opened, rotated or written (disk full); no torn line is left behind.
         """
         header = self._header()
-        line = _stall_line(stall, self._limit - len(header))
+        return self._write(header, _stall_line(stall, self._limit - len(header)))
+
+    def write_flagged(self, function: FlaggedFunction) -> bool:
+        """Append a function that has just been flagged, as :meth:`write` does a stall."""
+        header, line = self._header(), _line({"type": "flagged", **function.to_dict()})
+        return self._write(header, line if len(line) <= self._limit - len(header) else None)
+
+    def _write(self, header: bytes, line: bytes | None) -> bool:
         if line is None:
             self.dropped += 1
             return False

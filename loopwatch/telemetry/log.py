@@ -1,4 +1,4 @@
-"""One line a stall in the standard library's logging, rate-limited for each culprit."""
+"""One line a stall in the standard library's logging, rate-limited for each culprit; one for a function flagged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from loopwatch.events import Cause, Stall
+from loopwatch.events import Cause, FlaggedFunction, Stall
 
 logger = logging.getLogger("loopwatch")
 
@@ -15,6 +15,8 @@ OTHER = "other"
 
 class LogSink:
     """Writes stalls to the logger ``loopwatch``; the record carries the stall as ``record.loopwatch`` (a dict).
+
+    The record of a flagged function carries it as ``record.loopwatch_flagged`` instead.
 
     Args:
         level: logging level.
@@ -43,6 +45,10 @@ class LogSink:
         held = self._held.pop(key, 0)
         text = describe(stall) + (f" [{held} more from here since the last line]" if held else "")
         logger.log(self.level, "%s", text, extra={"loopwatch": stall.to_dict()})
+
+    def flagged(self, function: FlaggedFunction) -> None:
+        """Write the line for ``function``, which has just been flagged."""
+        logger.log(self.level, "%s", describe_flagged(function), extra={"loopwatch_flagged": function.to_dict()})
 
     def _key(self, stall: Stall) -> str:
         key = culprit_key(stall)
@@ -92,6 +98,22 @@ def describe(stall: Stall) -> str:
     if stall.victims:
         parts.append(f"; {stall.victims} waited")
     return "".join(parts) + (f". {stall.remedy}" if stall.remedy else "")
+
+
+def describe_flagged(function: FlaggedFunction) -> str:
+    """Return one line: which function, how often and how long it blocked, what to do.
+
+    Example: ``loopwatch: app.images:thumbnail blocked the loop 5 times in the last 60 s, 1.90 s in all (python): Move
+    ...; it can be moved to a worker with @loopwatch.offload``
+    """
+    times = "once" if function.stalls == 1 else f"{function.stalls} times"
+    advice = [function.remedy.removesuffix(".")] if function.remedy else []
+    if function.offloadable and not function.name.endswith(">"):  # nothing decorates a lambda or a comprehension
+        advice.append("it can be moved to a worker with @loopwatch.offload")
+    return (
+        f"loopwatch: {function.name} blocked the loop {times} in the last {function.window:g} s, "
+        f"{_duration(function.blocked)} in all ({function.cause.value})" + (f": {'; '.join(advice)}" if advice else "")
+    )
 
 
 def _duration(seconds: float) -> str:

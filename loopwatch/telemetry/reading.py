@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loopwatch.errors import LoopwatchError
-from loopwatch.events import Frame, StackCount, Stall
+from loopwatch.events import FlaggedFunction, Frame, StackCount, Stall
 from loopwatch.telemetry.files import base_of, printable
 from loopwatch.telemetry.foreign import fits, json_object
 from loopwatch.telemetry.hangfile import HangDump, hang_threads, parse_hang
@@ -189,6 +189,8 @@ def _read_journal(path: Path) -> _Part:
             part.headers.append(header)
         elif stall:
             part.stalls.append((run, interned.stall(stall)))
+        elif kind == "flagged" and not foreign and fits(FlaggedFunction)(record):
+            pass  # its stalls say the same, and it may be rotated away while the function goes on blocking
         else:
             if record and kind == "header" and str(record.get("schema")).startswith("loopwatch.journal/"):
                 foreign = printable(str(record["schema"]))
@@ -209,7 +211,7 @@ def _read_journal(path: Path) -> _Part:
 def _why_passed_over(record: Mapping[str, object] | None, kind: object, whole: bool) -> str:
     if record is None:
         return "not readable, cut off or foreign" if whole else TORN
-    if isinstance(kind, str) and kind not in ("header", "stall"):
+    if isinstance(kind, str) and kind not in ("header", "stall", "flagged"):
         return "of a kind that this version does not know"
     return "not a record of a stall"
 

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from loopwatch.events import Cause, Frame, Stall
+from loopwatch.config import Config
+from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
+from loopwatch.flagging import OFFLOADABLE, Flagging
 from loopwatch.telemetry.files import printable
 from loopwatch.telemetry.reading import TORN, Header, JournalContents
 
@@ -54,6 +56,39 @@ class CulpritRow:
     causes: tuple[tuple[str, int], ...]
     victims: int
     routes: tuple[tuple[str, int], ...]
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlaggedRow:
+    """One function that kept blocking: flagged, by the rule of :class:`loopwatch.flagging.Flagging`; times in seconds.
+
+    Attributes:
+        name: ``module:qualname``.
+        file, line: where it blocked when it was flagged last.
+        flagged: how often it was flagged, over all processes.
+        first_at: seconds since the epoch at which it was flagged first.
+        processes: names of the processes in which it was.
+        stalls, blocked: number and seconds of its stalls there, as far as running it off the loop cures them.
+        worst_minute: the most seconds that one process was blocked by it within a minute.
+        victims: callbacks, timers and events that waited at the end of these stalls.
+        cause: the one with the most blocked time.
+        causes: (cause, number of stalls), most frequent first.
+        remedy: of its latest stall of that cause.
+    """
+
+    name: str
+    file: str
+    line: int
+    flagged: int
+    first_at: float
+    processes: tuple[str, ...]
+    stalls: int
+    blocked: float
+    worst_minute: float
+    victims: int
+    cause: Cause
+    causes: tuple[tuple[str, int], ...]
     remedy: str
 
 
@@ -170,6 +205,75 @@ def _culprit_row(name: str, file: str, stalls: Sequence[Stall]) -> CulpritRow:
         routes=_counted(stall.context[ROUTE] for stall in stalls if ROUTE in stall.context),
         remedy=longest.remedy,
     )
+
+
+def flagged(contents: JournalContents) -> tuple[FlaggedRow, ...]:
+    """Return the functions that were flagged at any time, the most blocked time first.
+
+    They are found anew from the stalls, in each process apart and with the default ``flag_after`` and ``flag_window``:
+    the journal's own record of a flagged function may be rotated away while that function goes on blocking.
+    """
+    runs = Runs(contents.headers)
+    groups: dict[tuple[str, str, str], dict[str, list[Stall]]] = defaultdict(lambda: defaultdict(list))
+    for stall in sorted(contents.stalls, key=_end):
+        who = stall.culprit
+        if who is not None and stall.cause in OFFLOADABLE and not stall.ongoing:
+            process = runs.name(runs.of(stall.pid, stall.started_at))
+            groups[who.module, who.function, who.file][process].append(stall)
+    rows = [row for by_process in groups.values() if (row := _flagged_row(by_process)) is not None]
+    return tuple(sorted(rows, key=lambda row: (-row.blocked, row.name, row.file)))
+
+
+def _flagged_row(by_process: Mapping[str, Sequence[Stall]]) -> FlaggedRow | None:
+    told = {process: _flaggings(stalls) for process, stalls in by_process.items()}
+    processes = sorted(process for process, functions in told.items() if functions)
+    if not processes:
+        return None
+    functions = [function for process in processes for function in told[process]]
+    stalls = [stall for process in processes for stall in by_process[process]]
+    last = max(functions, key=lambda function: function.last_at)
+    spent: dict[Cause, list[float]] = defaultdict(list)
+    for stall in stalls:
+        spent[stall.cause].append(stall.duration)
+    cause = min(spent, key=lambda cause: (-math.fsum(spent[cause]), cause))
+    return FlaggedRow(
+        name=last.name,
+        file=last.culprit.file,
+        line=last.culprit.line,
+        flagged=len(functions),
+        first_at=min(function.last_at for function in functions),
+        processes=tuple(processes),
+        stalls=len(stalls),
+        blocked=math.fsum(stall.duration for stall in stalls),
+        worst_minute=max(_worst_minute(by_process[process]) for process in processes),
+        victims=sum(stall.victims or 0 for stall in stalls),
+        cause=cause,
+        causes=_counted(str(stall.cause) for stall in stalls),
+        remedy=max((stall for stall in stalls if stall.cause == cause), key=_end).remedy,
+    )
+
+
+def _flaggings(stalls: Iterable[Stall]) -> list[FlaggedFunction]:
+    """Return each time that the one function which caused ``stalls`` became flagged."""
+    config = Config()
+    flagging = Flagging(config.flag_after, config.flag_window, max_culprits=1)
+    return [function for stall in stalls if (function := flagging.add(stall)) is not None]
+
+
+def _worst_minute(stalls: Sequence[Stall]) -> float:
+    """Return the most seconds blocked by stalls that end within one minute; they are in order of their end."""
+    first, within, worst = 0, 0.0, 0.0
+    for stall in stalls:
+        within += stall.duration
+        while _end(stalls[first]) <= _end(stall) - 60:
+            within -= stalls[first].duration
+            first += 1
+        worst = max(worst, within)
+    return worst
+
+
+def _end(stall: Stall) -> float:
+    return stall.started_at + stall.duration
 
 
 def by_cause(contents: JournalContents) -> tuple[CauseRow, ...]:
@@ -330,6 +434,7 @@ def to_text(contents: JournalContents, width: int = 100, top: int = 10) -> str:
         _text_headline(contents, width),
         _section("NEVER ENDED", [_text_unended(hang, width) for hang in unended(contents)]),
         _section("WORST CULPRITS", _text_culprits(contents, width, top)),
+        _section("FLAGGED FUNCTIONS", _text_flagged(contents, width, top)),
         _section("BY CAUSE", _text_causes(contents)),
         _section("TIMELINE", _text_timeline(contents, width, top)),
         _section("PROCESSES", _text_processes(contents, top)),
@@ -362,6 +467,16 @@ def clock(at: float) -> str:
         return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):
         return f"{at:.0f} s since the epoch"
+
+
+def flagged_sentence(row: FlaggedRow) -> str:
+    """Return how often a function was flagged and what it cost, in one sentence."""
+    first = f"{'' if row.flagged == 1 else 'first '}at {clock(row.first_at)} UTC"
+    where = row.processes[0] if len(row.processes) == 1 else _plural(len(row.processes), "process", "es")
+    cost = f"{seconds(row.blocked)} in total, {seconds(row.worst_minute)} in its worst minute"
+    waited = f", {row.victims} waited" if row.victims else ""
+    told = f"flagged {times(row.flagged)}, {first}, in {where}"
+    return printable(f"{told}: {_plural(row.stalls, 'stall')}, {cost}{waited} ({_tally(row.causes)})")
 
 
 def cut(line: str, width: int) -> str:
@@ -448,6 +563,20 @@ def _text_culprit(number: int, row: CulpritRow, width: int) -> list[str]:
     return lines
 
 
+def _text_flagged(contents: JournalContents, width: int, top: int) -> list[list[str]]:
+    rows = flagged(contents)
+    blocks = [_text_flagged_row(row, width) for row in rows[:top]]
+    return blocks + ([[f"and {len(rows) - top} more"]] if len(rows) > top else [])
+
+
+def _text_flagged_row(row: FlaggedRow, width: int) -> list[str]:
+    return [
+        f"{printable(row.name)}{_place(row.file, row.line)}",
+        *textwrap.wrap(flagged_sentence(row), width - 2, initial_indent="    ", subsequent_indent="    "),
+        *textwrap.wrap(printable(row.remedy), width - 2, initial_indent="    -> ", subsequent_indent=" " * 7),
+    ]
+
+
 def _tally(counts: Sequence[tuple[str, int]], top: int = 4) -> str:
     named = [f"{printable(name)} {count}" for name, count in counts[:top]]
     return ", ".join(named) + (f", and {len(counts) - top} more" if len(counts) > top else "")
@@ -531,6 +660,8 @@ def to_json(contents: JournalContents) -> str:
         blocked    seconds in total
         culprits   [{name, file, line, lines, times, total, max, p50, causes: {cause: times}, victims,
                      routes: {route: times}, remedy}]                          see CulpritRow
+        flagged    [{name, file, line, flagged, first_at, processes, stalls, blocked, worst_minute, victims,
+                     cause, causes: {cause: times}, remedy}]                   see FlaggedRow
         causes     [{cause, times, total, max, share}]                         see CauseRow
         processes  [{name, pid, argv0, python, version, started_at, loops, times, total, max}]
         unended    [{process, pid, loop, at, blocked, where, stack, cause}]    see Unended
@@ -551,6 +682,7 @@ def to_json(contents: JournalContents) -> str:
         "times": len(contents.stalls),
         "blocked": blocked(contents),
         "culprits": rows,
+        "flagged": [{**dataclasses.asdict(row), "causes": dict(row.causes)} for row in flagged(contents)],
         "causes": [dataclasses.asdict(row) for row in by_cause(contents)],
         "processes": [dataclasses.asdict(row) for row in processes(contents)],
         "unended": [dataclasses.asdict(hang) for hang in unended(contents)],

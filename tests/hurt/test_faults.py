@@ -19,6 +19,7 @@ import loopwatch.evidence
 import loopwatch.stacks
 import loopwatch.watched
 from loopwatch.agent import Agent
+from loopwatch.flagging import Flagging
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.testing import RecordingSink
 
@@ -216,6 +217,25 @@ def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, mo
     assert len(failures(lines)) == 1
     assert seen[0].stalls >= 3
     assert seen[0].blocked >= 3 * LONG * 0.9
+
+
+def test_flagging(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flagging that fails is not tried again and flags nobody; stalls are told as before."""
+    monkeypatch.setattr(Flagging, "add", raising(RuntimeError("ours")))
+    assert run(blocks(3)) == "the program's result"
+    agent.flush()
+    assert len(long(sink.stalls)) == 3
+    assert faults(agent) == {"flagging": 1}
+    assert len(failures(lines)) == 1
+    assert agent.flagged() == agent.snapshot().flagged == ()
+
+
+def test_flagged_functions_that_cannot_be_read(agent: Agent, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reading that fails is counted, and neither it nor a snapshot raises."""
+    monkeypatch.setattr(Flagging, "flagged", raising(RuntimeError("ours")))
+    assert agent.flagged() == agent.snapshot().flagged == ()
+    assert faults(agent) == {"flagging": 1}
+    assert len(failures(lines)) == 1
 
 
 def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:

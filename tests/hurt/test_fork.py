@@ -68,7 +68,7 @@ FORKS = """
     def watched(run):
         # The work of a child: its agent is its own, and finds its block.
         agent = loopwatch.current_agent()
-        if agent.stalls() or agent.snapshot().agent.state not in ("waiting", "watching"):
+        if agent.stalls() or agent.flagged() or agent.snapshot().agent.state not in ("waiting", "watching"):
             return 2
         for _ in range(5):  # beside five busy processes on two cores a short block may pass without a sample
             run(short())

@@ -88,6 +88,17 @@ def test_hostile_names_make_no_element() -> None:
     assert hostile.data["hangs"][0].count(HOSTILE) == 2
 
 
+def test_flagged_functions_are_in_the_page() -> None:
+    """Cause, name, place, figures and remedy of a flagged function are data of the page, and text within it."""
+    parsed = Page(html.render(make_contents(*(make_stall(i) for i in range(3)))))
+    ((cause, name, place, sentence, remedy),) = parsed.data["flagged"]
+    assert (cause, name, place) == ("python", "app.images:resize", "/srv/app/images.py:42")
+    assert sentence.startswith("flagged once, at 2026-01-01 10:00:20 UTC, in app.py (pid 100): 3 stalls, 750 ms")
+    assert remedy == make_stall().remedy
+    assert "FLAGGED FUNCTIONS" in parsed.text
+    assert Page(html.render(make_contents(make_stall()))).data["flagged"] == []
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(any_stall, max_size=4))
 def test_any_stalls_make_a_page(stalls: list[Stall]) -> None:

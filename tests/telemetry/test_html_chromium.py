@@ -229,6 +229,21 @@ def test_headings_sort(tmp_path: Path) -> None:
 HOSTILE = "</script><img src=x onerror=\"document.documentElement.dataset.owned='yes'\"><script>alert(1)</script>"
 
 
+def test_flagged_functions_are_drawn(tmp_path: Path) -> None:
+    """Each has its name, place, figures and remedy, hostile ones as text; without any the card is hidden."""
+    bad = frame(HOSTILE)
+    stalls = [make_stall(i, culprit=culprit, remedy=HOSTILE) for i in range(3) for culprit in (frame(), bad)]
+    found = dom(tmp_path, make_contents(*stalls))
+    assert found.count("div", "flagged") == 2
+    assert {"app.images:resize", f"{bad.module}:{bad.function}"} <= set(found.texts("div", "name"))
+    assert "data-owned" not in found.root
+    assert found.count("img") == 0
+    for contents, hidden in ((make_contents(*stalls), False), (make_contents(make_stall()), True)):
+        page = dom(tmp_path, contents)
+        (card,) = [attrs for _, attrs, _ in page.elements if attrs.get("id") == "flaggedcard"]
+        assert ("hidden" in card) == hidden
+
+
 def test_hostile_names_are_shown_and_stay_inert(tmp_path: Path) -> None:
     """Markup in every name is text in the page: no element made of it, no script run, also with the stall opened."""
     bad = frame(HOSTILE)

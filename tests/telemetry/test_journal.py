@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,7 +19,8 @@ from stalls import T0, frame, make_stall
 from stalls import stalls as any_stall
 
 from loopwatch.errors import LoopwatchError
-from loopwatch.events import Evidence, StackCount, Stall
+from loopwatch.events import Evidence, FlaggedFunction, StackCount, Stall
+from loopwatch.flagging import Flagging
 from loopwatch.telemetry.files import hang_path, journal_path
 from loopwatch.telemetry.hangfile import hang_header, parse_hang
 from loopwatch.telemetry.journal import JournalWriter
@@ -276,6 +278,39 @@ def test_foreign_lines_in_the_middle_are_counted(tmp_path: Path) -> None:
     contents = read_journals(str(path))
     assert [stall.id for stall in contents.stalls] == ["s0", "s2"]
     assert sorted(item.lines or 0 for item in contents.skipped) == [1, 1, 2]
+
+
+def test_a_flagged_function_is_a_line_of_its_own(tmp_path: Path) -> None:
+    """It comes back as it was, is no news to the reader, and takes nothing from the stalls around it."""
+    path = tmp_path / "j.1.jsonl"
+    flagging = Flagging(after=1, window=60.0, max_culprits=1)
+    function = flagging.add(make_stall(0))
+    assert function is not None
+    writer = write(path, make_stall(0))
+    assert writer.write_flagged(function)
+    assert writer.write(make_stall(1))
+    writer.close()
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    (record,) = [record for record in records if record["type"] == "flagged"]
+    assert FlaggedFunction.from_dict(record) == function
+    contents = read_journals(str(path))
+    assert ([stall.id for stall in contents.stalls], contents.skipped) == (["s0", "s1"], ())
+
+
+def test_a_damaged_or_too_long_flagged_function_is_counted(tmp_path: Path) -> None:
+    """The reader counts what is no such record; the writer leaves out, and counts, what does not fit."""
+    path = tmp_path / "j.1.jsonl"
+    function = Flagging(after=1, window=60.0, max_culprits=1).add(make_stall(0))
+    assert function is not None
+    writer = write(path, make_stall(0), max_bytes=4096)
+    assert not writer.write_flagged(dataclasses.replace(function, remedy="x" * 5000))
+    assert writer.dropped == 1
+    writer.close()
+    with path.open("a") as file:
+        file.write(json.dumps({"type": "flagged", **function.to_dict(), "causes": [["boredom", 1]]}) + "\n")
+    contents = read_journals(str(path))
+    assert len(contents.stalls) == 1
+    assert [item.lines for item in contents.skipped] == [1]
 
 
 def test_the_end_of_a_block_replaces_its_notice(tmp_path: Path) -> None:

@@ -37,6 +37,75 @@ def test_culprits_are_ranked_by_total_time_not_by_count() -> None:
     assert second.total == pytest.approx(1.0)
 
 
+def test_functions_that_kept_blocking_are_told() -> None:
+    """Each process is judged by itself; figures are those of the processes in which a function was flagged."""
+    often = [make_stall(i, victims=2, duration=0.5) for i in range(9)]
+    often[1] = make_stall(1, duration=4.0, cause=Cause.IO, remedy="wait elsewhere")
+    again = make_stall(100), make_stall(101), make_stall(102, culprit=frame(line=50))
+    other = [make_stall(i, pid=101, duration=0.25) for i in range(5)]
+    seldom = make_stall(0, pid=102), make_stall(7, pid=102), make_stall(14, pid=102)
+    (row,) = report.flagged(make_contents(*often, *again, *other, *seldom))
+    assert (row.name, row.file, row.line) == ("app.images:resize", "/srv/app/images.py", 50)
+    assert (row.flagged, row.first_at) == (3, T0 + 20.25)
+    assert row.processes == ("app.py (pid 100)", "app.py (pid 101)")
+    assert (row.stalls, row.victims) == (17, 16)
+    assert row.blocked == pytest.approx(4.0 + 8 * 0.5 + 3 * 0.25 + 5 * 0.25)
+    assert row.worst_minute == pytest.approx(4.0 + 6 * 0.5)
+    assert (row.cause, row.causes, row.remedy) == (Cause.PYTHON, (("python", 16), ("io", 1)), again[0].remedy)
+
+
+def test_what_moving_does_not_cure_is_not_flagged() -> None:
+    """Stalls without a culprit, of a lock or the garbage collector, that have not ended, or far apart flag nobody."""
+    groups = (
+        [make_stall(i, culprit=None) for i in range(5)],
+        [make_stall(i, cause=cause) for i in range(5) for cause in (Cause.LOCK, Cause.GC, Cause.GIL)],
+        [make_stall(i, ongoing=True) for i in range(5)],
+        [make_stall(4 * i) for i in range(5)],
+    )
+    for stalls in groups:
+        contents = make_contents(*stalls)
+        assert report.flagged(contents) == ()
+        assert "FLAGGED FUNCTIONS" not in report.to_text(contents)
+
+
+def test_flagged_functions_are_in_text_and_json() -> None:
+    """The text says how often, how long, why and what to do; the JSON has the same figures."""
+    contents = make_contents(*(make_stall(i, victims=2, duration=0.5) for i in range(3)))
+    text = report.to_text(contents, width=200)
+    assert (
+        """
+FLAGGED FUNCTIONS
+  app.images:resize (/srv/app/images.py:42)
+      flagged once, at 2026-01-01 10:00:20 UTC, in app.py (pid 100): 3 stalls, 1.50 s in total, 1.50 s in its worst \
+minute, 6 waited (python 3)
+      -> Move it off the loop with @loopwatch.offload.
+"""
+        in text
+    )
+    (row,) = json.loads(report.to_json(contents))["flagged"]
+    assert " ".join(row) == (
+        "name file line flagged first_at processes stalls blocked worst_minute victims cause causes remedy"
+    )
+    assert (row["name"], row["stalls"], row["causes"]) == ("app.images:resize", 3, {"python": 3})
+
+
+def test_of_many_flagged_functions_the_worst_are_told() -> None:
+    """Beyond the number asked for, the text says how many more there are."""
+    stalls = [make_stall(i, culprit=frame(f"app.f.f{j}"), duration=1 + j) for i in range(3) for j in range(5)]
+    section = report.to_text(make_contents(*stalls), top=2).partition("FLAGGED FUNCTIONS")[2].partition("BY CAUSE")[0]
+    assert re.findall(r"app.f:f\d", section) == ["app.f:f4", "app.f:f3"]
+    assert section.rstrip().endswith("and 3 more")
+
+
+@given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 50)), max_size=30))
+def test_the_worst_minute_is_that_of_brute_force(blocks: list[tuple[float, float]]) -> None:
+    """Of all minutes that end with a stall, the one with the most blocked time."""
+    stalls = sorted((make_stall(0, started_at=at, duration=s) for at, s in blocks), key=report._end)
+    ends = [report._end(stall) for stall in stalls]
+    sums = [math.fsum(s.duration for s in stalls if end - 60 < report._end(s) <= end) for end in ends]
+    assert report._worst_minute(stalls) == pytest.approx(max(sums, default=0.0), abs=1e-9)
+
+
 def test_without_a_culprit_the_cause_is_the_name() -> None:
     """Stalls nobody's code is to blame for are kept apart by cause and claim no file."""
     rows = report.culprits(make_contents(*(make_stall(i, culprit=None, cause=Cause.STARVED) for i in range(3))))
@@ -188,7 +257,7 @@ def test_json_shape_is_stable() -> None:
     """The documented keys, no more and no less; infinity becomes null."""
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
     data = json.loads(report.to_json(make_contents(stall)))
-    assert " ".join(data) == "schema from to times blocked culprits causes processes unended skipped stalls"
+    assert " ".join(data) == "schema from to times blocked culprits flagged causes processes unended skipped stalls"
     (row,) = data["culprits"]
     assert " ".join(row) == "name file line lines times total max p50 causes victims routes remedy"
     assert (row["causes"], row["routes"]) == ({"python": 1}, {"/a": 1})

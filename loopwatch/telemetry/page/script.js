@@ -415,6 +415,10 @@ function pathTo(node) {
 
 // ---- begin
 $("hangs").append(...data.hangs.map((hang) => put(el("p", "hang"), el("b", "", "Never ended"), hang)));
+$("flaggedcard").hidden = !data.flagged.length;
+$("flagged").append(...data.flagged.map(([cause, name, place, sentence, remedy]) => put(el("div", "flagged"),
+  el("span", "tag " + cause, cause), el("div", "name", name), el("div", "place", place), el("div", "", sentence),
+  el("div", "remedy", remedy))));
 if (all.length) {
   const last = most(all.map((stall) => stall.end)), from = all[0].at;
   const until = day(from) === day(last) ? clock(last) : `${day(last)} ${clock(last)}`;

@@ -1,0 +1,185 @@
+"""How a pool and a call behave: frozen records that refuse what cannot be meant."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loopwatch.errors import ConfigError
+from loopwatch.workers.launch import START_METHODS
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use: its affinity, and the quota of its cgroup."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(count, _cgroup_cpus()), 1)
+
+
+def _cgroup_cpus() -> int:
+    """Return the whole processors that the cgroup's quota allows (cpu.max of cgroup v2, cfs_quota_us of v1)."""
+    for quota_file, period_file in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            quota, *period = Path(quota_file).read_text().split()
+            if period_file is not None:
+                period = [Path(period_file).read_text().strip()]
+            if quota not in ("max", "-1"):
+                return max(round(int(quota) / int(period[0])), 1)
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
+    return sys.maxsize
+
+
+def check_count(name: str, value: Any, least: int, example: str) -> None:
+    """Refuse what is no whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}={value!r}: must be a whole number of at least {least}, such as {example}")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Refuse what is no time above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"{name}={value!r}: must be a number of seconds above 0, or None for no limit")
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How one call is run.
+
+    Attributes:
+        timeout: s that it may run, time in the queue not counted; None for no limit. Its worker is killed then.
+        retries: times that it may be run again if its worker dies: the caller's word that it may.
+        priority: calls with a higher one go first.
+        max_concurrency: calls of the same function that run at a time; None for no limit.
+        on_full: ``raise`` :class:`QueueFull` or ``wait`` for room when the queue is full.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    priority: int = 0
+    max_concurrency: int | None = None
+    on_full: str = "raise"
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)
+        check_count("retries", self.retries, 0, "1")
+        if not isinstance(self.priority, int) or isinstance(self.priority, bool):
+            raise ConfigError(f"priority={self.priority!r}: must be a whole number, such as 10; higher goes first")
+        if self.max_concurrency is not None:
+            check_count("max_concurrency", self.max_concurrency, 1, "2")
+        if self.on_full not in ("raise", "wait"):
+            raise ConfigError(f"on_full={self.on_full!r}: must be 'raise' or 'wait'")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """How a pool is run: see :class:`loopwatch.WorkerPool`, whose arguments these are."""
+
+    workers: int | None = None
+    min_workers: int | None = None
+    idle_timeout: float | None = 60.0
+    max_queue: int | None = None
+    name: str = "pool"
+    start_method: str = "forkserver"
+    preload: tuple[str, ...] = ()
+    initializer: Callable[..., object] | None = None
+    initargs: tuple[Any, ...] = ()
+    warmup: Callable[[], object] | None = None
+    max_tasks_per_worker: int | None = None
+    max_memory_per_worker: int | None = None
+    nice: int = 0
+    env: Mapping[str, str] = field(default_factory=dict)
+    prefetch: int | None = None
+    context: tuple[Any, ...] = ()
+    forward_logs: bool = True
+    on_event: Callable[[Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            check_count("workers", self.workers, 1, "4")
+        if self.min_workers is not None:
+            check_count("min_workers", self.min_workers, 0, "1")
+            if self.min_workers > self.most:
+                raise ConfigError(f"min_workers={self.min_workers!r}: must not be more than workers={self.most}")
+        if self.idle_timeout is not None:
+            check_seconds("idle_timeout", self.idle_timeout)
+        for name in ("max_queue", "max_tasks_per_worker", "max_memory_per_worker", "prefetch"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), 1, {"max_memory_per_worker": "500_000_000"}.get(name, "100"))
+        if self.start_method not in START_METHODS:
+            allowed = " or ".join(map(repr, START_METHODS))
+            raise ConfigError(
+                f"start_method={self.start_method!r}: must be {allowed}; forking a running loop is unsafe"
+            )
+        if not isinstance(self.nice, int) or not 0 <= self.nice <= 19:
+            raise ConfigError(f"nice={self.nice!r}: must be 0 (as the parent) to 19 (only when nothing else runs)")
+        for name in ("initializer", "warmup", "on_event"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be callable")
+        if not all(isinstance(key, str) and isinstance(value, str) for key, value in dict(self.env).items()):
+            raise ConfigError(f"env={self.env!r}: must be a mapping of str to str")
+        object.__setattr__(self, "context", tuple(located(each) for each in self.context))
+
+    @property
+    def most(self) -> int:
+        """Workers at most."""
+        return self.workers or usable_cpus()
+
+    @property
+    def least(self) -> int:
+        """Workers at least, started before the first call."""
+        return self.most if self.min_workers is None else self.min_workers
+
+
+class Located:
+    """A context variable and where a worker finds it: ``module``, ``name``."""
+
+    __slots__ = ("module", "name", "variable")
+
+    def __init__(self, module: str, name: str, variable: contextvars.ContextVar[Any]) -> None:
+        self.module, self.name, self.variable = module, name, variable
+
+
+def located(variable: Any) -> Located:
+    """Find a context variable given as itself or as ``module:name``.
+
+    Raises:
+        ConfigError: there is no such variable, or it is not to be found by name in any module.
+    """
+    if isinstance(variable, Located):
+        return variable
+    if isinstance(variable, str):
+        module, _, name = variable.partition(":")
+        if module and name:
+            import importlib
+
+            try:
+                found = getattr(importlib.import_module(module), name)
+            except (ImportError, AttributeError) as exc:
+                raise ConfigError(f"context={variable!r}: {exc}") from exc
+            if isinstance(found, contextvars.ContextVar):
+                return Located(module, name, found)
+    if isinstance(variable, contextvars.ContextVar):
+        for module, contents in list(sys.modules.items()):
+            for name, value in list(getattr(contents, "__dict__", {}).items()):
+                if value is variable:
+                    return Located(module, name, variable)
+    raise ConfigError(f"context={variable!r}: must be a ContextVar at the top of a module, or its 'module:name'")
+
+
+def changed(options: CallOptions, changes: Mapping[str, Any]) -> CallOptions:
+    """Return ``options`` with ``changes``; names what is unknown."""
+    known = {field.name for field in dataclasses.fields(CallOptions)}
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"{name}={changes[name]!r}: unknown option; known are {', '.join(sorted(known))}")
+    return dataclasses.replace(options, **changes)

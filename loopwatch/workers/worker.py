@@ -1,0 +1,435 @@
+"""The worker's side: a process that runs one call after the other, and the fork server that makes such processes.
+
+Nothing here starts a thread or an event loop before a call needs one. The process ends when its parent does: the
+kernel kills it when the write end of its lifeline closes (``F_SETSIG`` in fcntl(2)), even inside C code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import fcntl
+import importlib
+import logging
+import mmap
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from loopwatch.errors import OffloadError
+from loopwatch.workers import payload, wire
+from loopwatch.workers.wire import Frame, Kind
+
+STARTED = struct.Struct("<Q")
+"""Id of the call that was begun last, at the start of the memory that parent and worker share."""
+SKIPS = 7
+"""Ids of cancelled calls that the worker must not begin, behind it."""
+SHARED_SIZE = STARTED.size * (1 + SKIPS)
+STATUS = struct.Struct("<ii")
+"""What the fork server tells of a worker that has ended: pid, wait status."""
+BROKEN = 70
+"""Exit code of a worker that cannot go on: its socket is gone (``EX_SOFTWARE`` in sysexits.h)."""
+
+
+INSIDE = False
+"""Whether this process is a worker: what is offloaded runs inline here."""
+PREPARING = False
+"""Whether this worker is importing the program's ``__main__``, which must not start anything."""
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is a cause, not an error by itself
+    """The traceback of an exception as it was in the worker."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+# ------------------------------------------------------------------------------------------------ the fork server
+
+
+def serve_forks(control: int, status: int, path: list[str], preload: list[str]) -> None:
+    """Fork a worker for each request that comes with its descriptors; tell of each that ends; end with the parent.
+
+    Args:
+        control: socket for requests.
+        status: pipe to which :data:`STATUS` is written.
+        path: the parent's ``sys.path``.
+        preload: modules to import first; one that cannot be is left to the workers, which say so.
+    """
+    _ignore_interrupts()
+    channel = socket.socket(fileno=control)
+    sys.path[:] = path
+    for name in preload:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    import selectors
+
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel, selectors.EVENT_READ)
+        selector.register(woken, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fd == woken:
+                    os.read(woken, 4096)
+                    _reap(status)
+                    continue
+                data, descriptors, _, _ = socket.recv_fds(channel, 1, 3)
+                if not data:
+                    os._exit(0)
+                pid = os.fork()
+                if not pid:
+                    signal.set_wakeup_fd(-1)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    selector.close()
+                    for descriptor in (status, woken, waker):
+                        os.close(descriptor)
+                    channel.close()
+                    _die_with_server()
+                    run(*descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                channel.sendall(struct.pack("<i", pid))
+
+
+def _reap(status: int) -> None:
+    while True:
+        try:
+            pid, code = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        os.write(status, STATUS.pack(pid, code))
+
+
+def _die_with_server() -> None:
+    """Have the kernel kill this process when the fork server is gone (``PR_SET_PDEATHSIG`` in prctl(2))."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+# ---------------------------------------------------------------------------------------------------- the worker
+
+
+def tie_life_to(descriptor: int) -> None:
+    """Have the kernel kill this process as soon as anything happens to ``descriptor``, such as its other end closing.
+
+    Works while C code keeps the GIL or the process is stopped. Where the system cannot do it (it is Linux's), a
+    worker notices at its next read.
+    """
+    if not hasattr(fcntl, "F_SETSIG"):
+        return
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which the terminal sends to every process in the foreground, to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def run(channel: int, lifeline: int, shared: int) -> None:
+    """Be a worker until the parent closes the socket; never returns.
+
+    Args:
+        channel: socket on which frames come and go.
+        lifeline: read end of a pipe that nobody writes to.
+        shared: file of :data:`SHARED_SIZE` bytes that the parent has mapped too.
+    """
+    global INSIDE
+    INSIDE = True
+    tie_life_to(lifeline)
+    _ignore_interrupts()
+    code = BROKEN
+    try:
+        memory = mmap.mmap(shared, SHARED_SIZE)
+        os.close(shared)
+        code = Worker(socket.socket(fileno=channel), memory).serve()
+    except BaseException:  # noqa: BLE001 - the outermost seam of a process
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+        with contextlib.suppress(BaseException):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+class Worker:
+    """Receives frames, runs calls, and answers, in one thread.
+
+    Args:
+        channel: the socket, blocking.
+        shared: memory in which the parent sees which call was begun.
+    """
+
+    def __init__(self, channel: socket.socket, shared: mmap.mmap) -> None:
+        self._channel = channel
+        self._shared = shared
+        self._frames: deque[Frame] = deque()
+        self._receiver = wire.Receiver(self._frames.append)
+        self._received: deque[int] = deque()
+        self._sending = threading.Lock()
+        self._pid = os.getpid()
+        self._max_memory: int | None = None
+        self._runner: Any = None
+        self._by_value = False
+
+    def serve(self) -> int:
+        """Answer until there is nothing more to come; return the exit code."""
+        while True:
+            frame = self._next()
+            if frame is None or frame.head.kind == Kind.STOP:
+                return 0
+            if frame.head.kind == Kind.SETUP:
+                if not self._set_up(frame):
+                    return 1
+            else:
+                self._answer(frame)
+            del frame
+
+    def _next(self) -> Frame | None:
+        while not self._frames:
+            target = self._receiver.target
+            if target is not None:
+                count = self._channel.recv_into(target)
+                if not count:
+                    return None
+                self._receiver.filled(count)
+                continue
+            data, descriptors, _, _ = socket.recv_fds(self._channel, wire.FEED, 64)
+            if not data:
+                return None
+            self._received.extend(descriptors)
+            self._receiver.feed(data)
+        return self._frames.popleft()
+
+    # -- preparing ------------------------------------------------------------------------------------------------
+
+    def _set_up(self, frame: Frame) -> bool:
+        global PREPARING
+        try:
+            setup = pickle.loads(frame.pickle)
+            os.environ.update(setup["env"])
+            if setup["nice"]:
+                os.nice(setup["nice"])
+            self._max_memory = setup["max_memory"]
+            self._by_value = setup["by_value"]
+            if setup["log_level"] is not None:
+                root = logging.getLogger()
+                root.handlers[:] = [_ToParent(self)]
+                root.setLevel(setup["log_level"])
+            PREPARING = True
+            try:
+                _prepare_main(setup["main"])
+            finally:
+                PREPARING = False
+            for prepared in (setup["initializer"], setup["warmup"]):
+                if prepared is not None:
+                    function, args = pickle.loads(prepared)
+                    function(*args)
+        except BaseException as exc:  # noqa: BLE001 - told to the parent, whatever it is
+            self._send(wire.frame(Kind.READY, 1, pickle.dumps((_words(exc), traceback.format_exc()))))
+            return False
+        self._send(wire.frame(Kind.READY))
+        return True
+
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def _answer(self, frame: Frame) -> None:
+        head = frame.head
+        descriptors = [self._received.popleft() for _ in range(head.descriptors)]
+        STARTED.pack_into(self._shared, 0, head.id)
+        if head.id in struct.unpack_from(f"<{SKIPS}Q", self._shared, STARTED.size):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._send(wire.frame(Kind.SKIPPED, head.id))
+            return
+        begun = cpu = 0
+        try:
+            if head.flags & wire.SLICED:
+                message = payload.finished(payload.decode_sliced(frame.pickle, frame.buffers, descriptors))
+            else:
+                message = payload.decode(frame.pickle, frame.buffers, descriptors)
+            function, args, kwargs, extras = message
+            del message, frame
+        except BaseException as exc:  # noqa: BLE001 - told to the parent
+            self._fail(head.id, f"the call could not be read in the worker: {_words(exc)}", exc)
+            return
+        begun, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        try:
+            result = self._call(function, args, kwargs, extras)
+            kind = Kind.RESULT
+        except BaseException as exc:  # noqa: BLE001 - it is the call's
+            result, kind = exc, Kind.ERROR
+        begun, cpu = time.perf_counter_ns() - begun, time.thread_time_ns() - cpu
+        if os.getpid() != self._pid:  # the call has forked, and this is its child
+            os._exit(0)
+        del args, kwargs
+        try:
+            if kind == Kind.ERROR:
+                self._send(wire.frame(kind, head.id, _pack_error(result), run=begun, cpu=cpu, flags=self._grown()))
+                return
+            packed = self._pack(result)
+        except BaseException as exc:  # noqa: BLE001 - told to the parent
+            what = f"the result ({type(result).__module__}.{type(result).__qualname__}) cannot be sent back: {exc}"
+            self._fail(head.id, what, exc)
+            return
+        self._send(
+            wire.frame(
+                kind,
+                head.id,
+                packed.pickle,
+                packed.buffers,
+                run=begun,
+                cpu=cpu,
+                flags=packed.flags | self._grown(),
+                descriptors=len(packed.descriptors),
+            ),
+            packed.descriptors,
+        )
+
+    def _call(self, function: Callable[..., Any], args: Any, kwargs: Any, extras: Any) -> Any:
+        function = getattr(function, "inline", function)  # what is decorated runs here
+        if extras is None:
+            return self._finish(function(*args, **kwargs))
+        context = contextvars.copy_context()
+        for variable, value in extras:
+            context.run(variable.set, value)
+        return context.run(lambda: self._finish(function(*args, **kwargs)))
+
+    def _finish(self, result: Any) -> Any:
+        """Return ``result``; a coroutine is run to its end, on a loop that this process keeps."""
+        if not hasattr(result, "__await__") or not hasattr(result, "send"):
+            return result
+        import asyncio
+
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(result, context=contextvars.copy_context())
+
+    def _pack(self, result: Any) -> payload.Payload:
+        if payload.is_large(result) and not payload.refers_to_itself(result):
+            packed: payload.Payload = payload.finished(payload.encode_sliced(payload.Sliced(0), [result]))
+            return packed
+        return payload.encode(payload.wrap(result), by_value=self._by_value)
+
+    def _grown(self) -> int:
+        if self._max_memory is None:
+            return 0
+        return wire.PLEASE_RECYCLE if resident(self._pid) > self._max_memory else 0
+
+    def _fail(self, call: int, words: str, exc: BaseException) -> None:
+        where = "".join(traceback.format_exception(exc))
+        self._send(wire.frame(Kind.FAILED, call, pickle.dumps((words, where)), flags=self._grown()))
+
+    def log(self, record: logging.LogRecord) -> None:
+        """Send a record to the parent."""
+        if os.getpid() == self._pid:
+            self._send(wire.frame(Kind.LOG, 0, _pack_record(record)))
+
+    def _send(self, parts: list[memoryview], descriptors: list[int] | None = None) -> None:
+        with self._sending:
+            try:
+                views = [part.cast("B") for part in parts]
+                if descriptors:
+                    sent = socket.send_fds(self._channel, views[:1], descriptors)
+                    views[0] = views[0][sent:]
+                while views:
+                    sent = self._channel.sendmsg(views[:64])
+                    while views and sent >= len(views[0]):
+                        sent -= len(views.pop(0))
+                    if sent:
+                        views[0] = views[0][sent:]
+            except OSError:  # the parent is gone, or the call has closed every descriptor
+                os._exit(BROKEN)
+
+
+def _prepare_main(data: dict[str, Any]) -> None:
+    """Import the program's ``__main__`` as multiprocessing does, so that what it defines can be unpickled."""
+    from multiprocessing import process, spawn
+
+    # A script without the usual guard would start processes of its own while it is imported: this refuses it.
+    process.current_process()._inheriting = True  # type: ignore[attr-defined]
+    try:
+        spawn.prepare(data)
+    finally:
+        del process.current_process()._inheriting  # type: ignore[attr-defined]
+
+
+def _pack_error(error: BaseException) -> bytes:
+    """Pickle what the call raised, with its traceback; what does not survive the trip is put into words."""
+    where = "".join(traceback.format_exception(error))
+    if isinstance(error, SystemExit):
+        error = OffloadError(f"the call ended with sys.exit({error.code!r})")
+    elif not isinstance(error, Exception) or isinstance(error, StopIteration):
+        error = OffloadError(f"the call raised {_words(error)}, which would end or confuse the caller")
+    try:
+        packed = pickle.dumps((error, where), payload.PROTOCOL)
+        again, _ = pickle.loads(packed)
+        if type(again) is not type(error):
+            raise TypeError(f"it comes back as {type(again).__qualname__}")
+    except Exception as exc:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
+        words = f"the call raised {_words(error)}, which cannot be sent as it is: {_words(exc)}"
+        packed = pickle.dumps((OffloadError(words), where), payload.PROTOCOL)
+    return packed
+
+
+def _words(exc: BaseException) -> str:
+    try:
+        return f"{type(exc).__qualname__}: {exc}"
+    except Exception:  # noqa: BLE001 - a foreign __str__
+        return type(exc).__qualname__
+
+
+def _pack_record(record: logging.LogRecord) -> bytes:
+    """Pickle a log record as ``logging.handlers.QueueHandler`` prepares it: formatted, without what cannot travel."""
+    message = record.getMessage()
+    fields = dict(record.__dict__, msg=message, args=None, exc_info=None)
+    if record.exc_info and not record.exc_text:
+        fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
+    try:
+        return pickle.dumps(fields)
+    except Exception:  # noqa: BLE001 - an extra field of the program's
+        known = logging.LogRecord("", 0, "", 0, "", None, None).__dict__
+        return pickle.dumps({key: value for key, value in fields.items() if key in known or key == "message"})
+
+
+class _ToParent(logging.Handler):
+    def __init__(self, worker: Worker) -> None:
+        super().__init__()
+        self._worker = worker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._worker.log(record)
+        except Exception:  # noqa: BLE001 - as every handler of the standard library does
+            self.handleError(record)
+
+
+def resident(pid: int) -> int:
+    """Return the resident memory of a process, bytes; 0 where it cannot be read."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError):
+        return 0
