@@ -316,6 +316,10 @@ def child_callgrind(variant: str, loop: str, requests: int) -> None:
         await runner.cleanup()
 
     # Under valgrind time runs slow beside the instructions: what happens by the clock would count fifty times.
+    if variant == "on":
+        from loopwatch.probes import asyncio_probe
+
+        asyncio_probe.MARK_EVERY = 60
     watch(variant, **({"heartbeat": 60, "threshold": 60} if variant == "on" else {}))
     with asyncio.Runner(loop_factory=peers.plain_loop_factory(loop)) as made:
         made.run(main())

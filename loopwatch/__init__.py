@@ -28,15 +28,29 @@ if TYPE_CHECKING:
         TaskTimeout,
         WorkerCrashed,
     )
-    from loopwatch.events import Cause, Evidence, FlaggedFunction, Frame, PoolStats, Snapshot, Stall, WorkerStats
+    from loopwatch.events import (
+        Cause,
+        Decision,
+        Evidence,
+        FlaggedFunction,
+        Frame,
+        PoolStats,
+        Snapshot,
+        Stall,
+        WorkerStats,
+    )
+    from loopwatch.workers.backend import Backend
+    from loopwatch.workers.offload import offload
     from loopwatch.workers.pool import WorkerPool
     from loopwatch.workers.shared import SharedBuffer
 
 __all__ = [
     "Agent",
+    "Backend",
     "Cause",
     "Config",
     "ConfigError",
+    "Decision",
     "Evidence",
     "FlaggedFunction",
     "Frame",
@@ -55,6 +69,7 @@ __all__ = [
     "WorkerStats",
     "current_agent",
     "install",
+    "offload",
     "uninstall",
 ]
 
@@ -63,9 +78,11 @@ __version__ = "0.1.0"
 # Names are resolved on first use (PEP 562), so that importing the package costs a program nothing.
 _HOMES = {
     "Agent": "loopwatch.agent",
+    "Backend": "loopwatch.workers.backend",
     "Cause": "loopwatch.events",
     "Config": "loopwatch.config",
     "ConfigError": "loopwatch.errors",
+    "Decision": "loopwatch.events",
     "Evidence": "loopwatch.events",
     "FlaggedFunction": "loopwatch.events",
     "Frame": "loopwatch.events",
@@ -84,6 +101,7 @@ _HOMES = {
     "WorkerStats": "loopwatch.events",
     "current_agent": "loopwatch._installed",
     "install": "loopwatch._installed",
+    "offload": "loopwatch.workers.offload",
     "uninstall": "loopwatch._installed",
 }
 

@@ -19,7 +19,7 @@ from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, FlaggedFunction, Frame, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Frame, PoolStats, Snapshot, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
 from loopwatch.observation import Observation
@@ -31,6 +31,7 @@ from loopwatch.telemetry.log import LogSink
 from loopwatch.teller import Teller
 from loopwatch.watched import WatchedLoop, make_probe
 from loopwatch.watcher import Watcher
+from loopwatch.workers import settings as offloading
 
 FORK_PATIENCE = 0.02
 """s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
@@ -107,6 +108,7 @@ class Agent:
                 self._reason = refusal
                 return
             self._state, self._reason = "on", ""
+            offloading.workers, offloading.offload_to = self._config.workers, self._config.offload_to
             self._open_files()
             self._watcher.gc.start()
             if not discover:
@@ -212,6 +214,7 @@ class Agent:
             self._log = LogSink(new.log_level, new.log_interval, new.max_culprits)
             self._governor.budget = new.cpu_budget
             self._flagging.after, self._flagging.window = new.flag_after, new.flag_window
+            offloading.workers, offloading.offload_to = new.workers, new.offload_to
             self._flagging.max_culprits = new.max_culprits
             if {"journal", "journal_max_bytes", "hang_after"} & set(changes) and self._state == "on":
                 self._close_files()
@@ -253,6 +256,7 @@ class Agent:
             at=time.time(),
             pid=os.getpid(),
             loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
+            pools=_pool_stats(),
             agent=AgentStats(
                 state=self._describe_state(),
                 reason=self._reason or ("its watcher failed" if self._faults.is_off("watcher") else ""),
@@ -530,6 +534,12 @@ def _count_tasks() -> int | None:
         registry = getattr(tasks, "_all_tasks", None)  # 3.11
     eager = getattr(tasks, "_eager_tasks", ())
     return len(registry) + len(eager) if registry is not None else None
+
+
+def _pool_stats() -> tuple[PoolStats, ...]:
+    """Return the figures of this process's pools, if it has used any."""
+    pools = loaded("loopwatch.workers.pool")
+    return () if pools is None else tuple(pool.stats() for pool in pools.open_pools())
 
 
 def _unsupported() -> str:

@@ -47,6 +47,8 @@ class Config:
         follow_fork: whether a forked child gets a working agent of its own (True) or none.
         flag_after: stalls within ``flag_window`` that make a function flagged, see :meth:`loopwatch.Agent.flagged`.
         flag_window: s; the time over which they are counted.
+        workers: processes of the default worker pool, None for as many as processors may be used; read when it starts.
+        offload_to: ``process``, ``thread``, ``auto`` or ``inline``: where ``@offload`` without ``to`` sends calls.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -76,6 +78,8 @@ class Config:
     follow_fork: bool = True
     flag_after: int = 3
     flag_window: float = 60.0
+    workers: int | None = None
+    offload_to: str = "process"
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -165,10 +169,21 @@ def _number(allowed: str, low: float, high: float, *, open_low: bool = False) ->
     return check
 
 
-def _count(allowed: str, low: int) -> Callable[[str, Any], Any]:
-    def check(name: str, value: Any) -> int:
+def _count(allowed: str, low: int, *, or_none: bool = False) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> int | None:
+        if or_none and value is None:
+            return None
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
             raise _bad(name, value, allowed)
+        return value
+
+    return check
+
+
+def _one_of(*allowed: str) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise _bad(name, value, f"one of {', '.join(allowed)}")
         return value
 
     return check
@@ -250,6 +265,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "follow_fork": _flag,
     "flag_after": _count("a whole number, 1 or more", 1),
     "flag_window": _number(_SECONDS, 0, 86400, open_low=True),
+    "workers": _count("a whole number, 1 or more, or None", 1, or_none=True),
+    "offload_to": _one_of("process", "thread", "auto", "inline"),
 }
 
 
@@ -321,4 +338,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "follow_fork": _parse_flag,
     "flag_after": _parse_count,
     "flag_window": _parse_number,
+    "workers": _parse_count,
+    "offload_to": str.strip,
 }

@@ -357,6 +357,19 @@ class AgentStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a function runs, and why.
+
+    Attributes:
+        to: ``inline``, ``thread`` or ``process``.
+        reason: one sentence with the figures that decided it.
+    """
+
+    to: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStats:
     """One worker process of a pool.
 
@@ -450,6 +463,7 @@ class Snapshot:
         agent: the agent's own state and cost.
         tasks: tasks of this process that are alive or not yet collected; None where counting would not be O(1).
         flagged: functions that keep blocking, most blocked time first.
+        pools: worker pools of this process that are in use.
     """
 
     at: float
@@ -458,6 +472,7 @@ class Snapshot:
     agent: AgentStats
     tasks: int | None = None
     flagged: tuple[FlaggedFunction, ...] = ()
+    pools: tuple[PoolStats, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""

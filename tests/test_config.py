@@ -62,6 +62,8 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "follow_fork": [(value, FLAG) for value in (1, "no", None)],
     "flag_after": [(value, "a whole number, 1 or more") for value in (0, -1, 3.0, "3", None, True)],
     "flag_window": [(value, SECONDS) for value in (0, -1, NAN, INF, 86401, "60", None, True)],
+    "workers": [(value, "a whole number, 1 or more, or None") for value in (0, -1, 2.0, "2", True)],
+    "offload_to": [(value, "one of process, thread, auto, inline") for value in ("", "worker", None, 1, [])],
 }
 
 
@@ -238,6 +240,8 @@ GOOD_TEXT: dict[str, list[tuple[str, Any]]] = {
     "follow_fork": [("no", False)],
     "flag_after": [("5", 5)],
     "flag_window": [("300", 300.0)],
+    "workers": [("3", 3)],
+    "offload_to": [(" thread ", "thread")],
 }
 NUMBER, WHOLE = "a number, such as 0.1", "a whole number"
 FLAGS = "one of 1, true, yes, on, 0, false, no, off"
@@ -265,6 +269,8 @@ BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     "follow_fork": [("?", FLAGS)],
     "flag_after": [("often", WHOLE), ("0", "a whole number, 1 or more")],
     "flag_window": [("1m", NUMBER), ("0", SECONDS)],
+    "workers": [("all", WHOLE), ("0", "a whole number, 1 or more, or None")],
+    "offload_to": [("worker", "one of process, thread, auto, inline")],
 }
 
 

@@ -131,9 +131,11 @@ def test_public_names_are_frozen() -> None:
     """The public names are these, and each can be had."""
     assert sorted(loopwatch.__all__) == [
         "Agent",
+        "Backend",
         "Cause",
         "Config",
         "ConfigError",
+        "Decision",
         "Evidence",
         "FlaggedFunction",
         "Frame",
@@ -152,6 +154,7 @@ def test_public_names_are_frozen() -> None:
         "WorkerStats",
         "current_agent",
         "install",
+        "offload",
         "uninstall",
     ]
     for name in loopwatch.__all__:

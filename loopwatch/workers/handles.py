@@ -8,8 +8,36 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+
+from loopwatch.errors import NotPicklable
+
+MOST = 64
+"""Descriptors that one message can carry; the kernel's limit is 253 (SCM_MAX_FD in unix(7))."""
+
+
+class Duplicates:
+    """Descriptors of one's own for as long as anybody refers to this object; then they are closed."""
+
+    __slots__ = ("numbers",)
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def follow(self, originals: Sequence[int]) -> None:
+        """Duplicate those of ``originals`` that were not yet."""
+        for each in originals[len(self.numbers) :]:
+            self.numbers.append(os.dup(each))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __del__(self) -> None:
+        while self.numbers:
+            os.close(self.numbers.pop())
+
+
+NONE = Duplicates()
 
 
 class Passage:
@@ -26,6 +54,8 @@ class Passage:
     def add(self, descriptor: int) -> int:
         """Have ``descriptor`` (which stays its owner's) sent along; return its index."""
         if descriptor not in self.sent:
+            if len(self.sent) == MOST:
+                raise NotPicklable(f"one call or result can carry {MOST} shared buffers, not more")
             self.sent.append(descriptor)
         return self.sent.index(descriptor)
 
@@ -48,12 +78,18 @@ def current() -> Passage | None:
     return getattr(_open, "passage", None)
 
 
-@contextmanager
-def passing(passage: Passage) -> Iterator[Passage]:
+class passing:  # noqa: N801 - a context manager, and cheaper than by ``contextlib``
     """Make ``passage`` the current one of this thread."""
-    before = current()
-    _open.passage = passage
-    try:
-        yield passage
-    finally:
-        _open.passage = before
+
+    __slots__ = ("_before", "_passage")
+
+    def __init__(self, passage: Passage) -> None:
+        self._passage = passage
+
+    def __enter__(self) -> Passage:
+        self._before = current()
+        _open.passage = self._passage
+        return self._passage
+
+    def __exit__(self, *error: object) -> None:
+        _open.passage = self._before

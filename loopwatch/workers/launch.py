@@ -1,74 +1,81 @@
 """Starts worker processes, by fork server or by spawning; never by forking the program itself. Blocking: use a thread.
 
 Each worker gets three descriptors: its socket, the read end of its lifeline, and the memory in which it says which
-call it has begun. All are close-on-exec in the parent, so that no other child of the program keeps them open.
+call it has begun. All are close-on-exec in the parent, and closed in its forked children, so that no other process
+keeps them open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
+import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from loopwatch.errors import OffloadError
 from loopwatch.workers.worker import SHARED_SIZE, STATUS
 
 START_METHODS = ("forkserver", "spawn")
+PATIENCE = 60.0
+"""s that the fork server may take to start a worker; it may have to import what it was told to preload."""
+ENDS_WITHIN = 1.0
+"""s in which a process that was told to end does so, else it is killed."""
 
 _HOME = str(Path(__file__).parent.parent.parent)
 _SCRIPT = "import sys; sys.path.append({home!r}); from loopwatch.workers import worker; worker.{call}"
 
 
-class Launched(NamedTuple):
-    """A worker process that was started: its pid, our end of its socket, its lifeline, the shared memory."""
+class Launched:
+    """A worker process and our ends of what connects us: its socket, its lifeline, the shared memory, its pidfd.
 
-    pid: int
-    channel: socket.socket
-    lifeline: int
-    shared: mmap.mmap
-
-
-class Descriptors:
-    """Both ends of what connects parent and worker; the worker's are closed once it has them."""
+    They are closed by :meth:`close`, or with the last reference; the kernel kills the worker then.
+    """
 
     def __init__(self) -> None:
-        ours, self._theirs = socket.socketpair()
-        for end in (ours, self._theirs):
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
-        ours.setblocking(False)
-        self._ours = ours
-        self._read, self._lifeline = os.pipe()
-        self._shared = _anonymous_file()
-        os.ftruncate(self._shared, SHARED_SIZE)
+        self.pid = 0
+        self.pidfd: int | None = None
+        with ExitStack() as stack:
+            self.channel, self._theirs = (stack.enter_context(end) for end in socket.socketpair())
+            for end in (self.channel, self._theirs):
+                for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                    end.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+            self.channel.setblocking(False)
+            self._read, lifeline = os.pipe()
+            stack.callback(os.close, lifeline)
+            self._their_ends = stack.enter_context(ExitStack())
+            self._their_ends.callback(os.close, self._read)
+            self._file = _anonymous_file()
+            self._their_ends.callback(os.close, self._file)
+            os.ftruncate(self._file, SHARED_SIZE)
+            self.shared = stack.enter_context(mmap.mmap(self._file, SHARED_SIZE))
+            self._their_ends.enter_context(self._theirs)
+            self._ends = stack.pop_all()
+        self.close = weakref.finalize(self, self._ends.close)
+        self.close.atexit = False
+        _launched.add(self)
 
     @property
     def theirs(self) -> list[int]:
         """The worker's descriptors, in the order in which ``worker.run`` takes them."""
-        return [self._theirs.fileno(), self._read, self._shared]
+        return [self._theirs.fileno(), self._read, self._file]
 
-    def launched(self, pid: int) -> Launched:
-        """Keep our ends, for the worker that was started with the others."""
-        memory = mmap.mmap(self._shared, SHARED_SIZE)
-        self._close_theirs()
-        return Launched(pid, self._ours, self._lifeline, memory)
-
-    def close(self) -> None:
-        """Close everything: no worker was started."""
-        self._close_theirs()
-        self._ours.close()
-        os.close(self._lifeline)
-
-    def _close_theirs(self) -> None:
-        self._theirs.close()
-        os.close(self._read)
-        os.close(self._shared)
+    def runs_as(self, pid: int) -> Launched:
+        """Take note of the process, which has its ends now."""
+        self.pid = pid
+        self._their_ends.close()
+        if hasattr(os, "pidfd_open"):
+            self.pidfd = os.pidfd_open(pid)
+            self._ends.callback(os.close, self.pidfd)
+        return self
 
 
 def _anonymous_file() -> int:
@@ -83,9 +90,14 @@ def _anonymous_file() -> int:
 def _spawn(call: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     code = _SCRIPT.format(home=_HOME, call=call)
-    return subprocess.Popen(
-        [sys.executable, *flags, "-c", code], stdin=subprocess.DEVNULL, pass_fds=descriptors, close_fds=True
-    )
+    # Ctrl-C goes to every process of the terminal: the child inherits the mask until it ignores it by itself.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            [sys.executable, *flags, "-c", code], stdin=subprocess.DEVNULL, pass_fds=descriptors, close_fds=True
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Spawner:
@@ -93,18 +105,24 @@ class Spawner:
 
     def __init__(self, preload: Sequence[str] = ()) -> None:  # noqa: ARG002 - nothing to preload into
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self.statuses: int | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        weakref.finalize(self, _end, self._children).atexit = False
+        _launchers.add(self)
 
     def start(self) -> Launched:
         """Start a worker."""
-        ends = Descriptors()
+        launched = Launched()
         try:
-            process = _spawn(f"run({', '.join(map(str, ends.theirs))})", ends.theirs)
+            with self._lock:
+                if self._closed:
+                    raise OffloadError("no worker can be started: the pool was closed")
+                process = _spawn(f"run({', '.join(map(str, launched.theirs))})", launched.theirs)
+                self._children[process.pid] = process
+            return launched.runs_as(process.pid)
         except BaseException:
-            ends.close()
+            launched.close()
             raise
-        self._children[process.pid] = process
-        return ends.launched(process.pid)
 
     def exit_code(self, pid: int) -> int | None:
         """Return how a worker ended (negative: by a signal), None while it has not; waits for nothing."""
@@ -115,7 +133,75 @@ class Spawner:
         return code
 
     def close(self) -> None:
-        """Nothing: workers end by themselves."""
+        """End the workers that are left."""
+        with self._lock:
+            self._closed = True
+            _end(self._children)
+
+    def forget(self) -> None:
+        """This is a forked child: the workers are none of its children."""
+        self._closed, self._lock = True, threading.Lock()
+        for process in self._children.values():
+            process.returncode = 0
+        self._children.clear()
+
+
+def _end(children: dict[int, subprocess.Popen[bytes]]) -> None:
+    while children:
+        process = children.popitem()[1]
+        process.kill()
+        process.wait()
+
+
+class _Server:
+    """The fork server's process, the socket for requests, and the one on which it tells how workers ended."""
+
+    def __init__(self, preload: list[str]) -> None:
+        with ExitStack() as stack:
+            self.control, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            self.statuses, telling = (stack.enter_context(end) for end in socket.socketpair())
+            self.control.settimeout(PATIENCE)
+            self.statuses.setblocking(False)
+            call = f"serve_forks({theirs.fileno()}, {telling.fileno()}, {sys.path!r}, {preload!r})"
+            self.process = _spawn(call, (theirs.fileno(), telling.fileno()))
+            stack.pop_all()
+        theirs.close()
+        telling.close()
+        self.end = weakref.finalize(self, _end_server, self.process, self.control, self.statuses)
+        self.end.atexit = False
+
+    def forget(self) -> None:
+        """This is a forked child."""
+        self.end.detach()
+        self.process.returncode = 0
+        self.control.close()
+        self.statuses.close()
+
+    def fork(self, descriptors: list[int]) -> int | None:
+        """Have a worker forked; return its pid, None if the server is gone."""
+        try:
+            socket.send_fds(self.control, [b"f"], descriptors)
+            answer = self.control.recv(4)
+        except (BrokenPipeError, ConnectionError):
+            return None
+        if len(answer) < 4:
+            return None
+        pid = int(struct.unpack("<i", answer)[0])
+        if pid < 0:
+            raise OSError(-pid, os.strerror(-pid))
+        return pid
+
+
+def _end_server(process: subprocess.Popen[bytes], control: socket.socket, statuses: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        control.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer; close(2) does not
+    try:
+        process.wait(ENDS_WITHIN)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    control.close()
+    statuses.close()
 
 
 class ForkServer:
@@ -127,76 +213,90 @@ class ForkServer:
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         self._preload = list(preload)
-        self._server: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._server: _Server | None = None
         self._codes: dict[int, int] = {}
-        self.statuses: int | None = None
-        """Descriptor that is readable when a worker, or the server, has ended; None before the first start."""
-
-    def _ensure(self) -> socket.socket:
-        control = self._control
-        if control is not None and self._server is not None and self._server.poll() is None:
-            return control
-        self.close()
-        control, theirs = socket.socketpair()
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        try:
-            call = f"serve_forks({theirs.fileno()}, {write}, {sys.path!r}, {self._preload!r})"
-            self._server = _spawn(call, (theirs.fileno(), write))
-        except BaseException:
-            control.close()
-            os.close(read)
-            raise
-        finally:
-            theirs.close()
-            os.close(write)
-        self._control, self.statuses = control, read
-        return control
+        self._closed = False
+        self._lock = threading.Lock()
+        _launchers.add(self)
 
     def start(self) -> Launched:
         """Start a worker, and the server first if it does not run."""
-        control = self._ensure()
-        ends = Descriptors()
+        launched = Launched()
         try:
-            socket.send_fds(control, [b"f"], ends.theirs)
-            answer = control.recv(4)
-            if len(answer) < 4:
-                raise OffloadError("the fork server ended before it had started a worker")
+            with self._lock:
+                return launched.runs_as(self._fork(launched.theirs))
         except BaseException:
-            ends.close()
+            launched.close()
             raise
-        return ends.launched(struct.unpack("<i", answer)[0])
+
+    def _fork(self, descriptors: list[int]) -> int:
+        for _ in range(2):  # the server may have died since it was last used
+            if self._server is None:
+                self._server = _Server(self._preload)
+            if self._closed:
+                self._discard()
+                raise OffloadError("no worker can be started: the pool was closed")
+            try:
+                pid = self._server.fork(descriptors)
+            except TimeoutError:  # its answer would be taken for that to the next request
+                self._discard()
+                raise OffloadError(f"the fork server has not started a worker within {PATIENCE:g} s") from None
+            if pid is not None:
+                return pid
+            self._discard()
+        raise OffloadError("the fork server ended before it had started a worker")
 
     def exit_code(self, pid: int) -> int | None:
         """Return how a worker ended (negative: by a signal), None if the server did not tell (yet)."""
-        if self.statuses is not None:
+        server = self._server
+        if server is not None:
             try:
-                while told := os.read(self.statuses, STATUS.size * 64):
+                while told := server.statuses.recv(STATUS.size * 64):
                     for ended, status in STATUS.iter_unpack(told):
                         self._codes[ended] = os.waitstatus_to_exitcode(status)
-            except BlockingIOError:
+            except OSError:  # nothing more, or another thread has just closed it
                 pass
         return self._codes.pop(pid, None)
 
     def close(self) -> None:
-        """End the server; its workers end with it."""
-        if self._control is not None:
-            self._control.close()
-        if self.statuses is not None:
-            os.close(self.statuses)
-        if self._server is not None:
-            try:
-                self._server.wait(1)
-            except subprocess.TimeoutExpired:
-                self._server.kill()
-                self._server.wait()
-        self._control = self.statuses = self._server = None
+        """End the server for good; its workers end with it."""
+        self._closed = True
+        self._discard()
+
+    def _discard(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.end()
+
+    def forget(self) -> None:
+        """This is a forked child: the server is none of its children, and is not to live on with it."""
+        self._closed, self._lock = True, threading.Lock()
+        server, self._server = self._server, None
+        if server is not None:
+            server.forget()
 
 
-def launcher(method: str, preload: Sequence[str]) -> Spawner | ForkServer:
+Launcher = Spawner | ForkServer
+
+_launched: weakref.WeakSet[Launched] = weakref.WeakSet()
+_launchers: weakref.WeakSet[Launcher] = weakref.WeakSet()
+
+
+def launcher(method: str, preload: Sequence[str]) -> Launcher:
     """Return what starts workers by ``method``."""
     return ForkServer(preload) if method == "forkserver" else Spawner(preload)
+
+
+def _forget_all() -> None:
+    """A forked child that kept the lifelines open would keep the workers alive after its parent has died."""
+    for launched in list(_launched):
+        launched.close()
+    for each in list(_launchers):
+        each.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def main_data() -> dict[str, object]:
@@ -204,15 +304,21 @@ def main_data() -> dict[str, object]:
     from multiprocessing import spawn
 
     data: dict[str, object] = spawn.get_preparation_data("loopwatch-worker")
-    for name in ("authkey", "log_to_stderr", "log_level", "start_method"):
+    unwanted = ["authkey", "log_to_stderr", "log_level", "start_method"]
+    if not main_is_importable():
+        unwanted += ["init_main_from_name", "init_main_from_path"]
+    for name in unwanted:
         data.pop(name, None)
     return data
 
 
 def main_is_importable() -> bool:
-    """Whether a worker can import the program's ``__main__``; not so in notebooks, at a prompt, or after ``-c``."""
+    """Whether a worker can import the program's ``__main__``: not so in notebooks, at a prompt, after ``-c``.
+
+    Nor is the ``__main__`` of a package or archive: multiprocessing leaves it out (``_fixup_main_from_name``).
+    """
     main = sys.modules.get("__main__")
-    return main is not None and (getattr(main, "__spec__", None) is not None or hasattr(main, "__file__"))
-
-
-Launcher = Spawner | ForkServer
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).rpartition(".")[2] != "__main__"
+    return not str(getattr(main, "__file__", None) or "<").startswith("<")  # "<stdin>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -16,14 +17,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
 
-from loopwatch.workers import wire
+from loopwatch.errors import OffloadError
+from loopwatch.workers import handles, wire
+from loopwatch.workers.calls import Call
+from loopwatch.workers.launch import Launched
 from loopwatch.workers.wire import Frame, Kind
 from loopwatch.workers.worker import SKIPS, STARTED
-
-if TYPE_CHECKING:
-    from loopwatch.workers.launch import Launched
 
 TURN = 0.001
 """s of one turn of the loop that answers of one worker are handled for."""
@@ -63,43 +63,44 @@ class Link:
     ) -> None:
         self.pid = launched.pid
         self.state = State.STARTING
-        self.calls: dict[int, Any] = {}
-        """Calls that were sent and not answered, in the order in which they run, by id."""
+        self.calls: dict[int, Call | None] = {}
+        """What was sent and not answered, in the order in which it runs, by number; None if it was taken back."""
         self.started_at = time.monotonic()
         self.idle_since = 0.0
         self.done = 0
         self.cause: str | None = None
         """Why we killed it, None if we did not."""
-        self._channel, self._lifeline, self._shared = launched.channel, launched.lifeline, launched.shared
+        self.over_memory = False
+        """Whether that was for its memory."""
+        self.failure: OffloadError | None = None
+        """Why it could not get ready, if it said so."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends it if it does not get ready."""
+        self.received: deque[int] = deque()
+        """Descriptors that came with frames, in the order of the frames."""
+        self._launched, self._channel, self._shared = launched, launched.channel, launched.shared
         self._loop = loop
         self._on_frame, self._on_death, self._exit_code = on_frame, on_death, exit_code
-        self._out: deque[tuple[memoryview, list[int] | None]] = deque()
+        self._numbers = itertools.count(1)
+        self._out: deque[tuple[memoryview, handles.Duplicates | None]] = deque()
         self._writing = False
         self._frames: deque[Frame] = deque()
         self._receiver = wire.Receiver(self._frames.append)
-        self.received: deque[int] = deque()
         self._handling = False
         self._skips = 0
         self._ended = False
-        self._pidfd: int | None = None
+        self._parent = os.getpid()
         loop.add_reader(self._channel.fileno(), self._readable)
-        if hasattr(os, "pidfd_open"):
-            try:
-                self._pidfd = os.pidfd_open(self.pid)
-            except OSError:  # it has ended already
-                loop.call_soon(self._exited)
-            else:
-                loop.add_reader(self._pidfd, self._exited)
+        if launched.pidfd is not None:
+            loop.add_reader(launched.pidfd, self._exited)
 
     # -- sending --------------------------------------------------------------------------------------------------
 
-    def send(self, parts: list[memoryview], descriptors: list[int] | None = None) -> None:
-        """Send a frame, in slices, after those that wait already."""
-        first = True
+    def send(self, parts: list[memoryview], descriptors: handles.Duplicates | None = None) -> None:
+        """Send a frame, in slices, after those that wait already; ``descriptors`` live until they are sent."""
         for part in parts:
-            view = part if part.format == "B" and part.ndim == 1 else part.cast("B")
-            self._out.append((view, descriptors if first else None))
-            first = False
+            self._out.append((part if part.format == "B" and part.ndim == 1 else part.cast("B"), descriptors))
+            descriptors = None
         if not self._writing:
             self._flush()
 
@@ -108,7 +109,7 @@ class Link:
         try:
             view, descriptors = out[0]
             if descriptors:
-                sent = socket.send_fds(self._channel, [view[: wire.SLICE]], descriptors)
+                sent = socket.send_fds(self._channel, [view[: wire.SLICE]], descriptors.numbers)
                 out[0] = (view, None)
             elif len(out) == 1 or len(view) >= wire.SLICE:
                 sent = self._channel.send(view[: wire.SLICE])
@@ -151,7 +152,7 @@ class Link:
             self._handle()
 
     def _receive(self) -> bool:
-        """Receive one slice; return False at the end of the stream."""
+        """Receive one slice; return False at the end of what can be received."""
         try:
             target = self._receiver.target
             if target is not None:
@@ -159,10 +160,13 @@ class Link:
                 if count:
                     self._receiver.filled(count)
             else:
-                data, descriptors, _, _ = socket.recv_fds(self._channel, wire.FEED, 64)
+                data, descriptors, flags, _ = socket.recv_fds(self._channel, wire.FEED, handles.MOST)
                 self.received.extend(descriptors)
                 count = len(data)
-                if count:
+                if flags & socket.MSG_CTRUNC:  # nobody can tell which are missing
+                    self.kill("descriptors that it had sent were lost: too many are open here")
+                    self._channel.shutdown(socket.SHUT_RD)
+                elif count:
                     self._receiver.feed(data)
         except (BlockingIOError, InterruptedError):
             return True
@@ -170,7 +174,7 @@ class Link:
             count = 0
         if not count:
             self._loop.remove_reader(self._channel.fileno())
-            if self._pidfd is None:
+            if self._launched.pidfd is None:
                 self._exited()
             return False
         return True
@@ -188,17 +192,51 @@ class Link:
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
-    @property
-    def started(self) -> int:
-        """The id of the call that the worker has begun last."""
-        return int(STARTED.unpack_from(self._shared, 0)[0])
+    def give(self, call: Call) -> None:
+        """Send a call."""
+        number, packed = next(self._numbers), call.payload
+        assert packed is not None
+        call.link, call.number = self, number
+        self.calls[number] = call
+        self.send(
+            wire.frame(
+                Kind.CALL,
+                number,
+                packed.pickle,
+                packed.buffers,
+                flags=packed.flags,
+                descriptors=len(packed.descriptors),
+            ),
+            packed.descriptors,
+        )
 
-    def skip(self, call: int) -> None:
-        """Tell the worker not to begin ``call``; it may just have begun it, see :attr:`started` a turn later."""
-        struct.pack_into("<Q", self._shared, STARTED.size * (1 + self._skips % SKIPS), call)
+    def runs(self, call: Call) -> bool:
+        """Whether the worker has begun ``call`` and not answered it."""
+        return call.link is self and call.number in self.calls and self.begun(call.number)
+
+    def begun(self, number: int) -> bool:
+        """Whether the worker has begun what was sent as ``number``; it begins one after the other."""
+        return bool(STARTED.unpack_from(self._shared, 0)[0] >= number)
+
+    @property
+    def first(self) -> Call | None:
+        """The call that the worker runs, or runs next; None if there is none or it was taken back."""
+        return next(iter(self.calls.values()), None)
+
+    def skip(self, call: Call) -> None:
+        """Tell the worker not to begin ``call``; it may just have begun it: see :meth:`runs` a turn later.
+
+        There is room for as many as a worker is ever sent: it answers what it skips, in its turn.
+        """
+        struct.pack_into("<Q", self._shared, STARTED.size * (1 + self._skips % SKIPS), call.number)
         self._skips += 1
 
     # -- ending ---------------------------------------------------------------------------------------------------
+
+    @property
+    def accepts(self) -> bool:
+        """Whether calls may be sent to it."""
+        return self.state in (State.IDLE, State.BUSY) and self.cause is None and not self._ended
 
     def stop(self) -> None:
         """Have the worker end after what it was sent."""
@@ -216,26 +254,27 @@ class Link:
         if self._ended:
             return
         self._ended = True
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
+        if self._launched.pidfd is not None:
+            self._loop.remove_reader(self._launched.pidfd)
         self._loop.remove_writer(self._channel.fileno())
         self._bury(FEW_CODES)
 
     def _bury(self, tries: int) -> None:
         """Wait for the exit code, handle what the worker had still sent, and report its death."""
         code = self._exit_code(self.pid)
-        if code is None and tries and not self._loop.is_closed():
+        if code is None and tries:
             self._loop.call_later(0.002, self._bury, tries - 1)
             return
+        if self.timer is not None:
+            self.timer.cancel()
         self._drain()
         while self._frames:
             self._on_frame(self, self._frames.popleft())
         self._loop.remove_reader(self._channel.fileno())
-        self.state = State.DEAD
         try:
             self._on_death(self, code)
         finally:
+            self.state = State.DEAD
             self.release()
 
     def _drain(self) -> None:
@@ -248,20 +287,18 @@ class Link:
                 return
             self._receive()
 
+    def abandon(self) -> None:
+        """Let go without the loop's help: it has ended, or this is a forked child, which shares its selector."""
+        if not (self._loop.is_closed() or self._loop.is_running() or os.getpid() != self._parent or self._ended):
+            for descriptor in (self._channel.fileno(), self._launched.pidfd):
+                if descriptor is not None:
+                    self._loop.remove_reader(descriptor)
+            self._loop.remove_writer(self._channel.fileno())
+        self.release()
+
     def release(self) -> None:
         """Close our ends: the worker, if it lives, is killed by the kernel."""
-        self._channel.close()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
-            self._shared.close()
+        self._ended = True
+        self._launched.close()
         while self.received:
             os.close(self.received.popleft())
-
-    def abandon(self) -> None:
-        """Let go without the loop: it is closed, the interpreter ends, or this is a forked child."""
-        if not self._ended:
-            self._ended = True
-            if self._pidfd is not None:
-                os.close(self._pidfd)
-        self.release()

@@ -103,7 +103,7 @@ class PoolOptions:
     forward_logs: bool = True
     on_event: Callable[[Any], object] | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: PLR0912 - a list of checks
         if self.workers is not None:
             check_count("workers", self.workers, 1, "4")
         if self.min_workers is not None:
@@ -120,13 +120,25 @@ class PoolOptions:
             raise ConfigError(
                 f"start_method={self.start_method!r}: must be {allowed}; forking a running loop is unsafe"
             )
-        if not isinstance(self.nice, int) or not 0 <= self.nice <= 19:
+        if not isinstance(self.nice, int) or isinstance(self.nice, bool) or not 0 <= self.nice <= 19:
             raise ConfigError(f"nice={self.nice!r}: must be 0 (as the parent) to 19 (only when nothing else runs)")
         for name in ("initializer", "warmup", "on_event"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be callable")
-        if not all(isinstance(key, str) and isinstance(value, str) for key, value in dict(self.env).items()):
+        if not isinstance(self.env, Mapping) or not all(
+            isinstance(each, str) for pair in self.env.items() for each in pair
+        ):
             raise ConfigError(f"env={self.env!r}: must be a mapping of str to str")
+        for name, example in (("preload", "('numpy',)"), ("initargs", "(1, 2)"), ("context", "('package:variable',)")):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: must be a tuple, such as {example}")
+        if not all(isinstance(each, str) for each in self.preload):
+            raise ConfigError(f"preload={self.preload!r}: must be names of modules, such as ('numpy',)")
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigError(f"name={self.name!r}: must be a str, such as 'images'")
+        if not isinstance(self.forward_logs, bool):
+            raise ConfigError(f"forward_logs={self.forward_logs!r}: must be True or False")
+        object.__setattr__(self, "initargs", tuple(self.initargs))
         object.__setattr__(self, "context", tuple(located(each) for each in self.context))
 
     @property
@@ -176,10 +188,20 @@ def located(variable: Any) -> Located:
     raise ConfigError(f"context={variable!r}: must be a ContextVar at the top of a module, or its 'module:name'")
 
 
+def pool_options(**options: Any) -> PoolOptions:
+    """Return the options of a pool; names what is unknown."""
+    _check_known(PoolOptions, options)
+    return PoolOptions(**options)
+
+
 def changed(options: CallOptions, changes: Mapping[str, Any]) -> CallOptions:
     """Return ``options`` with ``changes``; names what is unknown."""
-    known = {field.name for field in dataclasses.fields(CallOptions)}
-    for name in changes:
-        if name not in known:
-            raise ConfigError(f"{name}={changes[name]!r}: unknown option; known are {', '.join(sorted(known))}")
+    _check_known(CallOptions, changes)
     return dataclasses.replace(options, **changes)
+
+
+def _check_known(cls: type[PoolOptions] | type[CallOptions], given: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(f"{name}={value!r}: unknown option; known are {', '.join(sorted(known))}")

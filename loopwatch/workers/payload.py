@@ -1,9 +1,10 @@
 """Pickling for the trip: what a call and its result look like inside a frame. See PEP 574 for buffers out of band.
 
-A large list, tuple or dict would hold the loop while it is pickled or unpickled (100,000 small dicts: 150 ms). It is
+A large list or dict would hold the loop while it is pickled or unpickled (100,000 small dicts: 150 ms). It is
 therefore encoded in slices by one pickler and decoded in slices by one unpickler, whose memos span all of them, so that
 an object that occurs in two slices is one object again. The garbage collector is held off within each slice: each
-would make it run many times over ever more objects.
+would make it run many times over ever more objects. Tuples are pickled in one go: one that is not complete yet cannot
+be referred to.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import gc
 import io
 import pickle
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from loopwatch.errors import NotPicklable
 from loopwatch.workers import handles
-from loopwatch.workers.wire import LEAST_APART, SLICED
+from loopwatch.workers.wire import LEAST_APART, MOST_BUFFERS, SLICED
 
 PROTOCOL = 5
 LARGE = 2000
@@ -33,7 +34,7 @@ class Payload(NamedTuple):
     pickle: Any
     buffers: list[memoryview]
     flags: int
-    descriptors: list[int]
+    descriptors: handles.Duplicates
 
 
 class Sliced:
@@ -43,6 +44,52 @@ class Sliced:
 
     def __init__(self, index: int) -> None:
         self.index = index
+
+
+class _Apart:
+    """A large ``bytes`` or ``bytearray`` that travels beside the pickle, once, however often the message has it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes | bytearray) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (pickle.PickleBuffer(self.value),)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def encode_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], extras: Any, *, by_value: bool) -> Any:
+    """Pickle a call: return its payload, or the steps to it (see :func:`encode_sliced`) if it has large containers."""
+    values = (*args, *kwargs.values())
+    containers = list({id(each): each for each in values if is_large(each)}.values())
+    known: dict[int, Any] = {id(each): Sliced(index) for index, each in enumerate(containers)}
+    message = (
+        function,
+        tuple(_wrap(each, known) for each in args),
+        {key: _wrap(each, known) for key, each in kwargs.items()} if kwargs else {},
+        extras,
+    )
+    if containers:
+        return encode_sliced(message, containers, (function, args, dict(kwargs), extras), by_value=by_value)
+    return encode(message, by_value=by_value)
+
+
+def encode_result(value: Any, *, by_value: bool) -> Payload:
+    """Pickle a result."""
+    if is_large(value):
+        payload: Payload = finished(encode_sliced(Sliced(0), [value], value, by_value=by_value))
+        return payload
+    return encode(_wrap(value, {}), by_value=by_value)
+
+
+def _wrap(value: Any, known: dict[int, Any]) -> Any:
+    if type(value) in (bytes, bytearray) and len(value) >= LEAST_APART:
+        return known.setdefault(id(value), _Apart(value))
+    return known.get(id(value), value) if known else value
 
 
 def encode(value: Any, *, by_value: bool = False) -> Payload:
@@ -55,31 +102,49 @@ def encode(value: Any, *, by_value: bool = False) -> Payload:
     Raises:
         NotPicklable: neither pickle nor cloudpickle can.
     """
+    buffers: list[memoryview] = []
+    descriptors = handles.NONE
     with handles.passing(handles.Passage()) as passage:
-        buffers: list[memoryview] = []
-        try:
-            if by_value:
-                raise pickle.PicklingError("not importable from there")
-            data = pickle.dumps(value, PROTOCOL, buffer_callback=_aside(buffers))
-        except NotPicklable:
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever a foreign __reduce__ raises, the same remedy is tried
-            buffers.clear()
-            data = _by_value(value, buffers, exc)
-        return Payload(data, buffers, 0, passage.sent)
+        data = _dumps(value, by_value, _aside(buffers), buffers.clear)
+    if passage.sent:
+        descriptors = handles.Duplicates()
+        descriptors.follow(passage.sent)
+    return Payload(data, buffers, 0, descriptors)
 
 
-def _by_value(value: Any, buffers: list[memoryview], failure: BaseException) -> bytes:
-    """Pickle with cloudpickle, which also takes lambdas, closures and what ``__main__`` defines."""
+def encode_whole(value: Any, *, by_value: bool = False) -> bytes:
+    """Pickle ``value`` with nothing beside the pickle."""
+    return _dumps(value, by_value, None, lambda: None)
+
+
+def _dumps(value: Any, by_value: bool, aside: Any, anew: Callable[[], None]) -> bytes:
+    try:
+        plain = pickle.dumps(value, PROTOCOL, buffer_callback=aside)
+        if not (by_value and _of_main(plain)):
+            return plain
+        failure: Exception = pickle.PicklingError("__main__ cannot be imported by a worker")
+    except NotPicklable:
+        raise
+    except Exception as exc:  # noqa: BLE001 - whatever a foreign __reduce__ raises, the same remedy is tried
+        failure = exc
+    anew()
     try:
         import cloudpickle
     except ImportError:
-        raise NotPicklable(f"{failure} (lambdas and closures: pip install 'loopwatch[closures]')") from failure
+        words = f"{failure} (lambdas, closures and what is typed in: pip install 'loopwatch[closures]')"
+        raise NotPicklable(words) from failure
     try:
-        data: bytes = cloudpickle.dumps(value, PROTOCOL, buffer_callback=_aside(buffers))
+        data: bytes = cloudpickle.dumps(value, PROTOCOL, buffer_callback=aside)
+    except NotPicklable:
+        raise
     except Exception as exc:
         raise NotPicklable(str(exc)) from exc
     return data
+
+
+def _of_main(data: bytes | memoryview) -> bool:
+    """Whether a pickle refers to ``__main__``, or just has the word in it, which does no harm."""
+    return b"__main__" in bytes(data)
 
 
 def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
@@ -87,7 +152,7 @@ def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
 
     def take(buffer: pickle.PickleBuffer) -> bool:
         view = memoryview(buffer)
-        if view.nbytes < LEAST_APART or not view.contiguous:
+        if view.nbytes < LEAST_APART or not view.contiguous or len(buffers) == MOST_BUFFERS:
             return True
         buffers.append(buffer.raw())
         return False
@@ -95,22 +160,19 @@ def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
     return take
 
 
-def wrap(value: Any) -> Any:
-    """Have a large ``bytes`` or ``bytearray`` travel beside the pickle, not copied into it."""
-    return pickle.PickleBuffer(value) if type(value) in (bytes, bytearray) and len(value) >= LEAST_APART else value
-
-
 def is_large(value: Any) -> bool:
     """Whether ``value`` is a container that is worth slicing."""
-    return type(value) in (list, tuple, dict) and len(value) >= LARGE
+    return type(value) in (list, dict) and len(value) >= LARGE
 
 
-def encode_sliced(around: Any, containers: list[Any]) -> Steps:
+def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: bool = False) -> Steps:
     """Pickle a message around large containers; a generator that pauses after each slice.
 
     Args:
         around: the message, in which ``Sliced(index)`` stands for a container.
-        containers: lists, tuples and dicts, in order. They are copied (not deeply) before the first pause.
+        containers: lists and dicts, in order. They are copied (not deeply) before the first pause.
+        whole: the message itself, pickled in one go if pickle alone cannot do it.
+        by_value: as in :func:`encode`.
 
     Returns:
         The payload, as the generator's value.
@@ -119,7 +181,6 @@ def encode_sliced(around: Any, containers: list[Any]) -> Steps:
         NotPicklable: something in them cannot be pickled.
     """
     copies: list[Any] = [list(each.items()) if type(each) is dict else list(each) for each in containers]
-    shapes = [(type(each) is tuple, len(each)) for each in containers]
     buffers: list[memoryview] = []
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, PROTOCOL, buffer_callback=_aside(buffers))
@@ -128,38 +189,26 @@ def encode_sliced(around: Any, containers: list[Any]) -> Steps:
     for each in containers:
         pickler.dump({} if type(each) is dict else [])
     pickler.memo = {id(each): (index, each) for index, each in enumerate(containers)}
-    passage = handles.Passage()
-    try:
+    passage, descriptors = handles.Passage(), handles.Duplicates()
+
+    def dump(value: Any) -> None:
         with handles.passing(passage), uncollected():
-            pickler.dump((around, shapes))
+            pickler.dump(value)
+        descriptors.follow(passage.sent)  # before a pause in which their owner may close them
+
+    try:
+        dump((around, list(map(len, copies))))
         for copy in copies:
             for start in range(0, len(copy), ITEMS):
-                with handles.passing(passage), uncollected():
-                    pickler.dump(copy[start : start + ITEMS])
+                dump(copy[start : start + ITEMS])
                 yield
-    except NotPicklable:
+    except (NotPicklable, OSError):
         raise
-    except Exception as exc:
-        raise NotPicklable(str(exc)) from exc
-    return Payload(stream.getbuffer(), buffers, SLICED, passage.sent)
-
-
-def refers_to_itself(value: Any) -> bool:
-    """Whether a tuple may contain, somewhere inside, a reference to itself: then it cannot be put together later."""
-    return type(value) is tuple and not _ATOMIC.issuperset(map(type, value)) and _leads_back(value)
-
-
-_ATOMIC = frozenset((int, float, complex, bool, str, bytes, type(None)))
-
-
-def _leads_back(value: tuple[Any, ...]) -> bool:
-    # Only what the collector tracks can be part of a cycle; it unties tuples of plain values when it comes by.
-    pickler = pickle.Pickler(io.BytesIO(), PROTOCOL, buffer_callback=lambda _buffer: None)
-    try:
-        pickler.dump(list(value))
-    except Exception:  # noqa: BLE001 - it will fail again where that is reported
-        return True
-    return id(value) in pickler.memo.copy()
+    except Exception:  # noqa: BLE001 - as in _dumps
+        return encode(whole, by_value=by_value)
+    if by_value and _of_main(stream.getbuffer()):
+        return encode(whole, by_value=True)
+    return Payload(stream.getbuffer(), buffers, SLICED, descriptors)
 
 
 def decode(data: Any, buffers: list[Any], received: list[int] | None = None) -> Any:
@@ -175,36 +224,35 @@ def decode(data: Any, buffers: list[Any], received: list[int] | None = None) -> 
 
 def decode_sliced(data: Any, buffers: list[Any], received: list[int] | None = None) -> Generator[None, None, Any]:
     """Unpickle what :func:`encode_sliced` made; a generator that pauses after each slice and returns the message."""
-    unpickler = pickle.Unpickler(io.BytesIO(data), buffers=buffers)
     passage = handles.Passage(received or ())
     try:
+        unpickler = pickle.Unpickler(io.BytesIO(data), buffers=buffers)
         with handles.passing(passage):
             targets = [unpickler.load() for _ in range(unpickler.load())]
-            around, shapes = unpickler.load()
-        for index, (is_tuple, length) in enumerate(shapes):
-            target, done = targets[index], 0
+            around, lengths = unpickler.load()
+        for target, length in zip(targets, lengths, strict=True):
+            done = 0
             while done < length:
                 with handles.passing(passage), uncollected():
                     items = unpickler.load()
                     done += len(items)
                     (target.update if type(target) is dict else target.extend)(items)
                 yield
-            if is_tuple:
-                targets[index] = tuple(target)
         return _put_in(around, targets)
     finally:
         passage.close()
 
 
 def _put_in(around: Any, containers: list[Any]) -> Any:
-    """Return the message with the containers in place: they stand in it by themselves, or as arguments."""
+    """Return the message with the containers in place: a result is one by itself, a call has them as arguments."""
+
+    def real(value: Any) -> Any:
+        return containers[value.index] if type(value) is Sliced else value
+
     if type(around) is Sliced:
-        return containers[around.index]
-    if type(around) is tuple:
-        return tuple(_put_in(each, containers) for each in around)
-    if type(around) is dict:
-        return {key: containers[each.index] if type(each) is Sliced else each for key, each in around.items()}
-    return around
+        return real(around)
+    function, args, kwargs, extras = around
+    return function, tuple(map(real, args)), {key: real(value) for key, value in kwargs.items()}, extras
 
 
 def finished(steps: Generator[None, None, Any]) -> Any:

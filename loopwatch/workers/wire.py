@@ -26,6 +26,9 @@ FEED = 1 << 16
 LEAST_APART = 1 << 16
 """Bytes from which on a buffer travels beside the pickle instead of inside it."""
 
+MOST_BUFFERS = (1 << 16) - 1
+"""Buffers beside one pickle."""
+
 _HEAD = struct.Struct("<QQQQBBHH")
 _BUFFER = struct.Struct("<QB")
 HEAD_SIZE = _HEAD.size

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import fcntl
 import importlib
 import logging
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from loopwatch.errors import OffloadError
-from loopwatch.workers import payload, wire
+from loopwatch.workers import handles, payload, wire
 from loopwatch.workers.wire import Frame, Kind
 
 STARTED = struct.Struct("<Q")
@@ -47,6 +48,15 @@ PREPARING = False
 """Whether this worker is importing the program's ``__main__``, which must not start anything."""
 
 
+def refuse_while_preparing() -> None:
+    """Refuse what a script without the usual guard does while a worker imports it."""
+    if PREPARING:
+        raise OffloadError(
+            "a worker is importing this program's main module, which runs the program at once: "
+            "put what starts it under  if __name__ == '__main__':"
+        )
+
+
 class RemoteTraceback(Exception):  # noqa: N818 - it is a cause, not an error by itself
     """The traceback of an exception as it was in the worker."""
 
@@ -62,7 +72,7 @@ def serve_forks(control: int, status: int, path: list[str], preload: list[str]) 
 
     Args:
         control: socket for requests.
-        status: pipe to which :data:`STATUS` is written.
+        status: socket to which :data:`STATUS` is written.
         path: the parent's ``sys.path``.
         preload: modules to import first; one that cannot be is left to the workers, which say so.
     """
@@ -72,10 +82,12 @@ def serve_forks(control: int, status: int, path: list[str], preload: list[str]) 
     for name in preload:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    die_with = _death_signal()
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    server = os.getpid()
     import selectors
 
     with selectors.DefaultSelector() as selector:
@@ -90,7 +102,10 @@ def serve_forks(control: int, status: int, path: list[str], preload: list[str]) 
                 data, descriptors, _, _ = socket.recv_fds(channel, 1, 3)
                 if not data:
                     os._exit(0)
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as exc:  # RLIMIT_NPROC, or no memory
+                    pid = -(exc.errno or errno.EAGAIN)
                 if not pid:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -98,30 +113,37 @@ def serve_forks(control: int, status: int, path: list[str], preload: list[str]) 
                     for descriptor in (status, woken, waker):
                         os.close(descriptor)
                     channel.close()
-                    _die_with_server()
+                    die_with(server)
                     run(*descriptors)
                 for descriptor in descriptors:
                     os.close(descriptor)
-                channel.sendall(struct.pack("<i", pid))
+                try:
+                    channel.sendall(struct.pack("<i", pid))
+                except OSError:  # the parent is gone
+                    os._exit(0)
 
 
 def _reap(status: int) -> None:
-    while True:
-        try:
-            pid, code = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if not pid:
-            return
-        os.write(status, STATUS.pack(pid, code))
+    with contextlib.suppress(OSError):  # there are no children, or the parent is gone
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            os.write(status, STATUS.pack(*ended))
 
 
-def _die_with_server() -> None:
-    """Have the kernel kill this process when the fork server is gone (``PR_SET_PDEATHSIG`` in prctl(2))."""
-    with contextlib.suppress(OSError, AttributeError):
+def _death_signal() -> Callable[[int], None]:
+    """Return what has the kernel kill a fork of this process when this one ends (``PR_SET_PDEATHSIG`` in prctl(2))."""
+    try:
         import ctypes
 
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):  # not Linux
+        return lambda _server: None
+
+    def die_with(server: int) -> None:
+        prctl(1, signal.SIGKILL)
+        if os.getppid() != server:  # it was gone before
+            os._exit(BROKEN)
+
+    return die_with
 
 
 # ---------------------------------------------------------------------------------------------------- the worker
@@ -145,6 +167,7 @@ def _ignore_interrupts() -> None:
     """Leave Ctrl-C, which the terminal sends to every process in the foreground, to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see launch
 
 
 def run(channel: int, lifeline: int, shared: int) -> None:
@@ -189,6 +212,7 @@ class Worker:
         self._frames: deque[Frame] = deque()
         self._receiver = wire.Receiver(self._frames.append)
         self._received: deque[int] = deque()
+        self._out: deque[tuple[list[memoryview], list[int]]] = deque()
         self._sending = threading.Lock()
         self._pid = os.getpid()
         self._max_memory: int | None = None
@@ -200,6 +224,7 @@ class Worker:
         while True:
             frame = self._next()
             if frame is None or frame.head.kind == Kind.STOP:
+                self._flush(wait=True)
                 return 0
             if frame.head.kind == Kind.SETUP:
                 if not self._set_up(frame):
@@ -217,10 +242,12 @@ class Worker:
                     return None
                 self._receiver.filled(count)
                 continue
-            data, descriptors, _, _ = socket.recv_fds(self._channel, wire.FEED, 64)
+            data, descriptors, flags, _ = socket.recv_fds(self._channel, wire.FEED, handles.MOST)
             if not data:
                 return None
             self._received.extend(descriptors)
+            if flags & socket.MSG_CTRUNC:
+                raise OSError(errno.EMFILE, "descriptors that came with a call were lost: too many are open")
             self._receiver.feed(data)
         return self._frames.popleft()
 
@@ -250,6 +277,7 @@ class Worker:
                     function(*args)
         except BaseException as exc:  # noqa: BLE001 - told to the parent, whatever it is
             self._send(wire.frame(Kind.READY, 1, pickle.dumps((_words(exc), traceback.format_exc()))))
+            self._flush(wait=True)
             return False
         self._send(wire.frame(Kind.READY))
         return True
@@ -288,9 +316,9 @@ class Worker:
         del args, kwargs
         try:
             if kind == Kind.ERROR:
-                self._send(wire.frame(kind, head.id, _pack_error(result), run=begun, cpu=cpu, flags=self._grown()))
-                return
-            packed = self._pack(result)
+                packed = _pack_error(result, by_value=self._by_value)
+            else:
+                packed = payload.encode_result(result, by_value=self._by_value)
         except BaseException as exc:  # noqa: BLE001 - told to the parent
             what = f"the result ({type(result).__module__}.{type(result).__qualname__}) cannot be sent back: {exc}"
             self._fail(head.id, what, exc)
@@ -306,16 +334,18 @@ class Worker:
                 flags=packed.flags | self._grown(),
                 descriptors=len(packed.descriptors),
             ),
-            packed.descriptors,
+            packed.descriptors.numbers,
         )
+        if packed.descriptors:  # they are closed with ``packed``
+            self._flush(wait=True)
 
     def _call(self, function: Callable[..., Any], args: Any, kwargs: Any, extras: Any) -> Any:
         function = getattr(function, "inline", function)  # what is decorated runs here
         if extras is None:
             return self._finish(function(*args, **kwargs))
         context = contextvars.copy_context()
-        for variable, value in extras:
-            context.run(variable.set, value)
+        for module, name, value in extras:
+            context.run(getattr(importlib.import_module(module), name).set, value)
         return context.run(lambda: self._finish(function(*args, **kwargs)))
 
     def _finish(self, result: Any) -> Any:
@@ -327,12 +357,6 @@ class Worker:
         if self._runner is None:
             self._runner = asyncio.Runner()
         return self._runner.run(result, context=contextvars.copy_context())
-
-    def _pack(self, result: Any) -> payload.Payload:
-        if payload.is_large(result) and not payload.refers_to_itself(result):
-            packed: payload.Payload = payload.finished(payload.encode_sliced(payload.Sliced(0), [result]))
-            return packed
-        return payload.encode(payload.wrap(result), by_value=self._by_value)
 
     def _grown(self) -> int:
         if self._max_memory is None:
@@ -349,20 +373,37 @@ class Worker:
             self._send(wire.frame(Kind.LOG, 0, _pack_record(record)))
 
     def _send(self, parts: list[memoryview], descriptors: list[int] | None = None) -> None:
-        with self._sending:
+        self._out.append((parts, descriptors or []))
+        self._flush()
+
+    def _flush(self, *, wait: bool = False) -> None:
+        """Send what waits, unless somebody is at it already: another thread, or a finalizer that logs in this one.
+
+        Args:
+            wait: return only when all is sent, whoever does it.
+        """
+        while (wait or self._out) and self._sending.acquire(blocking=wait):
             try:
-                views = [part.cast("B") for part in parts]
-                if descriptors:
-                    sent = socket.send_fds(self._channel, views[:1], descriptors)
+                while self._out:
+                    self._write(*self._out.popleft())
+            finally:
+                self._sending.release()
+            wait = False
+
+    def _write(self, parts: list[memoryview], descriptors: list[int]) -> None:
+        try:
+            views = [part.cast("B") for part in parts]
+            if descriptors:
+                sent = socket.send_fds(self._channel, views[:1], descriptors)
+                views[0] = views[0][sent:]
+            while views:
+                sent = self._channel.sendmsg(views[:64])
+                while views and sent >= len(views[0]):
+                    sent -= len(views.pop(0))
+                if sent:
                     views[0] = views[0][sent:]
-                while views:
-                    sent = self._channel.sendmsg(views[:64])
-                    while views and sent >= len(views[0]):
-                        sent -= len(views.pop(0))
-                    if sent:
-                        views[0] = views[0][sent:]
-            except OSError:  # the parent is gone, or the call has closed every descriptor
-                os._exit(BROKEN)
+        except OSError:  # the parent is gone, or the call has closed every descriptor
+            os._exit(BROKEN)
 
 
 def _prepare_main(data: dict[str, Any]) -> None:
@@ -377,7 +418,7 @@ def _prepare_main(data: dict[str, Any]) -> None:
         del process.current_process()._inheriting  # type: ignore[attr-defined]
 
 
-def _pack_error(error: BaseException) -> bytes:
+def _pack_error(error: BaseException, *, by_value: bool) -> payload.Payload:
     """Pickle what the call raised, with its traceback; what does not survive the trip is put into words."""
     where = "".join(traceback.format_exception(error))
     if isinstance(error, SystemExit):
@@ -385,13 +426,14 @@ def _pack_error(error: BaseException) -> bytes:
     elif not isinstance(error, Exception) or isinstance(error, StopIteration):
         error = OffloadError(f"the call raised {_words(error)}, which would end or confuse the caller")
     try:
-        packed = pickle.dumps((error, where), payload.PROTOCOL)
-        again, _ = pickle.loads(packed)
+        packed = payload.encode((error, where), by_value=by_value)
+        again, _ = pickle.loads(packed.pickle, buffers=packed.buffers)
         if type(again) is not type(error):
             raise TypeError(f"it comes back as {type(again).__qualname__}")
-    except Exception as exc:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
+        again.__cause__ = None  # as the parent will
+    except BaseException as exc:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
         words = f"the call raised {_words(error)}, which cannot be sent as it is: {_words(exc)}"
-        packed = pickle.dumps((OffloadError(words), where), payload.PROTOCOL)
+        packed = payload.encode((OffloadError(words), where))
     return packed
 
 

@@ -1,0 +1,72 @@
+"""Where a function should run, from what was measured of it: pure, and the same answer for the same figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loopwatch.events import Decision
+
+BUDGET = 0.01
+"""s that a function may hold the loop: a tenth of what counts as a block."""
+RETURN = 0.5
+"""Share of the budget that a function that was moved must stay below before it runs inline again."""
+ENOUGH = 3
+"""Calls before which a function that was not slow is not judged."""
+COMPUTES = 0.5
+"""Share of its time from which on a function is one that computes, and not one that waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is known of one function.
+
+    Attributes:
+        calls: how many were measured.
+        run: s that it takes: the mean of the slower tenth of the last calls.
+        cpu_share: processor time of its thread, as a share of that.
+        trip: s that one call costs on its way to a worker and back, its run time left out; None if not measured.
+        keeps_gil: whether its stalls were found to keep the GIL (``python``, ``native_gil``), or not; None if unknown.
+        unpicklable: why it cannot be sent to a process; empty if it can, or was not tried.
+    """
+
+    calls: int = 0
+    run: float = 0.0
+    cpu_share: float = 1.0
+    trip: float | None = None
+    keeps_gil: bool | None = None
+    unpicklable: str = ""
+
+
+def decide(measured: Measured, now: Decision, budget: float = BUDGET) -> Decision:
+    """Return where the next calls should run.
+
+    Args:
+        measured: figures of the function.
+        now: where it runs at present: a function that was moved comes back only when it is clearly cheap again.
+        budget: s that it may hold the loop.
+
+    Example:
+        >>> decide(Measured(calls=10, run=0.2, cpu_share=1.0), Decision("inline", "")).to
+        'process'
+    """
+    moved = now.to != "inline"
+    if measured.run < (budget * RETURN if moved else budget):
+        if measured.calls < ENOUGH and not moved:
+            return Decision("inline", f"only {measured.calls} calls were measured, none above {budget * 1e3:g} ms")
+        return Decision(
+            "inline", f"it takes {_ms(measured.run)}: less than the {budget * 1e3:g} ms that it may hold the loop"
+        )
+    takes = f"it takes {_ms(measured.run)}"
+    if measured.cpu_share < COMPUTES:
+        return Decision("thread", f"{takes} and waits for {1 - measured.cpu_share:.0%} of that: a thread can wait")
+    if measured.keeps_gil is False:
+        return Decision("thread", f"{takes} in C code that gives up the GIL: a thread runs beside the loop")
+    if measured.unpicklable:
+        return Decision("thread", f"{takes}; a process would be better, but {measured.unpicklable}")
+    if measured.trip is not None and measured.trip > measured.run and measured.trip > budget:
+        return Decision("thread", f"{takes}, and the way to a process and back {_ms(measured.trip)}")
+    return Decision("process", f"{takes} and keeps the GIL: only another process can run beside the loop")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"

@@ -1,0 +1,281 @@
+"""``@offload``: what is decorated, where it runs, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loopwatch
+from loopwatch.workers import defaults
+from loopwatch.workers.policy import Measured, decide
+from tests.workers import offloaded
+
+
+@pytest.fixture(autouse=True)
+async def shut_down() -> AsyncIterator[None]:
+    """Close the default pool and threads within the test's loop."""
+    yield
+    await defaults.shut_down()
+
+
+async def test_functions_run_in_a_worker() -> None:
+    """A function, a coroutine function and each kind of method run in another process, and return what they return."""
+    here = os.getpid()
+    assert await offloaded.add(1, right=2) == 3
+    shapes = offloaded.Shapes(3)
+    found = [
+        await offloaded.later(7),
+        await shapes.area(),
+        await shapes.static(4),
+        await offloaded.Shapes.static(5),
+        await offloaded.Shapes.named(),
+    ]
+    assert [value for value, _ in found] == [7, 9, 4, 5, "Shapes"]
+    assert here not in {pid for _, pid in found}
+
+
+async def test_exception_arrives_as_itself() -> None:
+    """What the function raises is raised by the await, and its cause shows the line in the worker."""
+    with pytest.raises(ValueError, match="of ours") as caught:
+        await offloaded.fails("of ours")
+    assert "raise ValueError(words)" in str(caught.value.__cause__)
+
+
+def test_it_looks_like_the_function() -> None:
+    """Name, docstring and signature are kept; it pickles by reference and counts as a coroutine function."""
+    assert offloaded.add.__name__ == "add"
+    assert offloaded.add.__doc__ == "Add two numbers."
+    assert list(inspect.signature(offloaded.add).parameters) == ["left", "right"]
+    assert pickle.loads(pickle.dumps(offloaded.add)) is offloaded.add
+    if sys.version_info < (3, 14):
+        assert asyncio.iscoroutinefunction(offloaded.add)
+    if sys.version_info >= (3, 12):
+        assert inspect.iscoroutinefunction(offloaded.add)
+
+
+def test_without_a_loop() -> None:
+    """Called where no loop runs it says so, and names the way out, which works."""
+    with pytest.raises(loopwatch.OffloadError, match=r"needs a running event loop.*add\.inline\(\)"):
+        offloaded.add(1)
+    assert offloaded.add.inline(1) == 2
+
+
+async def test_no_pool_within_a_pool() -> None:
+    """An offloaded function that calls another runs it inline, in the same worker."""
+    outer, inner = await offloaded.nested()
+    assert outer == inner != os.getpid()
+
+
+async def test_places() -> None:
+    """``thread`` runs in a thread of ours, ``inline`` in the caller's."""
+    assert (await offloaded.thread_name()).startswith("loopwatch-threads")
+    assert await offloaded.here() == threading.current_thread().name
+    stats = offloaded.here.stats()
+    assert (stats["to"], stats["inline"], stats["failed"]) == ("inline", stats["calls"], 0)
+
+
+async def test_thread_timeout() -> None:
+    """A call in a thread that runs too long fails; its thread goes on and does not count against the limit."""
+    event = threading.Event()
+    try:
+        with pytest.raises(loopwatch.TaskTimeout, match="cannot be stopped"):
+            await offloaded.waits(event)
+        assert (await offloaded.thread_name()).startswith("loopwatch-threads")
+    finally:
+        event.set()
+
+
+async def test_auto_moves_what_computes_and_what_waits() -> None:
+    """Once measured to hold the loop, what computes goes to a process and what waits to a thread; each says why."""
+    assert await offloaded.computes(0.05) == os.getpid()
+    assert await offloaded.computes(0.05) != os.getpid()
+    assert "keeps the GIL" in offloaded.computes.explain()
+    assert await offloaded.naps(0.05) == threading.current_thread().name
+    assert (await offloaded.naps(0.05)).startswith("loopwatch-threads")
+    assert "waits for" in offloaded.naps.explain()
+
+
+async def test_auto_falls_back_where_arguments_do_not_pickle() -> None:
+    """An argument that cannot be sent makes it a thread, in the same call, and the reason is kept."""
+    await offloaded.computes(0.05)
+    assert await offloaded.computes(0.05, threading.Lock()) == os.getpid()
+    assert "cannot be sent" in offloaded.computes.explain()
+
+
+async def test_pool_of_ones_own() -> None:
+    """``pool=`` sends the calls there; a lambda or closure needs no name."""
+    pytest.importorskip("cloudpickle")
+    offset = 5
+    async with loopwatch.WorkerPool(workers=1) as pool:
+        moved: Any = loopwatch.offload(pool=pool)(lambda value: (value + offset, os.getpid()))
+        value, pid = await moved(1)
+        assert value == 6
+        assert pid == pool.stats().workers[0].pid
+
+
+async def test_a_backend_may_be_given() -> None:
+    """Anything with the methods of ``Backend`` runs the calls."""
+
+    class Own:
+        name = "own"
+
+        def submit(self, function: Callable[..., Any], args: Any, kwargs: Any, _options: Any) -> asyncio.Future[Any]:
+            future = asyncio.get_running_loop().create_future()
+            future.set_result(("own", args, dict(kwargs)))
+            return future
+
+        def cancel(self, future: asyncio.Future[Any]) -> None:
+            future.cancel()
+
+        async def close(self, *, force: bool = False) -> None:
+            pass
+
+        def stats(self) -> loopwatch.PoolStats:
+            return loopwatch.PoolStats("own")
+
+    own = Own()
+    assert isinstance(own, loopwatch.Backend)
+    moved = loopwatch.offload(to=own)(offloaded.add.inline)
+    assert await moved(1, right=2) == ("own", (1,), {"right": 2})
+    assert moved.explain().endswith("runs on own: as it was told")
+
+
+async def test_second_loop_in_another_thread() -> None:
+    """A loop of another thread uses the default pool of the first: there is one a process."""
+    first = await offloaded.pid()
+
+    def other() -> list[int]:
+        async def main() -> list[int]:
+            return [await offloaded.pid() for _ in range(3)]
+
+        return asyncio.run(main())
+
+    with ThreadPoolExecutor(1) as executor:
+        pids = await asyncio.get_running_loop().run_in_executor(executor, other)
+    pool = defaults.current_pool()
+    assert pool is not None
+    assert {first, *pids} <= {each.pid for each in pool.stats().workers}
+
+
+def test_one_run_after_the_other() -> None:
+    """Each ``asyncio.run`` gets a pool, and takes it down at its end."""
+
+    async def main() -> int:
+        return await offloaded.pid()
+
+    for _ in range(2):
+        pid = asyncio.run(main())
+        pool = defaults.current_pool()
+        assert pool is not None
+        assert pool.closed
+        assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_configured_place() -> None:
+    """``offload_to`` says where functions go that do not say it themselves, from the next call on."""
+    agent = loopwatch.install(offload_to="thread")
+    try:
+        assert await offloaded.pid() == os.getpid()
+        agent.configure(offload_to="process")
+        assert await offloaded.pid() != os.getpid()
+        (pool,) = agent.snapshot().pools
+        assert (pool.name, pool.completed, pool.failed) == ("default", 1, 0)
+        assert agent.snapshot().to_dict()["pools"][0]["completed"] == 1
+    finally:
+        agent.configure(offload_to="process")
+        loopwatch.uninstall()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"timeout": 0}, "timeout=0"),
+        ({"timeout": -1}, "timeout=-1"),
+        ({"retries": -1}, "retries=-1"),
+        ({"max_concurrency": 0}, "max_concurrency=0"),
+        ({"priority": "high"}, "priority='high'"),
+        ({"to": "somewhere"}, "to='somewhere'"),
+        ({"to": 3}, "to=3"),
+        ({"pool": "mine"}, "pool='mine'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
+    """What cannot be meant is refused at decoration, in one line that names it."""
+    with pytest.raises(loopwatch.ConfigError) as caught:
+        loopwatch.offload(**arguments)(offloaded.add.inline)
+    assert words in str(caught.value)
+    assert "must be" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [offloaded.numbers, 5, offloaded.Shapes])
+def test_what_cannot_be_decorated(bad: Any) -> None:
+    """A generator function, a class or no function at all is refused at decoration."""
+    with pytest.raises(loopwatch.ConfigError, match="@offload of"):
+        loopwatch.offload(bad)
+
+
+def test_unguarded_script(tmp_path: Path) -> None:
+    """A script without the usual guard ends with an error that says what to do, and starts no storm of processes."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import asyncio, loopwatch\n"
+        "@loopwatch.offload\n"
+        "def double(value): return 2 * value\n"
+        "async def main(): return await double(2)\n"
+        "print(asyncio.run(main()))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == 1
+    assert "if __name__ == '__main__':" in done.stderr
+
+
+def test_guarded_script(tmp_path: Path) -> None:
+    """The same script with the guard works."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import asyncio, loopwatch\n"
+        "@loopwatch.offload\n"
+        "def double(value): return 2 * value\n"
+        "async def main(): return await double(2)\n"
+        "if __name__ == '__main__':\n"
+        "    print(asyncio.run(main()))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+
+
+INLINE = loopwatch.Decision("inline", "")
+MOVED = loopwatch.Decision("process", "")
+
+
+@pytest.mark.parametrize(
+    ("measured", "now", "to", "why"),
+    [
+        (Measured(1, 0.001), INLINE, "inline", "only 1 calls"),
+        (Measured(50, 0.009), INLINE, "inline", "9.0 ms"),
+        (Measured(1, 0.2), INLINE, "process", "keeps the GIL"),
+        (Measured(50, 0.009), MOVED, "process", "9.0 ms"),
+        (Measured(50, 0.004), MOVED, "inline", "4.0 ms"),
+        (Measured(50, 0.2, cpu_share=0.1), INLINE, "thread", "waits for 90%"),
+        (Measured(50, 0.2, keeps_gil=False), INLINE, "thread", "gives up the GIL"),
+        (Measured(50, 0.2, unpicklable="a lock cannot be sent"), INLINE, "thread", "a lock cannot be sent"),
+        (Measured(50, 0.02, trip=0.3), INLINE, "thread", "300.0 ms"),
+    ],
+)
+def test_policy(measured: Measured, now: loopwatch.Decision, to: str, why: str) -> None:
+    """Where a function goes follows from its figures, and the reason names the one that decided."""
+    decision = decide(measured, now)
+    assert decision.to == to
+    assert why in decision.reason
