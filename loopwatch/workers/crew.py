@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import pickle
 import threading
 import time
@@ -22,6 +23,8 @@ from loopwatch.workers.worker import RemoteTraceback, resident
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 """s between two attempts to start workers that fail."""
+MOST_CHANCE = 2
+"""Workers in a row that may die, for no known reason, before they are of use; no call fails because of these."""
 START_TIMEOUT = 60.0
 """s that a worker may take to get ready."""
 MEMORY_EVERY = 0.2
@@ -76,6 +79,7 @@ class Crew:
         self._retry_at = 0.0
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._leaving = self._ending = False
+        self._pid = os.getpid()
         self._gone = asyncio.Event()
         self._alive = 0.0
 
@@ -83,7 +87,7 @@ class Crew:
     def alive(self) -> float:
         """Seconds that workers have lived, all together."""
         now = time.monotonic()
-        return self._alive + sum(now - link.started_at for link in self.links)
+        return self._alive + sum(now - link.started_at for link in list(self.links))
 
     def free(self, depth: int) -> Link | None:
         """Return the worker that can begin a call soonest, None if each has ``depth`` calls or is stuck in one."""
@@ -124,7 +128,10 @@ class Crew:
     def _start(self, count: int) -> None:
         self._starting += count
         arguments = (weakref.ref(self), self._loop, self._launcher, self._options, count)
-        threading.Thread(target=_start_workers, args=arguments, name="loopwatch-starter", daemon=True).start()
+        try:
+            threading.Thread(target=_start_workers, args=arguments, name="loopwatch-starter", daemon=True).start()
+        except RuntimeError as exc:  # the system allows no more threads
+            self._loop.call_soon(self.on_not_started, count, exc)
 
     def on_started(self, launched: launch.Launched, setup: bytes) -> None:
         """A worker's process runs; it has to get ready."""
@@ -255,7 +262,8 @@ class Crew:
         self.links.remove(link)
         self._alive += time.monotonic() - link.started_at
         self._employer.on_lost(link, code)
-        if link.state is State.STARTING:
+        chance = link.cause is None and link.failure is None and self.failures < MOST_CHANCE
+        if link.state is State.STARTING and not chance:
             error = link.failure or OffloadError(
                 f"worker {link.pid} of {self._options.name} ended before it was ready: {link.cause or exit_words(code)}"
             )
@@ -264,7 +272,7 @@ class Crew:
             self._employer.on_event("stopped", link.pid, link.cause or "")
         else:
             self._employer.on_event("crashed", link.pid, exit_words(code))
-            if not link.begun(1):
+            if not link.started:
                 self._back_off(0.0)
         self.staff()
         self._employer.on_change()
@@ -293,7 +301,10 @@ class Crew:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(closed.set)
 
-        threading.Thread(target=close, name="loopwatch-closer", daemon=True).start()
+        try:
+            threading.Thread(target=close, name="loopwatch-closer", daemon=True).start()
+        except RuntimeError:  # as above
+            close()
         await closed.wait()
         await self._gone.wait()
 
@@ -310,11 +321,17 @@ class Crew:
         self._timers.clear()
         self._note_gone()
 
+    def owns_loop(self) -> bool:
+        """Whether the loop, which rests, may be touched: a forked child shares its selector with its parent."""
+        return not self._loop.is_closed() and not self._loop.is_running() and os.getpid() == self._pid
+
     def abandon(self) -> None:
         """Let go of everything without the loop: it is closed, or the interpreter ends."""
         self._ending = True
         for link in self.links:
-            link.abandon()
+            if self.owns_loop():
+                link.detach()
+            link.release()
         self.links.clear()
         self._launcher.close()
 

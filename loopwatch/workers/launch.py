@@ -7,6 +7,7 @@ keeps them open.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import mmap
 import os
@@ -59,9 +60,13 @@ class Launched:
             self.shared = stack.enter_context(mmap.mmap(self._file, SHARED_SIZE))
             self._their_ends.enter_context(self._theirs)
             self._ends = stack.pop_all()
-        self.close = weakref.finalize(self, self._ends.close)
-        self.close.atexit = False
+        # For when it is collected; at the end of the interpreter finalizers do nothing any more.
+        weakref.finalize(self, self._ends.close).atexit = False
         _launched.add(self)
+
+    def close(self) -> None:
+        """Close our ends; a second call does nothing."""
+        self._ends.close()
 
     @property
     def theirs(self) -> list[int]:
@@ -167,12 +172,17 @@ class _Server:
             stack.pop_all()
         theirs.close()
         telling.close()
-        self.end = weakref.finalize(self, _end_server, self.process, self.control, self.statuses)
-        self.end.atexit = False
+        self._finalizer = weakref.finalize(self, _end_server, self.process, self.control, self.statuses)
+        self._finalizer.atexit = False
+
+    def end(self) -> None:
+        """End the process."""
+        self._finalizer.detach()
+        _end_server(self.process, self.control, self.statuses)
 
     def forget(self) -> None:
         """This is a forked child."""
-        self.end.detach()
+        self._finalizer.detach()
         self.process.returncode = 0
         self.control.close()
         self.statuses.close()
@@ -295,6 +305,13 @@ def _forget_all() -> None:
         each.forget()
 
 
+def _close_all() -> None:
+    """A thread may be starting a worker for a pool that is no more."""
+    for each in list(_launchers):
+        each.close()
+
+
+atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 

@@ -89,7 +89,6 @@ class Link:
         self._handling = False
         self._skips = 0
         self._ended = False
-        self._parent = os.getpid()
         loop.add_reader(self._channel.fileno(), self._readable)
         if launched.pidfd is not None:
             loop.add_reader(launched.pidfd, self._exited)
@@ -146,6 +145,11 @@ class Link:
         return parts
 
     # -- receiving ------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Receive and handle what has arrived, which the loop, if it was held, may not have told yet."""
+        if self._receive():
+            self._handle()
 
     def _readable(self) -> None:
         if self._receive() and self._frames and not self._handling:
@@ -210,13 +214,18 @@ class Link:
             packed.descriptors,
         )
 
-    def runs(self, call: Call) -> bool:
-        """Whether the worker has begun ``call`` and not answered it."""
-        return call.link is self and call.number in self.calls and self.begun(call.number)
+    @property
+    def started(self) -> int:
+        """The number of what the worker has begun last; 0 if nothing."""
+        return int(STARTED.unpack_from(self._shared, 0)[0])
 
-    def begun(self, number: int) -> bool:
-        """Whether the worker has begun what was sent as ``number``; it begins one after the other."""
-        return bool(STARTED.unpack_from(self._shared, 0)[0] >= number)
+    def has_begun(self, call: Call) -> bool:
+        """Whether the worker has begun ``call``, which it has not answered, as far as is known here."""
+        return call.number in self.calls and self.started >= call.number
+
+    def is_in(self, call: Call) -> bool:
+        """Whether the worker is in ``call``, and not in a later one."""
+        return call.number in self.calls and self.started == call.number
 
     @property
     def first(self) -> Call | None:
@@ -224,7 +233,7 @@ class Link:
         return next(iter(self.calls.values()), None)
 
     def skip(self, call: Call) -> None:
-        """Tell the worker not to begin ``call``; it may just have begun it: see :meth:`runs` a turn later.
+        """Tell the worker not to begin ``call``; it may just have begun it: see :meth:`has_begun` a turn later.
 
         There is room for as many as a worker is ever sent: it answers what it skips, in its turn.
         """
@@ -287,18 +296,18 @@ class Link:
                 return
             self._receive()
 
-    def abandon(self) -> None:
-        """Let go without the loop's help: it has ended, or this is a forked child, which shares its selector."""
-        if not (self._loop.is_closed() or self._loop.is_running() or os.getpid() != self._parent or self._ended):
-            for descriptor in (self._channel.fileno(), self._launched.pidfd):
-                if descriptor is not None:
-                    self._loop.remove_reader(descriptor)
+    def detach(self) -> None:
+        """Have the loop watch our descriptors no longer."""
+        if not self._ended:
+            if self._launched.pidfd is not None:
+                self._loop.remove_reader(self._launched.pidfd)
             self._loop.remove_writer(self._channel.fileno())
-        self.release()
+        self._loop.remove_reader(self._channel.fileno())
 
     def release(self) -> None:
         """Close our ends: the worker, if it lives, is killed by the kernel."""
         self._ended = True
+        self.calls.clear()
         self._launched.close()
         while self.received:
             os.close(self.received.popleft())

@@ -261,9 +261,9 @@ def offload(
 
     Args:
         function: a function, method, static or class method, or coroutine function.
-        to: ``process``, ``thread`` (for what waits, or gives up the GIL), ``auto`` (inline while it is cheap, moved when
-            it was measured to hold the loop), ``inline``, or a :class:`Backend`; None for what ``Config.offload_to``
-            says, ``process`` by default.
+        to: ``process``, ``thread`` (for what waits, or gives up the GIL), ``auto`` (inline while it is cheap, moved
+            when it was measured to hold the loop), ``inline``, or a :class:`Backend`; None for what
+            ``Config.offload_to`` says, ``process`` by default.
         timeout: s that a call may run; None for no limit.
         retries: times that a call may be run again if its worker dies.
         priority: calls with a higher one go first.

@@ -99,7 +99,10 @@ def serve_forks(control: int, status: int, path: list[str], preload: list[str]) 
                     os.read(woken, 4096)
                     _reap(status)
                     continue
-                data, descriptors, _, _ = socket.recv_fds(channel, 1, 3)
+                try:
+                    data, descriptors, _, _ = socket.recv_fds(channel, 1, 3)
+                except OSError:  # the parent has ended in the midst of a request
+                    data = b""
                 if not data:
                     os._exit(0)
                 try:
@@ -184,9 +187,9 @@ def run(channel: int, lifeline: int, shared: int) -> None:
     _ignore_interrupts()
     code = BROKEN
     try:
-        memory = mmap.mmap(shared, SHARED_SIZE)
-        os.close(shared)
-        code = Worker(socket.socket(fileno=channel), memory).serve()
+        with socket.socket(fileno=channel) as connected, mmap.mmap(shared, SHARED_SIZE) as memory:
+            os.close(shared)
+            code = Worker(connected, memory).serve()
     except BaseException:  # noqa: BLE001 - the outermost seam of a process
         with contextlib.suppress(BaseException):
             traceback.print_exc()
@@ -287,8 +290,9 @@ class Worker:
     def _answer(self, frame: Frame) -> None:
         head = frame.head
         descriptors = [self._received.popleft() for _ in range(head.descriptors)]
-        STARTED.pack_into(self._shared, 0, head.id)
-        if head.id in struct.unpack_from(f"<{SKIPS}Q", self._shared, STARTED.size):
+        if not self._skips(head.id):
+            STARTED.pack_into(self._shared, 0, head.id)
+        if self._skips(head.id):  # either we see that it is not wanted, or the parent sees that it has been begun
             for descriptor in descriptors:
                 os.close(descriptor)
             self._send(wire.frame(Kind.SKIPPED, head.id))
@@ -357,6 +361,9 @@ class Worker:
         if self._runner is None:
             self._runner = asyncio.Runner()
         return self._runner.run(result, context=contextvars.copy_context())
+
+    def _skips(self, call: int) -> bool:
+        return call in struct.unpack_from(f"<{SKIPS}Q", self._shared, STARTED.size)
 
     def _grown(self) -> int:
         if self._max_memory is None:

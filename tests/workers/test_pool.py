@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -22,45 +21,14 @@ import pytest
 
 import loopwatch
 from loopwatch.errors import ConfigError, NotPicklable, PoolClosed, QueueFull
-from loopwatch.events import PoolEvent, PoolStats
+from loopwatch.events import PoolEvent
 from loopwatch.workers import calls, crew, options
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.shared import SharedBuffer
 from tests.conftest import Run, runner
+from tests.workers.helpers import METHODS, ROOT, Gate, figures_add_up, hold, program, script
 
-METHODS = ["forkserver", "spawn"]
-ROOT = Path(__file__).parent.parent.parent
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("user")
-
-
-class Gate:
-    """Holds calls in workers until it is opened; tells that they have begun. Both by bytes in pipes by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.began, self.opened = str(folder / "began"), str(folder / "opened")
-        os.mkfifo(self.began)
-        os.mkfifo(self.opened)
-        self._fds = [os.open(path, os.O_RDWR) for path in (self.began, self.opened)]
-        self.wait_args = (self.began, self.opened)
-
-    def open(self, calls: int = 1) -> None:
-        """Let so many calls go on."""
-        os.write(self._fds[1], b"." * calls)
-
-    async def entered(self, calls: int = 1) -> None:
-        """Wait until so many calls have begun."""
-        loop = asyncio.get_running_loop()
-        for _ in range(calls):
-            there = asyncio.Event()
-            loop.add_reader(self._fds[0], there.set)
-            await there.wait()
-            loop.remove_reader(self._fds[0])
-            os.read(self._fds[0], 1)
-
-    def close(self) -> None:
-        """Close the pipes."""
-        for fd in self._fds:
-            os.close(fd)
 
 
 @pytest.fixture
@@ -71,18 +39,9 @@ def gate(tmp_path: Path) -> Any:
     made.close()
 
 
-def hold(began: str, opened: str, value: Any = None) -> Any:
-    """Tell that the call has begun, and wait to be let go on."""
-    with open(began, "wb", buffering=0) as telling:
-        telling.write(b".")
-    with open(opened, "rb", buffering=0) as waiting:
-        waiting.read(1)
-    return value
-
-
 def note(path: str, word: str) -> None:
     """Append a word to a file."""
-    with open(path, "a") as file:
+    with Path(path).open("a") as file:
         file.write(f"{word} ")
 
 
@@ -104,7 +63,7 @@ async def doubled(value: int) -> int:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_calls(run: Run, method: str) -> None:
-    """Functions, methods, partials, classes and coroutine functions run in another process, under both start methods."""
+    """Functions, methods, partials, classes and coroutine functions run in another process, however it is started."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method) as pool:
@@ -142,7 +101,7 @@ def test_what_travels() -> None:
             assert await pool.run(is_knot, many)
             back = await pool.run(calls_back, many)
             assert back[7] is back and back[0] is back[4999] and len(back) == 5000
-            table: dict[Any, Any] = {n: shared for n in range(5000)}
+            table: dict[Any, Any] = dict.fromkeys(range(5000), shared)
             table["self"] = table
             back = await pool.run(calls_back, table)
             assert back["self"] is back and back[0] is back[4999]
@@ -323,7 +282,7 @@ def test_map() -> None:
             assert len(taken) <= 4
             await results.aclose()  # type: ignore[attr-defined]
             for ordered in (True, False):
-                with pytest.raises(ValueError, match="math domain error|positive"):
+                with pytest.raises(ValueError, match=r"math domain error|positive"):
                     async for _ in pool.map(math.log, (1, 0, 1, 0), ordered=ordered):
                         pass
             with pytest.raises(ConfigError, match="in_flight=0"):
@@ -332,11 +291,6 @@ def test_map() -> None:
             figures_add_up(pool.stats())
 
     runner("asyncio")(main())
-
-
-def figures_add_up(stats: PoolStats) -> None:
-    """Every call that was taken is accounted for once."""
-    assert stats.submitted == stats.completed + stats.failed + stats.cancelled + stats.queued + stats.running, stats
 
 
 def test_priority(gate: Gate, tmp_path: Path) -> None:
@@ -486,7 +440,7 @@ def test_shrinks_and_grows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert await pool.run(abs, -1) == 1
         await stopped.wait()
         assert pool.stats().workers == ()
-        assert pool._crew is not None and pool._crew._timers == {}
+        assert pool._dispatcher is not None and pool._dispatcher.crew._timers == {}
         assert await pool.run(abs, -2) == 2
         await pool.close()
 
@@ -590,7 +544,7 @@ def test_figures_and_events(gate: Gate) -> None:
             assert stats.to_dict()["name"] == "figures"
 
     runner("asyncio")(main())
-    assert [event.kind for event in events] == ["started", "ready", "busy", "drained", "stopped"]
+    assert [event.kind for event in events] == ["started", "ready", "busy", "busy", "busy", "drained", "stopped"]
     assert {event.pool for event in events} == {"figures"}
     assert len({event.pid for event in events if event.pid is not None}) == 1
 
@@ -718,20 +672,6 @@ def test_not_callable() -> None:
                 await pool.run(5)  # type: ignore[arg-type]
 
     runner("asyncio")(main())
-
-
-def script(folder: Path, text: str, *flags: str, name: str = "program.py") -> subprocess.CompletedProcess[str]:
-    """Run a program as a file, with every warning an error."""
-    path = folder / name
-    path.write_text(textwrap.dedent(text))
-    return program([str(path)], *flags)
-
-
-def program(arguments: list[str], *flags: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the interpreter with every warning an error."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "error", *flags, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, input=stdin)
 
 
 @pytest.mark.parametrize("method", METHODS)

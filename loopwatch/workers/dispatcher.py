@@ -1,0 +1,343 @@
+"""Who runs what, when, and what happens to a call that does not work out. Everything is on the loop's thread.
+
+A call is sent only to a worker that can begin it soon, so that little is lost when one dies: see
+:meth:`Dispatcher._depth`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from loopwatch.errors import OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
+from loopwatch.events import PoolEvent
+from loopwatch.workers import wire, worker
+from loopwatch.workers.answers import Answers
+from loopwatch.workers.backlog import NOWHERE, Backlog, Room
+from loopwatch.workers.calls import Call
+from loopwatch.workers.crew import STUCK, Crew, exit_words, stuck
+from loopwatch.workers.figures import Figures
+from loopwatch.workers.link import Link, State
+from loopwatch.workers.options import PoolOptions
+from loopwatch.workers.wire import Frame, Kind
+
+log = logging.getLogger("loopwatch")
+
+SHORT = 0.001
+"""s: calls that take less on average are sent ahead, so that a worker need not wait for the next one."""
+MOST_AHEAD = worker.SKIPS
+"""Calls that one worker has at most."""
+MOST_LOST = 3
+"""Times that a worker may die when a call is next before that is held to be the call's doing."""
+
+
+class Dispatcher:
+    """Has the calls of one pool run by its workers: the :class:`~loopwatch.workers.crew.Employer` of its crew.
+
+    Args:
+        options: of the pool.
+        figures: of the pool.
+        loop: on which everything happens.
+        pool: what is to live as long as the workers do.
+    """
+
+    def __init__(self, options: PoolOptions, figures: Figures, loop: asyncio.AbstractEventLoop, pool: object) -> None:
+        self._pool = pool
+        self.room = Room(options.max_queue)
+        self.backlog = Backlog()
+        self.preparing = 0
+        """Calls that wait for room, or are being pickled."""
+        self.quiet = asyncio.Event()
+        """Set while no call waits or runs."""
+        self.quiet.set()
+        self.crew = Crew(self, options, figures.counts, loop)
+        self.answers = Answers(loop, figures, self.on_change)
+        self._options, self._figures, self._loop = options, figures, loop
+        self._ready: list[asyncio.Future[None]] = []
+        self._stuck_timer: asyncio.TimerHandle | None = None
+        self._oom_seen = _oom_kills()
+
+    def accept(self, call: Call) -> None:
+        """Have a call run that is pickled."""
+        self._figures.counts["submitted"] += 1
+        call.future.add_done_callback(functools.partial(self._given_up, call))
+        self.backlog.add(call)
+        self.dispatch()
+
+    async def ready(self) -> None:
+        """Wait until a worker can take calls."""
+        if not any(link.accepts for link in self.crew.links):
+            waiting = self._loop.create_future()
+            self._ready.append(waiting)
+            self.crew.staff()
+            await waiting
+
+    def refuse_all(self) -> None:
+        """Fail what waits or runs: the pool is closed."""
+        error = PoolClosed(f"{self._options.name} was closed")
+        for link in self.crew.links:
+            for call in link.calls.values():
+                if call is not None and not call.future.done():
+                    self.answers.fail(call, _again(error))
+                    call.future.exception()  # whoever waits may never run again, which is not to be complained of
+        self.on_nobody(error)
+
+    def shut(self) -> None:
+        """Nothing happens any more."""
+        self.quiet.set()
+        if self._stuck_timer is not None:
+            self._stuck_timer.cancel()
+
+    # -- scheduling -----------------------------------------------------------------------------------------------
+
+    def _depth(self) -> int:
+        """Return how many calls a worker may have: more than one only if they are over in no time."""
+        if self._options.prefetch is not None:
+            return min(self._options.prefetch, MOST_AHEAD)
+        run = self._figures.mean_run
+        return 1 if run >= SHORT else min(MOST_AHEAD, 1 + int(SHORT / max(run, SHORT / 10)))
+
+    def dispatch(self) -> None:
+        """Send calls to workers that can take them; have workers started if there are too few."""
+        crew = self.crew
+        depth = self._depth()
+        while self.backlog.in_line and (link := crew.free(depth)) is not None:
+            call = self.backlog.next()
+            if call is None:
+                break
+            self._send(crew, link, call)
+        if self.backlog.in_line:
+            crew.staff()
+        elif self._stuck_timer is None and any(len(link.calls) > 1 for link in crew.links) and crew.may_take_more():
+            self._stuck_timer = self._loop.call_later(STUCK, self._take_back)
+        is_quiet = not (self.backlog or self.preparing or self.answers or any(link.calls for link in crew.links))
+        if is_quiet and not self.quiet.is_set():
+            self.quiet.set()
+            self.on_event("drained", None)
+        elif not is_quiet:
+            self.quiet.clear()
+
+    def _send(self, crew: Crew, link: Link, call: Call) -> None:
+        self._give_room(call)
+        if link.state is State.IDLE:
+            link.state = State.BUSY
+            self.on_event("busy", link.pid)
+        link.give(call)
+        if link.first is call:
+            self._begin(call)
+        limit = self._options.max_tasks_per_worker
+        if limit is not None and link.done + len(link.calls) >= limit:
+            crew.retire(link, "it has done what one worker may")
+
+    def _begin(self, call: Call) -> None:
+        """The worker can begin ``call`` now: its time runs."""
+        call.begun = time.perf_counter()
+        if call.options.timeout is not None:
+            call.timer = self._loop.call_later(call.options.timeout, self._timed_out, call)
+        self.crew.watch_memory()
+
+    def _take_back(self) -> None:
+        """Give calls that wait behind a long one to workers that are free."""
+        self._stuck_timer = None
+        crew = self.crew
+        if self.backlog.in_line or not crew.may_take_more():
+            return
+        taken = []
+        for link in crew.links:
+            if stuck(link):
+                for call in list(link.calls.values())[1:]:
+                    if call is not None and not call.future.done():
+                        link.skip(call)
+                        taken.append((link, call))
+        # A turn later what the worker had begun in the meantime is visible.
+        self._loop.call_soon(self._move, taken)
+
+    def _move(self, taken: list[tuple[Link, Call]]) -> None:
+        for link, call in reversed(taken):
+            waits = call.link is link and call.number in link.calls and not link.has_begun(call)
+            if waits and not call.future.done():
+                link.calls[call.number] = None
+                self._wait_again(call)
+        self.dispatch()
+
+    def _wait_again(self, call: Call) -> None:
+        """A call that was sent and not begun is sent anew."""
+        self.backlog.ended(call)
+        call.link = None
+        self.backlog.add(call, first=True)
+
+    # -- answers --------------------------------------------------------------------------------------------------
+
+    def on_frame(self, link: Link, frame: Frame) -> None:
+        """A worker has sent something."""
+        head = frame.head
+        if head.kind == Kind.LOG:
+            self.answers.relay(frame)
+            return
+        received = [link.received.popleft() for _ in range(head.descriptors)]
+        call = link.calls.pop(head.id, None)
+        if head.kind != Kind.SKIPPED:
+            link.done += 1
+        if call is not None:
+            self.backlog.ended(call)
+            call.stop_clock()
+            if head.kind in (Kind.RESULT, Kind.ERROR) and call.begun is not None:
+                self._figures.ran(head.run / 1e9, call.begun - call.created)
+        self._go_on(link)
+        if call is None or call.future.done():
+            for descriptor in received:
+                os.close(descriptor)
+        elif head.kind == Kind.SKIPPED:  # it was to be taken back, but looked as if it had been begun
+            call.link = None
+            self.backlog.add(call, first=True)
+        else:
+            self.answers.take(call, frame, received)
+        if head.flags & wire.PLEASE_RECYCLE and link.accepts:
+            self.crew.retire(link, "it has grown beyond max_memory_per_worker")
+        self.dispatch()
+
+    def _go_on(self, link: Link) -> None:
+        """The worker goes on with the next call, or rests."""
+        self.crew.failures = 0
+        following = link.first
+        if following is not None:
+            self._begin(following)
+        elif not link.calls and link.state is State.BUSY:
+            self.crew.rest(link)
+
+    # -- calls that do not end as they should ---------------------------------------------------------------------
+
+    def _given_up(self, call: Call, future: asyncio.Future[Any]) -> None:
+        """The caller may not want the result any more."""
+        if not future.cancelled():
+            return
+        self._figures.counts["cancelled"] += 1
+        call.stop_clock()
+        call.payload = None
+        self._give_room(call)
+        if call.waits != NOWHERE:
+            self.backlog.discard(call)
+        elif call.link is not None and call.number in call.link.calls:
+            call.link.skip(call)
+        if not self._loop.is_closed():
+            # A turn later it is visible whether the worker has begun it in the meantime.
+            self._loop.call_soon(self._end_given_up, call)
+
+    def _end_given_up(self, call: Call) -> None:
+        if call.link is not None and call.link.is_in(call):
+            self.crew.kill(call.link, "the call it ran was cancelled")
+        self.dispatch()
+
+    def _timed_out(self, call: Call) -> None:
+        call.timer = None
+        link = call.link
+        if link is None:
+            return
+        link.look()
+        if call.number not in link.calls or link.started > call.number or call.future.done():
+            return  # it ended in time
+        self._figures.counts["timed_out"] += 1
+        words = f"{call.name} ran longer than {call.options.timeout:g} s"
+        self.answers.fail(call, TaskTimeout(f"{words}; worker {link.pid} was killed"))
+        self.crew.kill(link, words)
+
+    def _give_room(self, call: Call) -> None:
+        """The call needs no place in the queue any more."""
+        if call.has_room:
+            call.has_room = False
+            self.room.give()
+
+    def on_lost(self, link: Link, code: int | None) -> None:
+        """Fail what the worker ran, and send the rest to others."""
+        again, first = [], True
+        for call in link.calls.values():
+            if call is None:
+                continue
+            call.stop_clock()
+            begun = link.has_begun(call)
+            call.attempts += begun
+            call.lost += first and not begun
+            first = False
+            if call.future.done():
+                self.backlog.ended(call)
+            elif begun and call.attempts > call.options.retries:
+                self.backlog.ended(call)
+                self._crash(call, link, code, "while it ran")
+            elif call.lost >= MOST_LOST:
+                self.backlog.ended(call)
+                self._crash(call, link, code, f"as {MOST_LOST - 1} others did before they could run")
+            else:
+                self._figures.counts["retried"] += begun
+                again.append(call)
+        for call in reversed(again):
+            self._wait_again(call)
+        link.calls.clear()
+
+    def _crash(self, call: Call, link: Link, code: int | None, when: str) -> None:
+        self._figures.counts["crashed"] += 1
+        oom = code == -9 and link.cause is None and _oom_kills() > self._oom_seen
+        reason = f": {link.cause}" if link.cause else " (out of memory)" if oom else ""
+        words = f"worker {link.pid} died {when} {call.name} ({exit_words(code)}){reason}"
+        self.answers.fail(call, WorkerCrashed(words, link.pid, code, oom_killed=oom or link.over_memory))
+
+    def on_nobody(self, error: OffloadError) -> None:
+        """Refuse what waits: there is nobody to do it."""
+        for call in self.backlog.clear():
+            self._give_room(call)
+            self.answers.fail(call, _again(error))
+        for waiting in self._ready:
+            if not waiting.done():
+                waiting.set_exception(_again(error))
+        self._ready.clear()
+        self._loop.call_soon(self.dispatch)
+
+    # -- what the crew asks and tells -----------------------------------------------------------------------------
+
+    def wanted(self) -> int:
+        """Return how many workers could be busy now."""
+        busy = sum(link.accepts and bool(link.calls) for link in self.crew.links)
+        return max(busy + self.backlog.in_line, bool(self._ready))
+
+    def on_change(self) -> None:
+        """A worker has come or gone."""
+        if any(link.accepts for link in self.crew.links):
+            for waiting in self._ready:
+                if not waiting.done():
+                    waiting.set_result(None)
+            self._ready.clear()
+        self.dispatch()
+
+    def on_event(self, kind: str, pid: int | None, detail: str = "") -> None:
+        """Tell the user's ``on_event``."""
+        told = self._options.on_event
+        if told is None:
+            return
+        try:
+            told(PoolEvent(kind, self._options.name, pid, detail, time.time()))
+        except Exception:
+            log.exception("loopwatch: on_event of %s failed", self._options.name)
+
+
+def _again(error: OffloadError) -> OffloadError:
+    """Return an error of one's own for each who is to get it: each adds its traceback."""
+    again = type(error)(*error.args)
+    again.__cause__ = error.__cause__
+    return again
+
+
+def _oom_kills() -> int:
+    """Return how many processes of this cgroup the kernel has killed for memory; 0 where that cannot be read."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            for line in Path(path).read_text().splitlines():
+                key, value = line.split()
+                if key == "oom_kill":
+                    return int(value)
+        except (OSError, ValueError):
+            continue
+    return 0

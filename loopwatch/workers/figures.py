@@ -1,0 +1,77 @@
+"""The figures of one pool; written on its loop's thread, read on any."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.probes.histogram import Histogram
+from loopwatch.workers.link import Link
+from loopwatch.workers.worker import resident
+
+COUNTED = (
+    "submitted", "completed", "failed", "cancelled", "timed_out", "crashed", "retried", "started", "recycled",
+)  # fmt: skip
+"""What is counted under the name that it has in :class:`PoolStats`."""
+SMOOTHING = 0.1
+"""Weight of the newest call in the mean run time."""
+UNKNOWN_RUN = 0.001
+"""s that a call is taken to run before the first has."""
+
+
+class Figures:
+    """Counts, times, and the longest that a call held the loop."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.mean_run = UNKNOWN_RUN
+        self._waits, self._runs = Histogram(), Histogram()
+        self._busy = 0.0
+        self._longest_encode = self._longest_decode = 0.0
+
+    def ran(self, seconds: float, waited: float) -> None:
+        """A call ran for ``seconds``, after it had ``waited``."""
+        self._busy += seconds
+        self._runs.record(seconds)
+        self._waits.record(waited)
+        self.mean_run += SMOOTHING * (seconds - self.mean_run)
+
+    def encoded(self, seconds: float) -> None:
+        """Pickling a call held the loop for ``seconds``."""
+        self._longest_encode = max(self._longest_encode, seconds)
+
+    def decoded(self, seconds: float) -> None:
+        """Unpickling a result held the loop for ``seconds``."""
+        self._longest_decode = max(self._longest_decode, seconds)
+
+    def stats(self, name: str, links: Iterable[Link], alive: float, *, queued: int, decoding: int) -> PoolStats:
+        """Put all of it together.
+
+        Args:
+            name: of the pool.
+            links: its workers.
+            alive: s that its workers have lived, all together.
+            queued, decoding: calls that wait; whose result is being unpickled.
+        """
+        now = time.monotonic()
+        links = list(links)
+        calls = [call for link in links for call in list(link.calls.values()) if call is not None]
+        counted: dict[str, Any] = {name: self.counts[name] for name in COUNTED}
+        return PoolStats(
+            name=name,
+            workers=tuple(
+                WorkerStats(link.pid, link.state, len(link.calls), link.done, now - link.started_at, resident(link.pid))
+                for link in links
+            ),
+            queued=queued,
+            running=sum(not call.future.done() for call in calls) + decoding,
+            **counted,
+            wait=self._waits.stats() if self._waits.count else None,
+            run=self._runs.stats() if self._runs.count else None,
+            longest_encode=self._longest_encode,
+            longest_decode=self._longest_decode,
+            utilization=min(self._busy / alive, 1.0) if alive > 0 else 0.0,
+        )

@@ -1,0 +1,225 @@
+"""Pickling for the trip: everything arrives as it was, in one go or in slices."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loopwatch.errors import NotPicklable
+from loopwatch.workers import handles, payload, wire
+from loopwatch.workers.payload import Payload
+
+
+def there(packed: Payload) -> Any:
+    """Unpickle as the other side does, which gets its own copies of the buffers."""
+    buffers = [bytes(each) if each.readonly else bytearray(each) for each in packed.buffers]
+    received = [os.dup(each) for each in packed.descriptors.numbers]
+    if packed.flags & wire.SLICED:
+        return payload.finished(payload.decode_sliced(bytes(packed.pickle), buffers, received))
+    return payload.decode(bytes(packed.pickle), buffers, received)
+
+
+def call(*args: Any, by_value: bool = False, **kwargs: Any) -> tuple[Any, Any]:
+    """Send a call's arguments; return them as they arrive."""
+    packed = payload.encode_call(print, args, kwargs, None, by_value=by_value)
+    if not isinstance(packed, Payload):
+        packed = payload.finished(packed)
+    function, args, kwargs, extras = there(packed)
+    assert function is print and extras is None
+    return args, kwargs
+
+
+def result(value: Any) -> Any:
+    """Send a result."""
+    return there(payload.encode_result(value, by_value=False))
+
+
+values = st.recursive(
+    st.none() | st.integers() | st.text() | st.binary() | st.builds(bytearray, st.binary()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    max_leaves=20,
+)
+
+
+@given(st.lists(values, max_size=4), st.dictionaries(st.text(), values, max_size=3), values)
+@settings(max_examples=50)
+def test_any_value(args: list[Any], kwargs: dict[str, Any], big: Any) -> None:
+    """Any values arrive equal, alone and beside large containers that hold them too."""
+    assert call(*args, **kwargs) == (tuple(args), kwargs)
+    assert call(*args, [big] * payload.LARGE, **kwargs) == ((*args, [big] * payload.LARGE), kwargs)
+    assert result(dict.fromkeys(range(payload.LARGE), big)) == dict.fromkeys(range(payload.LARGE), big)
+
+
+@pytest.mark.parametrize("size", [payload.LARGE - 1, payload.LARGE, payload.LARGE + payload.ITEMS + 1, 10_000])
+def test_identity_and_cycles(size: int) -> None:
+    """What is one object here is one there: across slices, arguments, and cycles through lists and dicts."""
+    item = {"x": 1}
+    items: list[Any] = [item] * size
+    table: dict[Any, Any] = dict.fromkeys(range(size), item)
+    items[5] = table
+    table["items"], table["itself"] = items, table
+    (a, b, c), kwargs = call(items, table, item, again=items)
+    assert a is kwargs["again"] and b["items"] is a and a[5] is b and b["itself"] is b
+    assert a[0] is a[size - 1] is b[size - 1] is c and len(a) == size and len(b) == size + 2
+    back = result(items)
+    assert back[5]["items"] is back and back[0] is back[5][3]
+
+
+def test_large_tuples() -> None:
+    """A tuple stays one wherever it is referred to, even in a cycle through itself."""
+    numbers = tuple(range(5000))
+    (a, b, c), _ = call(numbers, [numbers], [numbers] * 3000)
+    assert type(a) is tuple and a == numbers and b[0] is a and c[2999] is a
+    knot: Any = ([],) * 3000
+    knot[0].append(knot)
+    back = result(knot)
+    assert type(back) is tuple and back[0][0] is back
+    nested = ((1, (2, (3, [4]))),)
+    assert call(nested, list(range(3000)))[0][0] == nested
+
+
+def test_ordered_and_subclassed() -> None:
+    """Dicts keep their order; subclasses are not sliced, and keep their class."""
+
+    table = {n: str(n) for n in range(5000, 0, -1)}
+    assert list(result(table)) == list(table)
+    assert not payload.is_large(Special(range(5000)))
+    back = result(Special(range(5000)))
+    assert type(back) is Special and back == list(range(5000))
+
+
+class Special(list[int]):
+    """A list of one's own."""
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("size", [0, 10, wire.LEAST_APART - 1, wire.LEAST_APART, 1_000_000])
+def test_bytes(kind: type[Any], size: int) -> None:
+    """They keep type and content; from 64 KB on they travel beside the pickle, once, however often they are given."""
+    value = kind(os.urandom(size))
+    packed = payload.encode_call(print, (value, value), {"key": value}, None, by_value=False)
+    assert len(packed.buffers) == (size >= wire.LEAST_APART)
+    _, (a, b), kwargs, _ = there(packed)
+    assert type(a) is kind and a == value and (a is b is kwargs["key"] or not size)
+    back = result(value)
+    assert type(back) is kind and back == value
+    (c, d, items), _ = call(value, value, [1] * 3000)
+    assert type(c) is kind and c == value and (c is d or not size) and len(items) == 3000
+
+
+def test_arrays() -> None:
+    """Arrays travel beside the pickle when they are large and contiguous; all arrive equal and writable."""
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(100_000.0).reshape(100, 1000)
+    assert len(payload.encode(array).buffers) == 1 and len(payload.encode(array[:2, :2]).buffers) == 0
+    for each in (array, array.T, array[::2, ::3], array[:0], numpy.array(["a", None], dtype=object)):
+        back = result(each)
+        assert (back == each).all() and back.dtype == each.dtype and back.flags.writeable
+    (a, b), _ = call(array, array)
+    assert a is b
+
+
+def test_encoding_pauses() -> None:
+    """10,000 items are encoded in 50 steps and decoded in 50, with the collector as it was between them."""
+    was_on = gc.isenabled()
+    packed = None
+    steps, pauses = payload.encode_sliced(payload.Sliced(0), [list(range(10_000))], None), 0
+    while packed is None:
+        try:
+            next(steps)
+            pauses += 1
+            assert gc.isenabled() == was_on
+        except StopIteration as end:
+            packed = end.value
+    assert pauses == 10_000 // payload.ITEMS
+    assert sum(1 for _ in payload.decode_sliced(packed.pickle, packed.buffers)) == pauses
+
+
+def test_changed_meanwhile() -> None:
+    """What is added to a container while it is encoded does not travel, and does no harm."""
+    items = list(range(10_000))
+    steps = payload.encode_sliced(payload.Sliced(0), [items], items)
+    next(steps)
+    items.clear()
+    assert there(payload.finished(steps)) == list(range(10_000))
+
+
+def test_what_cannot_be_pickled() -> None:
+    """It is NotPicklable whether in one go or in slices; a NotPicklable of an object's own is passed on."""
+    for value in (threading.Lock(), [threading.Lock()] * 3000, {"x": threading.Lock()}):
+        with pytest.raises(NotPicklable, match="cannot pickle"):
+            call(value)
+    with pytest.raises(NotPicklable, match=r"^mine$"):
+        call(Mine())
+
+
+class Mine:
+    """Refuses."""
+
+    def __reduce__(self) -> Any:
+        raise NotPicklable("mine")
+
+
+class InMain:
+    """Pretends to be of a ``__main__`` that cannot be imported."""
+
+
+def test_main_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``by_value`` only what refers to ``__main__`` goes through cloudpickle."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    used: list[Any] = []
+    dumps = cloudpickle.dumps
+    monkeypatch.setattr(cloudpickle, "dumps", lambda *args, **kw: used.append(args) or dumps(*args, **kw))
+    assert call([1], len, by_value=True) == (([1], len), {})
+    assert call(list(range(3000)), by_value=True) == ((list(range(3000)),), {})
+    assert used == []
+    import __main__
+
+    monkeypatch.setattr(InMain, "__module__", "__main__")
+    monkeypatch.setattr(__main__, "InMain", InMain, raising=False)
+    for arguments in ((InMain(),), ([InMain()] * 3000,)):
+        used.clear()
+        call(*arguments, by_value=True)
+        assert len(used) == 1
+
+
+def test_descriptors_belong_to_the_payload() -> None:
+    """What a payload passes along stays open while the payload lives, whatever its owner does."""
+    read, write = os.pipe()
+    packed = payload.encode([Owner(read), Owner(write), Owner(read)])
+    assert len(packed.descriptors) == 2
+    os.close(read)
+    os.close(write)
+    again = packed.descriptors.numbers[1]
+    os.write(again, b"x")
+    del packed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(again, b"x")
+
+
+class Owner:
+    """Owns a descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        passage = handles.current()
+        if passage is None:
+            raise NotPicklable("only beside a call")
+        return int, (passage.add(self.descriptor),)
+
+
+def test_nothing_beside() -> None:
+    """encode_whole() puts everything into the pickle, and refuses what cannot be in it."""
+    value = bytearray(1_000_000)
+    assert pickle.loads(payload.encode_whole(value)) == value
+    with pytest.raises(NotPicklable, match="only beside a call"):
+        payload.encode_whole(Owner(0))

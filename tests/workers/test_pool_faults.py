@@ -1,0 +1,1093 @@
+"""WorkerPool: whatever goes wrong harms one call, is told in one line, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import gc
+import itertools
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loopwatch.errors import NotPicklable, OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
+from loopwatch.events import PoolEvent
+from loopwatch.workers import crew
+from loopwatch.workers.link import Link
+from loopwatch.workers.options import CallOptions
+from loopwatch.workers.pool import WorkerPool
+from loopwatch.workers.shared import SharedBuffer
+from tests.conftest import Run, runner
+from tests.workers.helpers import METHODS, ROOT, Gate, figures_add_up, hold, program, script
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A gate for calls of :func:`hold`."""
+    made = Gate(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing is written on the standard error, such as "exception was never retrieved"."""
+    yield
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+def links(pool: WorkerPool) -> list[Link]:
+    """Return the pool's ends of its workers."""
+    return [] if pool._dispatcher is None else pool._dispatcher.crew.links
+
+
+def pid_of(pool: WorkerPool) -> int:
+    """Return the pid of the only worker."""
+    (only,) = pool.stats().workers
+    return only.pid
+
+
+async def usable(pool: WorkerPool) -> None:
+    """Check that the pool goes on as if nothing had been, and that its figures add up."""
+    assert await pool.run(abs, -1) == 1
+    await pool.drain()
+    figures_add_up(pool.stats())
+
+
+async def recovered(pool: WorkerPool) -> None:
+    """Wait until the pool, which refuses calls while it backs off, is usable again."""
+    while True:
+        with contextlib.suppress(OffloadError):
+            await pool.run(abs, 1)
+            break
+        await asyncio.sleep(0.01)
+    await usable(pool)
+
+
+def end_self(how: str) -> None:
+    """End this process."""
+    if how == "segv":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_busy_worker_ends(run: Run, method: str) -> None:
+    """A worker that ends during a call fails that call alone, with how it ended; 5 ways, a new worker each time."""
+
+    async def main() -> None:
+        async with WorkerPool(1, start_method=method) as pool:
+            for how, code, signal_ in (("segv", -11, 11), ("kill", -9, 9), ("term", -15, 15), ("exit", 7, None)):
+                await pool.ready()
+                pid = pid_of(pool)
+                with pytest.raises(WorkerCrashed) as caught:
+                    await pool.run(end_self, how)
+                assert (caught.value.pid, caught.value.exitcode, caught.value.signal) == (pid, code, signal_)
+                assert "end_self" in str(caught.value) and "\n" not in str(caught.value)
+            with pytest.raises(WorkerCrashed, match="exit code 70"):
+                await pool.run(os.closerange, 3, 1000)
+            await usable(pool)
+            stats = pool.stats()
+            assert (stats.crashed, stats.failed, stats.started) == (5, 5, 6)
+
+    run(main())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_idle_worker_ends(run: Run, method: str) -> None:
+    """An idle worker that is killed is replaced, and nobody notices; SIGINT it ignores."""
+    events: list[PoolEvent] = []
+
+    async def main() -> None:
+        pool = WorkerPool(1, start_method=method, on_event=events.append)
+        async with pool:
+            await pool.run(abs, 1)
+            pid = pid_of(pool)
+            os.kill(pid, signal.SIGINT)
+            assert await pool.run(os.getpid) == pid
+            for ending in (signal.SIGKILL, signal.SIGTERM):
+                os.kill(pid_of(pool), ending)
+                assert await pool.run(os.getpid) != pid
+            await usable(pool)
+            assert (pool.stats().failed, pool.stats().started) == (0, 3)
+
+    run(main())
+    assert [event.detail for event in events if event.kind == "crashed"] == ["signal 9", "signal 15"]
+
+
+def test_one_of_many_dies(run: Run) -> None:
+    """200 calls wait or were sent ahead when a worker dies: exactly the one that it ran fails."""
+
+    async def main() -> None:
+        async with WorkerPool(2, prefetch=7) as pool:
+            tasks = [asyncio.ensure_future(pool.run(abs, n)) for n in range(100)]
+            tasks.append(asyncio.ensure_future(pool.run(end_self, "kill")))
+            tasks += [asyncio.ensure_future(pool.run(abs, n)) for n in range(100, 200)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(results.pop(100), WorkerCrashed)
+            assert results == list(range(200))
+            await usable(pool)
+
+    run(main())
+
+
+def test_all_workers_die(gate: Gate) -> None:
+    """All workers at once: each fails its own call, what waits is run by new ones."""
+
+    async def main() -> None:
+        async with WorkerPool(2, prefetch=1) as pool:
+            held = [asyncio.ensure_future(pool.run(hold, *gate.wait_args)) for _ in range(2)]
+            await gate.entered(2)
+            waiting = [asyncio.ensure_future(pool.run(abs, n)) for n in range(20)]
+            await asyncio.sleep(0)
+            for each in pool.stats().workers:
+                os.kill(each.pid, signal.SIGKILL)
+            assert await asyncio.gather(*waiting) == list(range(20))
+            results = await asyncio.gather(*held, return_exceptions=True)
+            assert [type(each) for each in results] == [WorkerCrashed] * 2
+            await usable(pool)
+
+    runner("asyncio")(main())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_while_large_data_moves(run: Run, method: str) -> None:
+    """Killed while an argument is sent: the call is run by another. While a result is sent: it fails, none is torn."""
+
+    async def main() -> None:
+        async with WorkerPool(1, start_method=method) as pool:
+            data = os.urandom(20_000_000)
+            for turns in (1, 3, 10):
+                os.kill(pid_of(pool), signal.SIGSTOP)  # it receives nothing
+                task = asyncio.ensure_future(pool.run(bytes.count, data, b"a"))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                os.kill(pid_of(pool), signal.SIGKILL)
+                assert await task == data.count(b"a")
+            assert pool.stats().failed == 0
+            for turns in (1, 5, 20):
+                task = asyncio.ensure_future(pool.run(bytes, 100_000_000))
+                while not links(pool) or links(pool)[0]._receiver.target is None:
+                    await asyncio.sleep(0)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                os.kill(pid_of(pool), signal.SIGKILL)
+                with pytest.raises(WorkerCrashed):
+                    await task
+            assert len(await pool.run(bytes, 100_000_000)) == 100_000_000
+            await usable(pool)
+
+    run(main())
+
+
+def test_argument_that_kills_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call whose worker dies three times before it can begin is not sent for ever."""
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            task = asyncio.ensure_future(pool.run(len, bytes(50_000_000)))
+            for _ in range(3):
+                while not links(pool) or not links(pool)[0].calls:
+                    await asyncio.sleep(0)
+                os.kill(pid_of(pool), signal.SIGKILL)
+                victim = links(pool)[0]
+                while victim in links(pool):
+                    await asyncio.sleep(0)
+            with pytest.raises(WorkerCrashed):
+                await task
+            await usable(pool)
+
+    runner("asyncio")(main())
+
+
+def spin_in_c() -> None:
+    """Keep the GIL for good."""
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def ignoring(signal_number: int) -> None:
+    """Ignore a signal and spin."""
+    signal.signal(signal_number, signal.SIG_IGN)
+    while True:
+        pass
+
+
+def test_timeouts(run: Run, gate: Gate) -> None:
+    """timeout counts run time only, ends spinning, GIL-keeping and SIGTERM-ignoring calls; the worker is replaced."""
+
+    async def main() -> None:
+        async with WorkerPool(1, prefetch=7) as pool:
+            pids = set()
+            for function, args in ((ignoring, (signal.SIGTERM,)), (spin_in_c, ()), (time.sleep, (1000,))):
+                await pool.ready()
+                pids.add(pid_of(pool))
+                with pytest.raises(TaskTimeout, match=r"ran longer than 0.05 s; worker \d+ was killed") as caught:
+                    await pool.options(timeout=0.05, retries=3).run(function, *args)
+                assert isinstance(caught.value, TimeoutError)
+                await usable(pool)
+            assert len(pids) == 3
+            # Those that wait behind a long call do not lose time to it.
+            held = asyncio.ensure_future(pool.run(hold, *gate.wait_args))
+            await gate.entered()
+            waiting = [asyncio.ensure_future(pool.options(timeout=0.2).run(abs, n)) for n in range(10)]
+            await asyncio.sleep(0.3)
+            gate.open()
+            assert await asyncio.gather(*waiting) == list(range(10))
+            await held
+            # Nor do those that ended in time while something else held the loop.
+            ended = [asyncio.ensure_future(pool.options(timeout=0.2).run(abs, n)) for n in range(3)]
+            for _ in range(3):
+                await asyncio.sleep(0)
+            time.sleep(0.5)
+            assert await asyncio.gather(*ended) == [0, 1, 2]
+            stats = pool.stats()
+            assert (stats.timed_out, stats.crashed, stats.failed) == (3, 0, 3)
+
+    run(main())
+
+
+def test_cancelled_calls(run: Run, gate: Gate) -> None:
+    """Cancelled while waiting or sent ahead: it never runs. Cancelled while running: its worker is replaced."""
+
+    async def main() -> None:
+        async with WorkerPool(1, prefetch=3) as pool:
+            held = asyncio.ensure_future(pool.run(hold, *gate.wait_args))
+            rest = [asyncio.ensure_future(pool.run(hold, *gate.wait_args, n)) for n in range(6)]
+            await gate.entered()
+            assert (pool.stats().running, pool.stats().queued) == (3, 4)
+            for number in (0, 1, 3):  # two that were sent ahead, one that waits
+                rest[number].cancel()
+            while pool.stats().cancelled < 3:
+                await asyncio.sleep(0)
+            figures_add_up(pool.stats())
+            pid = pid_of(pool)
+            gate.open()
+            await held
+            await gate.entered()
+            assert pid_of(pool) == pid
+            rest[2].cancel()
+            await gate.entered()
+            gate.open(2)
+            assert await asyncio.gather(*rest[4:]) == [4, 5]
+            assert pid_of(pool) != pid
+            results = await asyncio.gather(*rest[:4], return_exceptions=True)
+            assert [type(each) for each in results] == [asyncio.CancelledError] * 4
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pool.run(time.sleep, 1000), 0.05)
+            await usable(pool)
+            assert (pool.stats().cancelled, pool.stats().failed) == (5, 0)
+
+    run(main())
+
+
+def raising(kind: type[BaseException], *args: Any) -> None:
+    """Raise."""
+    raise kind(*args)
+
+
+class Unsendable(Exception):
+    """Cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("no way")
+
+
+class Unreceivable(Exception):
+    """Cannot be unpickled."""
+
+    def __init__(self, first: object, second: object) -> None:
+        super().__init__("told")
+
+
+class Deceiver(Exception):
+    """Comes back as something else."""
+
+    def __reduce__(self) -> Any:
+        return dict, ()
+
+
+class Fatal:
+    """Ends whatever unpickles it, but the worker that made it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def raise_in_coroutine(kind: type[BaseException]) -> Any:
+    """Return a coroutine that raises."""
+
+    async def failing() -> None:
+        await asyncio.sleep(0)
+        raise kind()
+
+    return failing()
+
+
+def test_what_calls_raise(run: Run) -> None:
+    """What would end or confuse the parent, or cannot travel, is an OffloadError of that call; the worker lives on."""
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            pid = pid_of(pool)
+            for function, args, words in (
+                (sys.exit, (3,), r"the call ended with sys.exit\(3\)"),
+                (raising, (KeyboardInterrupt,), "KeyboardInterrupt"),
+                (raising, (StopIteration, 5), "StopIteration: 5"),
+                (raising, (GeneratorExit,), "GeneratorExit"),
+                (raising, (asyncio.CancelledError,), "CancelledError"),
+                (raise_in_coroutine, (SystemExit,), "sys.exit"),
+                (raise_in_coroutine, (asyncio.CancelledError,), "CancelledError"),
+                (raising, (Unsendable, "x"), "Unsendable: x, which cannot be sent as it is: .*no way"),
+                (raising, (Unreceivable, 1, 2), "Unreceivable: told, which cannot be sent as it is: TypeError"),
+                (raising, (Deceiver, "x"), "Deceiver: x, which cannot be sent as it is: .*dict"),
+                (Fatal, (), "the result cannot be unpickled here: SystemExit: 3"),
+                (list, ([Fatal] * 3000,), ""),
+                (make_fatal, (3000,), "the result cannot be unpickled here: SystemExit: 3"),
+            ):
+                if words:
+                    with pytest.raises(OffloadError, match=words) as caught:
+                        await pool.run(function, *args)
+                    assert type(caught.value) is OffloadError and caught.value.__cause__ is not None
+                else:
+                    await pool.run(function, *args)
+            with pytest.raises(StopAsyncIteration):
+                await pool.run(raising, StopAsyncIteration)
+            with pytest.raises(NotPicklable, match=r"the result \(_thread.lock\) cannot be sent back"):
+                await pool.run(threading.Lock)
+            with pytest.raises(NotPicklable, match=r"the call could not be read in the worker: SystemExit: 3"):
+                await pool.run(abs, Fatal())
+            await usable(pool)
+            assert pid_of(pool) == pid
+
+    run(main())
+
+
+def make_fatal(count: int) -> list[Fatal]:
+    """Return a large result that cannot be unpickled."""
+    return [Fatal() for _ in range(count)]
+
+
+def test_arguments_that_cannot_be_sent() -> None:
+    """The message names argument and type; nothing was taken, and the queue has its place back."""
+
+    async def main() -> None:
+        async with WorkerPool(1, max_queue=1) as pool:
+            lock = threading.Lock()
+            for args, kwargs, words in (
+                ((1, lock), {}, r"argument 2 \(_thread.lock\) cannot be sent to a worker: cannot pickle"),
+                ((), {"key": lock}, r"argument 'key' \(_thread.lock\) cannot"),
+                (([lock] * 3000,), {}, r"argument 1 \(builtins.list\) cannot"),
+                ((dict.fromkeys(range(3000), lock),), {}, r"argument 1 \(builtins.dict\) cannot"),
+            ):
+                with pytest.raises(NotPicklable, match=words):
+                    await pool.run(dict, *args, **kwargs)
+            with pytest.raises(NotPicklable, match="the function"):
+                await pool.run(lock.acquire)
+            assert pool.stats().submitted == 0
+            await usable(pool)
+
+    runner("asyncio")(main())
+
+
+def fork_and_return() -> tuple[str, int]:
+    """Fork; both processes return."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return ("parent" if pid else "child"), os.getpid()
+
+
+def test_call_that_forks() -> None:
+    """The child of a call that forks does not answer in its place."""
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            for _ in range(3):
+                assert await pool.run(fork_and_return) == ("parent", pid_of(pool))
+            await usable(pool)
+
+    runner("asyncio")(main())
+
+
+def test_closing_while_busy(run: Run, gate: Gate) -> None:
+    """close() waits for what was taken; close(force=True) fails it with PoolClosed and kills the workers, at once."""
+
+    async def main() -> None:
+        pool = WorkerPool(1, prefetch=2)
+        tasks = [asyncio.ensure_future(pool.run(hold, *gate.wait_args, n)) for n in range(4)]
+        await gate.entered()
+        closing = asyncio.ensure_future(pool.close())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        gate.open(4)
+        assert await asyncio.gather(*tasks) == [0, 1, 2, 3]
+        await closing
+        pool = WorkerPool(1, prefetch=2)
+        tasks = [asyncio.ensure_future(pool.run(time.sleep, 1000)) for _ in range(4)]
+        await pool.ready()
+        waiting = asyncio.ensure_future(pool.close())
+        await asyncio.sleep(0)
+        await pool.close(force=True)
+        await waiting
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in results] == [PoolClosed] * 4
+        figures_add_up(pool.stats())
+        with pytest.raises(PoolClosed):
+            await pool.ready()
+
+    run(main())
+
+
+def test_closed_while_starting(run: Run) -> None:
+    """A pool that is closed before its workers are ready leaves nothing, and refuses what waited."""
+
+    async def main() -> None:
+        for method in METHODS:
+            pool = WorkerPool(2, start_method=method)
+            task = asyncio.ensure_future(pool.run(abs, 1))
+            await asyncio.sleep(0)
+            await pool.close(force=True)
+            with pytest.raises(PoolClosed):
+                await task
+            assert pool.stats().workers == ()
+
+    run(main())
+
+
+def test_dying_while_closing(gate: Gate) -> None:
+    """A graceful close ends even if a worker dies meanwhile: what waits is run by another."""
+
+    async def main() -> None:
+        pool = WorkerPool(1, prefetch=1)
+        tasks = [asyncio.ensure_future(pool.run(hold, *gate.wait_args, n)) for n in range(2)]
+        await gate.entered()
+        closing = asyncio.ensure_future(pool.close())
+        await asyncio.sleep(0)
+        os.kill(pid_of(pool), signal.SIGKILL)
+        await gate.entered()
+        gate.open()
+        assert await tasks[1] == 1
+        await closing
+        with pytest.raises(WorkerCrashed):
+            await tasks[0]
+
+    runner("asyncio")(main())
+
+
+def test_retries(tmp_path: Path) -> None:
+    """With retries=2 a call runs three times at most; without, once."""
+    path = tmp_path / "runs"
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            with pytest.raises(WorkerCrashed):
+                await pool.options(retries=2).run(note_and_die, str(path), 99)
+            assert path.read_text() == "..."
+            assert await pool.options(retries=2).run(note_and_die, str(path), 4) == "lived"
+            assert path.read_text() == "....."
+            with pytest.raises(WorkerCrashed):
+                await pool.run(note_and_die, str(path), 99)
+            assert path.read_text() == "......"
+            assert pool.stats().retried == 3
+            await usable(pool)
+
+    runner("asyncio")(main())
+
+
+def note_and_die(path: str, lives_after: int) -> str:
+    """Die unless it has run often enough."""
+    with Path(path).open("a+") as file:
+        file.seek(0)
+        runs = len(file.read())
+        file.write(".")
+    if runs < lives_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "lived"
+
+
+def take_memory(size: int) -> int:
+    """Have memory, and keep it for the life of the process."""
+    KEPT.append(b"x" * size)
+    return size
+
+
+def take_memory_for_ever() -> None:
+    """Take more and more memory, slowly."""
+    while True:
+        take_memory(10_000_000)
+        time.sleep(0.01)
+
+
+KEPT: list[bytes] = []
+
+
+def test_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit a worker is replaced between two calls; a call that takes twice as much is ended."""
+    monkeypatch.setattr(crew, "MEMORY_EVERY", 0.02)
+
+    async def main() -> None:
+        async with WorkerPool(1, max_memory_per_worker=200_000_000) as pool:
+            pid = pid_of(pool)
+            assert await pool.run(take_memory, 1000) == 1000
+            assert pid_of(pool) == pid
+            assert await pool.run(take_memory, 250_000_000) == 250_000_000
+            assert await pool.run(os.getpid) != pid
+            assert pool.stats().recycled == 1
+            with pytest.raises(WorkerCrashed, match="more than twice max_memory_per_worker=200,000,000") as caught:
+                await pool.run(take_memory_for_ever)
+            assert caught.value.oom_killed and "\n" not in str(caught.value)
+            await usable(pool)
+
+    runner("asyncio")(main())
+
+
+# ----------------------------------------------------------------------------------------- starting that fails
+
+
+def fail_to_start(path: str) -> None:
+    """Fail as long as there is such a file."""
+    if Path(path).exists():
+        raise ValueError("no database")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_initializer_that_fails(run: Run, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call fails with the reason and the worker's traceback; few processes are started; it recovers by itself."""
+    monkeypatch.setattr(crew, "FIRST_BACKOFF", 0.03)
+    path = tmp_path / "fails"
+    path.touch()
+
+    async def main() -> None:
+        pool = WorkerPool(1, start_method=method, initializer=fail_to_start, initargs=(str(path),))
+        with pytest.raises(OffloadError, match="could not get ready: ValueError: no database") as caught:
+            async with pool:
+                pass
+        assert "fail_to_start" in str(caught.value.__cause__)
+        pool = WorkerPool(1, start_method=method, initializer=fail_to_start, initargs=(str(path),))
+        for _ in range(3):
+            results = await asyncio.gather(*(pool.run(abs, 1) for _ in range(10)), return_exceptions=True)
+            assert [str(each)[-37:] for each in results] == ["not get ready: ValueError: no database"[1:]] * 10
+            with pytest.raises(OffloadError, match="no database"):
+                await pool.ready()
+        assert pool.stats().started <= 6
+        path.unlink()
+        await recovered(pool)
+        await pool.close()
+
+    run(main())
+
+
+def test_no_hot_respawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that die as soon as they are ready are started ever more seldom."""
+    pauses: list[float] = []
+    monkeypatch.setattr(crew, "FIRST_BACKOFF", 0.02)
+
+    async def main() -> None:
+        started = [asyncio.Event() for _ in range(5)]
+        times: list[float] = []
+
+        def told(event: PoolEvent) -> None:
+            if event.kind == "started":
+                times.append(time.monotonic())
+            elif event.kind == "ready":
+                assert event.pid is not None
+                os.kill(event.pid, signal.SIGKILL)
+                if len(times) <= 5:
+                    started[len(times) - 1].set()
+
+        pool = WorkerPool(1, on_event=told)
+        task = asyncio.ensure_future(pool.ready())
+        await started[4].wait()
+        await pool.close(force=True)
+        with contextlib.suppress(OffloadError):
+            await task
+        pauses.extend(b - a for a, b in itertools.pairwise(times))
+
+    runner("asyncio")(main())
+    assert pauses[1] >= 0.04 and pauses[2] >= 0.08 and pauses[3] >= 0.16
+
+
+def test_killed_while_starting() -> None:
+    """A starting worker that is killed is replaced, and nobody notices; if it happens again and again, calls fail."""
+
+    async def main(times: int) -> int:
+        left = times
+
+        def told(event: PoolEvent) -> None:
+            nonlocal left
+            if event.kind == "started" and left:
+                left -= 1
+                assert event.pid is not None
+                os.kill(event.pid, signal.SIGKILL)
+
+        pool = WorkerPool(1, on_event=told)
+        try:
+            return await pool.run(abs, -1)
+        finally:
+            await pool.close()
+
+    assert runner("asyncio")(main(2)) == 1
+    with pytest.raises(OffloadError, match="ended before it was ready: signal 9"):
+        runner("asyncio")(main(3))
+
+
+def test_worker_that_never_gets_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed after a while, and the calls that wait fail with the reason."""
+    monkeypatch.setattr(crew, "START_TIMEOUT", 0.2)
+
+    async def main() -> None:
+        pool = WorkerPool(1, initializer=time.sleep, initargs=(1000,))
+        with pytest.raises(OffloadError, match=r"ended before it was ready: it was not ready after 0.2 s"):
+            await pool.run(abs, 1)
+        await pool.close()
+
+    runner("asyncio")(main())
+
+
+def test_fork_server_dies(run: Run, gate: Gate) -> None:
+    """The workers die with the fork server; the call that ran fails, the rest is run after all have been restarted."""
+
+    async def main() -> None:
+        async with WorkerPool(1, prefetch=1) as pool:
+            for _ in range(2):
+                held = asyncio.ensure_future(pool.run(hold, *gate.wait_args))
+                await gate.entered()
+                waiting = [asyncio.ensure_future(pool.run(abs, n)) for n in range(5)]
+                os.kill(psutil.Process(pid_of(pool)).ppid(), signal.SIGKILL)
+                with pytest.raises(WorkerCrashed):
+                    await held
+                assert await asyncio.gather(*waiting) == list(range(5))
+            await usable(pool)
+
+    run(main())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
+def test_no_room_for_memory(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Where the system has no memory or descriptors left calls fail in one line, and the pool recovers."""
+    monkeypatch.setattr(crew, "FIRST_BACKOFF", 0.01)
+
+    async def main() -> None:
+        pool = WorkerPool(1)
+        with monkeypatch.context() as patch:
+
+            def refuse(*args: object) -> int:
+                raise OSError(number, os.strerror(number))
+
+            patch.setattr(os, "memfd_create", refuse)
+            with pytest.raises(OffloadError) as caught:
+                await pool.run(abs, 1)
+            assert os.strerror(number) in str(caught.value) and "\n" not in str(caught.value)
+        await recovered(pool)
+        await pool.close()
+
+    runner("asyncio")(main())
+
+
+def make_buffers(count: int) -> list[SharedBuffer]:
+    """Return shared memory."""
+    return [SharedBuffer(8) for _ in range(count)]
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="descriptors are passed on Linux only")
+def test_no_descriptors_for_a_result() -> None:
+    """A result whose descriptors do not fit in here any more fails that call, and no other result is mixed up."""
+
+    async def main() -> None:
+        async with WorkerPool(1, prefetch=3) as pool:
+            before = await pool.run(make_buffers, 3)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest = os.dup(0)
+            os.close(lowest)
+            used = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+            fill = [os.dup(0) for _ in range(used - lowest)]
+            calls = [pool.submit(make_buffers, (count,), {}, CallOptions()) for count in (40, 1, 1)]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+            try:
+                with pytest.raises(WorkerCrashed, match="descriptors that it had sent were lost: too many are open"):
+                    await calls[0]
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                for each in fill:
+                    os.close(each)
+            for each in calls[1:]:  # one of them may have been on its way
+                with contextlib.suppress(OffloadError):
+                    before += await each
+            assert [len(each) for each in before] == [8] * len(before)
+            await recovered(pool)
+            for each in before:
+                each.close()
+
+    runner("asyncio")(main())
+
+
+def test_module_that_cannot_be_preloaded() -> None:
+    """It is left to the workers, which say so where it is used."""
+
+    async def main() -> None:
+        async with WorkerPool(1, preload=("no_such_module", "json")) as pool:
+            await usable(pool)
+
+    runner("asyncio")(main())
+
+
+def test_no_descriptors_left(tmp_path: Path) -> None:
+    """At RLIMIT_NOFILE starting fails in one line; nobody hangs; the pool works when there are descriptors again."""
+    result = script(
+        tmp_path,
+        """
+        import asyncio, os, resource
+        from loopwatch import OffloadError, WorkerPool
+        from loopwatch.workers import crew
+        crew.FIRST_BACKOFF = 0.01
+
+        async def main():
+            pool = WorkerPool(1, max_tasks_per_worker=1)
+            print(await pool.run(abs, -1))
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            used = max(map(int, os.listdir("/proc/self/fd")))
+            for spare in range(1, 12):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+                try:
+                    await pool.run(abs, -1)
+                except OffloadError as exc:
+                    assert "Too many open files" in str(exc) and "\\n" not in str(exc), exc
+                await asyncio.sleep(0.03)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            while True:
+                try:
+                    print(await pool.run(abs, -2))
+                    break
+                except OffloadError:
+                    await asyncio.sleep(0.01)
+            await pool.close()
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """,
+    )
+    assert (result.stdout, result.stderr) == ("1\n2\n", "")
+
+
+def test_no_processes_left(tmp_path: Path) -> None:
+    """At RLIMIT_NPROC, which stands for threads too, calls fail in one line, and the pool can be closed."""
+    result = script(
+        tmp_path,
+        """
+        import asyncio, multiprocessing.spawn, os, resource, subprocess
+        from loopwatch import OffloadError, WorkerPool
+        from loopwatch.workers import crew
+        crew.FIRST_BACKOFF = 0.01
+
+        async def main():
+            if not os.geteuid():
+                os.setuid(64321)  # the limit does not apply to root
+            _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+            for method in ("forkserver", "spawn"):
+                for spare in (0, 1):
+                    while len(os.listdir("/proc/self/task")) > 1:
+                        await asyncio.sleep(0.001)
+                    resource.setrlimit(resource.RLIMIT_NPROC, (1 + spare, hard))
+                    pool = WorkerPool(1, start_method=method)
+                    try:
+                        await pool.run(abs, -1)
+                    except OffloadError as exc:
+                        words = ("can't start new thread", "Resource temporarily unavailable")[spare]
+                        print(words in str(exc), len(str(exc).splitlines()))
+                    await pool.close()
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """,
+    )
+    assert (result.stdout, result.stderr) == ("True 1\n" * 4, "")
+
+
+# ------------------------------------------------------------------------------------------- the end of the parent
+
+PARENT = """
+import asyncio, ctypes, json, os, signal, sys, time
+from loopwatch import WorkerPool
+
+def spin_in_c():
+    ctypes.PyDLL(None).sleep(1000)
+
+async def main(method, then):
+    pool = WorkerPool(3, start_method=method)
+    held = [asyncio.ensure_future(pool.run(each, 1000)) for each in (time.sleep,)]
+    held.append(asyncio.ensure_future(pool.run(spin_in_c)))
+    await pool.run(abs, 1)
+    while len(pool.stats().workers) < 3 or {each.state for each in pool.stats().workers} - {"idle", "busy"}:
+        await asyncio.sleep(0.001)
+    idle = next(each.pid for each in pool.stats().workers if each.state == "idle")
+    forked = 0
+    if then == "fork":
+        forked = os.fork()
+        if not forked:
+            os.close(1)
+            time.sleep(1000)
+    if then != "exit":
+        os.kill(idle, signal.SIGSTOP)
+    print(json.dumps([[each.pid for each in pool.stats().workers], forked]), flush=True)
+    if then == "exit":
+        return
+    await asyncio.sleep(1000)
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("then", ["kill", "fork"])
+@pytest.mark.parametrize("method", METHODS)
+def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
+    """No worker outlives a parent that is killed: idle, busy, in C with the GIL, stopped; though a fork of it lives."""
+    path = tmp_path / "parent.py"
+    path.write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, str(path), method, then], env=environment, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pids, forked = json.loads(parent.stdout.readline())
+        family = [psutil.Process(pid) for pid in pids]
+        if method == "forkserver":
+            family.append(psutil.Process(family[0].ppid()))
+            assert family[-1].ppid() == parent.pid
+        parent.kill()
+    try:
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert alive == []
+        assert len(family) == (4 if method == "forkserver" else 3)
+    finally:
+        if forked:
+            os.kill(forked, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_program_ends_with_open_pool(tmp_path: Path, method: str) -> None:
+    """A program that ends with stuck calls and an open pool does so at once, in silence, and leaves nobody."""
+    path = tmp_path / "parent.py"
+    path.write_text(PARENT)
+    result = program([str(path), method, "exit"])
+    assert (result.returncode, result.stderr) == (0, "")
+    pids, _ = json.loads(result.stdout)
+    _, alive = psutil.wait_procs([each for each in map(_process, pids) if each is not None], timeout=5)
+    assert alive == []
+
+
+def _process(pid: int) -> psutil.Process | None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid)
+    return None
+
+
+def test_interrupt_from_the_terminal(tmp_path: Path) -> None:
+    """Ctrl-C, which every process of the group gets, ends the parent's call as it likes; workers do not die of it."""
+    result = script(
+        tmp_path,
+        """
+        import asyncio, os, signal, time
+        from loopwatch import WorkerPool
+
+        async def main():
+            os.setpgid(0, 0)
+            caught = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, caught.set)
+            for method in ("forkserver", "spawn"):
+                pool = WorkerPool(1, start_method=method)
+                task = asyncio.ensure_future(pool.run(time.sleep, 0.5))
+                for _ in range(20):  # also while they are starting
+                    os.killpg(0, signal.SIGINT)
+                    await asyncio.sleep(0.01)
+                await caught.wait()
+                await task
+                print(pool.stats().crashed, pool.stats().started)
+                await pool.close()
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """,
+    )
+    assert (result.stdout, result.stderr) == ("0 1\n0 1\n", "")
+
+
+def test_fork_of_the_parent(tmp_path: Path) -> None:
+    """A forked child that exits does no harm to the pool, and gets a clear error if it uses it."""
+    result = script(
+        tmp_path,
+        """
+        import asyncio, os, time
+        from loopwatch import PoolClosed, WorkerPool
+
+        async def main(method):
+            async with WorkerPool(1, start_method=method) as pool:
+                task = asyncio.ensure_future(pool.run(time.sleep, 0.2))
+                await asyncio.sleep(0.05)
+                child = os.fork()
+                if not child:
+                    try:
+                        await pool.run(abs, 1)
+                    except PoolClosed:
+                        os._exit(5)
+                    finally:
+                        os._exit(1)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                await task
+                print(await pool.run(abs, -1), pool.stats().crashed)
+
+        if __name__ == "__main__":
+            for method in ("forkserver", "spawn"):
+                asyncio.run(main(method))
+        """,
+        "-W",
+        "ignore::DeprecationWarning",
+    )
+    assert (result.stdout, result.stderr) == ("5\n1 0\n" * 2, "")
+
+
+def test_much_output(tmp_path: Path) -> None:
+    """A call may write 10 MB to the standard output; it goes where the parent's goes."""
+    result = script(
+        tmp_path,
+        """
+        import asyncio, sys
+        from loopwatch import WorkerPool
+
+        def write():
+            print("x" * 10_000_000)
+            return len("done")
+
+        async def main():
+            async with WorkerPool(1) as pool:
+                print(await pool.run(write), file=sys.stderr)
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """,
+    )
+    assert len(result.stdout) == 10_000_001 and result.stderr == "4\n"
+
+
+def test_main_that_cannot_be_imported(tmp_path: Path) -> None:
+    """If the program's main module fails in the worker the call fails with the worker's traceback."""
+    result = script(
+        tmp_path,
+        """
+        import asyncio, sys
+        if __name__ != "__main__":
+            raise RuntimeError("not here")
+        from loopwatch import OffloadError, WorkerPool
+
+        async def main():
+            pool = WorkerPool(1)
+            try:
+                await pool.run(abs, 1)
+            except OffloadError as exc:
+                print(exc)
+                print("program.py" in str(exc.__cause__))
+            await pool.close()
+
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """,
+    )
+    assert result.stdout.endswith("of pool could not get ready: RuntimeError: not here\nTrue\n")
+    assert result.stderr == ""
+
+
+def test_loop_is_stopped_without_close() -> None:
+    """A loop that stops and is closed under a running call: no warning, no process, no pending future that matters."""
+    loop = asyncio.new_event_loop()
+    pool = WorkerPool(1)
+
+    async def start() -> None:
+        await pool.ready()
+        task = asyncio.ensure_future(pool.run(time.sleep, 1000))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    loop.run_until_complete(start())
+    loop.close()
+    with pytest.raises(PoolClosed, match="is closed"):
+        runner("asyncio")(pool.run(abs, 1))
+
+
+def test_abandoned_from_outside() -> None:
+    """abandon() of a pool whose loop rests lets go of everything; the loop itself can go on."""
+    loop = asyncio.new_event_loop()
+    pool = WorkerPool(1)
+    assert loop.run_until_complete(pool.run(abs, -1)) == 1
+    stuck = loop.create_task(pool.run(time.sleep, 1000))
+    loop.run_until_complete(asyncio.sleep(0))
+    pool.abandon()
+    with pytest.raises(PoolClosed):
+        loop.run_until_complete(stuck)
+    other = WorkerPool(1)
+    assert loop.run_until_complete(other.run(abs, -2)) == 2
+    loop.run_until_complete(other.close())
+    loop.close()
+
+
+def write_and_work(path: str, number: int, seconds: float) -> int:
+    """Leave a trace, and take a while."""
+    with Path(path).open("a") as file:
+        file.write(f"{number} ")
+    time.sleep(seconds)
+    return number
+
+
+def test_everything_at_once(run: Run, tmp_path: Path) -> None:
+    """Under random kills, cancels and time-outs no call runs twice, hangs or is lost, and no result is another's."""
+    chance = random.Random(1)
+    path = tmp_path / "traces"
+
+    async def main() -> None:
+        async with WorkerPool(2, prefetch=7, max_tasks_per_worker=50) as pool:
+            tasks = []
+            for number in range(120):
+                bound = pool.options(
+                    timeout=0.05 if chance.random() < 0.03 else None,
+                    priority=chance.randrange(3),
+                    max_concurrency=chance.choice((None, 1, 2)),
+                )
+                seconds = chance.choice((0, 0, 0, 0, 0.002, 0.02 if chance.random() < 0.2 else 0))
+                tasks.append(asyncio.ensure_future(bound.run(write_and_work, str(path), number, seconds)))
+            while not all(task.done() for task in tasks):
+                await asyncio.sleep(chance.random() * 0.02)
+                figures_add_up(pool.stats())
+                if chance.random() < 0.4:
+                    chance.choice(tasks).cancel()
+                ready = [each.pid for each in pool.stats().workers if each.state != "starting"]
+                if chance.random() < 0.05 and ready:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(chance.choice(ready), signal.SIGKILL)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            for number, result in enumerate(results):
+                assert result == number or isinstance(result, WorkerCrashed | TaskTimeout | asyncio.CancelledError)
+            traces = Counter(path.read_text().split())
+            assert max(traces.values()) == 1
+            assert {str(each) for each in results if isinstance(each, int)} <= set(traces)
+            await recovered(pool)
+
+    run(main())
