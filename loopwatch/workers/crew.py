@@ -356,23 +356,24 @@ def _start_workers(
 ) -> None:
     """Start workers one after the other; in a thread, as it blocks."""
     for number in range(count):
+        launched: launch.Launched | None = None
         tell: tuple[Any, ...]
         try:
             setup = _setup(options)
             launched = launcher.start()
+            tell = ("on_started", launched, setup)
         except BaseException as exc:  # noqa: BLE001 - told to the pool
             tell = ("on_not_started", count - number, exc)
-        else:
-            tell = ("on_started", launched, setup)
-            del launched
         crew = crew_ref()
         try:
             if crew is None:
-                return
+                raise RuntimeError("nobody needs it")
             loop.call_soon_threadsafe(getattr(crew, tell[0]), *tell[1:])
-        except RuntimeError:  # the loop is closed
+        except RuntimeError:  # or the loop is closed
+            if launched is not None:
+                launched.close()
             return
-        if tell[0] == "on_not_started":
+        if launched is None:
             return
         del crew, tell
 

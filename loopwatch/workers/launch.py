@@ -307,6 +307,8 @@ def _forget_all() -> None:
 
 def _close_all() -> None:
     """A thread may be starting a worker for a pool that is no more."""
+    for launched in list(_launched):
+        launched.close()
     for each in list(_launchers):
         each.close()
 

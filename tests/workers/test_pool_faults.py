@@ -1061,6 +1061,7 @@ def test_everything_at_once(run: Run, tmp_path: Path) -> None:
     """Under random kills, cancels and time-outs no call runs twice, hangs or is lost, and no result is another's."""
     chance = random.Random(1)
     path = tmp_path / "traces"
+    path.touch()  # on a busy machine every call may be given up before it begins
 
     async def main() -> None:
         async with WorkerPool(2, prefetch=7, max_tasks_per_worker=50) as pool:
@@ -1086,7 +1087,7 @@ def test_everything_at_once(run: Run, tmp_path: Path) -> None:
             for number, result in enumerate(results):
                 assert result == number or isinstance(result, WorkerCrashed | TaskTimeout | asyncio.CancelledError)
             traces = Counter(path.read_text().split())
-            assert max(traces.values()) == 1
+            assert set(traces.values()) <= {1}
             assert {str(each) for each in results if isinstance(each, int)} <= set(traces)
             await recovered(pool)
 
