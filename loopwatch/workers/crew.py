@@ -140,7 +140,7 @@ class Crew:
             launched.close()
             self._note_gone()
             return
-        link = Link(launched, self._loop, self._on_frame, self._on_death, self._launcher.exit_code)
+        link = Link(launched, self._loop, self._on_frame, self._on_death, self._launcher)
         self.links.append(link)
         self._counts["started"] += 1
         self._employer.on_event("started", link.pid)

@@ -137,6 +137,10 @@ class Spawner:
             del self._children[pid]
         return code
 
+    def can_tell(self) -> bool:
+        """Whether it is still to be known how workers ended."""
+        return True
+
     def close(self) -> None:
         """End the workers that are left."""
         with self._lock:
@@ -162,6 +166,7 @@ class _Server:
     """The fork server's process, the socket for requests, and the one on which it tells how workers ended."""
 
     def __init__(self, preload: list[str]) -> None:
+        self.is_gone = False
         with ExitStack() as stack:
             self.control, theirs = (stack.enter_context(end) for end in socket.socketpair())
             self.statuses, telling = (stack.enter_context(end) for end in socket.socketpair())
@@ -264,9 +269,14 @@ class ForkServer:
                 while told := server.statuses.recv(STATUS.size * 64):
                     for ended, status in STATUS.iter_unpack(told):
                         self._codes[ended] = os.waitstatus_to_exitcode(status)
+                server.is_gone = True
             except OSError:  # nothing more, or another thread has just closed it
                 pass
         return self._codes.pop(pid, None)
+
+    def can_tell(self) -> bool:
+        """Whether it is still to be known how workers ended: not if the server has ended, too."""
+        return self._server is not None and not self._server.is_gone
 
     def close(self) -> None:
         """End the server for good; its workers end with it."""

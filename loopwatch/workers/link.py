@@ -21,14 +21,15 @@ from enum import StrEnum
 from loopwatch.errors import OffloadError
 from loopwatch.workers import handles, wire
 from loopwatch.workers.calls import Call
-from loopwatch.workers.launch import Launched
+from loopwatch.workers.launch import Launched, Launcher
 from loopwatch.workers.wire import Frame, Kind
 from loopwatch.workers.worker import SKIPS, STARTED
 
 TURN = 0.001
 """s of one turn of the loop that answers of one worker are handled for."""
-FEW_CODES = 25
-"""Times that the exit code of a dead worker is asked for, 2 ms apart: the fork server tells it a little later."""
+FIRST_LOOK, LAST_LOOK = 0.002, 0.5
+"""s between two looks for the exit code of a dead worker, doubled each time: the fork server tells it a little later.
+"""
 
 
 class State(StrEnum):
@@ -50,7 +51,7 @@ class Link:
         loop: the loop that the pool belongs to.
         on_frame: called with (link, frame) for each frame that arrives.
         on_death: called with (link, exit code or None) once the worker has ended and all it had sent was handled.
-        exit_code: returns the exit code of a pid, None while unknown.
+        launcher: what has started it, and knows how it ended.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Link:
         loop: asyncio.AbstractEventLoop,
         on_frame: Callable[[Link, Frame], None],
         on_death: Callable[[Link, int | None], None],
-        exit_code: Callable[[int], int | None],
+        launcher: Launcher,
     ) -> None:
         self.pid = launched.pid
         self.state = State.STARTING
@@ -80,7 +81,7 @@ class Link:
         """Descriptors that came with frames, in the order of the frames."""
         self._launched, self._channel, self._shared = launched, launched.channel, launched.shared
         self._loop = loop
-        self._on_frame, self._on_death, self._exit_code = on_frame, on_death, exit_code
+        self._on_frame, self._on_death, self._launcher = on_frame, on_death, launcher
         self._numbers = itertools.count(1)
         self._out: deque[tuple[memoryview, handles.Duplicates | None]] = deque()
         self._writing = False
@@ -266,13 +267,13 @@ class Link:
         if self._launched.pidfd is not None:
             self._loop.remove_reader(self._launched.pidfd)
         self._loop.remove_writer(self._channel.fileno())
-        self._bury(FEW_CODES)
+        self._bury(FIRST_LOOK)
 
-    def _bury(self, tries: int) -> None:
+    def _bury(self, look_again: float) -> None:
         """Wait for the exit code, handle what the worker had still sent, and report its death."""
-        code = self._exit_code(self.pid)
-        if code is None and tries:
-            self._loop.call_later(0.002, self._bury, tries - 1)
+        code = self._launcher.exit_code(self.pid)
+        if code is None and look_again < LAST_LOOK and self._launcher.can_tell():
+            self._loop.call_later(look_again, self._bury, 2 * look_again)
             return
         if self.timer is not None:
             self.timer.cancel()

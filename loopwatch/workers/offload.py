@@ -150,11 +150,11 @@ class _Moved:
         return await place.submit(function, args, kwargs, self.options)
 
     async def _inline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        began, cpu = time.perf_counter(), time.thread_time()
+        began = _clocks()
         try:
             result = self.function(*args, **kwargs)
         finally:
-            self._measured(time.perf_counter() - began, time.thread_time() - cpu)
+            self._measured(*_used(began))
         return await result if inspect.isawaitable(result) else result
 
     async def _elsewhere(self, place: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -215,11 +215,28 @@ _IN_WORDS = {"inline": "inline, on the loop", "thread": "in a thread", "process"
 
 def _timed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float, float]:
     """Run a call and return (result, s, processor s of its thread)."""
-    began, cpu = time.perf_counter(), time.thread_time()
+    began = _clocks()
     result = function(*args, **kwargs)
     if inspect.iscoroutine(result):
         result = asyncio.run(result)
-    return result, time.perf_counter() - began, time.thread_time() - cpu
+    return result, *_used(began)
+
+
+def _clocks() -> tuple[float, float, int]:
+    """Return s, processor s of this thread, and how often it has waited (-1 where the system does not say)."""
+    waits = -1
+    if sys.platform == "linux":
+        import resource
+
+        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    return time.perf_counter(), time.thread_time(), waits
+
+
+def _used(began: tuple[float, float, int]) -> tuple[float, float]:
+    """Return s and processor s since then: all of it if the thread never waited, though it may not have got one."""
+    now, cpu, waits = _clocks()
+    run = now - began[0]
+    return run, run if waits == began[2] >= 0 else cpu - began[1]
 
 
 def _of_main(function: Callable[..., Any]) -> bool:
