@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def test_every_module_has_a_layer() -> None:
     """A new module must be given its place."""
     unplaced = [name for name in modules() if name != "loopwatch" and layer_of(name) is None]
     assert unplaced == []
+
+
+def test_every_package_is_shipped() -> None:
+    """Each folder with an ``__init__`` is in the list of packages that an installation gets."""
+    listed = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert set(listed) == found | {"loopwatch.integrations"}
 
 
 def test_imports_point_down() -> None:
