@@ -137,17 +137,20 @@ class _Moved:
             return await self._inline(args, kwargs)
         if self.to == "auto":
             return await self._elsewhere(place, args, kwargs)
-        return await self._send(place, args, kwargs)
+        return await self._send(place, self._sent(place), args, kwargs)
 
-    async def _send(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _sent(self, place: Any) -> Any:
+        """Return what is sent there for the function: itself, or to another process its name, if it is known there."""
+        by_name = place != "thread" and (launch.main_is_importable() or not _of_main(self.function))
+        return self.reference if by_name else self.function
+
+    async def _send(self, place: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if place == "thread":
-            return await defaults.threads().submit(self.function, args, kwargs, self.options)
-        function = self.reference if launch.main_is_importable() or not _of_main(self.function) else self.function
-        if place == "process":
-            if self.pool is not None:
-                return await self.pool.submit(function, args, kwargs, self.options)
+            return await defaults.threads().submit(function, args, kwargs, self.options)
+        if place == "process" and self.pool is None:
             return await defaults.in_process(function, args, kwargs, self.options)
-        return await place.submit(function, args, kwargs, self.options)
+        backend: Any = self.pool if place == "process" else place
+        return await backend.submit(function, args, kwargs, self.options)
 
     async def _inline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         began = _clocks()
@@ -161,16 +164,8 @@ class _Moved:
         """Run where the policy says, with the function measured there."""
         began = time.perf_counter()
         try:
-            if place == "thread":
-                result, run, cpu = await defaults.threads().submit(
-                    _timed, (self.function, args, dict(kwargs)), {}, self.options
-                )
-            else:
-                timed = (self.reference, args, dict(kwargs))
-                if self.pool is not None:
-                    result, run, cpu = await self.pool.submit(_timed, timed, {}, self.options)
-                else:
-                    result, run, cpu = await defaults.in_process(_timed, timed, {}, self.options)
+            timed = (self._sent(place), args, dict(kwargs))
+            result, run, cpu = await self._send(place, _timed, timed, {})
         except NotPicklable as exc:
             self.unpicklable = str(exc)
             self._decide()

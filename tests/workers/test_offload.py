@@ -226,16 +226,18 @@ def test_what_cannot_be_decorated(bad: Any) -> None:
         loopwatch.offload(bad)
 
 
+SCRIPT = """\
+import asyncio, loopwatch
+@loopwatch.offload
+def double(value): return 2 * value
+async def main(): return await double(2)
+"""
+
+
 def test_unguarded_script(tmp_path: Path) -> None:
     """A script without the usual guard ends with an error that says what to do, and starts no storm of processes."""
     script = tmp_path / "script.py"
-    script.write_text(
-        "import asyncio, loopwatch\n"
-        "@loopwatch.offload\n"
-        "def double(value): return 2 * value\n"
-        "async def main(): return await double(2)\n"
-        "print(asyncio.run(main()))\n"
-    )
+    script.write_text(SCRIPT + "print(asyncio.run(main()))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 1
     assert "if __name__ == '__main__':" in done.stderr
@@ -244,14 +246,7 @@ def test_unguarded_script(tmp_path: Path) -> None:
 def test_guarded_script(tmp_path: Path) -> None:
     """The same script with the guard works."""
     script = tmp_path / "script.py"
-    script.write_text(
-        "import asyncio, loopwatch\n"
-        "@loopwatch.offload\n"
-        "def double(value): return 2 * value\n"
-        "async def main(): return await double(2)\n"
-        "if __name__ == '__main__':\n"
-        "    print(asyncio.run(main()))\n"
-    )
+    script.write_text(SCRIPT + "if __name__ == '__main__':\n    print(asyncio.run(main()))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
