@@ -1,10 +1,12 @@
 """Pickling for the trip: what a call and its result look like inside a frame. See PEP 574 for buffers out of band.
 
-A large list or dict would hold the loop while it is pickled or unpickled (100,000 small dicts: 150 ms). It is
+A large list, dict or tuple would hold the loop while it is pickled or unpickled (100,000 small dicts: 150 ms). It is
 therefore encoded in slices by one pickler and decoded in slices by one unpickler, whose memos span all of them, so that
 an object that occurs in two slices is one object again. The garbage collector is held off within each slice: each
-would make it run many times over ever more objects. Tuples are pickled in one go: one that is not complete yet cannot
-be referred to.
+would make it run many times over ever more objects.
+
+A tuple is made when all of its items are there, so nothing that arrives before can refer to it. Whether anything does is
+seen in the pickle, where such a reference would carry an index that nothing else has: then it is pickled in one go.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ LARGE = 2000
 """Items from which on a container is sliced."""
 ITEMS = 200
 """Items of one slice: far below a millisecond for small items; larger items are bound to be fewer."""
+NOWHERE = 0xFD9C3BA7
+"""Index in the pickler's memo of a tuple that is sliced: as high as no other will ever be."""
+TO_NOWHERE = pickle.LONG_BINGET + NOWHERE.to_bytes(4, "little")
+"""What a reference to such a tuple looks like in the pickle (``memo_get`` in CPython's Modules/_pickle.c)."""
 Steps = Generator[None, None, "Payload"]
 
 
@@ -162,7 +168,7 @@ def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
 
 def is_large(value: Any) -> bool:
     """Whether ``value`` is a container that is worth slicing."""
-    return type(value) in (list, dict) and len(value) >= LARGE
+    return type(value) in (list, dict, tuple) and len(value) >= LARGE
 
 
 def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: bool = False) -> Steps:
@@ -170,7 +176,7 @@ def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: b
 
     Args:
         around: the message, in which ``Sliced(index)`` stands for a container.
-        containers: lists and dicts, in order. They are copied (not deeply) before the first pause.
+        containers: lists, dicts and tuples, in order. They are copied (not deeply) before the first pause.
         whole: the message itself, pickled in one go if pickle alone cannot do it.
         by_value: as in :func:`encode`.
 
@@ -180,7 +186,14 @@ def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: b
     Raises:
         NotPicklable: something in them cannot be pickled.
     """
-    copies: list[Any] = [list(each.items()) if type(each) is dict else list(each) for each in containers]
+    return _encode_sliced(around, containers, list(map(_snapshot, containers)), whole, by_value)
+
+
+def _snapshot(container: Any) -> Any:
+    return list(container.items()) if type(container) is dict else container[:]
+
+
+def _encode_sliced(around: Any, containers: list[Any], copies: list[Any], whole: Any, by_value: bool) -> Steps:
     buffers: list[memoryview] = []
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, PROTOCOL, buffer_callback=_aside(buffers))
@@ -188,19 +201,25 @@ def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: b
     pickler.dump(len(containers))
     for each in containers:
         pickler.dump({} if type(each) is dict else [])
-    pickler.memo = {id(each): (index, each) for index, each in enumerate(containers)}
+    tuples = [index for index, each in enumerate(containers) if type(each) is tuple]
+    pickler.memo = {id(each): (NOWHERE if i in tuples else i, each) for i, each in enumerate(containers)}
     passage, descriptors = handles.Passage(), handles.Duplicates()
 
-    def dump(value: Any) -> None:
+    def dump(value: Any) -> bool:
+        """Return whether all that was dumped can be found on the other side."""
+        start = stream.tell()
         with handles.passing(passage), uncollected():
             pickler.dump(value)
         descriptors.follow(passage.sent)  # before a pause in which their owner may close them
+        return not tuples or TO_NOWHERE not in bytes(stream.getbuffer()[start:])
 
     try:
-        dump((around, list(map(len, copies))))
+        found = dump((around, list(map(len, copies)), tuples))
         for copy in copies:
             for start in range(0, len(copy), ITEMS):
-                dump(copy[start : start + ITEMS])
+                found = found and dump(copy[start : start + ITEMS])
+                if not found:
+                    return (yield from _encode_but_tuples(around, containers, copies, whole, by_value))
                 yield
     except (NotPicklable, OSError):
         raise
@@ -209,6 +228,17 @@ def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: b
     if by_value and _of_main(stream.getbuffer()):
         return encode(whole, by_value=True)
     return Payload(stream.getbuffer(), buffers, SLICED, descriptors)
+
+
+def _encode_but_tuples(around: Any, containers: list[Any], copies: list[Any], whole: Any, by_value: bool) -> Steps:
+    """Slice all but the tuples: something refers to one of them."""
+    kept = [index for index, each in enumerate(containers) if type(each) is not tuple]
+    places = [Sliced(kept.index(index)) if index in kept else each for index, each in enumerate(containers)]
+    around = _put_in(around, places)
+    if not kept:
+        return encode(around, by_value=by_value)
+    left, copies = [containers[index] for index in kept], [copies[index] for index in kept]
+    return (yield from _encode_sliced(around, left, copies, whole, by_value))
 
 
 def decode(data: Any, buffers: list[Any], received: list[int] | None = None) -> Any:
@@ -229,7 +259,7 @@ def decode_sliced(data: Any, buffers: list[Any], received: list[int] | None = No
         unpickler = pickle.Unpickler(io.BytesIO(data), buffers=buffers)
         with handles.passing(passage):
             targets = [unpickler.load() for _ in range(unpickler.load())]
-            around, lengths = unpickler.load()
+            around, lengths, tuples = unpickler.load()
         for target, length in zip(targets, lengths, strict=True):
             done = 0
             while done < length:
@@ -238,6 +268,8 @@ def decode_sliced(data: Any, buffers: list[Any], received: list[int] | None = No
                     done += len(items)
                     (target.update if type(target) is dict else target.extend)(items)
                 yield
+        for index in tuples:
+            targets[index] = tuple(targets[index])
         return _put_in(around, targets)
     finally:
         passage.close()

@@ -53,7 +53,10 @@ values = st.recursive(
 def test_any_value(args: list[Any], kwargs: dict[str, Any], big: Any) -> None:
     """Any values arrive equal, alone and beside large containers that hold them too."""
     assert call(*args, **kwargs) == (tuple(args), kwargs)
-    assert call(*args, [big] * payload.LARGE, **kwargs) == ((*args, [big] * payload.LARGE), kwargs)
+    many = (big,) * payload.LARGE
+    assert call(*args, list(many), many, **kwargs) == ((*args, list(many), many), kwargs)
+    assert call(*args, many, [many, args], **kwargs) == ((*args, many, [many, args]), kwargs)
+    assert result(many) == many
     assert result(dict.fromkeys(range(payload.LARGE), big)) == dict.fromkeys(range(payload.LARGE), big)
 
 
@@ -72,17 +75,72 @@ def test_identity_and_cycles(size: int) -> None:
     assert back[5]["items"] is back and back[0] is back[5][3]
 
 
+def steps_of(value: Any) -> tuple[int, int]:
+    """Return in how many steps a result is encoded, and decoded."""
+    steps, encoding = payload.encode_sliced(payload.Sliced(0), [value], value), 0
+    while True:
+        try:
+            next(steps)
+            encoding += 1
+        except StopIteration as end:
+            packed = end.value
+            break
+    if not packed.flags & wire.SLICED:
+        return encoding, 0
+    return encoding, sum(1 for _ in payload.decode_sliced(packed.pickle, packed.buffers))
+
+
 def test_large_tuples() -> None:
-    """A tuple stays one wherever it is referred to, even in a cycle through itself."""
-    numbers = tuple(range(5000))
-    (a, b, c), _ = call(numbers, [numbers], [numbers] * 3000)
-    assert type(a) is tuple and a == numbers and b[0] is a and c[2999] is a
-    knot: Any = ([],) * 3000
-    knot[0].append(knot)
-    back = result(knot)
-    assert type(back) is tuple and back[0][0] is back
+    """A tuple is encoded and decoded in slices, and arrives as one object, with the identity of what is in it."""
+    item: dict[str, Any] = {}
+    items = (item,) * 10_000
+    assert steps_of(items) == (10_000 // payload.ITEMS,) * 2
+    (a, b, c, d), kwargs = call(items, item, [item] * 3000, items, again=items)
+    assert type(a) is tuple and a == items and a[0] is a[9999] is b is c[2999] and a is d is kwargs["again"]
+    back = result(items)
+    assert type(back) is tuple and back == items and back[0] is back[9999]
     nested = ((1, (2, (3, [4]))),)
-    assert call(nested, list(range(3000)))[0][0] == nested
+    assert call(nested, list(range(3000)), tuple(range(3000))) == ((nested, list(range(3000)), tuple(range(3000))), {})
+    packed = payload.encode_call(print, (items, [1] * 3000), {}, None, by_value=False)
+    assert payload.finished(packed).flags & wire.SLICED
+
+
+@pytest.mark.parametrize("where", [0, payload.ITEMS, 9999])
+def test_tuples_that_are_referred_to(where: int) -> None:
+    """A tuple that contains itself, or is in another container, stays one object: it is not sliced, others are."""
+    held: list[Any] = []
+    knot: Any = (*[0] * where, held, *[0] * (9999 - where))
+    held.append(knot)
+    assert steps_of(knot)[1] == 0
+    back = result(knot)
+    assert type(back) is tuple and len(back) == 10_000 and back[where][0] is back
+    (a, b, c), _ = call(knot, held, [knot] * 3000)
+    assert a[where] is b and b[0] is a is c[0] is c[2999] and len(a) == 10_000
+    numbers = tuple(range(5000))
+    (d, e, f), kwargs = call(numbers, [numbers], [numbers] * 3000, key={"x": numbers})
+    assert type(d) is tuple and d == numbers and d is e[0] is f[2999] is kwargs["key"]["x"]
+    other: Any = (*range(3000), numbers)
+    (g, h), _ = call(other, numbers)
+    assert g[3000] is h and (g, h) == (other, numbers)
+    packed = payload.finished(payload.encode_call(print, (numbers, [numbers] * 3000), {}, None, by_value=False))
+    assert packed.flags & wire.SLICED
+
+
+def test_what_looks_like_a_reference() -> None:
+    """Bytes that only look like a reference to a tuple do no harm."""
+    value = (payload.TO_NOWHERE,) * 3000
+    assert result(value) == value and call(value, [1] * 3000)[0] == (value, [1] * 3000)
+
+
+def test_tuple_beside_a_list_that_changes() -> None:
+    """A list is copied at once also where a tuple that is found in it late has to be sent otherwise."""
+    numbers = tuple(range(3000))
+    items: list[Any] = [*range(3000), numbers]
+    steps = payload.encode_call(print, (items, numbers), {}, None, by_value=False)
+    next(steps)
+    items[0] = "changed"
+    _, (a, b), _, _ = there(payload.finished(steps))
+    assert a[0] == 0 and a[3000] is b and b == numbers
 
 
 def test_ordered_and_subclassed() -> None:
