@@ -62,6 +62,7 @@ class Reference:
 
     def __init__(self, module: str, qualname: str) -> None:
         self.module, self.__qualname__ = module, qualname
+        self.__module__ = module
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _resolve, (self.module, self.__qualname__)
@@ -74,6 +75,28 @@ class Reference:
 
     def __hash__(self) -> int:
         return hash((self.module, self.__qualname__))
+
+
+class _Timed:
+    """Calls a function and returns (result, s, processor s of its thread); the arguments are seen by a pool as ever."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Any, float, float]:
+        began = _clocks()
+        result = self.function(*args, **kwargs)
+        if inspect.iscoroutine(result):
+            result = asyncio.run(result)
+        return result, *_used(began)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Timed) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
 
 
 def _resolve(module: str, qualname: str) -> Any:
@@ -99,6 +122,7 @@ class _Moved:
             self.reference = Reference(function.__module__, function.__qualname__)
         self.lock = threading.Lock()
         self.calls = self.failed = 0
+        self.away = 0
         self.by_place = {"inline": 0, "thread": 0, "process": 0}
         self.runs: deque[tuple[float, float]] = deque(maxlen=KEPT)
         self.trips: deque[float] = deque(maxlen=TRIPS)
@@ -162,15 +186,17 @@ class _Moved:
 
     async def _elsewhere(self, place: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run where the policy says, with the function measured there."""
-        began = time.perf_counter()
+        began, alone = time.perf_counter(), self.away == 0
+        self.away += 1
         try:
-            timed = (self._sent(place), args, dict(kwargs))
-            result, run, cpu = await self._send(place, _timed, timed, {})
+            result, run, cpu = await self._send(place, _Timed(self._sent(place)), args, kwargs)
         except NotPicklable as exc:
             self.unpicklable = str(exc)
             self._decide()
             return await self._run("thread", args, kwargs)
-        if place == "process":
+        finally:
+            self.away -= 1
+        if place == "process" and alone:  # else it may have waited for those before it: that is no part of the way
             self.trips.append(time.perf_counter() - began - run)
         self._measured(run, cpu)
         return result
@@ -206,15 +232,6 @@ class _Moved:
 
 
 _IN_WORDS = {"inline": "inline, on the loop", "thread": "in a thread", "process": "in a worker process"}
-
-
-def _timed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float, float]:
-    """Run a call and return (result, s, processor s of its thread)."""
-    began = _clocks()
-    result = function(*args, **kwargs)
-    if inspect.iscoroutine(result):
-        result = asyncio.run(result)
-    return result, *_used(began)
 
 
 def _clocks() -> tuple[float, float, int]:
@@ -324,6 +341,7 @@ def _decorated(function: Any, to: Any, options: CallOptions, pool: WorkerPool | 
 
     attributes = cast("Any", offloaded)
     attributes.inline = function
+    setattr(attributes, worker.OFFLOADED, offloaded)
     attributes.stats = moved.stats
     attributes.explain = moved.explain
     # What asks whether it may be awaited is told so: asyncio's mark, and since 3.12 that of inspect.

@@ -85,13 +85,35 @@ def here() -> str:
     return threading.current_thread().name
 
 
-@loopwatch.offload(to="auto")
-def computes(seconds: float, _ballast: Any = None) -> int:
-    """Use a processor for a while."""
+def _burn(seconds: float) -> int:
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends:
         pass
     return os.getpid()
+
+
+@loopwatch.offload(to="auto")
+def computes(seconds: float, _ballast: Any = None) -> int:
+    """Use a processor for a while."""
+    return _burn(seconds)
+
+
+@loopwatch.offload(to="auto")
+def burns(seconds: float) -> int:
+    """Use a processor for a while."""
+    return _burn(seconds)
+
+
+@loopwatch.offload(to="auto", max_concurrency=1)
+def burns_one(seconds: float, _data: bytes) -> int:
+    """Use a processor for a while."""
+    return _burn(seconds)
+
+
+@loopwatch.offload(to="auto", max_concurrency=1)
+def burns_other(seconds: float, _data: bytes) -> int:
+    """Use a processor for a while."""
+    return _burn(seconds)
 
 
 @loopwatch.offload(to="auto")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import loopwatch
-from loopwatch.workers import defaults
+from loopwatch.workers import defaults, payload
 from loopwatch.workers.policy import Measured, decide
 from tests.workers import offloaded
 
@@ -104,6 +104,33 @@ async def test_auto_moves_what_computes_and_what_waits() -> None:
     assert await offloaded.naps(0.05) == threading.current_thread().name
     assert (await offloaded.naps(0.05)).startswith("loopwatch-threads")
     assert "waits for" in offloaded.naps.explain()
+
+
+async def test_auto_does_not_take_the_queue_for_the_way() -> None:
+    """A burst that waits for its workers, far longer than it runs, leaves the function with the processes."""
+    burst = await asyncio.gather(*(offloaded.burns(0.02) for _ in range(40)))
+    assert burst.count(os.getpid()) == 1
+    assert offloaded.burns.stats()["process"] == 39
+    assert await offloaded.burns(0.02) != os.getpid()
+    assert offloaded.burns.stats()["to"] == "process"
+
+
+async def test_auto_sends_as_any_call_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large bytes travel beside the pickle, and the limit of calls at a time is that of the function."""
+    sent: list[tuple[Any, payload.Payload]] = []
+    encode = payload.encode_call
+
+    def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.append((function, encode(function, *args, **kwargs)))
+        return sent[-1][1]
+
+    monkeypatch.setattr(payload, "encode_call", noted)
+    for function in (offloaded.burns_one, offloaded.burns_other):
+        for _ in range(3):
+            await function(0.02, bytes(1_000_000))
+    assert [[len(each) for each in packed.buffers] for _, packed in sent] == [[1_000_000]] * 4
+    assert len({function for function, _ in sent}) == 2
+    assert {function.__qualname__ for function, _ in sent} == {"burns_one", "burns_other"}
 
 
 async def test_auto_falls_back_where_arguments_do_not_pickle() -> None:
