@@ -241,6 +241,8 @@ class Dispatcher:
         link.look()
         if call.number not in link.calls or link.started > call.number or call.future.done():
             return  # it ended in time
+        if link.finished == call.number:
+            return  # it did, and its result is on its way
         self._figures.counts["timed_out"] += 1
         words = f"{call.name} ran longer than {call.options.timeout:g} s"
         self.answers.fail(call, TaskTimeout(f"{words}; worker {link.pid} was killed"))

@@ -23,7 +23,7 @@ from loopwatch.workers import handles, wire
 from loopwatch.workers.calls import Call
 from loopwatch.workers.launch import Launched, Launcher
 from loopwatch.workers.wire import Frame, Kind
-from loopwatch.workers.worker import SKIPS, STARTED
+from loopwatch.workers.worker import FINISHED_AT, SKIPS, STARTED
 
 TURN = 0.001
 """s of one turn of the loop that answers of one worker are handled for."""
@@ -227,6 +227,11 @@ class Link:
     def is_in(self, call: Call) -> bool:
         """Whether the worker is in ``call``, and not in a later one."""
         return call.number in self.calls and self.started == call.number
+
+    @property
+    def finished(self) -> int:
+        """The number of the call whose result was ready last, though it may still be on its way; 0 if none."""
+        return int(STARTED.unpack_from(self._shared, FINISHED_AT)[0])
 
     @property
     def first(self) -> Call | None:

@@ -5,8 +5,8 @@ therefore encoded in slices by one pickler and decoded in slices by one unpickle
 an object that occurs in two slices is one object again. The garbage collector is held off within each slice: each
 would make it run many times over ever more objects.
 
-A tuple is made when all of its items are there, so nothing that arrives before can refer to it. Whether anything does is
-seen in the pickle, where such a reference would carry an index that nothing else has: then it is pickled in one go.
+A tuple is made when all of its items are there, so nothing that arrives before can refer to it. Whether anything does
+is seen in the pickle, where such a reference would carry an index that nothing else has: then it is pickled in one go.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -35,12 +36,15 @@ STARTED = struct.Struct("<Q")
 """Id of the call that was begun last, at the start of the memory that parent and worker share."""
 SKIPS = 7
 """Ids of cancelled calls that the worker must not begin, behind it."""
-SHARED_SIZE = STARTED.size * (1 + SKIPS)
+FINISHED_AT = STARTED.size * (1 + SKIPS)
+"""Where the id of the call stands whose result was ready last, though it may still be on its way."""
+SHARED_SIZE = FINISHED_AT + STARTED.size
 STATUS = struct.Struct("<ii")
 """What the fork server tells of a worker that has ended: pid, wait status."""
 BROKEN = 70
 """Exit code of a worker that cannot go on: its socket is gone (``EX_SOFTWARE`` in sysexits.h)."""
-
+OFFLOADED = "__loopwatch_offloaded__"
+"""Attribute of a function that ``@offload`` has made: that function itself."""
 
 INSIDE = False
 """Whether this process is a worker: what is offloaded runs inline here."""
@@ -327,6 +331,7 @@ class Worker:
             what = f"the result ({type(result).__module__}.{type(result).__qualname__}) cannot be sent back: {exc}"
             self._fail(head.id, what, exc)
             return
+        STARTED.pack_into(self._shared, FINISHED_AT, head.id)
         self._send(
             wire.frame(
                 kind,
@@ -344,7 +349,7 @@ class Worker:
             self._flush(wait=True)
 
     def _call(self, function: Callable[..., Any], args: Any, kwargs: Any, extras: Any) -> Any:
-        function = getattr(function, "inline", function)  # what is decorated runs here
+        function = undecorated(function)
         if extras is None:
             return self._finish(function(*args, **kwargs))
         context = contextvars.copy_context()
@@ -411,6 +416,18 @@ class Worker:
                     views[0] = views[0][sent:]
         except OSError:  # the parent is gone, or the call has closed every descriptor
             os._exit(BROKEN)
+
+
+def undecorated(function: Any) -> Any:
+    """Return what ``@offload`` has decorated, to be run here; anything else as it is."""
+    mark = getattr(function, OFFLOADED, None)
+    if mark is None:
+        return function
+    if mark is function:
+        return function.inline
+    if getattr(function, "__func__", None) is mark:
+        return types.MethodType(mark.inline, function.__self__)
+    return function  # a wrapper that has copied the attributes of what it wraps, as functools.wraps does
 
 
 def _prepare_main(data: dict[str, Any]) -> None:

@@ -22,10 +22,11 @@ import pytest
 import loopwatch
 from loopwatch.errors import ConfigError, NotPicklable, PoolClosed, QueueFull
 from loopwatch.events import PoolEvent
-from loopwatch.workers import calls, crew, options
+from loopwatch.workers import calls, crew, options, worker
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.shared import SharedBuffer
 from tests.conftest import Run, runner
+from tests.workers import offloaded
 from tests.workers.helpers import METHODS, ROOT, Gate, figures_add_up, hold, program, script
 
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("user")
@@ -116,6 +117,63 @@ def test_what_travels() -> None:
             assert stats.failed == 0 and stats.completed == stats.submitted
 
     runner("asyncio")(main())
+
+
+def test_what_is_decorated_runs_there() -> None:
+    """What @offload has decorated runs as it is in a worker; what merely has an ``inline`` of its own is called."""
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            assert await pool.run(offloaded.pid) not in (os.getpid(), None)
+            assert (await pool.run(offloaded.Shapes(3).area))[0] == 9
+            assert await pool.run(has_inline, 1) == "called with 1"
+            assert await pool.run(doubles, 1) == (1, 2)
+        assert worker.undecorated(len) is len
+
+    runner("asyncio")(main())
+
+
+def has_inline(value: int) -> str:
+    """Have an attribute that means something else."""
+    return f"called with {value}"
+
+
+has_inline.inline = True  # type: ignore[attr-defined]
+
+
+def counted(function: Any) -> Any:
+    """Wrap what is decorated, with all of its attributes."""
+
+    @functools.wraps(function)
+    async def wrapper(*args: Any) -> tuple[int, Any]:
+        return 1, await function(*args)
+
+    return wrapper
+
+
+@counted
+@loopwatch.offload
+def doubles(value: int) -> int:
+    """Compute."""
+    return 2 * value
+
+
+def test_result_that_is_on_its_way(run: Run) -> None:
+    """``timeout`` does not count the time that a result needs to arrive."""
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            call = asyncio.ensure_future(pool.options(timeout=0.05).run(bytes, 50_000_000))
+            while not (links := pool._dispatcher.crew.links) or not links[0].calls:  # type: ignore[union-attr]
+                await asyncio.sleep(0)
+            while links[0].finished != 1:  # the loop is held meanwhile
+                time.sleep(0.001)
+            time.sleep(0.1)
+            assert len(await call) == 50_000_000
+            stats = pool.stats()
+            assert (stats.timed_out, stats.crashed, stats.started) == (0, 0, 1)
+
+    run(main())
 
 
 def calls_back(value: Any) -> Any:
