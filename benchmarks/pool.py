@@ -1,11 +1,15 @@
-"""Prints how fast WorkerPool is and what it costs the loop, beside ProcessPoolExecutor in the same process.
+"""Prints how fast WorkerPool is and what it costs, beside ProcessPoolExecutor and other pools in the same process.
 
-Blocks of calls alternate between the two, so that the machine's noise meets both; ratios are medians of ratios within
-a round. Lag is that of a 1 ms ticker on the same loop: the median over the rounds of each block's maximum.
+Blocks of calls alternate between the contestants, so that the machine's noise meets all of them; ratios are medians of
+ratios to ProcessPoolExecutor within a round, and its second self (A/A) shows the noise that is left. Lag is that of a
+1 ms ticker on the same loop: the median over the rounds of each block's maximum. Others need their packages, see
+``pool_peers.py``; what fails or hangs is said in its row.
 
-    python benchmarks/pool.py                  # all rows
-    python benchmarks/pool.py --rounds 5 --only no-op,dicts
-    python benchmarks/pool.py endurance        # 100,000 calls, a worker killed every second
+    python benchmarks/pool.py                            # everything but the peers and Node
+    python benchmarks/pool.py compare --peers all        # some parts: compare references resources endurance
+    python benchmarks/pool.py compare --rounds 5 --only no-op,dicts --peers loky,pebble
+    python benchmarks/pool.py references --piscina DIR   # DIR: where `npm install piscina` was run
+    python benchmarks/pool.py endurance                  # 100,000 calls, a worker killed every second
 """
 
 from __future__ import annotations
@@ -13,65 +17,71 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
+import random
+import shutil
 import signal
+import socket
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import pool_calls
+import pool_peers
+import psutil
 
 import loopwatch
 
 WORKERS = 2
 MEGABYTE = 1_000_000
+PATIENCE = 60.0
+"""s that one block of a contestant may take."""
+ENOUGH = 2.0
+"""s after which a block of single calls has seen enough of them."""
+IDLE = 3.0
+"""s for which an idle pool is watched."""
+
+Run = Callable[..., Awaitable[Any]]
 
 
-def nothing() -> None:
-    """Do nothing: the trip is what is measured."""
+class Hung(Exception):  # noqa: N818 - what a contestant did
+    """A contestant did not come back in time, or kept the loop."""
 
 
-def same(value: Any) -> Any:
-    return value
+@contextmanager
+def alarm(seconds: float) -> Iterator[None]:
+    """Interrupt what keeps the main thread longer than ``seconds``, as a pool may whose ``submit`` blocks."""
+
+    def ring(*_: object) -> None:
+        raise Hung(f"it kept the loop for {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
-def array(size: int) -> Any:
-    import numpy
-
-    return numpy.ones(size // 8)
-
-
-def dicts(count: int) -> list[dict[str, Any]]:
-    return [{"number": number, "text": str(number)} for number in range(count)]
-
-
-def square(value: int) -> int:
-    time.sleep(0.0005)
-    return value * value
-
-
-@dataclass
-class Found:
-    """Seconds of each block, and the longest lag in it, by contestant."""
-
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    lags: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, name: str, seconds: float, lag: float) -> None:
-        self.seconds.setdefault(name, []).append(seconds)
-        self.lags.setdefault(name, []).append(lag)
-
-    def ratio(self, name: str, to: str) -> float:
-        pairs = zip(self.seconds[name], self.seconds[to], strict=True)
-        return statistics.median(one / other for one, other in pairs)
-
-    def lag(self, name: str) -> float:
-        return statistics.median(self.lags[name])
+async def within(seconds: float, what: Awaitable[Any]) -> Any:
+    """Await ``what`` for so long and no longer, even if it does not let itself be cancelled."""
+    task = asyncio.ensure_future(what)
+    with alarm(seconds + 5):
+        done, _ = await asyncio.wait([task], timeout=seconds)
+    if done:
+        return task.result()
+    task.cancel()
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    raise Hung(f"hung: not over after {seconds:g} s")
 
 
 @asynccontextmanager
@@ -96,13 +106,14 @@ async def lag() -> AsyncIterator[list[float]]:
             await ticker
 
 
-Run = Callable[..., Awaitable[Any]]
+# ------------------------------------------------------------------------------------------------------ comparison
 
 
 async def one_by_one(run: Run, count: int, function: Any, *args: Any) -> float:
     """Return the median seconds of one call."""
-    each = []
-    for _ in range(count):
+    each: list[float] = []
+    ends = time.perf_counter() + ENOUGH
+    while len(each) < count and time.perf_counter() < ends:
         began = time.perf_counter()
         await run(function, *args)
         each.append(time.perf_counter() - began)
@@ -112,107 +123,533 @@ async def one_by_one(run: Run, count: int, function: Any, *args: Any) -> float:
 async def at_once(run: Run, count: int) -> float:
     """Return the seconds of one of ``count`` calls that are under way together."""
     began = time.perf_counter()
-    await asyncio.gather(*(run(nothing) for _ in range(count)))
+    await asyncio.gather(*(run(pool_calls.nothing) for _ in range(count)))
     return (time.perf_counter() - began) / count
 
 
-def rows() -> dict[str, tuple[str, Callable[[Run], Awaitable[float]], str]]:
-    """Return (what, block, allowed ratio) by name."""
+@dataclass(frozen=True)
+class Measure:
+    """What is measured: its name, what a block does, and what WorkerPool is to reach."""
+
+    what: str
+    block: Callable[[Run], Awaitable[float]]
+    allowed: str
+
+
+def measures() -> dict[str, Measure]:
+    """Return what is measured, by short name."""
     data, large = os.urandom(MEGABYTE), os.urandom(50 * MEGABYTE)
-    found: dict[str, tuple[str, Callable[[Run], Awaitable[float]], str]] = {
-        "no-op": ("no-op round trip, p50", lambda run: one_by_one(run, 300, nothing), "0.28"),
-        "in-flight": ("1000 in flight, each", lambda run: at_once(run, 1000), "0.25"),
-        "1MB": ("1 MB there and back", lambda run: one_by_one(run, 20, same, data), "0.12"),
-        "50MB": ("50 MB of bytes there and back", lambda run: one_by_one(run, 1, same, large), "0.25"),
+    same, dicts = pool_calls.same, pool_calls.dicts
+    found = {
+        "no-op": Measure(
+            "no-op round trip, p50", lambda run: one_by_one(run, 300, pool_calls.nothing), "ratio at most 0.28"
+        ),
+        "in-flight": Measure("1000 in flight, each", lambda run: at_once(run, 1000), "ratio at most 0.25"),
+        "1MB": Measure("1 MB there and back", lambda run: one_by_one(run, 20, same, data), "ratio at most 0.12"),
+        "50MB": Measure(
+            "50 MB of bytes there and back",
+            lambda run: one_by_one(run, 1, same, large),
+            "ratio at most 0.25, lag at most 8 ms",
+        ),
     }
     with contextlib.suppress(ImportError):
         import numpy
 
         values = numpy.ones(50 * MEGABYTE // 8)
-        found["array"] = ("50 MB array there and back", lambda run: one_by_one(run, 1, same, values), "0.30")
-    found["dicts"] = ("100,000 dicts back", lambda run: one_by_one(run, 1, dicts, 100_000), "lag 25 ms")
+        found["array"] = Measure(
+            "50 MB array there and back",
+            lambda run: one_by_one(run, 1, same, values),
+            "ratio at most 0.30, lag at most 8 ms",
+        )
     many = dicts(100_000)
-    found["dicts-there"] = ("100,000 dicts there", lambda run: one_by_one(run, 1, len, many), "-")
+    found["dicts"] = Measure("100,000 dicts back", lambda run: one_by_one(run, 1, dicts, 100_000), "lag at most 25 ms")
+    found["dicts-there"] = Measure("100,000 dicts there", lambda run: one_by_one(run, 1, pool_calls.count, many), "")
     return found
 
 
-async def compare(rounds: int, only: list[str]) -> None:
-    loop = asyncio.get_running_loop()
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("forkserver")) as executor:
-        async with loopwatch.WorkerPool(workers=WORKERS) as pool:
-            contestants: dict[str, Run] = {
-                "executor": lambda function, *args: loop.run_in_executor(executor, function, *args),
-                "again": lambda function, *args: loop.run_in_executor(executor, function, *args),
-                "pool": pool.run,
-            }
-            print("| what | executor | A/A | WorkerPool | allowed | lag: executor, ms | WorkerPool, ms |")
-            print("| --- | --- | --- | --- | --- | --- | --- |")
-            for name, (what, block, allowed) in rows().items():
-                if only and name not in only:
-                    continue
-                found = Found()
-                for run in contestants.values():
-                    await block(run)
-                for number in range(rounds):
-                    for contestant in contestants if number % 2 == 0 else reversed(contestants):
-                        async with lag() as longest:
-                            seconds = await block(contestants[contestant])
-                        found.add(contestant, seconds, longest[0])
-                middle = statistics.median(found.seconds["executor"])
-                print(
-                    f"| {what} | {middle * 1e3:.3f} ms | {found.ratio('again', 'executor'):.2f} "
-                    f"| {found.ratio('pool', 'executor'):.2f} | {allowed} "
-                    f"| {found.lag('executor') * 1e3:.1f} | {found.lag('pool') * 1e3:.1f} |",
-                    flush=True,
-                )
-            memory = [f"{each.memory / MEGABYTE:.0f}" for each in pool.stats().workers]
-            before, cpu = pool.stats(), time.process_time()
-            await asyncio.sleep(3)
-            print(
-                f"\nWorkers use {', '.join(memory)} MB. Idle for 3 s the parent used {time.process_time() - cpu:.4f} s."
-            )
-            assert pool.stats().submitted == before.submitted
+class Contestant:
+    """A pool in the race: started again after it has failed, out of it if that fails too."""
 
+    def __init__(self, name: str, peer: pool_peers.Peer) -> None:
+        self.name, self.peer = name, peer
+        self.started = False
+        self.out = ""
+        """Why it takes part no longer."""
 
-async def endurance(calls: int) -> None:
-    """Run many calls while a worker is killed every second: none is lost, none is run twice."""
-    lost = done = 0
-    parent = Path("/proc/self/statm")
-    memory = int(parent.read_text().split()[1])
-    async with loopwatch.WorkerPool(workers=4) as pool:
+    async def start(self) -> None:
+        """Start it, unless it runs or is out."""
+        if self.started or self.out:
+            return
+        try:
+            await within(PATIENCE, self.peer.start(WORKERS))
+            self.started = True
+        except Exception as exc:  # noqa: BLE001 - whatever a pool of others raises is its result
+            self.out = f"did not start: {words(exc)}"
 
-        async def kill() -> None:
-            while True:
-                await asyncio.sleep(1)
-                os.kill(pool.stats().workers[0].pid, signal.SIGKILL)
-
-        async def one(value: int) -> bool:
+    async def close(self) -> None:
+        """End it, if it lets itself be ended."""
+        if self.started:
+            self.started = False
             try:
-                return await pool.run(square, value) == value * value
-            except loopwatch.WorkerCrashed:
-                return False
+                await within(PATIENCE, self.peer.close())
+            except Exception as exc:  # noqa: BLE001 - as above
+                print(f"{self.name} did not close: {words(exc)}", file=sys.stderr)
 
-        killer = asyncio.create_task(kill())
-        for start in range(0, calls, 1000):
-            results = await asyncio.gather(*(one(value) for value in range(start, min(start + 1000, calls))))
-            done += sum(results)
-            lost += len(results) - sum(results)
-        killer.cancel()
-        stats = pool.stats()
-    grown = (int(parent.read_text().split()[1]) - memory) * 4096 / MEGABYTE
-    print(f"{calls:,} calls: {done:,} returned, {lost} died with their worker ({stats.crashed} counted), "
-          f"{stats.started} workers were started; the parent grew by {grown:.0f} MB")  # fmt: skip
+
+def words(exc: BaseException) -> str:
+    """Put an error into one line of a table."""
+    text = " ".join(f"{type(exc).__name__}: {exc}".split()) if not isinstance(exc, Hung) else str(exc)
+    return text.replace("|", "/")[:100]
+
+
+@dataclass
+class Found:
+    """What was found in one measure: seconds and longest lag of each contestant's blocks, or why there are none."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    lags: dict[str, list[float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    async def add(self, contestant: Contestant, measure: Measure, *, counts: bool = True) -> None:
+        """Run one block of a contestant that has not failed yet; keep its figures if it ``counts``."""
+        name = contestant.name
+        if name in self.failures:
+            return
+        try:
+            async with lag() as longest:
+                seconds = await within(PATIENCE, measure.block(contestant.peer.run))
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.failures[name] = words(exc)
+            await contestant.close()
+            return
+        if counts:
+            self.seconds.setdefault(name, []).append(seconds)
+            self.lags.setdefault(name, []).append(longest[0])
+
+    def row(self, name: str, control: str) -> str:
+        """Return time, ratio to the control, and lag, as cells of a table."""
+        if name in self.failures:
+            return f"| {self.failures[name]} | | |"
+        ratios = (one / other for one, other in zip(self.seconds[name], self.seconds[control], strict=True))
+        middle, longest = statistics.median(self.seconds[name]), statistics.median(self.lags[name])
+        return f"| {middle * 1e3:.3f} | {statistics.median(ratios):.2f} | {longest * 1e3:.1f} |"
+
+
+async def race(contestants: list[Contestant], chosen: dict[str, Measure], rounds: int) -> None:
+    """Print a table of all measures; the first contestant is the control."""
+    print("| what | pool | ms | ratio | lag, ms |")
+    print("| --- | --- | --- | --- | --- |")
+    for measure in chosen.values():
+        found = Found()
+        for contestant in contestants:
+            await contestant.start()
+            if contestant.out:
+                found.failures[contestant.name] = contestant.out
+            await found.add(contestant, measure, counts=False)
+        for number in range(rounds):
+            for contestant in contestants if number % 2 == 0 else reversed(contestants):
+                await found.add(contestant, measure)
+        for contestant in contestants:
+            target = f" ({measure.allowed})" if isinstance(contestant.peer, pool_peers.Ours) and measure.allowed else ""
+            row = found.row(contestant.name, contestants[0].name)
+            print(f"| {measure.what} | {contestant.name}{target} {row}", flush=True)
+    for contestant in contestants:
+        await contestant.close()
+
+
+def present(peers: list[type[pool_peers.Peer]]) -> list[Contestant]:
+    """Return those that are installed; say which are not."""
+    found = []
+    for kind in peers:
+        peer = kind()
+        try:
+            found.append(Contestant(peer.version(), peer))
+        except Exception as exc:  # noqa: BLE001 - an import runs foreign code
+            remedy = f" (pip install {peer.requirement})" if peer.requirement else ""
+            print(f"{peer.name} is left out: {words(exc)}{remedy}\n", flush=True)
+    return found
+
+
+async def compare(rounds: int, only: list[str], peers: list[type[pool_peers.Peer]]) -> None:
+    """Race WorkerPool against its peers; each that is never at rest in a race of its own, so as not to disturb."""
+    known = measures()
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise SystemExit(f"--only {','.join(unknown)}: there is {', '.join(known)}")
+    chosen = {name: measure for name, measure in known.items() if not only or name in only}
+    others = present(peers)
+    quiet = [each for each in others if not each.peer.restless]
+    for group in (quiet, *([each] for each in others if each.peer.restless)):
+        control = pool_peers.Control()
+        again = pool_peers.Control()
+        again.start = lambda workers, control=control: asyncio.sleep(0)  # type: ignore[method-assign, misc]
+        again.run, again.close = control.run, lambda: asyncio.sleep(0)  # type: ignore[method-assign]
+        ours = Contestant(pool_peers.Ours.name, pool_peers.Ours())
+        if group is not quiet:
+            print(f"\nWith {group[0].name}, which is never at rest:\n")
+        both = [Contestant(control.name, control), Contestant("the same (A/A)", again)]
+        await race([*both, ours, *group], chosen, rounds)
+
+
+# ------------------------------------------------------------------------------------------------------ references
+
+ECHO = "import os\nwhile data := os.read(0, 65536): os.write(0, data)"
+
+
+async def references(piscina: str | None) -> None:
+    """Print what a trip to another process costs without a pool, and what Node's pool needs."""
+    print("| reference | what | us |\n| --- | --- | --- |")
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    for where, allowed in (("", processors), (", both on one processor", processors[:1])):
+        if allowed:
+            os.sched_setaffinity(0, allowed)  # the child inherits it
+        blocking, on_loop = await _ping_pongs()
+        print(f"| socket pair, both sides blocking{where} | 8 bytes there and back, p50 | {blocking * 1e6:.1f} |")
+        print(f"| socket pair, `add_reader` on this side{where} | the same | {on_loop * 1e6:.1f} |", flush=True)
+    if processors:
+        os.sched_setaffinity(0, processors)
+    if piscina is None:
+        print("\nPiscina is left out: --piscina DIR names a folder in which `npm install piscina` was run")
+        return
+    node = shutil.which("node")
+    if node is None:
+        print("\nPiscina is left out: there is no `node` on the search path")
+        return
+    command = [node, str(Path(__file__).parent / "piscina.mjs"), piscina]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        complaint = [line for line in done.stderr.splitlines() if "rror" in line]
+        print(f"\nPiscina is left out: {complaint[0] if complaint else f'node ended with {done.returncode}'}")
+        return
+    told = json.loads(done.stdout)
+    name = told["versions"]
+    print(f"| {name} | no-op round trip, p50 | {told['no-op'] * 1e6:.1f} |")
+    print(f"| {name} | 1000 in flight, each | {told['in-flight'] * 1e6:.1f} |")
+    print(f"| {name} | 50 MB there and back, lag {told['lag'] * 1e3:.0f} ms | {told['50MB'] * 1e6:,.0f} |")
+
+
+async def _ping_pongs() -> tuple[float, float]:
+    """Return the seconds of a trip to an echoing process: with a blocking socket, and with one on the loop."""
+    ours, theirs = socket.socketpair()
+    with ours, subprocess.Popen([sys.executable, "-c", ECHO], stdin=theirs.fileno()) as process:
+        theirs.close()
+        blocking = _ping_pong(ours)
+        ours.setblocking(False)
+        on_loop = await _ping_pong_on_loop(ours)
+        ours.shutdown(socket.SHUT_RDWR)
+        process.wait()
+    return blocking, on_loop
+
+
+def _ping_pong(channel: socket.socket) -> float:
+    each = []
+    for _ in range(5000):
+        began = time.perf_counter()
+        channel.send(b"8 bytes.")
+        channel.recv(65536)
+        each.append(time.perf_counter() - began)
+    return statistics.median(each)
+
+
+async def _ping_pong_on_loop(channel: socket.socket) -> float:
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    each: list[float] = []
+    began = 0.0
+
+    def send() -> None:
+        nonlocal began
+        began = time.perf_counter()
+        channel.send(b"8 bytes.")
+
+    def take() -> None:
+        channel.recv(65536)
+        each.append(time.perf_counter() - began)
+        if len(each) == 5000:
+            done.set()
+        else:
+            send()
+
+    loop.add_reader(channel.fileno(), take)
+    send()
+    await done.wait()
+    loop.remove_reader(channel.fileno())
+    return statistics.median(each)
+
+
+# ------------------------------------------------------------------------------------------------------- resources
+
+RESOURCES: dict[str, Callable[[], pool_peers.Peer]] = {
+    "ProcessPoolExecutor, forkserver": pool_peers.Control,
+    "WorkerPool, forkserver": pool_peers.Ours,
+    "WorkerPool, spawn": lambda: pool_peers.Ours(start_method="spawn"),
+}
+MANY = 8
+"""Workers whose memory is measured."""
+FEW = 4
+"""Workers that are watched while they are idle."""
+
+
+def resources() -> None:
+    """Print what workers cost in memory, and what they do while there is nothing to do; each in a fresh process."""
+    told = []
+    for name in RESOURCES:
+        command = [sys.executable, __file__, "--resources-of", name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            print(f"{name}: {done.stderr.splitlines()[-1] if done.stderr else done.returncode}\n")
+        else:
+            told.append((name, json.loads(done.stdout)))
+    print(
+        f"| memory, MB, {MANY} workers | parent, per worker | a worker: own (USS) | its share (PSS) | resident (RSS) "
+        "| helper processes (USS) |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for name, each in told:
+        cells = " | ".join(f"{each[key] / MEGABYTE:.1f}" for key in ("uss", "pss", "rss", "helpers"))
+        print(f"| {name} | {each['parent'] / MEGABYTE:.3f} | {cells} |")
+    print(
+        f"\n| idle for {IDLE:g} s, {FEW} workers | parent: CPU, ms | wake-ups | workers and helpers: CPU, ms "
+        "| wake-ups |\n| --- | --- | --- | --- | --- |"
+    )
+    for name, each in told:
+        (cpu, woken), (cpu_others, woken_others) = each["idle"]
+        print(f"| {name} | {cpu * 1e3:.2f} | {woken} | {cpu_others * 1e3:.2f} | {woken_others} |")
+    print("\nOne wake-up of the parent is that which ends the measurement.", flush=True)
+
+
+async def resources_of(name: str) -> dict[str, Any]:
+    """Return the figures of one pool in this process, which has used no other."""
+    this = psutil.Process()
+    before = await _used(name, 1, lambda: None)  # what comes once, whatever the number of workers
+
+    def measured() -> dict[str, Any]:
+        workers, helpers = _children(this)
+        memory = [each.memory_full_info() for each in workers]
+        return {
+            "parent": 0.0,
+            "uss": statistics.median(each.uss for each in memory),
+            "pss": statistics.median(each.pss for each in memory),
+            "rss": statistics.median(each.rss for each in memory),
+            "helpers": sum(each.memory_full_info().uss for each in helpers),
+        }
+
+    before = this.memory_full_info().uss
+    uss_then: list[int] = []
+    found: dict[str, Any] = await _used(name, MANY, lambda: uss_then.append(this.memory_full_info().uss) or measured())
+    found["parent"] = (uss_then[0] - before) / MANY
+    found["idle"] = await _idle(name)
+    return found
+
+
+async def _used(name: str, workers: int, look: Callable[[], Any]) -> Any:
+    """Start a pool, have each worker do something, and return what ``look`` returns."""
+    peer = RESOURCES[name]()
+    await peer.start(workers)
+    await asyncio.gather(*(peer.run(time.sleep, 0.2) for _ in range(workers)))
+    await asyncio.sleep(0.3)
+    try:
+        return look()
+    finally:
+        await peer.close()
+
+
+def _children(of: psutil.Process) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """Return the workers, and other processes such as fork servers: those that have children or track resources."""
+    children = of.children(recursive=True)
+    helpers = [each for each in children if each.children() or "resource_tracker" in " ".join(each.cmdline())]
+    return [each for each in children if each not in helpers], helpers
+
+
+async def _idle(name: str) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Return (CPU s, wake-ups) of this process, and of all others together, while a pool has nothing to do."""
+    peer = RESOURCES[name]()
+    await peer.start(FEW)
+    await asyncio.gather(*(peer.run(time.sleep, 0.2) for _ in range(FEW)))
+    await asyncio.sleep(0.5)
+    children = [each.pid for each in psutil.Process().children(recursive=True)]
+    parent, others = _activity(os.getpid()), [_activity(pid) for pid in children]
+    await asyncio.sleep(IDLE)
+    now, others_now = _activity(os.getpid()), [_activity(pid) for pid in children]
+    await peer.close()
+    return (
+        (now[0] - parent[0], now[1] - parent[1]),
+        (sum(cpu for cpu, _ in others_now) - sum(cpu for cpu, _ in others),
+         sum(woken for _, woken in others_now) - sum(woken for _, woken in others)),
+    )  # fmt: skip
+
+
+def _activity(pid: int) -> tuple[float, int]:
+    """Return (CPU s, voluntary context switches) of all threads of a process (proc(5))."""
+    cpu, woken = 0, 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        cpu += int((task / "schedstat").read_text().split()[0])
+        status = (task / "status").read_text()
+        woken += int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+    return cpu / 1e9, woken
+
+
+# ------------------------------------------------------------------------------------------------------- endurance
+
+
+@dataclass
+class Outcome:
+    """What became of the calls of an endurance run.
+
+    Attributes:
+        returned: numbers of calls that returned what they should.
+        crashed: numbers of calls that raised ``WorkerCrashed``.
+        wrong: other outcomes, by what they were.
+        resident: memory of this process now and then, bytes.
+        killed: workers that were killed, in a call or between two.
+    """
+
+    returned: set[int] = field(default_factory=set)
+    crashed: set[int] = field(default_factory=set)
+    wrong: Counter[str] = field(default_factory=Counter)
+    resident: list[int] = field(default_factory=list)
+    killed: int = 0
+    total: int = 0
+
+
+async def endurance(calls: int, retries: int) -> None:
+    """Run many calls while a worker is killed every second; each counts its runs in memory that all share."""
+    await _warm()
+    this = psutil.Process()
+    descriptors, children = this.num_fds(), len(this.children(recursive=True))
+    began = time.perf_counter()
+    with loopwatch.SharedBuffer(8 * calls) as shared:
+        async with loopwatch.WorkerPool(workers=4) as pool:
+            outcome = await _endure(pool.options(retries=retries), pool, shared, calls)
+            stats = pool.stats()
+        runs = memoryview(shared).cast("q").tolist()
+    seconds = time.perf_counter() - began
+    lost = calls - len(outcome.returned) - len(outcome.crashed) - sum(outcome.wrong.values())
+    twice = sum(count > 1 for count in runs)
+    never = sum(not runs[number] for number in outcome.returned)
+    quarter = max(len(outcome.resident) // 4, 1)
+    first, last = (
+        statistics.median(part) / MEGABYTE for part in (outcome.resident[:quarter], outcome.resident[-quarter:])
+    )
+    good = not lost and not outcome.wrong and not never and outcome.total == sum(n * n for n in outcome.returned)
+    good = good and (not twice if not retries else max(runs) <= 1 + retries and len(outcome.returned) == calls)
+    print(
+        f"retries={retries}: {'as it should be' if good else 'NOT AS IT SHOULD BE'}. {calls:,} calls in "
+        f"{seconds:.0f} s, {outcome.killed} workers killed: {len(outcome.returned):,} returned, {len(outcome.crashed)} died with their "
+        f"worker ({sum(runs[number] for number in outcome.crashed)} of them had counted, {stats.crashed} in stats), "
+        f"{lost} lost, {twice} run twice, {never} returned without a run, other outcomes: {dict(outcome.wrong) or 0}; "
+        f"{stats.retried} runs begun anew, {stats.started} workers started"
+    )
+    await asyncio.sleep(0.5)
+    print(
+        f"retries={retries}: memory of the parent {first:.1f} MB in the first quarter, {last:.1f} MB in the last; "
+        f"descriptors {descriptors} before, {this.num_fds()} after; "
+        f"processes {children} before, {len(this.children(recursive=True))} after",
+        flush=True,
+    )
+
+
+async def _warm() -> None:
+    """Use a pool once, so that what comes once is there before the figures are taken."""
+    with loopwatch.SharedBuffer(8) as shared:
+        async with loopwatch.WorkerPool(workers=1) as pool:
+            await asyncio.gather(*(pool.run(pool_calls.square, shared, 0) for _ in range(200)))
+
+
+async def _endure(options: Any, pool: loopwatch.WorkerPool, shared: Any, calls: int) -> Outcome:
+    outcome, numbers, choice = Outcome(), iter(range(calls)), random.Random(1)
+
+    async def kill() -> None:
+        while True:
+            await asyncio.sleep(1)
+            workers = [each for each in pool.stats().workers if each.state in ("idle", "busy")]
+            if workers:
+                os.kill(choice.choice(workers).pid, signal.SIGKILL)
+                outcome.killed += 1
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(0.25)
+            outcome.resident.append(psutil.Process().memory_info().rss)
+
+    async def ask() -> None:
+        for number in numbers:
+            try:
+                value = await options.run(pool_calls.square, shared, number)
+            except loopwatch.WorkerCrashed:
+                outcome.crashed.add(number)
+            except Exception as exc:  # noqa: BLE001 - counted, and printed
+                outcome.wrong[words(exc)] += 1
+            else:
+                outcome.total += value
+                if value == number * number and number not in outcome.returned:
+                    outcome.returned.add(number)
+                else:
+                    outcome.wrong["a wrong result"] += 1
+
+    others = [asyncio.create_task(kill()), asyncio.create_task(watch())]
+    try:
+        await within(60 + calls / 50, asyncio.gather(*(ask() for _ in range(200))))
+    except Hung as exc:
+        outcome.wrong[str(exc)] += 1
+    finally:
+        for each in others:
+            each.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+    return outcome
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+PARTS = ("compare", "references", "resources", "endurance")
+
+
+async def run(part: str, options: argparse.Namespace) -> None:
+    """Print one part."""
+    if part == "compare":
+        await compare(options.rounds, options.only, options.peers)
+    elif part == "references":
+        await references(options.piscina)
+    elif part == "endurance":
+        for retries in (0, 3):
+            await endurance(options.calls, retries)
+
+
+def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes a loop of ``kind``."""
+    if kind == "uvloop":
+        import uvloop
+
+        factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+        return factory
+    return asyncio.new_event_loop
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=["compare", "endurance"], default="compare")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(PARTS)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=[])
-    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="some measures, with commas")
+    parser.add_argument("--peers", type=pool_peers.chosen, default=[], help="all, none (the default), or some names")
+    parser.add_argument("--piscina", default=os.environ.get("PISCINA"), help="folder with piscina; or $PISCINA")
+    parser.add_argument("--calls", type=int, default=100_000, help="of the endurance run")
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    parser.add_argument("--resources-of", choices=list(RESOURCES), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    print(f"CPython {sys.version.split()[0]}, {os.cpu_count()} processors\n", flush=True)
-    asyncio.run(compare(options.rounds, options.only) if options.part == "compare" else endurance(options.calls))
+    factory = loop_factory(options.loop)
+    if options.resources_of:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            print(json.dumps(runner.run(resources_of(options.resources_of))))
+        return
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"there is no part {', '.join(unknown)}: {', '.join(PARTS)}")
+    print(f"CPython {sys.version.split()[0]}, {options.loop}, {os.cpu_count()} processors", flush=True)
+    for part in options.parts or PARTS:
+        print(f"\n## {part}\n", flush=True)
+        if part == "resources":
+            resources()
+        else:
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(run(part, options))
 
 
 if __name__ == "__main__":
