@@ -15,7 +15,7 @@ import hashlib
 import io
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -92,7 +92,7 @@ class Measured:
 
 
 @asynccontextmanager
-async def api():
+async def api() -> AsyncIterator[str]:
     """Serve a light API on this loop; gives its URL."""
 
     async def hello(_request: web.Request) -> web.Response:
@@ -136,7 +136,7 @@ async def main(count: int = 100, width: int = 3000, height: int = 2000) -> None:
                 f"| {name} | {found.total:.2f} | {found.longest * 1e3:.1f} | {p50:.1f} | {p99:.1f} | {found.digest} |",
                 flush=True,
             )
-    print(f"\n{resize_anywhere.explain()}\n{resize_anywhere.stats()}")
+    print(f"\n{resize_anywhere.explain()}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
+from loopwatch.config import field_names
 from loopwatch.telemetry.reading import read_journals
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -94,3 +96,108 @@ def test_examples_of_tests_pass() -> None:
         check=False,
     )
     assert "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+Table = list[dict[str, str]]
+
+
+def run_example(name: str, *arguments: object) -> tuple[Table, str]:
+    """Run an example; return its table, a mapping of heading to cell for each row, and all that it printed.
+
+    It ends well, and leaves no process behind.
+    """
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
+        printed, _ = program.communicate(timeout=55)
+    assert program.returncode == 0
+    session = [each for each in psutil.process_iter() if psutil.pid_exists(each.pid) and of_session(each, program.pid)]
+    assert psutil.wait_procs(session, timeout=10)[1] == []
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
+    headings, _, *rows = cells
+    return [dict(zip(headings, row, strict=True)) for row in rows], printed
+
+
+def of_session(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session
+    except ProcessLookupError:
+        return False
+
+
+def test_fibonacci() -> None:
+    """Each way finds the same; offloaded, the loop is held for less than a call takes inline."""
+    rows, _ = run_example("fibonacci.py", 29, 12)
+    assert [row["way"] for row in rows] == ["inline", "@offload", "pool.map"]
+    assert {row["sum of results"] for row in rows} == {str(12 * 514229)}
+    blocks = [float(row["longest block, ms"]) for row in rows]
+    assert blocks[0] >= 0.95e3 * float(rows[0]["total, s"])
+    assert max(blocks[1:]) < blocks[0]
+
+
+def test_resize_images() -> None:
+    """Each way makes the same images, the API is answered meanwhile; "auto" says where it went, and why."""
+    pytest.importorskip("PIL", reason="needs the test extra: pip install pillow")
+    rows, printed = run_example("resize_images.py", 12, 1500, 1000)
+    assert [row["way"] for row in rows] == ["inline", "@offload", '@offload(to="auto")']
+    assert len({row["results"] for row in rows}) == 1
+    assert all(float(row["API p99, ms"]) >= float(row["API p50, ms"]) > 0 for row in rows)
+    blocks = [float(row["longest block, ms"]) for row in rows]
+    assert blocks[0] >= 0.95e3 * float(rows[0]["total, s"])
+    assert blocks[1] < blocks[0]
+    assert "resize_anywhere runs " in printed.splitlines()[-1]
+
+
+def test_model_per_worker() -> None:
+    """The initializer loads the model once in each worker, whatever it predicts; the calls load it once each."""
+    rows, printed = run_example("model_per_worker.py", 500, 2)
+    once, each = rows
+    assert once["calls"] == "500"
+    assert once["loads by worker"] in ("1 + 1", "1")  # a worker may be ready when all is done
+    assert each["calls"] == "4"
+    assert sum(map(int, each["loads by worker"].split(" + "))) == 4
+    assert float(once["each call, ms"]) < float(each["each call, ms"])
+    assert "999999 = 3 * 3 * 3 * 7 * 11 * 13 * 37" in printed
+
+
+def test_shared_buffer() -> None:
+    """What workers write in place is what they send back, and what the plain function makes."""
+    pytest.importorskip("numpy", reason="needs the test extra: pip install numpy")
+    rows, printed = run_example("shared_buffer.py", 400, 600, 4)
+    assert [row["way"] for row in rows] == ["SharedBuffer", "passed there and back"]
+    sums = {row["sum of pixels"] for row in rows}
+    assert len(sums) == 1
+    assert f"inline the sum is {sums.pop()}\n" in printed
+
+
+@pytest.mark.skipif(
+    "transparent_offload" not in field_names(), reason="transparent_offload is not a setting of this version yet"
+)
+def test_compare_service() -> None:
+    """One variable has the pages drawn by workers; the function, which blocked the loop, does so no more."""
+    pytest.importorskip("greenlet", reason="needs the extra: pip install loopwatch[transparent]")
+    rows, _ = run_example("compare_service.py", 4)
+    before, after = rows
+    assert (before["drawn by"], after["drawn by"]) == ("itself", "workers")
+    assert int(before["stalls by render"]) > 0
+    assert int(after["stalls by render"]) == 0
+    assert all(float(row["/ping p50, ms"]) > 0 and float(row["/page p50, ms"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "remedy"),
+    [
+        ("resize_images.py", "PIL", "pip install pillow aiohttp"),
+        ("shared_buffer.py", "numpy", "pip install numpy"),
+        ("load.py", "aiohttp", "pip install aiohttp"),
+        ("compare_service.py", "greenlet", "pip install 'loopwatch[transparent]' fastapi uvicorn aiohttp"),
+    ],
+)
+def test_missing_package(name: str, package: str, remedy: str) -> None:
+    """An example that needs a package says in one line how to get it."""
+    without = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_path({name!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", without], cwd=EXAMPLES, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 1
+    assert remedy in done.stderr
+    assert len(done.stderr.splitlines()) == 1
