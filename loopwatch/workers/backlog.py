@@ -9,10 +9,14 @@ import math
 from collections import Counter, deque
 from typing import Any
 
+from loopwatch.errors import ConfigError
 from loopwatch.workers.calls import Call
 
 NOWHERE, IN_LINE, ASIDE = range(3)
 """Where a call waits; aside, if its function runs as often as it may."""
+
+SPARE = 100
+"""Calls that were given up and may be kept in a queue until it is tidied."""
 
 _Entry = tuple[int, int, Call]
 
@@ -51,16 +55,20 @@ class Backlog:
             call = entry[2]
             if call.waits != IN_LINE:
                 continue  # it was given up
-            limit = call.options.max_concurrency
-            if limit is not None and self._running[call.function] >= limit:
+            if self.is_at_limit(call):
                 self._put(call, ASIDE)
                 heapq.heappush(self._aside.setdefault(call.function, []), entry)
                 continue
             self._put(call, NOWHERE)
-            if limit is not None:
+            if call.options.max_concurrency is not None:
                 self._running[call.function] += 1
             return call
         return None
+
+    def is_at_limit(self, call: Call) -> bool:
+        """Whether as many of its function run as may."""
+        limit = call.options.max_concurrency
+        return limit is not None and self._running.get(call.function, 0) >= limit
 
     def ended(self, call: Call) -> None:
         """``call`` runs no longer: another of its function may."""
@@ -69,7 +77,24 @@ class Backlog:
         self._running[call.function] -= 1
         if not self._running[call.function]:
             del self._running[call.function]
+        self._bring_back(call.function)
+
+    def discard(self, call: Call) -> None:
+        """``call`` was given up."""
+        was_in_line = call.waits == IN_LINE
+        self._put(call, NOWHERE)
+        if was_in_line and call.options.max_concurrency is not None:
+            self._bring_back(call.function)  # it may have been in line in the place of one that had ended
+        # Those that were given up are mere memory.
+        if len(self._line) > 2 * self.in_line + SPARE:
+            self._line = _still(self._line, IN_LINE)
         aside = self._aside.get(call.function, [])
+        if len(aside) > SPARE and len(aside) > 2 * self._count[ASIDE]:
+            self._aside[call.function] = _still(aside, ASIDE)
+
+    def _bring_back(self, function: Any) -> None:
+        """Have the next call of ``function`` that was set aside be in line again."""
+        aside = self._aside.get(function, [])
         while aside:
             entry = heapq.heappop(aside)
             if entry[2].waits == ASIDE:
@@ -77,14 +102,7 @@ class Backlog:
                 heapq.heappush(self._line, entry)
                 break
         if not aside:
-            self._aside.pop(call.function, None)
-
-    def discard(self, call: Call) -> None:
-        """``call`` was given up."""
-        self._put(call, NOWHERE)
-        if len(self._line) > 2 * self.in_line + 100:  # those that were given up are mere memory
-            self._line = [entry for entry in self._line if entry[2].waits == IN_LINE]
-            heapq.heapify(self._line)
+            self._aside.pop(function, None)
 
     def clear(self) -> list[Call]:
         """Take all that wait."""
@@ -100,6 +118,21 @@ class Backlog:
         self._count[call.waits] -= 1
         self._count[where] += 1
         call.waits = where
+
+
+def _still(entries: list[_Entry], where: int) -> list[_Entry]:
+    """Return a heap of the entries whose calls still wait ``where``."""
+    kept = [entry for entry in entries if entry[2].waits == where]
+    heapq.heapify(kept)
+    return kept
+
+
+def check_hashable(function: Any) -> None:
+    """Refuse a function whose calls cannot be counted."""
+    try:
+        hash(function)
+    except TypeError:
+        raise ConfigError(f"function={function!r}: must be hashable for max_concurrency to count its calls") from None
 
 
 class Room:

@@ -1,7 +1,7 @@
 """Threads for functions that wait, or whose C code gives up the GIL: the same queue and options as the worker pool.
 
-A thread cannot be killed: a call that times out goes on in its thread, which takes no further call when it ends and is
-replaced meanwhile. Any loop of any thread may use it.
+A thread cannot be killed: a call that times out or is cancelled goes on in its thread, without effect on anybody. Such
+a thread takes no further call and does not count: another is started in its place.
 """
 
 from __future__ import annotations
@@ -9,50 +9,102 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import heapq
+import functools
 import inspect
-import itertools
+import logging
+import os
+import queue
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from loopwatch.errors import OffloadError, PoolClosed, QueueFull, TaskTimeout
+from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
 from loopwatch.probes.histogram import Histogram
+from loopwatch.workers.backlog import NOWHERE, Backlog, Room, check_hashable
+from loopwatch.workers.calls import Call
 from loopwatch.workers.options import CallOptions, check_count, usable_cpus
+from loopwatch.workers.worker import undecorated
+
+log = logging.getLogger("loopwatch")
 
 IDLE_FOR = 10.0
 """s after which a thread with nothing to do ends."""
 
 
-class _Call:
-    """One call; ``state`` is changed under the backend's lock only."""
+class ThreadCall(Call):
+    """One call; everything but its future and its timer is changed under the backend's lock only."""
 
-    __slots__ = (
-        "abandoned", "args", "begun", "context", "created", "function", "future", "kwargs", "loop", "options", "timer",
-    )  # fmt: skip
+    __slots__ = ("loop", "over", "sent", "thread")
 
-    def __init__(self, function: Callable[..., Any], args: Any, kwargs: Any, options: CallOptions) -> None:
-        self.function, self.args, self.kwargs, self.options = function, args, kwargs, options
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-        self.context = contextvars.copy_context()
-        self.created = time.perf_counter()
-        self.begun: float | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.abandoned = False
+    def __init__(self, function: Any, options: CallOptions, loop: asyncio.AbstractEventLoop, sent: Any) -> None:
+        super().__init__(function, options, loop.create_future())
+        self.loop = loop
+        self.sent = sent
+        """What its thread gets."""
+        self.thread: _Thread | None = None
+        self.over = False
+        """Whether it has ended, or nobody wants its result."""
+
+    def tell(self, result: Any, error: BaseException | None, *, even_if_unheard: bool = False) -> None:
+        """Set the future, on its loop; if that is closed, nobody waits."""
+        if asyncio._get_running_loop() is self.loop:
+            self._settle(result, error, even_if_unheard)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._settle, result, error, even_if_unheard)
+
+    def _settle(self, result: Any, error: BaseException | None, even_if_unheard: bool) -> None:
+        self.stop_clock()
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+            return
+        self.future.set_exception(error)
+        if even_if_unheard:
+            self.future.exception()  # whoever waits may never run again, which is not to be complained of
+
+
+class _Thread(threading.Thread):
+    """A thread, the call that it runs, and where it gets the next: None there ends it."""
+
+    def __init__(self, work: Callable[[_Thread], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self.inbox: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
+        self.call: ThreadCall | None = None
+        self.since = time.perf_counter()
+
+    def run(self) -> None:
+        self._work(self)
 
 
 class ThreadBackend:
-    """Runs calls in threads of its own.
+    """Runs calls in threads of its own; any loop of any thread may use it, several at once too.
+
+    Context variables are copied into the thread; a coroutine function is run on a loop there. ``retries`` mean nothing
+    here: a thread does not die. With ``max_concurrency``, a call that timed out or was cancelled counts until it has
+    really ended: that many of its function run at most, whatever happens.
 
     Args:
         threads: at most; None for the usable processors and four more, 32 at most.
-        max_queue: calls that may wait; None for no limit.
+        max_queue: calls that may wait for a thread; None for no limit.
         name: for figures and thread names.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+
+    Example:
+        >>> from loopwatch import offload
+        >>> @offload(to=ThreadBackend(threads=4, name="disk"))
+        ... def read(path): return open(path).read()
     """
+
+    _idle_for = IDLE_FOR
 
     def __init__(self, threads: int | None = None, *, max_queue: int | None = None, name: str = "threads") -> None:
         for what, value in (("threads", threads), ("max_queue", max_queue)):
@@ -61,19 +113,19 @@ class ThreadBackend:
         self.name = name
         self._most = threads or min(32, usable_cpus() + 4)
         self._max_queue = max_queue
-        self._changed = threading.Condition()
-        self._queue: list[tuple[int, int, _Call]] = []
-        self._order = itertools.count()
-        self._parked: dict[Any, deque[_Call]] = {}
-        self._running_of: Counter[Any] = Counter()
-        self._threads: set[threading.Thread] = set()
-        self._waiting = 0
-        self._stuck = 0
-        self._running = 0
+        self._lock = threading.Lock()
+        self._backlog, self._room = Backlog(), Room(max_queue)
+        self._outside: OrderedDict[ThreadCall, None] = OrderedDict()
+        """Calls that wait for room: in the order in which they came."""
+        self._crew: set[_Thread] = set()
+        """Threads that count."""
+        self._idle: list[_Thread] = []
         self._closed = False
+        self._closers: list[asyncio.Future[None]] = []
         self._counts: Counter[str] = Counter()
-        self._wait, self._run_times = Histogram(), Histogram()
-        self._busy, self._made = 0.0, time.monotonic()
+        self._waits, self._runs = Histogram(), Histogram()
+        self._busy = self._lived = 0.0
+        _BACKENDS.add(self)
 
     def submit(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
@@ -83,188 +135,312 @@ class ThreadBackend:
         Raises:
             QueueFull, PoolClosed: it was not taken.
         """
-        call = _Call(function, args, kwargs, options)
-        with self._changed:
+        if not callable(function):
+            raise ConfigError(f"function={function!r}: must be callable")
+        if options.max_concurrency is not None:
+            check_hashable(function)
+        if self._closed:
+            raise PoolClosed(f"{self.name} is closed")
+        call = ThreadCall(function, options, asyncio.get_running_loop(), self._pack(function, args, kwargs))
+        with self._lock:
             if self._closed:
                 raise PoolClosed(f"{self.name} is closed")
-            if self._max_queue is not None and self._queued >= self._max_queue and not self._waiting:
-                raise QueueFull(f"{self.name}: {self._queued} calls wait, max_queue={self._max_queue}")
-            self._counts["submitted"] += 1
-            heapq.heappush(self._queue, (-options.priority, next(self._order), call))
-            if not self._waiting and len(self._threads) - self._stuck < self._most:
-                thread = threading.Thread(target=self._work, name=f"loopwatch-{self.name}", daemon=True)
-                self._threads.add(thread)
-                self._counts["started"] += 1
-                thread.start()
-            self._changed.notify()
-        call.future.add_done_callback(lambda future: self._given_up(call) if future.cancelled() else None)
+            call.has_room = self._room.take()
+            if call.has_room or (self._has_free() and not self._backlog.is_at_limit(call)):
+                self._accept(call)
+                self._dispatch()
+            elif options.on_full == "wait":
+                self._outside[call] = None
+            else:
+                words = f"{len(self._backlog)} calls wait, max_queue={self._max_queue}"
+                raise QueueFull(f"{self.name}: {words}; raise it or use on_full='wait'")
+        call.future.add_done_callback(functools.partial(self._given_up, call))
         return call.future
 
     def cancel(self, future: asyncio.Future[Any]) -> None:
         """Give up a call: one that has begun goes on in its thread, without effect on anybody."""
         future.cancel()
 
-    @property
-    def _queued(self) -> int:
-        return len(self._queue) + sum(map(len, self._parked.values()))
+    # -- what a thread does with a call: other backends do it differently ----------------------------------------
+
+    def _pack(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return what a thread gets of a call; runs where it was submitted."""
+        return functools.partial(contextvars.copy_context().run, run_to_end, undecorated(function), args, kwargs)
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[Callable[[Any], Any]]:
+        """Give one thread what runs its calls, from its first call until it ends."""
+        yield lambda sent: sent()
+
+    # -- who runs what; under the lock ----------------------------------------------------------------------------
+
+    def _has_free(self) -> bool:
+        return bool(self._idle) or len(self._crew) < self._most
+
+    def _accept(self, call: ThreadCall) -> None:
+        self._counts["submitted"] += 1
+        self._backlog.add(call)
+
+    def _give_room(self, call: ThreadCall) -> None:
+        """The call needs no place in the queue any more; those who wait for room get it."""
+        if call.has_room:
+            call.has_room = False
+            self._room.give()
+        while self._outside and self._room.take():
+            waiting, _ = self._outside.popitem(last=False)
+            waiting.has_room = True
+            self._accept(waiting)
+
+    def _dispatch(self) -> None:
+        """Give calls to threads that are free, and end those that will never get another."""
+        while self._backlog.in_line and self._has_free():
+            call = self._backlog.next()
+            if not isinstance(call, ThreadCall):
+                break
+            thread = self._idle.pop() if self._idle else _Thread(self._work, f"loopwatch-{self.name}")
+            thread.call, call.thread = call, thread
+            thread.inbox.put(call)
+            if thread not in self._crew and not self._start(thread, call):
+                break
+            self._give_room(call)
+        if self._closed:
+            while self._idle:
+                self._idle.pop().inbox.put(None)
+
+    def _start(self, thread: _Thread, call: ThreadCall) -> bool:
+        """Start a thread; if the system has none to give, leave ``call`` to the others, or fail what waits."""
+        try:
+            thread.start()
+        except RuntimeError as exc:  # RLIMIT_NPROC is reached, or the interpreter is about to end
+            self._backlog.ended(call)
+            call.thread = None
+            self._backlog.add(call, first=True)
+            while not self._crew and (waiting := self._backlog.clear()):  # those that wait for room come next
+                self._refuse(OffloadError(f"{self.name}: no thread could be started: {exc}"), waiting)
+            return False
+        self._crew.add(thread)
+        self._counts["started"] += 1
+        return True
+
+    def _refuse(self, error: OffloadError, calls: list[Any]) -> None:
+        """Fail calls that were taken out of the queue."""
+        for call in calls:
+            call.over = True
+            call.sent = None
+            self._counts["failed"] += 1
+            call.tell(None, type(error)(*error.args), even_if_unheard=True)
+            self._give_room(call)
+
+    def _leave(self, call: ThreadCall) -> bool:
+        """Nobody waits for the call any more: return whether it was not over by itself."""
+        if call.over:
+            return False
+        call.over = True
+        thread = call.thread
+        if thread is not None:
+            if call.begun is not None:
+                self._busy += time.perf_counter() - call.begun
+            self._off(thread)
+        elif call.waits != NOWHERE:
+            call.sent = None
+            self._backlog.discard(call)
+            self._give_room(call)
+        return True
+
+    def _off(self, thread: _Thread) -> None:
+        """The thread does not count any more."""
+        if thread not in self._crew:
+            return
+        self._crew.discard(thread)
+        self._lived += time.perf_counter() - thread.since
+        self._dispatch()
+        if not self._crew:
+            for closer in self._closers:
+                with contextlib.suppress(RuntimeError):  # its loop is closed
+                    closer.get_loop().call_soon_threadsafe(_wake, closer)
+            self._closers.clear()
 
     # -- in the threads -------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        thread = threading.current_thread()
+    def _work(self, thread: _Thread) -> None:
         try:
-            while (call := self._take()) is not None:
-                try:
-                    result, error = call.context.run(_run, call.function, call.args, call.kwargs), None
-                except BaseException as exc:  # noqa: BLE001 - it is the call's
-                    result, error = None, _for_a_future(exc)
-                if self._finish(call, result, error):
-                    return
-                del call, result, error
+            with contextlib.ExitStack() as stack:
+                run: Callable[[Any], Any] | None = None
+                while (call := self._await_call(thread)) is not None:
+                    result, error = None, None
+                    try:
+                        if run is None:
+                            run = stack.enter_context(self._place())
+                        if not call.over:
+                            result = run(call.sent)
+                    except BaseException as exc:  # noqa: BLE001 - it is the call's
+                        error = for_a_future(exc)
+                    if not self._end(thread, call, result, error):
+                        return
+                    del call, result, error
+        except Exception:
+            log.exception("loopwatch: a thread of %s could not put away what it ran its calls with", self.name)
         finally:
-            with self._changed:
-                self._threads.discard(thread)
-                self._changed.notify_all()
+            with self._lock:
+                self._off(thread)
 
-    def _take(self) -> _Call | None:
-        """Wait for a call that may run; return None to end the thread."""
-        with self._changed:
-            while True:
-                call = self._next()
-                if call is not None:
-                    call.begun = time.perf_counter()
-                    self._wait.record(call.begun - call.created)
-                    self._running += 1
-                    self._running_of[call.function] += 1
-                    if call.options.timeout is not None:
-                        with contextlib.suppress(RuntimeError):
-                            call.loop.call_soon_threadsafe(self._watch_time, call)
-                    return call
-                if self._closed:
-                    return None
-                self._waiting += 1
-                came = self._changed.wait(IDLE_FOR)
-                self._waiting -= 1
-                if not came and not self._queue:
-                    return None
+    def _await_call(self, thread: _Thread) -> ThreadCall | None:
+        """Return the next call, begun; None to end the thread."""
+        while True:
+            try:
+                call = thread.inbox.get(timeout=self._idle_for)
+                break
+            except queue.Empty:
+                with self._lock:
+                    if thread in self._idle:
+                        self._idle.remove(thread)
+                        return None
+        if call is None:
+            return None
+        call.begun = time.perf_counter()
+        if call.options.timeout is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+                call.loop.call_soon_threadsafe(self._watch_time, call)
+        return call
 
-    def _next(self) -> _Call | None:
-        while self._queue:
-            call = heapq.heappop(self._queue)[2]
-            if call.future.done():
-                continue
-            limit = call.options.max_concurrency
-            if limit is None or self._running_of[call.function] < limit:
-                return call
-            self._parked.setdefault(call.function, deque()).append(call)
-        return None
-
-    def _finish(self, call: _Call, result: Any, error: BaseException | None) -> bool:
-        """Tell the loop; return whether this thread was given up and ends."""
-        with self._changed:
+    def _end(self, thread: _Thread, call: ThreadCall, result: Any, error: BaseException | None) -> bool:
+        """The call has ended: return whether the thread may go on."""
+        with self._lock:
             assert call.begun is not None
-            seconds = time.perf_counter() - call.begun
-            self._busy += seconds
-            self._run_times.record(seconds)
-            self._running -= 1
-            self._running_of[call.function] -= 1
-            if not self._running_of[call.function]:
-                del self._running_of[call.function]
-            parked = self._parked.get(call.function)
-            if parked:
-                waiting = parked.popleft()
-                heapq.heappush(self._queue, (-waiting.options.priority, -next(self._order), waiting))
-                if not parked:
-                    del self._parked[call.function]
-                self._changed.notify()
-            self._stuck -= call.abandoned
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
-            call.loop.call_soon_threadsafe(self._tell, call, result, error)
-        return call.abandoned
+            call.sent = None
+            self._backlog.ended(call)
+            goes_on = not call.over
+            if goes_on:
+                call.over, thread.call = True, None
+                seconds = time.perf_counter() - call.begun
+                self._busy += seconds
+                self._runs.record(seconds)
+                self._waits.record(call.begun - call.created)
+                self._counts["completed" if error is None else "failed"] += 1
+                self._idle.append(thread)
+            self._dispatch()
+        if goes_on:
+            call.tell(result, error)
+        return goes_on
 
     # -- on the caller's loop -------------------------------------------------------------------------------------
 
-    def _watch_time(self, call: _Call) -> None:
-        if not call.future.done() and call.begun is not None and call.options.timeout is not None:
+    def _watch_time(self, call: ThreadCall) -> None:
+        if not call.over and call.begun is not None and call.options.timeout is not None:
             left = call.begun + call.options.timeout - time.perf_counter()
             call.timer = call.loop.call_later(max(left, 0.0), self._timed_out, call)
 
-    def _timed_out(self, call: _Call) -> None:
+    def _timed_out(self, call: ThreadCall) -> None:
+        call.timer = None
         if call.future.done():
             return
-        self._counts["timed_out"] += 1
-        self._counts["failed"] += 1
-        self._leave(call)
-        name = getattr(call.function, "__qualname__", call.function)
-        call.future.set_exception(
-            TaskTimeout(f"{name} ran longer than {call.options.timeout:g} s; a thread cannot be stopped, it goes on")
-        )
+        with self._lock:
+            if not self._leave(call):
+                return  # it has just ended by itself
+            self._counts["timed_out"] += 1
+            self._counts["failed"] += 1
+        words = f"{call.name} ran longer than {call.options.timeout:g} s"
+        call.future.set_exception(TaskTimeout(f"{words}; a thread cannot be stopped, it goes on"))
 
-    def _given_up(self, call: _Call) -> None:
-        self._counts["cancelled"] += 1
-        self._leave(call)
-
-    def _leave(self, call: _Call) -> None:
-        """Nobody waits for the call any more: its thread, if it has begun, does not count."""
-        if call.timer is not None:
-            call.timer.cancel()
-        with self._changed:
-            if call.begun is not None and not call.abandoned:
-                call.abandoned = True
-                self._stuck += 1
-            self._changed.notify()
-
-    def _tell(self, call: _Call, result: Any, error: BaseException | None) -> None:
-        if call.timer is not None:
-            call.timer.cancel()
-        if call.future.done():
+    def _given_up(self, call: ThreadCall, future: asyncio.Future[Any]) -> None:
+        call.stop_clock()
+        if not future.cancelled():
             return
-        self._counts["failed" if error is not None else "completed"] += 1
-        if error is not None:
-            call.future.set_exception(error)
-        else:
-            call.future.set_result(result)
+        with self._lock:
+            if call in self._outside:
+                del self._outside[call]
+                call.sent = None
+            elif self._leave(call):
+                self._counts["cancelled"] += 1
 
-    # -- the backend ----------------------------------------------------------------------------------------------
+    # -- its life -------------------------------------------------------------------------------------------------
 
     async def close(self, *, force: bool = False) -> None:
-        """Take no more calls; wait for those that were taken, unless ``force``: then those that wait fail."""
-        with self._changed:
+        """Take no more calls, wait for those that were taken, and end the threads; a second call does nothing new.
+
+        Calls that wait for room fail with :class:`PoolClosed`.
+
+        Args:
+            force: do not wait: calls that wait or run fail with :class:`PoolClosed`; what runs goes on in its thread.
+        """
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        error = PoolClosed(f"{self.name} was closed")
+        with self._lock:
             self._closed = True
-            refused = []
+            for call in self._outside:
+                call.tell(None, PoolClosed(*error.args), even_if_unheard=True)
+            self._outside.clear()
             if force:
-                refused = [call for _, _, call in self._queue]
-                refused += [call for parked in self._parked.values() for call in parked]
-                self._queue.clear()
-                self._parked.clear()
-            self._changed.notify_all()
-        for call in refused:
-            with contextlib.suppress(RuntimeError):
-                call.loop.call_soon_threadsafe(self._tell, call, None, PoolClosed(f"{self.name} was closed"))
-        while not force and len(self._threads) > self._stuck:
-            await asyncio.sleep(0.001)
+                self._refuse(error, self._backlog.clear())
+                for running in [thread.call for thread in self._crew]:
+                    if running is not None and self._leave(running):
+                        self._counts["failed"] += 1
+                        running.tell(None, PoolClosed(*error.args), even_if_unheard=True)
+            self._dispatch()
+            if self._crew:
+                self._closers.append(ended)
+            else:
+                ended.set_result(None)
+        await ended
+
+    def dismiss(self) -> list[threading.Thread]:
+        """Take no more calls, as the program ends: return the threads that had nothing to do, and are about to end."""
+        with self._lock:
+            self._closed = True
+            idle: list[threading.Thread] = [*self._idle]
+            self._dispatch()
+        return idle
+
+    def forget(self) -> None:
+        """This is a forked child: there are no threads here."""
+        self._lock = threading.Lock()
+        self._closed = True
+        self._backlog = Backlog()
+        self._crew.clear()
+        for kept in (self._outside, self._idle, self._closers):
+            kept.clear()
 
     def stats(self) -> PoolStats:
-        """Return the figures; ``started`` counts threads."""
-        with self._changed:
-            seconds = (time.monotonic() - self._made) * self._most
+        """Return the figures; ``started`` counts threads; what timed out or was cancelled does not run any more."""
+        with self._lock:
+            now = time.perf_counter()
+            running = [thread.call for thread in self._crew if thread.call is not None]
+            busy = self._busy + sum(now - call.begun for call in running if call.begun is not None)
+            lived = self._lived + sum(now - thread.since for thread in self._crew)
             return PoolStats(
                 name=self.name,
-                queued=self._queued,
-                running=self._running,
+                queued=len(self._backlog),
+                running=len(running),
                 submitted=self._counts["submitted"],
                 completed=self._counts["completed"],
                 failed=self._counts["failed"],
                 cancelled=self._counts["cancelled"],
                 timed_out=self._counts["timed_out"],
                 started=self._counts["started"],
-                wait=self._wait.stats() if self._wait.count else None,
-                run=self._run_times.stats() if self._run_times.count else None,
-                utilization=min(self._busy / seconds, 1.0),
+                wait=self._waits.stats() if self._waits.count else None,
+                run=self._runs.stats() if self._runs.count else None,
+                utilization=min(busy / lived, 1.0) if lived > 0 else 0.0,
             )
 
 
-def _run(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+_BACKENDS: weakref.WeakSet[ThreadBackend] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for backend in list(_BACKENDS):
+        backend.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _wake(closer: asyncio.Future[None]) -> None:
+    if not closer.done():
+        closer.set_result(None)
+
+
+def run_to_end(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call; a coroutine is run to its end on a loop of this thread."""
     result = function(*args, **kwargs)
     if inspect.iscoroutine(result):
@@ -273,7 +449,7 @@ def _run(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return result
 
 
-def _for_a_future(exc: BaseException) -> BaseException:
+def for_a_future(exc: BaseException) -> BaseException:
     """Return what a future may be given: what would end the program or confuse its loop is put into words."""
     if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
         return exc

@@ -1,0 +1,174 @@
+"""The backlog of calls against a naive sorted list, and the places of the queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from loopwatch import PoolClosed
+from loopwatch.workers.backlog import SPARE, Backlog, Room
+from loopwatch.workers.calls import Call
+from loopwatch.workers.options import CallOptions
+from tests.conftest import Run
+
+LIMITS = {"free": None, "one": 1, "two": 2}
+"""How often each function may run at a time."""
+
+
+def call_of(function: str, priority: int = 0) -> Call:
+    """Return a call that nobody waits for."""
+    options = CallOptions(priority=priority, max_concurrency=LIMITS[function])
+    return Call(function, options, cast("asyncio.Future[Any]", None))
+
+
+class AgainstSortedList(RuleBasedStateMachine):
+    """Does the same to a backlog and to a list that is searched from one end to the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backlog = Backlog()
+        self.waiting: list[tuple[int, int, Call]] = []
+        self.running: list[Call] = []
+        self.last = self.first = 0
+
+    def may_run(self, call: Call) -> bool:
+        limit = LIMITS[call.function]
+        return limit is None or sum(each.function == call.function for each in self.running) < limit
+
+    @rule(function=st.sampled_from(sorted(LIMITS)), priority=st.integers(-1, 1))
+    def add(self, function: str, priority: int) -> None:
+        call = call_of(function, priority)
+        self.last += 1
+        self.waiting.append((-priority, self.last, call))
+        self.backlog.add(call)
+
+    @rule()
+    def take(self) -> None:
+        expected = min((entry for entry in self.waiting if self.may_run(entry[2])), default=None)
+        call = self.backlog.next()
+        assert call is (None if expected is None else expected[2])
+        if expected is not None:
+            self.waiting.remove(expected)
+            self.running.append(expected[2])
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(self.running))
+        self.running.remove(call)
+        self.backlog.ended(call)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def send_again(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(self.running))
+        self.running.remove(call)
+        self.backlog.ended(call)
+        self.first -= 1
+        self.waiting.append((-call.options.priority, self.first, call))
+        self.backlog.add(call, first=True)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(entry)
+        self.backlog.discard(entry[2])
+
+    @rule()
+    def clear(self) -> None:
+        assert self.backlog.clear() == [call for _, _, call in sorted(self.waiting)]
+        self.waiting.clear()
+
+    @invariant()
+    def counts(self) -> None:
+        assert len(self.backlog) == len(self.waiting)
+        assert self.backlog.in_line >= any(self.may_run(call) for _, _, call in self.waiting)
+        for _, _, call in self.waiting:
+            assert self.backlog.is_at_limit(call) == (not self.may_run(call))
+
+
+TestAgainstSortedList = AgainstSortedList.TestCase
+TestAgainstSortedList.settings = settings(max_examples=150, stateful_step_count=60)
+
+
+def test_given_up_in_the_place_of_another() -> None:
+    """A call that was in line because another had ended and is given up leaves that place to the next one."""
+    backlog = Backlog()
+    first, second, third = (call_of("one") for _ in range(3))
+    for call in (first, second, third):
+        backlog.add(call)
+    assert backlog.next() is first
+    assert backlog.next() is None
+    backlog.ended(first)
+    backlog.discard(second)
+    assert backlog.in_line == 1
+    assert backlog.next() is third
+
+
+@pytest.mark.parametrize("function", ["free", "one"])
+def test_what_was_given_up_takes_no_memory(function: str) -> None:
+    """However many calls are given up, no more than a few hundred of them are kept."""
+    backlog = Backlog()
+    running = call_of("one")
+    backlog.add(running)
+    assert backlog.next() is running
+    for _ in range(10_000):
+        call = call_of(function)
+        backlog.add(call)
+        assert (backlog.next() is None) == (function == "one")
+        if function == "free":
+            backlog.ended(call)
+            backlog.add(call)
+        backlog.discard(call)
+    kept = len(backlog._line) + sum(map(len, backlog._aside.values()))
+    assert kept <= 2 * SPARE
+    assert len(backlog) == 0
+
+
+def test_places(run: Run) -> None:
+    """Who waits for a place gets it in turn; one that is given up goes to the next, and closing tells all others."""
+
+    async def main() -> None:
+        room = Room(1)
+        assert room.take()
+        assert not room.take()
+        order: list[int] = []
+
+        async def wait(number: int) -> None:
+            await room.wait()
+            order.append(number)
+
+        tasks = [asyncio.ensure_future(wait(number)) for number in range(4)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        room.give()
+        await tasks[0]
+        room.give()
+        await tasks[2]
+        room.give()
+        tasks[3].cancel()  # it has the place, and does not know yet
+        await asyncio.wait(tasks)
+        assert order == [0, 2]
+        assert room.take()
+        late = asyncio.ensure_future(wait(9))
+        await asyncio.sleep(0)
+        room.refuse(PoolClosed("it was closed"))
+        with pytest.raises(PoolClosed, match="it was closed"):
+            await late
+        room.give()
+        assert room.take()
+
+    run(main())
+
+
+def test_any_number_of_places() -> None:
+    """Without a limit there is always one."""
+    take: Callable[[], bool] = Room(None).take
+    assert all(take() for _ in range(10_000))
