@@ -7,9 +7,11 @@ attribute, so that layers never stack.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
 import wrapt
@@ -64,6 +66,78 @@ class Patch:
         return True
 
 
+class CodePatch:
+    """One reversible replacement of what a Python function does, for everybody who has it, by whatever name.
+
+    The function stays the same object with the same signature; its code is exchanged. The original is kept as a
+    function of its own.
+
+    Attributes:
+        name: of the function.
+        active: False once undone.
+        original: does what the function did.
+    """
+
+    __slots__ = ("_code", "_function", "_signed", "active", "name", "original")
+
+    def __init__(self, function: FunctionType, around: Around) -> None:
+        self.name = function.__qualname__
+        self.active = True
+        self.original = _copy(function)
+        self._function = function
+        self._signed = "__signature__" not in function.__dict__
+        if self._signed:  # read from the code otherwise
+            function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+        self._code = _passing_on(function, self._around, around)
+        function.__code__ = self._code
+
+    def _around(self, around: Around, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return around(self.original, args, kwargs) if self.active else self.original(*args, **kwargs)
+
+    def undo(self) -> bool:
+        """Stop intercepting; return whether the function is now as it was before us."""
+        self.active = False
+        if self._function.__code__ is not self._code:
+            return False
+        self._function.__code__ = self.original.__code__
+        if self._signed:
+            self._function.__dict__.pop("__signature__", None)
+        return True
+
+
+def _copy(function: FunctionType) -> FunctionType:
+    copy = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__qualname__, copy.__module__, copy.__doc__ = function.__qualname__, function.__module__, function.__doc__
+    copy.__dict__.update(function.__dict__)
+    return copy
+
+
+def _plain(*args: Any, **kwargs: Any) -> Any:
+    return ....__call__(args, kwargs)  # type: ignore[operator]
+
+
+async def _awaited(*args: Any, **kwargs: Any) -> Any:
+    return await ....__call__(args, kwargs)  # type: ignore[operator]
+
+
+def _passing_on(function: FunctionType, call: Callable[..., Any], around: Around) -> CodeType:
+    """Return code that calls ``call(around, args, kwargs)``, which stands in it as the constant ``...`` does above."""
+    template = (_awaited if inspect.iscoroutinefunction(function) else _plain).__code__
+
+    def passed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return call(around, args, kwargs)
+
+    return template.replace(
+        co_consts=tuple(passed if each is ... else each for each in template.co_consts),
+        co_name=function.__code__.co_name,
+        co_qualname=function.__code__.co_qualname,
+        co_freevars=function.__code__.co_freevars,  # as many as the function has cells
+    )
+
+
 class PatchSet:
     """The patches of one agent, and the residues that could not be taken out.
 
@@ -79,7 +153,7 @@ class PatchSet:
     """
 
     def __init__(self) -> None:
-        self._active: list[Patch] = []
+        self._active: list[Patch | CodePatch] = []
         self._residues: list[Patch] = []
 
     def around(self, owner: Any, name: str, around: Around) -> Patch:
@@ -112,11 +186,22 @@ class PatchSet:
         self._active.append(patch)
         return patch
 
-    def undo(self, patch: Patch) -> None:
+    def inside(self, function: FunctionType, around: Around) -> CodePatch:
+        """Wrap what ``function`` does, also for those who have imported it by name already.
+
+        Args:
+            function: a plain function or a coroutine function, written in Python.
+            around: as for :meth:`around`; of a coroutine function it is a coroutine function too.
+        """
+        patch = CodePatch(function, around)
+        self._active.append(patch)
+        return patch
+
+    def undo(self, patch: Patch | CodePatch) -> None:
         """Take one patch back; a second call does nothing."""
         if patch in self._active:
             self._active.remove(patch)
-            if not patch.undo():
+            if not patch.undo() and isinstance(patch, Patch):
                 self._residues.append(patch)
 
     def undo_all(self) -> None:

@@ -8,8 +8,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from loopwatch import stacks
 from loopwatch._faults import Action, Faults
@@ -19,7 +19,7 @@ from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, FlaggedFunction, Frame, PoolStats, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Frame, OffloadStats, PoolStats, Snapshot, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
 from loopwatch.observation import Observation
@@ -32,6 +32,9 @@ from loopwatch.teller import Teller
 from loopwatch.watched import WatchedLoop, make_probe
 from loopwatch.watcher import Watcher
 from loopwatch.workers import settings as offloading
+
+if TYPE_CHECKING:
+    from loopwatch.workers.mover import Mover
 
 FORK_PATIENCE = 0.02
 """s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
@@ -71,6 +74,7 @@ class Agent:
         self._state = "off"
         self._reason = "not started"
         self._discovery: Discovery | None = None
+        self._mover: Mover | None = None
         self._slow_told = False
         self._make_parts()
 
@@ -111,6 +115,7 @@ class Agent:
             offloading.workers, offloading.offload_to = self._config.workers, self._config.offload_to
             self._open_files()
             self._watcher.gc.start()
+            self._start_moving()
             if not discover:
                 return
             self._discovery = Discovery(
@@ -133,7 +138,9 @@ class Agent:
             self._state, self._reason = "off", "stopped"
             if self._discovery is not None:
                 self._discovery.stop()
+            self._stop_moving()
             self._patches.undo_all()
+            offloading.forget()
         with self._faults.guard("watcher"):
             self._watcher.stop(timeout)
         with self._faults.guard("teller"):
@@ -219,6 +226,9 @@ class Agent:
             if {"journal", "journal_max_bytes", "hang_after"} & set(changes) and self._state == "on":
                 self._close_files()
                 self._open_files()
+            if {"auto_offload", "transparent_offload"} & set(changes) and self._state == "on":
+                self._stop_moving()
+                self._start_moving()
             if "enabled" in changes:
                 self.start() if new.enabled else self.stop()
         for loop in self._watcher.loops:
@@ -250,13 +260,14 @@ class Agent:
         return ()
 
     def snapshot(self) -> Snapshot:
-        """Return what the agent knows now: loops, functions that keep blocking, and its own state and cost."""
+        """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
         now = time.monotonic()
         return Snapshot(
             at=time.time(),
             pid=os.getpid(),
             loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
             pools=_pool_stats(),
+            offload=self._offload_stats(),
             agent=AgentStats(
                 state=self._describe_state(),
                 reason=self._reason or ("its watcher failed" if self._faults.is_off("watcher") else ""),
@@ -324,6 +335,17 @@ class Agent:
         else:
             loop.call_soon_threadsafe(self._loop_started, loop, name)
 
+    def bridge(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.
+
+        For tasks that are not made with ``create_task``, and for frameworks that serve many requests in one task. From
+        the first use on tasks as such are bridged no longer: what is given here alone pays for it.
+
+        Example:
+            ``response = await agent.bridge(handler(request))``
+        """
+        return coroutine if self._mover is None else self._mover.bridge(coroutine)
+
     def flush(self, timeout: float = 1.0) -> bool:
         """Wait until what has been seen so far is told, at most ``timeout`` s; return whether it is. For tests."""
         return self._watcher.settle(timeout) and self._teller.flush(timeout)
@@ -351,6 +373,9 @@ class Agent:
                 known = self._attach(loop, name)
             known.started()
             self._watcher.ensure_thread()
+            if self._mover is not None and not self._faults.is_off("offload"):
+                with self._faults.guard("offload"):
+                    self._mover.loop_started(loop)
 
     def _attach(self, loop: Loop, name: str | None) -> WatchedLoop:
         self._watcher.remove(known for known in self._watcher.loops if known.gone)
@@ -417,10 +442,51 @@ class Agent:
             self._call(callback, stall)
 
     def _newly_flagged(self, stall: Stall) -> FlaggedFunction | None:
+        flagged = None
         if not self._faults.is_off("flagging"):
             with self._faults.guard("flagging"):
-                return self._flagging.add(stall)
-        return None
+                flagged = self._flagging.add(stall)
+        if flagged is not None:
+            offloading.causes[flagged.name] = flagged.cause
+        if self._mover is not None and not self._faults.is_off("offload"):
+            with self._faults.guard("offload"):
+                self._mover.saw(stall)
+        return flagged
+
+    # -- moving ---------------------------------------------------------------------------------------------------
+
+    def _start_moving(self) -> None:
+        config = self._config
+        if not (config.auto_offload or config.transparent_offload) or self._faults.is_off("offload"):
+            return
+        with self._faults.guard("offload"):
+            from loopwatch.workers.mover import Mover  # who moves nothing need not load the pool
+
+            self._mover = Mover(
+                config.auto_offload,
+                config.transparent_offload,
+                Flagging(config.flag_after, config.flag_window, config.max_culprits),
+                self._patches,
+                lambda text: self._faults.say(logging.WARNING, "%s", text),
+            )
+            self._mover.start()
+            for known in self._watcher.loops:
+                loop = known.ref()
+                if loop is not None:
+                    self._mover.loop_started(loop)
+
+    def _stop_moving(self) -> None:
+        mover, self._mover = self._mover, None
+        if mover is not None:
+            with self._faults.guard("offload"):
+                mover.stop()
+
+    def _offload_stats(self) -> tuple[OffloadStats, ...]:
+        moved = loaded("loopwatch.workers.moved")
+        if moved is None:
+            return ()
+        named = () if self._mover is None else self._mover.stats()
+        return (*named, *(each.stats() for each in moved.known() if each.way == "offload"))
 
     def _diagnosed(self, seen: Observation) -> Stall | None:
         hang = self._hang

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,10 @@ class Config:
         flag_window: s; the time over which they are counted.
         workers: processes of the default worker pool, None for as many as processors may be used; read when it starts.
         offload_to: ``process``, ``thread``, ``auto`` or ``inline``: where ``@offload`` without ``to`` sends calls.
+        auto_offload: coroutine functions, ``pkg.mod:function``, ``pkg.mod:Class.method`` or ``pkg.mod:*``, that are
+            moved off the loop once they are flagged.
+        transparent_offload: plain functions, named in the same way, whose tasks are suspended meanwhile; needs the
+            extra ``loopwatch[transparent]``. Read what moving means before: docs/offload.md.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -80,11 +86,16 @@ class Config:
     flag_window: float = 60.0
     workers: int | None = None
     offload_to: str = "process"
+    auto_offload: tuple[str, ...] = ()
+    transparent_offload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             value = getattr(self, name)
             object.__setattr__(self, name, check(name, value))
+        twice = set(self.auto_offload) & set(self.transparent_offload)
+        if twice:
+            raise _bad("auto_offload", min(twice), "of a coroutine function; it is in transparent_offload too")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
@@ -201,6 +212,25 @@ def _prefixes(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:([^\W\d]\w*(\.[^\W\d]\w*)*|\*)")
+
+
+def _functions(name: str, value: Any) -> tuple[str, ...]:
+    good = not isinstance(value, str) and all(
+        isinstance(item, str) and _FUNCTION.fullmatch(item) for item in _items(name, value)
+    )
+    if not good:
+        raise _bad(name, value, "a sequence of names such as 'pkg.mod:function', 'pkg.mod:Class.method' or 'pkg.mod:*'")
+    return tuple(dict.fromkeys(value))
+
+
+def _bridged_functions(name: str, value: Any) -> tuple[str, ...]:
+    functions = _functions(name, value)
+    if functions and importlib.util.find_spec("greenlet") is None:
+        raise ConfigError(f"{name}={value!r}: needs greenlet: pip install 'loopwatch[transparent]'")
+    return functions
+
+
 def _items(name: str, value: Any) -> tuple[Any, ...]:
     try:
         return tuple(value)
@@ -267,6 +297,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "flag_window": _number(_SECONDS, 0, 86400, open_low=True),
     "workers": _count("a whole number, 1 or more, or None", 1, or_none=True),
     "offload_to": _one_of("process", "thread", "auto", "inline"),
+    "auto_offload": _functions,
+    "transparent_offload": _bridged_functions,
 }
 
 
@@ -340,4 +372,6 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "flag_window": _parse_number,
     "workers": _parse_count,
     "offload_to": str.strip,
+    "auto_offload": _parse_list,
+    "transparent_offload": _parse_list,
 }

@@ -18,7 +18,7 @@ from typing import Any
 from loopwatch._imports import WhenImported
 from loopwatch._patches import ListItem, PatchSet, loaded
 from loopwatch.probes.probe import Loop
-from loopwatch.stacks import current_frames, uncollected
+from loopwatch.stacks import below, current_frames, uncollected
 
 
 class Discovery:
@@ -124,5 +124,5 @@ def _loop_of(frame: Any) -> Loop | None:
         code = frame.f_code
         if code.co_name == "run_forever" and code.co_filename == asyncio.base_events.__file__:
             return frame.f_locals.get("self")
-        frame = frame.f_back
+        frame = frame.f_back or below(frame)
     return None

@@ -370,6 +370,53 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class OffloadStats:
+    """A function that runs somewhere else, or may.
+
+    Attributes:
+        name: ``module:qualname``.
+        way: how that was asked for: ``offload`` (decorated), ``auto_offload`` or ``transparent_offload`` (named in the
+            configuration).
+        to: where its next call runs: ``inline``, ``thread``, ``process`` or the name of a backend.
+        reason: why.
+        calls: since it was decorated, or since the agent found it to block.
+        inline, thread, process, backend: where they ran.
+        failed: calls that raised.
+        run: median s of the last calls that were measured, None if none were.
+        left: why calls that could have been moved ran inline, and how many.
+    """
+
+    name: str
+    way: str
+    to: str
+    reason: str
+    calls: int = 0
+    inline: int = 0
+    thread: int = 0
+    process: int = 0
+    backend: int = 0
+    failed: int = 0
+    run: float | None = None
+    left: Mapping[str, int] = field(default_factory=dict)
+
+    def explain(self) -> str:
+        """Return in words where it runs, and why.
+
+        Example:
+            >>> OffloadStats("app:resize", "offload", "process", "as it was told").explain()
+            'app:resize runs in a worker process: as it was told'
+        """
+        places = {"inline": "inline, on the loop", "thread": "in a thread", "process": "in a worker process"}
+        words = f"{self.name} runs {places.get(self.to, f'on {self.to}')}: {self.reason}"
+        left = "; ".join(f"{count} calls ran inline as {why}" for why, count in self.left.items())
+        return f"{words} ({left})" if left else words
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStats:
     """One worker process of a pool.
 
@@ -464,6 +511,7 @@ class Snapshot:
         tasks: tasks of this process that are alive or not yet collected; None where counting would not be O(1).
         flagged: functions that keep blocking, most blocked time first.
         pools: worker pools of this process that are in use.
+        offload: functions that run somewhere else, or may.
     """
 
     at: float
@@ -473,6 +521,7 @@ class Snapshot:
     tasks: int | None = None
     flagged: tuple[FlaggedFunction, ...] = ()
     pools: tuple[PoolStats, ...] = ()
+    offload: tuple[OffloadStats, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""

@@ -1,7 +1,7 @@
 """A thread's stack as plain data: what runs, since where in the pass of its loop, and the frames above the loop.
 
 Never keeps a frame: a frame that outlives its call would have the program's objects freed in the watcher's thread.
-Locals are read of asyncio's own frames only (``Handle._run``, ``_run_once``), never of the program's.
+Locals are read of asyncio's own frames only (``Handle._run``, ``_run_once``) and of ours, never of the program's.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ _LOOP_FILE = asyncio.base_events.__file__
 _OWN = str(Path(__file__).parent) + "/"
 _DISCOVERY_FILE = _OWN + "discovery.py"
 """Its ``run_forever`` stands where a compiled loop, which has no frames, was started."""
+_BRIDGE_FILE = _OWN + "workers/bridge.py"
+"""Its ``_steps`` begins a stack of its own, with a greenlet, above that of the loop."""
 _GC_CALLBACK = GcMonitor._note.__code__
 _SHOWN = (_OWN + "demo_app.py",)
 """Files of this package that play the user's part."""
@@ -115,10 +117,19 @@ def take(
             )
         elif code is _GC_CALLBACK:
             stack.in_gc = True
-        current = current.f_back
+        current = current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
     stack.fresh = tell_calls_apart and outermost is not None and _is_new_call(outermost)
     return stack, handle
+
+
+def below(frame: FrameType) -> FrameType | None:
+    """Return the frame that a bridged step stands on, if ``frame`` is where one begins: see :mod:`workers.bridge`."""
+    if frame.f_code.co_name != "_steps" or frame.f_code.co_filename != _BRIDGE_FILE:
+        return None
+    hub = getattr(frame.f_locals.get("stepper"), "hub", None)
+    found: FrameType | None = getattr(hub, "gr_frame", None)
+    return found
 
 
 def _is_new_call(frame: FrameType) -> bool:

@@ -34,6 +34,7 @@ FLAG = "True or False"
 LEVEL = "a logging level: DEBUG, INFO, WARNING, ERROR, CRITICAL or a number"
 PREFIXES = "a sequence of path or module prefixes, such as ('app', '/srv/app')"
 SOURCES = "a sequence of context-variable names and callables"
+FUNCTIONS = "a sequence of names such as 'pkg.mod:function', 'pkg.mod:Class.method' or 'pkg.mod:*'"
 SHARE = "a share of one core above 0 and up to 1, such as 0.01"
 BEAT = "a number of seconds from 0.001 to 60"
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
@@ -64,6 +65,11 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "flag_window": [(value, SECONDS) for value in (0, -1, NAN, INF, 86401, "60", None, True)],
     "workers": [(value, "a whole number, 1 or more, or None") for value in (0, -1, 2.0, "2", True)],
     "offload_to": [(value, "one of process, thread, auto, inline") for value in ("", "worker", None, 1, [])],
+    "auto_offload": [
+        *[(value, FUNCTIONS) for value in ("a:b", [""], ["pkg.mod"], ["a:b", "a:b:c"], ["a:"], [":b"], ["a:1"], [5])],
+        (None, "a sequence"),
+    ],
+    "transparent_offload": [("a:b", FUNCTIONS), (["a.:b"], FUNCTIONS), (["a:b.*"], FUNCTIONS), (5, "a sequence")],
 }
 
 
@@ -242,6 +248,8 @@ GOOD_TEXT: dict[str, list[tuple[str, Any]]] = {
     "flag_window": [("300", 300.0)],
     "workers": [("3", 3)],
     "offload_to": [(" thread ", "thread")],
+    "auto_offload": [("a.b:c, a:D.e ,a:*,", ("a.b:c", "a:D.e", "a:*"))],
+    "transparent_offload": [("a:b,a:b", ("a:b",))],
 }
 NUMBER, WHOLE = "a number, such as 0.1", "a whole number"
 FLAGS = "one of 1, true, yes, on, 0, false, no, off"
@@ -271,6 +279,8 @@ BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     "flag_window": [("1m", NUMBER), ("0", SECONDS)],
     "workers": [("all", WHOLE), ("0", "a whole number, 1 or more, or None")],
     "offload_to": [("worker", "one of process, thread, auto, inline")],
+    "auto_offload": [("a.b", FUNCTIONS)],
+    "transparent_offload": [("a:b,c", FUNCTIONS)],
 }
 
 

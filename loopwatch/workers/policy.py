@@ -26,7 +26,8 @@ class Measured:
         cpu_share: processor time of its thread, as a share of that.
         trip: s that one call costs on its way to a worker and back, its run time left out; None if not measured.
         keeps_gil: whether its stalls were found to keep the GIL (``python``, ``native_gil``), or not; None if unknown.
-        unpicklable: why it cannot be sent to a process; empty if it can, or was not tried.
+            False too where the interpreter has none.
+        bound: why it cannot run in another process; empty if it can, or that is not known.
     """
 
     calls: int = 0
@@ -34,7 +35,7 @@ class Measured:
     cpu_share: float = 1.0
     trip: float | None = None
     keeps_gil: bool | None = None
-    unpicklable: str = ""
+    bound: str = ""
 
 
 def decide(measured: Measured, now: Decision, budget: float = BUDGET) -> Decision:
@@ -57,12 +58,12 @@ def decide(measured: Measured, now: Decision, budget: float = BUDGET) -> Decisio
             "inline", f"it takes {_ms(measured.run)}: less than the {budget * 1e3:g} ms that it may hold the loop"
         )
     takes = f"it takes {_ms(measured.run)}"
-    if measured.cpu_share < COMPUTES:
+    if measured.cpu_share < COMPUTES and not measured.keeps_gil:
         return Decision("thread", f"{takes} and waits for {1 - measured.cpu_share:.0%} of that: a thread can wait")
     if measured.keeps_gil is False:
-        return Decision("thread", f"{takes} in C code that gives up the GIL: a thread runs beside the loop")
-    if measured.unpicklable:
-        return Decision("thread", f"{takes}; a process would be better, but {measured.unpicklable}")
+        return Decision("thread", f"{takes} without the GIL: a thread runs beside the loop")
+    if measured.bound:
+        return Decision("thread", f"{takes}; a process would be better, but {measured.bound}")
     if measured.trip is not None and measured.trip > measured.run and measured.trip > budget:
         return Decision("thread", f"{takes}, and the way to a process and back {_ms(measured.trip)}")
     return Decision("process", f"{takes} and keeps the GIL: only another process can run beside the loop")

@@ -1,8 +1,19 @@
-"""What the agent's configuration says about offloading; light, so that it can be set before anything is offloaded."""
+"""What the agent says about offloading; light, so that it can be said before anything is offloaded."""
 
 from __future__ import annotations
+
+from loopwatch.events import Cause
 
 workers: int | None = None
 """Worker processes of the default pool, None for as many as processors may be used; for the next pool that is made."""
 offload_to: str = "process"
 """Where a function goes that was decorated without saying."""
+causes: dict[str, Cause] = {}
+"""Why functions that the agent has flagged hold their loops, by name (``module:qualname``)."""
+
+
+def forget() -> None:
+    """Go back to what holds without an agent."""
+    global workers, offload_to
+    workers, offload_to = None, "process"
+    causes.clear()

@@ -82,7 +82,7 @@ async def test_places() -> None:
     assert (await offloaded.thread_name()).startswith("loopwatch-threads")
     assert await offloaded.here() == threading.current_thread().name
     stats = offloaded.here.stats()
-    assert (stats["to"], stats["inline"], stats["failed"]) == ("inline", stats["calls"], 0)
+    assert (stats.to, stats.inline, stats.failed) == ("inline", stats.calls, 0)
 
 
 async def test_thread_timeout() -> None:
@@ -110,9 +110,9 @@ async def test_auto_does_not_take_the_queue_for_the_way() -> None:
     """A burst that waits for its workers, far longer than it runs, leaves the function with the processes."""
     burst = await asyncio.gather(*(offloaded.burns(0.02) for _ in range(40)))
     assert burst.count(os.getpid()) == 1
-    assert offloaded.burns.stats()["process"] == 39
+    assert offloaded.burns.stats().process == 39
     assert await offloaded.burns(0.02) != os.getpid()
-    assert offloaded.burns.stats()["to"] == "process"
+    assert offloaded.burns.stats().to == "process"
 
 
 async def test_auto_sends_as_any_call_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,8 +291,8 @@ MOVED = loopwatch.Decision("process", "")
         (Measured(50, 0.009), MOVED, "process", "9.0 ms"),
         (Measured(50, 0.004), MOVED, "inline", "4.0 ms"),
         (Measured(50, 0.2, cpu_share=0.1), INLINE, "thread", "waits for 90%"),
-        (Measured(50, 0.2, keeps_gil=False), INLINE, "thread", "gives up the GIL"),
-        (Measured(50, 0.2, unpicklable="a lock cannot be sent"), INLINE, "thread", "a lock cannot be sent"),
+        (Measured(50, 0.2, keeps_gil=False), INLINE, "thread", "without the GIL"),
+        (Measured(50, 0.2, bound="a lock cannot be sent"), INLINE, "thread", "a lock cannot be sent"),
         (Measured(50, 0.02, trip=0.3), INLINE, "thread", "300.0 ms"),
     ],
 )

@@ -1,0 +1,357 @@
+"""One function that may run somewhere else: where its calls go, what was measured of them, and the way by which it is
+known there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+import threading
+import time
+import types
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from loopwatch.errors import NotPicklable
+from loopwatch.events import Cause, Decision, OffloadStats
+from loopwatch.workers import clocks, defaults, launch, settings, worker
+from loopwatch.workers.options import CallOptions
+from loopwatch.workers.policy import BUDGET, Measured, decide
+from loopwatch.workers.pool import WorkerPool
+from loopwatch.workers.probation import Probation
+
+KEPT = 50
+"""Calls whose run times are kept for a function that runs where it is best."""
+TRIPS = 5
+"""Trips to a process after which it is known what one costs."""
+AGAIN = 200
+"""Calls after which a function that was moved is tried inline once more, if it has become cheap."""
+CHEAP = 0.1
+"""s: a function that takes longer, once in its last calls, is not tried again inline."""
+_KEEPS_GIL = {Cause.PYTHON: True, Cause.NATIVE_GIL: True, Cause.NATIVE: False}
+
+
+class Reference:
+    """A function by its name, for a worker: unpickled there, it is the plain function."""
+
+    def __init__(self, module: str, qualname: str) -> None:
+        self.module, self.__qualname__ = module, qualname
+        self.__module__ = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _resolve, (self.module, self.__qualname__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _resolve(self.module, self.__qualname__)(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reference) and (self.module, self.__qualname__) == (other.module, other.__qualname__)
+
+    def __hash__(self) -> int:
+        return hash((self.module, self.__qualname__))
+
+
+def _resolve(module: str, qualname: str) -> Any:
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    for part in qualname.split("."):
+        found = inspect.getattr_static(found, part) if isinstance(found, type) else getattr(found, part)
+        found = getattr(found, "__func__", found)
+    return getattr(found, "inline", found)
+
+
+class Timed:
+    """Calls a function and returns (result, s, processor s of its thread); the arguments are seen by a pool as ever."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        began = clocks.read()
+        result = self.function(*args, **kwargs)
+        return _finished(result, began) if inspect.iscoroutine(result) else (result, *clocks.used(began))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Timed) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+
+async def _finished(coroutine: Any, began: clocks.Clocks) -> tuple[Any, float, float]:
+    return await coroutine, *clocks.used(began)
+
+
+class Moved:
+    """A function and what is known of it.
+
+    Args:
+        function: the plain function or coroutine function.
+        to: a place, a backend, or None for what is configured.
+        options: of its calls.
+        pool: for calls to a process, None for the default one.
+        way: how the user named it: see :class:`OffloadStats`.
+
+    Attributes:
+        bound: why it must not run in another process; empty if it may.
+        probation: compares what it changes before its first trip to a process; None if it is not asked.
+        left: why calls that were to be moved ran inline nevertheless, and how many.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        to: Any,
+        options: CallOptions,
+        pool: WorkerPool | None = None,
+        way: str = "offload",
+    ) -> None:
+        self.function, self.options, self.pool, self.way = function, options, pool, way
+        self.name = f"{function.__module__}:{function.__qualname__}"
+        self.bound = ""
+        self.probation: Probation | None = None
+        self.left: Counter[str] = Counter()
+        self._to = to
+        self._is_coroutine = inspect.iscoroutinefunction(function)
+        self._reference: Any = function
+        if "<locals>" not in function.__qualname__ and "<lambda>" not in function.__qualname__:
+            self._reference = Reference(function.__module__, function.__qualname__)
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._away = 0
+        self._runs: deque[tuple[float, float]] = deque(maxlen=KEPT)
+        self._trips: deque[float] = deque(maxlen=TRIPS)
+        self._decision = Decision("inline", "not called yet")
+        self._is_slow = False
+        """Whether its last call took so long that to measure it well costs nothing beside it."""
+        self._cause = Cause.UNKNOWN
+        _KNOWN.add(self)
+
+    @property
+    def to(self) -> Any:
+        """Where its calls are sent: what it was decorated with, else what is configured."""
+        return settings.offload_to if self._to is None else self._to
+
+    @property
+    def decision(self) -> Decision:
+        """Where its next call runs, and why."""
+        return self._decision if self.to == "auto" else Decision(_label(self.to), "as it was told")
+
+    def place(self) -> Any:
+        """Return where the next call is to run."""
+        if worker.INSIDE:
+            return "inline"  # no pools within pools
+        if self.to != "auto":
+            return self.to
+        to = self._decision.to
+        if to != "inline" and self._counts["calls"] % AGAIN == AGAIN - 1 and max(run for run, _ in self._runs) < CHEAP:
+            return "inline"
+        if to == "process" and self.probation is not None and self.probation.left:
+            return "inline"
+        return to
+
+    async def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one call where it is to run."""
+        return await self.run(self.place(), args, kwargs)
+
+    async def run(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one call at ``place``."""
+        if place == "inline":
+            return await self._inline_to_its_end(args, kwargs)
+        return await self.elsewhere(place, args, kwargs)
+
+    async def elsewhere(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one call in another thread or process, or on a backend."""
+        self._counts["calls"] += 1
+        try:
+            if self.to == "auto":
+                return await self._measured_elsewhere(place, args, kwargs)
+            self._counts[_label(place)] += 1
+            return await self._send(place, self._sent(place), args, kwargs)
+        except BaseException:
+            self._counts["failed"] += 1
+            raise
+
+    def _sent(self, place: Any) -> Any:
+        """Return what is sent there for the function: itself, or to another process its name, if it is known there."""
+        by_name = place != "thread" and (launch.main_is_importable() or not _of_main(self.function))
+        return self._reference if by_name else self.function
+
+    async def _send(self, place: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if place == "thread":
+            return await defaults.threads().submit(function, args, kwargs, self.options)
+        if place == "process" and self.pool is None:
+            return await defaults.in_process(function, args, kwargs, self.options)
+        backend: Any = self.pool if place == "process" else place
+        return await backend.submit(function, args, kwargs, self.options)
+
+    # -- inline ---------------------------------------------------------------------------------------------------
+
+    def inline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one call of a plain function here and now, and measure it."""
+        self._counts["calls"] += 1
+        self._counts["inline"] += 1
+        before = self._before(args, kwargs)
+        began = clocks.read(exact=self._is_slow)
+        try:
+            result = self.function(*args, **kwargs)
+        except BaseException:
+            self._counts["failed"] += 1
+            raise
+        finally:
+            self._measured(*clocks.used(began))
+        self._after(before, args, kwargs, result)
+        return result
+
+    async def _inline_to_its_end(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if not self._is_coroutine:
+            result = self.inline(args, kwargs)
+            return await result if inspect.isawaitable(result) else result
+        self._counts["calls"] += 1
+        self._counts["inline"] += 1
+        before = self._before(args, kwargs)
+        try:
+            result = await _in_steps(self.function(*args, **kwargs), self._measured, exact=self._is_slow)
+        except BaseException:
+            self._counts["failed"] += 1
+            raise
+        self._after(before, args, kwargs, result)
+        return result
+
+    def _before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, ...]:
+        on_trial = self.probation is not None and self.probation.left and not worker.INSIDE
+        return self.probation.before((args, kwargs)) if on_trial and self.probation is not None else ()
+
+    def _after(self, before: tuple[bytes, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        if self.probation is None:
+            return
+        self.probation.after(before, (args, kwargs), result)
+        if self.probation.against:
+            self.bound, self.probation = self.probation.against, None
+            self._decide()
+
+    # -- elsewhere, and measured ----------------------------------------------------------------------------------
+
+    async def _measured_elsewhere(self, place: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run where the policy says, with the function measured there."""
+        began, alone = time.perf_counter(), self._away == 0
+        self._away += 1
+        try:
+            result, run, cpu = await self._send(place, Timed(self._sent(place)), args, kwargs)
+        except NotPicklable as exc:
+            self.bound = str(exc)
+            self._decide()
+            if isinstance(exc.__cause__, worker.RemoteTraceback):  # of the result: the call has run, and runs once
+                raise
+            return await self._measured_elsewhere("thread", args, kwargs)
+        finally:
+            self._away -= 1
+        self._counts[place] += 1
+        if place == "process" and alone:  # else it may have waited for those before it: that is no part of the way
+            self._trips.append(time.perf_counter() - began - run)
+        self._measured(run, cpu)
+        return result
+
+    def _measured(self, run: float, cpu: float) -> None:
+        with self._lock:
+            self._runs.append((run, cpu))
+            self._is_slow = run >= BUDGET / 2
+        if self.to == "auto":
+            self._decide()
+
+    def known_from(self, stalls: int, run: float, cause: Cause) -> None:
+        """Begin with what was seen of its stalls: their number, their mean s, and why they held the loop."""
+        cpu = 0.0 if cause in (Cause.IO, Cause.SLEEP) else run
+        self._cause = cause
+        with self._lock:
+            self._runs.extend([(run, cpu)] * min(stalls, KEPT))
+        self._decide()
+
+    def _decide(self) -> None:
+        with self._lock:
+            slow = sorted(self._runs)[-max(len(self._runs) // 10, 1) :]
+        if not slow:
+            return
+        run = sum(each for each, _ in slow) / len(slow)
+        cpu = sum(each for _, each in slow) / len(slow)
+        measured = Measured(
+            calls=len(self._runs),
+            run=run,
+            cpu_share=min(cpu / run, 1.0) if run > 0 else 1.0,
+            # The shortest: others had to wait, the first ones for a worker to start.
+            trip=min(self._trips) if len(self._trips) == TRIPS else None,
+            keeps_gil=_KEEPS_GIL.get(settings.causes.get(self.name, self._cause)) if _gil() else False,
+            bound=self.bound,
+        )
+        self._decision = decide(measured, self._decision)
+
+    # -- what is told of it ---------------------------------------------------------------------------------------
+
+    def stats(self) -> OffloadStats:
+        """Return its figures."""
+        decision, counts, runs = self.decision, self._counts, sorted(run for run, _ in self._runs)
+        known = {name: counts[name] for name in ("calls", "inline", "thread", "process", "failed")}
+        return OffloadStats(
+            name=self.name,
+            way=self.way,
+            to=decision.to,
+            reason=decision.reason,
+            **known,
+            backend=sum(counts.values()) - sum(known.values()),
+            run=runs[len(runs) // 2] if runs else None,
+            left=dict(self.left),
+        )
+
+    def explain(self) -> str:
+        """Say in words where it runs, and why."""
+        return self.stats().explain()
+
+
+_KNOWN: weakref.WeakSet[Moved] = weakref.WeakSet()
+
+
+def known() -> list[Moved]:
+    """Return the functions of this process that may run somewhere else, in order of their names."""
+    return sorted(_KNOWN, key=lambda moved: (moved.name, moved.way))
+
+
+@types.coroutine
+def _in_steps(coroutine: Any, held: Callable[[float, float], None], *, exact: bool) -> Generator[Any, Any, Any]:
+    """Await ``coroutine``, and tell how long the longest of its steps held the loop, and its processor s."""
+    longest = (0.0, 0.0)
+    step: Any = functools.partial(coroutine.send, None)
+    try:
+        while True:
+            began = clocks.read(exact=exact)
+            try:
+                waits_for = step()
+            except StopIteration as end:
+                return end.value
+            finally:
+                longest = max(longest, clocks.used(began))
+            try:
+                value = yield waits_for
+            except BaseException as exc:  # noqa: BLE001 - it is for the coroutine
+                step = functools.partial(coroutine.throw, exc)
+            else:
+                step = functools.partial(coroutine.send, value)
+    finally:
+        held(*longest)
+
+
+def _gil() -> bool:
+    """Whether this interpreter has a GIL: free-threaded builds have not (PEP 703)."""
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
+def _of_main(function: Callable[..., Any]) -> bool:
+    return function.__module__ in ("__main__", "__mp_main__")
+
+
+def _label(to: Any) -> str:
+    return to if isinstance(to, str) else str(getattr(to, "name", "backend"))

@@ -1,0 +1,181 @@
+"""What speaks against running a function in another process, which loses what it does to its arguments and to globals.
+
+Before its first trip a function runs here a few times more, and what it could change is pickled before and after.
+"""
+
+from __future__ import annotations
+
+import dis
+import io
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+RUNS = 3
+"""Calls that are compared before a function may go to a process."""
+MOST_BYTES = 8 << 20
+"""Bytes of arguments, result and globals that are compared; what is larger is not moved to a process."""
+MOST_LOOKED_AT = 1000
+"""Objects inside the arguments of a call that are looked at for what belongs to an event loop."""
+_ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...))
+_FIXED = (*_ATOMS, ModuleType, FunctionType, BuiltinFunctionType, type, frozenset)
+_OF_LOOPS = ("asyncio", "_asyncio", "uvloop")
+
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+class Probation:
+    """The calls of one function that are compared.
+
+    Args:
+        function: a plain function or a coroutine function.
+
+    Attributes:
+        left: calls that are still to be compared.
+        against: why it must not run in another process; empty if nothing was found.
+
+    Example:
+        >>> probation = Probation(sorted.__call__)
+        >>> call = (([3, 1],), {})
+        >>> before = probation.before(call)
+        >>> call[0][0].sort()
+        >>> probation.after(before, call, None)
+        >>> probation.against
+        'it changes its arguments'
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.left = RUNS
+        self.against = ""
+        self._globals: Mapping[str, Any] = getattr(function, "__globals__", {})
+        self._names: tuple[str, ...] = ()
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType):
+            read, assigned = _names_of(code, self._globals)
+            self._names = tuple(sorted(read))
+            if assigned:
+                self.against = f"it assigns the global {min(assigned)}"
+            elif code.co_freevars and set(code.co_freevars) != {"__class__"}:
+                self.against = f"it shares {code.co_freevars[0]} with the function around it"
+
+    def before(self, call: Call) -> tuple[bytes, ...]:
+        """Note what a call could change; to be given to :meth:`after`. Empty if it cannot go to a process."""
+        if self.against:
+            return ()
+        try:
+            return self._state(call)
+        except _Against as exc:
+            self.against = str(exc)
+            return ()
+
+    def after(self, before: tuple[bytes, ...], call: Call, result: Any) -> None:
+        """Compare once the call has returned."""
+        if self.against or not before:
+            return
+        self.left -= 1
+        try:
+            arguments, *used = self._state(call)
+            _pickled(result, "its result")
+        except _Against as exc:
+            self.against = str(exc)
+            return
+        if arguments != before[0]:
+            self.against = "it changes its arguments"
+        elif any(result is each for each in (*call[0], *call[1].values())) and not isinstance(result, _FIXED):
+            self.against = "it returns one of its arguments, of which a process would return a copy"
+        else:
+            for name, was, now in zip(self._mutable(), before[1:], used, strict=False):
+                if was != now:
+                    self.against = f"it changes the global {name}"
+
+    def _mutable(self) -> Iterator[str]:
+        for name in self._names:
+            if name in self._globals and not isinstance(self._globals[name], _FIXED):
+                yield name
+
+    def _state(self, call: Call) -> tuple[bytes, ...]:
+        args, kwargs = call
+        used = [_pickled(self._globals[name], f"the global {name}") for name in self._mutable()]
+        return _pickled((args, dict(kwargs)), "its arguments"), *used
+
+
+def of_a_loop(call: Call) -> str:
+    """Return the kind of an asyncio object among the arguments of a call, which is of no use elsewhere; "" if none.
+
+    Some of them pickle, as useless copies.
+    """
+    args, kwargs = call
+    todo: list[Any] = [*args, *kwargs.values()]
+    seen: set[int] = set()
+    while todo and len(seen) < MOST_LOOKED_AT:
+        item = todo.pop()
+        if isinstance(item, _FIXED) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if _belongs_to_a_loop(item):
+            return f"{type(item).__module__}.{type(item).__qualname__}"
+        if isinstance(item, Mapping) and type(item) is dict:
+            todo.extend(item.values())
+        elif type(item) in (list, tuple, set):
+            todo.extend(item)
+        else:
+            todo.extend(getattr(item, "__dict__", {}).values())
+    return ""
+
+
+def _belongs_to_a_loop(item: Any) -> bool:
+    return type(item).__module__.partition(".")[0] in _OF_LOOPS and not isinstance(item, BaseException)
+
+
+class _Against(Exception):  # noqa: N818 - a finding
+    """Why not to a process."""
+
+
+class _Bounded(io.BytesIO):
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > MOST_BYTES:
+            raise OverflowError
+        return super().write(data)
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, item: Any) -> Any:
+        if not isinstance(item, type) and _belongs_to_a_loop(item):
+            raise _Against(f"it is given an {type(item).__module__}.{type(item).__qualname__}, which belongs to a loop")
+        return NotImplemented
+
+
+def _pickled(value: Any, what: str) -> bytes:
+    stream = _Bounded()
+    try:
+        _Pickler(stream, 5).dump(value)
+    except OverflowError:
+        raise _Against(f"{what} takes more than {MOST_BYTES >> 20} MB, too much to be compared") from None
+    except _Against:
+        raise
+    except Exception as exc:
+        raise _Against(f"{what} cannot be pickled: {type(exc).__name__}: {exc}") from exc
+    return stream.getvalue()
+
+
+def _names_of(code: CodeType, names: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Return the globals that a function reads and assigns, with those of the functions of its module that it calls."""
+    read: set[str] = set()
+    assigned: set[str] = set()
+    todo, seen = [code], set()
+    while todo:
+        each = todo.pop()
+        if each in seen:
+            continue
+        seen.add(each)
+        for instruction in dis.get_instructions(each):
+            if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                assigned.add(str(instruction.argval))
+            elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                read.add(str(instruction.argval))
+                called = names.get(str(instruction.argval))
+                if isinstance(called, FunctionType) and called.__globals__ is names:
+                    todo.append(called.__code__)
+        todo.extend(const for const in each.co_consts if isinstance(const, CodeType))
+    return read, assigned

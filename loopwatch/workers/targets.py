@@ -1,0 +1,156 @@
+"""Functions that are named in the configuration, ``pkg.mod:function``: found now, or when their module is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple, Self
+
+from loopwatch._imports import WhenImported
+from loopwatch._patches import ListItem, loaded
+
+
+class Target(NamedTuple):
+    """One name of the configuration.
+
+    Attributes:
+        module: that has the function.
+        path: qualified name there; ``*`` for all functions and methods that the module defines.
+    """
+
+    module: str
+    path: str
+
+    @property
+    def name(self) -> str:
+        """As it was given."""
+        return f"{self.module}:{self.path}"
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """Return what a name of the configuration, whose form was checked there, means."""
+        module, _, path = name.partition(":")
+        return cls(module, path)
+
+
+class Found(NamedTuple):
+    """A function that was named.
+
+    Attributes:
+        function: written in Python: plain, or a coroutine function.
+        single: it was named one by one, not by ``*``.
+        method: it takes an object or a class as its first argument.
+    """
+
+    function: FunctionType
+    single: bool
+    method: bool
+
+
+class Search:
+    """Finds the functions of a list of names, each as soon as its module is there.
+
+    Args:
+        targets: names.
+        on_found: called with (target, what was found).
+        on_missing: called with (target, why) for a name that does not resolve.
+    """
+
+    def __init__(
+        self,
+        targets: list[Target],
+        on_found: Callable[[Target, list[Found]], None],
+        on_missing: Callable[[Target, str], None],
+    ) -> None:
+        self._open = list(targets)
+        self._on_found, self._on_missing = on_found, on_missing
+        self._hooks: list[ListItem] = []
+
+    def start(self) -> None:
+        """Look at the modules that are imported, and wait for the others."""
+        self.look(begun=False)
+        for module in dict.fromkeys(target.module for target in self._open if target.module not in sys.modules):
+            self._hooks.append(ListItem(sys.meta_path, WhenImported(module, lambda _: self.look()), first=True))
+            top = module.partition(".")[0]
+            if not _can_be_found(top):
+                self._miss(module, f"there is no module {top}")
+
+    def look(self, *, begun: bool = True) -> None:
+        """Look again, in what has been imported since.
+
+        Args:
+            begun: the program runs, and its ``__main__`` has all that it will have.
+        """
+        for target in list(self._open):
+            module = loaded(target.module)
+            if module is None or (target.module == "__main__" and not begun):
+                continue
+            self._open.remove(target)
+            try:
+                found = list(_all_of(module)) if target.path == "*" else [_one_of(module, target.path)]
+            except LookupError as exc:
+                self._on_missing(target, str(exc.args[0]))
+            else:
+                self._on_found(target, found)
+
+    def stop(self) -> None:
+        """Wait no longer; names whose modules were never imported are told."""
+        for hook in self._hooks:
+            hook.undo()
+        self._hooks.clear()
+        for target in self._open:
+            self._on_missing(target, f"{target.module} was never imported")
+        self._open.clear()
+
+    def _miss(self, module: str, why: str) -> None:
+        for target in [each for each in self._open if each.module == module]:
+            self._open.remove(target)
+            self._on_missing(target, why)
+
+
+def _can_be_found(top: str) -> bool:
+    try:
+        return top in sys.modules or importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _one_of(module: ModuleType, path: str) -> Found:
+    owner: Any = module
+    *outer, last = path.split(".")
+    for name in outer:
+        owner = vars(owner).get(name)
+        if not isinstance(owner, type):
+            raise LookupError(f"{module.__name__} has no class {name}")
+    raw = inspect.getattr_static(owner, last, None)
+    if raw is None:
+        raise LookupError(f"{owner.__name__} has no {last}")
+    return _found(raw, path, single=True)
+
+
+def _found(raw: Any, path: str, *, single: bool) -> Found:
+    function = getattr(raw, "__func__", raw)
+    if not isinstance(function, FunctionType):
+        raise LookupError(f"{path} is a {type(raw).__name__}, and no function written in Python")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise LookupError(f"{path} is a generator, which cannot be moved; return a list")
+    return Found(function, single, "." in path and not isinstance(raw, staticmethod))
+
+
+def _all_of(module: ModuleType) -> Iterator[Found]:
+    """Yield what ``*`` means: the functions that a module defines, and the methods of its classes but special ones."""
+    for name, value in list(vars(module).items()):
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            methods = [(f"{name}.{inner}", raw) for inner, raw in vars(value).items() if not inner.startswith("__")]
+        else:
+            methods = [(name, value)]
+        for path, raw in methods:
+            function = getattr(raw, "__func__", raw)
+            if getattr(function, "__module__", None) == module.__name__:
+                try:
+                    yield _found(raw, path, single=False)
+                except LookupError:
+                    continue
