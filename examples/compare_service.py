@@ -42,7 +42,7 @@ class Measured:
     """Seconds of the answers, the agent's figures of the lag (None if too short), and what became of the pages.
 
     ``stalls`` counts the times that ``render`` was found to block under load; ``elsewhere`` says whether other
-    processes drew the pages at the end.
+    processes drew the pages at the end, ``told`` what the agent says about it.
     """
 
     pings: list[float]
@@ -50,6 +50,7 @@ class Measured:
     lag: dict[str, float] | None
     stalls: int
     elsewhere: bool
+    told: str
 
 
 class Service:
@@ -115,7 +116,10 @@ async def measure(offload: str, seconds: float) -> Measured:
             after = await service.agent()
         lag = after["loops"][0]["lag"] if seconds >= 20 else None
         stalls = after["culprits"].get("render", 0) - before["culprits"].get("render", 0)
-        return Measured(answers[ping], answers[page], lag, stalls, await service.is_elsewhere())
+        told = "".join(
+            f"{each['name']}: {each['reason']}; {each['process']} calls went there" for each in after["offload"]
+        )
+        return Measured(answers[ping], answers[page], lag, stalls, await service.is_elsewhere(), told)
 
 
 async def main(seconds: float = 25) -> None:
@@ -131,6 +135,7 @@ async def main(seconds: float = 25) -> None:
         words = [f"{cell * 1e3:.1f}" for cell in cells] + ["-"] * (6 - len(cells))
         by = "workers" if found.elsewhere else "itself"
         print(f"| {name} | {' | '.join(words)} | {found.stalls} | {by} |", flush=True)
+    print(f"\n{found.told}")
 
 
 if __name__ == "__main__":

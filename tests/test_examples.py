@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loopwatch.config import field_names
 from loopwatch.telemetry.reading import read_journals
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -169,17 +168,19 @@ def test_shared_buffer() -> None:
     assert f"inline the sum is {sums.pop()}\n" in printed
 
 
-@pytest.mark.skipif(
-    "transparent_offload" not in field_names(), reason="transparent_offload is not a setting of this version yet"
-)
-def test_compare_service() -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_compare_service(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One variable has the pages drawn by workers; the function, which blocked the loop, does so no more."""
     pytest.importorskip("greenlet", reason="needs the extra: pip install loopwatch[transparent]")
-    rows, _ = run_example("compare_service.py", 4)
+    monkeypatch.setenv("UVICORN_LOOP", loop)
+    rows, printed = run_example("compare_service.py", 4)
     before, after = rows
     assert (before["drawn by"], after["drawn by"]) == ("itself", "workers")
     assert int(before["stalls by render"]) > 0
     assert int(after["stalls by render"]) == 0
+    told = printed.splitlines()[-1]
+    assert told.startswith("slow_service:render: ")
+    assert int(told.split("; ")[-1].split()[0]) >= 4 * 6  # at least those under load
     assert all(float(row["/ping p50, ms"]) > 0 and float(row["/page p50, ms"]) > 0 for row in rows)
 
 
