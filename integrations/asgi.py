@@ -33,7 +33,7 @@ class LoopwatchMiddleware:
     The agent is installed when the server starts the application (lifespan), or with the first request where the
     server has no lifespan, so that it runs in every worker process and on the loop that serves. Stalls carry
     ``http.route`` (the route's template such as ``/report/{id}``, never the path or the query) and
-    ``http.request.method``.
+    ``http.request.method``. What ``transparent_offload`` names is moved within requests only.
 
     Args:
         app: the ASGI application.
@@ -47,20 +47,20 @@ class LoopwatchMiddleware:
         loopwatch.Config.of(settings)
         self.app = app
         self._settings = settings
-        self._installed = False
+        self._agent: loopwatch.Agent | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection or the lifespan."""
-        if not self._installed:
-            self._installed = True
-            loopwatch.install(**self._settings).add_context(route_labels)
+        if self._agent is None:
+            self._agent = loopwatch.install(**self._settings)
+            self._agent.add_context(route_labels)
             await _next_callback()
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         token = _request.set((scope, scope.get("app", self.app)))
         try:
-            await self.app(scope, receive, send)
+            await self._agent.bridge(self.app(scope, receive, send))
         finally:
             _request.reset(token)
 

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import stacks
@@ -335,7 +335,7 @@ class Agent:
         else:
             loop.call_soon_threadsafe(self._loop_started, loop, name)
 
-    def bridge(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.
 
         For tasks that are not made with ``create_task``, and for frameworks that serve many requests in one task. From

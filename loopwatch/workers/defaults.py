@@ -7,6 +7,7 @@ threads, go through that loop. When it ends, the pool ends with it, and the next
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
@@ -22,6 +23,7 @@ _pool: WorkerPool | None = None
 _owner: asyncio.AbstractEventLoop | None = None
 _lifetime: AsyncGenerator[None, None] | None = None
 _threads: ThreadBackend | None = None
+_closing: set[asyncio.Task[None]] = set()
 
 
 async def in_process(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Any:
@@ -81,6 +83,21 @@ def _forget() -> None:
     global _pool, _owner, _lifetime, _threads, _lock
     _lock = threading.Lock()
     _pool = _owner = _lifetime = _threads = None
+
+
+def close_soon() -> None:
+    """Have the default pool closed, from any thread, once it has done what it was given."""
+    with _lock:
+        pool, owner = _pool, _owner
+    if pool is not None and owner is not None and not pool.closed:
+        with contextlib.suppress(RuntimeError):  # its loop is closed, and it ends with that
+            owner.call_soon_threadsafe(_close, pool, owner)
+
+
+def _close(pool: WorkerPool, owner: asyncio.AbstractEventLoop) -> None:
+    closing = owner.create_task(pool.close())
+    _closing.add(closing)
+    closing.add_done_callback(_closing.discard)
 
 
 async def shut_down() -> None:

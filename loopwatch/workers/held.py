@@ -85,7 +85,8 @@ def _is_lock(frame: FrameType, block: _Region) -> bool:
     value = _value(frame, block.expression)
     if value is _UNKNOWN:
         return _LOCKISH.search(block.text) is not None
-    return hasattr(type(value), "acquire") and hasattr(type(value), "release")
+    own = getattr(value, "__dict__", {})  # where a Condition has them
+    return all(hasattr(type(value), name) or name in own for name in ("acquire", "release"))
 
 
 def _is_locked(value: Any) -> bool:

@@ -292,6 +292,10 @@ class Moved:
 
     # -- what is told of it ---------------------------------------------------------------------------------------
 
+    def has_used(self, place: str) -> bool:
+        """Whether a call was sent there."""
+        return self._counts[place] > 0
+
     def stats(self) -> OffloadStats:
         """Return its figures."""
         decision, counts, runs = self.decision, self._counts, sorted(run for run, _ in self._runs)

@@ -16,7 +16,7 @@ import dataclasses
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,8 @@ from loopwatch._patches import CodePatch, PatchSet, loaded
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
-from loopwatch.workers import held, worker
-from loopwatch.workers.moved import Moved
+from loopwatch.workers import defaults, held, worker
+from loopwatch.workers.moved import Moved, known
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.probation import Probation, of_a_loop
 from loopwatch.workers.targets import Found, Search, Target
@@ -101,9 +101,11 @@ class Mover:
         self._search.start()
 
     def stop(self) -> None:
-        """Look no longer; the patches are undone by their owner."""
+        """Look no longer, and end the default pool if nobody else uses it; the patches are undone by their owner."""
         self._is_open = False
         self._search.stop()
+        if not any(each.has_used("process") for each in known() if each.way == "offload"):
+            defaults.close_soon()
 
     # -- finding --------------------------------------------------------------------------------------------------
 
@@ -189,14 +191,16 @@ class Mover:
 
     # -- the bridge -----------------------------------------------------------------------------------------------
 
-    def bridge(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what runs ``coroutine`` with the bridge open, once a function needs it; else ``coroutine`` itself.
 
         From the first use on the bridge is open only for what is given to it, and no longer for each task.
         """
-        if not self._is_narrow:
-            self._is_narrow = True
-        return self._bridges.Bridged(coroutine) if self._is_open and not self._bridges.is_open() else coroutine
+        self._is_narrow = True
+        if not self._is_open or not inspect.iscoroutine(coroutine) or self._bridges.is_open():
+            return coroutine
+        bridged: Awaitable[Any] = self._bridges.Bridged(coroutine)
+        return bridged
 
     def loop_started(self, loop: Loop) -> None:
         """Note that a loop runs; the tasks that it creates are bridged as soon as that is needed."""

@@ -151,7 +151,7 @@ def _pickled(value: Any, what: str) -> bytes:
     try:
         _Pickler(stream, 5).dump(value)
     except OverflowError:
-        raise _Against(f"{what} takes more than {MOST_BYTES >> 20} MB, too much to be compared") from None
+        raise _Against(f"{what}: more than {MOST_BYTES >> 20} MB are too much to be compared") from None
     except _Against:
         raise
     except Exception as exc:

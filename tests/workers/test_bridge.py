@@ -1,0 +1,308 @@
+"""The bridge: a plain function inside a coroutine suspends its task, and everything else is as in the plain program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import inspect
+import weakref
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from loopwatch.workers.bridge import Bridged, is_open, wait
+from tests.conftest import Run
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("bridge_variable", default="unset")
+
+
+async def later(value: Any) -> Any:
+    """Return ``value`` after a turn of the loop."""
+    await asyncio.sleep(0)
+    return value
+
+
+async def fails() -> None:
+    """Raise after a turn of the loop."""
+    await asyncio.sleep(0)
+    raise KeyError("of ours")
+
+
+def deep(levels: int, act: Callable[[], Any]) -> Any:
+    """Call ``act`` below plain calls."""
+    return act() if not levels else deep(levels - 1, act)
+
+
+def test_plain_function_waits_while_the_loop_goes_on(run: Run) -> None:
+    """Two tasks whose plain functions wait for each other both end: neither holds the loop."""
+
+    async def main() -> list[str]:
+        events = {name: asyncio.Event() for name in "ab"}
+
+        def meet(own: str, other: str) -> str:
+            events[own].set()
+            wait(events[other].wait())
+            return own
+
+        async def handler(own: str, other: str) -> str:
+            await asyncio.sleep(0)
+            return str(deep(20, lambda: meet(own, other)))
+
+        tasks = [asyncio.create_task(Bridged(handler(*pair))) for pair in ("ab", "ba")]
+        return await asyncio.gather(*tasks)
+
+    assert run(main()) == ["a", "b"]
+
+
+def test_results_and_exceptions(run: Run) -> None:
+    """What is waited for gives its result or raises at the plain call; what the coroutine returns or raises arrives."""
+
+    async def handler(end: str) -> Any:
+        assert is_open()
+        seen = [wait(later(7)), wait(later((1, 2)))]
+        with pytest.raises(KeyError, match="of ours"):
+            wait(fails())
+        await asyncio.sleep(0)
+        seen.append(wait(later(None)))
+        if end == "raise":
+            raise ValueError(end)
+        return seen
+
+    async def main() -> Any:
+        with pytest.raises(ValueError, match="raise"):
+            await asyncio.create_task(Bridged(handler("raise")))
+        return await asyncio.create_task(Bridged(handler("return")))
+
+    assert run(main()) == [7, (1, 2), None]
+
+
+def test_context_variables(run: Run) -> None:
+    """A plain function sees and sets the variables of its task across the wait, also in a context within; others do
+    not.
+    """
+
+    async def handler(name: str) -> tuple[str, str, str]:
+        variable.set(name)
+
+        def inner() -> str:
+            variable.set(name + " within")
+            wait(later(None))
+            return variable.get()
+
+        def plain() -> str:
+            wait(later(None))
+            before = variable.get()
+            variable.set(before + " set")
+            return before
+
+        within = contextvars.copy_context().run(inner)
+        return plain(), variable.get(), within
+
+    async def main() -> Any:
+        return await asyncio.gather(*(asyncio.create_task(Bridged(handler(name))) for name in "xy"))
+
+    assert run(main()) == [("x", "x set", "x within"), ("y", "y set", "y within")]
+    assert variable.get() == "unset"
+
+
+def test_cancellation_and_timeout(run: Run) -> None:
+    """Cancelling the task, and ``asyncio.timeout``, reach the plain function that waits, and what it waits for."""
+
+    async def main() -> list[str]:
+        seen: list[str] = []
+        begun = asyncio.Event()
+
+        async def endless() -> None:
+            try:
+                begun.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                seen.append("awaited")
+                raise
+
+        def plain() -> None:
+            try:
+                wait(endless())
+            finally:
+                seen.append("plain")
+
+        async def timed() -> str:
+            try:
+                async with asyncio.timeout(0.01):
+                    plain()
+            except TimeoutError:
+                return "timed out"
+            return "not"
+
+        async def cancelled() -> None:
+            try:
+                plain()
+            except asyncio.CancelledError:
+                seen.append("coroutine")
+                raise
+
+        seen.append(await asyncio.create_task(Bridged(timed())))
+        begun.clear()
+        task = asyncio.create_task(Bridged(cancelled()))
+        await begun.wait()
+        task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+        return seen
+
+    assert run(main()) == ["awaited", "plain", "timed out", "awaited", "plain", "coroutine"]
+
+
+def test_task_group_and_current_task(run: Run) -> None:
+    """In a TaskGroup a plain function that waits is its task's, and is cancelled when a sibling fails."""
+
+    async def main() -> tuple[bool, bool]:
+        same = []
+
+        async def waits() -> None:
+            before = asyncio.current_task()
+            try:
+                wait(asyncio.sleep(30))
+            finally:
+                same.append(asyncio.current_task() is before)
+
+        async def breaks() -> None:
+            await asyncio.sleep(0)
+            raise ValueError("sibling")
+
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(Bridged(waits()))
+                group.create_task(Bridged(breaks()))
+        return same == [True], [str(each) for each in caught.value.exceptions] == ["sibling"]
+
+    assert run(main()) == (True, True)
+
+
+def test_asynchronous_iteration_and_contexts(run: Run) -> None:
+    """A plain function may wait inside an asynchronous generator, and within ``async with``."""
+
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(3):
+            yield wait(later(number))
+
+    async def handler() -> list[int]:
+        lock = asyncio.Lock()
+        found = []
+        async for number in numbers():
+            async with lock:
+                found.append(wait(later(number * 10)))
+        return found
+
+    async def main() -> Any:
+        return await asyncio.create_task(Bridged(handler()))
+
+    assert run(main()) == [0, 10, 20]
+
+
+def test_await_inside_a_task(run: Run) -> None:
+    """What is bridged can also be awaited by a plain task, and bridged twice."""
+
+    async def handler() -> Any:
+        first = wait(later(1))
+        await asyncio.sleep(0)
+        return first, wait(later(2))
+
+    async def main() -> Any:
+        return await Bridged(handler()), await asyncio.create_task(Bridged(_awaits(Bridged(handler()))))
+
+    assert run(main()) == ((1, 2), (1, 2))
+
+
+async def _awaits(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def test_outside() -> None:
+    """Without a bridge a plain function is told that it cannot wait."""
+
+    async def main() -> None:
+        assert not is_open()
+        coroutine = later(1)
+        with pytest.raises(RuntimeError, match="only inside a bridged coroutine"):
+            wait(coroutine)
+        coroutine.close()
+
+    asyncio.run(main())
+
+
+def test_it_passes_for_its_coroutine() -> None:
+    """asyncio takes it for a coroutine; name, code and frame are those of the coroutine."""
+    coroutine = later(1)
+    bridged = Bridged(coroutine)
+    assert asyncio.iscoroutine(bridged)
+    assert (bridged.__qualname__, bridged.cr_code) == ("later", later.__code__)
+    assert bridged.cr_frame is coroutine.cr_frame
+    bridged.close()
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+
+
+def test_close_reaches_a_function_that_waits() -> None:
+    """Closed in the midst of a wait, plain function and coroutine run their ``finally``."""
+    seen = []
+
+    async def handler() -> None:
+        try:
+            wait(asyncio.sleep(30))
+        finally:
+            seen.append("closed")
+
+    async def main() -> None:
+        bridged = Bridged(handler())
+        bridged.send(None)
+        bridged.close()
+
+    asyncio.run(main())
+    assert seen == ["closed"]
+
+
+def test_nothing_stays_behind(run: Run) -> None:
+    """Greenlets are used again, and keep neither contexts nor results of what has ended."""
+
+    class Thing:
+        pass
+
+    references: list[weakref.ref[Any]] = []
+
+    async def handler() -> Thing:
+        variable.set("held")
+        thing = Thing()
+        references.append(weakref.ref(thing))
+        token: contextvars.ContextVar[Thing] = contextvars.ContextVar("thing")
+        token.set(thing)
+        wait(later(None))
+        return thing
+
+    async def main() -> None:
+        for _ in range(3):
+            await asyncio.gather(*(asyncio.create_task(Bridged(handler())) for _ in range(50)))
+
+    run(main())
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 150
+
+
+def test_dropped_while_it_waits() -> None:
+    """A task that is dropped with its loop in the midst of a wait raises nothing anywhere."""
+
+    async def handler(begun: asyncio.Event) -> None:
+        begun.set()
+        wait(asyncio.Event().wait())
+
+    async def main() -> None:
+        begun = asyncio.Event()
+        bridged = Bridged(handler(begun))
+        bridged.send(None)
+        await begun.wait()
+        del bridged
+        gc.collect()
+
+    asyncio.run(main())

@@ -1,0 +1,145 @@
+"""What a function changes where it runs, which another process would lose."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from loopwatch.workers.probation import RUNS, Probation, of_a_loop
+
+seen: list[int] = []
+count = 0
+guard = threading.Lock()
+table = {"a": 1}
+
+
+def pure(values: list[int]) -> int:
+    """Changes nothing, and reads a global."""
+    return sum(values) + table["a"]
+
+
+def sorts(values: list[int]) -> None:
+    values.sort()
+
+
+class Shape:
+    """A method may change its object."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def counts(self) -> int:
+        self.calls += 1
+        return self.calls
+
+    def reads(self) -> int:
+        return self.calls
+
+
+def appends(value: int) -> int:
+    seen.append(value)
+    return value
+
+
+def through_another(value: int) -> int:
+    return appends(value)
+
+
+def assigns(value: int) -> None:
+    global count
+    count = value
+
+
+def returns_it(values: list[int]) -> list[int]:
+    return values
+
+
+def locks(value: int) -> int:
+    with guard:
+        return value
+
+
+def makes(value: int) -> Any:
+    return lambda: value
+
+
+def large(value: bytes) -> int:
+    return len(value)
+
+
+def closure() -> Any:
+    kept: list[int] = []
+
+    def adds(value: int) -> None:
+        kept.append(value)
+
+    return adds
+
+
+AGAINST = {
+    "argument": (sorts, ([2, 1],), "it changes its arguments"),
+    "object": (Shape.counts, (Shape(),), "it changes its arguments"),
+    "global": (appends, (1,), "it changes the global seen"),
+    "global of a function that it calls": (through_another, (1,), "it changes the global seen"),
+    "assigned global": (assigns, (1,), "it assigns the global count"),
+    "same object": (returns_it, ([1],), "it returns one of its arguments, of which a process would return a copy"),
+    "global that cannot travel": (locks, (1,), "the global guard cannot be pickled"),
+    "result that cannot travel": (makes, (1,), "its result cannot be pickled"),
+    "argument that cannot travel": (large, (threading.Lock(),), "its arguments cannot be pickled"),
+    "too large": (large, (bytes(9_000_000),), "its arguments: more than 8 MB are too much"),
+    "asyncio": (returns_it, (asyncio.Lock(),), "it is given an asyncio.locks.Lock, which belongs to a loop"),
+    "closure": (closure(), (1,), "it shares kept with the function around it"),
+}
+
+
+@pytest.mark.parametrize("name", AGAINST)
+def test_what_speaks_against_it(name: str) -> None:
+    """Whatever a process would lose or could not be given is found in the first run, and named."""
+    function, args, why = AGAINST[name]
+    probation = Probation(function)
+    before = probation.before((args, {}))
+    if before:
+        try:
+            result = function(*args)
+        except TypeError:
+            result = None
+        probation.after(before, (args, {}), result)
+    assert why in probation.against
+
+
+@pytest.mark.parametrize(("function", "args"), [(pure, ([1, 2],)), (Shape.reads, (Shape(),)), (returns_it, (5,))])
+def test_pure_functions_pass(function: Any, args: Any) -> None:
+    """After some runs in which nothing was changed nothing speaks against a process."""
+    probation = Probation(function)
+    for left in range(RUNS, 0, -1):
+        assert probation.left == left
+        probation.after(probation.before((args, {})), (args, {}), function(*args))
+    assert (probation.left, probation.against) == (0, "")
+
+
+class Holder:
+    """Has something of a loop inside."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+
+def test_objects_of_a_loop() -> None:
+    """asyncio's objects are found inside containers and objects, a cycle does no harm; what is no object of a loop
+    passes.
+    """
+
+    async def main() -> None:
+        future = asyncio.get_running_loop().create_future()
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        for value in (asyncio.Event(), [asyncio.Event()], {"a": (asyncio.Event(),)}, Holder([asyncio.Event()])):
+            assert of_a_loop(((value,), {})) == "asyncio.locks.Event"
+        assert of_a_loop(((), {"key": future})) == "_asyncio.Future"
+        for value in (cycle, [1, "a", b"b", None], Holder(3), asyncio.CancelledError(), asyncio.sleep, asyncio):
+            assert of_a_loop(((value,), {})) == ""
+
+    asyncio.run(main())
