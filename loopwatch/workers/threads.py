@@ -271,6 +271,7 @@ class ThreadBackend:
                     try:
                         if run is None:
                             run = stack.enter_context(self._place())
+                        self._begin(call)
                         if not call.over:
                             result = run(call.sent)
                     except BaseException as exc:  # noqa: BLE001 - it is the call's
@@ -285,37 +286,36 @@ class ThreadBackend:
                 self._off(thread)
 
     def _await_call(self, thread: _Thread) -> ThreadCall | None:
-        """Return the next call, begun; None to end the thread."""
+        """Return the next call; None to end the thread."""
         while True:
             try:
-                call = thread.inbox.get(timeout=self._idle_for)
-                break
+                return thread.inbox.get(timeout=self._idle_for)
             except queue.Empty:
                 with self._lock:
                     if thread in self._idle:
                         self._idle.remove(thread)
                         return None
-        if call is None:
-            return None
+
+    def _begin(self, call: ThreadCall) -> None:
+        """The time of the call runs."""
         call.begun = time.perf_counter()
         if call.options.timeout is not None:
             with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
                 call.loop.call_soon_threadsafe(self._watch_time, call)
-        return call
 
     def _end(self, thread: _Thread, call: ThreadCall, result: Any, error: BaseException | None) -> bool:
         """The call has ended: return whether the thread may go on."""
         with self._lock:
-            assert call.begun is not None
             call.sent = None
             self._backlog.ended(call)
             goes_on = not call.over
             if goes_on:
                 call.over, thread.call = True, None
-                seconds = time.perf_counter() - call.begun
-                self._busy += seconds
-                self._runs.record(seconds)
-                self._waits.record(call.begun - call.created)
+                if call.begun is not None:
+                    seconds = time.perf_counter() - call.begun
+                    self._busy += seconds
+                    self._runs.record(seconds)
+                    self._waits.record(call.begun - call.created)
                 self._counts["completed" if error is None else "failed"] += 1
                 self._idle.append(thread)
             self._dispatch()

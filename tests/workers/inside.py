@@ -1,0 +1,60 @@
+"""What the tests have interpreters of their own run: imported there by name, with nothing that they cannot import."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from typing import Any
+
+from loopwatch.workers import worker
+
+LOCAL: list[int] = []
+
+
+def where() -> tuple[bool, int, int]:
+    """Return whether offloaded functions run inline here, the process, and what this interpreter's module is."""
+    return worker.INSIDE, os.getpid(), id(LOCAL)
+
+
+def tell_and_wait(began: int, opened: int, value: Any = None) -> Any:
+    """Write to one pipe, and wait for another."""
+    os.write(began, b".")
+    os.read(opened, 1)
+    return value
+
+
+def keep_the_gil(began: int, opened: int) -> int:
+    """The same, in C code that keeps the GIL of its interpreter all the while."""
+    os.write(began, b".")
+    return int(ctypes.PyDLL(None).read(opened, ctypes.create_string_buffer(1), 1))
+
+
+def count() -> int:
+    """Return how often this was called in this interpreter."""
+    LOCAL.append(1)
+    return len(LOCAL)
+
+
+class Custom(Exception):
+    """Needs two arguments, and so does not survive a trip."""
+
+    def __init__(self, left: int, right: int) -> None:
+        super().__init__(f"{left} and {right}")
+
+
+def raise_custom() -> None:
+    """Raise what cannot be unpickled."""
+    raise Custom(1, 2)
+
+
+def lock() -> Any:
+    """Return what cannot be pickled."""
+    import threading
+
+    return threading.Lock()
+
+
+def log() -> None:
+    """Log."""
+    logging.getLogger("inside").warning("from inside")
