@@ -43,6 +43,7 @@ class Answers:
             self._decode(call, frame, received)
 
     def _decode(self, call: Call, frame: Frame, received: list[int]) -> None:
+        answer = self.succeed if frame.head.kind == Kind.RESULT else self.fail
         began = time.perf_counter()
         try:
             value = payload.decode(frame.pickle, frame.buffers, received)
@@ -51,14 +52,17 @@ class Answers:
                 value = what if frame.head.kind == Kind.ERROR else NotPicklable(what)
                 value.__cause__ = RemoteTraceback(where)
         except BaseException as exc:  # noqa: BLE001 - the program's own __setstate__ and the like
-            self.fail(call, _unreadable(exc))
-        else:
-            (self.succeed if frame.head.kind == Kind.RESULT else self.fail)(call, value)
-        finally:
-            self._figures.decoded(time.perf_counter() - began)
+            value, answer = _unreadable(exc), self.fail
+        self._held(call)(time.perf_counter() - began)
+        answer(call, value)
+        del value  # it may know of this frame
+
+    def _held(self, call: Call) -> Callable[[float], None]:
+        """Return what is told for how many s the loop was held by unpickling the result of ``call``."""
+        return self._figures.decoded if call.trip is None else call.trip.decoding(self._figures.decoded)
 
     def _decode_in_turns(self, call: Call, steps: Generator[None, None, Any]) -> None:
-        task = self._loop.create_task(_readable(in_turns(steps, self._figures.decoded)))
+        task = self._loop.create_task(_readable(in_turns(steps, self._held(call))))
         self._decoding.add(task)
         task.add_done_callback(functools.partial(self._on_decoded, call))
         call.future.add_done_callback(lambda _: task.cancel())
@@ -76,6 +80,7 @@ class Answers:
     def succeed(self, call: Call, value: Any) -> None:
         """Give a call its result."""
         call.payload = None
+        call.end_trip()
         if not call.future.done():
             self._figures.counts["completed"] += 1
             call.future.set_result(value)
@@ -83,6 +88,7 @@ class Answers:
     def fail(self, call: Call, error: BaseException) -> None:
         """Have a call raise."""
         call.payload = None
+        call.end_trip(error)
         if not call.future.done():
             self._figures.counts["failed"] += 1
             call.future.set_exception(error)

@@ -14,6 +14,7 @@ from loopwatch.workers.payload import Payload
 
 if TYPE_CHECKING:
     from loopwatch.workers.link import Link
+    from loopwatch.workers.tracing import Trip
 
 TURN = 0.001
 """s of one turn of the loop that one call is pickled or unpickled for."""
@@ -23,8 +24,8 @@ class Call:
     """One call on its way."""
 
     __slots__ = (
-        "attempts", "begun", "created", "function", "future", "has_room", "link", "lost", "number", "options",
-        "payload", "timer", "waits",
+        "attempts", "begun", "crashed", "created", "function", "future", "has_room", "is_prepared", "link", "lost",
+        "number", "options", "payload", "timer", "trip", "waits",
     )  # fmt: skip
 
     def __init__(self, function: Any, options: CallOptions, future: asyncio.Future[Any]) -> None:
@@ -34,16 +35,22 @@ class Call:
         self.begun: float | None = None
         self.attempts = 0
         """Times that its worker died while it ran."""
+        self.crashed = False
+        """Whether the last of them was one too many."""
         self.lost = 0
         """Times that its worker died before it could begin, although it was next."""
         self.waits = 0
         """See :mod:`loopwatch.workers.backlog`."""
         self.has_room = False
         """Whether it takes one of the ``max_queue`` places."""
+        self.is_prepared = False
+        """Whether its preparation in turns is over, or was given up."""
         self.link: Link | None = None
         self.number = 0
         """What ``link`` knows it by."""
         self.timer: asyncio.TimerHandle | None = None
+        self.trip: Trip | None = None
+        """Its span, if it is traced."""
 
     @property
     def name(self) -> str:
@@ -55,6 +62,12 @@ class Call:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+    def end_trip(self, error: BaseException | None = None) -> None:
+        """End its span, if it has one: this is what its caller gets."""
+        if self.trip is not None:
+            pid = self.link.pid if self.link is not None else None
+            self.trip.end(error, pid=pid, attempts=self.attempts + (not self.crashed), begun=self.begun)
 
 
 def name_of(function: Any) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from loopwatch.errors import OffloadError
-from loopwatch.workers import launch, payload, wire
+from loopwatch.workers import launch, payload, tracing, wire
 from loopwatch.workers.link import Link, State
 from loopwatch.workers.options import PoolOptions
 from loopwatch.workers.wire import Frame, Kind
@@ -381,6 +381,9 @@ def _start_workers(
 def _setup(options: PoolOptions) -> bytes:
     """Return what a worker is told first."""
     by_value = not launch.main_is_importable()
+    traced = tracing.is_used()
+    if traced:
+        tracing.prepare()
 
     def prepared(function: Any, args: tuple[Any, ...]) -> bytes | None:
         return None if function is None else payload.encode_whole((function, args), by_value=by_value)
@@ -392,6 +395,7 @@ def _setup(options: PoolOptions) -> bytes:
             "nice": options.nice,
             "max_memory": options.max_memory_per_worker,
             "by_value": by_value,
+            "traced": traced,
             "log_level": logging.getLogger().getEffectiveLevel() if options.forward_logs else None,
             "initializer": prepared(options.initializer, options.initargs),
             "warmup": prepared(options.warmup, ()),

@@ -61,6 +61,7 @@ class Dispatcher:
         self._ready: list[asyncio.Future[None]] = []
         self._stuck_timer: asyncio.TimerHandle | None = None
         self._oom_seen = _oom_kills()
+        self._pid = os.getpid()
 
     def accept(self, call: Call) -> None:
         """Have a call run that is pickled."""
@@ -86,6 +87,14 @@ class Dispatcher:
                     self.answers.fail(call, _again(error))
                     call.future.exception()  # whoever waits may never run again, which is not to be complained of
         self.on_nobody(error)
+
+    def end_trips(self) -> None:
+        """End the spans of calls whose callers will never be told, unless this is a forked child: they are not its."""
+        if os.getpid() == self._pid:
+            error = PoolClosed(f"the loop of {self._options.name} was closed")
+            calls = [call for link in self.crew.links for call in link.calls.values() if call is not None]
+            for call in (*calls, *self.backlog.clear()):
+                call.end_trip(error)
 
     def shut(self) -> None:
         """Nothing happens any more."""
@@ -168,7 +177,7 @@ class Dispatcher:
     def _wait_again(self, call: Call) -> None:
         """A call that was sent and not begun is sent anew."""
         self.backlog.ended(call)
-        call.link = None
+        call.link = call.begun = None
         self.backlog.add(call, first=True)
 
     # -- answers --------------------------------------------------------------------------------------------------
@@ -188,12 +197,14 @@ class Dispatcher:
             call.stop_clock()
             if head.kind in (Kind.RESULT, Kind.ERROR) and call.begun is not None:
                 self._figures.ran(head.run / 1e9, call.begun - call.created)
+            if call.trip is not None and head.began:
+                call.trip.ran(head.began, head.run, head.cpu)
         self._go_on(link)
         if call is None or call.future.done():
             for descriptor in received:
                 os.close(descriptor)
         elif head.kind == Kind.SKIPPED:  # it was to be taken back, but looked as if it had been begun
-            call.link = None
+            call.link = call.begun = None
             self.backlog.add(call, first=True)
         else:
             self.answers.take(call, frame, received)
@@ -217,6 +228,7 @@ class Dispatcher:
         if not future.cancelled():
             return
         self._figures.counts["cancelled"] += 1
+        call.end_trip(asyncio.CancelledError())
         call.stop_clock()
         call.payload = None
         self._give_room(call)
@@ -275,6 +287,8 @@ class Dispatcher:
                 self._crash(call, link, code, f"as {MOST_LOST - 1} others did before they could run")
             else:
                 self._figures.counts["retried"] += begun
+                if call.trip is not None:
+                    call.trip.lost(link.pid)
                 again.append(call)
         for call in reversed(again):
             self._wait_again(call)
@@ -282,6 +296,7 @@ class Dispatcher:
 
     def _crash(self, call: Call, link: Link, code: int | None, when: str) -> None:
         self._figures.counts["crashed"] += 1
+        call.crashed = call.attempts > 0
         oom = code == -9 and link.cause is None and _oom_kills() > self._oom_seen
         reason = f": {link.cause}" if link.cause else " (out of memory)" if oom else ""
         words = f"worker {link.pid} died {when} {call.name} ({exit_words(code)}){reason}"

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
-from loopwatch.workers import launch, payload, worker
+from loopwatch.workers import launch, payload, tracing, worker
 from loopwatch.workers.calls import Call, blame, in_turns
 from loopwatch.workers.dispatcher import Dispatcher
 from loopwatch.workers.figures import Figures
@@ -147,6 +147,23 @@ class WorkerPool:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> asyncio.Future[Any]:
         """Begin a call: see :class:`~loopwatch.workers.backend.Backend`. It raises, or its future, as :meth:`run`."""
+        trip = tracing.begin(function, self.name)
+        if trip is None:
+            return self._submit(function, args, kwargs, options, None)
+        try:
+            return self._submit(function, args, kwargs, options, trip)
+        except BaseException as exc:
+            trip.end(exc)
+            raise
+
+    def _submit(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        trip: tracing.Trip | None,
+    ) -> asyncio.Future[Any]:
         dispatcher = self._opened()
         if self._closing:
             raise PoolClosed(f"{self.name} is closed")
@@ -156,14 +173,19 @@ class WorkerPool:
             _check_hashable(function)
         loop = asyncio.get_running_loop()
         call = Call(function, options, loop.create_future())
+        call.trip = trip
         call.has_room = dispatcher.room.take()
         if not call.has_room and options.on_full == "raise":
             words = f"{len(dispatcher.backlog)} calls wait, max_queue={self._options.max_queue}"
             dispatcher.on_event("queue_full", None, words)
             raise QueueFull(f"{self.name}: {words}; raise it or use on_full='wait'")
-        pack = functools.partial(payload.encode_call, function, args, kwargs, self._extras(), by_value=self._by_value)
+        extras = self._extras(trip)
+        pack = functools.partial(payload.encode_call, function, args, kwargs, extras, by_value=self._by_value)
         if not call.has_room or any(map(payload.is_large, (*args, *kwargs.values()))):
-            return loop.create_task(self._prepare(dispatcher, call, pack, args, kwargs))
+            dispatcher.preparing += 1
+            task = loop.create_task(self._prepare(dispatcher, call, pack, args, kwargs))
+            task.add_done_callback(functools.partial(self._never_began, dispatcher, call))
+            return task
         began = time.perf_counter()
         try:
             call.payload = pack()
@@ -173,7 +195,7 @@ class WorkerPool:
                 raise blame(function, args, kwargs, exc) from exc.__cause__
             raise
         finally:
-            self._figures.encoded(time.perf_counter() - began)
+            self._held(call)(time.perf_counter() - began)
         dispatcher.accept(call)
         return call.future
 
@@ -190,38 +212,57 @@ class WorkerPool:
         kwargs: Mapping[str, Any],
     ) -> Any:
         """Wait for room, pickle a call in turns, and await its result."""
-        dispatcher.preparing += 1
         try:
             if not call.has_room:
                 await dispatcher.room.wait()
                 call.has_room = True
+            held = self._held(call)
+            began = time.perf_counter()
             packed = pack()
-            call.payload = (
-                packed if isinstance(packed, payload.Payload) else await in_turns(packed, self._figures.encoded)
-            )
+            held(time.perf_counter() - began)
+            call.payload = packed if isinstance(packed, payload.Payload) else await in_turns(packed, held)
             if self._closing:
                 raise PoolClosed(f"{self.name} was closed")
         except BaseException as exc:
-            if call.has_room:
-                dispatcher.room.give()
-            if isinstance(exc, NotPicklable):
-                raise blame(call.function, args, kwargs, exc) from exc.__cause__
-            raise
-        finally:
-            dispatcher.preparing -= 1
-            dispatcher.dispatch()
+            error = blame(call.function, args, kwargs, exc) if isinstance(exc, NotPicklable) else exc
+            self._not_prepared(dispatcher, call, error)
+            if error is exc:
+                raise
+            raise error from exc.__cause__
+        call.is_prepared = True
+        dispatcher.preparing -= 1
         dispatcher.accept(call)
         return await call.future
 
-    def _extras(self) -> list[tuple[str, str, Any]] | None:
-        """Return the context variables that travel along, and their values."""
-        if not self._options.context:
+    def _never_began(self, dispatcher: Dispatcher, call: Call, task: asyncio.Task[Any]) -> None:
+        """A task that is cancelled before its first step does nothing at all."""
+        if task.cancelled():
+            self._not_prepared(dispatcher, call, asyncio.CancelledError())
+
+    def _not_prepared(self, dispatcher: Dispatcher, call: Call, error: BaseException) -> None:
+        if call.is_prepared:
+            return
+        call.is_prepared = True
+        call.end_trip(error)
+        if call.has_room:
+            dispatcher.room.give()
+        dispatcher.preparing -= 1
+        dispatcher.dispatch()
+
+    def _held(self, call: Call) -> Callable[[float], None]:
+        """Return what is told for how many s the loop was held by pickling ``call``."""
+        return self._figures.encoded if call.trip is None else call.trip.encoding(self._figures.encoded)
+
+    def _extras(self, trip: tracing.Trip | None) -> tuple[list[tuple[str, str, Any]], Any] | None:
+        """Return the context variables that travel along with their values, and the trace; None if nothing does."""
+        if trip is None and not self._options.context:
             return None
-        return [
+        variables = [
             (each.module, each.name, each.variable.get())
             for each in self._options.context
             if each.variable.get(_UNSET) is not _UNSET
         ]
+        return variables, None if trip is None else trip.carrier
 
     async def _map(
         self,
@@ -339,6 +380,8 @@ class WorkerPool:
         if self._dispatcher is not None:
             if self._dispatcher.crew.owns_loop():
                 self._dispatcher.refuse_all()
+            else:
+                self._dispatcher.end_trips()
             self._dispatcher.crew.abandon()
 
     async def __aenter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 Pure framing: nothing here opens a socket or unpickles. A frame is
 
-    header      id, sizes, kind, flags, number of buffers, two figures (see :class:`Head`)
+    header      id, sizes, kind, flags, number of buffers, three figures (see :class:`Head`)
     table       for each buffer: size, whether it is read-only
     payload     the pickle, then the buffers, byte after byte
 
@@ -29,7 +29,7 @@ LEAST_APART = 1 << 16
 MOST_BUFFERS = (1 << 16) - 1
 """Buffers beside one pickle."""
 
-_HEAD = struct.Struct("<QQQQBBHH")
+_HEAD = struct.Struct("<QQQQQBBHH")
 _BUFFER = struct.Struct("<QB")
 HEAD_SIZE = _HEAD.size
 
@@ -61,6 +61,7 @@ class Head(NamedTuple):
     Attributes:
         id: of the call.
         size: bytes of the pickle.
+        began: when the call began, by ``time.perf_counter_ns`` (results only).
         run, cpu: ns that the call ran, and that its thread used a processor (results only).
         kind: what the frame says.
         flags: see ``SLICED`` and ``PLEASE_RECYCLE``.
@@ -70,6 +71,7 @@ class Head(NamedTuple):
 
     id: int
     size: int
+    began: int
     run: int
     cpu: int
     kind: int
@@ -98,6 +100,7 @@ def frame(
     pickle: Any = b"",
     buffers: Iterable[memoryview] = (),
     *,
+    began: int = 0,
     run: int = 0,
     cpu: int = 0,
     flags: int = 0,
@@ -105,7 +108,7 @@ def frame(
 ) -> list[memoryview]:
     """Return the parts of a frame in the order in which they are to be sent."""
     views = list(buffers)
-    head = _HEAD.pack(id, len(pickle), run, cpu, kind, flags, len(views), descriptors)
+    head = _HEAD.pack(id, len(pickle), began, run, cpu, kind, flags, len(views), descriptors)
     table = b"".join(_BUFFER.pack(view.nbytes, view.readonly) for view in views)
     if len(pickle) < LEAST_APART:
         return [memoryview(b"".join((head, table, pickle))), *views]

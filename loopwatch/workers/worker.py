@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from loopwatch.errors import OffloadError
-from loopwatch.workers import handles, payload, wire
+from loopwatch.workers import handles, payload, tracing, wire
 from loopwatch.workers.wire import Frame, Kind
 
 STARTED = struct.Struct("<Q")
@@ -224,7 +224,7 @@ class Worker:
         self._pid = os.getpid()
         self._max_memory: int | None = None
         self._runner: Any = None
-        self._by_value = False
+        self._by_value = self._traced = False
 
     def serve(self) -> int:
         """Answer until there is nothing more to come; return the exit code."""
@@ -232,6 +232,8 @@ class Worker:
             frame = self._next()
             if frame is None or frame.head.kind == Kind.STOP:
                 self._flush(wait=True)
+                if self._traced:
+                    tracing.flush()
                 return 0
             if frame.head.kind == Kind.SETUP:
                 if not self._set_up(frame):
@@ -273,6 +275,9 @@ class Worker:
                 root = logging.getLogger()
                 root.handlers[:] = [_ToParent(self)]
                 root.setLevel(setup["log_level"])
+            self._traced = setup["traced"]
+            if self._traced:
+                tracing.prepare()
             PREPARING = True
             try:
                 _prepare_main(setup["main"])
@@ -301,7 +306,6 @@ class Worker:
                 os.close(descriptor)
             self._send(wire.frame(Kind.SKIPPED, head.id))
             return
-        begun = cpu = 0
         try:
             if head.flags & wire.SLICED:
                 message = payload.finished(payload.decode_sliced(frame.pickle, frame.buffers, descriptors))
@@ -312,13 +316,13 @@ class Worker:
         except BaseException as exc:  # noqa: BLE001 - told to the parent
             self._fail(head.id, f"the call could not be read in the worker: {_words(exc)}", exc)
             return
-        begun, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        began, cpu = time.perf_counter_ns(), time.thread_time_ns()
         try:
             result = self._call(function, args, kwargs, extras)
             kind = Kind.RESULT
         except BaseException as exc:  # noqa: BLE001 - it is the call's
             result, kind = exc, Kind.ERROR
-        begun, cpu = time.perf_counter_ns() - begun, time.thread_time_ns() - cpu
+        run, cpu = time.perf_counter_ns() - began, time.thread_time_ns() - cpu
         if os.getpid() != self._pid:  # the call has forked, and this is its child
             os._exit(0)
         del args, kwargs
@@ -329,7 +333,7 @@ class Worker:
                 packed = payload.encode_result(result, by_value=self._by_value)
         except BaseException as exc:  # noqa: BLE001 - told to the parent
             what = f"the result ({type(result).__module__}.{type(result).__qualname__}) cannot be sent back: {exc}"
-            self._fail(head.id, what, exc)
+            self._fail(head.id, what, exc, began, run)
             return
         STARTED.pack_into(self._shared, FINISHED_AT, head.id)
         self._send(
@@ -338,7 +342,8 @@ class Worker:
                 head.id,
                 packed.pickle,
                 packed.buffers,
-                run=begun,
+                began=began,
+                run=run,
                 cpu=cpu,
                 flags=packed.flags | self._grown(),
                 descriptors=len(packed.descriptors),
@@ -352,8 +357,11 @@ class Worker:
         function = undecorated(function)
         if extras is None:
             return self._finish(function(*args, **kwargs))
+        variables, carrier = extras
         context = contextvars.copy_context()
-        for module, name, value in extras:
+        if carrier is not None:
+            context.run(tracing.receive, carrier)
+        for module, name, value in variables:
             context.run(getattr(importlib.import_module(module), name).set, value)
         return context.run(lambda: self._finish(function(*args, **kwargs)))
 
@@ -375,9 +383,11 @@ class Worker:
             return 0
         return wire.PLEASE_RECYCLE if resident(self._pid) > self._max_memory else 0
 
-    def _fail(self, call: int, words: str, exc: BaseException) -> None:
+    def _fail(self, call: int, words: str, exc: BaseException, began: int = 0, run: int = 0) -> None:
         where = "".join(traceback.format_exception(exc))
-        self._send(wire.frame(Kind.FAILED, call, pickle.dumps((words, where)), flags=self._grown()))
+        self._send(
+            wire.frame(Kind.FAILED, call, pickle.dumps((words, where)), began=began, run=run, flags=self._grown())
+        )
 
     def log(self, record: logging.LogRecord) -> None:
         """Send a record to the parent."""
@@ -420,14 +430,11 @@ class Worker:
 
 def undecorated(function: Any) -> Any:
     """Return what ``@offload`` has decorated, to be run here; anything else as it is."""
-    mark = getattr(function, OFFLOADED, None)
-    if mark is None:
+    decorated, plain = getattr(function, "__func__", function), getattr(function, "inline", function)
+    # What wraps it may have copied its attributes, as functools.wraps does: that is not to be left out.
+    if getattr(function, OFFLOADED, None) is not decorated:
         return function
-    if mark is function:
-        return function.inline
-    if getattr(function, "__func__", None) is mark:
-        return types.MethodType(mark.inline, function.__self__)
-    return function  # a wrapper that has copied the attributes of what it wraps, as functools.wraps does
+    return plain if decorated is function else types.MethodType(plain, function.__self__)
 
 
 def _prepare_main(data: dict[str, Any]) -> None:
