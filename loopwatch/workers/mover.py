@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from loopwatch._patches import CodePatch, PatchSet, loaded
+from loopwatch._patches import CodePatch, Patch, PatchSet, loaded
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
@@ -64,7 +64,7 @@ class Mover:
         auto: names of coroutine functions.
         transparent: names of plain functions.
         flagging: counts in how many stalls each was.
-        patches: of the agent; its owner undoes them.
+        patches: of the agent.
         say: logs a line for the user.
     """
 
@@ -93,7 +93,7 @@ class Mover:
         self._is_open = self._is_narrow = False
         self._kinds: set[type] = set()
         """Of the loops that have run."""
-        self._bridged: set[type] = set()
+        self._bridged: dict[type, Patch] = {}
         """Classes whose ``create_task`` is replaced."""
 
     def start(self) -> None:
@@ -101,9 +101,15 @@ class Mover:
         self._search.start()
 
     def stop(self) -> None:
-        """Look no longer, and end the default pool if nobody else uses it; the patches are undone by their owner."""
-        self._is_open = False
+        """Have everything as it was before, and end the default pool if nobody else uses it."""
         self._search.stop()
+        with self._lock:
+            self._is_open = False
+            for listed in self._listed.values():
+                if listed.patch is not None:
+                    self._patches.undo(listed.patch)
+            for patch in self._bridged.values():
+                self._patches.undo(patch)
         if not any(each.has_used("process") for each in known() if each.way == "offload"):
             defaults.close_soon()
 
@@ -224,8 +230,7 @@ class Mover:
         if not owner.__flags__ & _HEAP_TYPE or owner.__flags__ & _IMMUTABLE_TYPE:  # compiled, as uvloop's
             owner = kind
         if owner not in self._bridged:
-            self._bridged.add(owner)
-            self._patches.around(owner, "create_task", self._create_task)
+            self._bridged[owner] = self._patches.around(owner, "create_task", self._create_task)
 
     def _create_task(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         coroutine = args[0] if args else None

@@ -73,7 +73,7 @@ class Search:
         """Look at the modules that are imported, and wait for the others."""
         self.look(begun=False)
         for module in dict.fromkeys(target.module for target in self._open if target.module not in sys.modules):
-            self._hooks.append(ListItem(sys.meta_path, WhenImported(module, lambda _: self.look()), first=True))
+            self._hooks.append(ListItem(sys.meta_path, WhenImported(module, self._imported), first=True))
             top = module.partition(".")[0]
             if not _can_be_found(top):
                 self._miss(module, f"there is no module {top}")
@@ -86,15 +86,21 @@ class Search:
         """
         for target in list(self._open):
             module = loaded(target.module)
-            if module is None or (target.module == "__main__" and not begun):
-                continue
-            self._open.remove(target)
-            try:
-                found = list(_all_of(module)) if target.path == "*" else [_one_of(module, target.path)]
-            except LookupError as exc:
-                self._on_missing(target, str(exc.args[0]))
-            else:
-                self._on_found(target, found)
+            if module is not None and (begun or target.module != "__main__"):
+                self._resolve(target, module)
+
+    def _imported(self, module: ModuleType) -> None:
+        for target in [each for each in self._open if each.module == module.__name__]:
+            self._resolve(target, module)
+
+    def _resolve(self, target: Target, module: ModuleType) -> None:
+        self._open.remove(target)
+        try:
+            found = list(_all_of(module)) if target.path == "*" else [_one_of(module, target.path)]
+        except LookupError as exc:
+            self._on_missing(target, str(exc.args[0]))
+        else:
+            self._on_found(target, found)
 
     def stop(self) -> None:
         """Wait no longer; names whose modules were never imported are told."""

@@ -1,0 +1,115 @@
+"""Functions that the tests name in auto_offload and transparent_offload; a module of its own, for workers import it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+lock = threading.Lock()
+log: list[int] = []
+
+
+def where(value: Any = None, *, fail: bool = False) -> tuple[Any, int, str]:
+    """Return the value, and the process and thread that it was computed in."""
+    if fail:
+        raise ValueError(f"of {value}")
+    return value, os.getpid(), threading.current_thread().name
+
+
+def mutates(values: list[int]) -> str:
+    """Change the argument, and return the thread."""
+    values.append(len(values))
+    return threading.current_thread().name
+
+
+def logs(value: int) -> str:
+    """Change a global, and return the thread."""
+    log.append(value)
+    return threading.current_thread().name
+
+
+def calls_another(value: int) -> tuple[Any, int, str]:
+    """Call another function of the list."""
+    return where(value)
+
+
+def waits_for(_path: str) -> bytes:
+    """Wait for a byte in a pipe."""
+    with open(_path, "rb", buffering=0) as pipe:  # noqa: PTH123
+        return pipe.read(1)
+
+
+def spins(seconds: float) -> int:
+    """Compute for so long, and return the process."""
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        pass
+    return os.getpid()
+
+
+def under_lock(value: int) -> tuple[Any, int, str]:
+    """Call a function of the list while a lock is held."""
+    with lock:
+        return where(value)
+
+
+class Shape:
+    """Methods of each kind."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def area(self) -> tuple[int, int]:
+        """Return the area, and the process."""
+        return self.side**2, os.getpid()
+
+    def grows(self) -> tuple[int, str]:
+        """Change the object, and return the thread."""
+        self.side += 1
+        return self.side, threading.current_thread().name
+
+    @staticmethod
+    def static(value: int) -> tuple[int, int]:
+        """Return the value, and the process."""
+        return value, os.getpid()
+
+    @classmethod
+    def made(cls) -> tuple[str, int]:
+        """Return the name of the class, and the process."""
+        return cls.__name__, os.getpid()
+
+
+def numbers() -> Iterator[int]:
+    """A generator."""
+    yield 1
+
+
+async def awaited(value: Any = None, hold: Callable[[], Any] | None = None) -> tuple[Any, int, str]:
+    """Return the value, and the process and thread; suspends on the way."""
+    await asyncio.sleep(0)
+    if hold is not None:
+        hold()
+    return value, os.getpid(), threading.current_thread().name
+
+
+async def awaited_spins(seconds: float) -> int:
+    """Compute for so long, and return the process."""
+    await asyncio.sleep(0)
+    return spins(seconds)
+
+
+def handler_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A coroutine that calls ``function`` without await, below other plain calls."""
+
+    def below() -> Any:
+        return function(*args, **kwargs)
+
+    async def handler() -> Any:
+        await asyncio.sleep(0)
+        return below()
+
+    return handler()

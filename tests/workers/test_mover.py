@@ -1,0 +1,518 @@
+"""Functions named in the configuration: moved once they are flagged, and the program is as it was in all else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loopwatch
+from loopwatch import Cause, Frame, Stall
+from loopwatch.agent import Agent
+from loopwatch.events import Evidence
+from loopwatch.workers import defaults
+from loopwatch.workers.mover import OUTSIDE
+from tests.conftest import Run, runner
+from tests.workers import named
+
+MODULE = "tests.workers.named"
+HERE = os.getpid()
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("mover_variable", default="unset")
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Agent]]:
+    """Make agents, and take back what they did."""
+    made: list[Agent] = []
+
+    def agent(**settings: Any) -> Agent:
+        made.append(Agent(loopwatch.Config(log_level=logging.CRITICAL, **settings)))
+        made[-1].start()
+        return made[-1]
+
+    yield agent
+    for each in reversed(made):
+        each.stop()
+
+
+def stall_in(function: str, *callers: str, cause: Cause = Cause.PYTHON, module: str = MODULE, at: float = 1.0) -> Stall:
+    """A stall with a culprit, as the diagnosis makes it."""
+    frames = tuple(Frame(name, module, "named.py", 1) for name in (*callers, function))
+    return Stall(
+        id=f"s{at}", loop="main", started_at=at, duration=0.2, uncertainty=0.0, ongoing=False, cause=cause,
+        culprit=frames[-1], leaf=frames[-1], stack=frames, samples=(3, 3), task=None, coroutine=None, context={},
+        victims=0, evidence=Evidence(wall=0.2), remedy="move it",
+    )  # fmt: skip
+
+
+def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON) -> None:
+    """Have the agent see as many stalls as flag a function."""
+    mover = agent._mover
+    assert mover is not None
+    for number in range(agent.config.flag_after):
+        mover.saw(stall_in(function, *callers, cause=cause, at=1.0 + number))
+
+
+def told(agent: Agent, name: str) -> loopwatch.events.OffloadStats:
+    """What is told of a function."""
+    return next(each for each in agent.snapshot().offload if each.name == f"{MODULE}:{name}")
+
+
+async def in_task(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a plain function without await inside a task of its own."""
+    return await asyncio.create_task(named.handler_of(function, *args, **kwargs))
+
+
+async def until_moved(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call it as often as it is looked at before it goes to a process, and then once."""
+    for _ in range(3):
+        await in_task(function, *args, **kwargs)
+    return await in_task(function, *args, **kwargs)
+
+
+def scenario(run: Run, test: Callable[[], Any]) -> Any:
+    """Run a test on a loop, and close the default pool in it."""
+
+    async def main() -> Any:
+        try:
+            return await test()
+        finally:
+            await defaults.shut_down()
+
+    return run(main())
+
+
+# -- transparent ------------------------------------------------------------------------------------------------------
+
+
+def test_plain_function_moves_to_a_process(run: Run, make: Callable[..., Agent]) -> None:
+    """Not before it is flagged, and after three calls that are compared, a plain call deep inside a task computes in
+    another process; its arguments, result and exception are as ever.
+    """
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> list[Any]:
+        seen = [(await in_task(named.where, 0))[1]]
+        flag(agent, "where")
+        seen += [(await in_task(named.where, number))[1] for number in (1, 2, 3)]
+        value, pid, _ = await in_task(named.where, {"a": [1]})
+        with pytest.raises(ValueError, match="of x"):
+            await in_task(named.where, "x", fail=True)
+        return [*seen, value, pid]
+
+    *before, value, pid = scenario(run, test)
+    assert before == [HERE] * 4
+    assert value == {"a": [1]}
+    assert pid != HERE
+    stats = told(agent, "where")
+    assert (stats.way, stats.to, stats.calls, stats.inline, stats.process, stats.failed) == (
+        "transparent_offload", "process", 5, 3, 1, 1,
+    )  # fmt: skip
+
+
+def test_cause_decides_where(run: Run, make: Callable[..., Agent]) -> None:
+    """What waits, and C code that gives up the GIL, goes to a thread at once; context variables are seen there."""
+    agent = make(transparent_offload=[f"{MODULE}:where", f"{MODULE}:logs"])
+
+    async def test() -> list[str]:
+        flag(agent, "where", cause=Cause.NATIVE)
+        flag(agent, "logs", cause=Cause.SLEEP)
+        return [(await in_task(named.where))[2], await in_task(named.logs, 1)]
+
+    assert all(name.startswith("loopwatch-threads") for name in scenario(run, test))
+    assert "without the GIL" in told(agent, "where").reason
+    assert "waits for 100%" in told(agent, "logs").reason
+
+
+def test_everyone_who_has_the_function(run: Run, make: Callable[..., Agent]) -> None:
+    """Also who imported it by name before, or kept it in a container, calls what is moved; it is the same object with
+    the same signature.
+    """
+    kept = {"by name": named.where}
+    signature = inspect.signature(named.where)
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> Any:
+        flag(agent, "where", cause=Cause.IO)
+        return await in_task(kept["by name"])
+
+    assert scenario(run, test)[2].startswith("loopwatch-threads")
+    assert kept["by name"] is named.where
+    assert inspect.signature(named.where) == signature
+
+
+def test_what_is_mutated_stays(run: Run, make: Callable[..., Agent]) -> None:
+    """A function that changes an argument, its object or a global never goes to a process: the caller sees each
+    change, whichever call made it.
+    """
+    agent = make(
+        transparent_offload=[f"{MODULE}:mutates", f"{MODULE}:logs", f"{MODULE}:Shape.grows", f"{MODULE}:Shape.area"]
+    )
+    named.log.clear()
+
+    async def test() -> tuple[list[int], int, Any]:
+        for name in ("mutates", "logs", "Shape.grows", "Shape.area"):
+            flag(agent, name)
+        values: list[int] = []
+        shape = named.Shape(1)
+        for number in range(5):
+            await in_task(named.mutates, values)
+            await in_task(named.logs, number)
+            await in_task(shape.grows)
+        areas = [await in_task(shape.area) for _ in range(4)]
+        return values, shape.side, areas
+
+    values, side, areas = scenario(run, test)
+    assert (values, side, named.log) == ([0, 1, 2, 3, 4], 6, [0, 1, 2, 3, 4])
+    assert "it changes its arguments" in told(agent, "mutates").reason
+    assert "it changes its arguments" in told(agent, "Shape.grows").reason
+    assert "it changes the global log" in told(agent, "logs").reason
+    assert [told(agent, name).process for name in ("mutates", "logs", "Shape.grows")] == [0, 0, 0]
+    assert [area for area, _ in areas] == [36] * 4
+    assert [pid == HERE for _, pid in areas] == [True, True, True, False]
+
+
+def test_methods_and_whole_modules(run: Run, make: Callable[..., Agent]) -> None:
+    """``pkg.mod:*`` moves plain functions and methods to threads only, one named by itself to a process too."""
+    agent = make(transparent_offload=[f"{MODULE}:*", f"{MODULE}:Shape.static"])
+
+    async def test() -> tuple[Any, ...]:
+        for name in ("where", "Shape.static", "Shape.made"):
+            flag(agent, name)
+        found = [await until_moved(function) for function in (named.where, named.Shape.made)]
+        return (*found, await until_moved(named.Shape.static, 4))
+
+    where, made, static = scenario(run, test)
+    assert where[1:] == (HERE, where[2]) and where[2].startswith("loopwatch-threads")
+    assert made == ("Shape", HERE)
+    assert static[0] == 4 and static[1] != HERE
+    assert f"{MODULE}:* moves to threads only" in told(agent, "where").reason
+    assert "numbers" not in {each.name.partition(":")[2] for each in agent.snapshot().offload}
+
+
+def test_held_lock_keeps_it_inline(run: Run, make: Callable[..., Agent]) -> None:
+    """Two tasks that call it under a lock do not dead-lock: the call stays inline there, and is counted with why."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> Any:
+        flag(agent, "where", cause=Cause.IO)
+        return await asyncio.gather(*(in_task(named.under_lock, number) for number in range(2)))
+
+    assert scenario(run, test) == [(number, HERE, threading.current_thread().name) for number in range(2)]
+    assert told(agent, "where").left == {"under_lock() holds lock": 2}
+
+
+def test_outside_a_task_it_stays_inline(run: Run, make: Callable[..., Agent]) -> None:
+    """Tasks from before are not bridged: their calls stay inline and are counted; later tasks are, and coroutines that
+    are given to ``Agent.bridge``.
+    """
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> list[Any]:
+        flag(agent, "where", cause=Cause.IO)
+        direct = named.where()[2]
+        bridged = (await agent.bridge(named.handler_of(named.where)))[2]
+        narrowed = (await in_task(named.where))[2]
+        return [direct, bridged, narrowed]
+
+    direct, bridged, narrowed = scenario(run, test)
+    assert direct == narrowed == threading.current_thread().name
+    assert bridged.startswith("loopwatch-threads")
+    assert told(agent, "where").left == {OUTSIDE: 2}
+
+
+def test_bridge_is_paid_for_by_bridged_tasks_only(run: Run, make: Callable[..., Agent]) -> None:
+    """Before a function is flagged tasks are plain, and ``Agent.bridge`` gives back what it is given."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> list[bool]:
+        coroutine = named.handler_of(named.where)
+        kinds = [agent.bridge(coroutine) is coroutine]
+        coroutine.close()
+        return kinds
+
+    async def tasks() -> list[bool]:
+        kinds = []
+        for moment in ("before", "after"):
+            task = asyncio.ensure_future(asyncio.sleep(0))
+            kinds.append(inspect.iscoroutine(task.get_coro()))
+            await task
+            if moment == "before":
+                flag(other, "where", cause=Cause.IO)
+        return kinds
+
+    assert scenario(run, test) == [True]
+    other = make(transparent_offload=[f"{MODULE}:where"])
+    assert scenario(run, tasks) == [True, False]
+
+
+def test_cancelled_and_timed_out(run: Run, make: Callable[..., Agent], tmp_path: Path) -> None:
+    """``asyncio.timeout`` and a sibling's failure in a TaskGroup end a moved call, as they end an await."""
+    pipe = str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    opened = os.open(pipe, os.O_RDWR)
+    agent = make(transparent_offload=[f"{MODULE}:waits_for"])
+
+    async def times_out() -> str:
+        try:
+            async with asyncio.timeout(0.05):
+                named.waits_for(pipe)
+        except TimeoutError:
+            return "timed out"
+        return "not"
+
+    async def breaks() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("sibling")
+
+    async def test() -> tuple[str, int]:
+        flag(agent, "waits_for", cause=Cause.IO)
+        first = await asyncio.create_task(times_out())
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(named.handler_of(named.waits_for, pipe))
+                group.create_task(breaks())
+        return first, len(caught.value.exceptions)
+
+    assert scenario(run, test) == ("timed out", 1)
+    os.write(opened, b"..")  # the threads, which cannot be stopped, come to their end
+    for thread in threading.enumerate():
+        if thread.name == "loopwatch-threads":
+            thread.join()
+    os.close(opened)
+    assert told(agent, "waits_for").failed == 2
+
+
+def test_current_task_and_context(run: Run, make: Callable[..., Agent]) -> None:
+    """After the call the same task runs in the same context, and the thread has seen its variables."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def handler(name: str) -> bool:
+        variable.set(name)
+        before = asyncio.current_task()
+        assert named.where()[2] != threading.current_thread().name
+        return asyncio.current_task() is before and variable.get() == name
+
+    async def test() -> list[bool]:
+        flag(agent, "where", cause=Cause.IO)
+        return await asyncio.gather(*(asyncio.create_task(handler(name)) for name in "xy"))
+
+    assert scenario(run, test) == [True, True]
+
+
+def test_moved_function_that_calls_another(run: Run, make: Callable[..., Agent]) -> None:
+    """A moved function that calls another one runs it where it is."""
+    agent = make(transparent_offload=[f"{MODULE}:calls_another", f"{MODULE}:where"])
+
+    async def test() -> Any:
+        flag(agent, "calls_another")
+        flag(agent, "where")
+        return await until_moved(named.calls_another, 5)
+
+    value, pid, name = scenario(run, test)
+    assert (value, name) == (5, "MainThread") and pid != HERE
+
+
+def test_a_task_factory_of_the_program_is_kept(make: Callable[..., Agent]) -> None:
+    """A task factory that the program sets, before or after, makes the tasks; they are bridged nevertheless."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+    made = []
+
+    def factory(loop: Any, coroutine: Any, **kwargs: Any) -> Any:
+        made.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **kwargs)
+
+    async def test() -> list[str]:
+        flag(agent, "where", cause=Cause.IO)
+        asyncio.get_running_loop().set_task_factory(factory)
+        assert asyncio.get_running_loop().get_task_factory() is factory
+        return [(await in_task(named.where))[2]]
+
+    assert scenario(runner("asyncio"), test)[0].startswith("loopwatch-threads")
+    assert made[0] == "handler_of.<locals>.handler"
+
+
+# -- auto_offload -----------------------------------------------------------------------------------------------------
+
+
+def test_coroutine_function_moves(run: Run, make: Callable[..., Agent]) -> None:
+    """Once flagged, and after three compared calls, a coroutine function runs on a loop of a worker process."""
+    agent = make(auto_offload=[f"{MODULE}:awaited"])
+
+    async def test() -> list[Any]:
+        assert (await named.awaited(0))[1] == HERE
+        flag(agent, "awaited")
+        return [await named.awaited([number]) for number in range(4)]
+
+    found = scenario(run, test)
+    assert [value for value, _, _ in found] == [[0], [1], [2], [3]]
+    assert [pid == HERE for _, pid, _ in found] == [True, True, True, False]
+    assert inspect.iscoroutinefunction(named.awaited)
+    assert (told(agent, "awaited").way, told(agent, "awaited").process) == ("auto_offload", 1)
+
+
+def test_objects_of_a_loop_are_refused(run: Run, make: Callable[..., Agent]) -> None:
+    """A call with a lock, queue or future of asyncio among its arguments stays inline, and is counted with why."""
+    agent = make(auto_offload=[f"{MODULE}:awaited"])
+
+    async def test() -> list[str]:
+        flag(agent, "awaited", cause=Cause.IO)
+        queue: asyncio.Queue[int] = asyncio.Queue()
+        return [(await named.awaited([queue]))[2], (await named.awaited(1))[2]]
+
+    inline, moved = scenario(run, test)
+    assert inline == threading.current_thread().name
+    assert moved.startswith("loopwatch-threads")
+    assert told(agent, "awaited").left == {"an argument was an asyncio.queues.Queue": 1}
+
+
+def test_caller_of_the_culprit_is_moved(run: Run, make: Callable[..., Agent]) -> None:
+    """If the culprit is not on the list but a caller of it is, that one is moved."""
+    agent = make(auto_offload=[f"{MODULE}:awaited_spins"])
+
+    async def test() -> int:
+        flag(agent, "spins", "awaited_spins", cause=Cause.IO)
+        return told(agent, "awaited_spins").calls
+
+    assert scenario(run, test) == 0
+    assert told(agent, "awaited_spins").to == "thread"
+
+
+# -- real stalls ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["transparent_offload", "auto_offload"])
+def test_from_block_to_worker(run: Run, make: Callable[..., Agent], way: str) -> None:
+    """A function that really blocks its loop is flagged by the agent and computes in another process thereafter."""
+    name = "spins" if way == "transparent_offload" else "awaited_spins"
+    agent = make(threshold=0.02, flag_after=2, **{way: [f"{MODULE}:{name}"]})
+
+    async def test() -> int:
+        call = (lambda: in_task(named.spins, 0.06)) if name == "spins" else (lambda: named.awaited_spins(0.06))
+        pids = []
+        for _ in range(100):
+            pids.append(await call())
+            await asyncio.sleep(0.01)
+            if pids[-1] != HERE:
+                break
+        return len(set(pids))
+
+    assert scenario(run, test) == 2
+    assert told(agent, name).to == "process"
+    assert [stall.coroutine for stall in agent.stalls() if stall.culprit is not None][-1].endswith(
+        "handler" if name == "spins" else "main"
+    )
+
+
+def test_stall_in_a_bridged_task_is_diagnosed(make: Callable[..., Agent], run: Run) -> None:
+    """What blocks inside a bridged task is told with task, coroutine and stack as ever."""
+    agent = make(threshold=0.02, transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> None:
+        flag(agent, "where", cause=Cause.IO)
+        await asyncio.create_task(named.handler_of(named.spins, 0.2), name="bridged one")
+
+    scenario(run, test)
+    assert agent.flush()
+    stall = next(each for each in agent.stalls() if each.task == "bridged one")
+    assert stall.culprit is not None
+    assert stall.culprit.function == "spins"
+    assert stall.coroutine == "handler_of.<locals>.handler"
+    assert [frame.function for frame in stall.stack] == [
+        "handler_of.<locals>.handler", "handler_of.<locals>.below", "spins",
+    ]  # fmt: skip
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_do_not_resolve(make: Callable[..., Agent], caplog: pytest.LogCaptureFixture) -> None:
+    """Each name that cannot be found, or is of the wrong kind, is told once with the reason; the others work."""
+    agent = make(
+        transparent_offload=[
+            f"{MODULE}:nothing", f"{MODULE}:Shape.nothing", f"{MODULE}:awaited", f"{MODULE}:numbers",
+            f"{MODULE}:lock", f"{MODULE}:where", "no_such_package.module:function",
+        ],
+        auto_offload=[f"{MODULE}:spins", "xml.dom.minicompat:nothing_yet"],
+    )  # fmt: skip
+    reasons = {each.name.partition(":")[2]: each.reason for each in agent.snapshot().offload}
+    agent.stop()
+    assert reasons == {
+        "nothing": f"{MODULE} has no nothing",
+        "Shape.nothing": "Shape has no nothing",
+        "awaited": "it is a coroutine function: name it in auto_offload",
+        "spins": "it is a plain function: name it in transparent_offload",
+        "numbers": "numbers is a generator, which cannot be moved; return a list",
+        "lock": "lock is a lock, and no function written in Python",
+        "function": "there is no module no_such_package",
+        "where": "it was not found to block",
+    }
+    lines = [record.message for record in caplog.records if "which stays as it is" in record.message]
+    assert len(lines) == 8
+    assert any("xml.dom.minicompat was never imported" in line for line in lines)
+
+
+def test_module_that_is_imported_later(
+    make: Callable[..., Agent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of a module that is imported later is found then."""
+    (tmp_path / "imported_later.py").write_text("def function(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    agent = make(transparent_offload=["imported_later:function"])
+    assert agent.snapshot().offload == ()
+    import imported_later  # type: ignore[import-not-found]
+
+    assert [each.name for each in agent.snapshot().offload] == ["imported_later:function"]
+    code = imported_later.function.__code__
+    agent._mover.saw(stall_in("function", module="imported_later"))  # type: ignore[union-attr]
+    assert imported_later.function.__code__ is code
+    sys.modules.pop("imported_later")
+
+
+def test_uninstall_takes_it_all_back(run: Run, make: Callable[..., Agent]) -> None:
+    """After ``stop`` functions, ``create_task`` and import hooks are as before, and the pool ends by itself."""
+    before = (named.where.__code__, dict(named.where.__dict__), list(sys.meta_path))
+    classes: dict[type, Any] = {}
+    agent = make(transparent_offload=[f"{MODULE}:where", "xml.dom.minicompat:nothing_yet"])
+
+    async def test() -> Any:
+        for kind in type(asyncio.get_running_loop()).__mro__:
+            classes[kind] = vars(kind).get("create_task")
+        flag(agent, "where")
+        moved = await until_moved(named.where)
+        assert named.where.__code__ is not before[0]
+        agent.stop()
+        pool = defaults.current_pool()
+        assert pool is not None
+        while not pool.closed:
+            await asyncio.sleep(0)
+        return moved, (await in_task(named.where))[1]
+
+    moved, again = scenario(run, test)
+    assert moved[1] != HERE and again == HERE
+    assert (named.where.__code__, named.where.__dict__, sys.meta_path) == before
+    assert {kind: vars(kind).get("create_task") for kind in classes} == classes
+
+
+def test_configure_at_run_time(run: Run, make: Callable[..., Agent]) -> None:
+    """Names can be given while the program runs; what is taken off the list is as it was."""
+    agent = make()
+    code = named.where.__code__
+
+    async def test() -> Any:
+        agent.configure(transparent_offload=[f"{MODULE}:where"])
+        flag(agent, "where", cause=Cause.IO)
+        return await in_task(named.where)
+
+    assert scenario(run, test)[2].startswith("loopwatch-threads")
+    agent.configure(transparent_offload=())
+    assert named.where.__code__ is code
