@@ -110,8 +110,8 @@ async def measure(offload: str, seconds: float) -> Measured:
             if await service.is_elsewhere():
                 break
         ping, page = f"{service.url}/ping", f"{service.url}/page/1"
-        before = await service.agent()
         async with under_load({ping: PINGS, page: PAGES}) as answers:
+            before = await service.agent()
             await asyncio.sleep(seconds)
             after = await service.agent()
         lag = after["loops"][0]["lag"] if seconds >= 20 else None

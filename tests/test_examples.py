@@ -173,14 +173,14 @@ def test_compare_service(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One variable has the pages drawn by workers; the function, which blocked the loop, does so no more."""
     pytest.importorskip("greenlet", reason="needs the extra: pip install loopwatch[transparent]")
     monkeypatch.setenv("UVICORN_LOOP", loop)
-    rows, printed = run_example("compare_service.py", 4)
+    rows, printed = run_example("compare_service.py", 2)
     before, after = rows
     assert (before["drawn by"], after["drawn by"]) == ("itself", "workers")
     assert int(before["stalls by render"]) > 0
     assert int(after["stalls by render"]) == 0
     told = printed.splitlines()[-1]
     assert told.startswith("slow_service:render: ")
-    assert int(told.split("; ")[-1].split()[0]) >= 4 * 6  # at least those under load
+    assert int(told.split("; ")[-1].split()[0]) >= 4  # those that showed that it has moved
     assert all(float(row["/ping p50, ms"]) > 0 and float(row["/page p50, ms"]) > 0 for row in rows)
 
 
