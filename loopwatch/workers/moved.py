@@ -4,6 +4,8 @@ known there.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import functools
 import importlib
 import inspect
@@ -22,7 +24,7 @@ from loopwatch.workers import clocks, defaults, launch, settings, worker
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.policy import BUDGET, Measured, decide
 from loopwatch.workers.pool import WorkerPool
-from loopwatch.workers.probation import Probation
+from loopwatch.workers.probation import Probation, State
 
 KEPT = 50
 """Calls whose run times are kept for a function that runs where it is best."""
@@ -83,6 +85,22 @@ class Timed:
         return hash(self.function)
 
 
+class _Within:
+    """Calls a function, or runs a coroutine function, in a context."""
+
+    def __init__(self, context: contextvars.Context, function: Any) -> None:
+        self.context, self.function = context, function
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        result = self.context.run(self.function, *args, **kwargs)
+        return self._awaited(result) if inspect.iscoroutine(result) else result
+
+    async def _awaited(self, coroutine: Any) -> Any:
+        return await asyncio.get_running_loop().create_task(coroutine, context=self.context)
+
+
 async def _finished(coroutine: Any, began: clocks.Clocks) -> tuple[Any, float, float]:
     return await coroutine, *clocks.used(began)
 
@@ -100,6 +118,8 @@ class Moved:
     Attributes:
         bound: why it must not run in another process; empty if it may.
         probation: compares what it changes before its first trip to a process; None if it is not asked.
+        stays: why it must not run on any other thread; empty if it may.
+        shares_context: what it sets in a thread is seen by its caller, as it is of a function that was not moved.
         left: why calls that were to be moved ran inline nevertheless, and how many.
     """
 
@@ -113,7 +133,8 @@ class Moved:
     ) -> None:
         self.function, self.options, self.pool, self.way = function, options, pool, way
         self.name = f"{function.__module__}:{function.__qualname__}"
-        self.bound = ""
+        self.bound = self.stays = ""
+        self.shares_context = False
         self.probation: Probation | None = None
         self.left: Counter[str] = Counter()
         self._to = to
@@ -140,6 +161,8 @@ class Moved:
     @property
     def decision(self) -> Decision:
         """Where its next call runs, and why."""
+        if self.stays:
+            return Decision("inline", self.stays)
         return self._decision if self.to == "auto" else Decision(_label(self.to), "as it was told")
 
     def place(self) -> Any:
@@ -223,11 +246,11 @@ class Moved:
         self._after(before, args, kwargs, result)
         return result
 
-    def _before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[bytes, ...]:
+    def _before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> State | None:
         on_trial = self.probation is not None and self.probation.left and not worker.INSIDE
-        return self.probation.before((args, kwargs)) if on_trial and self.probation is not None else ()
+        return self.probation.before((args, kwargs)) if on_trial and self.probation is not None else None
 
-    def _after(self, before: tuple[bytes, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+    def _after(self, before: State | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         if self.probation is None:
             return
         self.probation.after(before, (args, kwargs), result)
@@ -242,7 +265,10 @@ class Moved:
         began, alone = time.perf_counter(), self._away == 0
         self._away += 1
         try:
-            result, run, cpu = await self._send(place, Timed(self._sent(place)), args, kwargs)
+            if place == "thread" and self.shares_context:
+                result, run, cpu = await self._in_the_same_context(args, kwargs)
+            else:
+                result, run, cpu = await self._send(place, Timed(self._sent(place)), args, kwargs)
         except NotPicklable as exc:
             self.bound = str(exc)
             self._decide()
@@ -256,6 +282,17 @@ class Moved:
             self._trips.append(time.perf_counter() - began - run)
         self._measured(run, cpu)
         return result
+
+    async def _in_the_same_context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run in a thread, in a copy of the context; what is set there is set here, whatever the end."""
+        context = contextvars.copy_context()
+        before = dict(context)
+        try:
+            return await self._send("thread", Timed(_Within(context, self.function)), args, kwargs)
+        finally:
+            for variable, value in context.items():
+                if before.get(variable, before) is not value:
+                    variable.set(value)
 
     def _measured(self, run: float, cpu: float) -> None:
         with self._lock:

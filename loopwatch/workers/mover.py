@@ -160,8 +160,12 @@ class Mover:
 
             listed.patch = patch = self._patches.inside(function, around)
             listed.moved = moved = Moved(patch.original, "auto", CallOptions(), way=listed.way)
-            if found.single:
-                moved.probation = Probation(patch.original)
+            probation = Probation(patch.original)
+            moved.shares_context = True
+            if listed.way == TRANSPARENT and probation.asks:
+                moved.stays = f"it calls {probation.asks}(), which needs the running loop"
+            elif found.single:
+                moved.probation = probation
             else:
                 moved.bound = f"{function.__module__}:* moves to threads only: name it by itself"
             moved.known_from(flagged.stalls, flagged.blocked / flagged.stalls, flagged.cause)
@@ -180,7 +184,7 @@ class Mover:
 
     def _transparently(self, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = moved.place()
-        if place == "inline":
+        if place == "inline" or moved.stays:
             return moved.inline(args, kwargs)
         if not self._bridges.is_open():
             asyncio = loaded("asyncio")
@@ -200,7 +204,8 @@ class Mover:
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what runs ``coroutine`` with the bridge open, once a function needs it; else ``coroutine`` itself.
 
-        From the first use on the bridge is open only for what is given to it, and no longer for each task.
+        From the first use on the bridge is open only for what is given to it and the tasks that this creates, and no
+        longer for each task.
         """
         self._is_narrow = True
         if not self._is_open or not inspect.iscoroutine(coroutine) or self._bridges.is_open():
@@ -232,9 +237,13 @@ class Mover:
         if owner not in self._bridged:
             self._bridged[owner] = self._patches.around(owner, "create_task", self._create_task)
 
+    def _bridges_new_tasks(self) -> bool:
+        """Whether a task is bridged that is created now; those that a bridged one creates are in any case."""
+        return self._is_open and (not self._is_narrow or self._bridges.is_open())
+
     def _create_task(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         coroutine = args[0] if args else None
-        if self._is_open and not self._is_narrow and inspect.iscoroutine(coroutine) and not _is_own(coroutine):
+        if self._bridges_new_tasks() and inspect.iscoroutine(coroutine) and not _is_own(coroutine):
             args = (self._bridges.Bridged(coroutine), *args[1:])
         return original(*args, **kwargs)
 

@@ -5,12 +5,13 @@ Before its first trip a function runs here a few times more, and what it could c
 
 from __future__ import annotations
 
+import contextvars
 import dis
 import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 RUNS = 3
 """Calls that are compared before a function may go to a process."""
@@ -21,6 +22,12 @@ MOST_LOOKED_AT = 1000
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...))
 _FIXED = (*_ATOMS, ModuleType, FunctionType, BuiltinFunctionType, type, frozenset)
 _OF_LOOPS = ("asyncio", "_asyncio", "uvloop")
+
+_OF_THE_LOOP = frozenset({
+    "all_tasks", "call_at", "call_later", "call_soon", "create_task", "current_task", "ensure_future", "get_event_loop",
+    "get_running_loop",
+})  # fmt: skip
+"""What a function that is named so in the source asks of the loop that runs: there is none in another thread."""
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -34,6 +41,7 @@ class Probation:
     Attributes:
         left: calls that are still to be compared.
         against: why it must not run in another process; empty if nothing was found.
+        asks: what it calls of the running loop, which a plain function finds on the loop's own thread only.
 
     Example:
         >>> probation = Probation(sorted.__call__)
@@ -50,54 +58,78 @@ class Probation:
         self.against = ""
         self._globals: Mapping[str, Any] = getattr(function, "__globals__", {})
         self._names: tuple[str, ...] = ()
+        self.asks = ""
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
-            read, assigned = _names_of(code, self._globals)
-            self._names = tuple(sorted(read))
-            if assigned:
-                self.against = f"it assigns the global {min(assigned)}"
+            used = _names_of(code, self._globals)
+            self._names = tuple(sorted(used.read))
+            self.asks = min((used.read | used.attributes) & _OF_THE_LOOP, default="")
+            if used.assigned:
+                self.against = f"it assigns the global {min(used.assigned)}"
             elif code.co_freevars and set(code.co_freevars) != {"__class__"}:
                 self.against = f"it shares {code.co_freevars[0]} with the function around it"
 
-    def before(self, call: Call) -> tuple[bytes, ...]:
-        """Note what a call could change; to be given to :meth:`after`. Empty if it cannot go to a process."""
+    def before(self, call: Call) -> State | None:
+        """Note what a call could change; to be given to :meth:`after`. None if it cannot go to a process."""
         if self.against:
-            return ()
+            return None
         try:
             return self._state(call)
         except _Against as exc:
             self.against = str(exc)
-            return ()
+            return None
 
-    def after(self, before: tuple[bytes, ...], call: Call, result: Any) -> None:
+    def after(self, before: State | None, call: Call, result: Any) -> None:
         """Compare once the call has returned."""
-        if self.against or not before:
+        if self.against or before is None:
             return
         self.left -= 1
         try:
-            arguments, *used = self._state(call)
             _pickled(result, "its result")
+            self.against = _change(before, self._state(call)) or self._is_shared(result, call)
         except _Against as exc:
             self.against = str(exc)
-            return
-        if arguments != before[0]:
-            self.against = "it changes its arguments"
-        elif any(result is each for each in (*call[0], *call[1].values())) and not isinstance(result, _FIXED):
-            self.against = "it returns one of its arguments, of which a process would return a copy"
-        else:
-            for name, was, now in zip(self._mutable(), before[1:], used, strict=False):
-                if was != now:
-                    self.against = f"it changes the global {name}"
 
-    def _mutable(self) -> Iterator[str]:
+    def _state(self, call: Call) -> State:
+        args, kwargs = call
+        return State(
+            _pickled((args, dict(kwargs)), "its arguments"),
+            {name: _pickled(value, f"the global {name}") for name, value in self._mutable()},
+            {variable: id(value) for variable, value in contextvars.copy_context().items()},
+        )
+
+    def _mutable(self) -> Iterator[tuple[str, Any]]:
+        """Yield the globals that the function could change."""
         for name in self._names:
             if name in self._globals and not isinstance(self._globals[name], _FIXED):
-                yield name
+                yield name, self._globals[name]
 
-    def _state(self, call: Call) -> tuple[bytes, ...]:
-        args, kwargs = call
-        used = [_pickled(self._globals[name], f"the global {name}") for name in self._mutable()]
-        return _pickled((args, dict(kwargs)), "its arguments"), *used
+    def _is_shared(self, result: Any, call: Call) -> str:
+        if isinstance(result, _FIXED):
+            return ""
+        shared = "an argument" if any(result is each for each in (*call[0], *call[1].values())) else ""
+        shared = shared or next((f"the global {name}" for name, value in self._mutable() if result is value), "")
+        return shared and f"it returns {shared}, of which a process would return a copy"
+
+
+class State(NamedTuple):
+    """What a call could change: its pickled arguments, pickled globals by name, and identities of context variables."""
+
+    arguments: bytes
+    names: dict[str, bytes]
+    variables: dict[contextvars.ContextVar[Any], int]
+
+
+def _change(before: State, now: State) -> str:
+    if before.arguments != now.arguments:
+        return "it changes its arguments"
+    for name, value in now.names.items():
+        if before.names.get(name) != value:
+            return f"it changes the global {name}"
+    for variable, identity in now.variables.items():
+        if before.variables.get(variable) != identity:
+            return f"it sets the context variable {variable.name}"
+    return ""
 
 
 def of_a_loop(call: Call) -> str:
@@ -159,10 +191,21 @@ def _pickled(value: Any, what: str) -> bytes:
     return stream.getvalue()
 
 
-def _names_of(code: CodeType, names: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return the globals that a function reads and assigns, with those of the functions of its module that it calls."""
-    read: set[str] = set()
-    assigned: set[str] = set()
+class _Names(NamedTuple):
+    """Names in the code of a function, and of the functions of its module that it calls.
+
+    Attributes:
+        read, assigned: of globals.
+        attributes: of anything.
+    """
+
+    read: set[str]
+    assigned: set[str]
+    attributes: set[str]
+
+
+def _names_of(code: CodeType, names: Mapping[str, Any]) -> _Names:
+    found = _Names(set(), set(), set())
     todo, seen = [code], set()
     while todo:
         each = todo.pop()
@@ -170,12 +213,15 @@ def _names_of(code: CodeType, names: Mapping[str, Any]) -> tuple[set[str], set[s
             continue
         seen.add(each)
         for instruction in dis.get_instructions(each):
+            name = str(instruction.argval)
             if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                assigned.add(str(instruction.argval))
+                found.assigned.add(name)
+            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                found.attributes.add(name)
             elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                read.add(str(instruction.argval))
-                called = names.get(str(instruction.argval))
+                found.read.add(name)
+                called = names.get(name)
                 if isinstance(called, FunctionType) and called.__globals__ is names:
                     todo.append(called.__code__)
         todo.extend(const for const in each.co_consts if isinstance(const, CodeType))
-    return read, assigned
+    return found

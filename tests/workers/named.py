@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 lock = threading.Lock()
 log: list[int] = []
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("named_variable", default="unset")
 
 
 def where(value: Any = None, *, fail: bool = False) -> tuple[Any, int, str]:
@@ -55,6 +57,24 @@ def under_lock(value: int) -> tuple[Any, int, str]:
     """Call a function of the list while a lock is held."""
     with lock:
         return where(value)
+
+
+def sets(value: str) -> tuple[str, str]:
+    """Set a context variable; return what it was, and the thread."""
+    before = variable.get()
+    variable.set(value)
+    return before, threading.current_thread().name
+
+
+def makes_task() -> Any:
+    """Make a task from within a plain function."""
+    return asyncio.get_running_loop().create_task(asyncio.sleep(0, threading.current_thread().name))
+
+
+async def awaited_sets(value: str) -> tuple[str, str]:
+    """Set a context variable; return what it was, and the thread."""
+    await asyncio.sleep(0)
+    return sets(value)
 
 
 class Shape:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import os
@@ -26,7 +25,6 @@ from tests.workers import named
 
 MODULE = "tests.workers.named"
 HERE = os.getpid()
-variable: contextvars.ContextVar[str] = contextvars.ContextVar("mover_variable", default="unset")
 
 
 @pytest.fixture
@@ -65,6 +63,11 @@ def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON
 def told(agent: Agent, name: str) -> loopwatch.events.OffloadStats:
     """What is told of a function."""
     return next(each for each in agent.snapshot().offload if each.name == f"{MODULE}:{name}")
+
+
+def listed(agent: Agent) -> dict[str, str]:
+    """The functions that the configuration names, and why they are where they are."""
+    return {each.name: each.reason for each in agent.snapshot().offload if each.way != "offload"}
 
 
 async def in_task(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -293,20 +296,58 @@ def test_cancelled_and_timed_out(run: Run, make: Callable[..., Agent], tmp_path:
 
 
 def test_current_task_and_context(run: Run, make: Callable[..., Agent]) -> None:
-    """After the call the same task runs in the same context, and the thread has seen its variables."""
-    agent = make(transparent_offload=[f"{MODULE}:where"])
+    """After the call the same task runs; variables that are set in the thread are set for the caller, as they are by
+    a function that was not moved, and for nobody else; so also by a coroutine function.
+    """
+    agent = make(transparent_offload=[f"{MODULE}:sets"], auto_offload=[f"{MODULE}:awaited_sets"])
 
-    async def handler(name: str) -> bool:
-        variable.set(name)
-        before = asyncio.current_task()
-        assert named.where()[2] != threading.current_thread().name
-        return asyncio.current_task() is before and variable.get() == name
+    async def handler(name: str) -> tuple[bool, list[str]]:
+        task = asyncio.current_task()
+        named.variable.set("before " + name)
+        seen = [*named.sets(name), named.variable.get(), *await named.awaited_sets(name * 2), named.variable.get()]
+        return asyncio.current_task() is task, seen
 
-    async def test() -> list[bool]:
-        flag(agent, "where", cause=Cause.IO)
+    async def test() -> Any:
+        flag(agent, "sets", cause=Cause.IO)
+        flag(agent, "awaited_sets", cause=Cause.IO)
         return await asyncio.gather(*(asyncio.create_task(handler(name)) for name in "xy"))
 
-    assert scenario(run, test) == [True, True]
+    thread = "loopwatch-threads"
+    assert scenario(run, test) == [
+        (True, [f"before {name}", thread, name, name, thread, name * 2]) for name in "xy"
+    ]  # fmt: skip
+
+
+def test_what_needs_the_loop_stays(run: Run, make: Callable[..., Agent]) -> None:
+    """A plain function that makes tasks stays on the loop's thread, and says why."""
+    agent = make(transparent_offload=[f"{MODULE}:makes_task"])
+
+    async def test() -> Any:
+        flag(agent, "makes_task", cause=Cause.IO)
+        return await (await in_task(named.makes_task))
+
+    assert scenario(run, test) == threading.current_thread().name
+    assert (
+        told(agent, "makes_task")
+        .explain()
+        .endswith("runs inline, on the loop: it calls create_task(), which needs the running loop")
+    )
+
+
+def test_tasks_of_a_request_are_bridged_with_it(run: Run, make: Callable[..., Agent]) -> None:
+    """What is given to ``Agent.bridge`` may create tasks of its own, as middlewares do: they are bridged too."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def request() -> Any:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(named.handler_of(named.where))
+        return task.result()
+
+    async def test() -> Any:
+        flag(agent, "where", cause=Cause.IO)
+        return await agent.bridge(request())
+
+    assert scenario(run, test)[2].startswith("loopwatch-threads")
 
 
 def test_moved_function_that_calls_another(run: Run, make: Callable[..., Agent]) -> None:
@@ -444,7 +485,7 @@ def test_names_that_do_not_resolve(make: Callable[..., Agent], caplog: pytest.Lo
         ],
         auto_offload=[f"{MODULE}:spins", "xml.dom.minicompat:nothing_yet"],
     )  # fmt: skip
-    reasons = {each.name.partition(":")[2]: each.reason for each in agent.snapshot().offload}
+    reasons = {name.partition(":")[2]: reason for name, reason in listed(agent).items()}
     agent.stop()
     assert reasons == {
         "nothing": f"{MODULE} has no nothing",
@@ -468,10 +509,10 @@ def test_module_that_is_imported_later(
     (tmp_path / "imported_later.py").write_text("def function(): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     agent = make(transparent_offload=["imported_later:function"])
-    assert agent.snapshot().offload == ()
+    assert listed(agent) == {}
     import imported_later  # type: ignore[import-not-found]
 
-    assert [each.name for each in agent.snapshot().offload] == ["imported_later:function"]
+    assert list(listed(agent)) == ["imported_later:function"]
     code = imported_later.function.__code__
     agent._mover.saw(stall_in("function", module="imported_later"))  # type: ignore[union-attr]
     assert imported_later.function.__code__ is code

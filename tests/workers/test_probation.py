@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from typing import Any
 
@@ -14,6 +15,8 @@ seen: list[int] = []
 count = 0
 guard = threading.Lock()
 table = {"a": 1}
+variable: contextvars.ContextVar[int] = contextvars.ContextVar("probation_variable", default=0)
+settle = contextvars.ContextVar.set.__get__(variable)
 
 
 def pure(values: list[int]) -> int:
@@ -70,6 +73,26 @@ def large(value: bytes) -> int:
     return len(value)
 
 
+def returns_global(_value: int) -> Any:
+    return table
+
+
+def sets_variable(value: int) -> None:
+    variable.set(value)
+
+
+def sets_through(value: int) -> None:
+    settle(value)
+
+
+def reads_variable(value: int) -> int:
+    return variable.get() + value
+
+
+def asks_for_loop(_value: int) -> None:
+    asyncio.get_running_loop()
+
+
 def closure() -> Any:
     kept: list[int] = []
 
@@ -85,7 +108,9 @@ AGAINST = {
     "global": (appends, (1,), "it changes the global seen"),
     "global of a function that it calls": (through_another, (1,), "it changes the global seen"),
     "assigned global": (assigns, (1,), "it assigns the global count"),
-    "same object": (returns_it, ([1],), "it returns one of its arguments, of which a process would return a copy"),
+    "same object": (returns_it, ([1],), "it returns an argument, of which a process would return a copy"),
+    "same global": (returns_global, (1,), "it returns the global table, of which a process would return a copy"),
+    "context variable that it names": (reads_variable, (1,), "the global variable cannot be pickled"),
     "global that cannot travel": (locks, (1,), "the global guard cannot be pickled"),
     "result that cannot travel": (makes, (1,), "its result cannot be pickled"),
     "argument that cannot travel": (large, (threading.Lock(),), "its arguments cannot be pickled"),
@@ -101,7 +126,7 @@ def test_what_speaks_against_it(name: str) -> None:
     function, args, why = AGAINST[name]
     probation = Probation(function)
     before = probation.before((args, {}))
-    if before:
+    if before is not None:
         try:
             result = function(*args)
         except TypeError:
@@ -125,6 +150,26 @@ class Holder:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
+
+
+def test_context_variable_that_is_set() -> None:
+    """A variable that is set without being named in the function is found too."""
+
+    def run() -> str:
+        probation = Probation(sets_through)
+        probation._names = ()
+        before = probation.before(((1,), {}))
+        sets_through(1)
+        probation.after(before, ((1,), {}), None)
+        return probation.against
+
+    assert contextvars.copy_context().run(run) == "it sets the context variable probation_variable"
+
+
+def test_what_asks_for_the_running_loop() -> None:
+    """A plain function that asks for the running loop, or makes tasks, is known by its code."""
+    assert Probation(asks_for_loop).asks == "get_running_loop"
+    assert Probation(pure).asks == ""
 
 
 def test_objects_of_a_loop() -> None:
