@@ -23,7 +23,7 @@ from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.workers import launch, payload, worker
 from loopwatch.workers.calls import blame
 from loopwatch.workers.options import check_count, usable_cpus
-from loopwatch.workers.threads import ThreadBackend, run_to_end
+from loopwatch.workers.threads import Errand, ThreadBackend
 
 MODULE = "concurrent.interpreters"
 IDLE_FOR = 60.0
@@ -161,7 +161,7 @@ def _answer(data: bytes, by_value: bool, main: bytes | None) -> bytes:
     except BaseException as exc:  # noqa: BLE001 - told to the caller
         return _failed(f"the call could not be read in the interpreter: {worker._words(exc)}")
     try:
-        result = run_to_end(function, args, kwargs)
+        result = Errand(function, args, kwargs).run()
     except BaseException as exc:  # noqa: BLE001 - it is the call's
         packed = worker._pack_error(exc, by_value=by_value)
         return pickle.dumps(("error", bytes(packed.pickle), [bytes(each) for each in packed.buffers]))

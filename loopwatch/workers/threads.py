@@ -1,7 +1,7 @@
 """Threads for functions that wait, or whose C code gives up the GIL: the same queue and options as the worker pool.
 
-A thread cannot be killed: a call that times out or is cancelled goes on in its thread, without effect on anybody. Such
-a thread takes no further call and does not count: another is started in its place.
+A thread cannot be killed: a call that times out or is cancelled goes on in its thread, without effect on anybody; only
+a coroutine is cancelled there. Such a thread takes no further call and does not count: another is started in its place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
@@ -69,6 +69,48 @@ class ThreadCall(Call):
             self.future.exception()  # whoever waits may never run again, which is not to be complained of
 
 
+class Errand:
+    """One call as a thread runs it: in the context of its caller, a coroutine to its end on a loop of the thread."""
+
+    __slots__ = ("_args", "_context", "_function", "_kwargs", "_loop", "_stopped", "_task")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._function, self._args, self._kwargs = function, args, kwargs
+        self._context = contextvars.copy_context()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._stopped = False
+
+    def run(self) -> Any:
+        """Run it here."""
+        return self._context.run(self._run)
+
+    def _run(self) -> Any:
+        result = self._function(*self._args, **self._kwargs)
+        if not inspect.iscoroutine(result):
+            return result
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            return runner.run(self._finish(result))
+
+    async def _finish(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        self._task = asyncio.current_task()
+        if self._stopped:
+            self._cancel()
+        return await coroutine
+
+    def stop(self) -> None:
+        """Cancel it if it is a coroutine; any thread may ask."""
+        self._stopped = True
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has just ended
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
 class _Thread(threading.Thread):
     """A thread, the call that it runs, and where it gets the next: None there ends it."""
 
@@ -86,9 +128,9 @@ class _Thread(threading.Thread):
 class ThreadBackend:
     """Runs calls in threads of its own; any loop of any thread may use it, several at once too.
 
-    Context variables are copied into the thread; a coroutine function is run on a loop there. ``retries`` mean nothing
-    here: a thread does not die. With ``max_concurrency``, a call that timed out or was cancelled counts until it has
-    really ended: that many of its function run at most, whatever happens.
+    Context variables are copied into the thread. A coroutine function is run on a loop there, and cancelled there when
+    its call is given up. ``retries`` mean nothing here: a thread does not die. With ``max_concurrency``, a call that
+    timed out or was cancelled counts until it has really ended: that many of its function run at most, whatever happens.
 
     Args:
         threads: at most; None for the usable processors and four more, 32 at most.
@@ -165,12 +207,17 @@ class ThreadBackend:
 
     def _pack(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Return what a thread gets of a call; runs where it was submitted."""
-        return functools.partial(contextvars.copy_context().run, run_to_end, undecorated(function), args, kwargs)
+        return Errand(undecorated(function), args, kwargs)
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[Callable[[Any], Any]]:
         """Give one thread what runs its calls, from its first call until it ends."""
-        yield lambda sent: sent()
+        yield Errand.run
+
+    def _stop(self, sent: Any) -> None:
+        """Stop what runs in a thread, if that is possible."""
+        if isinstance(sent, Errand):
+            sent.stop()
 
     # -- who runs what; under the lock ----------------------------------------------------------------------------
 
@@ -240,6 +287,7 @@ class ThreadBackend:
         if thread is not None:
             if call.begun is not None:
                 self._busy += time.perf_counter() - call.begun
+            self._stop(call.sent)
             self._off(thread)
         elif call.waits != NOWHERE:
             call.sent = None
@@ -271,8 +319,8 @@ class ThreadBackend:
                     try:
                         if run is None:
                             run = stack.enter_context(self._place())
-                        self._begin(call)
                         if not call.over:
+                            self._begin(call)
                             result = run(call.sent)
                     except BaseException as exc:  # noqa: BLE001 - it is the call's
                         error = for_a_future(exc)
@@ -340,7 +388,7 @@ class ThreadBackend:
             self._counts["timed_out"] += 1
             self._counts["failed"] += 1
         words = f"{call.name} ran longer than {call.options.timeout:g} s"
-        call.future.set_exception(TaskTimeout(f"{words}; a thread cannot be stopped, it goes on"))
+        call.future.set_exception(TaskTimeout(f"{words}; a thread cannot be stopped, a plain function goes on"))
 
     def _given_up(self, call: ThreadCall, future: asyncio.Future[Any]) -> None:
         call.stop_clock()
@@ -438,15 +486,6 @@ if hasattr(os, "register_at_fork"):
 def _wake(closer: asyncio.Future[None]) -> None:
     if not closer.done():
         closer.set_result(None)
-
-
-def run_to_end(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Call; a coroutine is run to its end on a loop of this thread."""
-    result = function(*args, **kwargs)
-    if inspect.iscoroutine(result):
-        with asyncio.Runner() as runner:
-            return runner.run(result)
-    return result
 
 
 def for_a_future(exc: BaseException) -> BaseException:

@@ -354,5 +354,5 @@ def test_exit_with_a_stuck_interpreter(tmp_path: Path) -> None:
         if __name__ == "__main__": asyncio.run(main())
         """,
     )
-    words = "sleep ran longer than 0.05 s; a thread cannot be stopped, it goes on\n"
+    words = "sleep ran longer than 0.05 s; a thread cannot be stopped, a plain function goes on\n"
     assert (done.returncode, done.stdout) == (0, words), done.stderr

@@ -20,7 +20,7 @@ import pytest
 
 from loopwatch import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.workers.options import CallOptions
-from loopwatch.workers.threads import ThreadBackend, _Thread
+from loopwatch.workers.threads import Errand, ThreadBackend, _Thread
 from tests.conftest import Run, runner
 from tests.workers.helpers import figures_add_up, script
 
@@ -397,6 +397,53 @@ def test_coroutine_function(run: Run) -> None:
         assert ended == ["left"]
 
     run(main())
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout", "close"])
+def test_coroutine_is_cancelled(run: Run, how: str) -> None:
+    """A coroutine whose call is given up is cancelled in its thread, which ends after its ``finally``."""
+
+    async def main() -> None:
+        here, began, cleaned = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+        async def endless() -> None:
+            try:
+                here.call_soon_threadsafe(began.set)
+                await asyncio.Event().wait()
+            finally:
+                cleaned.set()
+
+        backend = ThreadBackend(1)
+        call = backend.submit(endless, (), {}, CallOptions(timeout=0.01 if how == "timeout" else None))
+        await began.wait()
+        if how == "cancel":
+            backend.cancel(call)
+        elif how == "close":
+            await backend.close(force=True)
+        await asyncio.wait([call])
+        await ended(backend)
+        assert cleaned.is_set()
+        assert how == "cancel" or isinstance(call.exception(), {"timeout": TaskTimeout, "close": PoolClosed}[how])
+        await backend.close()
+        figures_add_up(backend.stats())
+
+    run(main())
+
+
+def test_coroutine_cancelled_before_its_loop_runs() -> None:
+    """A coroutine that is given up between the call and its first step is cancelled at its first await."""
+    steps: list[str] = []
+
+    async def endless() -> None:
+        steps.append("begun")
+        await asyncio.Event().wait()
+
+    errand = Errand(endless, (), {})
+    errand.stop()
+    with pytest.raises(asyncio.CancelledError):
+        errand.run()
+    errand.stop()
+    assert steps == ["begun"]
 
 
 def _raise(error: BaseException) -> None:
