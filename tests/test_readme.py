@@ -42,6 +42,26 @@ def test_python_blocks_run(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_python_blocks_of_offload_page_run(tmp_path: Path) -> None:
+    """The Python blocks of docs/offload.md run: that of the decorator alone, the others together; they say what is
+    written beside them.
+    """
+    page = (ROOT / "docs" / "offload.md").read_text()
+    first, decorator, *others = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    said = []
+    for code in ("".join((first, *others)), decorator):
+        program = tmp_path / "page.py"
+        program.write_text(code)
+        done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append((done.stdout.strip(), done.stderr))
+    (named, warned), (decorated, silent) = said
+    assert named == "json:dumps runs inline, on the loop: it was not found to block"
+    assert "transparent_offload names reports.text:*, which stays as it is: there is no module reports" in warned
+    assert re.fullmatch(r"__main__:pause runs in a thread: it takes .* ms and waits for \d+% of that: .*", decorated)
+    assert silent == ""
+
+
 def test_causes_are_all_explained() -> None:
     """The table of causes has each cause once, and no other."""
     table = README.partition("## What it says")[2].partition("\n\n")[2].partition("\n\n")[0]
