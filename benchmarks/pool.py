@@ -419,13 +419,14 @@ def resources() -> None:
 async def resources_of(name: str) -> dict[str, Any]:
     """Return the figures of one pool in this process, which has used no other."""
     this = psutil.Process()
-    before = await _used(name, 1, lambda: None)  # what comes once, whatever the number of workers
+    await _used(name, 1, lambda: None)  # what comes once, whatever the number of workers
 
     def measured() -> dict[str, Any]:
+        parent = this.memory_full_info().uss
         workers, helpers = _children(this)
         memory = [each.memory_full_info() for each in workers]
         return {
-            "parent": 0.0,
+            "parent": (parent - before) / MANY,
             "uss": statistics.median(each.uss for each in memory),
             "pss": statistics.median(each.pss for each in memory),
             "rss": statistics.median(each.rss for each in memory),
@@ -433,9 +434,7 @@ async def resources_of(name: str) -> dict[str, Any]:
         }
 
     before = this.memory_full_info().uss
-    uss_then: list[int] = []
-    found: dict[str, Any] = await _used(name, MANY, lambda: uss_then.append(this.memory_full_info().uss) or measured())
-    found["parent"] = (uss_then[0] - before) / MANY
+    found: dict[str, Any] = await _used(name, MANY, measured)
     found["idle"] = await _idle(name)
     return found
 
@@ -531,10 +530,11 @@ async def endurance(calls: int, retries: int) -> None:
     )
     good = not lost and not outcome.wrong and not never and outcome.total == sum(n * n for n in outcome.returned)
     good = good and (not twice if not retries else max(runs) <= 1 + retries and len(outcome.returned) == calls)
+    counted = sum(runs[number] for number in outcome.crashed)
     print(
-        f"retries={retries}: {'as it should be' if good else 'NOT AS IT SHOULD BE'}. {calls:,} calls in "
-        f"{seconds:.0f} s, {outcome.killed} workers killed: {len(outcome.returned):,} returned, {len(outcome.crashed)} died with their "
-        f"worker ({sum(runs[number] for number in outcome.crashed)} of them had counted, {stats.crashed} in stats), "
+        f"retries={retries}: {'as it should be' if good else 'NOT AS IT SHOULD BE'}. "
+        f"{calls:,} calls in {seconds:.0f} s, {outcome.killed} workers killed: {len(outcome.returned):,} returned, "
+        f"{len(outcome.crashed)} died with their worker ({counted} of them had counted, {stats.crashed} in stats), "
         f"{lost} lost, {twice} run twice, {never} returned without a run, other outcomes: {dict(outcome.wrong) or 0}; "
         f"{stats.retried} runs begun anew, {stats.started} workers started"
     )
