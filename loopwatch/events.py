@@ -384,6 +384,7 @@ class OffloadStats:
         failed: calls that raised.
         run: median s of the last calls that were measured, None if none were.
         left: why calls that could have been moved ran inline, and how many.
+        changes: the last decisions that sent it somewhere else than before, oldest first.
     """
 
     name: str
@@ -398,6 +399,7 @@ class OffloadStats:
     failed: int = 0
     run: float | None = None
     left: Mapping[str, int] = field(default_factory=dict)
+    changes: tuple[Decision, ...] = ()
 
     def explain(self) -> str:
         """Return in words where it runs, and why.

@@ -31,9 +31,9 @@ KEPT = 50
 TRIPS = 5
 """Trips to a process after which it is known what one costs."""
 AGAIN = 200
-"""Calls after which a function that was moved is tried inline once more, if it has become cheap."""
-CHEAP = 0.1
-"""s: a function that takes longer, once in its last calls, is not tried again inline."""
+"""Calls after which a function of which an argument could not be pickled may go to a process again."""
+CHANGES = 10
+"""Decisions that are kept."""
 _KEEPS_GIL = {Cause.PYTHON: True, Cause.NATIVE_GIL: True, Cause.NATIVE: False}
 
 
@@ -151,6 +151,8 @@ class Moved:
         self._is_slow = False
         """Whether its last call took so long that to measure it well costs nothing beside it."""
         self._cause = Cause.UNKNOWN
+        self._bound_until: int | None = None
+        self._changes: deque[Decision] = deque(maxlen=CHANGES)
         _KNOWN.add(self)
 
     @property
@@ -172,8 +174,6 @@ class Moved:
         if self.to != "auto":
             return self.to
         to = self._decision.to
-        if to != "inline" and self._counts["calls"] % AGAIN == AGAIN - 1 and max(run for run, _ in self._runs) < CHEAP:
-            return "inline"
         if to == "process" and self.probation is not None and self.probation.left:
             return "inline"
         return to
@@ -270,7 +270,7 @@ class Moved:
             else:
                 result, run, cpu = await self._send(place, Timed(self._sent(place)), args, kwargs)
         except NotPicklable as exc:
-            self.bound = str(exc)
+            self.bound, self._bound_until = str(exc), self._counts["calls"] + AGAIN
             self._decide()
             if isinstance(exc.__cause__, worker.RemoteTraceback):  # of the result: the call has run, and runs once
                 raise
@@ -314,6 +314,8 @@ class Moved:
             slow = sorted(self._runs)[-max(len(self._runs) // 10, 1) :]
         if not slow:
             return
+        if self._bound_until is not None and self._counts["calls"] >= self._bound_until:
+            self.bound, self._bound_until = "", None
         run = sum(each for each, _ in slow) / len(slow)
         cpu = sum(each for _, each in slow) / len(slow)
         measured = Measured(
@@ -325,7 +327,9 @@ class Moved:
             keeps_gil=_KEEPS_GIL.get(settings.causes.get(self.name, self._cause)) if _gil() else False,
             bound=self.bound,
         )
-        self._decision = decide(measured, self._decision)
+        before, self._decision = self._decision, decide(measured, self._decision)
+        if self._decision.to != before.to:
+            self._changes.append(self._decision)
 
     # -- what is told of it ---------------------------------------------------------------------------------------
 
@@ -346,6 +350,7 @@ class Moved:
             backend=sum(counts.values()) - sum(known.values()),
             run=runs[len(runs) // 2] if runs else None,
             left=dict(self.left),
+            changes=tuple(self._changes),
         )
 
     def explain(self) -> str:

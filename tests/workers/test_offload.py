@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import loopwatch
-from loopwatch.workers import defaults, payload
+from loopwatch.workers import defaults, moved, payload
 from loopwatch.workers.policy import Measured, decide
 from tests.workers import offloaded
 
@@ -301,3 +301,49 @@ def test_policy(measured: Measured, now: loopwatch.Decision, to: str, why: str) 
     decision = decide(measured, now)
     assert decision.to == to
     assert why in decision.reason
+
+
+async def test_auto_comes_back_when_it_has_become_cheap() -> None:
+    """A function that was moved runs inline again once its calls are quick, and stays; each change is recorded."""
+    calls: Any = loopwatch.offload(to="auto")(offloaded.computes.inline)
+    for _ in range(3):
+        await calls(0.03)
+    assert calls.stats().to == "process"
+    while calls.stats().to != "inline":
+        await calls(0.0)
+    assert [change.to for change in calls.stats().changes] == ["process", "inline"]
+    assert "less than the 10 ms" in calls.stats().changes[-1].reason
+    assert await calls(0.0) == os.getpid()
+
+
+async def test_auto_tries_a_process_again_after_a_bad_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument that does not pickle keeps a function off processes for a number of calls, not for ever."""
+    assert moved.AGAIN == 200
+    monkeypatch.setattr(moved, "AGAIN", 5)
+    calls: Any = loopwatch.offload(to="auto")(offloaded.computes.inline)
+    await calls(0.02)
+    await calls(0.02, threading.Lock())
+    before = calls.stats()
+    assert (before.to, before.thread, before.calls) == ("thread", 1, 2)
+    calls_made = 0
+    while calls.stats().to != "process":
+        await calls(0.011)
+        calls_made += 1
+    assert calls_made == 5
+
+
+async def test_auto_measures_what_a_coroutine_function_holds() -> None:
+    """A coroutine function is judged by the longest of its steps, not by what it waits for."""
+
+    async def waits() -> None:
+        await asyncio.sleep(0.02)
+
+    async def blocks() -> None:
+        await asyncio.sleep(0)
+        offloaded.computes.inline(0.02)
+
+    offloads = [loopwatch.offload(to="auto")(function) for function in (waits, blocks)]
+    for each in offloads:
+        for _ in range(3):
+            await each()
+    assert [each.stats().to for each in offloads] == ["inline", "process"]
