@@ -107,9 +107,13 @@ def run_example(name: str, *arguments: object) -> tuple[Table, str]:
     """
     command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
-        printed, _ = program.communicate(timeout=55)
+        try:
+            printed, _ = program.communicate(timeout=55)
+        except BaseException:
+            os.killpg(program.pid, signal.SIGKILL)
+            raise
     assert program.returncode == 0
-    session = [each for each in psutil.process_iter() if psutil.pid_exists(each.pid) and of_session(each, program.pid)]
+    session = [each for each in psutil.process_iter() if of_session(each, program.pid)]
     assert psutil.wait_procs(session, timeout=10)[1] == []
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if line[:1] == "|"]
     headings, _, *rows = cells
@@ -117,6 +121,7 @@ def run_example(name: str, *arguments: object) -> tuple[Table, str]:
 
 
 def of_session(process: psutil.Process, session: int) -> bool:
+    """Whether a process is one of those that an example started."""
     try:
         return os.getsid(process.pid) == session
     except ProcessLookupError:
