@@ -230,9 +230,12 @@ class Found:
         """Return time, ratio to the control, and lag, as cells of a table."""
         if name in self.failures:
             return f"| {self.failures[name]} | | |"
-        ratios = (one / other for one, other in zip(self.seconds[name], self.seconds[control], strict=True))
+        ratio = "-"
+        if control not in self.failures:
+            pairs = zip(self.seconds[name], self.seconds[control], strict=True)
+            ratio = f"{statistics.median(one / other for one, other in pairs):.2f}"
         middle, longest = statistics.median(self.seconds[name]), statistics.median(self.lags[name])
-        return f"| {middle * 1e3:.3f} | {statistics.median(ratios):.2f} | {longest * 1e3:.1f} |"
+        return f"| {middle * 1e3:.3f} | {ratio} | {longest * 1e3:.1f} |"
 
 
 async def race(contestants: list[Contestant], chosen: dict[str, Measure], rounds: int) -> None:
@@ -489,20 +492,22 @@ def _activity(pid: int) -> tuple[float, int]:
 # ------------------------------------------------------------------------------------------------------- endurance
 
 
+RETURNED, CRASHED = 1, 2
+
+
 @dataclass
 class Outcome:
     """What became of the calls of an endurance run.
 
     Attributes:
-        returned: numbers of calls that returned what they should.
-        crashed: numbers of calls that raised ``WorkerCrashed``.
+        outcomes: of each call, a byte: :data:`RETURNED` what it should, or :data:`CRASHED` with ``WorkerCrashed``.
         wrong: other outcomes, by what they were.
         resident: memory of this process now and then, bytes.
         killed: workers that were killed, in a call or between two.
+        total: sum of what was returned.
     """
 
-    returned: set[int] = field(default_factory=set)
-    crashed: set[int] = field(default_factory=set)
+    outcomes: bytearray
     wrong: Counter[str] = field(default_factory=Counter)
     resident: list[int] = field(default_factory=list)
     killed: int = 0
@@ -521,20 +526,23 @@ async def endurance(calls: int, retries: int) -> None:
             stats = pool.stats()
         runs = memoryview(shared).cast("q").tolist()
     seconds = time.perf_counter() - began
-    lost = calls - len(outcome.returned) - len(outcome.crashed) - sum(outcome.wrong.values())
+    returned, crashed = (
+        [number for number in range(calls) if outcome.outcomes[number] == code] for code in (RETURNED, CRASHED)
+    )
+    lost = calls - len(returned) - len(crashed) - sum(outcome.wrong.values())
     twice = sum(count > 1 for count in runs)
-    never = sum(not runs[number] for number in outcome.returned)
+    never = sum(not runs[number] for number in returned)
     quarter = max(len(outcome.resident) // 4, 1)
     first, last = (
         statistics.median(part) / MEGABYTE for part in (outcome.resident[:quarter], outcome.resident[-quarter:])
     )
-    good = not lost and not outcome.wrong and not never and outcome.total == sum(n * n for n in outcome.returned)
-    good = good and (not twice if not retries else max(runs) <= 1 + retries and len(outcome.returned) == calls)
-    counted = sum(runs[number] for number in outcome.crashed)
+    good = not lost and not outcome.wrong and not never and outcome.total == sum(number * number for number in returned)
+    good = good and (not twice if not retries else max(runs) <= 1 + retries and len(returned) == calls)
+    counted = sum(runs[number] for number in crashed)
     print(
         f"retries={retries}: {'as it should be' if good else 'NOT AS IT SHOULD BE'}. "
-        f"{calls:,} calls in {seconds:.0f} s, {outcome.killed} workers killed: {len(outcome.returned):,} returned, "
-        f"{len(outcome.crashed)} died with their worker ({counted} of them had counted, {stats.crashed} in stats), "
+        f"{calls:,} calls in {seconds:.0f} s, {outcome.killed} workers killed: {len(returned):,} returned, "
+        f"{len(crashed)} died with their worker ({counted} of them had counted, {stats.crashed} in stats), "
         f"{lost} lost, {twice} run twice, {never} returned without a run, other outcomes: {dict(outcome.wrong) or 0}; "
         f"{stats.retried} runs begun anew, {stats.started} workers started"
     )
@@ -555,7 +563,7 @@ async def _warm() -> None:
 
 
 async def _endure(options: Any, pool: loopwatch.WorkerPool, shared: Any, calls: int) -> Outcome:
-    outcome, numbers, choice = Outcome(), iter(range(calls)), random.Random(1)
+    outcome, numbers, choice = Outcome(bytearray(calls)), iter(range(calls)), random.Random(1)
 
     async def kill() -> None:
         while True:
@@ -575,13 +583,13 @@ async def _endure(options: Any, pool: loopwatch.WorkerPool, shared: Any, calls: 
             try:
                 value = await options.run(pool_calls.square, shared, number)
             except loopwatch.WorkerCrashed:
-                outcome.crashed.add(number)
+                outcome.outcomes[number] = CRASHED
             except Exception as exc:  # noqa: BLE001 - counted, and printed
                 outcome.wrong[words(exc)] += 1
             else:
                 outcome.total += value
-                if value == number * number and number not in outcome.returned:
-                    outcome.returned.add(number)
+                if value == number * number and not outcome.outcomes[number]:
+                    outcome.outcomes[number] = RETURNED
                 else:
                     outcome.wrong["a wrong result"] += 1
 
