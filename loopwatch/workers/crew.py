@@ -15,9 +15,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from loopwatch.errors import OffloadError
-from loopwatch.workers import launch, payload, tracing, wire
+from loopwatch.workers import handles, launch, payload, tracing, wire
 from loopwatch.workers.link import Link, State
 from loopwatch.workers.options import PoolOptions
+from loopwatch.workers.output import Output
 from loopwatch.workers.wire import Frame, Kind
 from loopwatch.workers.worker import RemoteTraceback, resident
 
@@ -74,6 +75,7 @@ class Crew:
         self._employer, self._options, self._counts, self._loop = employer, options, counts, loop
         self._most, self._least = options.most, options.least
         self._launcher = launch.launcher(options.start_method, options.preload)
+        self._output = Output(loop, options.prefix) if options.prefix_output is not False else None
         self._starting = 0
         self._failure: OffloadError | None = None
         self._retry_at = 0.0
@@ -147,7 +149,8 @@ class Crew:
         link.timer = self._loop.call_later(
             START_TIMEOUT, self.kill, link, f"it was not ready after {START_TIMEOUT:g} s"
         )
-        link.send(wire.frame(Kind.SETUP, 0, setup))
+        theirs = handles.NONE if self._output is None else self._output.tap(link.pid)
+        link.send(wire.frame(Kind.SETUP, 0, setup, descriptors=len(theirs)), theirs)
 
     def on_not_started(self, count: int, exc: BaseException) -> None:
         """``count`` workers could not be started."""
@@ -307,6 +310,8 @@ class Crew:
             close()
         await closed.wait()
         await self._gone.wait()
+        if self._output is not None:
+            await self._output.close()
 
     def end_soon(self) -> None:
         """Tell or force all workers to end."""
@@ -333,6 +338,8 @@ class Crew:
                 link.detach()
             link.release()
         self.links.clear()
+        if self._output is not None:
+            self._output.abandon(owns_loop=self.owns_loop())
         self._launcher.close()
 
 

@@ -14,6 +14,9 @@ from typing import Any
 from loopwatch.errors import ConfigError
 from loopwatch.workers.launch import START_METHODS
 
+PREFIX = "[{name} {pid}] "
+"""Begins the lines that workers write, if they are to have a prefix."""
+
 
 def usable_cpus() -> int:
     """Return how many processors this process may use: its affinity, and the quota of its cgroup."""
@@ -101,6 +104,7 @@ class PoolOptions:
     prefetch: int | None = None
     context: tuple[Any, ...] = ()
     forward_logs: bool = True
+    prefix_output: bool | str = False
     on_event: Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:  # noqa: PLR0912 - a list of checks
@@ -138,8 +142,20 @@ class PoolOptions:
             raise ConfigError(f"name={self.name!r}: must be a str, such as 'images'")
         if not isinstance(self.forward_logs, bool):
             raise ConfigError(f"forward_logs={self.forward_logs!r}: must be True or False")
+        if not isinstance(self.prefix_output, bool | str):
+            raise ConfigError(f"prefix_output={self.prefix_output!r}: must be True, False, or a str as '{PREFIX}'")
+        try:
+            self.prefix(0)
+        except (KeyError, IndexError, ValueError, AttributeError):
+            words = "may contain {name} and {pid}, no other names in braces"
+            raise ConfigError(f"prefix_output={self.prefix_output!r}: {words}") from None
         object.__setattr__(self, "initargs", tuple(self.initargs))
         object.__setattr__(self, "context", tuple(located(each) for each in self.context))
+
+    def prefix(self, pid: int) -> str:
+        """Return what begins the lines that a worker writes."""
+        form = self.prefix_output if isinstance(self.prefix_output, str) else PREFIX
+        return form.format(name=self.name, pid=pid)
 
     @property
     def most(self) -> int:

@@ -79,6 +79,10 @@ class WorkerPool:
         prefetch: calls that a worker has at most; None lets the pool send short ones ahead.
         context: context variables that travel with each call, or their ``module:name``.
         forward_logs: whether what is logged in a worker is handled by the parent's logging.
+        prefix_output: have each line that workers, and the processes that they start, write to their standard output or
+            error begin with ``[name pid] ``, or with a str of one's own, such as ``"{name}/{pid}: "`` or ``""``. They
+            go through this process then, line by line; one without an end is told when its worker ends, one longer
+            than 1 MB is broken.
         on_event: called with each :class:`~loopwatch.events.PoolEvent`, on the loop's thread.
 
     Raises:

@@ -265,6 +265,7 @@ class Worker:
     def _set_up(self, frame: Frame) -> bool:
         global PREPARING
         try:
+            _redirect([self._received.popleft() for _ in range(frame.head.descriptors)])
             setup = pickle.loads(frame.pickle)
             os.environ.update(setup["env"])
             if setup["nice"]:
@@ -426,6 +427,17 @@ class Worker:
                     views[0] = views[0][sent:]
         except OSError:  # the parent is gone, or the call has closed every descriptor
             os._exit(BROKEN)
+
+
+def _redirect(descriptors: list[int]) -> None:
+    """Have this process, and those that it starts, write to ``descriptors``; Python line by line, as to a terminal."""
+    for number, stream, descriptor in zip((1, 2), (sys.stdout, sys.stderr), descriptors, strict=False):
+        if stream is not None:  # else the number is none of a standard stream here
+            stream.flush()
+            os.dup2(descriptor, number)
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(line_buffering=True)
+        os.close(descriptor)
 
 
 def undecorated(function: Any) -> Any:
