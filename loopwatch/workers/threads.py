@@ -130,7 +130,7 @@ class ThreadBackend:
 
     Context variables are copied into the thread. A coroutine function is run on a loop there, and cancelled there when
     its call is given up. ``retries`` mean nothing here: a thread does not die. With ``max_concurrency``, a call that
-    timed out or was cancelled counts until it has really ended: that many of its function run at most, whatever happens.
+    timed out or was cancelled counts until it has really ended: never do more of its function run.
 
     Args:
         threads: at most; None for the usable processors and four more, 32 at most.
