@@ -32,7 +32,8 @@ ENDS_WITHIN = 1.0
 """s in which a process that was told to end does so, else it is killed."""
 
 _HOME = str(Path(__file__).parent.parent.parent)
-_SCRIPT = "import sys; sys.path.append({home!r}); from loopwatch.workers import worker; worker.{call}"
+_SCRIPT = "import sys; sys.path[:] = {path!r}; from loopwatch.workers import worker; worker.{call}"
+"""Its path is ours: what stands in the current folder, which ``-c`` puts in front, is nobody's ``loopwatch``."""
 
 
 class Launched:
@@ -94,7 +95,8 @@ def _anonymous_file() -> int:
 
 def _spawn(call: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    code = _SCRIPT.format(home=_HOME, call=call)
+    path = list(map(str, sys.path))
+    code = _SCRIPT.format(path=path if _HOME in path else [*path, _HOME], call=call)
     # Ctrl-C goes to every process of the terminal: the child inherits the mask until it ignores it by itself.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -172,7 +174,7 @@ class _Server:
             self.statuses, telling = (stack.enter_context(end) for end in socket.socketpair())
             self.control.settimeout(PATIENCE)
             self.statuses.setblocking(False)
-            call = f"serve_forks({theirs.fileno()}, {telling.fileno()}, {sys.path!r}, {preload!r})"
+            call = f"serve_forks({theirs.fileno()}, {telling.fileno()}, {preload!r})"
             self.process = _spawn(call, (theirs.fileno(), telling.fileno()))
             stack.pop_all()
         theirs.close()

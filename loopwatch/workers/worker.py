@@ -71,18 +71,16 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is a cause, not an error by
 # ------------------------------------------------------------------------------------------------ the fork server
 
 
-def serve_forks(control: int, status: int, path: list[str], preload: list[str]) -> None:
+def serve_forks(control: int, status: int, preload: list[str]) -> None:
     """Fork a worker for each request that comes with its descriptors; tell of each that ends; end with the parent.
 
     Args:
         control: socket for requests.
         status: socket to which :data:`STATUS` is written.
-        path: the parent's ``sys.path``.
         preload: modules to import first; one that cannot be is left to the workers, which say so.
     """
     _ignore_interrupts()
     channel = socket.socket(fileno=control)
-    sys.path[:] = path
     for name in preload:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
