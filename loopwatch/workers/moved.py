@@ -21,10 +21,12 @@ from typing import Any
 from loopwatch.errors import NotPicklable
 from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.workers import clocks, defaults, launch, settings, worker
+from loopwatch.workers.interpreters import gil_enabled
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.policy import BUDGET, Measured, decide
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.probation import Probation, State
+from loopwatch.workers.threads import in_own_thread
 
 KEPT = 50
 """Calls whose run times are kept for a function that runs where it is best."""
@@ -172,7 +174,7 @@ class Moved:
         if worker.INSIDE:
             return "inline"  # no pools within pools
         if self.to != "auto":
-            return self.to
+            return "inline" if self.to == "thread" and in_own_thread() else self.to
         to = self._decision.to
         if to == "process" and self.probation is not None and self.probation.left:
             return "inline"
@@ -324,7 +326,7 @@ class Moved:
             cpu_share=min(cpu / run, 1.0) if run > 0 else 1.0,
             # The shortest: others had to wait, the first ones for a worker to start.
             trip=min(self._trips) if len(self._trips) == TRIPS else None,
-            keeps_gil=_KEEPS_GIL.get(settings.causes.get(self.name, self._cause)) if _gil() else False,
+            keeps_gil=_KEEPS_GIL.get(settings.causes.get(self.name, self._cause)) if gil_enabled() else False,
             bound=self.bound,
         )
         before, self._decision = self._decision, decide(measured, self._decision)
@@ -388,11 +390,6 @@ def _in_steps(coroutine: Any, held: Callable[[float, float], None], *, exact: bo
                 step = functools.partial(coroutine.send, value)
     finally:
         held(*longest)
-
-
-def _gil() -> bool:
-    """Whether this interpreter has a GIL: free-threaded builds have not (PEP 703)."""
-    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 def _of_main(function: Callable[..., Any]) -> bool:

@@ -125,6 +125,11 @@ class _Thread(threading.Thread):
         self._work(self)
 
 
+def in_own_thread() -> bool:
+    """Whether this thread is one of a backend: what is sent to a thread from here runs here, or all might wait."""
+    return isinstance(threading.current_thread(), _Thread)
+
+
 class ThreadBackend:
     """Runs calls in threads of its own; any loop of any thread may use it, several at once too.
 

@@ -79,6 +79,13 @@ def waits(event: threading.Event) -> None:
     event.wait(30)
 
 
+@loopwatch.offload(to="thread")
+async def nested_threads(depth: int) -> set[str]:
+    """Call itself from within a thread; return the threads it was in."""
+    below = await nested_threads(depth - 1) if depth else set()
+    return {threading.current_thread().name, *below}
+
+
 @loopwatch.offload(to="inline")
 def here() -> str:
     """Return the thread that this runs in."""

@@ -85,6 +85,13 @@ async def test_places() -> None:
     assert (stats.to, stats.inline, stats.failed) == ("inline", stats.calls, 0)
 
 
+async def test_threads_within_threads() -> None:
+    """More calls than threads, each of which calls another in a thread, all end: those within run where they are."""
+    names = await asyncio.gather(*(offloaded.nested_threads(3) for _ in range(100)))
+    assert [len(each) for each in names] == [1] * 100
+    assert all(each.pop().startswith("loopwatch-threads") for each in names)
+
+
 async def test_thread_timeout() -> None:
     """A call in a thread that runs too long fails; its thread goes on and does not count against the limit."""
     event = threading.Event()
