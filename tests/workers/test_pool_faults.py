@@ -12,6 +12,7 @@ import json
 import os
 import random
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -843,10 +844,13 @@ async def main(method, then):
     idle = next(each.pid for each in pool.stats().workers if each.state == "idle")
     forked = 0
     if then == "fork":
+        there, here = os.pipe()
         forked = os.fork()
         if not forked:
             os.close(1)
+            os.write(here, b".")
             time.sleep(1000)
+        os.read(there, 1)  # it has let go of what it has inherited
     if then != "exit":
         os.kill(idle, signal.SIGSTOP)
     print(json.dumps([[each.pid for each in pool.stats().workers], forked]), flush=True)
@@ -873,14 +877,44 @@ def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
         if method == "forkserver":
             family.append(psutil.Process(family[0].ppid()))
             assert family[-1].ppid() == parent.pid
+        ends = [os.pidfd_open(each.pid) for each in family]
         parent.kill()
+        parent.wait()
+        killed = time.monotonic()
+        # The kernel has closed the lifelines before it lets us know, and sent SIGKILL with that: a worker that is
+        # not gone by now has it pending, and no processor yet to die on.
+        assert [pid for pid in pids if not _is_gone_or_killed(pid)] == []
     try:
-        _, alive = psutil.wait_procs(family, timeout=5)
-        assert alive == []
-        assert len(family) == (4 if method == "forkserver" else 3)
+        took = _until_all_end(ends, killed)
+        assert len(took) == len(family) == (4 if method == "forkserver" else 3)
+        assert max(took) < 1.0
     finally:
+        for each in ends:
+            os.close(each)
         if forked:
             os.kill(forked, signal.SIGKILL)
+
+
+def _is_gone_or_killed(pid: int) -> bool:
+    """Whether a process has ended or cannot but end: proc_pid_status(5)."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except OSError:
+        return True
+    pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+    return fields["State"].split()[0] in "ZX" or bool(pending >> (signal.SIGKILL - 1) & 1)
+
+
+def _until_all_end(pidfds: list[int], since: float) -> list[float]:
+    """Wait for processes to end; return after how many s each did."""
+    poll, took = select.poll(), []
+    for each in pidfds:
+        poll.register(each, select.POLLIN)
+    while len(took) < len(pidfds) and (ended := poll.poll(10_000)):
+        for each, _ in ended:
+            poll.unregister(each)
+            took.append(time.monotonic() - since)
+    return took
 
 
 @pytest.mark.parametrize("method", METHODS)
