@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
 from loopwatch.workers import launch, payload, tracing, worker
+from loopwatch.workers.backlog import check_hashable
 from loopwatch.workers.calls import Call, blame, in_turns
 from loopwatch.workers.dispatcher import Dispatcher
 from loopwatch.workers.figures import Figures
@@ -174,7 +175,7 @@ class WorkerPool:
         if not callable(function):
             raise ConfigError(f"function={function!r}: must be callable")
         if options.max_concurrency is not None:
-            _check_hashable(function)
+            check_hashable(function)
         loop = asyncio.get_running_loop()
         call = Call(function, options, loop.create_future())
         call.trip = trip
@@ -411,13 +412,6 @@ class WorkerPool:
 
 _UNSET: Any = object()
 _POOLS: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-
-
-def _check_hashable(function: Any) -> None:
-    try:
-        hash(function)
-    except TypeError:
-        raise ConfigError(f"function={function!r}: must be hashable for max_concurrency to count its calls") from None
 
 
 def open_pools() -> list[WorkerPool]:

@@ -359,6 +359,7 @@ class Worker:
         variables, carrier = extras
         context = contextvars.copy_context()
         if carrier is not None:
+            self._traced = True
             context.run(tracing.receive, carrier)
         for module, name, value in variables:
             context.run(getattr(importlib.import_module(module), name).set, value)
