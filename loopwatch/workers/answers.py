@@ -14,7 +14,7 @@ from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.workers import payload, wire
 from loopwatch.workers.calls import Call, in_turns
 from loopwatch.workers.figures import Figures
-from loopwatch.workers.wire import Frame, Kind
+from loopwatch.workers.wire import ERROR, RESULT, Frame
 from loopwatch.workers.worker import RemoteTraceback
 
 
@@ -43,13 +43,13 @@ class Answers:
             self._decode(call, frame, received)
 
     def _decode(self, call: Call, frame: Frame, received: list[int]) -> None:
-        answer = self.succeed if frame.head.kind == Kind.RESULT else self.fail
+        answer = self.succeed if frame.head.kind == RESULT else self.fail
         began = time.perf_counter()
         try:
             value = payload.decode(frame.pickle, frame.buffers, received)
-            if frame.head.kind != Kind.RESULT:
+            if frame.head.kind != RESULT:
                 what, where = value
-                value = what if frame.head.kind == Kind.ERROR else NotPicklable(what)
+                value = what if frame.head.kind == ERROR else NotPicklable(what)
                 value.__cause__ = RemoteTraceback(where)
         except BaseException as exc:  # noqa: BLE001 - the program's own __setstate__ and the like
             value, answer = _unreadable(exc), self.fail
@@ -80,9 +80,11 @@ class Answers:
     def succeed(self, call: Call, value: Any) -> None:
         """Give a call its result."""
         call.payload = None
-        call.end_trip()
+        if call.trip is not None:
+            call.end_trip()
         if not call.future.done():
             self._figures.counts["completed"] += 1
+            call.future.given_up = None
             call.future.set_result(value)
 
     def fail(self, call: Call, error: BaseException) -> None:
@@ -91,6 +93,7 @@ class Answers:
         call.end_trip(error)
         if not call.future.done():
             self._figures.counts["failed"] += 1
+            call.future.given_up = None
             call.future.set_exception(error)
 
     def relay(self, frame: Frame) -> None:

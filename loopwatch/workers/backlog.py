@@ -155,6 +155,8 @@ class Room:
 
     async def wait(self) -> None:
         """Wait for a place and take it."""
+        if self.take():  # one has been given back since
+            return
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:

@@ -20,6 +20,23 @@ TURN = 0.001
 """s of one turn of the loop that one call is pickled or unpickled for."""
 
 
+class Outcome(asyncio.Future[Any]):
+    """What a call comes to: tells at once that nobody waits for it any more.
+
+    A callback of the future would do so too, at the price of a callback of the loop for each call that ends well.
+    """
+
+    given_up: Callable[[], None] | None = None
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel it."""
+        cancelled = super().cancel(msg)
+        given_up, self.given_up = self.given_up, None
+        if cancelled and given_up is not None:
+            given_up()
+        return cancelled
+
+
 class Call:
     """One call on its way."""
 
@@ -28,7 +45,7 @@ class Call:
         "number", "options", "payload", "timer", "trip", "waits",
     )  # fmt: skip
 
-    def __init__(self, function: Any, options: CallOptions, future: asyncio.Future[Any]) -> None:
+    def __init__(self, function: Any, options: CallOptions, future: Outcome) -> None:
         self.function, self.options, self.future = function, options, future
         self.payload: Payload | None = None
         self.created = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from loopwatch.errors import OffloadError
 from loopwatch.workers import handles, launch, payload, tracing, wire
-from loopwatch.workers.link import Link, State
+from loopwatch.workers.link import IDLE, Link, State
 from loopwatch.workers.options import PoolOptions
 from loopwatch.workers.output import Output
 from loopwatch.workers.wire import Frame, Kind
@@ -97,7 +97,7 @@ class Crew:
         for link in self.links:
             if not link.accepts:
                 continue
-            if link.state is State.IDLE:
+            if link.state is IDLE:
                 return link
             if len(link.calls) < depth and (best is None or len(link.calls) < len(best.calls)) and not stuck(link):
                 best = link

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from loopwatch.errors import OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
@@ -22,9 +21,9 @@ from loopwatch.workers.backlog import NOWHERE, Backlog, Room
 from loopwatch.workers.calls import Call
 from loopwatch.workers.crew import STUCK, Crew, exit_words, stuck
 from loopwatch.workers.figures import Figures
-from loopwatch.workers.link import Link, State
+from loopwatch.workers.link import BUSY, IDLE, Link
 from loopwatch.workers.options import PoolOptions
-from loopwatch.workers.wire import Frame, Kind
+from loopwatch.workers.wire import LOG, SKIPPED, Frame
 
 log = logging.getLogger("loopwatch")
 
@@ -66,7 +65,17 @@ class Dispatcher:
     def accept(self, call: Call) -> None:
         """Have a call run that is pickled."""
         self._figures.counts["submitted"] += 1
-        call.future.add_done_callback(functools.partial(self._given_up, call))
+        if call.future.cancelled():
+            self._given_up(call)
+            return
+        call.future.given_up = functools.partial(self._given_up, call)
+        if not self.backlog and call.options.max_concurrency is None:
+            link = self.crew.free(self._depth())
+            if link is not None:  # it need not stand in line
+                self._send(self.crew, link, call)
+                if self.quiet.is_set() or len(link.calls) > 1:
+                    self._note_load()
+                return
         self.backlog.add(call)
         self.dispatch()
 
@@ -113,29 +122,39 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Send calls to workers that can take them; have workers started if there are too few."""
-        crew = self.crew
-        depth = self._depth()
-        while self.backlog.in_line and (link := crew.free(depth)) is not None:
-            call = self.backlog.next()
-            if call is None:
-                break
-            self._send(crew, link, call)
         if self.backlog.in_line:
-            crew.staff()
-        elif self._stuck_timer is None and any(len(link.calls) > 1 for link in crew.links) and crew.may_take_more():
+            crew, depth = self.crew, self._depth()
+            while self.backlog.in_line and (link := crew.free(depth)) is not None:
+                call = self.backlog.next()
+                if call is None:
+                    break
+                self._send(crew, link, call)
+            if self.backlog.in_line:
+                crew.staff()
+        self._note_load()
+
+    def _note_load(self) -> None:
+        """Tell if nothing waits or runs any more; have calls taken back in a while that wait behind a long one."""
+        most = 0
+        for link in self.crew.links:
+            if len(link.calls) > most:  # noqa: PLR1730 - twice as fast
+                most = len(link.calls)
+        if most > 1 and self._stuck_timer is None and not self.backlog.in_line and self.crew.may_take_more():
             self._stuck_timer = self._loop.call_later(STUCK, self._take_back)
-        is_quiet = not (self.backlog or self.preparing or self.answers or any(link.calls for link in crew.links))
-        if is_quiet and not self.quiet.is_set():
+        if most or self.backlog or self.preparing or self.answers:
+            if self.quiet.is_set():
+                self.quiet.clear()
+        elif not self.quiet.is_set():
             self.quiet.set()
-            self.on_event("drained", None)
-        elif not is_quiet:
-            self.quiet.clear()
+            if self._options.on_event is not None:
+                self.on_event("drained", None)
 
     def _send(self, crew: Crew, link: Link, call: Call) -> None:
         self._give_room(call)
-        if link.state is State.IDLE:
-            link.state = State.BUSY
-            self.on_event("busy", link.pid)
+        if link.state is IDLE:
+            link.state = BUSY
+            if self._options.on_event is not None:
+                self.on_event("busy", link.pid)
         link.give(call)
         if link.first is call:
             self._begin(call)
@@ -148,7 +167,8 @@ class Dispatcher:
         call.begun = time.perf_counter()
         if call.options.timeout is not None:
             call.timer = self._loop.call_later(call.options.timeout, self._timed_out, call)
-        self.crew.watch_memory()
+        if self._options.max_memory_per_worker is not None:
+            self.crew.watch_memory()
 
     def _take_back(self) -> None:
         """Give calls that wait behind a long one to workers that are free."""
@@ -185,17 +205,18 @@ class Dispatcher:
     def on_frame(self, link: Link, frame: Frame) -> None:
         """A worker has sent something."""
         head = frame.head
-        if head.kind == Kind.LOG:
+        if head.kind == LOG:
             self.answers.relay(frame)
             return
-        received = [link.received.popleft() for _ in range(head.descriptors)]
+        received = [link.received.popleft() for _ in range(head.descriptors)] if head.descriptors else []
         call = link.calls.pop(head.id, None)
-        if head.kind != Kind.SKIPPED:
+        if head.kind != SKIPPED:
             link.done += 1
         if call is not None:
             self.backlog.ended(call)
-            call.stop_clock()
-            if head.kind in (Kind.RESULT, Kind.ERROR) and call.begun is not None:
+            if call.timer is not None:
+                call.stop_clock()
+            if head.run and call.begun is not None:
                 self._figures.ran(head.run / 1e9, call.begun - call.created)
             if call.trip is not None and head.began:
                 call.trip.ran(head.began, head.run, head.cpu)
@@ -203,7 +224,7 @@ class Dispatcher:
         if call is None or call.future.done():
             for descriptor in received:
                 os.close(descriptor)
-        elif head.kind == Kind.SKIPPED:  # it was to be taken back, but looked as if it had been begun
+        elif head.kind == SKIPPED:  # it was to be taken back, but looked as if it had been begun
             call.link = call.begun = None
             self.backlog.add(call, first=True)
         else:
@@ -215,18 +236,17 @@ class Dispatcher:
     def _go_on(self, link: Link) -> None:
         """The worker goes on with the next call, or rests."""
         self.crew.failures = 0
-        following = link.first
-        if following is not None:
-            self._begin(following)
-        elif not link.calls and link.state is State.BUSY:
+        if link.calls:
+            following = link.first
+            if following is not None:
+                self._begin(following)
+        elif link.state is BUSY:
             self.crew.rest(link)
 
     # -- calls that do not end as they should ---------------------------------------------------------------------
 
-    def _given_up(self, call: Call, future: asyncio.Future[Any]) -> None:
-        """The caller may not want the result any more."""
-        if not future.cancelled():
-            return
+    def _given_up(self, call: Call) -> None:
+        """The caller does not want the result any more."""
         self._figures.counts["cancelled"] += 1
         call.end_trip(asyncio.CancelledError())
         call.stop_clock()

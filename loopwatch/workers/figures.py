@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.probes.histogram import Histogram
@@ -18,8 +18,26 @@ COUNTED = (
 """What is counted under the name that it has in :class:`PoolStats`."""
 SMOOTHING = 0.1
 """Weight of the newest call in the mean run time."""
+TOGETHER = 64
+"""Calls whose times are put into the histograms together: a tenth of a millisecond."""
 UNKNOWN_RUN = 0.001
 """s that a call is taken to run before the first has."""
+
+
+class Times(NamedTuple):
+    """How long calls ran and waited; the ``latest`` (run, wait) are not in the histograms yet."""
+
+    runs: Histogram
+    waits: Histogram
+    latest: list[tuple[float, float]]
+
+    def together(self) -> Times:
+        """Return the same with the latest in the histograms; this one stays as it is, for whoever reads it."""
+        runs, waits = self.runs.copy(), self.waits.copy()
+        for run, wait in self.latest.copy():
+            runs.record(run)
+            waits.record(wait)
+        return Times(runs, waits, [])
 
 
 class Figures:
@@ -28,15 +46,17 @@ class Figures:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.mean_run = UNKNOWN_RUN
-        self._waits, self._runs = Histogram(), Histogram()
+        self._times = Times(Histogram(), Histogram(), [])
         self._busy = 0.0
         self._longest_encode = self._longest_decode = 0.0
 
     def ran(self, seconds: float, waited: float) -> None:
         """A call ran for ``seconds``, after it had ``waited``."""
         self._busy += seconds
-        self._runs.record(seconds)
-        self._waits.record(waited)
+        latest = self._times.latest
+        latest.append((seconds, waited))
+        if len(latest) == TOGETHER:
+            self._times = self._times.together()
         self.mean_run += SMOOTHING * (seconds - self.mean_run)
 
     def encoded(self, seconds: float) -> None:
@@ -59,6 +79,7 @@ class Figures:
         now = time.monotonic()
         links = list(links)
         calls = [call for link in links for call in list(link.calls.values()) if call is not None]
+        times = self._times.together()
         counted: dict[str, Any] = {name: self.counts[name] for name in COUNTED}
         return PoolStats(
             name=name,
@@ -69,8 +90,8 @@ class Figures:
             queued=queued,
             running=sum(not call.future.done() for call in calls) + decoding,
             **counted,
-            wait=self._waits.stats() if self._waits.count else None,
-            run=self._runs.stats() if self._runs.count else None,
+            wait=times.waits.stats(),
+            run=times.runs.stats(),
             longest_encode=self._longest_encode,
             longest_decode=self._longest_decode,
             utilization=min(self._busy / alive, 1.0) if alive > 0 else 0.0,

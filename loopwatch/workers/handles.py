@@ -6,7 +6,9 @@ Whoever pickles or unpickles for a worker opens a :class:`Passage`; objects that
 
 from __future__ import annotations
 
+import array
 import os
+import socket
 import threading
 from collections.abc import Sequence
 
@@ -14,6 +16,23 @@ from loopwatch.errors import NotPicklable
 
 MOST = 64
 """Descriptors that one message can carry; the kernel's limit is 253 (SCM_MAX_FD in unix(7))."""
+
+
+ANCILLARY = socket.CMSG_LEN(MOST * array.array("i").itemsize)
+"""Bytes of ancillary data that so many take."""
+
+
+TRUNCATED = int(socket.MSG_CTRUNC)
+"""Flag of ``recvmsg``: descriptors were lost, as there is no room for them in the process."""
+
+
+def received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors in what ``socket.recvmsg`` gave beside the data."""
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
 
 
 class Duplicates:

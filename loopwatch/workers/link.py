@@ -43,6 +43,9 @@ class State(StrEnum):
     DEAD = "dead"
 
 
+IDLE, BUSY = State.IDLE, State.BUSY  # looked up for each call
+
+
 class Link:
     """The parent's end of one worker.
 
@@ -85,6 +88,8 @@ class Link:
         self._numbers = itertools.count(1)
         self._out: deque[tuple[memoryview, handles.Duplicates | None]] = deque()
         self._writing = False
+        self._held = False
+        """Whether what is sent waits for more, to go with it."""
         self._frames: deque[Frame] = deque()
         self._receiver = wire.Receiver(self._frames.append)
         self._handling = False
@@ -98,11 +103,28 @@ class Link:
 
     def send(self, parts: list[memoryview], descriptors: handles.Duplicates | None = None) -> None:
         """Send a frame, in slices, after those that wait already; ``descriptors`` live until they are sent."""
+        if len(parts) == 1 and not self._out and not self._held and not descriptors:
+            rest = self._send_now(parts[0])
+            if rest is None:
+                return
+            parts = [rest]
         for part in parts:
             self._out.append((part if part.format == "B" and part.ndim == 1 else part.cast("B"), descriptors))
             descriptors = None
-        if not self._writing:
+        if not self._writing and not self._held:
             self._flush()
+
+    def _send_now(self, part: memoryview) -> memoryview | None:
+        """Send what is small; return what is left of it, None for nothing."""
+        if len(part) > wire.SLICE:
+            return part
+        try:
+            sent = self._channel.send(part)
+        except (BlockingIOError, InterruptedError):
+            return part
+        except OSError:  # it is dying: what was not sent is given to another worker
+            return None
+        return None if sent == len(part) else part[sent:]
 
     def _flush(self) -> None:
         out = self._out
@@ -165,10 +187,11 @@ class Link:
                 if count:
                     self._receiver.filled(count)
             else:
-                data, descriptors, flags, _ = socket.recv_fds(self._channel, wire.FEED, handles.MOST)
-                self.received.extend(descriptors)
+                data, ancillary, flags, _ = self._channel.recvmsg(wire.FEED, handles.ANCILLARY)
+                if ancillary:
+                    self.received.extend(handles.received(ancillary))
                 count = len(data)
-                if flags & socket.MSG_CTRUNC:  # nobody can tell which are missing
+                if flags & handles.TRUNCATED:  # nobody can tell which are missing
                     self.kill("descriptors that it had sent were lost: too many are open here")
                     self._channel.shutdown(socket.SHUT_RD)
                 elif count:
@@ -187,13 +210,24 @@ class Link:
     def _handle(self) -> None:
         """Handle answers for a turn; what is left is handled in the next."""
         self._handling = False
+        if len(self._frames) > 1:
+            self._handle_several()
+        elif self._frames and self.state is not State.DEAD:
+            self._on_frame(self, self._frames.popleft())
+
+    def _handle_several(self) -> None:
+        """As above; the calls that take the place of what was answered are sent together."""
         ends = time.perf_counter() + TURN
+        self._held = True
         while self._frames and self.state is not State.DEAD:
             self._on_frame(self, self._frames.popleft())
             if self._frames and time.perf_counter() >= ends:
                 self._handling = True
                 self._loop.call_soon(self._handle)
-                return
+                break
+        self._held = False
+        if self._out and not self._writing and not self._ended:
+            self._flush()
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
@@ -251,7 +285,8 @@ class Link:
     @property
     def accepts(self) -> bool:
         """Whether calls may be sent to it."""
-        return self.state in (State.IDLE, State.BUSY) and self.cause is None and not self._ended
+        state = self.state
+        return (state is IDLE or state is BUSY) and self.cause is None and not self._ended
 
     def stop(self) -> None:
         """Have the worker end after what it was sent."""

@@ -14,13 +14,15 @@ from __future__ import annotations
 import gc
 import io
 import pickle
-from collections.abc import Callable, Generator, Iterator, Mapping
+import struct
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from loopwatch.errors import NotPicklable
 from loopwatch.workers import handles
-from loopwatch.workers.wire import LEAST_APART, MOST_BUFFERS, SLICED
+from loopwatch.workers.wire import LEAST_APART, MOST_BUFFERS, NAMED, SLICED
 
 PROTOCOL = 5
 LARGE = 2000
@@ -31,6 +33,13 @@ NOWHERE = 0xFD9C3BA7
 """Index in the pickler's memo of a tuple that is sliced: as high as no other will ever be."""
 TO_NOWHERE = pickle.LONG_BINGET + NOWHERE.to_bytes(4, "little")
 """What a reference to such a tuple looks like in the pickle (``memo_get`` in CPython's Modules/_pickle.c)."""
+MOST_NAMES = 1000
+"""Functions whose pickles are kept."""
+_NAMES: dict[Any, bytes] = {}
+_FUNCTIONS: dict[bytes, Any] = {}
+_LENGTH = struct.Struct("<H")
+_SIMPLE = frozenset((type(None), bool, int, float, str))
+"""Types of which nothing is wrapped, passed along or sent beside the pickle."""
 Steps = Generator[None, None, "Payload"]
 
 
@@ -70,22 +79,69 @@ def _itself(value: Any) -> Any:
 
 def encode_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], extras: Any, *, by_value: bool) -> Any:
     """Pickle a call: return its payload, or the steps to it (see :func:`encode_sliced`) if it has large containers."""
+    name = _name_of(function, by_value=by_value)
+    if name is not None and not kwargs and extras is None and all(type(each) in _SIMPLE for each in args):
+        return Payload(name + pickle.dumps((args, {}, None), PROTOCOL), [], NAMED, handles.NONE)
     values = (*args, *kwargs.values())
     containers = list({id(each): each for each in values if is_large(each)}.values())
     known: dict[int, Any] = {id(each): Sliced(index) for index, each in enumerate(containers)}
-    message = (
-        function,
+    wrapped = (
         tuple(_wrap(each, known) for each in args),
         {key: _wrap(each, known) for key, each in kwargs.items()} if kwargs else {},
         extras,
     )
     if containers:
-        return encode_sliced(message, containers, (function, args, dict(kwargs), extras), by_value=by_value)
-    return encode(message, by_value=by_value)
+        message, whole = (function, *wrapped), (function, args, dict(kwargs), extras)
+        return encode_sliced(message, containers, whole, by_value=by_value)
+    if name is None:
+        return encode((function, *wrapped), by_value=by_value)
+    packed = encode(wrapped, by_value=by_value)
+    return packed._replace(pickle=name + packed.pickle, flags=NAMED)
+
+
+def _name_of(function: Any, *, by_value: bool) -> bytes | None:
+    """Return the pickle of a function that is found by its name, with its length in front; None for any other.
+
+    It stands in front of that of the arguments: both sides make it once, and know it again.
+    """
+    kind = type(function)
+    if kind is not FunctionType and kind is not BuiltinFunctionType and not getattr(kind, "is_by_name", False):
+        return None
+    name = _NAMES.get(function)
+    if name is None:
+        if kind is BuiltinFunctionType and not isinstance(function.__self__, ModuleType):
+            return None
+        try:
+            data = pickle.dumps(function, PROTOCOL)
+        except Exception:  # noqa: BLE001 - a lambda, a function of a function: it is pickled as anything else is
+            return None
+        if by_value and _of_main(data):
+            return None
+        if len(_NAMES) == MOST_NAMES:
+            _NAMES.clear()
+        name = _NAMES[function] = _LENGTH.pack(len(data)) + data
+    return name
+
+
+def decode_call(data: Any, buffers: list[Any], received: Sequence[int], flags: int) -> Any:
+    """Unpickle what :func:`encode_call` made: return function, arguments, keyword arguments and extras."""
+    if flags & SLICED:
+        return finished(decode_sliced(data, buffers, received))
+    if not flags & NAMED:
+        return decode(data, buffers, received)
+    (size,) = _LENGTH.unpack_from(data)
+    rest = _LENGTH.size + size
+    name = bytes(data[_LENGTH.size : rest])
+    function = _FUNCTIONS.get(name)
+    if function is None:
+        function = _FUNCTIONS[name] = pickle.loads(name)
+    return function, *decode(memoryview(data)[rest:], buffers, received)
 
 
 def encode_result(value: Any, *, by_value: bool) -> Payload:
     """Pickle a result."""
+    if type(value) in _SIMPLE:
+        return Payload(pickle.dumps(value, PROTOCOL), [], 0, handles.NONE)
     if is_large(value):
         payload: Payload = finished(encode_sliced(Sliced(0), [value], value, by_value=by_value))
         return payload
@@ -171,6 +227,14 @@ def is_large(value: Any) -> bool:
     return type(value) in (list, dict, tuple) and len(value) >= LARGE
 
 
+def has_large(values: Iterable[Any]) -> bool:
+    """Whether one of ``values`` is worth slicing."""
+    for each in values:  # noqa: SIM110 - a generator costs more than the loop
+        if is_large(each):
+            return True
+    return False
+
+
 def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: bool = False) -> Steps:
     """Pickle a message around large containers; a generator that pauses after each slice.
 
@@ -241,7 +305,7 @@ def _encode_but_tuples(around: Any, containers: list[Any], copies: list[Any], wh
     return (yield from _encode_sliced(around, left, copies, whole, by_value))
 
 
-def decode(data: Any, buffers: list[Any], received: list[int] | None = None) -> Any:
+def decode(data: Any, buffers: list[Any], received: Sequence[int] = ()) -> Any:
     """Unpickle what :func:`encode` made."""
     if received:
         with handles.passing(handles.Passage(received)) as passage:
@@ -252,9 +316,9 @@ def decode(data: Any, buffers: list[Any], received: list[int] | None = None) -> 
     return pickle.loads(data, buffers=buffers)
 
 
-def decode_sliced(data: Any, buffers: list[Any], received: list[int] | None = None) -> Generator[None, None, Any]:
+def decode_sliced(data: Any, buffers: list[Any], received: Sequence[int] = ()) -> Generator[None, None, Any]:
     """Unpickle what :func:`encode_sliced` made; a generator that pauses after each slice and returns the message."""
-    passage = handles.Passage(received or ())
+    passage = handles.Passage(received)
     try:
         unpickler = pickle.Unpickler(io.BytesIO(data), buffers=buffers)
         with handles.passing(passage):

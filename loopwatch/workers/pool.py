@@ -22,7 +22,7 @@ from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed
 from loopwatch.events import PoolStats
 from loopwatch.workers import launch, payload, tracing, worker
 from loopwatch.workers.backlog import check_hashable
-from loopwatch.workers.calls import Call, blame, in_turns
+from loopwatch.workers.calls import Call, Outcome, blame, in_turns
 from loopwatch.workers.dispatcher import Dispatcher
 from loopwatch.workers.figures import Figures
 from loopwatch.workers.options import CallOptions, PoolOptions, changed, check_count, pool_options
@@ -177,7 +177,7 @@ class WorkerPool:
         if options.max_concurrency is not None:
             check_hashable(function)
         loop = asyncio.get_running_loop()
-        call = Call(function, options, loop.create_future())
+        call = Call(function, options, Outcome(loop=loop))
         call.trip = trip
         call.has_room = dispatcher.room.take()
         if not call.has_room and options.on_full == "raise":
@@ -185,15 +185,15 @@ class WorkerPool:
             dispatcher.on_event("queue_full", None, words)
             raise QueueFull(f"{self.name}: {words}; raise it or use on_full='wait'")
         extras = self._extras(trip)
-        pack = functools.partial(payload.encode_call, function, args, kwargs, extras, by_value=self._by_value)
-        if not call.has_room or any(map(payload.is_large, (*args, *kwargs.values()))):
+        if not call.has_room or payload.has_large(args) or (kwargs and payload.has_large(kwargs.values())):
+            pack = functools.partial(payload.encode_call, function, args, kwargs, extras, by_value=self._by_value)
             dispatcher.preparing += 1
             task = loop.create_task(self._prepare(dispatcher, call, pack, args, kwargs))
             task.add_done_callback(functools.partial(self._never_began, dispatcher, call))
             return task
         began = time.perf_counter()
         try:
-            call.payload = pack()
+            call.payload = payload.encode_call(function, args, kwargs, extras, by_value=self._by_value)
         except BaseException as exc:
             dispatcher.room.give()
             if isinstance(exc, NotPicklable):

@@ -25,7 +25,7 @@ from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, T
 from loopwatch.events import PoolStats
 from loopwatch.probes.histogram import Histogram
 from loopwatch.workers.backlog import NOWHERE, Backlog, Room, check_hashable
-from loopwatch.workers.calls import Call
+from loopwatch.workers.calls import Call, Outcome
 from loopwatch.workers.options import CallOptions, check_count, usable_cpus
 from loopwatch.workers.worker import undecorated
 
@@ -41,7 +41,7 @@ class ThreadCall(Call):
     __slots__ = ("loop", "over", "sent", "thread")
 
     def __init__(self, function: Any, options: CallOptions, loop: asyncio.AbstractEventLoop, sent: Any) -> None:
-        super().__init__(function, options, loop.create_future())
+        super().__init__(function, options, Outcome(loop=loop))
         self.loop = loop
         self.sent = sent
         """What its thread gets."""

@@ -13,7 +13,7 @@ Large payloads are received straight into the object they will be: no copy, and 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -55,6 +55,9 @@ class Kind(IntEnum):
     """From the worker: the call could not be read, or its result could not be sent."""
 
 
+RESULT, ERROR, LOG, SKIPPED = Kind.RESULT, Kind.ERROR, Kind.LOG, Kind.SKIPPED  # looked up for each call
+
+
 class Head(NamedTuple):
     """The header of a frame.
 
@@ -62,9 +65,10 @@ class Head(NamedTuple):
         id: of the call.
         size: bytes of the pickle.
         began: when the call began, by ``time.perf_counter_ns`` (results only).
-        run, cpu: ns that the call ran, and that its thread used a processor (results only).
+        run: ns that the call ran (results only).
+        cpu: ns that its thread used a processor meanwhile (results of traced calls only).
         kind: what the frame says.
-        flags: see ``SLICED`` and ``PLEASE_RECYCLE``.
+        flags: see ``SLICED``, ``NAMED`` and ``PLEASE_RECYCLE``.
         buffers: number of buffers beside the pickle.
         descriptors: number of descriptors that travel with the frame.
     """
@@ -84,6 +88,8 @@ SLICED = 1
 """The pickle holds a large container in slices: see :mod:`loopwatch.workers.payload`."""
 PLEASE_RECYCLE = 2
 """The worker has grown beyond its limit and is to be replaced."""
+NAMED = 4
+"""The pickle begins with that of the function, which is known by its name."""
 
 
 class Frame(NamedTuple):
@@ -98,7 +104,7 @@ def frame(
     kind: Kind,
     id: int = 0,
     pickle: Any = b"",
-    buffers: Iterable[memoryview] = (),
+    buffers: Sequence[memoryview] = (),
     *,
     began: int = 0,
     run: int = 0,
@@ -107,6 +113,8 @@ def frame(
     descriptors: int = 0,
 ) -> list[memoryview]:
     """Return the parts of a frame in the order in which they are to be sent."""
+    if not buffers and len(pickle) < LEAST_APART:
+        return [memoryview(_HEAD.pack(id, len(pickle), began, run, cpu, kind, flags, 0, descriptors) + pickle)]
     views = list(buffers)
     head = _HEAD.pack(id, len(pickle), began, run, cpu, kind, flags, len(views), descriptors)
     table = b"".join(_BUFFER.pack(view.nbytes, view.readonly) for view in views)
@@ -173,6 +181,11 @@ class Receiver:
 
     def feed(self, data: Any) -> None:
         """Take bytes that were received in no particular place."""
+        if not self._rest and self._target is None and len(data) >= HEAD_SIZE:
+            head = Head._make(_HEAD.unpack_from(data))
+            if not head.buffers and len(data) == HEAD_SIZE + head.size < LEAST_APART:  # one frame, as most are
+                self._deliver(Frame(head, data[HEAD_SIZE:], []))
+                return
         data = bytes(data) if not self._rest else self._rest + data
         self._rest = b""
         start, view = 0, memoryview(data)

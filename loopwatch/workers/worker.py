@@ -39,6 +39,8 @@ SKIPS = 7
 FINISHED_AT = STARTED.size * (1 + SKIPS)
 """Where the id of the call stands whose result was ready last, though it may still be on its way."""
 SHARED_SIZE = FINISHED_AT + STARTED.size
+_SKIPS = struct.Struct(f"<{SKIPS}Q")
+_NO_SKIPS = bytes(_SKIPS.size)
 STATUS = struct.Struct("<ii")
 """What the fork server tells of a worker that has ended: pid, wait status."""
 BROKEN = 70
@@ -249,11 +251,12 @@ class Worker:
                     return None
                 self._receiver.filled(count)
                 continue
-            data, descriptors, flags, _ = socket.recv_fds(self._channel, wire.FEED, handles.MOST)
+            data, ancillary, flags, _ = self._channel.recvmsg(wire.FEED, handles.ANCILLARY)
             if not data:
                 return None
-            self._received.extend(descriptors)
-            if flags & socket.MSG_CTRUNC:
+            if ancillary:
+                self._received.extend(handles.received(ancillary))
+            if flags & handles.TRUNCATED:
                 raise OSError(errno.EMFILE, "descriptors that came with a call were lost: too many are open")
             self._receiver.feed(data)
         return self._frames.popleft()
@@ -297,7 +300,7 @@ class Worker:
 
     def _answer(self, frame: Frame) -> None:
         head = frame.head
-        descriptors = [self._received.popleft() for _ in range(head.descriptors)]
+        descriptors = [self._received.popleft() for _ in range(head.descriptors)] if head.descriptors else []
         if not self._skips(head.id):
             STARTED.pack_into(self._shared, 0, head.id)
         if self._skips(head.id):  # either we see that it is not wanted, or the parent sees that it has been begun
@@ -306,22 +309,22 @@ class Worker:
             self._send(wire.frame(Kind.SKIPPED, head.id))
             return
         try:
-            if head.flags & wire.SLICED:
-                message = payload.finished(payload.decode_sliced(frame.pickle, frame.buffers, descriptors))
-            else:
-                message = payload.decode(frame.pickle, frame.buffers, descriptors)
-            function, args, kwargs, extras = message
-            del message, frame
+            function, args, kwargs, extras = payload.decode_call(frame.pickle, frame.buffers, descriptors, head.flags)
+            del frame
         except BaseException as exc:  # noqa: BLE001 - told to the parent
             self._fail(head.id, f"the call could not be read in the worker: {_words(exc)}", exc)
             return
-        began, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        is_traced = extras is not None
+        cpu = time.thread_time_ns() if is_traced else 0  # a system call, for the span alone
+        began = time.perf_counter_ns()
         try:
             result = self._call(function, args, kwargs, extras)
             kind = Kind.RESULT
         except BaseException as exc:  # noqa: BLE001 - it is the call's
             result, kind = exc, Kind.ERROR
-        run, cpu = time.perf_counter_ns() - began, time.thread_time_ns() - cpu
+        run = time.perf_counter_ns() - began
+        if is_traced:
+            cpu = time.thread_time_ns() - cpu
         if os.getpid() != self._pid:  # the call has forked, and this is its child
             os._exit(0)
         del args, kwargs
@@ -376,7 +379,8 @@ class Worker:
         return self._runner.run(result, context=contextvars.copy_context())
 
     def _skips(self, call: int) -> bool:
-        return call in struct.unpack_from(f"<{SKIPS}Q", self._shared, STARTED.size)
+        skips = self._shared[STARTED.size : FINISHED_AT]
+        return skips != _NO_SKIPS and call in _SKIPS.unpack(skips)
 
     def _grown(self) -> int:
         if self._max_memory is None:
@@ -395,8 +399,15 @@ class Worker:
             self._send(wire.frame(Kind.LOG, 0, _pack_record(record)))
 
     def _send(self, parts: list[memoryview], descriptors: list[int] | None = None) -> None:
-        self._out.append((parts, descriptors or []))
-        self._flush()
+        if not self._out and self._sending.acquire(blocking=False):  # nobody is sending: nothing has to wait
+            try:
+                self._write(parts, descriptors or [])
+            finally:
+                self._sending.release()
+        else:
+            self._out.append((parts, descriptors or []))
+        if self._out:
+            self._flush()
 
     def _flush(self, *, wait: bool = False) -> None:
         """Send what waits, unless somebody is at it already: another thread, or a finalizer that logs in this one.
@@ -414,6 +425,11 @@ class Worker:
 
     def _write(self, parts: list[memoryview], descriptors: list[int]) -> None:
         try:
+            if len(parts) == 1 and not descriptors:
+                sent = self._channel.send(parts[0])
+                if sent == len(parts[0]):
+                    return
+                parts = [parts[0][sent:]]
             views = [part.cast("B") for part in parts]
             if descriptors:
                 sent = socket.send_fds(self._channel, views[:1], descriptors)

@@ -172,3 +172,17 @@ def test_any_number_of_places() -> None:
     """Without a limit there is always one."""
     take: Callable[[], bool] = Room(None).take
     assert all(take() for _ in range(10_000))
+
+
+async def test_room_that_was_given_back_before() -> None:
+    """Who comes to wait for room when a place has just been given back takes it at once; the next one waits."""
+    room = Room(1)
+    assert room.take()
+    room.give()
+    await room.wait()
+    assert not room.take()
+    waiting = asyncio.ensure_future(room.wait())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    room.give()
+    await waiting

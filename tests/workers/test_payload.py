@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import pickle
+import sys
 import threading
+import types
 from typing import Any
 
 import pytest
@@ -23,6 +26,8 @@ def there(packed: Payload) -> Any:
     received = [os.dup(each) for each in packed.descriptors.numbers]
     if packed.flags & wire.SLICED:
         return payload.finished(payload.decode_sliced(bytes(packed.pickle), buffers, received))
+    if packed.flags & wire.NAMED:
+        return payload.decode_call(bytes(packed.pickle), buffers, received, packed.flags)
     return payload.decode(bytes(packed.pickle), buffers, received)
 
 
@@ -281,3 +286,40 @@ def test_nothing_beside() -> None:
     assert pickle.loads(payload.encode_whole(value)) == value
     with pytest.raises(NotPicklable, match="only beside a call"):
         payload.encode_whole(Owner(0))
+
+
+def module_function() -> None:
+    """Is found by its name."""
+
+
+@pytest.mark.parametrize("function", [module_function, len, os.getpid])
+def test_function_is_known_by_its_name(function: Any) -> None:
+    """A function of a module is pickled once, whatever the arguments; the other side gets the same one."""
+    packs = [payload.encode_call(function, args, {}, None, by_value=False) for args in ((), (1, "a"), ([1],), (b"x",))]
+    size = int.from_bytes(packs[0].pickle[:2], "little")
+    assert len({pack.pickle[: size + 2] for pack in packs}) == 1
+    assert pickle.loads(packs[0].pickle[2 : size + 2]) is function
+    assert [there(pack)[:2] for pack in packs] == [(function, args) for args in ((), (1, "a"), ([1],), (b"x",))]
+
+
+def test_functions_without_a_name() -> None:
+    """Bound methods, partial functions, lambdas and functions of ``__main__`` that cannot be imported are not."""
+    for function in ([].append, functools.partial(print), lambda: None):
+        packed = payload.encode_call(function, (1,), {}, None, by_value=False)
+        assert not packed.flags & wire.NAMED
+    made = types.FunctionType(module_function.__code__, {"__name__": "__main__"}, "made")
+    sys.modules["__main__"].made = made  # type: ignore[attr-defined]
+    try:
+        packed = payload.encode_call(made, (), {}, None, by_value=True)
+        assert not packed.flags & wire.NAMED
+    finally:
+        del sys.modules["__main__"].made  # type: ignore[attr-defined]
+
+
+def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program with ever new functions does not make the table of names grow."""
+    monkeypatch.setattr(payload, "MOST_NAMES", 3)
+    payload._NAMES.clear()
+    for function in (len, print, abs, max, min, sum):
+        payload.encode_call(function, (), {}, None, by_value=False)
+        assert len(payload._NAMES) <= 3
