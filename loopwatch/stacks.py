@@ -127,7 +127,7 @@ def below(frame: FrameType) -> FrameType | None:
     """Return the frame that a bridged step stands on, if ``frame`` is where one begins: see :mod:`workers.bridge`."""
     if frame.f_code.co_name != "_steps" or frame.f_code.co_filename != _BRIDGE_FILE:
         return None
-    hub = getattr(frame.f_locals.get("stepper"), "hub", None)
+    hub = getattr(frame.f_locals.get("seat"), "hub", None)
     found: FrameType | None = getattr(hub, "gr_frame", None)
     return found
 

@@ -6,13 +6,16 @@ import asyncio
 import contextvars
 import gc
 import inspect
+import sys
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import greenlet
 import pytest
 
-from loopwatch.workers.bridge import Bridged, is_open, wait
+from loopwatch.workers.bridge import KEPT, Bridged, is_open, wait
 from tests.conftest import Run
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("bridge_variable", default="unset")
@@ -306,3 +309,120 @@ def test_dropped_while_it_waits() -> None:
         gc.collect()
 
     asyncio.run(main())
+
+
+def test_greenlets_that_are_not_kept_are_freed(run: Run) -> None:
+    """After more coroutines at once than greenlets are kept, the others are gone, also if they began within a step."""
+
+    async def handler() -> int:
+        await asyncio.sleep(0)
+        return wait(later(1)) + await asyncio.create_task(Bridged(later(1)))
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*(asyncio.create_task(Bridged(handler())) for _ in range(3 * KEPT)))
+
+    before = sum(isinstance(each, greenlet.greenlet) for each in gc.get_objects())
+    assert run(main()) == [2] * 3 * KEPT
+    gc.collect()
+    assert sum(isinstance(each, greenlet.greenlet) for each in gc.get_objects()) <= before + KEPT
+
+
+def test_greenlets_of_others(run: Run) -> None:
+    """A greenlet that was made within a step, as SQLAlchemy makes them, returns to its own coroutine in later steps,
+    while plain functions of others wait.
+    """
+
+    async def spawned(function: Callable[..., Any], *args: Any) -> Any:
+        child = greenlet.greenlet(function, greenlet.getcurrent())
+        result = child.switch(*args)
+        while not child.dead:
+            result = child.switch(await result)
+        return result
+
+    def awaits_within(name: int) -> list[Any]:
+        parent = greenlet.getcurrent().parent
+        assert parent is not None
+        return [parent.switch(later((name, number))) for number in range(5)]
+
+    async def handler(name: int) -> list[Any]:
+        found = []
+        for _ in range(3):
+            found += [wait(later(name)), await spawned(awaits_within, name)]
+        return found
+
+    async def main() -> Any:
+        return await asyncio.gather(*(asyncio.create_task(Bridged(handler(name))) for name in range(5)))
+
+    assert run(main()) == [[name, [(name, number) for number in range(5)]] * 3 for name in range(5)]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly since Python 3.12")
+def test_closed_for_a_task_that_starts_within_a_step() -> None:
+    """A task that is not bridged and starts eagerly within a step of a bridged one cannot wait in its place."""
+
+    async def child() -> bool:
+        return is_open()
+
+    async def parent() -> tuple[bool, bool, bool]:
+        before = is_open()
+        task: Any = asyncio.Task(child(), loop=asyncio.get_running_loop(), eager_start=True)  # type: ignore[call-arg]
+        return before, await task, is_open()
+
+    async def main() -> Any:
+        return await asyncio.create_task(Bridged(parent()))
+
+    assert asyncio.run(main()) == (True, False, True)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly since Python 3.12")
+def test_recursion_of_one_is_not_that_of_others() -> None:
+    """A greenlet that was first used deep within a recursion is not used again where the stack is shallow."""
+
+    async def nested(depth: int) -> int:
+        loop = asyncio.get_running_loop()
+        return await loop.create_task(Bridged(nested(depth - 1))) if depth else 0
+
+    async def recurses() -> int:
+        return deep(sys.getrecursionlimit() // 2, lambda: 1)
+
+    async def main() -> int:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        with pytest.raises(RecursionError):
+            await nested(sys.getrecursionlimit())
+        return await asyncio.create_task(Bridged(recurses()))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # coroutines that were never awaited
+        assert asyncio.run(main()) == 1
+        gc.collect()
+
+
+@pytest.mark.parametrize("then", ["returns", "awaits", "waits"])
+def test_dropped_while_it_waits_and_does_not_want_to_end(then: str) -> None:
+    """Dropped in the midst of a wait within the step of another one, what swallows that cannot disturb the other."""
+    seen: list[str] = []
+
+    async def stubborn() -> None:
+        try:
+            wait(asyncio.Event().wait())
+        except BaseException:
+            seen.append(f"open: {is_open()}")
+        if then == "awaits":
+            await asyncio.sleep(0)
+        elif then == "waits":
+            with pytest.raises(RuntimeError, match="only inside"):
+                wait(None)  # type: ignore[arg-type]
+        seen.append("end")
+
+    async def other(dropped: list[Any]) -> int:
+        await asyncio.sleep(0)
+        dropped.clear()
+        return wait(later(5))
+
+    async def main() -> int:
+        dropped = [Bridged(stubborn())]
+        dropped[0].send(None)
+        return await asyncio.create_task(Bridged(other(dropped)))
+
+    assert asyncio.run(main()) == 5
+    assert seen == (["open: False"] if then == "awaits" else ["open: False", "end"])
