@@ -135,7 +135,7 @@ class Crew:
         except RuntimeError as exc:  # the system allows no more threads
             self._loop.call_soon(self.on_not_started, count, exc)
 
-    def on_started(self, launched: launch.Launched, setup: bytes) -> None:
+    def on_started(self, launched: launch.Launched, setup: bytes, prepare: list[payload.Payload]) -> None:
         """A worker's process runs; it has to get ready."""
         self._starting -= 1
         if self._ending:
@@ -151,6 +151,9 @@ class Crew:
         )
         theirs = handles.NONE if self._output is None else self._output.tap(link.pid)
         link.send(wire.frame(Kind.SETUP, 0, setup, descriptors=len(theirs)), theirs)
+        for each in prepare:
+            frame = wire.frame(Kind.PREPARE, 0, each.pickle, each.buffers, descriptors=len(each.descriptors))
+            link.send(frame, each.descriptors)
 
     def on_not_started(self, count: int, exc: BaseException) -> None:
         """``count`` workers could not be started."""
@@ -366,9 +369,9 @@ def _start_workers(
         launched: launch.Launched | None = None
         tell: tuple[Any, ...]
         try:
-            setup = _setup(options)
+            setup, prepare = _setup(options)
             launched = launcher.start()
-            tell = ("on_started", launched, setup)
+            tell = ("on_started", launched, setup, prepare)
         except BaseException as exc:  # noqa: BLE001 - told to the pool
             tell = ("on_not_started", count - number, exc)
         crew = crew_ref()
@@ -385,26 +388,22 @@ def _start_workers(
         del crew, tell
 
 
-def _setup(options: PoolOptions) -> bytes:
-    """Return what a worker is told first."""
+def _setup(options: PoolOptions) -> tuple[bytes, list[payload.Payload]]:
+    """Return what a worker is told first, and what it is to call before anything else."""
     by_value = not launch.main_is_importable()
     traced = tracing.is_used()
     if traced:
         tracing.prepare()
-
-    def prepared(function: Any, args: tuple[Any, ...]) -> bytes | None:
-        return None if function is None else payload.encode_whole((function, args), by_value=by_value)
-
-    return pickle.dumps(
-        {
-            "main": launch.main_data(),
-            "env": dict(options.env),
-            "nice": options.nice,
-            "max_memory": options.max_memory_per_worker,
-            "by_value": by_value,
-            "traced": traced,
-            "log_level": logging.getLogger().getEffectiveLevel() if options.forward_logs else None,
-            "initializer": prepared(options.initializer, options.initargs),
-            "warmup": prepared(options.warmup, ()),
-        }
-    )
+    calls = ((options.initializer, options.initargs), (options.warmup, ()))
+    prepare = [payload.encode(each, by_value=by_value) for each in calls if each[0] is not None]
+    setup = {
+        "main": launch.main_data(),
+        "env": dict(options.env),
+        "nice": options.nice,
+        "max_memory": options.max_memory_per_worker,
+        "by_value": by_value,
+        "traced": traced,
+        "log_level": logging.getLogger().getEffectiveLevel() if options.forward_logs else None,
+        "to_prepare": len(prepare),
+    }
+    return pickle.dumps(setup), prepare

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from loopwatch.errors import NotPicklable, OffloadError
-from loopwatch.workers import launch, payload, worker
+from loopwatch.workers import launch, payload, tracing, worker
 from loopwatch.workers.calls import blame
 from loopwatch.workers.options import check_count, usable_cpus
 from loopwatch.workers.threads import Errand, ThreadBackend
@@ -82,14 +82,17 @@ class InterpreterBackend(ThreadBackend):
         super().__init__(workers or usable_cpus(), max_queue=max_queue, name=name)
         _BACKENDS.add(self)
 
-    def _pack(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _pack(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trip: tracing.Trip | None
+    ) -> Any:
         by_value = not launch.main_is_importable()
         try:
             data = payload.encode_whole((function, args, dict(kwargs)), by_value=by_value)
         except NotPicklable as exc:
             raise blame(function, args, kwargs, exc) from exc.__cause__
         # Importing the program's __main__ once more may cost a lot: only for those who need it.
-        return data, by_value, _main() if b"__main__" in data and not by_value else None
+        main = _main() if b"__main__" in data and not by_value else None
+        return data, by_value, main, None if trip is None else trip.carrier
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[Callable[[Any], Any]]:
@@ -151,7 +154,7 @@ def _prepare(main: bytes) -> None:
         worker.PREPARING = False
 
 
-def _answer(data: bytes, by_value: bool, main: bytes | None) -> bytes:
+def _answer(data: bytes, by_value: bool, main: bytes | None, carrier: Mapping[str, str] | None) -> bytes:
     """Run a call, and return what :func:`_opened` makes its result or error of."""
     try:
         if main is not None:
@@ -161,7 +164,10 @@ def _answer(data: bytes, by_value: bool, main: bytes | None) -> bytes:
     except BaseException as exc:  # noqa: BLE001 - told to the caller
         return _failed(f"the call could not be read in the interpreter: {worker._words(exc)}")
     try:
-        result = Errand(function, args, kwargs).run()
+        errand = Errand(function, args, kwargs)
+        if carrier is not None:
+            errand.context.run(tracing.receive, carrier)
+        result = errand.run()
     except BaseException as exc:  # noqa: BLE001 - it is the call's
         packed = worker._pack_error(exc, by_value=by_value)
         return pickle.dumps(("error", bytes(packed.pickle), [bytes(each) for each in packed.buffers]))

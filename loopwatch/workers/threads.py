@@ -24,6 +24,7 @@ from typing import Any
 from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
 from loopwatch.probes.histogram import Histogram
+from loopwatch.workers import tracing
 from loopwatch.workers.backlog import NOWHERE, Backlog, Room, check_hashable
 from loopwatch.workers.calls import Call, Outcome
 from loopwatch.workers.options import CallOptions, check_count, usable_cpus
@@ -38,7 +39,7 @@ IDLE_FOR = 10.0
 class ThreadCall(Call):
     """One call; everything but its future and its timer is changed under the backend's lock only."""
 
-    __slots__ = ("loop", "over", "sent", "thread")
+    __slots__ = ("ended", "loop", "over", "sent", "thread")
 
     def __init__(self, function: Any, options: CallOptions, loop: asyncio.AbstractEventLoop, sent: Any) -> None:
         super().__init__(function, options, Outcome(loop=loop))
@@ -46,6 +47,8 @@ class ThreadCall(Call):
         self.sent = sent
         """What its thread gets."""
         self.thread: _Thread | None = None
+        self.ended: float | None = None
+        """When its run did, by the clock of ``begun``."""
         self.over = False
         """Whether it has ended, or nobody wants its result."""
 
@@ -61,6 +64,9 @@ class ThreadCall(Call):
         self.stop_clock()
         if self.future.done():
             return
+        if self.trip is not None and self.begun is not None and self.ended is not None:
+            self.trip.ran(int(self.begun * 1e9), int((self.ended - self.begun) * 1e9), None)
+        self.end_trip(error)
         if error is None:
             self.future.set_result(result)
             return
@@ -72,18 +78,18 @@ class ThreadCall(Call):
 class Errand:
     """One call as a thread runs it: in the context of its caller, a coroutine to its end on a loop of the thread."""
 
-    __slots__ = ("_args", "_context", "_function", "_kwargs", "_loop", "_stopped", "_task")
+    __slots__ = ("_args", "_function", "_kwargs", "_loop", "_stopped", "_task", "context")
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._function, self._args, self._kwargs = function, args, kwargs
-        self._context = contextvars.copy_context()
+        self.context = contextvars.copy_context()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
 
     def run(self) -> Any:
         """Run it here."""
-        return self._context.run(self._run)
+        return self.context.run(self._run)
 
     def _run(self) -> Any:
         result = self._function(*self._args, **self._kwargs)
@@ -182,13 +188,31 @@ class ThreadBackend:
         Raises:
             QueueFull, PoolClosed: it was not taken.
         """
+        trip = tracing.begin(function, self.name)
+        if trip is None:
+            return self._submit(function, args, kwargs, options, None)
+        try:
+            return self._submit(function, args, kwargs, options, trip)
+        except BaseException as exc:
+            trip.end(exc)
+            raise
+
+    def _submit(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        trip: tracing.Trip | None,
+    ) -> asyncio.Future[Any]:
         if not callable(function):
             raise ConfigError(f"function={function!r}: must be callable")
         if options.max_concurrency is not None:
             check_hashable(function)
         if self._closed:
             raise PoolClosed(f"{self.name} is closed")
-        call = ThreadCall(function, options, asyncio.get_running_loop(), self._pack(function, args, kwargs))
+        call = ThreadCall(function, options, asyncio.get_running_loop(), self._pack(function, args, kwargs, trip))
+        call.trip = trip
         with self._lock:
             if self._closed:
                 raise PoolClosed(f"{self.name} is closed")
@@ -210,9 +234,14 @@ class ThreadBackend:
 
     # -- what a thread does with a call: other backends do it differently ----------------------------------------
 
-    def _pack(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _pack(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trip: tracing.Trip | None
+    ) -> Any:
         """Return what a thread gets of a call; runs where it was submitted."""
-        return Errand(undecorated(function), args, kwargs)
+        errand = Errand(undecorated(function), args, kwargs)
+        if trip is not None:
+            trip.enter(errand.context)
+        return errand
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[Callable[[Any], Any]]:
@@ -364,8 +393,9 @@ class ThreadBackend:
             goes_on = not call.over
             if goes_on:
                 call.over, thread.call = True, None
+                call.ended = time.perf_counter()
                 if call.begun is not None:
-                    seconds = time.perf_counter() - call.begun
+                    seconds = call.ended - call.begun
                     self._busy += seconds
                     self._runs.record(seconds)
                     self._waits.record(call.begun - call.created)
@@ -393,12 +423,15 @@ class ThreadBackend:
             self._counts["timed_out"] += 1
             self._counts["failed"] += 1
         words = f"{call.name} ran longer than {call.options.timeout:g} s"
-        call.future.set_exception(TaskTimeout(f"{words}; a thread cannot be stopped, a plain function goes on"))
+        error = TaskTimeout(f"{words}; a thread cannot be stopped, a plain function goes on")
+        call.end_trip(error)
+        call.future.set_exception(error)
 
     def _given_up(self, call: ThreadCall, future: asyncio.Future[Any]) -> None:
         call.stop_clock()
         if not future.cancelled():
             return
+        call.end_trip(asyncio.CancelledError())
         with self._lock:
             if call in self._outside:
                 del self._outside[call]

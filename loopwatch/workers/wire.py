@@ -53,6 +53,8 @@ class Kind(IntEnum):
     """From the worker: the call was cancelled before it began."""
     FAILED = 8
     """From the worker: the call could not be read, or its result could not be sent."""
+    PREPARE = 9
+    """To the worker, after SETUP: call this before anything else."""
 
 
 RESULT, ERROR, LOG, SKIPPED = Kind.RESULT, Kind.ERROR, Kind.LOG, Kind.SKIPPED  # looked up for each call

@@ -225,6 +225,8 @@ class Worker:
         self._max_memory: int | None = None
         self._runner: Any = None
         self._by_value = self._traced = False
+        self._to_prepare = 0
+        """Calls that come before the first: initializer and warm-up."""
 
     def serve(self) -> int:
         """Answer until there is nothing more to come; return the exit code."""
@@ -235,11 +237,10 @@ class Worker:
                 if self._traced:
                     tracing.flush()
                 return 0
-            if frame.head.kind == Kind.SETUP:
-                if not self._set_up(frame):
-                    return 1
-            else:
+            if frame.head.kind == Kind.CALL:
                 self._answer(frame)
+            elif not self._get_ready(frame):
+                return 1
             del frame
 
     def _next(self) -> Frame | None:
@@ -263,38 +264,45 @@ class Worker:
 
     # -- preparing ------------------------------------------------------------------------------------------------
 
-    def _set_up(self, frame: Frame) -> bool:
-        global PREPARING
+    def _get_ready(self, frame: Frame) -> bool:
+        """Do one of the things that come before the first call; after the last one tell that calls may come."""
         try:
-            _redirect([self._received.popleft() for _ in range(frame.head.descriptors)])
-            setup = pickle.loads(frame.pickle)
-            os.environ.update(setup["env"])
-            if setup["nice"]:
-                os.nice(setup["nice"])
-            self._max_memory = setup["max_memory"]
-            self._by_value = setup["by_value"]
-            if setup["log_level"] is not None:
-                root = logging.getLogger()
-                root.handlers[:] = [_ToParent(self)]
-                root.setLevel(setup["log_level"])
-            self._traced = setup["traced"]
-            if self._traced:
-                tracing.prepare()
-            PREPARING = True
-            try:
-                _prepare_main(setup["main"])
-            finally:
-                PREPARING = False
-            for prepared in (setup["initializer"], setup["warmup"]):
-                if prepared is not None:
-                    function, args = pickle.loads(prepared)
-                    function(*args)
+            descriptors = [self._received.popleft() for _ in range(frame.head.descriptors)]
+            if frame.head.kind == Kind.SETUP:
+                _redirect(descriptors)
+                self._set_up(pickle.loads(frame.pickle))
+            else:
+                self._to_prepare -= 1
+                function, args = payload.decode(frame.pickle, frame.buffers, descriptors)
+                function(*args)
         except BaseException as exc:  # noqa: BLE001 - told to the parent, whatever it is
             self._send(wire.frame(Kind.READY, 1, pickle.dumps((_words(exc), traceback.format_exc()))))
             self._flush(wait=True)
             return False
-        self._send(wire.frame(Kind.READY))
+        if not self._to_prepare:
+            self._send(wire.frame(Kind.READY))
         return True
+
+    def _set_up(self, setup: dict[str, Any]) -> None:
+        global PREPARING
+        os.environ.update(setup["env"])
+        if setup["nice"]:
+            os.nice(setup["nice"])
+        self._max_memory = setup["max_memory"]
+        self._by_value = setup["by_value"]
+        self._to_prepare = setup["to_prepare"]
+        if setup["log_level"] is not None:
+            root = logging.getLogger()
+            root.handlers[:] = [_ToParent(self)]
+            root.setLevel(setup["log_level"])
+        self._traced = setup["traced"]
+        if self._traced:
+            tracing.prepare()
+        PREPARING = True
+        try:
+            _prepare_main(setup["main"])
+        finally:
+            PREPARING = False
 
     # -- calls ----------------------------------------------------------------------------------------------------
 

@@ -565,6 +565,35 @@ def test_initializer_and_environment() -> None:
     runner("asyncio")(main())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_initializer_is_given_shared_memory(method: str) -> None:
+    """A SharedBuffer, and large bytes beside it, reach the initializer of each worker."""
+    with SharedBuffer(64) as shared:
+
+        async def main() -> list[int]:
+            async with WorkerPool(
+                2, start_method=method, initializer=keep, initargs=(shared, bytes(1_000_000))
+            ) as pool:
+                while len([each for each in pool.stats().workers if each.state == "idle"]) < 2:
+                    await asyncio.sleep(0.001)
+                return await asyncio.gather(*(pool.run(add_to_kept, 5) for _ in range(10)))
+
+        assert runner("asyncio")(main()) == [1_000_000] * 10
+        assert shared.load(0) == 50
+
+
+def keep(shared: SharedBuffer, data: bytes) -> None:
+    """Keep what the initializer was given."""
+    globals()["_kept"] = shared, data
+
+
+def add_to_kept(value: int) -> int:
+    """Add to the shared memory that was kept; return the size of the bytes."""
+    shared, data = globals()["_kept"]
+    shared.add(0, value)
+    return len(data)
+
+
 def set_variable(name: str, value: str) -> None:
     """Set an environment variable."""
     os.environ[name] = value

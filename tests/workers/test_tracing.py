@@ -24,7 +24,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from loopwatch.errors import NotPicklable, PoolClosed, QueueFull, TaskTimeout, WorkerCrashed
 from loopwatch.workers import tracing
+from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
+from loopwatch.workers.threads import ThreadBackend
 from tests.conftest import Run, runner
 from tests.workers.helpers import METHODS, Gate, hold, script
 
@@ -491,3 +493,48 @@ def test_without_opentelemetry(tmp_path: Path) -> None:
         """,
     )
     assert (result.stdout, result.stderr) == ("[] []\nTrue []\n(1, 2) False\nFalse\n", "")
+
+
+def test_calls_in_threads(run: Run, spans: Spans) -> None:
+    """A call to a thread is a span too, current in the thread, with its run inside; each outcome ends it once."""
+
+    async def main() -> None:
+        threads = ThreadBackend(1, max_queue=1, name="disk")
+        held = threading.Event()
+
+        async def call(function: Any, *args: Any, **options: Any) -> Any:
+            return await traced(lambda: threads.submit(function, args, {}, CallOptions(**options)))
+
+        for function in (ids, ids_later):
+            spans.clear()
+            trace_id, span_id, _ = await call(function)
+            request, own = spans.only("request"), spans.only(f"offload {function.__qualname__}")
+            assert trace_id == own.context.trace_id == request.context.trace_id and span_id == own.context.span_id
+            assert own.parent is not None and own.parent.span_id == request.context.span_id
+            begun, done = own.events
+            assert own.start_time is not None and own.end_time is not None
+            assert own.start_time <= begun.timestamp <= done.timestamp <= own.end_time
+            assert own.attributes is not None and own.attributes["loopwatch.pool.name"] == "disk"
+
+        async def outcome(name: str, error: type[BaseException], calling: Any) -> str:
+            spans.clear()
+            with pytest.raises(error):
+                await calling
+            return spans.only(f"offload {name}").status.status_code.name
+
+        assert await outcome("fail", ValueError, call(fail, "of ours")) == "ERROR"
+        assert await outcome("Event.wait", TaskTimeout, call(held.wait, timeout=0.01)) == "ERROR"
+        held.set()
+        held = threading.Event()
+        running = asyncio.ensure_future(threads.submit(held.wait, (), {}, CallOptions()))
+        waiting = asyncio.ensure_future(call(ids))
+        await asyncio.sleep(0)
+        assert await outcome("fail", QueueFull, call(fail, "")) == "ERROR"
+        waiting.cancel()
+        assert await outcome("ids", asyncio.CancelledError, waiting) == "UNSET"
+        held.set()
+        await running
+        await threads.close()
+        assert await outcome("ids", PoolClosed, call(ids)) == "ERROR"
+
+    run(main())
