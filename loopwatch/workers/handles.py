@@ -18,11 +18,11 @@ MOST = 64
 """Descriptors that one message can carry; the kernel's limit is 253 (SCM_MAX_FD in unix(7))."""
 
 
-ANCILLARY = socket.CMSG_LEN(MOST * array.array("i").itemsize)
+ANCILLARY = socket.CMSG_LEN(MOST * array.array("i").itemsize) if hasattr(socket, "CMSG_LEN") else 0
 """Bytes of ancillary data that so many take."""
 
 
-TRUNCATED = int(socket.MSG_CTRUNC)
+TRUNCATED = int(getattr(socket, "MSG_CTRUNC", 0))
 """Flag of ``recvmsg``: descriptors were lost, as there is no room for them in the process."""
 
 

@@ -23,7 +23,7 @@ from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.workers import clocks, defaults, launch, settings, worker
 from loopwatch.workers.interpreters import gil_enabled
 from loopwatch.workers.options import CallOptions
-from loopwatch.workers.policy import BUDGET, Measured, decide
+from loopwatch.workers.policy import BUDGET, ENOUGH, Measured, decide
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.probation import Probation, State
 from loopwatch.workers.threads import in_own_thread
@@ -64,7 +64,7 @@ def _resolve(module: str, qualname: str) -> Any:
     for part in qualname.split("."):
         found = inspect.getattr_static(found, part) if isinstance(found, type) else getattr(found, part)
         found = getattr(found, "__func__", found)
-    return getattr(found, "inline", found)
+    return worker.undecorated(found)
 
 
 class Timed:
@@ -150,8 +150,8 @@ class Moved:
         self._runs: deque[tuple[float, float]] = deque(maxlen=KEPT)
         self._trips: deque[float] = deque(maxlen=TRIPS)
         self._decision = Decision("inline", "not called yet")
-        self._is_slow = False
-        """Whether its last call took so long that to measure it well costs nothing beside it."""
+        self._is_slow = True
+        """Whether its last call took so long that to measure it well costs nothing beside it; or it is not known yet."""
         self._cause = Cause.UNKNOWN
         self._bound_until: int | None = None
         self._changes: deque[Decision] = deque(maxlen=CHANGES)
@@ -299,7 +299,7 @@ class Moved:
     def _measured(self, run: float, cpu: float) -> None:
         with self._lock:
             self._runs.append((run, cpu))
-            self._is_slow = run >= BUDGET / 2
+            self._is_slow = run >= BUDGET / 2 or len(self._runs) < ENOUGH
         if self.to == "auto":
             self._decide()
 

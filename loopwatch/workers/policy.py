@@ -66,6 +66,8 @@ def decide(measured: Measured, now: Decision, budget: float = BUDGET) -> Decisio
         return Decision("thread", f"{takes}; a process would be better, but {measured.bound}")
     if measured.trip is not None and measured.trip > measured.run and measured.trip > budget:
         return Decision("thread", f"{takes}, and the way to a process and back {_ms(measured.trip)}")
+    if measured.keeps_gil is None:
+        return Decision("process", f"{takes}: a process runs beside the loop whether or not the call keeps the GIL")
     return Decision("process", f"{takes} and keeps the GIL: only another process can run beside the loop")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import errno
-import fcntl
 import importlib
 import logging
 import mmap
@@ -27,6 +26,11 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where there are threads only
+    pass
 
 from loopwatch.errors import OffloadError
 from loopwatch.workers import handles, payload, tracing, wire

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -354,3 +355,29 @@ async def test_auto_measures_what_a_coroutine_function_holds() -> None:
         for _ in range(3):
             await each()
     assert [each.stats().to for each in offloads] == ["inline", "process"]
+
+
+def test_threads_where_there_are_no_workers() -> None:
+    """Without what Unix alone has (as on Windows) the decorator can be imported, and threads work."""
+    code = """
+        import os, signal, socket, sys
+        sys.modules["fcntl"] = None
+        for module, names in ((socket, ("CMSG_LEN", "SCM_RIGHTS", "MSG_CTRUNC", "recv_fds", "send_fds")),
+                              (os, ("memfd_create", "fork", "register_at_fork", "sched_getaffinity", "pidfd_open")),
+                              (signal, ("pthread_sigmask",))):
+            for name in names:
+                if hasattr(module, name):
+                    delattr(module, name)
+        import asyncio, loopwatch
+
+        @loopwatch.offload(to="thread")
+        def double(value):
+            return 2 * value
+
+        async def main():
+            return await double(21)
+
+        print(asyncio.run(main()), loopwatch.WorkerPool.__name__)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("42 WorkerPool\n", "")
