@@ -151,7 +151,7 @@ class Moved:
         self._trips: deque[float] = deque(maxlen=TRIPS)
         self._decision = Decision("inline", "not called yet")
         self._is_slow = True
-        """Whether its last call took so long that to measure it well costs nothing beside it; or it is not known yet."""
+        """Whether its last call took so long that measuring it well costs nothing beside it, or is not known yet."""
         self._cause = Cause.UNKNOWN
         self._bound_until: int | None = None
         self._changes: deque[Decision] = deque(maxlen=CHANGES)
