@@ -1,13 +1,16 @@
 """Whether a plain function may be suspended where it is called: not while its callers hold a lock.
 
 A suspended holder of a ``threading.Lock`` dead-locks the loop for good as soon as another task wants it, and an
-``RLock`` lets the other task in. The interpreter does not tell who holds a lock, so the source of the callers is read:
-a call inside ``with lock:``, or in a function that has called ``lock.acquire()`` on what is locked now.
+``RLock`` lets the other task in. The interpreter does not tell who holds a lock, so the callers are looked at: the
+exception table of a function says which ``with`` blocks it is in, their source what stands there. Of a function that
+calls ``acquire()`` it is looked up whether what it acquires is locked now.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ast
+import dis
 import itertools
 import linecache
 import re
@@ -18,25 +21,29 @@ from types import CodeType, FrameType, MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
 MOST_FRAMES = 500
+MOST_LINES = 20
+"""Of source that are read to understand one ``with``."""
 _LOCKISH = re.compile(r"lock|mutex|semaphore|acquire", re.IGNORECASE)
 _UNKNOWN: Any = object()
-_Position = tuple[int, int]
+_IN_WITH = (dis.opmap["PUSH_EXC_INFO"], dis.opmap["WITH_EXCEPT_START"])
+"""How the handler of a ``with`` begins; that of an ``async with`` awaits next."""
+_AWAITS = dis.opmap["GET_AWAITABLE"]
 
 
-class _Region(NamedTuple):
-    """A part of a function, first and last (line, byte column), in which what ``expression`` stands for is held."""
+class _Entry(NamedTuple):
+    """A line of an exception table: where its part of the code begins and ends, its handler, whether of a ``with``."""
 
-    begin: _Position
-    end: _Position
+    begin: int
+    end: int
+    handler: int
+    of_with: bool
+
+
+class _Named(NamedTuple):
+    """What may be a lock, as it stands in the source."""
+
     expression: ast.expr
     text: str
-
-
-class _Holds(NamedTuple):
-    """What a function may hold: ``with`` blocks, and receivers of ``acquire``."""
-
-    blocks: tuple[_Region, ...]
-    acquired: tuple[_Region, ...]
 
 
 def why_not_here(frame: FrameType | None) -> str:
@@ -45,56 +52,168 @@ def why_not_here(frame: FrameType | None) -> str:
     Args:
         frame: of the caller; it and all below it are looked at, up to the one that began the step of the coroutine.
     """
+    handlers = _signal_handlers()
     for _ in range(MOST_FRAMES):
         if frame is None:
             return ""
-        code = frame.f_code
-        if code.co_name == "__del__":
+        code, module = frame.f_code, frame.f_globals.get("__name__")
+        if code.co_name == "__del__" or (module == "weakref" and code.co_qualname == "finalize.__call__"):
             return f"{code.co_qualname}() may run in the midst of anything"
-        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+        if code in handlers:
+            return f"{code.co_qualname}() handles a signal, in the midst of anything"
+        if module == "importlib._bootstrap":
             return "a module is being imported, and its lock is held"
-        holds = _holds_of(code)
-        if holds is not None:
-            found = _held(frame, holds)
-            if found:
-                return f"{code.co_qualname}() holds {found}"
+        found = _held(frame)
+        if found:
+            return f"{code.co_qualname}() {found}"
         frame = frame.f_back
     return f"it is called more than {MOST_FRAMES} frames deep"
 
 
-def _held(frame: FrameType, holds: _Holds) -> str:
-    here: _Position | None = None
-    for block in holds.blocks:
-        here = here or _position(frame)
-        if block.begin <= here <= block.end and _is_lock(frame, block):
-            return block.text
-    for call in holds.acquired:
-        if _is_locked(_value(frame, call.expression)):
-            return call.text
+def _signal_handlers() -> set[CodeType]:
+    if threading.current_thread() is not threading.main_thread():
+        return set()
+    # Not that of signal, which looks for the name of each.
+    handlers = (_signal.getsignal(number) for number in range(1, _signal.NSIG))
+    codes = (getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers if handler)
+    return {code for code in codes if isinstance(code, CodeType)}
+
+
+def _held(frame: FrameType) -> str:
+    code = frame.f_code
+    entered = _entered(code, frame.f_lasti) if _with_table(code) else ()
+    if entered is None:
+        names = (*code.co_names, *code.co_varnames, *code.co_freevars)
+        lockish = next((name for name in names if _LOCKISH.search(name)), "")
+        return lockish and f"may hold a lock ({lockish}), its source cannot be read"
+    for each in entered:
+        if _is_lock(frame, each):
+            return f"holds {each.text}"
+    for each in _acquired(code) if "acquire" in code.co_names else ():
+        if _is_locked(_value(frame, each.expression)):
+            return f"holds {each.text}"
     return ""
 
 
-def _position(frame: FrameType) -> _Position:
-    positions = next(itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None), None)
-    if positions is None or positions[0] is None:
-        return frame.f_lineno or 0, 0
-    return positions[0], positions[2] or 0
+@lru_cache(maxsize=4096)
+def _with_table(code: CodeType) -> tuple[_Entry, ...]:
+    """Return the exception table of a function that has a ``with``, else nothing."""
+    instructions = code.co_code
+    if _IN_WITH[1] not in instructions[::2]:
+        return ()
+    entries = []
+    numbers = _numbers(code.co_exceptiontable)
+    for begin, length, handler, _ in zip(*[numbers] * 4, strict=False):
+        first = tuple(instructions[2 * handler : 2 * handler + 6 : 2])
+        of_with = first[:2] == _IN_WITH and first[2:] != (_AWAITS,)
+        entries.append(_Entry(2 * begin, 2 * (begin + length), 2 * handler, of_with))
+    return tuple(entries) if any(entry.of_with for entry in entries) else ()
 
 
-def _is_lock(frame: FrameType, block: _Region) -> bool:
-    value = _value(frame, block.expression)
+def _numbers(table: bytes) -> Iterator[int]:
+    """Yield the numbers of an exception table, 6 bits a byte: see InternalDocs/exception_handling.md of CPython."""
+    number = 0
+    for byte in table:
+        number = number << 6 | byte & 63
+        if not byte & 64:
+            yield number
+            number = 0
+
+
+@lru_cache(maxsize=4096)
+def _entered(code: CodeType, at: int) -> tuple[_Named, ...] | None:
+    """Return what stands in each ``with`` around the instruction at an offset; None if that cannot be read."""
+    table, found = _with_table(code), []
+    for _ in range(len(table)):  # the handler of the innermost block is itself within the one around
+        entry = next((each for each in table if each.begin <= at < each.end), None)
+        if entry is None or entry.handler == at:
+            break
+        if entry.of_with:
+            begin = min(each.begin for each in table if each.handler == entry.handler)
+            named = _named_at(code, begin - 2)
+            if not named:
+                return None
+            found += named
+        at = entry.handler
+    return tuple(found)
+
+
+def _named_at(code: CodeType, offset: int) -> list[_Named]:
+    """Return what the instruction enters that stands before a ``with`` block."""
+    text = _text_at(code, next(itertools.islice(code.co_positions(), offset // 2, None), None))
+    if not text:
+        return []
+    if re.match(r"with\b", text):  # Python 3.11 gives the place of the whole statement, so of all that it enters
+        lines = text.splitlines(keepends=True)
+        tries = ("".join(lines[:number]) + end for number in range(1, len(lines) + 1) for end in ("", "\n pass"))
+        statement = next(filter(None, map(_parsed, tries)), None)
+        nodes = [item.context_expr for item in statement.items] if isinstance(statement, ast.With) else []
+    else:
+        statement = _parsed(f"({text})")
+        nodes = [statement.value] if isinstance(statement, ast.Expr) else []
+    return [_Named(node, ast.unparse(node)) for node in nodes]
+
+
+@lru_cache(maxsize=512)
+def _acquired(code: CodeType) -> tuple[_Named, ...]:
+    """Return what a function calls ``acquire`` of."""
+    found = []
+    positions = list(code.co_positions())
+    for instruction in dis.get_instructions(code):
+        if instruction.argval == "acquire" and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            statement = _parsed(f"({_text_at(code, positions[instruction.offset // 2])})")
+            if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Attribute):
+                node = statement.value.value
+                found.append(_Named(node, ast.unparse(node)))
+    return tuple(found)
+
+
+def _text_at(code: CodeType, position: tuple[int | None, ...] | None) -> str:
+    """Return the source at a position, which is in bytes; of long source the first lines; "" if there is none."""
+    line, last, begin, end = position or (None,) * 4
+    if line is None or last is None or begin is None or end is None:
+        return ""
+    last_read = min(last, line + MOST_LINES - 1)
+    lines = [linecache.getline(code.co_filename, number).encode() for number in range(line, last_read + 1)]
+    if last == last_read:
+        lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][begin:]
+    return b"".join(lines).decode(errors="replace")
+
+
+def _parsed(text: str) -> ast.stmt | None:
+    try:
+        return ast.parse(text).body[0]
+    except (SyntaxError, ValueError, IndexError):
+        return None
+
+
+def _is_lock(frame: FrameType, named: _Named) -> bool:
+    value = _value(frame, named.expression)
     if value is _UNKNOWN:
-        return _LOCKISH.search(block.text) is not None
-    own = getattr(value, "__dict__", {})  # where a Condition has them
-    return all(hasattr(type(value), name) or name in own for name in ("acquire", "release"))
+        return _LOCKISH.search(named.text) is not None
+    names = {*_own_of(value)}.union(*map(vars, type.mro(type(value))))  # a Condition has them itself
+    return names >= {"acquire", "release"}
 
 
-def _is_locked(value: Any) -> bool:
-    if isinstance(value, type(threading.RLock())):
-        return bool(value._is_owned())  # type: ignore[attr-defined]
-    if isinstance(value, threading.Condition):
-        return _is_locked(value._lock)  # type: ignore[attr-defined]
-    return isinstance(value, type(threading.Lock())) and value.locked()
+def _is_locked(value: Any, *, deep: bool = True) -> bool:
+    kind = type(value)
+    if kind is type(threading.RLock()):
+        return bool(value._is_owned())
+    if kind is type(threading.Lock()):
+        return bool(value.locked())
+    if issubclass(kind, threading.Semaphore):
+        return bool(value._value == 0)
+    # What has an ``acquire`` of its own: a Condition, a handler of logging.
+    return deep and any(_is_locked(each, deep=False) for each in list(_own_of(value).values()))
+
+
+def _own_of(value: Any) -> dict[str, Any]:
+    try:
+        own = object.__getattribute__(value, "__dict__")
+    except Exception:  # noqa: BLE001 - a property of the program's
+        return {}
+    return own if type(own) is dict else {}
 
 
 def _value(frame: FrameType, expression: ast.expr) -> Any:
@@ -113,13 +232,11 @@ def _value(frame: FrameType, expression: ast.expr) -> Any:
 
 
 def _attribute(owner: Any, name: str) -> Any:
-    try:
-        own = object.__getattribute__(owner, "__dict__")
-    except AttributeError:
-        own = {}
+    kind = type(owner)
+    own = _own_of(owner)
     if name in own:
         return own[name]
-    for each in () if isinstance(owner, ModuleType) else type.mro(owner if isinstance(owner, type) else type(owner)):
+    for each in () if issubclass(kind, ModuleType) else type.mro(owner if issubclass(kind, type) else kind):
         found = vars(each).get(name, _UNKNOWN)
         if isinstance(found, MemberDescriptorType):  # of __slots__
             try:
@@ -129,60 +246,3 @@ def _attribute(owner: Any, name: str) -> Any:
         if found is not _UNKNOWN:
             return _UNKNOWN if hasattr(type(found), "__get__") else found
     return _UNKNOWN
-
-
-@lru_cache(maxsize=512)
-def _holds_of(code: CodeType) -> _Holds | None:
-    """Return what a function may hold; None for nothing, or if there is no source."""
-    if not {"acquire", "__enter__"} & set(code.co_names) and not _has_with(code):
-        return None
-    tree = _parsed(code)
-    if tree is None:
-        return None
-    blocks, acquired = [], []
-    for node in _own(tree):
-        if isinstance(node, ast.With):
-            last = node.body[-1]
-            for item in node.items:
-                begin = (node.body[0].lineno, node.body[0].col_offset)
-                end = (last.end_lineno or last.lineno, last.end_col_offset or 0)
-                blocks.append(_Region(begin, end, item.context_expr, ast.unparse(item.context_expr)))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "acquire":
-            receiver = node.func.value
-            acquired.append(_Region((0, 0), (0, 0), receiver, ast.unparse(receiver)))
-    return _Holds(tuple(blocks), tuple(acquired)) if blocks or acquired else None
-
-
-def _has_with(code: CodeType) -> bool:
-    import dis
-
-    return any(each.opname == "WITH_EXCEPT_START" for each in dis.get_instructions(code))
-
-
-def _parsed(code: CodeType) -> ast.AST | None:
-    """Return the syntax tree of a function, with the positions that it has in its file."""
-    lines = [each for positions in code.co_positions() for each in positions[:2] if each is not None]
-    first, last = code.co_firstlineno, max(lines, default=code.co_firstlineno)
-    source = [linecache.getline(code.co_filename, number) for number in range(first, last + 1)]
-    if not source or not source[0]:
-        return None
-    indented = source[0][:1].isspace()
-    try:
-        tree = ast.parse(("if True:\n" if indented else "") + "".join(source))
-    except (SyntaxError, ValueError):
-        return None
-    return ast.increment_lineno(tree, first - 1 - indented)
-
-
-def _own(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a function, without those of the functions in it."""
-    inside = False
-    todo = [tree]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            if inside:
-                continue
-            inside = True
-        yield node
-        todo.extend(ast.iter_child_nodes(node))

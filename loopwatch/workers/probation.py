@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextvars
 import dis
 import io
+import itertools
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ MOST_LOOKED_AT = 1000
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...))
 _FIXED = (*_ATOMS, ModuleType, FunctionType, BuiltinFunctionType, type, frozenset)
 _OF_LOOPS = ("asyncio", "_asyncio", "uvloop")
+_OF_A_THREAD = {("sqlite3", "Connection"), ("sqlite3", "Cursor"), ("_thread", "_local")}
+"""Classes by (module, name): sqlite3 refuses other threads, and a ``threading.local`` is another one there."""
 
 _OF_THE_LOOP = frozenset({
     "all_tasks", "call_at", "call_later", "call_soon", "create_task", "current_task", "ensure_future", "get_event_loop",
@@ -133,31 +136,54 @@ def _change(before: State, now: State) -> str:
 
 
 def of_a_loop(call: Call) -> str:
-    """Return the kind of an asyncio object among the arguments of a call, which is of no use elsewhere; "" if none.
+    """Return the kind of an object among the arguments of a call that is of no use elsewhere; "" if there is none.
 
-    Some of them pickle, as useless copies.
+    Those are objects of asyncio, some of which pickle, as useless copies, and what belongs to one thread. Nothing of
+    the program's is run for it: a proxy may raise when it is asked for its class.
     """
     args, kwargs = call
     todo: list[Any] = [*args, *kwargs.values()]
     seen: set[int] = set()
-    while todo and len(seen) < MOST_LOOKED_AT:
+    for _ in range(MOST_LOOKED_AT):
+        if not todo:
+            break
         item = todo.pop()
-        if isinstance(item, _FIXED) or id(item) in seen:
+        kind = type(item)
+        if issubclass(kind, _FIXED) or id(item) in seen:
             continue
         seen.add(id(item))
-        if _belongs_to_a_loop(item):
-            return f"{type(item).__module__}.{type(item).__qualname__}"
-        if isinstance(item, Mapping) and type(item) is dict:
-            todo.extend(item.values())
-        elif type(item) in (list, tuple, set):
-            todo.extend(item)
-        else:
-            todo.extend(getattr(item, "__dict__", {}).values())
+        if kind_elsewhere := of_no_use_elsewhere(item):
+            return kind_elsewhere
+        inner = item if kind in (list, tuple, set) else item.values() if kind is dict else _own_of(item)
+        todo.extend(itertools.islice(inner, MOST_LOOKED_AT))
     return ""
 
 
+def of_no_use_elsewhere(item: Any) -> str:
+    """Return the kind of ``item`` if it belongs to an event loop or to one thread, else "".
+
+    Example:
+        >>> import asyncio
+        >>> of_no_use_elsewhere(asyncio.Lock()), of_no_use_elsewhere([])
+        ('asyncio.locks.Lock', '')
+    """
+    kind = type(item)
+    if _belongs_to_a_loop(item) or any((each.__module__, each.__name__) in _OF_A_THREAD for each in type.mro(kind)):
+        return f"{kind.__module__}.{kind.__qualname__}"
+    return ""
+
+
+def _own_of(item: Any) -> Iterable[Any]:
+    try:
+        own = object.__getattribute__(item, "__dict__")
+    except Exception:  # noqa: BLE001 - a property of the program's
+        return ()
+    return own.values() if type(own) is dict else ()
+
+
 def _belongs_to_a_loop(item: Any) -> bool:
-    return type(item).__module__.partition(".")[0] in _OF_LOOPS and not isinstance(item, BaseException)
+    kind = type(item)
+    return kind.__module__.partition(".")[0] in _OF_LOOPS and not issubclass(kind, BaseException)
 
 
 class _Against(Exception):  # noqa: N818 - a finding
@@ -173,7 +199,7 @@ class _Bounded(io.BytesIO):
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, item: Any) -> Any:
-        if not isinstance(item, type) and _belongs_to_a_loop(item):
+        if not issubclass(type(item), type) and _belongs_to_a_loop(item):
             raise _Against(f"it is given an {type(item).__module__}.{type(item).__qualname__}, which belongs to a loop")
         return NotImplemented
 

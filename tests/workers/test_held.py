@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import pytest
 
@@ -118,6 +121,51 @@ class Dying:
         Dying.said = here()
 
 
+def later_item() -> str:
+    with lock, contextlib.nullcontext(here()) as answer:
+        return answer
+
+
+def in_except() -> str:
+    with lock:
+        try:
+            raise KeyError
+        except KeyError:
+            with session():
+                return here()
+
+
+def counted() -> str:
+    own = threading.Semaphore(1)
+    own.acquire()
+    try:
+        return here()
+    finally:
+        own.release()
+
+
+class Handler(logging.Handler):
+    """Asks while it has its lock, which it takes by a method of its own (until Python 3.12)."""
+
+    said = ""
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        self.said = here()
+
+
+def in_handler() -> str:
+    handler = Handler()
+    handler.handle(logging.makeLogRecord({}))
+    handler.close()
+    return handler.said
+
+
+def without_source() -> str:
+    names: dict[str, Any] = {"here": here, "lock": lock}
+    exec("def unread():\n    with lock:\n        return here()", names)
+    return str(names["unread"]())
+
+
 HOLDING = {
     "a lock of the module, below another call": (of_module, "of_module() holds lock"),
     "an attribute": (lambda: Holder().in_block(), "Holder.in_block() holds self.own"),
@@ -126,6 +174,14 @@ HOLDING = {
     "acquire": (acquired, "acquired() holds lock"),
     "acquire of a re-entrant lock": (owned, "owned() holds own"),
     "one line": (one_line, "one_line() holds lock"),
+    "a with of several, before its body": (later_item, "later_item() holds lock"),
+    "around an except and another with": (in_except, "in_except() holds lock"),
+    "acquire of a semaphore that is used up": (counted, "counted() holds own"),
+    "an acquire of its own": (
+        in_handler,
+        f"Handler.handle() holds self{'.lock' if sys.version_info >= (3, 13) else ''}",
+    ),
+    "no source": (without_source, "unread() may hold a lock (lock), its source cannot be read"),
 }
 
 
@@ -166,3 +222,65 @@ def test_import(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import imported_by_held  # type: ignore[import-not-found]
 
     assert imported_by_held.said == "a module is being imported, and its lock is held"
+
+
+def test_signal_handler() -> None:
+    """A signal is handled between any two instructions, and its handler is not suspended there."""
+    said = []
+
+    def handles(_number: int, _frame: Any) -> None:
+        said.append(here())
+
+    before = signal.signal(signal.SIGUSR1, handles)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert said == ["test_signal_handler.<locals>.handles() handles a signal, in the midst of anything"]
+
+
+class Proxy:
+    """As those of web frameworks: outside a request they raise whatever they are asked."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None: ...
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("outside")
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("outside")
+
+    def __getattr__(self, _name: str) -> Any:
+        raise RuntimeError("outside")
+
+
+def test_proxy_is_not_asked() -> None:
+    """What raises when it is looked at is not looked at, or at least not raised into the program."""
+    with Proxy():
+        assert here() == ""
+
+
+def test_long_function_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a long function only the ``with`` statements are parsed that it is in: the loop is not held to read it."""
+    many = "".join(f"    x{number} = {number}\n" for number in range(3000))
+    source = f"import threading\nlock = threading.Lock()\ndef long(f):\n    with lock:\n    {many}        return f()\n"
+    source = source.replace("\n    x", "\n        x")
+    file = tmp_path / "long.py"
+    file.write_text(source)
+    names: dict[str, Any] = {}
+    exec(compile(source, str(file), "exec"), names)
+    parsed, real = [], held.ast.parse
+
+    def parse(text: str, *args: Any, **options: Any) -> Any:
+        parsed.append(text.count("\n"))
+        return real(text, *args, **options)
+
+    monkeypatch.setattr(held.ast, "parse", parse)
+    assert names["long"](here) == "long() holds lock"
+    assert 0 < len(parsed) < 5
+    assert max(parsed) < 5
