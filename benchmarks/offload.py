@@ -5,7 +5,7 @@ round by round, so that the machine's noise meets all ways. The load on APIs com
 
     python benchmarks/offload.py                          # all tables
     python benchmarks/offload.py --quick                  # one round of small ones
-    python benchmarks/offload.py images service           # images, fibonacci, model, shared, service
+    python benchmarks/offload.py images service           # also fibonacci, model, shared, bridge
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import asyncio
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,48 @@ async def service(rounds: int, quick: bool) -> None:
     table(headings, found, ".1f .1f .1f .1f .1f .1f .1f .1f .0f")
 
 
+async def bridge(rounds: int, quick: bool) -> None:
+    from loopwatch.workers.bridge import Bridged, wait
+
+    steps = 2_000 if quick else 50_000
+
+    async def steps_only() -> None:
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    async def awaits() -> None:
+        for _ in range(steps):
+            await asyncio.sleep(0)
+
+    def waits() -> None:
+        for _ in range(steps):
+            wait(asyncio.sleep(0))
+
+    async def calls() -> None:
+        waits()
+
+    ways: dict[str, Callable[[], Any]] = {
+        "a plain task": steps_only,
+        "again": awaits,
+        "a bridged task": lambda: Bridged(steps_only()),
+        "a bridged task whose plain function waits": lambda: Bridged(calls()),
+    }
+    found: Figures = {way: [] for way in ways}
+    for _, way in turns(ways, rounds):
+        began = time.perf_counter()
+        await asyncio.create_task(ways[way]())
+        found[way].append(((time.perf_counter() - began) / steps * 1e6,))
+    print(f"\nWhat a step of a task costs, {steps} in a row")
+    table("task, each (us)", found, ".2f")
+
+
 PARTS: dict[str, Callable[[int, bool], Coroutine[Any, Any, None]]] = {
     "images": images,
     "fibonacci": fibonacci,
     "model": model,
     "shared": shared,
     "service": service,
+    "bridge": bridge,
 }
 
 
