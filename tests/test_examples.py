@@ -173,11 +173,9 @@ def test_shared_buffer() -> None:
     assert f"inline the sum is {sums.pop()}\n" in printed
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_compare_service(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_service() -> None:
     """One variable has the pages drawn by workers; the function, which blocked the loop, does so no more."""
     pytest.importorskip("greenlet", reason="needs the extra: pip install loopwatch[transparent]")
-    monkeypatch.setenv("UVICORN_LOOP", loop)
     rows, printed = run_example("compare_service.py", 2)
     before, after = rows
     assert (before["drawn by"], after["drawn by"]) == ("itself", "workers")
