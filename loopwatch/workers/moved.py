@@ -9,9 +9,11 @@ import contextvars
 import functools
 import importlib
 import inspect
+import pickle
 import sys
 import threading
 import time
+import traceback
 import types
 import weakref
 from collections import Counter, deque
@@ -49,7 +51,7 @@ class Reference:
     def __reduce__(self) -> tuple[Any, ...]:
         return _resolve, (self.module, self.__qualname__)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return _resolve(self.module, self.__qualname__)(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
@@ -67,18 +69,58 @@ def _resolve(module: str, qualname: str) -> Any:
     return worker.undecorated(found)
 
 
-class Timed:
-    """Calls a function and returns (result, s, processor s of its thread); the arguments are seen by a pool as ever."""
+class Raised:
+    """What a call raised, on a way that it would not survive as it is: pickled without a call of its ``__init__``.
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    Example:
+        >>> Raised(StopIteration(3)).error
+        StopIteration(3)
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self.error
+        where = "".join(traceback.format_exception(error))
+        return _raised, (type(error), error.args, dict(error.__dict__), where)
+
+
+def _raised(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], where: str) -> Raised:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    if isinstance(error, StopIteration | SystemExit):
+        error.__init__(*args)  # type: ignore[misc]  # which sets what they carry
+    error.__cause__ = worker.RemoteTraceback(where)
+    return Raised(error)
+
+
+class Timed:
+    """Calls a function and returns (result, s, processor s of its thread); the arguments are seen by a pool as ever.
+
+    Args:
+        function: what to call.
+        as_called: give what it returns as it is, also a coroutine, and what it raises as :class:`Raised` where it would
+            be put into words on its way otherwise: as those expect it who call a plain function.
+    """
+
+    def __init__(self, function: Any, *, as_called: bool = False) -> None:
+        self.function, self.as_called = function, as_called
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         began = clocks.read()
-        result = self.function(*args, **kwargs)
-        return _finished(result, began) if inspect.iscoroutine(result) else (result, *clocks.used(began))
+        try:
+            result = self.function(*args, **kwargs)
+        except BaseException as exc:
+            if not self.as_called or _survives(exc):
+                raise
+            return Raised(exc), *clocks.used(began)
+        if not self.as_called and inspect.iscoroutine(result):
+            return _finished(result, began)
+        return result, *clocks.used(began)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Timed) and self.function == other.function
@@ -87,17 +129,29 @@ class Timed:
         return hash(self.function)
 
 
+def _survives(error: BaseException) -> bool:
+    """Whether an exception can be raised by a future, and arrives from another process as it is."""
+    if not isinstance(error, Exception) or isinstance(error, StopIteration):
+        return False
+    if not worker.INSIDE:
+        return True
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
+        return False
+
+
 class _Within:
-    """Calls a function, or runs a coroutine function, in a context."""
+    """Calls a function in a context, or runs a coroutine function in it to its end."""
 
     def __init__(self, context: contextvars.Context, function: Any) -> None:
         self.context, self.function = context, function
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         result = self.context.run(self.function, *args, **kwargs)
-        return self._awaited(result) if inspect.iscoroutine(result) else result
+        return self._awaited(result) if inspect.iscoroutinefunction(self.function) else result
 
     async def _awaited(self, coroutine: Any) -> Any:
         return await asyncio.get_running_loop().create_task(coroutine, context=self.context)
@@ -176,6 +230,8 @@ class Moved:
         if self.to != "auto":
             return "inline" if self.to == "thread" and in_own_thread() else self.to
         to = self._decision.to
+        if self.stays or (to == "thread" and in_own_thread()):
+            return "inline"
         if to == "process" and self.probation is not None and self.probation.left:
             return "inline"
         return to
@@ -191,16 +247,26 @@ class Moved:
         return await self.elsewhere(place, args, kwargs)
 
     async def elsewhere(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one call in another thread or process, or on a backend."""
+        """Run one call in another thread or process, or on a backend.
+
+        Of a plain function that shares the context of its caller, returns :class:`Raised` for what it raised that
+        cannot be raised here.
+        """
         self._counts["calls"] += 1
         try:
             if self.to == "auto":
-                return await self._measured_elsewhere(place, args, kwargs)
+                result = await self._measured_elsewhere(place, args, kwargs)
+                self._counts["failed"] += type(result) is Raised
+                return result
             self._counts[_label(place)] += 1
             return await self._send(place, self._sent(place), args, kwargs)
         except BaseException:
             self._counts["failed"] += 1
             raise
+
+    @property
+    def _is_as_called(self) -> bool:
+        return self.shares_context and not self._is_coroutine
 
     def _sent(self, place: Any) -> Any:
         """Return what is sent there for the function: itself, or to another process its name, if it is known there."""
@@ -270,7 +336,10 @@ class Moved:
             if place == "thread" and self.shares_context:
                 result, run, cpu = await self._in_the_same_context(args, kwargs)
             else:
-                result, run, cpu = await self._send(place, Timed(self._sent(place)), args, kwargs)
+                if place == "process" and await self._differs_there():
+                    return await self._measured_elsewhere("thread", args, kwargs)
+                timed = Timed(self._sent(place), as_called=self._is_as_called)
+                result, run, cpu = await self._send(place, timed, args, kwargs)
         except NotPicklable as exc:
             self.bound, self._bound_until = str(exc), self._counts["calls"] + AGAIN
             self._decide()
@@ -285,12 +354,32 @@ class Moved:
         self._measured(run, cpu)
         return result
 
+    async def _differs_there(self) -> bool:
+        """Whether the function finds something else in a worker; asked before its first trip, if it is on probation."""
+        if self.probation is None or self.probation.is_same_there:
+            return False
+        probation, why = self.probation, ""
+        here = probation.globals_here()
+        if here is not None:
+            try:
+                name = await self._send("process", here, (), {})
+                why = name and f"the global {name} is another one there: it was set after its module was imported"
+            except Exception as exc:  # noqa: BLE001 - nothing of the program has run yet
+                why = f"a worker could not be prepared for it: {type(exc).__name__}: {exc}"
+        probation.is_same_there = not (why or probation.against)
+        if probation.is_same_there:
+            return False
+        self.bound, self.probation = why or probation.against, None
+        self._decide()
+        return True
+
     async def _in_the_same_context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run in a thread, in a copy of the context; what is set there is set here, whatever the end."""
         context = contextvars.copy_context()
         before = dict(context)
         try:
-            return await self._send("thread", Timed(_Within(context, self.function)), args, kwargs)
+            timed = Timed(_Within(context, self.function), as_called=self._is_as_called)
+            return await self._send("thread", timed, args, kwargs)
         finally:
             for variable, value in context.items():
                 if before.get(variable, before) is not value:

@@ -12,25 +12,30 @@ a process.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import inspect
+import linecache
+import re
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from loopwatch._patches import CodePatch, Patch, PatchSet, loaded
+from loopwatch._patches import Around, CodePatch, Patch, PatchSet, loaded
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
 from loopwatch.workers import defaults, held, worker
-from loopwatch.workers.moved import Moved, known
+from loopwatch.workers.moved import Moved, Raised, known
 from loopwatch.workers.options import CallOptions
-from loopwatch.workers.probation import Probation, of_a_loop
+from loopwatch.workers.probation import CALLS_ITSELF, Probation, of_a_loop
 from loopwatch.workers.targets import Found, Search, Target
 
 AUTO, TRANSPARENT = "auto_offload", "transparent_offload"
+MOST_WITHIN = 10
+"""Calls of a function within itself after which it is left alone: each takes more of the recursion limit."""
 OUTSIDE = "they were made outside a bridged task"
 _OWN = str(Path(__file__).parents[1])
 _IMMUTABLE_TYPE, _HEAP_TYPE = 1 << 8, 1 << 9
@@ -44,12 +49,15 @@ class Listed:
         way: the setting that names it.
         found: the function.
         moved: since it was flagged, how it runs; None before.
+        patch: while it is moved.
+        asks_for_error: whether it asks for the exception that its caller handles.
     """
 
     def __init__(self, way: str, found: Found) -> None:
         self.way, self.found = way, found
         self.moved: Moved | None = None
         self.patch: CodePatch | None = None
+        self.asks_for_error = False
 
     @property
     def name(self) -> str:
@@ -139,7 +147,7 @@ class Mover:
         self._search.look()
         for frame in (*((stall.culprit,) if stall.culprit is not None else ()), *reversed(stall.stack)):
             listed = self._listed.get(f"{frame.module}:{frame.function}")
-            if listed is not None:
+            if listed is not None and (listed.moved is None or listed.moved.stays != CALLS_ITSELF):
                 flagged = self._count(stall, frame)
                 if flagged is not None:
                     self._move(listed, flagged)
@@ -152,52 +160,83 @@ class Mover:
         with self._lock:
             if listed.moved is not None or worker.INSIDE:
                 return
-            dispatch = self._transparently if listed.way == TRANSPARENT else self._awaited
             found, function = listed.found, cast("Any", listed.found.function)
-
-            def around(_original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                return dispatch(moved, args, kwargs)
-
-            listed.patch = patch = self._patches.inside(function, around)
-            listed.moved = moved = Moved(patch.original, "auto", CallOptions(), way=listed.way)
-            probation = Probation(patch.original)
-            moved.shares_context = True
+            probation = Probation(function)
+            patch = None if probation.stays else self._patches.inside(function, self._around(listed))
+            moved = Moved(patch.original if patch else function, "auto", CallOptions(), way=listed.way)
+            moved.shares_context, moved.stays = True, probation.stays
+            listed.asks_for_error = probation.asks_for_error
             if listed.way == TRANSPARENT and probation.asks:
                 moved.stays = f"it calls {probation.asks}(), which needs the running loop"
-            elif found.single:
-                moved.probation = probation
-            else:
+            elif not found.single:
                 moved.bound = f"{function.__module__}:* moves to threads only: name it by itself"
+            elif not _main_is_guarded():
+                moved.bound = "__main__ would run in it: it has no if __name__ == '__main__'"
+            else:
+                moved.probation = probation
             moved.known_from(flagged.stalls, flagged.blocked / flagged.stalls, flagged.cause)
+            listed.patch, listed.moved = patch, moved
         self._say(f"loopwatch: {flagged.stalls} stalls within {flagged.window:g} s: {moved.explain()}")
-        if listed.way == TRANSPARENT:
+        if listed.way == TRANSPARENT and not moved.stays:
             self._open()
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
-    async def _awaited(self, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _around(self, listed: Listed) -> Around:
+        dispatch = self._transparently if listed.way == TRANSPARENT else self._awaited
+
+        def around(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            moved, within = listed.moved, _within.get()
+            if moved is None:  # it is just being exchanged
+                return original(*args, **kwargs)
+            # It may call itself by way of others, as deep as it could before: only the outermost call is ours.
+            if within.count(moved) > MOST_WITHIN:
+                self._give_back(listed)
+                return original(*args, **kwargs)
+            token = _within.set((*within, moved))
+            try:
+                return original(*args, **kwargs) if moved in within else dispatch(listed, moved, args, kwargs)
+            finally:
+                _within.reset(token)
+
+        return around
+
+    def _give_back(self, listed: Listed) -> None:
+        with self._lock:
+            if listed.patch is not None and listed.moved is not None:
+                self._patches.undo(listed.patch)
+                listed.moved.stays = CALLS_ITSELF
+
+    async def _awaited(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = moved.place()
-        if place != "inline" and (kind := of_a_loop((args, kwargs))):
-            moved.left[f"an argument was an {kind}"] += 1
+        if place != "inline" and (against := self._why_inline(listed, args, kwargs)):
+            moved.left[against] += 1
             place = "inline"
         return await moved.run(place, args, kwargs)
 
-    def _transparently(self, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _transparently(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = moved.place()
-        if place == "inline" or moved.stays:
+        if place == "inline":
             return moved.inline(args, kwargs)
         if not self._bridges.is_open():
             asyncio = loaded("asyncio")
             if asyncio is not None and asyncio._get_running_loop() is not None:
                 moved.left[OUTSIDE] += 1
             return moved.inline(args, kwargs)
-        against = held.why_not_here(sys._getframe())
-        if not against and (kind := of_a_loop((args, kwargs))):
-            against = f"an argument was an {kind}"
+        against = held.why_not_here(sys._getframe()) or self._why_inline(listed, args, kwargs)
         if against:
             moved.left[against] += 1
             return moved.inline(args, kwargs)
-        return self._bridges.wait(moved.elsewhere(place, args, kwargs))
+        result = self._bridges.wait(moved.elsewhere(place, args, kwargs))
+        if type(result) is Raised:
+            raise result.error
+        return result
+
+    def _why_inline(self, listed: Listed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        if listed.asks_for_error and sys.exc_info()[0] is not None:
+            return "its caller handled an exception, for which it may ask"
+        kind = of_a_loop((args, kwargs))
+        return kind and f"an argument was an {kind}"
 
     # -- the bridge -----------------------------------------------------------------------------------------------
 
@@ -258,6 +297,16 @@ class Mover:
             OffloadStats(target.name, self._ways[target], "inline", why) for target, why in self._missing.items()
         ]
         return (*found, *missing)
+
+
+_within: contextvars.ContextVar[tuple[Moved, ...]] = contextvars.ContextVar("loopwatch_moved_within", default=())
+"""The functions of the list in which a context is, outermost first."""
+
+
+def _main_is_guarded() -> bool:
+    """Whether a worker that imports ``__main__`` does not run the program once more, as far as its source tells."""
+    source = "".join(linecache.getlines(str(getattr(sys.modules.get("__main__"), "__file__", None) or "")))
+    return not source or re.search(r"""__name__\s*==\s*["']__main__["']""", source) is not None
 
 
 def _waiting(listed: Listed) -> OffloadStats:

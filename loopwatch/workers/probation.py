@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextvars
 import dis
+import importlib
 import io
 import itertools
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -21,7 +23,8 @@ MOST_BYTES = 8 << 20
 MOST_LOOKED_AT = 1000
 """Objects inside the arguments of a call that are looked at for what belongs to an event loop."""
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...))
-_FIXED = (*_ATOMS, ModuleType, FunctionType, BuiltinFunctionType, type, frozenset)
+_CODE = (ModuleType, FunctionType, BuiltinFunctionType, type)
+_FIXED = (*_ATOMS, *_CODE, frozenset)
 _OF_LOOPS = ("asyncio", "_asyncio", "uvloop")
 _OF_A_THREAD = {("sqlite3", "Connection"), ("sqlite3", "Cursor"), ("_thread", "_local")}
 """Classes by (module, name): sqlite3 refuses other threads, and a ``threading.local`` is another one there."""
@@ -31,6 +34,10 @@ _OF_THE_LOOP = frozenset({
     "get_running_loop",
 })  # fmt: skip
 """What a function that is named so in the source asks of the loop that runs: there is none in another thread."""
+_OF_THE_EXCEPTION = frozenset({"exc_info", "exception", "format_exc", "print_exc"})
+"""What asks for the exception that is being handled: there is none in another thread."""
+
+CALLS_ITSELF = "it calls itself: name the function that calls it"
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -43,8 +50,11 @@ class Probation:
 
     Attributes:
         left: calls that are still to be compared.
+        is_same_there: the globals that it reads were found to be the same in a worker.
         against: why it must not run in another process; empty if nothing was found.
         asks: what it calls of the running loop, which a plain function finds on the loop's own thread only.
+        stays: why it must run on its own thread: it calls itself, or names what is of no use on another one.
+        asks_for_error: whether it asks for the exception that its caller handles.
 
     Example:
         >>> probation = Probation(sorted.__call__)
@@ -58,19 +68,32 @@ class Probation:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.left = RUNS
+        self.is_same_there = False
         self.against = ""
         self._globals: Mapping[str, Any] = getattr(function, "__globals__", {})
         self._names: tuple[str, ...] = ()
-        self.asks = ""
+        self.asks = self.stays = ""
+        self.asks_for_error = False
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
             used = _names_of(code, self._globals)
             self._names = tuple(sorted(used.read))
             self.asks = min((used.read | used.attributes) & _OF_THE_LOOP, default="")
+            self.asks_for_error = bool((used.read | used.attributes) & _OF_THE_EXCEPTION)
+            self.stays = self._why_it_stays(code)
             if used.assigned:
                 self.against = f"it assigns the global {min(used.assigned)}"
             elif code.co_freevars and set(code.co_freevars) != {"__class__"}:
                 self.against = f"it shares {code.co_freevars[0]} with the function around it"
+
+    def _why_it_stays(self, code: CodeType) -> str:
+        if _calls_itself(code, self._globals):
+            return CALLS_ITSELF
+        for name in self._names:
+            kind = of_no_use_elsewhere(self._globals.get(name))
+            if kind:
+                return f"it uses the global {name}, an {kind}"
+        return ""
 
     def before(self, call: Call) -> State | None:
         """Note what a call could change; to be given to :meth:`after`. None if it cannot go to a process."""
@@ -92,6 +115,22 @@ class Probation:
             self.against = _change(before, self._state(call)) or self._is_shared(result, call)
         except _Against as exc:
             self.against = str(exc)
+
+    def globals_here(self) -> GlobalsOf | None:
+        """Return what a worker is asked before the first trip: whether the globals that are read are the same there.
+
+        None if they cannot be pickled, and :attr:`against` says so.
+        """
+        values = {name: self._globals[name] for name in self._names if name in self._globals}
+        kept = {name: value for name, value in values.items() if not issubclass(type(value), _CODE)}
+        try:
+            return GlobalsOf(
+                self._globals["__name__"],
+                {name: _pickled(value, f"the global {name}") for name, value in kept.items()},
+            )
+        except _Against as exc:
+            self.against = str(exc)
+            return None
 
     def _state(self, call: Call) -> State:
         args, kwargs = call
@@ -121,6 +160,26 @@ class State(NamedTuple):
     arguments: bytes
     names: dict[str, bytes]
     variables: dict[contextvars.ContextVar[Any], int]
+
+
+class GlobalsOf:
+    """Called in a worker, says which global of a module is another one there, "" for none.
+
+    A worker imports the module afresh: what was set since then (a model that was loaded at start-up) is not there.
+    """
+
+    def __init__(self, module: str, values: dict[str, bytes]) -> None:
+        self.module, self.values = module, values
+        self.__qualname__ = f"globals of {module}"
+
+    def __call__(self) -> str:
+        names = vars(sys.modules.get(self.module) or importlib.import_module(self.module))
+        for name, packed in self.values.items():
+            if name not in names:
+                return name
+            if _pickled(names[name], name) != packed and not names[name] == pickle.loads(packed):  # noqa: SIM201
+                return name
+        return ""
 
 
 def _change(before: State, now: State) -> str:
@@ -228,6 +287,26 @@ class _Names(NamedTuple):
     read: set[str]
     assigned: set[str]
     attributes: set[str]
+
+
+def _calls_itself(code: CodeType, names: Mapping[str, Any]) -> bool:
+    """Whether a function names itself, or a method what has its name of the same object."""
+    own, first, todo = code.co_name, code.co_varnames[: min(code.co_argcount, 1)], [code]
+    is_global = getattr(names.get(own), "__code__", None) is code
+    while todo:
+        each = todo.pop()
+        before: tuple[Any, ...] = ()
+        for instruction in dis.get_instructions(each):
+            name, opname = instruction.argval, instruction.opname
+            if name == own and opname == "LOAD_GLOBAL" and is_global:
+                return True
+            if name == own and opname in ("LOAD_ATTR", "LOAD_METHOD") and before == first != ():
+                return True
+            # The object is put on the stack right before; Python 3.13 may do that together with something else.
+            loads = opname.startswith(("LOAD_FAST", "LOAD_DEREF", "STORE_FAST_LOAD_FAST"))
+            before = () if not loads else name[-1:] if isinstance(name, tuple) else (name,)
+        todo.extend(const for const in each.co_consts if isinstance(const, CodeType))
+    return False
 
 
 def _names_of(code: CodeType, names: Mapping[str, Any]) -> _Names:

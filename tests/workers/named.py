@@ -7,6 +7,7 @@ import contextvars
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,3 +134,69 @@ def handler_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return below()
 
     return handler()
+
+
+class Refused(Exception):
+    """An exception that does not pickle by itself: its arguments are not those of its constructor."""
+
+    def __init__(self, code: int, *, where: str) -> None:
+        super().__init__(f"refused: {code}")
+        self.code, self.where = code, where
+
+
+def raises(kind: str, _value: Any = None) -> None:
+    """Raise what a future cannot be given, or what does not pickle."""
+    if kind == "refused":
+        raise Refused(7, where="here")
+    errors: dict[str, BaseException] = {
+        "stop": StopIteration(3), "exit": SystemExit(4), "cancelled": asyncio.CancelledError("mine"),
+        "interrupt": KeyboardInterrupt(), "group": ExceptionGroup("several", [ValueError(1), KeyError(2)]),
+    }  # fmt: skip
+    raise errors[kind]
+
+
+def promises(value: Any) -> Any:
+    """Return a coroutine, for the caller to await."""
+    return awaited(value)
+
+
+def takes(**kwargs: Any) -> list[str]:
+    """Take arguments of any name."""
+    return sorted(kwargs)
+
+
+def recurses(depth: int) -> int:
+    """Call itself."""
+    return recurses(depth - 1) + 1 if depth else 0
+
+
+def even(depth: int) -> bool:
+    """Call itself by way of another function."""
+    return odd(depth - 1) if depth else True
+
+
+def odd(depth: int) -> bool:
+    """See ``even``."""
+    return even(depth - 1) if depth else False
+
+
+def reports(value: Any = None) -> tuple[Any, str, str]:
+    """Ask for the exception that the caller handles."""
+    return value, traceback.format_exc(), threading.current_thread().name
+
+
+local = threading.local()
+
+
+def uses_local() -> str:
+    """Use what is another one in another thread."""
+    return str(vars(local)) + threading.current_thread().name
+
+
+model: dict[str, int] | None = None
+
+
+def predicts(value: int) -> tuple[int, int]:
+    """Use a global that the program sets when it starts; return the process too."""
+    assert model is not None
+    return model["a"] + value, os.getpid()

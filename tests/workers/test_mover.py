@@ -6,7 +6,9 @@ import asyncio
 import inspect
 import logging
 import os
+import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,12 +54,19 @@ def stall_in(function: str, *callers: str, cause: Cause = Cause.PYTHON, module: 
     )  # fmt: skip
 
 
-def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON) -> None:
+def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON, module: str = MODULE) -> None:
     """Have the agent see as many stalls as flag a function."""
     mover = agent._mover
     assert mover is not None
     for number in range(agent.config.flag_after):
-        mover.saw(stall_in(function, *callers, cause=cause, at=1.0 + number))
+        mover.saw(stall_in(function, *callers, cause=cause, module=module, at=1.0 + number))
+
+
+def skip_probation(agent: Agent, function: str) -> None:
+    """Have a function go to a process with its first call."""
+    moved = agent._mover._listed[f"{MODULE}:{function}"].moved  # type: ignore[union-attr]
+    assert moved is not None and moved.probation is not None
+    moved.probation.left = 0
 
 
 def told(agent: Agent, name: str) -> loopwatch.events.OffloadStats:
@@ -380,6 +389,166 @@ def test_a_task_factory_of_the_program_is_kept(make: Callable[..., Agent]) -> No
 
     assert scenario(runner("asyncio"), test)[0].startswith("loopwatch-threads")
     assert made[0] == "handler_of.<locals>.handler"
+
+
+@pytest.mark.parametrize("cause", [Cause.IO, Cause.PYTHON])
+def test_what_a_plain_function_raises(run: Run, make: Callable[..., Agent], cause: Cause) -> None:
+    """From a thread and from a process each exception arrives as what it is: also one that a future cannot hold, that
+    would end the program, or whose class does not pickle.
+    """
+    agent = make(transparent_offload=[f"{MODULE}:raises"])
+
+    async def raised(kind: str) -> BaseException:
+        try:
+            named.raises(kind)
+        except BaseException as exc:
+            return exc
+        raise AssertionError
+
+    async def test() -> list[BaseException]:
+        flag(agent, "raises", cause=cause)
+        skip_probation(agent, "raises")
+        kinds = ("stop", "exit", "cancelled", "interrupt", "refused", "group")
+        return [await asyncio.create_task(raised(kind)) for kind in kinds]
+
+    stop, ends, cancelled, interrupt, refused, group = scenario(run, test)
+    assert isinstance(stop, StopIteration) and stop.value == 3
+    assert isinstance(ends, SystemExit) and ends.code == 4
+    assert type(cancelled) is asyncio.CancelledError and cancelled.args == ("mine",)
+    assert type(interrupt) is KeyboardInterrupt
+    assert type(refused) is named.Refused
+    assert (str(refused), refused.code, refused.where) == ("refused: 7", 7, "here")
+    assert isinstance(group, ExceptionGroup) and len(group.exceptions) == 2
+    stats = told(agent, "raises")
+    assert (stats.calls, stats.inline, stats.failed) == (6, 0, 6)
+
+
+def test_a_coroutine_that_a_plain_function_returns(run: Run, make: Callable[..., Agent]) -> None:
+    """It is given to the caller, who awaits it, and not awaited in the thread."""
+    agent = make(transparent_offload=[f"{MODULE}:promises"])
+
+    async def test() -> Any:
+        flag(agent, "promises", cause=Cause.IO)
+        return await (await in_task(named.promises, 5))
+
+    assert scenario(run, test) == (5, HERE, threading.current_thread().name)
+    assert told(agent, "promises").thread == 1
+
+
+@pytest.mark.parametrize("cause", [Cause.IO, Cause.PYTHON])
+def test_arguments_of_any_name(run: Run, make: Callable[..., Agent], cause: Cause) -> None:
+    """Keyword arguments that are named as those of our own functions are the function's."""
+    names = ["self", "args", "kwargs", "function", "place", "moved", "listed", "original", "around"]
+    agent = make(transparent_offload=[f"{MODULE}:takes"])
+
+    async def handler() -> Any:
+        return named.takes(**dict.fromkeys(names))
+
+    async def test() -> Any:
+        flag(agent, "takes", cause=cause)
+        skip_probation(agent, "takes")
+        return await asyncio.create_task(handler())
+
+    assert scenario(run, test) == sorted(names)
+    assert told(agent, "takes").inline == 0
+
+
+def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
+    """A function that calls itself stays as it is, and its caller counts instead; one that does by way of another is
+    left alone once it is found out. Both recurse as deep as they could before.
+    """
+    agent = make(transparent_offload=[f"{MODULE}:{name}" for name in ("recurses", "even", "calls_another")])
+    codes = [function.__code__ for function in (named.recurses, named.even)]
+    deep = sys.getrecursionlimit() // 2
+
+    async def test() -> list[Any]:
+        flag(agent, "recurses", cause=Cause.IO)
+        flag(agent, "even", cause=Cause.IO)
+        found = [await in_task(named.recurses, deep), named.even(8), named.even(deep // 2 * 2)]
+        flag(agent, "recurses", "calls_another", cause=Cause.IO)
+        return found
+
+    assert scenario(run, test) == [deep, True, True]
+    assert [function.__code__ for function in (named.recurses, named.even)] == codes
+    for name in ("recurses", "even"):
+        assert told(agent, name).reason == "it calls itself: name the function that calls it"
+    assert told(agent, "even").calls == 2
+    assert told(agent, "calls_another").to == "thread"
+
+
+def test_globals_of_a_worker(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that reads a global that was set after its module was imported does not go to a process, where it
+    would be another one.
+    """
+    agent = make(transparent_offload=[f"{MODULE}:predicts"])
+    monkeypatch.setattr(named, "model", {"a": 1})
+
+    async def test() -> Any:
+        flag(agent, "predicts")
+        return await until_moved(named.predicts, 5)
+
+    assert scenario(run, test) == (6, HERE)
+    stats = told(agent, "predicts")
+    assert (stats.inline, stats.thread, stats.process, stats.failed) == (3, 1, 0, 0)
+    assert stats.reason.endswith("the global model is another one there: it was set after its module was imported")
+
+
+def test_what_belongs_to_its_thread_stays(run: Run, make: Callable[..., Agent]) -> None:
+    """A function that uses a ``threading.local``, and one that asks for the exception that its caller handles, stay;
+    the latter only while there is one.
+    """
+    agent = make(transparent_offload=[f"{MODULE}:uses_local", f"{MODULE}:reports"])
+
+    async def handles() -> Any:
+        try:
+            raise KeyError("of ours")
+        except KeyError:
+            return named.reports()
+
+    async def test() -> list[Any]:
+        flag(agent, "uses_local", cause=Cause.IO)
+        flag(agent, "reports", cause=Cause.IO)
+        named.local.value = 1
+        return [
+            await in_task(named.uses_local), await asyncio.create_task(handles()), await in_task(named.reports),
+        ]  # fmt: skip
+
+    local, handled, other = scenario(run, test)
+    assert local == "{'value': 1}" + threading.current_thread().name
+    assert "KeyError: 'of ours'" in handled[1]
+    assert other[2].startswith("loopwatch-threads")
+    assert told(agent, "uses_local").reason == "it uses the global local, an _thread._local"
+    assert told(agent, "reports").left == {"its caller handled an exception, for which it may ask": 1}
+
+
+def test_program_without_guard(tmp_path: Path) -> None:
+    """A program that would run once more in a worker that imports it moves functions to threads, and runs once."""
+    (tmp_path / "work.py").write_text("import os\ndef where(): return os.getpid()\n")
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+            import asyncio, os, sys
+            import loopwatch, work
+            from tests.workers.test_mover import flag, in_task
+
+            agent = loopwatch.install(transparent_offload=["work:where"], log_level="CRITICAL")
+
+            async def main():
+                flag(agent, "where", module="work")
+                print({await in_task(work.where) == os.getpid() for _ in range(5)})
+                print(agent.snapshot().offload[0].reason)
+
+            asyncio.run(main())
+        """)
+    )
+    paths = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    ran = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "{True}"
+    assert lines[1].endswith("__main__ would run in it: it has no if __name__ == '__main__'")
+    assert len(lines) == 2
 
 
 # -- auto_offload -----------------------------------------------------------------------------------------------------
