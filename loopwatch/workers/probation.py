@@ -109,7 +109,7 @@ class Probation:
         """Compare once the call has returned."""
         if self.against or before is None:
             return
-        self.left -= 1
+        self.left = max(self.left - 1, 0)  # several calls may be on trial at once
         try:
             _pickled(result, "its result")
             self.against = _change(before, self._state(call)) or self._is_shared(result, call)

@@ -200,3 +200,13 @@ def predicts(value: int) -> tuple[int, int]:
     """Use a global that the program sets when it starts; return the process too."""
     assert model is not None
     return model["a"] + value, os.getpid()
+
+
+async def awaited_even(depth: int) -> bool:
+    """Call itself by way of another coroutine function."""
+    return await awaited_odd(depth - 1) if depth else True
+
+
+async def awaited_odd(depth: int) -> bool:
+    """See ``awaited_even``."""
+    return await awaited_even(depth - 1) if depth else False

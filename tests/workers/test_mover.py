@@ -570,6 +570,35 @@ def test_coroutine_function_moves(run: Run, make: Callable[..., Agent]) -> None:
     assert (told(agent, "awaited").way, told(agent, "awaited").process) == ("auto_offload", 1)
 
 
+def test_calls_at_once_are_compared(run: Run, make: Callable[..., Agent]) -> None:
+    """More calls at once than are compared do not keep a coroutine function from moving."""
+    agent = make(auto_offload=[f"{MODULE}:awaited"])
+
+    async def test() -> list[Any]:
+        flag(agent, "awaited")
+        first = await asyncio.gather(*(named.awaited(number) for number in range(5)))
+        return [*first, await named.awaited(5)]
+
+    found = scenario(run, test)
+    assert [value for value, _, _ in found] == [0, 1, 2, 3, 4, 5]
+    assert [pid == HERE for _, pid, _ in found] == [True] * 5 + [False]
+
+
+def test_coroutine_functions_that_call_each_other(run: Run, make: Callable[..., Agent]) -> None:
+    """From within a thread a coroutine function runs where it is: more of them than there are threads do not wait for
+    each other for good.
+    """
+    agent = make(auto_offload=[f"{MODULE}:awaited_even"])
+
+    async def test() -> bool:
+        flag(agent, "awaited_even", cause=Cause.IO)
+        return await named.awaited_even(100)
+
+    assert scenario(run, test) is True
+    stats = told(agent, "awaited_even")
+    assert (stats.thread, stats.inline) == (1, 50)
+
+
 def test_objects_of_a_loop_are_refused(run: Run, make: Callable[..., Agent]) -> None:
     """A call with a lock, queue or future of asyncio among its arguments stays inline, and is counted with why."""
     agent = make(auto_offload=[f"{MODULE}:awaited"])
