@@ -389,7 +389,8 @@ class Moved:
         with self._lock:
             self._runs.append((run, cpu))
             self._is_slow = run >= BUDGET / 2 or len(self._runs) < ENOUGH
-        if self.to == "auto":
+        # To judge a quick call takes longer than to measure it: that is made up for with the next slow one.
+        if self.to == "auto" and (self._is_slow or self._decision.to != "inline"):
             self._decide()
 
     def known_from(self, stalls: int, run: float, cause: Cause) -> None:
@@ -430,6 +431,8 @@ class Moved:
 
     def stats(self) -> OffloadStats:
         """Return its figures."""
+        if self.to == "auto":
+            self._decide()
         decision, counts, runs = self.decision, self._counts, sorted(run for run, _ in self._runs)
         known = {name: counts[name] for name in ("calls", "inline", "thread", "process", "failed")}
         return OffloadStats(

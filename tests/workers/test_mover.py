@@ -20,7 +20,7 @@ import loopwatch
 from loopwatch import Cause, Frame, Stall
 from loopwatch.agent import Agent
 from loopwatch.events import Evidence
-from loopwatch.workers import defaults
+from loopwatch.workers import defaults, moved
 from loopwatch.workers.mover import OUTSIDE
 from tests.conftest import Run, runner
 from tests.workers import named
@@ -474,6 +474,29 @@ def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
         assert told(agent, name).reason == "it calls itself: name the function that calls it"
     assert told(agent, "even").calls == 2
     assert told(agent, "calls_another").to == "thread"
+
+
+def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that became quick costs little for each call: it is judged again when it was slow, or is asked for."""
+    agent = make(transparent_offload=[f"{MODULE}:takes"])
+    judged, real = [], moved.decide
+
+    def decide(*args: Any) -> Any:
+        judged.append(args)
+        return real(*args)
+
+    async def test() -> None:
+        flag(agent, "takes", cause=Cause.IO)
+        for _ in range(60):  # until the calls that flagged it are forgotten
+            named.takes()
+        monkeypatch.setattr(moved, "decide", decide)
+        for _ in range(100):
+            named.takes()
+
+    scenario(run, test)
+    assert len(judged) < 50  # all but those that this busy machine made slow
+    assert told(agent, "takes").calls == 160
+    assert told(agent, "takes").reason.startswith("it takes")
 
 
 def test_globals_of_a_worker(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
