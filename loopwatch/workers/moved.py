@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from loopwatch.errors import NotPicklable
+from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.workers import clocks, defaults, launch, settings, worker
 from loopwatch.workers.interpreters import gil_enabled
@@ -101,12 +101,12 @@ class Timed:
 
     Args:
         function: what to call.
-        as_called: give what it returns as it is, also a coroutine, and what it raises as :class:`Raised` where it would
-            be put into words on its way otherwise: as those expect it who call a plain function.
+        as_called: give what it raises as :class:`Raised` where it would be put into words on its way otherwise.
+        awaits: run a coroutine that it returns to its end.
     """
 
-    def __init__(self, function: Any, *, as_called: bool = False) -> None:
-        self.function, self.as_called = function, as_called
+    def __init__(self, function: Any, *, as_called: bool = False, awaits: bool = True) -> None:
+        self.function, self.as_called, self.awaits = function, as_called, awaits
         self.__qualname__ = function.__qualname__
         self.__module__ = function.__module__
 
@@ -118,8 +118,17 @@ class Timed:
             if not self.as_called or _survives(exc):
                 raise
             return Raised(exc), *clocks.used(began)
-        if not self.as_called and inspect.iscoroutine(result):
-            return _finished(result, began)
+        if self.awaits and inspect.iscoroutine(result):
+            return self._finished(result, began)
+        return result, *clocks.used(began)
+
+    async def _finished(self, coroutine: Any, began: clocks.Clocks) -> tuple[Any, float, float]:
+        try:
+            result = await coroutine
+        except Exception as exc:
+            if not self.as_called or _survives(exc):
+                raise
+            result = Raised(exc)
         return result, *clocks.used(began)
 
     def __eq__(self, other: object) -> bool:
@@ -155,10 +164,6 @@ class _Within:
 
     async def _awaited(self, coroutine: Any) -> Any:
         return await asyncio.get_running_loop().create_task(coroutine, context=self.context)
-
-
-async def _finished(coroutine: Any, began: clocks.Clocks) -> tuple[Any, float, float]:
-    return await coroutine, *clocks.used(began)
 
 
 class Moved:
@@ -244,13 +249,16 @@ class Moved:
         """Run one call at ``place``."""
         if place == "inline":
             return await self._inline_to_its_end(args, kwargs)
-        return await self.elsewhere(place, args, kwargs)
+        result = await self.elsewhere(place, args, kwargs)
+        if type(result) is Raised:
+            raise result.error
+        return result
 
     async def elsewhere(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call in another thread or process, or on a backend.
 
-        Of a plain function that shares the context of its caller, returns :class:`Raised` for what it raised that
-        cannot be raised here.
+        Of a function that shares the context of its caller, returns :class:`Raised` for what it raised that cannot be
+        raised here.
         """
         self._counts["calls"] += 1
         try:
@@ -264,9 +272,9 @@ class Moved:
             self._counts["failed"] += 1
             raise
 
-    @property
-    def _is_as_called(self) -> bool:
-        return self.shares_context and not self._is_coroutine
+    def _timed(self, function: Any) -> Timed:
+        """Return what is sent for the function: with the context of its caller it does what a call does."""
+        return Timed(function, as_called=self.shares_context, awaits=self._is_coroutine or not self.shares_context)
 
     def _sent(self, place: Any) -> Any:
         """Return what is sent there for the function: itself, or to another process its name, if it is known there."""
@@ -338,14 +346,18 @@ class Moved:
             else:
                 if place == "process" and await self._differs_there():
                     return await self._measured_elsewhere("thread", args, kwargs)
-                timed = Timed(self._sent(place), as_called=self._is_as_called)
-                result, run, cpu = await self._send(place, timed, args, kwargs)
+                result, run, cpu = await self._send(place, self._timed(self._sent(place)), args, kwargs)
         except NotPicklable as exc:
             self.bound, self._bound_until = str(exc), self._counts["calls"] + AGAIN
             self._decide()
             if isinstance(exc.__cause__, worker.RemoteTraceback):  # of the result: the call has run, and runs once
                 raise
             return await self._measured_elsewhere("thread", args, kwargs)
+        except OffloadError as exc:
+            if type(exc) is OffloadError and self.shares_context and not self.bound:  # what it raised did not survive
+                self.bound = str(exc)
+                self._decide()
+            raise
         finally:
             self._away -= 1
         self._counts[place] += 1
@@ -378,8 +390,7 @@ class Moved:
         context = contextvars.copy_context()
         before = dict(context)
         try:
-            timed = Timed(_Within(context, self.function), as_called=self._is_as_called)
-            return await self._send("thread", timed, args, kwargs)
+            return await self._send("thread", self._timed(_Within(context, self.function)), args, kwargs)
         finally:
             for variable, value in context.items():
                 if before.get(variable, before) is not value:

@@ -151,6 +151,7 @@ def raises(kind: str, _value: Any = None) -> None:
     errors: dict[str, BaseException] = {
         "stop": StopIteration(3), "exit": SystemExit(4), "cancelled": asyncio.CancelledError("mine"),
         "interrupt": KeyboardInterrupt(), "group": ExceptionGroup("several", [ValueError(1), KeyError(2)]),
+        "nested": ExceptionGroup("several", [Refused(8, where="there")]),
     }  # fmt: skip
     raise errors[kind]
 
@@ -200,6 +201,12 @@ def predicts(value: int) -> tuple[int, int]:
     """Use a global that the program sets when it starts; return the process too."""
     assert model is not None
     return model["a"] + value, os.getpid()
+
+
+async def awaited_raises(kind: str) -> None:
+    """Raise after a turn of the loop."""
+    await asyncio.sleep(0)
+    raises(kind)
 
 
 async def awaited_even(depth: int) -> bool:

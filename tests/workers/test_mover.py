@@ -423,6 +423,40 @@ def test_what_a_plain_function_raises(run: Run, make: Callable[..., Agent], caus
     assert (stats.calls, stats.inline, stats.failed) == (6, 0, 6)
 
 
+def test_what_cannot_arrive_at_all(run: Run, make: Callable[..., Agent]) -> None:
+    """An exception that nothing can pickle is put into words once; from then on its function goes to threads."""
+    agent = make(transparent_offload=[f"{MODULE}:raises"])
+
+    async def raised() -> BaseException:
+        with pytest.raises(Exception) as caught:
+            named.raises("nested")
+        return caught.value
+
+    async def test() -> list[BaseException]:
+        flag(agent, "raises")
+        skip_probation(agent, "raises")
+        return [await asyncio.create_task(raised()) for _ in range(2)]
+
+    first, second = scenario(run, test)
+    assert type(first) is loopwatch.OffloadError
+    assert isinstance(second, ExceptionGroup) and type(second.exceptions[0]) is named.Refused
+    assert "a process would be better, but the result cannot be unpickled here" in told(agent, "raises").reason
+
+
+def test_what_a_coroutine_function_raises(run: Run, make: Callable[..., Agent]) -> None:
+    """An exception whose class does not pickle arrives as what it is."""
+    agent = make(auto_offload=[f"{MODULE}:awaited_raises"])
+
+    async def test() -> Any:
+        flag(agent, "awaited_raises")
+        skip_probation(agent, "awaited_raises")
+        with pytest.raises(named.Refused) as caught:
+            await named.awaited_raises("refused")
+        return caught.value
+
+    assert (scenario(run, test).where, told(agent, "awaited_raises").failed) == ("here", 1)
+
+
 def test_a_coroutine_that_a_plain_function_returns(run: Run, make: Callable[..., Agent]) -> None:
     """It is given to the caller, who awaits it, and not awaited in the thread."""
     agent = make(transparent_offload=[f"{MODULE}:promises"])
