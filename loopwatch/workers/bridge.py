@@ -212,6 +212,13 @@ def is_open() -> bool:
     return isinstance(stepper, _Stepper) and stepper.seat.hub is not None and stepper.seat.owner == _current_task()
 
 
+def is_in_own_context() -> bool:
+    """Whether the context is that of the task, and not one that ``Context.run`` has entered, and nobody else may."""
+    stepper = greenlet.getcurrent()
+    hub = stepper.seat.hub if isinstance(stepper, _Stepper) else None
+    return hub is not None and stepper.gr_context is hub.gr_context
+
+
 def wait(awaitable: Awaitable[Any]) -> Any:
     """Wait for ``awaitable`` from within a plain function: its task is suspended, the loop goes on.
 

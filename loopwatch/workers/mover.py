@@ -37,6 +37,7 @@ AUTO, TRANSPARENT = "auto_offload", "transparent_offload"
 MOST_WITHIN = 10
 """Calls of a function within itself after which it is left alone: each takes more of the recursion limit."""
 OUTSIDE = "they were made outside a bridged task"
+WITHIN_CONTEXT = "they were made within Context.run(), and no other task could enter that context meanwhile"
 _OWN = str(Path(__file__).parents[1])
 _IMMUTABLE_TYPE, _HEAP_TYPE = 1 << 8, 1 << 9
 """Flags of a type: see ``Py_TPFLAGS_IMMUTABLETYPE`` in CPython's Include/object.h."""
@@ -223,7 +224,8 @@ class Mover:
             if asyncio is not None and asyncio._get_running_loop() is not None:
                 moved.left[OUTSIDE] += 1
             return moved.inline(args, kwargs)
-        against = held.why_not_here(sys._getframe()) or self._why_inline(listed, args, kwargs)
+        against = "" if self._bridges.is_in_own_context() else WITHIN_CONTEXT
+        against = against or held.why_not_here(sys._getframe()) or self._why_inline(listed, args, kwargs)
         if against:
             moved.left[against] += 1
             return moved.inline(args, kwargs)

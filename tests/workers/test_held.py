@@ -284,3 +284,19 @@ def test_long_function_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert names["long"](here) == "long() holds lock"
     assert 0 < len(parsed) < 5
     assert max(parsed) < 5
+
+
+def test_acquire_in_a_long_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found behind hundreds of other names too, without taking the function apart instruction by instruction."""
+    many = "\n    ".join(f"here.name{number} = here.name{number // 2 * 2 + 1} = {number}" for number in range(300))
+    source = f"def long(here, lock):\n    {many}\n    lock.acquire()\n    said = here()\n    lock.release()\n    return said\n"
+    file = tmp_path / "long.py"
+    file.write_text(source)
+    names: dict[str, Any] = {}
+    exec(compile(source, str(file), "exec"), names)
+    monkeypatch.delattr(held.dis, "get_instructions")
+
+    def asks() -> str:
+        return here()
+
+    assert names["long"](asks, threading.Lock()) == "long() holds lock"

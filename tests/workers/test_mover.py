@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import os
@@ -21,7 +22,7 @@ from loopwatch import Cause, Frame, Stall
 from loopwatch.agent import Agent
 from loopwatch.events import Evidence
 from loopwatch.workers import defaults, moved
-from loopwatch.workers.mover import OUTSIDE
+from loopwatch.workers.mover import OUTSIDE, WITHIN_CONTEXT
 from tests.conftest import Run, runner
 from tests.workers import named
 
@@ -485,6 +486,23 @@ def test_arguments_of_any_name(run: Run, make: Callable[..., Agent], cause: Caus
 
     assert scenario(run, test) == sorted(names)
     assert told(agent, "takes").inline == 0
+
+
+def test_shared_context(run: Run, make: Callable[..., Agent]) -> None:
+    """Tasks that run it in one context, as they could, find it free: within ``Context.run`` a call stays inline."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+    context = contextvars.copy_context()
+
+    async def handler() -> Any:
+        await asyncio.sleep(0)
+        return context.run(named.where)
+
+    async def test() -> Any:
+        flag(agent, "where", cause=Cause.IO)
+        return await asyncio.gather(*(asyncio.create_task(handler()) for _ in range(2)))
+
+    assert scenario(run, test) == [(None, HERE, threading.current_thread().name)] * 2
+    assert told(agent, "where").left == {WITHIN_CONTEXT: 2}
 
 
 def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
