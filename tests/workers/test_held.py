@@ -289,7 +289,9 @@ def test_long_function_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_acquire_in_a_long_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is found behind hundreds of other names too, without taking the function apart instruction by instruction."""
     many = "\n    ".join(f"here.name{number} = here.name{number // 2 * 2 + 1} = {number}" for number in range(300))
-    source = f"def long(here, lock):\n    {many}\n    lock.acquire()\n    said = here()\n    lock.release()\n    return said\n"
+    source = (
+        f"def long(here, lock):\n    {many}\n    lock.acquire()\n    try: return here()\n    finally: lock.release()\n"
+    )
     file = tmp_path / "long.py"
     file.write_text(source)
     names: dict[str, Any] = {}
