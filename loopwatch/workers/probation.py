@@ -10,8 +10,10 @@ import dis
 import importlib
 import io
 import itertools
+import math
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ RUNS = 3
 """Calls that are compared before a function may go to a process."""
 MOST_BYTES = 8 << 20
 """Bytes of arguments, result and globals that are compared; what is larger is not moved to a process."""
+MOST_SECONDS = 0.02
+"""Processor s that may be spent on comparing one call, before and again after it: it holds the loop."""
 MOST_LOOKED_AT = 1000
 """Objects inside the arguments of a call that are looked at for what belongs to an event loop."""
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...))
@@ -111,7 +115,7 @@ class Probation:
             return
         self.left = max(self.left - 1, 0)  # several calls may be on trial at once
         try:
-            _pickled(result, "its result")
+            _pickled(result, "its result", time.thread_time() + MOST_SECONDS)
             self.against = _change(before, self._state(call)) or self._is_shared(result, call)
         except _Against as exc:
             self.against = str(exc)
@@ -134,9 +138,10 @@ class Probation:
 
     def _state(self, call: Call) -> State:
         args, kwargs = call
+        ends = time.thread_time() + MOST_SECONDS
         return State(
-            _pickled((args, dict(kwargs)), "its arguments"),
-            {name: _pickled(value, f"the global {name}") for name, value in self._mutable()},
+            _pickled((args, dict(kwargs)), "its arguments", ends),
+            {name: _pickled(value, f"the global {name}", ends) for name, value in self._mutable()},
             {variable: id(value) for variable, value in contextvars.copy_context().items()},
         )
 
@@ -250,7 +255,13 @@ class _Against(Exception):  # noqa: N818 - a finding
 
 
 class _Bounded(io.BytesIO):
-    def write(self, data: Any) -> int:
+    def __init__(self, ends: float) -> None:
+        super().__init__()
+        self._ends = ends
+
+    def write(self, data: Any) -> int:  # by the pickler, every 64 kB or so
+        if time.thread_time() > self._ends:
+            raise TimeoutError
         if self.tell() + len(data) > MOST_BYTES:
             raise OverflowError
         return super().write(data)
@@ -263,12 +274,14 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickled(value: Any, what: str) -> bytes:
-    stream = _Bounded()
+def _pickled(value: Any, what: str, ends: float = math.inf) -> bytes:
+    stream = _Bounded(ends)
     try:
         _Pickler(stream, 5).dump(value)
     except OverflowError:
         raise _Against(f"{what}: more than {MOST_BYTES >> 20} MB are too much to be compared") from None
+    except TimeoutError:
+        raise _Against(f"{what}: it takes more than {MOST_SECONDS * 1e3:g} ms to compare them") from None
     except _Against:
         raise
     except Exception as exc:

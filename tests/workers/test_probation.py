@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import sqlite3
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -225,3 +226,19 @@ def test_large_arguments_are_looked_at_in_part() -> None:
     numbers = [1] * (10 * MOST_LOOKED_AT)
     assert of_a_loop((([asyncio.Event(), numbers],), {})) == ""
     assert of_a_loop((([numbers, asyncio.Event()],), {})) == "asyncio.locks.Event"
+
+
+def test_what_takes_long_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small objects, which hold the loop long before they are too many bytes, are given up in time."""
+    readings: list[float] = []
+
+    def thread_time() -> float:
+        readings.append(0.015 * len(readings))
+        return readings[-1]
+
+    call = ([Holder([number]) for number in range(50_000)],), dict[str, Any]()
+    monkeypatch.setattr(time, "thread_time", thread_time)
+    probation = Probation(pure)
+    assert probation.before(call) is None
+    assert probation.against == "its arguments: it takes more than 20 ms to compare them"
+    assert len(readings) == 3  # at the beginning, and with the first two pieces of a MB or so
