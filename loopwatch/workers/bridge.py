@@ -209,7 +209,9 @@ def _current_task() -> int:
 def is_open() -> bool:
     """Whether a plain function that is called here may wait."""
     stepper = greenlet.getcurrent()
-    return isinstance(stepper, _Stepper) and stepper.seat.hub is not None and stepper.seat.owner == _current_task()
+    if not isinstance(stepper, _Stepper) or stepper.seat.hub is None:
+        return False
+    return stepper.seat.owner == _current_task() != 0  # there is none where another library than asyncio runs it
 
 
 def is_in_own_context() -> bool:

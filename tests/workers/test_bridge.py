@@ -237,6 +237,17 @@ def test_outside() -> None:
     asyncio.run(main())
 
 
+def test_closed_without_asyncio() -> None:
+    """Where no loop of asyncio runs the coroutine there is nothing to wait with."""
+
+    async def handler() -> bool:
+        return is_open()
+
+    with pytest.raises(StopIteration) as ended:
+        Bridged(handler()).send(None)
+    assert ended.value.value is False
+
+
 def test_it_passes_for_its_coroutine() -> None:
     """asyncio takes it for a coroutine; name, code and frame are those of the coroutine."""
     coroutine = later(1)
