@@ -35,7 +35,8 @@ TO_NOWHERE = pickle.LONG_BINGET + NOWHERE.to_bytes(4, "little")
 """What a reference to such a tuple looks like in the pickle (``memo_get`` in CPython's Modules/_pickle.c)."""
 MOST_NAMES = 1000
 """Functions whose pickles are kept."""
-_NAMES: dict[Any, bytes] = {}
+_NAMES: tuple[dict[Any, bytes], dict[Any, bytes]] = ({}, {})
+"""What :func:`_name_of` returns, by whether functions of ``__main__`` are pickled by value."""
 _FUNCTIONS: dict[bytes, Any] = {}
 _LENGTH = struct.Struct("<H")
 _SIMPLE = frozenset((type(None), bool, int, float, str))
@@ -105,9 +106,10 @@ def _name_of(function: Any, *, by_value: bool) -> bytes | None:
     It stands in front of that of the arguments: both sides make it once, and know it again.
     """
     kind = type(function)
-    if kind is not FunctionType and kind is not BuiltinFunctionType and not getattr(kind, "is_by_name", False):
+    if kind is not FunctionType and kind is not BuiltinFunctionType:
         return None
-    name = _NAMES.get(function)
+    names = _NAMES[by_value]
+    name = names.get(function)
     if name is None:
         if kind is BuiltinFunctionType and not isinstance(function.__self__, ModuleType):
             return None
@@ -117,9 +119,9 @@ def _name_of(function: Any, *, by_value: bool) -> bytes | None:
             return None
         if by_value and _of_main(data):
             return None
-        if len(_NAMES) == MOST_NAMES:
-            _NAMES.clear()
-        name = _NAMES[function] = _LENGTH.pack(len(data)) + data
+        if len(names) >= MOST_NAMES:
+            names.clear()
+        name = names[function] = _LENGTH.pack(len(data)) + data
     return name
 
 
@@ -134,7 +136,11 @@ def decode_call(data: Any, buffers: list[Any], received: Sequence[int], flags: i
     name = bytes(data[_LENGTH.size : rest])
     function = _FUNCTIONS.get(name)
     if function is None:
-        function = _FUNCTIONS[name] = pickle.loads(name)
+        try:
+            function = _FUNCTIONS[name] = pickle.loads(name)
+        except BaseException:
+            handles.Passage(received).close()
+            raise
     return function, *decode(memoryview(data)[rest:], buffers, received)
 
 
@@ -190,6 +196,14 @@ def _dumps(value: Any, by_value: bool, aside: Any, anew: Callable[[], None]) -> 
     except Exception as exc:  # noqa: BLE001 - whatever a foreign __reduce__ raises, the same remedy is tried
         failure = exc
     anew()
+    try:
+        return _by_cloudpickle(value, aside, failure)
+    finally:
+        del failure  # it knows of this frame
+
+
+def _by_cloudpickle(value: Any, aside: Any, failure: Exception) -> bytes:
+    """Pickle what pickle alone cannot: ``failure`` says why."""
     try:
         import cloudpickle
     except ImportError:

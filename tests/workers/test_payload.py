@@ -303,15 +303,17 @@ def test_function_is_known_by_its_name(function: Any) -> None:
 
 
 def test_functions_without_a_name() -> None:
-    """Bound methods, partial functions, lambdas and functions of ``__main__`` that cannot be imported are not."""
+    """Bound methods, partial functions and lambdas are not, nor what ``__main__`` has if that cannot be imported."""
     for function in ([].append, functools.partial(print), lambda: None):
         packed = payload.encode_call(function, (1,), {}, None, by_value=False)
         assert not packed.flags & wire.NAMED
     made = types.FunctionType(module_function.__code__, {"__name__": "__main__"}, "made")
+    made.__qualname__ = "made"
     sys.modules["__main__"].made = made  # type: ignore[attr-defined]
     try:
-        packed = payload.encode_call(made, (), {}, None, by_value=True)
-        assert not packed.flags & wire.NAMED
+        for by_value in (True, False, True):
+            packed = payload.encode_call(made, (), {}, None, by_value=by_value)
+            assert bool(packed.flags & wire.NAMED) is not by_value
     finally:
         del sys.modules["__main__"].made  # type: ignore[attr-defined]
 
@@ -319,7 +321,7 @@ def test_functions_without_a_name() -> None:
 def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program with ever new functions does not make the table of names grow."""
     monkeypatch.setattr(payload, "MOST_NAMES", 3)
-    payload._NAMES.clear()
+    payload._NAMES[False].clear()
     for function in (len, print, abs, max, min, sum):
         payload.encode_call(function, (), {}, None, by_value=False)
-        assert len(payload._NAMES) <= 3
+        assert len(payload._NAMES[False]) <= 3
