@@ -86,7 +86,9 @@ class Backlog:
         if was_in_line and call.options.max_concurrency is not None:
             self._bring_back(call.function)  # it may have been in line in the place of one that had ended
         # Those that were given up are mere memory.
-        if len(self._line) > 2 * self.in_line + SPARE:
+        if not self.in_line:
+            self._line.clear()
+        elif len(self._line) > 2 * self.in_line + SPARE:
             self._line = _still(self._line, IN_LINE)
         aside = self._aside.get(call.function, [])
         if len(aside) > SPARE and len(aside) > 2 * self._count[ASIDE]:

@@ -211,15 +211,15 @@ class Crew:
     def retire(self, link: Link, why: str) -> None:
         """Replace a worker once it has done what it was sent."""
         self._counts["recycled"] += 1
-        self._employer.on_event("recycled", link.pid, why)
         link.stop()
+        self._employer.on_event("recycled", link.pid, why)
         self.staff()
 
     def kill(self, link: Link, why: str) -> None:
         """End a worker now."""
         if link.cause is None:
-            self._employer.on_event("killed", link.pid, why)
             link.kill(why)
+            self._employer.on_event("killed", link.pid, why)
 
     def watch_memory(self) -> None:
         """Look at the memory of busy workers as long as there are any, if it is limited."""

@@ -65,9 +65,6 @@ class Dispatcher:
     def accept(self, call: Call) -> None:
         """Have a call run that is pickled."""
         self._figures.counts["submitted"] += 1
-        if call.future.cancelled():
-            self._given_up(call)
-            return
         call.future.given_up = functools.partial(self._given_up, call)
         if not self.backlog and call.options.max_concurrency is None:
             link = self.crew.free(self._depth())
@@ -151,15 +148,15 @@ class Dispatcher:
 
     def _send(self, crew: Crew, link: Link, call: Call) -> None:
         self._give_room(call)
-        if link.state is IDLE:
-            link.state = BUSY
-            if self._options.on_event is not None:
-                self.on_event("busy", link.pid)
+        was_idle = link.state is IDLE
+        link.state = BUSY
         link.give(call)
         if link.first is call:
             self._begin(call)
+        if was_idle and self._options.on_event is not None:  # it may submit and cancel
+            self.on_event("busy", link.pid)
         limit = self._options.max_tasks_per_worker
-        if limit is not None and link.done + len(link.calls) >= limit:
+        if limit is not None and link.accepts and link.done + len(link.calls) >= limit:
             crew.retire(link, "it has done what one worker may")
 
     def _begin(self, call: Call) -> None:

@@ -23,7 +23,7 @@ from loopwatch.workers import handles, wire
 from loopwatch.workers.calls import Call
 from loopwatch.workers.launch import Launched, Launcher
 from loopwatch.workers.wire import Frame, Kind
-from loopwatch.workers.worker import FINISHED_AT, SKIPS, STARTED
+from loopwatch.workers.worker import FINISHED_AT, SKIPS, STARTED, UNWANTED
 
 TURN = 0.001
 """s of one turn of the loop that answers of one worker are handled for."""
@@ -122,7 +122,8 @@ class Link:
             sent = self._channel.send(part)
         except (BlockingIOError, InterruptedError):
             return part
-        except OSError:  # it is dying: what was not sent is given to another worker
+        except OSError as exc:
+            self._cannot_send(exc)
             return None
         return None if sent == len(part) else part[sent:]
 
@@ -139,8 +140,8 @@ class Link:
                 sent = self._channel.sendmsg(self._some())
         except (BlockingIOError, InterruptedError):
             sent = 0
-        except OSError:  # it is dying: what was not sent is given to another worker
-            out.clear()
+        except OSError as exc:
+            self._cannot_send(exc)
             sent = 0
         while sent:
             view, descriptors = out[0]
@@ -155,6 +156,12 @@ class Link:
                 self._loop.add_writer(self._channel.fileno(), self._flush)
             else:
                 self._loop.remove_writer(self._channel.fileno())
+
+    def _cannot_send(self, exc: OSError) -> None:
+        """It is dying, or made to: what was not sent is given to another worker then."""
+        self._out.clear()
+        if not isinstance(exc, ConnectionError):  # but, say, ENOBUFS
+            self.kill(f"nothing could be sent to it: {exc}")
 
     def _some(self) -> list[memoryview]:
         """Return the next parts, up to the first with descriptors of its own, of a slice in all."""
@@ -219,15 +226,18 @@ class Link:
         """As above; the calls that take the place of what was answered are sent together."""
         ends = time.perf_counter() + TURN
         self._held = True
-        while self._frames and self.state is not State.DEAD:
-            self._on_frame(self, self._frames.popleft())
-            if self._frames and time.perf_counter() >= ends:
+        try:
+            while self._frames and self.state is not State.DEAD:
+                self._on_frame(self, self._frames.popleft())
+                if self._frames and time.perf_counter() >= ends:
+                    break
+        finally:  # a log handler of the program may raise to end the loop, which may go on later
+            self._held = False
+            if self._frames and self.state is not State.DEAD:
                 self._handling = True
                 self._loop.call_soon(self._handle)
-                break
-        self._held = False
-        if self._out and not self._writing and not self._ended:
-            self._flush()
+            if self._out and not self._writing and not self._ended:
+                self._flush()
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
@@ -275,10 +285,11 @@ class Link:
     def skip(self, call: Call) -> None:
         """Tell the worker not to begin ``call``; it may just have begun it: see :meth:`has_begun` a turn later.
 
-        There is room for as many as a worker is ever sent: it answers what it skips, in its turn.
+        There is room for as many as a worker is ever sent, each once: it answers what it skips, in its turn.
         """
-        struct.pack_into("<Q", self._shared, STARTED.size * (1 + self._skips % SKIPS), call.number)
-        self._skips += 1
+        if call.number not in UNWANTED.unpack_from(self._shared, STARTED.size):
+            struct.pack_into("<Q", self._shared, STARTED.size * (1 + self._skips % SKIPS), call.number)
+            self._skips += 1
 
     # -- ending ---------------------------------------------------------------------------------------------------
 

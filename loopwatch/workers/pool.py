@@ -228,12 +228,15 @@ class WorkerPool:
             call.payload = packed if isinstance(packed, payload.Payload) else await in_turns(packed, held)
             if self._closing:
                 raise PoolClosed(f"{self.name} was closed")
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - raised again below
             error = blame(call.function, args, kwargs, exc) if isinstance(exc, NotPicklable) else exc
-            self._not_prepared(dispatcher, call, error)
-            if error is exc:
-                raise
-            raise error from exc.__cause__
+            try:
+                self._not_prepared(dispatcher, call, error)
+                if error is exc:
+                    raise
+                raise error from exc.__cause__
+            finally:
+                del error  # it knows of this frame
         call.is_prepared = True
         dispatcher.preparing -= 1
         dispatcher.accept(call)

@@ -39,12 +39,13 @@ from loopwatch.workers.wire import Frame, Kind
 STARTED = struct.Struct("<Q")
 """Id of the call that was begun last, at the start of the memory that parent and worker share."""
 SKIPS = 7
-"""Ids of cancelled calls that the worker must not begin, behind it."""
+"""Calls that the worker must not begin, as nobody wants them of it any more: at most."""
+UNWANTED = struct.Struct(f"<{SKIPS}Q")
+"""Their ids, behind it."""
+_NO_SKIPS = bytes(UNWANTED.size)
 FINISHED_AT = STARTED.size * (1 + SKIPS)
 """Where the id of the call stands whose result was ready last, though it may still be on its way."""
 SHARED_SIZE = FINISHED_AT + STARTED.size
-_SKIPS = struct.Struct(f"<{SKIPS}Q")
-_NO_SKIPS = bytes(_SKIPS.size)
 STATUS = struct.Struct("<ii")
 """What the fork server tells of a worker that has ended: pid, wait status."""
 BROKEN = 70
@@ -392,7 +393,7 @@ class Worker:
 
     def _skips(self, call: int) -> bool:
         skips = self._shared[STARTED.size : FINISHED_AT]
-        return skips != _NO_SKIPS and call in _SKIPS.unpack(skips)
+        return skips != _NO_SKIPS and call in UNWANTED.unpack(skips)
 
     def _grown(self) -> int:
         if self._max_memory is None:

@@ -130,6 +130,7 @@ def test_what_was_given_up_takes_no_memory(function: str) -> None:
     kept = len(backlog._line) + sum(map(len, backlog._aside.values()))
     assert kept <= 2 * SPARE
     assert len(backlog) == 0
+    assert backlog._line == []
 
 
 def test_places(run: Run) -> None:

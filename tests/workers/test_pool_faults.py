@@ -9,15 +9,19 @@ import errno
 import gc
 import itertools
 import json
+import logging
 import os
 import random
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import types
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +32,7 @@ import pytest
 
 from loopwatch.errors import NotPicklable, OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
-from loopwatch.workers import crew
+from loopwatch.workers import crew, dispatcher
 from loopwatch.workers.link import Link
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
@@ -300,6 +304,208 @@ def test_cancelled_calls(run: Run, gate: Gate) -> None:
             assert (pool.stats().cancelled, pool.stats().failed) == (5, 0)
 
     run(main())
+
+
+def test_function_that_is_not_there() -> None:
+    """What was sent beside a function that the worker cannot import is closed there."""
+    made = types.FunctionType(end_self.__code__, {"__name__": "homeless"}, "made")
+    made.__qualname__ = "made"
+    homeless = types.ModuleType("homeless")
+    homeless.made = made  # type: ignore[attr-defined]
+    sys.modules["homeless"] = homeless
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            with SharedBuffer(10) as shared:
+                before = await pool.run(os.listdir, "/proc/self/fd")
+                for _ in range(5):
+                    with pytest.raises(NotPicklable, match="No module named 'homeless'"):
+                        await pool.run(made, shared)
+                assert len(await pool.run(os.listdir, "/proc/self/fd")) == len(before)
+
+    try:
+        asyncio.run(main())
+    finally:
+        del sys.modules["homeless"]
+
+
+def test_nothing_is_left_for_the_collector(gate: Gate) -> None:
+    """However a call ends, what it took is freed at once, and not when the garbage collector gets to it."""
+    kept: list[weakref.ref[Any]] = []
+
+    def watched(value: Any) -> Any:
+        kept.append(weakref.ref(value))
+        return value
+
+    async def ended(pool: WorkerPool, function: Any, *args: Any, **options: Any) -> None:
+        with contextlib.suppress(Exception):
+            future = watched(pool.submit(function, args, {}, CallOptions(**options)))
+            try:
+                await future
+            finally:
+                del future  # what it raises knows of this frame
+
+    async def cancelled(pool: WorkerPool, *calls: tuple[Any, ...]) -> None:
+        futures = [watched(pool.submit(function, args, {}, CallOptions())) for function, *args in calls]
+        for _ in range(3):  # the preparation of a large one has begun
+            await asyncio.sleep(0)
+        for future in futures:
+            future.cancel()
+        await asyncio.gather(*futures, return_exceptions=True)
+
+    async def main() -> None:
+        async with WorkerPool(1, prefetch=2) as pool:
+            gc.disable()
+            await ended(pool, abs, -1)
+            await ended(pool, list, [1] * 5000)
+            await ended(pool, raising, ValueError)
+            await ended(pool, raising, watched(Unsendable()))
+            await ended(pool, end_self, "exit")
+            await ended(pool, hold, *gate.wait_args, timeout=0.01)
+            await cancelled(pool, *[(hold, *gate.wait_args)] * 5)
+            await cancelled(pool, (divmod, [[]] * 100_000, watched(Counter())))
+            await pool.drain()
+            for _ in range(3):  # callbacks of the loop
+                await asyncio.sleep(0)
+            assert [each() for each in kept] == [None] * 13
+
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
+
+
+def append(path: str, value: int) -> int:
+    """Add to a file."""
+    with Path(path).open("a") as file:
+        file.write(f"{value} ")
+    return value
+
+
+def test_taken_back_and_cancelled(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of calls that are taken back from behind a long one and cancelled in the same turn, the one kept runs once."""
+    for module in (crew, dispatcher):
+        monkeypatch.setattr(module, "STUCK", 1000)  # what is stuck is taken back here
+    path = tmp_path / "ran"
+
+    async def main() -> None:
+        async with WorkerPool(2, min_workers=1, prefetch=7) as pool:
+            found, options = pool._dispatcher, CallOptions()
+            assert found is not None
+            held = pool.submit(hold, gate.wait_args, {}, options)
+            rest = [pool.submit(append, (str(path), n), {}, options) for n in range(6)]
+            await gate.entered()
+            assert (pool.stats().running, pool.stats().queued) == (7, 0)
+            monkeypatch.setattr(crew, "STUCK", 0)
+            found._take_back()
+            for each in rest[:0:-1]:
+                each.cancel()
+            assert await rest[0] == 0
+            gate.open()
+            await held
+            await usable(pool)
+            assert pool.stats().cancelled == 5
+
+    asyncio.run(main())
+    assert path.read_text() == "0 "
+
+
+def test_on_event_that_submits_and_cancels(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    """What is told of events may cancel the very call that makes a worker busy, and submit others."""
+    pool: WorkerPool
+    waiting: list[asyncio.Future[Any]] = []
+    more: list[asyncio.Future[Any]] = []
+
+    def told(event: PoolEvent) -> None:
+        if event.kind == "busy" and waiting:
+            waiting.pop().cancel()
+        if event.kind in ("busy", "recycled") and len(more) < 20:
+            more.append(pool.submit(abs, (-1,), {}, CallOptions()))
+
+    async def main() -> None:
+        nonlocal pool
+        async with WorkerPool(1, on_event=told, max_tasks_per_worker=2, prefetch=1) as pool:
+            held = pool.submit(hold, gate.wait_args, {}, CallOptions())
+            await gate.entered()
+            cancelled = pool.submit(abs, (2,), {}, CallOptions(priority=1))
+            waiting.append(cancelled)
+            gate.open()
+            await held
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            await pool.drain()
+            assert [each.result() for each in more] == [1] * 20
+            stats = pool.stats()
+            assert (stats.completed, stats.cancelled, stats.submitted) == (21, 1, 22)
+            assert stats.recycled in (10, 11)  # two calls each, or one that was killed for what was cancelled
+            figures_add_up(stats)
+
+    asyncio.run(main())
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_nothing_can_be_sent(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """A worker to which the system does not send, though it lives, is replaced; its call gets its result elsewhere."""
+    failed = 0
+
+    class Full:
+        """A socket for which the system has no memory now."""
+
+        def __init__(self, real: socket.socket) -> None:
+            self.fileno, self.recv, self.recvmsg, self.recv_into = real.fileno, real.recv, real.recvmsg, real.recv_into
+
+        def send(self, *_: Any) -> int:
+            nonlocal failed
+            failed += 1
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+        sendmsg = send
+
+    async def main() -> None:
+        async with WorkerPool(1) as pool:
+            assert await pool.run(abs, -1) == 1
+            pid = pid_of(pool)
+            monkeypatch.setattr(links(pool)[0], "_channel", Full(links(pool)[0]._channel))
+            assert await pool.run(len, b"x" * size) == size
+            assert pid_of(pool) != pid
+            await usable(pool)
+            assert pool.stats().crashed == 0
+
+    asyncio.run(main())
+    assert failed == 1
+
+
+def test_interrupted_between_answers(caplog: pytest.LogCaptureFixture) -> None:
+    """What a log handler of the program raises to end its loop costs nothing: the pool goes on if the loop does."""
+
+    def end(record: logging.LogRecord) -> bool:
+        logger.removeFilter(end)
+        raise SystemExit
+
+    async def together(pool: WorkerPool) -> None:
+        """Have the answers of all calls handled in one turn."""
+        calls.extend(pool.submit(logger.warning, ("said",), {}, CallOptions()) for _ in range(5))
+        (link,) = links(pool)
+        while link.finished < 5:
+            pass
+        await asyncio.gather(*calls)
+
+    async def go_on(pool: WorkerPool) -> None:
+        assert await asyncio.gather(*calls) == [None] * 5
+        await usable(pool)
+        await pool.close()
+
+    calls: list[asyncio.Future[Any]] = []
+    logger = logging.getLogger("told")
+    logger.addFilter(end)
+    with asyncio.Runner() as running:
+        pool = WorkerPool(1, forward_logs=True, prefetch=5)
+        running.run(pool.ready())
+        with pytest.raises(SystemExit):
+            running.run(together(pool))
+        running.run(go_on(pool))
+    assert [record.msg for record in caplog.records] == ["said"] * 4
 
 
 def raising(kind: type[BaseException], *args: Any) -> None:
@@ -760,7 +966,7 @@ def test_no_descriptors_left(tmp_path: Path) -> None:
         """
         import asyncio, os, resource
         from loopwatch import OffloadError, WorkerPool
-        from loopwatch.workers import crew
+        from loopwatch.workers import crew, dispatcher
         crew.FIRST_BACKOFF = 0.01
 
         async def main():
@@ -798,7 +1004,7 @@ def test_no_processes_left(tmp_path: Path) -> None:
         """
         import asyncio, multiprocessing.spawn, os, resource, subprocess
         from loopwatch import OffloadError, WorkerPool
-        from loopwatch.workers import crew
+        from loopwatch.workers import crew, dispatcher
         crew.FIRST_BACKOFF = 0.01
 
         async def main():
