@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -94,10 +95,22 @@ class CodePatch:
     def _around(self, around: Around, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return around(self.original, args, kwargs) if self.active else self.original(*args, **kwargs)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have the function be as it was for a while, for all threads: it may call itself as deep as it ever could."""
+        ours = self._function.__code__ is self._code
+        if ours:
+            self._function.__code__ = self.original.__code__
+        try:
+            yield
+        finally:
+            if ours and self.active and self._function.__code__ is self.original.__code__:
+                self._function.__code__ = self._code
+
     def undo(self) -> bool:
         """Stop intercepting; return whether the function is now as it was before us."""
         self.active = False
-        if self._function.__code__ is not self._code:
+        if self._function.__code__ not in (self._code, self.original.__code__):
             return False
         self._function.__code__ = self.original.__code__
         if self._signed:

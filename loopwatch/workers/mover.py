@@ -28,14 +28,16 @@ from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
 from loopwatch.workers import defaults, held, worker
-from loopwatch.workers.moved import Moved, Raised, known
+from loopwatch.workers.moved import Moved, known
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.probation import CALLS_ITSELF, Probation, of_a_loop
+from loopwatch.workers.sent import Raised
 from loopwatch.workers.targets import Found, Search, Target
 
 AUTO, TRANSPARENT = "auto_offload", "transparent_offload"
 MOST_WITHIN = 10
 """Calls of a function within itself after which it is left alone: each takes more of the recursion limit."""
+IN_A_THREAD = "the function calls itself, and in a thread each call would be looked at"
 OUTSIDE = "they were made outside a bridged task"
 WITHIN_CONTEXT = "they were made within Context.run(), and no other task could enter that context meanwhile"
 _OWN = str(Path(__file__).parents[1])
@@ -51,14 +53,14 @@ class Listed:
         found: the function.
         moved: since it was flagged, how it runs; None before.
         patch: while it is moved.
-        asks_for_error: whether it asks for the exception that its caller handles.
+        asks_for_error, calls_itself: see :class:`Probation`.
     """
 
     def __init__(self, way: str, found: Found) -> None:
         self.way, self.found = way, found
         self.moved: Moved | None = None
         self.patch: CodePatch | None = None
-        self.asks_for_error = False
+        self.asks_for_error = self.calls_itself = False
 
     @property
     def name(self) -> str:
@@ -166,7 +168,7 @@ class Mover:
             patch = None if probation.stays else self._patches.inside(function, self._around(listed))
             moved = Moved(patch.original if patch else function, "auto", CallOptions(), way=listed.way)
             moved.shares_context, moved.stays = True, probation.stays
-            listed.asks_for_error = probation.asks_for_error
+            listed.asks_for_error, listed.calls_itself = probation.asks_for_error, probation.calls_itself
             if listed.way == TRANSPARENT and probation.asks:
                 moved.stays = f"it calls {probation.asks}(), which needs the running loop"
             elif not found.single:
@@ -218,21 +220,28 @@ class Mover:
     def _transparently(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = moved.place()
         if place == "inline":
-            return moved.inline(args, kwargs)
+            return self._inline(listed, moved, args, kwargs)
         if not self._bridges.is_open():
-            asyncio = loaded("asyncio")
-            if asyncio is not None and asyncio._get_running_loop() is not None:
+            if _on_a_loop():
                 moved.left[OUTSIDE] += 1
-            return moved.inline(args, kwargs)
+            return self._inline(listed, moved, args, kwargs)
         against = "" if self._bridges.is_in_own_context() else WITHIN_CONTEXT
+        against = against or (IN_A_THREAD if place == "thread" and listed.calls_itself else "")
         against = against or held.why_not_here(sys._getframe()) or self._why_inline(listed, args, kwargs)
         if against:
             moved.left[against] += 1
-            return moved.inline(args, kwargs)
+            return self._inline(listed, moved, args, kwargs)
         result = self._bridges.wait(moved.elsewhere(place, args, kwargs))
         if type(result) is Raised:
             raise result.error
         return result
+
+    def _inline(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call here; if that holds the loop, nobody else can want the function moved meanwhile."""
+        if listed.patch is None or not _on_a_loop():
+            return moved.inline(args, kwargs)
+        with listed.patch.paused():
+            return moved.inline(args, kwargs)
 
     def _why_inline(self, listed: Listed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         if listed.asks_for_error and sys.exc_info()[0] is not None:
@@ -303,6 +312,11 @@ class Mover:
 
 _within: contextvars.ContextVar[tuple[Moved, ...]] = contextvars.ContextVar("loopwatch_moved_within", default=())
 """The functions of the list in which a context is, outermost first."""
+
+
+def _on_a_loop() -> bool:
+    asyncio = loaded("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _main_is_guarded() -> bool:

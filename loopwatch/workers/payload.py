@@ -106,7 +106,7 @@ def _name_of(function: Any, *, by_value: bool) -> bytes | None:
     It stands in front of that of the arguments: both sides make it once, and know it again.
     """
     kind = type(function)
-    if kind is not FunctionType and kind is not BuiltinFunctionType:
+    if kind is not FunctionType and kind is not BuiltinFunctionType and not getattr(kind, "is_by_name", False):
         return None
     names = _NAMES[by_value]
     name = names.get(function)

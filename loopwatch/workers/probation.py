@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import dis
 import importlib
+import inspect
 import io
 import itertools
 import math
@@ -41,7 +42,7 @@ _OF_THE_LOOP = frozenset({
 _OF_THE_EXCEPTION = frozenset({"exc_info", "exception", "format_exc", "print_exc"})
 """What asks for the exception that is being handled: there is none in another thread."""
 
-CALLS_ITSELF = "it calls itself: name the function that calls it"
+CALLS_ITSELF = "it calls itself"
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -57,8 +58,10 @@ class Probation:
         is_same_there: the globals that it reads were found to be the same in a worker.
         against: why it must not run in another process; empty if nothing was found.
         asks: what it calls of the running loop, which a plain function finds on the loop's own thread only.
-        stays: why it must run on its own thread: it calls itself, or names what is of no use on another one.
+        stays: why it must run on its own thread: it is a coroutine function that calls itself, or names what is of no
+            use on another one.
         asks_for_error: whether it asks for the exception that its caller handles.
+        calls_itself: whether it does, as far as its code shows.
 
     Example:
         >>> probation = Probation(sorted.__call__)
@@ -77,21 +80,22 @@ class Probation:
         self._globals: Mapping[str, Any] = getattr(function, "__globals__", {})
         self._names: tuple[str, ...] = ()
         self.asks = self.stays = ""
-        self.asks_for_error = False
+        self.asks_for_error = self.calls_itself = False
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
             used = _names_of(code, self._globals)
             self._names = tuple(sorted(used.read))
             self.asks = min((used.read | used.attributes) & _OF_THE_LOOP, default="")
             self.asks_for_error = bool((used.read | used.attributes) & _OF_THE_EXCEPTION)
-            self.stays = self._why_it_stays(code)
+            self.calls_itself = _calls_itself(code, self._globals)
+            self.stays = self._why_it_stays(inspect.iscoroutinefunction(function))
             if used.assigned:
                 self.against = f"it assigns the global {min(used.assigned)}"
             elif code.co_freevars and set(code.co_freevars) != {"__class__"}:
                 self.against = f"it shares {code.co_freevars[0]} with the function around it"
 
-    def _why_it_stays(self, code: CodeType) -> str:
-        if _calls_itself(code, self._globals):
+    def _why_it_stays(self, is_coroutine: bool) -> str:
+        if self.calls_itself and is_coroutine:
             return CALLS_ITSELF
         for name in self._names:
             kind = of_no_use_elsewhere(self._globals.get(name))

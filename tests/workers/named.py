@@ -48,9 +48,10 @@ def waits_for(_path: str) -> bytes:
 
 def spins(seconds: float) -> int:
     """Compute for so long, and return the process."""
-    ends = time.perf_counter() + seconds
+    ends, value = time.perf_counter() + seconds, 0
     while time.perf_counter() < ends:
-        pass
+        for number in range(500):  # what it is seen in is Python code, and not the call that reads the clock
+            value += number * number
     return os.getpid()
 
 
@@ -169,6 +170,11 @@ def takes(**kwargs: Any) -> list[str]:
 def recurses(depth: int) -> int:
     """Call itself."""
     return recurses(depth - 1) + 1 if depth else 0
+
+
+def fib(number: int) -> tuple[int, int]:
+    """Call itself, twice each time; return the process too."""
+    return (number, os.getpid()) if number < 2 else (fib(number - 1)[0] + fib(number - 2)[0], os.getpid())
 
 
 def even(depth: int) -> bool:

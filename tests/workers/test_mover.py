@@ -22,7 +22,8 @@ from loopwatch import Cause, Frame, Stall
 from loopwatch.agent import Agent
 from loopwatch.events import Evidence
 from loopwatch.workers import defaults, moved
-from loopwatch.workers.mover import OUTSIDE, WITHIN_CONTEXT
+from loopwatch.workers.mover import IN_A_THREAD, OUTSIDE, WITHIN_CONTEXT
+from loopwatch.workers.probation import CALLS_ITSELF
 from tests.conftest import Run, runner
 from tests.workers import named
 
@@ -505,27 +506,45 @@ def test_shared_context(run: Run, make: Callable[..., Agent]) -> None:
     assert told(agent, "where").left == {WITHIN_CONTEXT: 2}
 
 
+def test_recursion_moves_to_a_process(run: Run, make: Callable[..., Agent]) -> None:
+    """A function that calls itself is moved by its outermost call; inline it is as it was, and as deep."""
+    agent = make(transparent_offload=[f"{MODULE}:fib"])
+    code = named.fib.__code__
+
+    async def test() -> list[Any]:
+        flag(agent, "fib")
+        return [await in_task(named.fib, 15) for _ in range(5)]
+
+    found = scenario(run, test)
+    assert [value for value, _ in found] == [610] * 5
+    assert [pid == HERE for _, pid in found] == [True] * 3 + [False] * 2
+    stats = told(agent, "fib")
+    assert (stats.calls, stats.inline, stats.process, stats.left) == (5, 3, 2, {})
+    agent.stop()
+    assert named.fib.__code__ is code
+
+
 def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
-    """A function that calls itself stays as it is, and its caller counts instead; one that does by way of another is
-    left alone once it is found out. Both recurse as deep as they could before.
+    """A function that calls itself is not moved to a thread; one that does by way of another, in a thread, is left
+    alone once it is found out. Inline both recurse as deep as they could before.
     """
-    agent = make(transparent_offload=[f"{MODULE}:{name}" for name in ("recurses", "even", "calls_another")])
-    codes = [function.__code__ for function in (named.recurses, named.even)]
+    agent = make(transparent_offload=[f"{MODULE}:{name}" for name in ("recurses", "even")])
+    code = named.even.__code__
     deep = sys.getrecursionlimit() // 2
 
     async def test() -> list[Any]:
         flag(agent, "recurses", cause=Cause.IO)
         flag(agent, "even", cause=Cause.IO)
-        found = [await in_task(named.recurses, deep), named.even(8), named.even(deep // 2 * 2)]
-        flag(agent, "recurses", "calls_another", cause=Cause.IO)
-        return found
+        return [
+            await in_task(named.recurses, deep),
+            named.even(deep // 2 * 2),
+            await in_task(named.even, deep // 4 * 2),
+        ]
 
     assert scenario(run, test) == [deep, True, True]
-    assert [function.__code__ for function in (named.recurses, named.even)] == codes
-    for name in ("recurses", "even"):
-        assert told(agent, name).reason == "it calls itself: name the function that calls it"
-    assert told(agent, "even").calls == 2
-    assert told(agent, "calls_another").to == "thread"
+    assert told(agent, "recurses").left == {IN_A_THREAD: 1}
+    assert told(agent, "even").reason == CALLS_ITSELF
+    assert named.even.__code__ is code
 
 
 def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
