@@ -1,0 +1,75 @@
+"""The worker's side, by itself: how it waits for the next call."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from loopwatch.workers import payload, wire, worker
+from loopwatch.workers.wire import Kind
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[worker.Worker, socket.socket]]:
+    """A worker that is served in this process, and the parent's end of its socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, mmap.mmap(-1, worker.SHARED_SIZE) as shared:
+        yield worker.Worker(theirs, shared), ours
+
+
+def call(number: int) -> memoryview:
+    """Return a call of ``abs``."""
+    packed = payload.encode_call(abs, (-number,), {}, None, by_value=False)
+    (part,) = wire.frame(Kind.CALL, number, packed.pickle, flags=packed.flags)
+    return part
+
+
+def answer(channel: socket.socket) -> int:
+    """Return the result that comes next."""
+    frames: list[wire.Frame] = []
+    receiver = wire.Receiver(frames.append)
+    while not frames:
+        receiver.feed(channel.recv(4096))
+    value: int = payload.decode(frames[0].pickle, frames[0].buffers)
+    return value
+
+
+def test_quick_succession(ends: tuple[worker.Worker, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a call that came at once the worker looks for the next without sleeping, and gives way to others; what
+    comes then is answered, and so is the end.
+    """
+    serving, channel = ends
+    looked = threading.Event()
+    give_way = os.sched_yield
+    monkeypatch.setattr(worker, "MOMENT", 60.0)
+    monkeypatch.setattr(os, "sched_yield", lambda: (looked.set(), give_way())[1])
+    thread = threading.Thread(target=serving.serve)
+    thread.start()
+    for number in (1, 2):
+        channel.sendall(call(number))
+        assert answer(channel) == number
+        assert looked.wait(30)
+        looked.clear()
+    channel.sendall(wire.frame(Kind.STOP)[0])
+    thread.join()
+
+
+def test_no_succession(ends: tuple[worker.Worker, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where calls do not come at once the worker sleeps until the next: it never looks in vain."""
+    serving, channel = ends
+    looks: list[None] = []
+    monkeypatch.setattr(worker, "MOMENT", 0.0)
+    monkeypatch.setattr(os, "sched_yield", lambda: looks.append(None))
+    thread = threading.Thread(target=serving.serve)
+    thread.start()
+    for number in (1, 2):
+        channel.sendall(call(number))
+        assert answer(channel) == number
+    channel.close()
+    thread.join()
+    assert looks == []
