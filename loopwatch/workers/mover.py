@@ -28,9 +28,10 @@ from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
 from loopwatch.workers import defaults, held, worker
+from loopwatch.workers.belonging import of_a_loop
 from loopwatch.workers.moved import Moved, known
 from loopwatch.workers.options import CallOptions
-from loopwatch.workers.probation import CALLS_ITSELF, Probation, of_a_loop
+from loopwatch.workers.probation import CALLS_ITSELF, Probation
 from loopwatch.workers.sent import Raised
 from loopwatch.workers.targets import Found, Search, Target
 

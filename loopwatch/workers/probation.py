@@ -6,18 +6,19 @@ Before its first trip a function runs here a few times more, and what it could c
 from __future__ import annotations
 
 import contextvars
-import dis
 import importlib
 import inspect
 import io
-import itertools
 import math
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from collections.abc import Callable, Iterator, Mapping
+from types import CodeType
 from typing import Any, NamedTuple
+
+from loopwatch.workers.belonging import CODE, FIXED, Call, is_of_a_loop, of_no_use_elsewhere
+from loopwatch.workers.bytecode import calls_itself, names_of
 
 RUNS = 3
 """Calls that are compared before a function may go to a process."""
@@ -25,14 +26,6 @@ MOST_BYTES = 8 << 20
 """Bytes of arguments, result and globals that are compared; what is larger is not moved to a process."""
 MOST_SECONDS = 0.02
 """Processor s that may be spent on comparing one call, before and again after it: it holds the loop."""
-MOST_LOOKED_AT = 1000
-"""Objects inside the arguments of a call that are looked at for what belongs to an event loop."""
-_ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...))
-_CODE = (ModuleType, FunctionType, BuiltinFunctionType, type)
-_FIXED = (*_ATOMS, *_CODE, frozenset)
-_OF_LOOPS = ("asyncio", "_asyncio", "uvloop")
-_OF_A_THREAD = {("sqlite3", "Connection"), ("sqlite3", "Cursor"), ("_thread", "_local")}
-"""Classes by (module, name): sqlite3 refuses other threads, and a ``threading.local`` is another one there."""
 
 _OF_THE_LOOP = frozenset({
     "all_tasks", "call_at", "call_later", "call_soon", "create_task", "current_task", "ensure_future", "get_event_loop",
@@ -43,8 +36,6 @@ _OF_THE_EXCEPTION = frozenset({"exc_info", "exception", "format_exc", "print_exc
 """What asks for the exception that is being handled: there is none in another thread."""
 
 CALLS_ITSELF = "it calls itself"
-
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class Probation:
@@ -83,11 +74,11 @@ class Probation:
         self.asks_for_error = self.calls_itself = False
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
-            used = _names_of(code, self._globals)
+            used = names_of(code, self._globals)
             self._names = tuple(sorted(used.read))
             self.asks = min((used.read | used.attributes) & _OF_THE_LOOP, default="")
             self.asks_for_error = bool((used.read | used.attributes) & _OF_THE_EXCEPTION)
-            self.calls_itself = _calls_itself(code, self._globals)
+            self.calls_itself = calls_itself(code, self._globals)
             self.stays = self._why_it_stays(inspect.iscoroutinefunction(function))
             if used.assigned:
                 self.against = f"it assigns the global {min(used.assigned)}"
@@ -130,7 +121,7 @@ class Probation:
         None if they cannot be pickled, and :attr:`against` says so.
         """
         values = {name: self._globals[name] for name in self._names if name in self._globals}
-        kept = {name: value for name, value in values.items() if not issubclass(type(value), _CODE)}
+        kept = {name: value for name, value in values.items() if not issubclass(type(value), CODE)}
         try:
             return GlobalsOf(
                 self._globals["__name__"],
@@ -152,11 +143,11 @@ class Probation:
     def _mutable(self) -> Iterator[tuple[str, Any]]:
         """Yield the globals that the function could change."""
         for name in self._names:
-            if name in self._globals and not isinstance(self._globals[name], _FIXED):
+            if name in self._globals and not isinstance(self._globals[name], FIXED):
                 yield name, self._globals[name]
 
     def _is_shared(self, result: Any, call: Call) -> str:
-        if isinstance(result, _FIXED):
+        if isinstance(result, FIXED):
             return ""
         shared = "an argument" if any(result is each for each in (*call[0], *call[1].values())) else ""
         shared = shared or next((f"the global {name}" for name, value in self._mutable() if result is value), "")
@@ -203,57 +194,6 @@ def _change(before: State, now: State) -> str:
     return ""
 
 
-def of_a_loop(call: Call) -> str:
-    """Return the kind of an object among the arguments of a call that is of no use elsewhere; "" if there is none.
-
-    Those are objects of asyncio, some of which pickle, as useless copies, and what belongs to one thread. Nothing of
-    the program's is run for it: a proxy may raise when it is asked for its class.
-    """
-    args, kwargs = call
-    todo: list[Any] = [*args, *kwargs.values()]
-    seen: set[int] = set()
-    for _ in range(MOST_LOOKED_AT):
-        if not todo:
-            break
-        item = todo.pop()
-        kind = type(item)
-        if issubclass(kind, _FIXED) or id(item) in seen:
-            continue
-        seen.add(id(item))
-        if kind_elsewhere := of_no_use_elsewhere(item):
-            return kind_elsewhere
-        inner = item if kind in (list, tuple, set) else item.values() if kind is dict else _own_of(item)
-        todo.extend(itertools.islice(inner, MOST_LOOKED_AT))
-    return ""
-
-
-def of_no_use_elsewhere(item: Any) -> str:
-    """Return the kind of ``item`` if it belongs to an event loop or to one thread, else "".
-
-    Example:
-        >>> import asyncio
-        >>> of_no_use_elsewhere(asyncio.Lock()), of_no_use_elsewhere([])
-        ('asyncio.locks.Lock', '')
-    """
-    kind = type(item)
-    if _belongs_to_a_loop(item) or any((each.__module__, each.__name__) in _OF_A_THREAD for each in type.mro(kind)):
-        return f"{kind.__module__}.{kind.__qualname__}"
-    return ""
-
-
-def _own_of(item: Any) -> Iterable[Any]:
-    try:
-        own = object.__getattribute__(item, "__dict__")
-    except Exception:  # noqa: BLE001 - a property of the program's
-        return ()
-    return own.values() if type(own) is dict else ()
-
-
-def _belongs_to_a_loop(item: Any) -> bool:
-    kind = type(item)
-    return kind.__module__.partition(".")[0] in _OF_LOOPS and not issubclass(kind, BaseException)
-
-
 class _Against(Exception):  # noqa: N818 - a finding
     """Why not to a process."""
 
@@ -273,7 +213,7 @@ class _Bounded(io.BytesIO):
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, item: Any) -> Any:
-        if not issubclass(type(item), type) and _belongs_to_a_loop(item):
+        if not issubclass(type(item), type) and is_of_a_loop(item):
             raise _Against(f"it is given an {type(item).__module__}.{type(item).__qualname__}, which belongs to a loop")
         return NotImplemented
 
@@ -291,59 +231,3 @@ def _pickled(value: Any, what: str, ends: float = math.inf) -> bytes:
     except Exception as exc:
         raise _Against(f"{what} cannot be pickled: {type(exc).__name__}: {exc}") from exc
     return stream.getvalue()
-
-
-class _Names(NamedTuple):
-    """Names in the code of a function, and of the functions of its module that it calls.
-
-    Attributes:
-        read, assigned: of globals.
-        attributes: of anything.
-    """
-
-    read: set[str]
-    assigned: set[str]
-    attributes: set[str]
-
-
-def _calls_itself(code: CodeType, names: Mapping[str, Any]) -> bool:
-    """Whether a function names itself, or a method what has its name of the same object."""
-    own, first, todo = code.co_name, code.co_varnames[: min(code.co_argcount, 1)], [code]
-    is_global = getattr(names.get(own), "__code__", None) is code
-    while todo:
-        each = todo.pop()
-        before: tuple[Any, ...] = ()
-        for instruction in dis.get_instructions(each):
-            name, opname = instruction.argval, instruction.opname
-            if name == own and opname == "LOAD_GLOBAL" and is_global:
-                return True
-            if name == own and opname in ("LOAD_ATTR", "LOAD_METHOD") and before == first != ():
-                return True
-            # The object is put on the stack right before; Python 3.13 may do that together with something else.
-            loads = opname.startswith(("LOAD_FAST", "LOAD_DEREF", "STORE_FAST_LOAD_FAST"))
-            before = () if not loads else name[-1:] if isinstance(name, tuple) else (name,)
-        todo.extend(const for const in each.co_consts if isinstance(const, CodeType))
-    return False
-
-
-def _names_of(code: CodeType, names: Mapping[str, Any]) -> _Names:
-    found = _Names(set(), set(), set())
-    todo, seen = [code], set()
-    while todo:
-        each = todo.pop()
-        if each in seen:
-            continue
-        seen.add(each)
-        for instruction in dis.get_instructions(each):
-            name = str(instruction.argval)
-            if instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-                found.assigned.add(name)
-            elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                found.attributes.add(name)
-            elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                found.read.add(name)
-                called = names.get(name)
-                if isinstance(called, FunctionType) and called.__globals__ is names:
-                    todo.append(called.__code__)
-        todo.extend(const for const in each.co_consts if isinstance(const, CodeType))
-    return found

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sqlite3
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from loopwatch.workers.probation import MOST_LOOKED_AT, RUNS, Probation, of_a_loop
+from loopwatch.workers.probation import RUNS, Probation
 
 seen: list[int] = []
 count = 0
@@ -174,32 +173,6 @@ def test_what_asks_for_the_running_loop() -> None:
     assert Probation(pure).asks == ""
 
 
-def test_objects_of_a_loop() -> None:
-    """asyncio's objects are found inside containers and objects, a cycle does no harm; what is no object of a loop
-    passes.
-    """
-
-    async def main() -> None:
-        future = asyncio.get_running_loop().create_future()
-        cycle: list[Any] = []
-        cycle.append(cycle)
-        for value in (asyncio.Event(), [asyncio.Event()], {"a": (asyncio.Event(),)}, Holder([asyncio.Event()])):
-            assert of_a_loop(((value,), {})) == "asyncio.locks.Event"
-        assert of_a_loop(((), {"key": future})) == "_asyncio.Future"
-        for value in (cycle, [1, "a", b"b", None], Holder(3), asyncio.CancelledError(), asyncio.sleep, asyncio):
-            assert of_a_loop(((value,), {})) == ""
-
-    asyncio.run(main())
-
-
-def test_objects_of_a_thread() -> None:
-    """What belongs to one thread is found as well: a database connection that refuses others, a ``threading.local``."""
-    connection = sqlite3.connect(":memory:")
-    for value, kind in ((Holder(connection), "sqlite3.Connection"), ([threading.local()], "_thread._local")):
-        assert of_a_loop(((value,), {})) == kind
-    connection.close()
-
-
 class Proxy:
     """As those of web frameworks: outside a request they raise whatever they are asked."""
 
@@ -215,17 +188,9 @@ class Proxy:
 def test_arguments_that_raise_when_they_are_looked_at() -> None:
     """They raise nothing into the program, and their function does not go to a process."""
     call = ((Proxy(),), {})
-    assert of_a_loop(call) == ""
     probation = Probation(pure)
     probation.after(probation.before(call), call, None)
     assert "RuntimeError: outside" in probation.against
-
-
-def test_large_arguments_are_looked_at_in_part() -> None:
-    """No more than a bounded number of objects is looked at, also of those that cannot belong to a loop."""
-    numbers = [1] * (10 * MOST_LOOKED_AT)
-    assert of_a_loop((([asyncio.Event(), numbers],), {})) == ""
-    assert of_a_loop((([numbers, asyncio.Event()],), {})) == "asyncio.locks.Event"
 
 
 def test_what_takes_long_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,67 @@
+"""What belongs to a loop or a thread is found among arguments, and nothing of the program's is run for it."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from typing import Any
+
+from loopwatch.workers.belonging import MOST_LOOKED_AT, of_a_loop
+
+
+class Holder:
+    """Has something of a loop inside."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+
+def test_objects_of_a_loop() -> None:
+    """asyncio's objects are found inside containers and objects, a cycle does no harm; what is no object of a loop
+    passes.
+    """
+
+    async def main() -> None:
+        future = asyncio.get_running_loop().create_future()
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        for value in (asyncio.Event(), [asyncio.Event()], {"a": (asyncio.Event(),)}, Holder([asyncio.Event()])):
+            assert of_a_loop(((value,), {})) == "asyncio.locks.Event"
+        assert of_a_loop(((), {"key": future})) == "_asyncio.Future"
+        for value in (cycle, [1, "a", b"b", None], Holder(3), asyncio.CancelledError(), asyncio.sleep, asyncio):
+            assert of_a_loop(((value,), {})) == ""
+
+    asyncio.run(main())
+
+
+def test_objects_of_a_thread() -> None:
+    """What belongs to one thread is found as well: a database connection that refuses others, a ``threading.local``."""
+    connection = sqlite3.connect(":memory:")
+    for value, kind in ((Holder(connection), "sqlite3.Connection"), ([threading.local()], "_thread._local")):
+        assert of_a_loop(((value,), {})) == kind
+    connection.close()
+
+
+def test_large_arguments_are_looked_at_in_part() -> None:
+    """No more than a bounded number of objects is looked at, also of those that cannot belong to a loop."""
+    numbers = [1] * (10 * MOST_LOOKED_AT)
+    assert of_a_loop((([asyncio.Event(), numbers],), {})) == ""
+    assert of_a_loop((([numbers, asyncio.Event()],), {})) == "asyncio.locks.Event"
+
+
+class Proxy:
+    """As those of web frameworks: outside a request they raise whatever they are asked."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("outside")
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("outside")
+
+
+def test_arguments_that_raise_when_they_are_looked_at() -> None:
+    """They raise nothing into the program."""
+    assert of_a_loop(((Proxy(),), {})) == ""
