@@ -217,8 +217,7 @@ class Moved:
                     return await self._measured_elsewhere("thread", args, kwargs)
                 result, run, cpu = await self._send(place, self._timed(self._sent(place)), args, kwargs)
         except NotPicklable as exc:
-            self.bound, self._bound_until = str(exc), self._counts["calls"] + AGAIN
-            self._decide()
+            self._bind_for_now(str(exc))
             if isinstance(exc.__cause__, worker.RemoteTraceback):  # of the result: the call has run, and runs once
                 raise
             return await self._measured_elsewhere("thread", args, kwargs)
@@ -239,20 +238,26 @@ class Moved:
         """Whether the function finds something else in a worker; asked before its first trip, if it is on probation."""
         if self.probation is None or self.probation.is_same_there:
             return False
-        probation, why = self.probation, ""
+        probation, name = self.probation, ""
         here = probation.globals_here()
         if here is not None:
             try:
                 name = await self._send("process", here, (), {})
-                why = name and f"the global {name} is another one there: it was set after its module was imported"
             except Exception as exc:  # noqa: BLE001 - nothing of the program has run yet
-                why = f"a worker could not be prepared for it: {type(exc).__name__}: {exc}"
-        probation.is_same_there = not (why or probation.against)
-        if probation.is_same_there:
-            return False
-        self.bound, self.probation = why or probation.against, None
+                self._bind_for_now(f"a worker could not be prepared for it: {type(exc).__name__}: {exc}")
+                return True
+        if name:
+            probation.against = f"the global {name} is another one there: it was set after its module was imported"
+        probation.is_same_there = not probation.against
+        if probation.against:
+            self.bound, self.probation = probation.against, None
+            self._decide()
+        return bool(probation.against)
+
+    def _bind_for_now(self, why: str) -> None:
+        """Keep the function out of processes for the next :data:`AGAIN` calls."""
+        self.bound, self._bound_until = why, self._counts["calls"] + AGAIN
         self._decide()
-        return True
 
     async def _in_the_same_context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run in a thread, in a copy of the context; what is set there is set here, whatever the end."""

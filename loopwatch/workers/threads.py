@@ -34,6 +34,8 @@ log = logging.getLogger("loopwatch")
 
 IDLE_FOR = 10.0
 """s after which a thread with nothing to do ends."""
+MOST_LEFT = 100
+"""Threads that may still run calls that were given up; with more, none is started in place of another."""
 
 
 class ThreadCall(Call):
@@ -172,6 +174,8 @@ class ThreadBackend:
         """Calls that wait for room: in the order in which they came."""
         self._crew: set[_Thread] = set()
         """Threads that count."""
+        self._left: set[_Thread] = set()
+        """Threads whose calls were given up, and which do not count."""
         self._idle: list[_Thread] = []
         self._closed = False
         self._closers: list[asyncio.Future[None]] = []
@@ -256,7 +260,7 @@ class ThreadBackend:
     # -- who runs what; under the lock ----------------------------------------------------------------------------
 
     def _has_free(self) -> bool:
-        return bool(self._idle) or len(self._crew) < self._most
+        return bool(self._idle) or (len(self._crew) < self._most and len(self._left) < MOST_LEFT)
 
     def _accept(self, call: ThreadCall) -> None:
         self._counts["submitted"] += 1
@@ -322,6 +326,7 @@ class ThreadBackend:
             if call.begun is not None:
                 self._busy += time.perf_counter() - call.begun
             self._stop(call.sent)
+            self._left.add(thread)
             self._off(thread)
         elif call.waits != NOWHERE:
             call.sent = None
@@ -365,7 +370,11 @@ class ThreadBackend:
             log.exception("loopwatch: a thread of %s could not put away what it ran its calls with", self.name)
         finally:
             with self._lock:
+                was_left = thread in self._left
+                self._left.discard(thread)
                 self._off(thread)
+                if was_left:
+                    self._dispatch()
 
     def _await_call(self, thread: _Thread) -> ThreadCall | None:
         """Return the next call; None to end the thread."""
@@ -463,6 +472,8 @@ class ThreadBackend:
                         self._counts["failed"] += 1
                         running.tell(None, PoolClosed(*error.args), even_if_unheard=True)
             self._dispatch()
+            if not self._crew:  # all that there may be still run what was given up
+                self._refuse(error, self._backlog.clear())
             if self._crew:
                 self._closers.append(ended)
             else:
@@ -483,7 +494,7 @@ class ThreadBackend:
         self._closed = True
         self._backlog = Backlog()
         self._crew.clear()
-        for kept in (self._outside, self._idle, self._closers):
+        for kept in (self._outside, self._left, self._idle, self._closers):
             kept.clear()
 
     def stats(self) -> PoolStats:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from loopwatch import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
+from loopwatch.workers import threads as threads_module
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.threads import Errand, ThreadBackend, _Thread
 from tests.conftest import Run, runner
@@ -241,6 +242,38 @@ def test_timeout(run: Run) -> None:
             hold.opened.set()
             await backend.close()
             await ended(backend)
+
+    run(main())
+
+
+def test_threads_that_are_left_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too many threads in calls that were given up none is started in their place: calls wait until one has ended;
+    closing refuses them.
+    """
+    monkeypatch.setattr(threads_module, "MOST_LEFT", 2)
+
+    async def main() -> None:
+        async with threads(2) as backend:
+            stuck = [Hold() for _ in range(2)]
+            for hold in stuck:
+                with pytest.raises(TaskTimeout):
+                    await backend.submit(hold, (), {}, CallOptions(timeout=0.01))
+            waiting = backend.submit(abs, (-1,), {}, PLAIN)
+            await asyncio.sleep(0)
+            assert backend.stats().queued == 1
+            stuck[0].opened.set()
+            assert await waiting == 1
+            stuck[1].opened.set()
+            stuck = [Hold() for _ in range(2)]
+            for hold in stuck:
+                with pytest.raises(TaskTimeout):
+                    await backend.submit(hold, (), {}, CallOptions(timeout=0.01))
+            waiting = backend.submit(abs, (-1,), {}, PLAIN)
+            await backend.close()
+            with pytest.raises(PoolClosed):
+                await waiting
+            for hold in stuck:
+                hold.opened.set()
 
     run(main())
 
