@@ -13,6 +13,10 @@ from typing import Any
 from loopwatch.events import PoolStats
 
 METHODS = ["forkserver", "spawn"]
+WAYS = [("asyncio", "forkserver"), ("uvloop", "spawn")]
+"""Each kind of loop with one start method, for tests that take a while: nothing depends on both."""
+if sys.version_info >= (3, 12):
+    WAYS.append(("eager", "forkserver"))
 ROOT = Path(__file__).parent.parent.parent
 
 

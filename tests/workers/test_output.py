@@ -20,7 +20,7 @@ from loopwatch.errors import ConfigError, WorkerCrashed
 from loopwatch.workers import output
 from loopwatch.workers.pool import WorkerPool
 from tests.conftest import Run, runner
-from tests.workers.helpers import METHODS, ROOT, program, script
+from tests.workers.helpers import ROOT, WAYS, program, script
 
 
 def say(*lines: str) -> int:
@@ -33,7 +33,7 @@ def say(*lines: str) -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_lines_have_a_prefix(run: Run, capfd: pytest.CaptureFixture[str], method: str) -> None:
     """Each line of a worker, of whatever it runs, and in its order, arrives with the name of the pool and the pid."""
 
@@ -81,7 +81,7 @@ def count(start: int, lines: int) -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_lines_stay_whole(run: Run, capfd: pytest.CaptureFixture[str], method: str) -> None:
     """Lines of several workers and pools come whole, none is lost, and those of one worker are in order."""
 

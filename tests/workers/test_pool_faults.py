@@ -38,7 +38,7 @@ from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.shared import SharedBuffer
 from tests.conftest import Run, runner
-from tests.workers.helpers import METHODS, ROOT, Gate, figures_add_up, hold, program, script
+from tests.workers.helpers import METHODS, ROOT, WAYS, Gate, figures_add_up, hold, program, script
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def end_self(how: str) -> None:
     os._exit(7)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_busy_worker_ends(run: Run, method: str) -> None:
     """A worker that ends during a call fails that call alone, with how it ended; 5 ways, a new worker each time."""
 
@@ -119,7 +119,7 @@ def test_busy_worker_ends(run: Run, method: str) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_idle_worker_ends(run: Run, method: str) -> None:
     """An idle worker that is killed is replaced, and nobody notices; SIGINT it ignores."""
     events: list[PoolEvent] = []
@@ -176,7 +176,7 @@ def test_all_workers_die(gate: Gate) -> None:
     runner("asyncio")(main())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_killed_while_large_data_moves(run: Run, method: str) -> None:
     """Killed while an argument is sent: the call is run by another. While a result is sent: it fails, none is torn."""
 
@@ -778,7 +778,7 @@ def fail_to_start(path: str) -> None:
         raise ValueError("no database")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_initializer_that_fails(run: Run, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call fails with the reason and the worker's traceback; few processes are started; it recovers by itself."""
     monkeypatch.setattr(crew, "FIRST_BACKOFF", 0.03)

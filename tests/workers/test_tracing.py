@@ -28,7 +28,7 @@ from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.threads import ThreadBackend
 from tests.conftest import Run, runner
-from tests.workers.helpers import METHODS, Gate, hold, script
+from tests.workers.helpers import WAYS, Gate, hold, script
 
 PARTS = ("encode", "queue_wait", "run", "decode")
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("traced_user")
@@ -116,7 +116,7 @@ def resize() -> int:
     return os.getpid()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_trace_goes_along(run: Run, spans: Spans, method: str) -> None:
     """The function sees the caller's trace and baggage, and the call's span, whose parent is the caller's."""
 
@@ -144,7 +144,7 @@ def test_trace_goes_along(run: Run, spans: Spans, method: str) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_spans_of_the_worker(run: Run, spans: Spans, tmp_path: Path, method: str) -> None:
     """Spans that the function makes are within the call's, by id and time, and are exported when the worker ends."""
     path = tmp_path / "spans"
@@ -178,7 +178,7 @@ def seconds(span: ReadableSpan) -> float:
     return (span.end_time - span.start_time) / 1e9
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_times(run: Run, spans: Spans, gate: Gate, method: str) -> None:
     """Wait, pickling, run and unpickling are each measured; together they are no longer than the span."""
 
@@ -237,7 +237,7 @@ def lock() -> Any:
     return threading.Lock()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_each_outcome_ends_one_span(run: Run, spans: Spans, gate: Gate, tmp_path: Path, method: str) -> None:
     """Whatever becomes of a call its span ends once, with the error and its message if the caller got one."""
 
