@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+from loopwatch.errors import PoolClosed
 from loopwatch.workers import settings
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
@@ -24,20 +25,56 @@ _owner: asyncio.AbstractEventLoop | None = None
 _lifetime: AsyncGenerator[None, None] | None = None
 _threads: ThreadBackend | None = None
 _closing: set[asyncio.Task[None]] = set()
+_stay: set[str] = set()
+"""``process``, ``thread``: which of them are used by more than what the agent moves."""
 
 
-async def in_process(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Any:
-    """Run a call in the default pool, whichever loop that belongs to."""
+class _JustClosed(Exception):  # noqa: N818 - it is never seen
+    """The pool was closed before the call could be given to it."""
+
+
+async def in_process(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, *, stays: bool = True
+) -> Any:
+    """Run a call in the default pool, whichever loop that belongs to.
+
+    Args:
+        function, args, kwargs, options: the call.
+        stays: the pool is used beyond what the agent moves, and is not ended with that.
+    """
     loop = asyncio.get_running_loop()
-    pool, owner = await _default_pool(loop)
-    call: Callable[[], Any] = lambda: pool.submit(function, args, kwargs, options)  # noqa: E731
-    if owner is loop:
-        return await call()
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_await(call), owner))
+    while True:
+        pool, owner = await _default_pool(loop)
+        if stays:
+            _stay.add("process")
+        call = _submit(pool, function, args, kwargs, options)
+        try:
+            if owner is loop:
+                return await call
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(call, owner))
+        except _JustClosed:
+            continue
 
 
-async def _await(call: Callable[[], Any]) -> Any:
-    return await call()
+async def _submit(
+    pool: WorkerPool, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
+) -> Any:
+    if pool.closed:
+        raise _JustClosed
+    return await pool.submit(function, args, kwargs, options)
+
+
+async def in_thread(
+    function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, *, stays: bool = True
+) -> Any:
+    """Run a call in the default threads; arguments as those of :func:`in_process`."""
+    if stays:
+        _stay.add("thread")
+    try:
+        future = threads().submit(function, args, kwargs, options)
+    except PoolClosed:  # they have just been; now there are others
+        future = threads().submit(function, args, kwargs, options)
+    return await future
 
 
 async def _default_pool(loop: asyncio.AbstractEventLoop) -> tuple[WorkerPool, asyncio.AbstractEventLoop]:
@@ -47,6 +84,7 @@ async def _default_pool(loop: asyncio.AbstractEventLoop) -> tuple[WorkerPool, as
             if _pool is not None and not _pool.closed:
                 _pool.abandon()
             _pool, _owner = WorkerPool(settings.workers, name="default"), loop
+            _stay.discard("process")
             _lifetime = _until_loop_ends(_pool)
             begin = anext(_lifetime)
         else:
@@ -70,6 +108,7 @@ def threads() -> ThreadBackend:
     with _lock:
         if _threads is None:
             _threads = ThreadBackend()
+            _stay.discard("thread")
         return _threads
 
 
@@ -85,11 +124,19 @@ def _forget() -> None:
     _pool = _owner = _lifetime = _threads = None
 
 
-def close_soon() -> None:
-    """Have the default pool closed, from any thread, once it has done what it was given."""
+def end_what_was_moved() -> None:
+    """Have the default pool and threads end once they have done what they were given, from any thread.
+
+    Unless they are used by more than what the agent moves.
+    """
+    global _threads
     with _lock:
-        pool, owner = _pool, _owner
-    if pool is not None and owner is not None and not pool.closed:
+        pool, owner, kept = _pool, _owner, _threads
+        if "thread" not in _stay:
+            _threads = None
+    if kept is not None and "thread" not in _stay:
+        kept.dismiss()
+    if pool is not None and owner is not None and not pool.closed and "process" not in _stay:
         with contextlib.suppress(RuntimeError):  # its loop is closed, and it ends with that
             owner.call_soon_threadsafe(_close, pool, owner)
 

@@ -152,9 +152,9 @@ class Moved:
 
     async def _send(self, place: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if place == "thread":
-            return await defaults.threads().submit(function, args, kwargs, self.options)
+            return await defaults.in_thread(function, args, kwargs, self.options, stays=self.way == "offload")
         if place == "process" and self.pool is None:
-            return await defaults.in_process(function, args, kwargs, self.options)
+            return await defaults.in_process(function, args, kwargs, self.options, stays=self.way == "offload")
         backend: Any = self.pool if place == "process" else place
         return await backend.submit(function, args, kwargs, self.options)
 
@@ -309,10 +309,6 @@ class Moved:
             self._changes.append(self._decision)
 
     # -- what is told of it ---------------------------------------------------------------------------------------
-
-    def has_used(self, place: str) -> bool:
-        """Whether a call was sent there."""
-        return self._counts[place] > 0
 
     def stats(self) -> OffloadStats:
         """Return its figures."""

@@ -29,7 +29,7 @@ from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
 from loopwatch.workers import defaults, held, worker
 from loopwatch.workers.belonging import of_a_loop
-from loopwatch.workers.moved import Moved, known
+from loopwatch.workers.moved import Moved
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.probation import CALLS_ITSELF, Probation
 from loopwatch.workers.sent import Raised
@@ -113,7 +113,7 @@ class Mover:
         self._search.start()
 
     def stop(self) -> None:
-        """Have everything as it was before, and end the default pool if nobody else uses it."""
+        """Have everything as it was before, and end the default pool and threads if nobody else uses them."""
         self._search.stop()
         with self._lock:
             self._is_open = False
@@ -122,8 +122,7 @@ class Mover:
                     self._patches.undo(listed.patch)
             for patch in self._bridged.values():
                 self._patches.undo(patch)
-        if not any(each.has_used("process") for each in known() if each.way == "offload"):
-            defaults.close_soon()
+        defaults.end_what_was_moved()
 
     # -- finding --------------------------------------------------------------------------------------------------
 

@@ -481,7 +481,7 @@ class ThreadBackend:
         await ended
 
     def dismiss(self) -> list[threading.Thread]:
-        """Take no more calls, as the program ends: return the threads that had nothing to do, and are about to end."""
+        """Take no more calls; return the threads that had nothing to do, and are about to end."""
         with self._lock:
             self._closed = True
             idle: list[threading.Thread] = [*self._idle]

@@ -25,7 +25,7 @@ from loopwatch.workers import defaults, moved
 from loopwatch.workers.mover import IN_A_THREAD, OUTSIDE, WITHIN_CONTEXT
 from loopwatch.workers.probation import CALLS_ITSELF
 from tests.conftest import Run, runner
-from tests.workers import named
+from tests.workers import named, offloaded
 
 MODULE = "tests.workers.named"
 HERE = os.getpid()
@@ -826,14 +826,49 @@ def test_uninstall_takes_it_all_back(run: Run, make: Callable[..., Agent]) -> No
         agent.stop()
         pool = defaults.current_pool()
         assert pool is not None
-        while not pool.closed:
-            await asyncio.sleep(0)
+        while not pool.closed or pool.stats().workers:
+            await asyncio.sleep(0.001)
         return moved, (await in_task(named.where))[1]
 
     moved, again = scenario(run, test)
     assert moved[1] != HERE and again == HERE
     assert (named.where.__code__, named.where.__dict__, sys.meta_path) == before
     assert {kind: vars(kind).get("create_task") for kind in classes} == classes
+
+
+def test_uninstall_ends_the_threads(run: Run, make: Callable[..., Agent]) -> None:
+    """The threads that only moved functions have used end by themselves; later calls find others."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> list[str]:
+        flag(agent, "where", cause=Cause.IO)
+        names = [(await in_task(named.where))[2]]
+        threads = [each for each in threading.enumerate() if each.name == names[0]]
+        agent.stop()
+        for each in threads:
+            await asyncio.to_thread(each.join)
+        again = make(transparent_offload=[f"{MODULE}:where"])
+        flag(again, "where", cause=Cause.IO)
+        return [*names, (await in_task(named.where))[2]]
+
+    assert all(name.startswith("loopwatch-threads") for name in scenario(run, test))
+
+
+def test_what_others_use_stays(run: Run, make: Callable[..., Agent]) -> None:
+    """A default pool that a decorated function uses too is not ended with the agent."""
+    agent = make(transparent_offload=[f"{MODULE}:where"])
+
+    async def test() -> list[int]:
+        flag(agent, "where")
+        pid = (await until_moved(named.where))[1]
+        await offloaded.pid()
+        agent.stop()
+        await asyncio.sleep(0)
+        pool = defaults.current_pool()
+        assert pool is not None and not pool.closed
+        return [pid, await offloaded.pid()]
+
+    assert HERE not in scenario(run, test)
 
 
 def test_configure_at_run_time(run: Run, make: Callable[..., Agent]) -> None:
