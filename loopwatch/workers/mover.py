@@ -20,13 +20,13 @@ import re
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from loopwatch._patches import Around, CodePatch, Patch, PatchSet, loaded
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
+from loopwatch.stacks import is_own
 from loopwatch.workers import defaults, held, worker
 from loopwatch.workers.belonging import of_a_loop
 from loopwatch.workers.moved import Moved
@@ -41,7 +41,6 @@ MOST_WITHIN = 10
 IN_A_THREAD = "the function calls itself, and in a thread each call would be looked at"
 OUTSIDE = "they were made outside a bridged task"
 WITHIN_CONTEXT = "they were made within Context.run(), and no other task could enter that context meanwhile"
-_OWN = str(Path(__file__).parents[1])
 _IMMUTABLE_TYPE, _HEAP_TYPE = 1 << 8, 1 << 9
 """Flags of a type: see ``Py_TPFLAGS_IMMUTABLETYPE`` in CPython's Include/object.h."""
 
@@ -293,7 +292,7 @@ class Mover:
 
     def _create_task(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         coroutine = args[0] if args else None
-        if self._bridges_new_tasks() and inspect.iscoroutine(coroutine) and not _is_own(coroutine):
+        if self._bridges_new_tasks() and inspect.iscoroutine(coroutine) and not is_own(coroutine.cr_code.co_filename):
             args = (self._bridges.Bridged(coroutine), *args[1:])
         return original(*args, **kwargs)
 
@@ -327,7 +326,3 @@ def _main_is_guarded() -> bool:
 
 def _waiting(listed: Listed) -> OffloadStats:
     return OffloadStats(listed.name, listed.way, "inline", "it was not found to block")
-
-
-def _is_own(coroutine: Any) -> bool:
-    return str(coroutine.cr_code.co_filename).startswith(_OWN)

@@ -76,3 +76,15 @@ def program(arguments: list[str], *flags: str, stdin: str | None = None) -> subp
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", *flags, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, input=stdin)
+
+
+class Proxy:
+    """As those of web frameworks: outside a request they raise whatever they are asked."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("outside")
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("outside")

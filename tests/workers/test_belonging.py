@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from loopwatch.workers.belonging import MOST_LOOKED_AT, of_a_loop
+from tests.workers.helpers import Proxy
 
 
 class Holder:
@@ -48,18 +49,6 @@ def test_large_arguments_are_looked_at_in_part() -> None:
     numbers = [1] * (10 * MOST_LOOKED_AT)
     assert of_a_loop((([asyncio.Event(), numbers],), {})) == ""
     assert of_a_loop((([numbers, asyncio.Event()],), {})) == "asyncio.locks.Event"
-
-
-class Proxy:
-    """As those of web frameworks: outside a request they raise whatever they are asked."""
-
-    @property
-    def __class__(self) -> Any:
-        raise RuntimeError("outside")
-
-    @property
-    def __dict__(self) -> Any:  # type: ignore[override]
-        raise RuntimeError("outside")
 
 
 def test_arguments_that_raise_when_they_are_looked_at() -> None:

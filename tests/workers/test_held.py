@@ -15,6 +15,7 @@ from typing import Any, Self
 import pytest
 
 from loopwatch.workers import held
+from tests.workers.helpers import Proxy
 
 lock = threading.Lock()
 
@@ -239,21 +240,13 @@ def test_signal_handler() -> None:
     assert said == ["test_signal_handler.<locals>.handles() handles a signal, in the midst of anything"]
 
 
-class Proxy:
-    """As those of web frameworks: outside a request they raise whatever they are asked."""
+class EnteredProxy(Proxy):
+    """One that can be entered, and raises for anything else."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None: ...
-
-    @property
-    def __class__(self) -> Any:
-        raise RuntimeError("outside")
-
-    @property
-    def __dict__(self) -> Any:  # type: ignore[override]
-        raise RuntimeError("outside")
 
     def __getattr__(self, _name: str) -> Any:
         raise RuntimeError("outside")
@@ -261,7 +254,7 @@ class Proxy:
 
 def test_proxy_is_not_asked() -> None:
     """What raises when it is looked at is not looked at, or at least not raised into the program."""
-    with Proxy():
+    with EnteredProxy():
         assert here() == ""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from loopwatch.workers.probation import RUNS, Probation
+from tests.workers.helpers import Proxy
 
 seen: list[int] = []
 count = 0
@@ -171,18 +172,6 @@ def test_what_asks_for_the_running_loop() -> None:
     """A plain function that asks for the running loop, or makes tasks, is known by its code."""
     assert Probation(asks_for_loop).asks == "get_running_loop"
     assert Probation(pure).asks == ""
-
-
-class Proxy:
-    """As those of web frameworks: outside a request they raise whatever they are asked."""
-
-    @property
-    def __class__(self) -> Any:
-        raise RuntimeError("outside")
-
-    @property
-    def __dict__(self) -> Any:  # type: ignore[override]
-        raise RuntimeError("outside")
 
 
 def test_arguments_that_raise_when_they_are_looked_at() -> None:
