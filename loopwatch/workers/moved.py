@@ -192,8 +192,9 @@ class Moved:
         return result
 
     def _before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> State | None:
-        on_trial = self.probation is not None and self.probation.left and not worker.INSIDE
-        return self.probation.before((args, kwargs)) if on_trial and self.probation is not None else None
+        if self.probation is None or not self.probation.left or worker.INSIDE:
+            return None
+        return self.probation.before((args, kwargs))
 
     def _after(self, before: State | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         if self.probation is None:
