@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from loopwatch.errors import ConfigError
 from loopwatch.events import Stall
@@ -55,6 +56,13 @@ class Config:
             moved off the loop once they are flagged.
         transparent_offload: plain functions, named in the same way, whose tasks are suspended meanwhile; needs the
             extra ``loopwatch[transparent]``. Read what moving means before: docs/offload.md.
+        hung_after: s for which a worker that has a task may use neither processor nor I/O before it counts as hung.
+        otlp_endpoint: URL of an OTLP receiver; None for what the ``OTEL_EXPORTER_OTLP_*`` variables say, and for no
+            export where they say nothing.
+        export_interval: s between two exports of metrics, None for what ``OTEL_METRIC_EXPORT_INTERVAL`` says, or 10.
+        prometheus_port: port on which Prometheus can scrape this process, None for none; worker processes of a server
+            take the next free ones. Needs the extra ``loopwatch[prometheus]``.
+        prometheus_host: address on which that port is opened.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -88,6 +96,11 @@ class Config:
     offload_to: str = "process"
     auto_offload: tuple[str, ...] = ()
     transparent_offload: tuple[str, ...] = ()
+    hung_after: float = 60.0
+    otlp_endpoint: str | None = None
+    export_interval: float | None = None
+    prometheus_port: int | None = None
+    prometheus_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -272,6 +285,38 @@ def _journal(name: str, value: Any) -> str | None:
     return str(path)
 
 
+def _endpoint(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value) if isinstance(value, str) else None
+        good = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not match
+        good = False
+    if not good:
+        raise _bad(name, value, "a URL such as 'http://127.0.0.1:4318', or None")
+    return str(value)
+
+
+def _interval(name: str, value: Any) -> float | None:
+    check = _number("a number of seconds from 0.1 to 3600, or None", 0.1, 3600)
+    return None if value is None else check(name, value)
+
+
+def _port(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
+        raise _bad(name, value, "a port from 1 to 65535, 0 for any free one, or None")
+    return value
+
+
+def _host(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _bad(name, value, "an address to listen on, such as '127.0.0.1' or '0.0.0.0'")
+    return value
+
+
 _SECONDS = "a number of seconds above 0, such as 0.1"
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
@@ -299,6 +344,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "offload_to": _one_of("process", "thread", "auto", "inline"),
     "auto_offload": _functions,
     "transparent_offload": _bridged_functions,
+    "hung_after": _number(_SECONDS, 0, 86400 * 365, open_low=True),
+    "otlp_endpoint": _endpoint,
+    "export_interval": _interval,
+    "prometheus_port": _port,
+    "prometheus_host": _host,
 }
 
 
@@ -374,4 +424,9 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "offload_to": str.strip,
     "auto_offload": _parse_list,
     "transparent_offload": _parse_list,
+    "hung_after": _parse_number,
+    "otlp_endpoint": str.strip,
+    "export_interval": _parse_number,
+    "prometheus_port": _parse_count,
+    "prometheus_host": str.strip,
 }

@@ -278,6 +278,7 @@ class LagStats:
     Attributes:
         count: beats in the interval.
         min, mean, p50, p90, p99, max: lateness; quantiles are right to 5 percent.
+        stddev: standard deviation.
     """
 
     count: int
@@ -287,6 +288,7 @@ class LagStats:
     p90: float
     p99: float
     max: float
+    stddev: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,17 +420,47 @@ class OffloadStats:
         return dataclasses.asdict(self)
 
 
+class WorkerState(StrEnum):
+    """What a worker is about: the verdict of :mod:`loopwatch.pools.health`, or what its own pool knows."""
+
+    STARTING = "starting"
+    """It has been started and has not said yet that it is ready."""
+    IDLE = "idle"
+    """It waits for work."""
+    BUSY = "busy"
+    """It has a task and gets on."""
+    HUNG = "hung"
+    """It has a task, and has used neither processor nor I/O for ``Config.hung_after`` s."""
+    ZOMBIE = "zombie"
+    """It has exited and nobody has waited for it."""
+    ORPHAN = "orphan"
+    """It is alive although its executor is shut down, broken or gone."""
+    STOPPING = "stopping"
+    """It has been told to end."""
+    DEAD = "dead"
+    """It is gone."""
+    UNKNOWN = "unknown"
+    """Whether it has a task cannot be told."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """One worker process of a pool.
+    """One worker of a pool: a process, or a thread.
 
     Attributes:
-        pid: process id.
-        state: ``starting``, ``idle``, ``busy``, ``stopping`` or ``dead``.
+        pid: process id; of a thread its native id.
+        state: one of :class:`WorkerState`.
         calls: calls that were sent to it and not answered.
         done: calls it has answered.
         age: s since it was started.
-        memory: resident bytes, 0 where that cannot be read.
+        memory: resident bytes, 0 where that cannot be read, and for threads.
+        reason: why it is in that state, in words; empty where the state says it all.
+        unique: bytes that would be free if it ended (USS), None where that is not read.
+        cpu: processor time in s, None where that cannot be read.
+        task: name of the function that it runs, None if it runs none or that cannot be told.
+        running_for: s for which it has run it.
+        exitcode: how it ended, negative for the number of a signal; None while it lives or where that is not known.
+        oom_killed: whether the kernel killed it for want of memory; None where that cannot be told.
     """
 
     pid: int
@@ -437,6 +469,13 @@ class WorkerStats:
     done: int
     age: float
     memory: int
+    reason: str = ""
+    unique: int | None = None
+    cpu: float | None = None
+    task: str | None = None
+    running_for: float | None = None
+    exitcode: int | None = None
+    oom_killed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,6 +514,17 @@ class PoolStats:
         wait, run: seconds that calls waited, and ran; None before the first.
         longest_encode, longest_decode: s for which pickling or unpickling one call held the loop at most.
         utilization: share of the workers' time since the pool was made in which they ran calls.
+        kind: ``loopwatch``, ``process`` (ProcessPoolExecutor), ``thread`` (ThreadPoolExecutor), ``default`` (a loop's
+            default executor), ``multiprocessing`` (multiprocessing.Pool), ``loky``, ``children`` (processes that belong
+            to no pool), ``other``.
+        max_workers: workers that it may have, None where there is no limit or it is not known.
+        failures: failed calls by type of the exception.
+        crashes: workers that died without being told to, by reason: ``SIGSEGV``, ``exit 3``, ``oom``.
+        created_at: where it was made, ``file:line in function``; empty where that is not known.
+        closed: whether it takes no more calls.
+        task_cpu: s of processor time that calls used, None where that is not known; with ``run`` it says whether they
+            compute or wait.
+        cpu: s of processor time of all its workers since it was made.
     """
 
     name: str
@@ -495,6 +545,39 @@ class PoolStats:
     longest_encode: float = 0.0
     longest_decode: float = 0.0
     utilization: float = 0.0
+    kind: str = "loopwatch"
+    max_workers: int | None = None
+    failures: Mapping[str, int] = field(default_factory=dict)
+    crashes: Mapping[str, int] = field(default_factory=dict)
+    created_at: str = ""
+    closed: bool = False
+    task_cpu: float | None = None
+    cpu: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Advice about a pool or a process, with the figures that it rests on.
+
+    Attributes:
+        kind: short name of the rule, such as ``cpu-bound-threads``; few, and fit for an attribute of a metric.
+        subject: name of the pool, or what the process is.
+        text: one sentence: what is so, with the figures.
+        remedy: one sentence: what to do.
+        evidence: the figures by name, in SI units.
+        at: s since the epoch when it was first found.
+    """
+
+    kind: str
+    subject: str
+    text: str
+    remedy: str
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    at: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
@@ -512,8 +595,9 @@ class Snapshot:
         agent: the agent's own state and cost.
         tasks: tasks of this process that are alive or not yet collected; None where counting would not be O(1).
         flagged: functions that keep blocking, most blocked time first.
-        pools: worker pools of this process that are in use.
+        pools: worker pools of this process that are in use, loopwatch's and others, and its child processes.
         offload: functions that run somewhere else, or may.
+        findings: advice about them.
     """
 
     at: float
@@ -524,6 +608,7 @@ class Snapshot:
     flagged: tuple[FlaggedFunction, ...] = ()
     pools: tuple[PoolStats, ...] = ()
     offload: tuple[OffloadStats, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""

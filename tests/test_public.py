@@ -28,6 +28,7 @@ LAYERS = [
         "loopwatch.watched",
         "loopwatch.watcher",
         "loopwatch.discovery",
+        "loopwatch.pools",
         "loopwatch.governor",
         "loopwatch.diagnosis",
     },

@@ -25,12 +25,13 @@ class Histogram:
         0.05
     """
 
-    __slots__ = ("_buckets", "count", "highest", "lowest", "total")
+    __slots__ = ("_buckets", "count", "highest", "lowest", "squares", "total")
 
     def __init__(self) -> None:
         self._buckets: dict[int, int] = {}
         self.count = 0
         self.total = 0.0
+        self.squares = 0.0
         self.lowest = math.inf
         self.highest = 0.0
 
@@ -44,6 +45,7 @@ class Histogram:
         self._buckets[index] = self._buckets.get(index, 0) + 1
         self.count += 1
         self.total += seconds
+        self.squares += seconds * seconds
         if seconds < self.lowest:  # noqa: PLR1730 - twice as fast
             self.lowest = seconds
         if seconds > self.highest:  # noqa: PLR1730
@@ -53,7 +55,8 @@ class Histogram:
         """Return a histogram with the same durations."""
         other = Histogram()
         other._buckets = self._buckets.copy()
-        other.count, other.total, other.lowest, other.highest = self.count, self.total, self.lowest, self.highest
+        other.count, other.total, other.squares = self.count, self.total, self.squares
+        other.lowest, other.highest = self.lowest, self.highest
         return other
 
     def quantile(self, q: float) -> float:
@@ -80,4 +83,5 @@ class Histogram:
             p90=self.quantile(0.9),
             p99=self.quantile(0.99),
             max=self.highest,
+            stddev=math.sqrt(max(self.squares / self.count - (self.total / self.count) ** 2, 0.0)),
         )

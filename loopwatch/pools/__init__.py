@@ -1,0 +1,1 @@
+"""Health of the executors and child processes around the loop."""

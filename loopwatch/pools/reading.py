@@ -1,0 +1,68 @@
+"""What the parts that watch pools and processes hand to each other. Times are ``time.monotonic`` s unless said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from loopwatch.events import PoolStats
+from loopwatch.probes.histogram import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReading:
+    """One pool at one moment.
+
+    Attributes:
+        stats: what is told to people.
+        waits, runs: how long its tasks waited and ran since it was made, s; a copy that nobody writes to.
+    """
+
+    stats: PoolStats
+    waits: Histogram
+    runs: Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """What the system says of one process, as it was last polled; None where it does not say.
+
+    Attributes:
+        pid: process id.
+        at: when it was polled.
+        alive: whether it runs; a zombie does not.
+        zombie: whether it has exited and nobody has waited for it.
+        cpu: s of processor time.
+        memory, unique: resident bytes; bytes that would be free if it ended.
+        moved_at: when its processor time or its I/O was last seen to be more than before.
+        started_at: s since the epoch.
+        state: letter of ``/proc/PID/stat``, such as S or D.
+        name: what it is, a program's name, never its arguments.
+    """
+
+    pid: int
+    at: float
+    alive: bool
+    zombie: bool = False
+    cpu: float | None = None
+    memory: int | None = None
+    unique: int | None = None
+    moved_at: float | None = None
+    started_at: float | None = None
+    state: str | None = None
+    name: str = ""
+
+
+class Source(Protocol):
+    """A pool, or a group of processes, as the monitor asks it: from the monitor's thread, or that of a snapshot."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is over: closed or collected, no worker left, and told once as such."""
+
+    def pids(self) -> Sequence[int]:
+        """Return the worker processes whose facts are wanted; empty for threads."""
+
+    def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
+        """Return its figures, given what was polled of its processes."""
