@@ -86,11 +86,19 @@ def current_agent() -> Agent | None:
 
 
 def install_from_environment() -> None:
-    """Install for a program that does not know of us: a bad setting is logged and the program goes on without."""
+    """Install for a program that does not know of us: a bad setting is logged and the program goes on without.
+
+    It is watched even if the port for Prometheus cannot be opened.
+    """
     try:
         install()
     except ConfigError as exc:
-        logger.error("loopwatch: not started: %s", exc)
+        if not str(exc).startswith("prometheus_"):
+            logger.error("loopwatch: not started: %s", exc)
+            return
+        # Not the value is wrong, which would name its variable.
+        logger.error("loopwatch: Prometheus cannot scrape this process: %s", exc)
+        install(prometheus_port=None)
 
 
 def _handle_process() -> None:

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import stacks
@@ -34,6 +34,7 @@ from loopwatch.watcher import Watcher
 from loopwatch.workers import settings as offloading
 
 if TYPE_CHECKING:
+    from loopwatch.telemetry.scrape import Scrape
     from loopwatch.workers.mover import Mover
 
 FORK_PATIENCE = 0.02
@@ -75,6 +76,7 @@ class Agent:
         self._reason = "not started"
         self._discovery: Discovery | None = None
         self._mover: Mover | None = None
+        self._scrape: Scrape | None = None
         self._slow_told = False
         self._make_parts()
 
@@ -101,6 +103,9 @@ class Agent:
 
         Args:
             discover: False to watch only what is given to :meth:`watch_loop`, and to replace nothing global.
+
+        Raises:
+            ConfigError: ``prometheus_port`` cannot be opened; nothing has started then.
         """
         with self._lock:
             if self._state != "off":
@@ -111,7 +116,10 @@ class Agent:
             if refusal:
                 self._reason = refusal
                 return
+            self._scrape = self._scraped_at(self._config)
             self._state, self._reason = "on", ""
+            if self._scrape is not None:
+                self._scrape.start()
             offloading.workers, offloading.offload_to = self._config.workers, self._config.offload_to
             self._open_files()
             self._watcher.gc.start()
@@ -136,11 +144,15 @@ class Agent:
             if self._state == "off":
                 return
             self._state, self._reason = "off", "stopped"
+            scrape, self._scrape = self._scrape, None
             if self._discovery is not None:
                 self._discovery.stop()
             self._stop_moving()
             self._patches.undo_all()
             offloading.forget()
+        if scrape is not None:
+            with self._faults.guard("prometheus"):
+                scrape.close(timeout)
         with self._faults.guard("watcher"):
             self._watcher.stop(timeout)
         with self._faults.guard("teller"):
@@ -163,6 +175,7 @@ class Agent:
         self._lock = threading.RLock()
         self._pid = os.getpid()
         was_on, old, journal, hang = self._state == "on", self._watcher, self._journal, self._hang
+        parents, self._scrape = self._scrape, None
         self._ring.clear()
         self._flagging.clear()
         self._make_parts()
@@ -170,13 +183,20 @@ class Agent:
         for file in (journal, hang):
             if file is not None:
                 file.abandon()
+        if parents is not None:
+            with self._faults.guard("prometheus"):
+                self._scrape = parents.in_child()
         if not was_on:
             return
         if self._config.follow_fork:
             self._watcher.gc = old.gc
             self._watcher.paused = old.paused
             self._open_files(leftovers=False)
+            if self._scrape is not None:
+                with self._faults.guard("prometheus"):
+                    self._scrape.start_soon()
         else:
+            self._scrape = None
             old.gc.stop()
             if self._discovery is not None:
                 self._discovery.stop()
@@ -213,6 +233,8 @@ class Agent:
         with self._lock:
             new = self._config.replaced(**settings)
             changes = new.changes_from(self._config)
+            if {"prometheus_port", "prometheus_host"} & set(changes) and self._state == "on":
+                self._move_port(new)
             self._config = new
             if not changes:
                 return changes
@@ -271,11 +293,12 @@ class Agent:
             agent=AgentStats(
                 state=self._describe_state(),
                 reason=self._reason or ("its watcher failed" if self._faults.is_off("watcher") else ""),
-                cpu=self._watcher.cpu + self._teller.cpu,
+                cpu=self._watcher.cpu + self._teller.cpu + (0.0 if self._scrape is None else self._scrape.cpu),
                 cpu_share=self._governor.share,
                 stretch=self._watcher.stretch,
                 faults=dict(self._faults.counts),
                 dropped=self._teller.dropped,
+                prometheus="" if self._scrape is None else self._scrape.url,
             ),
             tasks=_count_tasks(),
             flagged=self.flagged(),
@@ -452,6 +475,39 @@ class Agent:
             with self._faults.guard("offload"):
                 self._mover.saw(stall)
         return flagged
+
+    # -- Prometheus -----------------------------------------------------------------------------------------------
+
+    def _scraped_at(self, config: Config) -> Scrape | None:
+        """Open the port on which this process is scraped, if one is configured.
+
+        Raises:
+            ConfigError: it cannot be opened.
+        """
+        if config.prometheus_port is None:
+            return None
+        from loopwatch.telemetry.scrape import Scrape  # who is not scraped need not load it
+
+        scrape = Scrape(config.prometheus_host, config.prometheus_port, self._families, self._faults)
+        scrape.open()
+        return scrape
+
+    def _move_port(self, new: Config) -> None:
+        """Be scraped elsewhere; where that cannot be, at the same place as before."""
+        old, self._scrape = self._scrape, None
+        if old is not None:
+            old.close()  # first: on another host, the port may be the same
+        try:
+            self._scrape = self._scraped_at(new)
+        except ConfigError:
+            self._scrape = self._scraped_at(self._config)
+            raise
+        finally:
+            if self._scrape is not None:
+                self._scrape.start()
+
+    def _families(self) -> Iterable[Any]:
+        return ()
 
     # -- moving ---------------------------------------------------------------------------------------------------
 

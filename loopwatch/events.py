@@ -347,6 +347,7 @@ class AgentStats:
         stretch: factor by which the governor has lengthened the agent's intervals; 1 within budget.
         faults: faults of the agent itself, by part; a part that failed is switched off.
         dropped: stalls not told because the agent's queue was full.
+        prometheus: URL where Prometheus can scrape this process, empty where it cannot.
     """
 
     state: str
@@ -356,6 +357,7 @@ class AgentStats:
     stretch: float = 1.0
     faults: Mapping[str, int] = field(default_factory=dict)
     dropped: int = 0
+    prometheus: str = ""
 
 
 @dataclass(frozen=True, slots=True)

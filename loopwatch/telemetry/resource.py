@@ -1,0 +1,118 @@
+"""What a process says of itself beside its figures: attributes of a resource, as the semantic conventions name them.
+
+Never command lines: arguments may hold secrets.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import socket
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from urllib.parse import unquote
+
+from loopwatch._patches import loaded
+from loopwatch.telemetry.ports import is_worker
+
+Attributes = Mapping[str, str | int]
+
+SERVERS = frozenset({"daphne", "granian", "gunicorn", "hypercorn", "uvicorn"})
+"""Programs that run an application that is given as ``module:name``; it is that, and not they, which is the service."""
+_LAUNCHERS = frozenset({"opentelemetry-instrument"})
+_UNKNOWN = "python"
+
+
+def attributes(index: int | None = None, environ: Mapping[str, str] | None = None) -> Attributes:
+    """Return the attributes of this process, as it is now: after a fork they are others.
+
+    Args:
+        index: which worker of its server it is, from 0; None if that is not known.
+        environ: where ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` stand, default ``os.environ``; they win.
+
+    Example:
+        >>> attributes(environ={"OTEL_SERVICE_NAME": "shop"})["service.name"]
+        'shop'
+    """
+    environ = os.environ if environ is None else environ
+    given = given_attributes(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    name = environ.get("OTEL_SERVICE_NAME", "").strip() or given.get("service.name")
+    own: dict[str, str | int] = {
+        "service.name": name or program_name(getattr(sys, "argv", None) or sys.orig_argv),
+        "service.instance.id": _instance(os.getpid()),
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+        "process.parent_pid": os.getppid(),
+        "process.runtime.name": sys.implementation.name,
+        "process.runtime.version": platform.python_version(),
+        "telemetry.distro.name": "loopwatch",
+        "telemetry.distro.version": _version(),
+    }
+    if index is not None:
+        own["loopwatch.worker.index"] = index
+    worker = _worker_name()
+    if worker:
+        own["loopwatch.worker.name"] = worker
+    if "service.instance.id" in given and is_worker():  # all workers have inherited the same
+        given["service.instance.id"] += f"/{os.getpid()}"
+    return {**own, **{key: value for key, value in given.items() if key != "service.name"}}
+
+
+def given_attributes(text: str) -> dict[str, str]:
+    """Return what ``OTEL_RESOURCE_ATTRIBUTES`` says; pairs that are none are passed over.
+
+    Example:
+        >>> given_attributes("deployment.environment.name=prod,team=a%2Cb")
+        {'deployment.environment.name': 'prod', 'team': 'a,b'}
+    """
+    pairs = (pair.partition("=") for pair in text.split(","))
+    return {key.strip(): unquote(value.strip()) for key, equals, value in pairs if key.strip() and equals}
+
+
+def program_name(argv: Sequence[str]) -> str:
+    """Return what to call a program after what it was started with: its application, script or module.
+
+    Example:
+        >>> program_name(["/usr/bin/uvicorn", "shop.web:app", "--workers", "2"]), program_name(["jobs/worker.py"])
+        ('shop.web', 'worker')
+    """
+    name = _name_of(argv[0]) if argv else ""
+    if name in _LAUNCHERS:
+        return program_name(argv[1:])
+    if name in SERVERS:
+        for word in argv[1:]:
+            module, colon, attribute = word.partition(":")
+            if colon and attribute[:1].isidentifier() and module.replace(".", "").isidentifier():
+                return module
+    return name or _UNKNOWN
+
+
+def _name_of(program: str) -> str:
+    path = PurePath(program)
+    if path.name == "__main__.py":  # python -m PACKAGE
+        return path.parent.name
+    return "" if program in ("-c", "-m", "-") else path.stem
+
+
+@functools.lru_cache(maxsize=1)
+def _instance(_pid: int) -> str:
+    """Return an id that is this process's alone; a forked child asks with another number and gets another one."""
+    return str(uuid.uuid4())
+
+
+def _worker_name() -> str:
+    """Return what multiprocessing calls this process, "" if it is none of its children."""
+    process = loaded("multiprocessing.process")
+    if process is None:
+        return ""
+    name = process.current_process().name
+    return "" if name == "MainProcess" else str(name)
+
+
+@functools.cache
+def _version() -> str:
+    package = sys.modules["loopwatch"]
+    return str(package.__version__)

@@ -1,0 +1,260 @@
+"""The port on which Prometheus scrapes this process: which one it is, what is told there, and what becomes of it.
+
+What is told is made from the same points as everything else, without the SDK of OpenTelemetry, with exemplars for
+those who ask for OpenMetrics. prometheus_client writes it; its registry, which belongs to the program, is left alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.errors import ConfigError
+from loopwatch.telemetry import ports, resource
+from loopwatch.telemetry.ports import Place
+from loopwatch.telemetry.webserver import Answer, Request, Response, WebServer, text
+
+SETTLE = 0.1
+"""s after a fork before the child takes a port: one that executes another program, or ends at once, needs none."""
+FRESH = 0.1
+"""s for which a text is given to others who ask: many scrapers cost no more than one."""
+SLICE = 0.0005
+"""s of work between two naps: a loop that wants the GIL waits for no more than that."""
+NAP = 0.0002
+"""s; long enough for whoever waits for the GIL to get it."""
+HINT = "loopwatch: the metrics are at /metrics, the ports of all processes at /targets"
+PART = "prometheus"
+"""What its faults are counted under."""
+
+Family = Any
+"""A ``prometheus_client.metrics_core.Metric``."""
+
+
+class Scrape:
+    """One process's port, and what is told there.
+
+    Args:
+        host, port: as configured.
+        collect: returns what is told, in families.
+        faults: of the agent.
+        addresses: what ``host`` means, None to have it found out.
+
+    Raises:
+        ConfigError: ``host`` is none, or prometheus_client is not installed.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        collect: Callable[[], Iterable[Family]],
+        faults: Faults,
+        addresses: list[ports.Address] | None = None,
+    ) -> None:
+        try:
+            import prometheus_client.exposition  # noqa: F401 - here, and not in a thread: a fork would find it half done
+        except ImportError:
+            raise ConfigError(
+                f"prometheus_port={port!r}: needs prometheus_client: pip install 'loopwatch[prometheus]'"
+            ) from None
+        self._host, self._port, self._collect, self._faults = host, port, collect, faults
+        self._addresses = addresses or ports.resolve(host)
+        self._place: Place | None = None
+        self._server: WebServer | None = None
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._page = _Page(self._told)
+
+    @property
+    def url(self) -> str:
+        """Where this process is scraped, "" while it is not."""
+        return "" if self._place is None else self._place.url
+
+    @property
+    def index(self) -> int | None:
+        """Which one of its family this process is, None while that is not known."""
+        return None if self._place is None or not self._port else self._place.index
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of its thread."""
+        return 0.0 if self._server is None else self._server.cpu
+
+    def open(self) -> None:
+        """Listen: on the port that was told, a worker process on the first free one from there on.
+
+        Raises:
+            ConfigError: names port and host, and what to do.
+        """
+        if ports.is_inside_pool():
+            return
+        try:
+            self._place = ports.take(self._host, self._port, self._addresses, first_free=ports.is_worker())
+        except ConfigError:
+            if not self._port or not ports.gives_way(self._port, self._addresses):
+                raise
+            self._place = ports.take(self._host, self._port, self._addresses, first_free=True)
+
+    def start(self) -> None:
+        """Answer from now on, in a thread."""
+        if self._place is not None:
+            self._announce(self._place)
+            self._server = WebServer(self._place.listener, self._answer)
+            self._server.start(self._faults.guard(PART))
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Stop listening; waits at most ``timeout`` s for the thread."""
+        self._closed.set()
+        with self._lock:
+            server, place, self._server, self._place = self._server, self._place, None, None
+        if server is not None:
+            server.close(timeout)
+        elif place is not None:
+            place.listener.close()
+
+    def in_child(self) -> Scrape:
+        """Return what takes this one's place in a forked child, and let go of what is the parent's."""
+        if self._server is not None:
+            self._server.abandon()
+        elif self._place is not None:
+            self._place.listener.close()
+        return Scrape(self._host, self._port, self._collect, self._faults, self._addresses)
+
+    def start_soon(self) -> None:
+        """Take a port in a little while, and answer on it, in a thread; where none is free, that is logged."""
+        threading.Thread(target=self._later, name=f"{OWN_THREADS}scrape", daemon=True).start()
+
+    def _later(self) -> None:
+        with self._faults.guard(PART):
+            if self._closed.wait(SETTLE) or ports.is_inside_pool():
+                return
+            try:
+                place = ports.take(self._host, self._port, self._addresses, first_free=True)
+            except ConfigError as exc:
+                self._faults.say(
+                    logging.WARNING, "loopwatch: Prometheus cannot scrape process %d: %s", os.getpid(), exc
+                )
+                return
+            with self._lock:
+                if self._closed.is_set():
+                    place.listener.close()
+                    return
+                self._place = place
+                self._server = server = WebServer(place.listener, self._answer)
+            self._announce(place)
+            server.serve()
+
+    def _announce(self, place: Place) -> None:
+        self._faults.say(logging.INFO, "loopwatch: Prometheus can scrape process %d at %s", os.getpid(), place.url)
+
+    # -- what is told ---------------------------------------------------------------------------------------------
+
+    def _answer(self, request: Request) -> Answer:
+        match request.path:
+            case "/metrics":
+                return self._safely(lambda: self._page.get(request.headers))
+            case "/self":
+                return self._safely(lambda: _json(self._identity()))
+            case "/targets":
+                return lambda: self._safely(lambda: self._targets(request.headers.get("host", "")))
+        return text(404, HINT)
+
+    def _safely(self, answer: Callable[[], Response]) -> Response:
+        try:
+            return answer()
+        except Exception as exc:  # noqa: BLE001 - counted; a scrape that fails does not end those to come
+            self._faults.add(PART, exc)
+            return text(500, "loopwatch: it could not be told; the program's log says why")
+
+    def _told(self) -> Iterator[Family]:
+        from prometheus_client.core import InfoMetricFamily
+
+        attributes = resource.attributes(self.index)
+        labels = {name.replace(".", "_"): str(value) for name, value in attributes.items()}
+        yield InfoMetricFamily("target", "What this process is.", labels)
+        yield from self._collect()
+
+    def _identity(self) -> Mapping[str, Any]:
+        attributes = resource.attributes(self.index)
+        return {
+            "loopwatch": attributes["telemetry.distro.version"],
+            "pid": os.getpid(),
+            "service": attributes["service.name"],
+            "index": self.index,
+        }
+
+    def _targets(self, asked: str) -> Response:
+        """Return all ports of loopwatch from the configured one on as Prometheus' ``http_sd_configs`` wants them.
+
+        Args:
+            asked: the host, as the client knows it: it can reach the others there too.
+        """
+        place = self._place
+        if place is None:
+            return _json([])
+        host = urlsplit(f"//{asked}").hostname or place.host
+        others = [port for port in range(place.base, min(place.base + ports.SPAN, 65536)) if port != place.port]
+        found = {**ports.ask(self._addresses, others), place.port: self._identity()}
+        return _json(
+            [
+                {
+                    "targets": [ports.authority(host, port)],
+                    "labels": {
+                        "__meta_loopwatch_service": str(who.get("service", "")),
+                        "__meta_loopwatch_worker_index": str(port - place.base),
+                        "__meta_loopwatch_pid": str(who.get("pid", "")),
+                    },
+                }
+                for port, who in sorted(found.items())
+            ]
+        )
+
+
+class _Page:
+    """The text of the metrics, kept for :data:`FRESH` s."""
+
+    def __init__(self, told: Callable[[], Iterator[Family]]) -> None:
+        self._told = told
+        self._kept: dict[str, tuple[float, bytes]] = {}
+
+    def get(self, headers: Mapping[str, str]) -> Response:
+        """Return it in the format that a client prefers."""
+        from prometheus_client.exposition import choose_encoder
+
+        encode, content_type = choose_encoder(headers.get("accept", ""))
+        at, body = self._kept.get(content_type, (0.0, b""))
+        if not body or time.monotonic() - at > FRESH:
+            body = encode(_InSlices(self._told))
+            self._kept = {content_type: (time.monotonic(), body)}
+        kind = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        if "gzip" in headers.get("accept-encoding", ""):
+            return Response(200, gzip.compress(body, compresslevel=1), {**kind, "Content-Encoding": "gzip"})
+        return Response(200, body, kind)
+
+
+class _InSlices:
+    """As a registry of prometheus_client is asked; naps between families, so that a loop is not kept waiting."""
+
+    def __init__(self, told: Callable[[], Iterator[Family]]) -> None:
+        self._told = told
+
+    def collect(self) -> Iterator[Family]:
+        """Return what is told."""
+        began = time.perf_counter()
+        for family in self._told():
+            yield family
+            if time.perf_counter() - began > SLICE:
+                time.sleep(NAP)
+                began = time.perf_counter()
+
+
+def _json(value: Any) -> Response:
+    return Response(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -1,0 +1,289 @@
+"""A small HTTP server for a few scrapers: one thread, which sleeps while nobody asks, serves all of them in turn.
+
+So the work never multiplies; a client that is slow, mute or endless costs a descriptor for some seconds, and there is
+a bound of those. It knows GET and HEAD, and closes each connection after its answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from loopwatch._faults import OWN_THREADS
+
+MOST = 16
+"""Connections at a time; for another one the oldest is closed."""
+PATIENCE = 5.0
+"""s that a client has to ask, and again to take its answer."""
+LINGER = 1.0
+"""s that a client has to close after its answer; to close first would discard what it has not read (tcp(7))."""
+LONGEST = 8192
+"""Bytes that a request may have."""
+REST = 1.0
+"""s without new connections when the process has no descriptor left for one."""
+
+_REASONS = {
+    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 500: "Internal Server Error",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for.
+
+    Attributes:
+        method, path: the path without its query.
+        headers: by name in lower case.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What it gets.
+
+    Attributes:
+        status: of HTTP.
+        body: as it is sent.
+        headers: beside those of every answer.
+    """
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Answer = Response | Callable[[], Response]
+"""What is to be sent, or what finds that out in a thread of its own, because it takes long."""
+
+
+def text(status: int, words: str, **headers: str) -> Response:
+    """Return an answer in plain words."""
+    return Response(status, words.encode() + b"\n", {"Content-Type": "text/plain; charset=utf-8", **headers})
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.ends = time.monotonic() + PATIENCE
+        self.heard = b""
+        self.is_asked = False
+        """Whether its request was understood, or not."""
+        self.found: memoryview | None = None
+        """Its answer, where a thread of its own has found it."""
+        self.answer: memoryview | None = None
+        """What it has not got yet of its answer."""
+        self.is_over = False
+        """Whether all of it was sent, and the client is to close."""
+
+
+class WebServer:
+    """Answers requests on a listening socket until it is closed, in a daemon thread of its own.
+
+    Args:
+        listener: does not block; belongs to the server from now on.
+        answer: called with each request; must not raise.
+
+    Attributes:
+        cpu: processor s of its thread.
+    """
+
+    def __init__(self, listener: socket.socket, answer: Callable[[Request], Answer]) -> None:
+        self.cpu = 0.0
+        self._listener, self._answer = listener, answer
+        self._clients: list[_Client] = []
+        self._woken, self._waker = socket.socketpair()
+        self._woken.setblocking(False)
+        self._thread: threading.Thread | None = None
+        self._rests_until = 0.0
+        self._closing = False
+
+    def start(self, guard: contextlib.AbstractContextManager[None]) -> None:
+        """Serve in a thread from now on.
+
+        Args:
+            guard: what that thread does happens within it.
+        """
+        self._thread = threading.Thread(target=self._run, args=(guard,), name=f"{OWN_THREADS}scrape", daemon=True)
+        self._thread.start()
+
+    def serve(self) -> None:
+        """Serve in this thread until the server is closed."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close_all)
+            # Neither epoll nor kqueue: a forked child would share it.
+            selector = stack.enter_context(getattr(selectors, "PollSelector", selectors.SelectSelector)())
+            selector.register(self._woken, selectors.EVENT_READ)
+            selector.register(self._listener, selectors.EVENT_READ)
+            while not self._closing:
+                self._turn(selector)
+                self.cpu = time.thread_time()
+
+    def close(self, timeout: float = 1.0) -> None:
+        """Stop listening at once, and end the thread; waits at most ``timeout`` s."""
+        self._closing = True
+        with contextlib.suppress(OSError):  # it has ended by itself
+            self._waker.send(b"x")
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        if thread is None or not thread.is_alive():
+            self._close_all()
+
+    def abandon(self) -> None:
+        """This is a forked child: let go of what belongs to the parent, whose connections go on."""
+        self._close_all()
+
+    def _close_all(self) -> None:
+        for each in (self._listener, self._woken, self._waker, *(client.connection for client in self._clients)):
+            each.close()
+        self._clients = []
+
+    def _run(self, guard: contextlib.AbstractContextManager[None]) -> None:
+        with guard:
+            self.serve()
+
+    # -- in its thread --------------------------------------------------------------------------------------------
+
+    def _turn(self, selector: selectors.BaseSelector) -> None:
+        """Wait for something to happen, and deal with it."""
+        now = time.monotonic()
+        if self._rests_until and now >= self._rests_until:
+            self._rests_until = 0.0
+            selector.register(self._listener, selectors.EVENT_READ)
+        ends = [client.ends for client in self._clients] + [self._rests_until] * bool(self._rests_until)
+        for key, events in selector.select(max(min(ends) - now, 0.0) if ends else None):
+            if self._closing:
+                return
+            if key.fileobj is self._woken:
+                self._woken.recv(64)
+            elif key.fileobj is self._listener:
+                self._accept(selector)
+            elif key.data is not None and key.data in self._clients:  # it may have made room for another in this turn
+                self._go_on(selector, key.data, events)
+        for client in [client for client in self._clients if client.found is not None]:
+            client.answer, client.found = client.found, None
+            self._go_on(selector, client, selectors.EVENT_WRITE)
+        now = time.monotonic()
+        for client in [client for client in self._clients if client.ends <= now]:
+            self._drop(selector, client)
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # no descriptor left: whoever waits would have us turn at full speed
+            selector.unregister(self._listener)
+            self._rests_until = time.monotonic() + REST
+            return
+        connection.setblocking(False)
+        while len(self._clients) >= MOST:
+            self._drop(selector, self._clients[0])
+        client = _Client(connection)
+        self._clients.append(client)
+        selector.register(connection, selectors.EVENT_READ, client)
+
+    def _go_on(self, selector: selectors.BaseSelector, client: _Client, events: int) -> None:
+        try:
+            hung_up = events & selectors.EVENT_READ and not self._read(client)
+            if hung_up and (client.answer is None or client.is_over):
+                self._drop(selector, client)
+                return
+            if client.answer is not None and not client.is_over:
+                self._send(selector, client)
+        except BlockingIOError:
+            pass
+        except OSError:  # it has gone
+            self._drop(selector, client)
+
+    def _read(self, client: _Client) -> bool:
+        """Take what a client says; return False when it says no more."""
+        data = client.connection.recv(LONGEST)
+        if client.is_asked:
+            return bool(data)  # whatever follows its request is not read
+        client.heard += data
+        if b"\r\n\r\n" in client.heard or len(client.heard) > LONGEST:
+            client.is_asked = True
+            self._begin(client, parse(client.heard))
+            client.ends = time.monotonic() + PATIENCE
+            client.heard = b""
+        return bool(data)
+
+    def _begin(self, client: _Client, request: Request | None) -> None:
+        """Answer a request, or have it answered."""
+        if request is None:
+            client.answer = _packed(text(400, "loopwatch: this is no request of HTTP that it understands"))
+            return
+        if request.method not in ("GET", "HEAD"):
+            client.answer = _packed(text(405, "loopwatch: use GET", Allow="GET, HEAD"))
+            return
+        answer, with_body = self._answer(request), request.method == "GET"
+        if isinstance(answer, Response):
+            client.answer = _packed(answer, with_body=with_body)
+            return
+        find = answer
+
+        def find_out() -> None:
+            client.found = _packed(find(), with_body=with_body)
+            with contextlib.suppress(OSError):  # the server was closed
+                self._waker.send(b"x")
+
+        threading.Thread(target=find_out, name=f"{OWN_THREADS}scrape-more", daemon=True).start()
+
+    def _send(self, selector: selectors.BaseSelector, client: _Client) -> None:
+        assert client.answer is not None
+        try:
+            client.answer = client.answer[client.connection.send(client.answer) :]
+        except BlockingIOError:
+            pass
+        if client.answer:
+            selector.modify(client.connection, selectors.EVENT_WRITE, client)
+            return
+        client.is_over, client.ends = True, time.monotonic() + LINGER
+        client.connection.shutdown(socket.SHUT_WR)
+        selector.modify(client.connection, selectors.EVENT_READ, client)
+
+    def _drop(self, selector: selectors.BaseSelector, client: _Client) -> None:
+        self._clients.remove(client)
+        selector.unregister(client.connection)
+        client.connection.close()
+
+
+def _packed(response: Response, *, with_body: bool = True) -> memoryview:
+    """Return an answer as it is sent."""
+    headers = {**response.headers, "Content-Length": str(len(response.body)), "Connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"HTTP/1.1 {response.status} {_REASONS[response.status]}\r\n{lines}\r\n".encode("latin-1")
+    return memoryview(head + response.body if with_body else head)
+
+
+def parse(heard: bytes) -> Request | None:
+    """Return the request that ``heard`` begins with, None if it is none.
+
+    Example:
+        >>> parse(b"GET /metrics?x=1 HTTP/1.1\\r\\nAccept: text/plain\\r\\n\\r\\n")
+        Request(method='GET', path='/metrics', headers={'accept': 'text/plain'})
+    """
+    head, end, _ = heard.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    words = first.split(" ")
+    if not end or len(words) != 3 or not words[2].startswith("HTTP/1."):
+        return None
+    pairs = (line.partition(":") for line in lines)
+    try:
+        path = urlsplit(words[1]).path
+    except ValueError:  # brackets that do not match
+        return None
+    return Request(words[0], path, {name.strip().lower(): value.strip() for name, _, value in pairs})
