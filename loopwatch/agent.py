@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from loopwatch import stacks
+from loopwatch import __version__, stacks
 from loopwatch._faults import Action, Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config, ContextSource
@@ -19,7 +20,7 @@ from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, FlaggedFunction, Frame, OffloadStats, PoolStats, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Frame, OffloadStats, PlaceStats, PoolStats, Snapshot, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
 from loopwatch.observation import Observation
@@ -28,8 +29,13 @@ from loopwatch.telemetry.files import journal_path
 from loopwatch.telemetry.hang import HangTimer, leftover_hangs
 from loopwatch.telemetry.journal import JournalWriter
 from loopwatch.telemetry.log import LogSink
+from loopwatch.telemetry.otel import Telemetry
+from loopwatch.telemetry.readings import Inputs
+from loopwatch.telemetry.traces import Traces
+from loopwatch.telemetry.victims import current_span_variable
 from loopwatch.teller import Teller
-from loopwatch.watched import WatchedLoop, make_probe
+from loopwatch.victims import Victims
+from loopwatch.watched import Case, WatchedLoop, make_probe
 from loopwatch.watcher import Watcher
 from loopwatch.workers import settings as offloading
 
@@ -39,6 +45,9 @@ if TYPE_CHECKING:
 
 FORK_PATIENCE = 0.02
 """s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
+
+_TELEMETRY = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
+"""Settings after a change of which telemetry begins anew."""
 
 Callback = Callable[[Stall], object]
 
@@ -78,6 +87,8 @@ class Agent:
         self._mover: Mover | None = None
         self._scrape: Scrape | None = None
         self._slow_told = False
+        self._started_at = time.time()
+        self._telemetry = Telemetry(self._inputs, lambda action: self._teller.do(action), self._faults, __version__)
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -85,6 +96,9 @@ class Agent:
         self._teller = Teller(self._tell, self._faults)
         self._watcher = Watcher(lambda: self._config, self._teller.put, self._faults, self._each_tick)
         self._watcher.sources = self._sources
+        self._traces = Traces(self._telemetry.tracer, self._telemetry.logger)
+        self._victims = Victims(current_span_variable, self._traces.tell_victims, self._faults)
+        self._watcher.victims, self._watcher.foresee = self._victims, self._foresee
         self._governor = Governor(config.cpu_budget)
         self._site = Site.here(config.user_code, config.library_code)
         self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
@@ -105,7 +119,8 @@ class Agent:
             discover: False to watch only what is given to :meth:`watch_loop`, and to replace nothing global.
 
         Raises:
-            ConfigError: ``prometheus_port`` cannot be opened; nothing has started then.
+            ConfigError: ``prometheus_port`` cannot be opened, or a standard ``OTEL_*`` variable is not allowed; nothing
+                has started then.
         """
         with self._lock:
             if self._state != "off":
@@ -116,8 +131,11 @@ class Agent:
             if refusal:
                 self._reason = refusal
                 return
+            tell = self._telemetry.prepare(self._config)
             self._scrape = self._scraped_at(self._config)
             self._state, self._reason = "on", ""
+            self._started_at = time.time()
+            tell()
             if self._scrape is not None:
                 self._scrape.start()
             offloading.workers, offloading.offload_to = self._config.workers, self._config.offload_to
@@ -155,8 +173,11 @@ class Agent:
                 scrape.close(timeout)
         with self._faults.guard("watcher"):
             self._watcher.stop(timeout)
+        with self._faults.guard("victims"):
+            self._victims.stop(timeout)
         with self._faults.guard("teller"):
             self._teller.stop(timeout)
+        self._telemetry.stop(timeout)
         self._close_files()
         self._make_parts()
 
@@ -183,6 +204,8 @@ class Agent:
         for file in (journal, hang):
             if file is not None:
                 file.abandon()
+        self._started_at = time.time()
+        self._telemetry.after_fork_in_child()
         if parents is not None:
             with self._faults.guard("prometheus"):
                 self._scrape = parents.in_child()
@@ -201,6 +224,7 @@ class Agent:
             if self._discovery is not None:
                 self._discovery.stop()
             self._patches.undo_all()
+            self._telemetry.stop(0.0)
             self._state, self._reason = "off", "a forked child (follow_fork=False)"
 
     def pause(self) -> None:
@@ -233,11 +257,15 @@ class Agent:
         with self._lock:
             new = self._config.replaced(**settings)
             changes = new.changes_from(self._config)
+            tell = self._telemetry.prepare(new) if new.enabled and _TELEMETRY & set(changes) else None
             if {"prometheus_port", "prometheus_host"} & set(changes) and self._state == "on":
                 self._move_port(new)
             self._config = new
             if not changes:
                 return changes
+            if tell is not None and self._state == "on":
+                tell()
+                self._begin_export()
             self._ring = deque(self._ring, maxlen=new.max_stalls)
             self._site = Site.here(new.user_code, new.library_code)
             self._log = LogSink(new.log_level, new.log_interval, new.max_culprits)
@@ -290,10 +318,11 @@ class Agent:
             loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
             pools=_pool_stats(),
             offload=self._offload_stats(),
+            places=_place_stats(),
             agent=AgentStats(
                 state=self._describe_state(),
                 reason=self._reason or ("its watcher failed" if self._faults.is_off("watcher") else ""),
-                cpu=self._watcher.cpu + self._teller.cpu + (0.0 if self._scrape is None else self._scrape.cpu),
+                cpu=self._cpu(),
                 cpu_share=self._governor.share,
                 stretch=self._watcher.stretch,
                 faults=dict(self._faults.counts),
@@ -396,6 +425,7 @@ class Agent:
                 known = self._attach(loop, name)
             known.started()
             self._watcher.ensure_thread()
+            self._begin_export()
             if self._mover is not None and not self._faults.is_off("offload"):
                 with self._faults.guard("offload"):
                     self._mover.loop_started(loop)
@@ -447,8 +477,12 @@ class Agent:
         """In the teller's thread."""
         stall = self._diagnosed(seen)
         if stall is None:
+            self._traces.forget(seen.id)
             return
         self._ring.append(stall)
+        if not self._faults.is_off("telemetry"):
+            with self._faults.guard("telemetry"):
+                self._telemetry.saw(stall)
         flagged = self._newly_flagged(stall)
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):
@@ -460,9 +494,23 @@ class Agent:
                 self._journal.write(stall)
                 if flagged is not None:
                     self._journal.write_flagged(flagged)
+        if not self._faults.is_off("traces"):
+            with self._faults.guard("traces"):
+                self._traces.tell(stall, seen.span)
+                if flagged is not None:
+                    self._traces.tell_flagged(flagged)
         configured = (self._config.on_stall,) if self._config.on_stall is not None else ()
         for callback in (*configured, *self._callbacks):
             self._call(callback, stall)
+
+    def _foresee(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
+        """In the watcher's thread, while a loop is blocked: have it said what that looks like, for its victims."""
+
+        def judge() -> None:
+            case.foreseen = diagnose(seen, self._site, self._config.threshold, _call_name)
+            then()
+
+        self._teller.do(judge)
 
     def _newly_flagged(self, stall: Stall) -> FlaggedFunction | None:
         flagged = None
@@ -508,6 +556,28 @@ class Agent:
 
     def _families(self) -> Iterable[Any]:
         return ()
+
+    # -- telling in figures ---------------------------------------------------------------------------------------
+
+    def _begin_export(self) -> None:
+        if self._watcher.loops and not self._faults.is_off("telemetry"):
+            with self._faults.guard("telemetry"):
+                self._telemetry.loop_started()
+
+    def _cpu(self) -> float:
+        """Return the processor s of the agent's own threads."""
+        scrape = 0.0 if self._scrape is None else self._scrape.cpu
+        return self._watcher.cpu + self._teller.cpu + self._victims.cpu + self._telemetry.cpu + scrape
+
+    def _inputs(self) -> Inputs:
+        """Return what figures are made of; from any thread."""
+        snapshot = self.snapshot()
+        return Inputs(
+            snapshot=snapshot,
+            collections=[(each["collections"], each["collected"], each["uncollectable"]) for each in gc.get_stats()],
+            started_at=self._started_at,
+            dropped={"stalls": snapshot.agent.dropped, **self._telemetry.dropped},
+        )
 
     # -- moving ---------------------------------------------------------------------------------------------------
 
@@ -569,7 +639,7 @@ class Agent:
 
     def _each_tick(self, now: float) -> None:
         """In the watcher's thread, once a tick."""
-        stretch = self._governor.update(now, self._watcher.cpu + self._teller.cpu)
+        stretch = self._governor.update(now, self._cpu())
         self._watcher.stretch = stretch
         if stretch > 1 and not self._slow_told:
             self._slow_told = True
@@ -582,6 +652,7 @@ class Agent:
         if hang is not None and not self._faults.is_off("hang"):
             with self._faults.guard("hang"):
                 hang.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
+        self._telemetry.tick()
 
     def _threads_of_loops(self) -> dict[int, str]:
         return {loop.thread.ident: loop.name for loop in self._watcher.loops if loop.thread and loop.is_running}
@@ -662,6 +733,12 @@ def _pool_stats() -> tuple[PoolStats, ...]:
     """Return the figures of this process's pools, if it has used any."""
     pools = loaded("loopwatch.workers.pool")
     return () if pools is None else tuple(pool.stats() for pool in pools.open_pools())
+
+
+def _place_stats() -> tuple[PlaceStats, ...]:
+    """Return what calls that may run elsewhere took, if there were any."""
+    spent = loaded("loopwatch.workers.spent")
+    return () if spent is None else spent.places()
 
 
 def _unsupported() -> str:

@@ -422,6 +422,34 @@ class OffloadStats:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class PlaceStats:
+    """What the calls of this process that may run elsewhere took at one place since it started, in s.
+
+    Those of functions that were moved, and those that a pool was given directly.
+
+    Attributes:
+        place: ``inline``, ``thread``, ``process``, or ``backend`` for engines that are neither.
+        calls: calls that a :class:`loopwatch.WorkerPool` was given directly; functions count theirs.
+        run: how long they ran; of a coroutine what it waited is part of it, except inline. ``backend``: how long the
+            caller waited, as nothing else is known.
+        trip: what they took on top: pickling, queue, way there and back, unpickling.
+        held: part of it in which pickling and unpickling held a loop.
+        saved: for how long loops would have been held by them, less ``held``; never falls.
+    """
+
+    place: str
+    calls: int = 0
+    run: float = 0.0
+    trip: float = 0.0
+    held: float = 0.0
+    saved: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping."""
+        return dataclasses.asdict(self)
+
+
 class WorkerState(StrEnum):
     """What a worker is about: the verdict of :mod:`loopwatch.pools.health`, or what its own pool knows."""
 
@@ -600,6 +628,7 @@ class Snapshot:
         pools: worker pools of this process that are in use, loopwatch's and others, and its child processes.
         offload: functions that run somewhere else, or may.
         findings: advice about them.
+        places: what such calls took, by where they ran.
     """
 
     at: float
@@ -611,6 +640,7 @@ class Snapshot:
     pools: tuple[PoolStats, ...] = ()
     offload: tuple[OffloadStats, ...] = ()
     findings: tuple[Finding, ...] = ()
+    places: tuple[PlaceStats, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""

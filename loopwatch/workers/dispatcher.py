@@ -214,7 +214,8 @@ class Dispatcher:
             if call.timer is not None:
                 call.stop_clock()
             if head.run and call.begun is not None:
-                self._figures.ran(head.run / 1e9, call.begun - call.created)
+                created = call.created
+                self._figures.ran(head.run / 1e9, call.begun - created, time.perf_counter() - created)
             if call.trip is not None and head.began:
                 call.trip.ran(head.began, head.run, head.cpu)
         self._go_on(link)

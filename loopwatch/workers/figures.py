@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.probes.histogram import Histogram
 from loopwatch.workers.link import Link
+from loopwatch.workers.spent import spent_by
 from loopwatch.workers.worker import resident
 
 COUNTED = (
@@ -45,14 +46,19 @@ class Figures:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.spent = spent_by(self, "process")
         self.mean_run = UNKNOWN_RUN
         self._times = Times(Histogram(), Histogram(), [])
         self._busy = 0.0
         self._longest_encode = self._longest_decode = 0.0
 
-    def ran(self, seconds: float, waited: float) -> None:
-        """A call ran for ``seconds``, after it had ``waited``."""
+    def ran(self, seconds: float, waited: float, taken: float) -> None:
+        """A call ran for ``seconds``, after it had ``waited``; until its result was here it has ``taken`` so long."""
         self._busy += seconds
+        spent = self.spent
+        spent.run += seconds
+        if taken > seconds:
+            spent.trip += taken - seconds
         latest = self._times.latest
         latest.append((seconds, waited))
         if len(latest) == TOGETHER:
@@ -62,10 +68,13 @@ class Figures:
     def encoded(self, seconds: float) -> None:
         """Pickling a call held the loop for ``seconds``."""
         self._longest_encode = max(self._longest_encode, seconds)
+        self.spent.held += seconds
 
     def decoded(self, seconds: float) -> None:
         """Unpickling a result held the loop for ``seconds``."""
         self._longest_decode = max(self._longest_decode, seconds)
+        self.spent.held += seconds
+        self.spent.trip += seconds
 
     def stats(self, name: str, links: Iterable[Link], alive: float, *, queued: int, decoding: int) -> PoolStats:
         """Put all of it together.

@@ -22,7 +22,8 @@ from loopwatch.workers.policy import BUDGET, ENOUGH, Measured, decide
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.probation import Probation, State
 from loopwatch.workers.sent import Raised, Reference, Timed, Within
-from loopwatch.workers.threads import in_own_thread
+from loopwatch.workers.spent import spent_by
+from loopwatch.workers.threads import ThreadBackend, in_own_thread
 
 KEPT = 50
 """Calls whose run times are kept for a function that runs where it is best."""
@@ -74,6 +75,7 @@ class Moved:
             self._reference = Reference(function.__module__, function.__qualname__)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._inline, self._backend = spent_by(self, "inline"), spent_by(self, "backend")
         self._away = 0
         self._runs: deque[tuple[float, float]] = deque(maxlen=KEPT)
         self._trips: deque[float] = deque(maxlen=TRIPS)
@@ -156,7 +158,13 @@ class Moved:
         if place == "process" and self.pool is None:
             return await defaults.in_process(function, args, kwargs, self.options, stays=self.way == "offload")
         backend: Any = self.pool if place == "process" else place
-        return await backend.submit(function, args, kwargs, self.options)
+        if isinstance(backend, WorkerPool | ThreadBackend):
+            return await backend.submit(function, args, kwargs, self.options)
+        began = time.perf_counter()
+        try:
+            return await backend.submit(function, args, kwargs, self.options)
+        finally:
+            self._backend.run += time.perf_counter() - began
 
     # -- inline ---------------------------------------------------------------------------------------------------
 
@@ -172,7 +180,9 @@ class Moved:
             self._counts["failed"] += 1
             raise
         finally:
-            self._measured(*clocks.used(began))
+            run, cpu = clocks.used(began)
+            self._inline.run += run
+            self._measured(run, cpu)
         self._after(before, args, kwargs, result)
         return result
 
@@ -184,7 +194,7 @@ class Moved:
         self._counts["inline"] += 1
         before = self._before(args, kwargs)
         try:
-            result = await _in_steps(self.function(*args, **kwargs), self._measured, exact=self._is_slow)
+            result = await _in_steps(self.function(*args, **kwargs), self._stepped, exact=self._is_slow)
         except BaseException:
             self._counts["failed"] += 1
             raise
@@ -279,6 +289,11 @@ class Moved:
         if self.to == "auto" and (self._is_slow or self._decision.to != "inline"):
             self._decide()
 
+    def _stepped(self, run: float, cpu: float, held: float) -> None:
+        """A coroutine has ended here: s and processor s of its longest step, and s for which all of them ran."""
+        self._inline.run += held
+        self._measured(run, cpu)
+
     def known_from(self, stalls: int, run: float, cause: Cause) -> None:
         """Begin with what was seen of its stalls: their number, their mean s, and why they held the loop."""
         cpu = 0.0 if cause in (Cause.IO, Cause.SLEEP) else run
@@ -343,9 +358,9 @@ def known() -> list[Moved]:
 
 
 @types.coroutine
-def _in_steps(coroutine: Any, held: Callable[[float, float], None], *, exact: bool) -> Generator[Any, Any, Any]:
-    """Await ``coroutine``, and tell how long the longest of its steps held the loop, and its processor s."""
-    longest = (0.0, 0.0)
+def _in_steps(coroutine: Any, held: Callable[[float, float, float], None], *, exact: bool) -> Generator[Any, Any, Any]:
+    """Await ``coroutine``; tell how long the longest of its steps held the loop, its processor s, and all of them."""
+    longest, total = (0.0, 0.0), 0.0
     step: Any = functools.partial(coroutine.send, None)
     try:
         while True:
@@ -355,7 +370,8 @@ def _in_steps(coroutine: Any, held: Callable[[float, float], None], *, exact: bo
             except StopIteration as end:
                 return end.value
             finally:
-                longest = max(longest, clocks.used(began))
+                used = clocks.used(began)
+                longest, total = max(longest, used), total + used[0]
             try:
                 value = yield waits_for
             except BaseException as exc:  # noqa: BLE001 - it is for the coroutine
@@ -363,7 +379,7 @@ def _in_steps(coroutine: Any, held: Callable[[float, float], None], *, exact: bo
             else:
                 step = functools.partial(coroutine.send, value)
     finally:
-        held(*longest)
+        held(*longest, total)
 
 
 def _of_main(function: Callable[..., Any]) -> bool:

@@ -42,6 +42,7 @@ class _Bound:
 
     async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`WorkerPool.run`, with these options."""
+        self._pool._figures.spent.calls += 1
         return await self._pool.submit(function, args, kwargs, self._options)
 
     def map(
@@ -119,6 +120,7 @@ class WorkerPool:
             NotPicklable: the function, an argument or the result cannot be sent.
             QueueFull, PoolClosed: it was not taken.
         """
+        self._figures.spent.calls += 1
         result: T = await self.submit(function, args, kwargs, self._defaults)
         return result
 
@@ -290,6 +292,7 @@ class WorkerPool:
         try:
             while True:
                 for args in itertools.islice(items, max(most - len(pending), 0)):
+                    self._figures.spent.calls += 1
                     pending.append(self.submit(function, args, {}, options))
                 if not pending:
                     return

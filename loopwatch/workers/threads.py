@@ -28,6 +28,7 @@ from loopwatch.workers import tracing
 from loopwatch.workers.backlog import NOWHERE, Backlog, Room, check_hashable
 from loopwatch.workers.calls import Call, Outcome
 from loopwatch.workers.options import CallOptions, check_count, usable_cpus
+from loopwatch.workers.spent import Spent, spent_by
 from loopwatch.workers.worker import undecorated
 
 log = logging.getLogger("loopwatch")
@@ -41,11 +42,13 @@ MOST_LEFT = 100
 class ThreadCall(Call):
     """One call; everything but its future and its timer is changed under the backend's lock only."""
 
-    __slots__ = ("ended", "loop", "over", "sent", "thread")
+    __slots__ = ("ended", "loop", "over", "sent", "spent", "thread")
 
-    def __init__(self, function: Any, options: CallOptions, loop: asyncio.AbstractEventLoop, sent: Any) -> None:
+    def __init__(
+        self, function: Any, options: CallOptions, loop: asyncio.AbstractEventLoop, sent: Any, spent: Spent
+    ) -> None:
         super().__init__(function, options, Outcome(loop=loop))
-        self.loop = loop
+        self.loop, self.spent = loop, spent
         self.sent = sent
         """What its thread gets."""
         self.thread: _Thread | None = None
@@ -64,6 +67,8 @@ class ThreadCall(Call):
 
     def _settle(self, result: Any, error: BaseException | None, even_if_unheard: bool) -> None:
         self.stop_clock()
+        if self.ended is not None:
+            self.spent.trip += time.perf_counter() - self.ended
         if self.future.done():
             return
         if self.trip is not None and self.begun is not None and self.ended is not None:
@@ -182,6 +187,7 @@ class ThreadBackend:
         self._counts: Counter[str] = Counter()
         self._waits, self._runs = Histogram(), Histogram()
         self._busy = self._lived = 0.0
+        self._spent = spent_by(self, "thread")
         _BACKENDS.add(self)
 
     def submit(
@@ -215,7 +221,8 @@ class ThreadBackend:
             check_hashable(function)
         if self._closed:
             raise PoolClosed(f"{self.name} is closed")
-        call = ThreadCall(function, options, asyncio.get_running_loop(), self._pack(function, args, kwargs, trip))
+        sent = self._pack(function, args, kwargs, trip)
+        call = ThreadCall(function, options, asyncio.get_running_loop(), sent, self._spent)
         call.trip = trip
         with self._lock:
             if self._closed:
@@ -408,6 +415,8 @@ class ThreadBackend:
                     self._busy += seconds
                     self._runs.record(seconds)
                     self._waits.record(call.begun - call.created)
+                    self._spent.run += seconds
+                    self._spent.trip += call.begun - call.created
                 self._counts["completed" if error is None else "failed"] += 1
                 self._idle.append(thread)
             self._dispatch()

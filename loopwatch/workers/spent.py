@@ -1,0 +1,102 @@
+"""What calls that run elsewhere took and gained in this process, all together: figures that only grow.
+
+Each pool, set of threads and function writes its own; what one that is gone has written stays in the sum.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+
+from loopwatch.events import PlaceStats
+
+PLACES = ("inline", "thread", "process", "backend")
+"""Where calls run; what is neither a thread nor a process of this machine is a backend."""
+_MANY = 64
+"""Writers after which those that are gone are looked for."""
+
+
+class Spent:
+    """What one pool, set of threads or function has spent, in s; written by one thread at a time.
+
+    Attributes:
+        place: one of :data:`PLACES`.
+        calls: calls that it was given directly, by no function that is known.
+        run: how long calls ran.
+        trip: what they took on top of that.
+        held: part of it in which their loop was held, by pickling and unpickling.
+        is_over: whether nobody writes any more.
+    """
+
+    __slots__ = ("calls", "held", "is_over", "place", "run", "trip")
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.calls = 0
+        self.run = self.trip = self.held = 0.0
+        self.is_over = False
+
+    def add(self, other: Spent) -> None:
+        """Add what another has spent."""
+        self.calls += other.calls
+        self.run += other.run
+        self.trip += other.trip
+        self.held += other.held
+
+
+_lock = threading.Lock()
+_all: list[Spent] = []
+_past = {place: Spent(place) for place in PLACES}
+_saved = dict.fromkeys(PLACES, 0.0)
+
+
+def spent_by(owner: object, place: str) -> Spent:
+    """Return where ``owner`` writes, for as long as it lives."""
+    spent = Spent(place)
+    # Runs in whichever thread collects it, which may have the lock: it only leaves word.
+    weakref.finalize(owner, setattr, spent, "is_over", True).atexit = False
+    if len(_all) > _MANY:
+        with _lock:
+            _fold()
+    _all.append(spent)
+    return spent
+
+
+def places() -> tuple[PlaceStats, ...]:
+    """Return the sums by place, those without any left out."""
+    with _lock:
+        _fold()
+        found = []
+        for place in PLACES:
+            total = Spent(place)
+            for spent in (_past[place], *(each for each in _all if each.place == place)):
+                total.add(spent)
+            if place != "inline":
+                # What pickling took is known before how long the call ran: the difference may fall for a while.
+                _saved[place] = max(_saved[place], total.run - total.held)
+            if total.run or total.trip or total.calls:
+                found.append(
+                    PlaceStats(place, total.calls, total.run, total.trip, total.held, _saved[place]),
+                )
+        return tuple(found)
+
+
+def _fold() -> None:
+    """Keep the sum of those who are gone instead of them; the lock is held."""
+    for spent in [each for each in _all if each.is_over]:
+        _past[spent.place].add(spent)
+        _all.remove(spent)
+
+
+def _forget() -> None:
+    """Begin anew in a forked child: what the parent has spent is the parent's."""
+    global _lock
+    _lock = threading.Lock()
+    for spent in (*_all, *_past.values()):
+        spent.calls, spent.run, spent.trip, spent.held = 0, 0.0, 0.0, 0.0
+    _saved.update(dict.fromkeys(PLACES, 0.0))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
