@@ -76,6 +76,15 @@ def labels(context: contextvars.Context, sources: Sequence[ContextSource]) -> di
     return {str(key): str(value)[:MAX_LABEL] for key, value in found.items()}
 
 
+def span_of(context: contextvars.Context) -> Any:
+    """Return the context of the span of OpenTelemetry that is current in ``context``, None if there is none."""
+    trace = loaded("opentelemetry.trace")
+    if trace is None:
+        return None
+    span = context.run(trace.get_current_span).get_span_context()
+    return span if span.is_valid else None
+
+
 def _variable(context: contextvars.Context, name: str) -> Mapping[str, str]:
     found = [str(value) for variable, value in context.items() if variable.name == name]
     return {name: found[-1]} if found else {}

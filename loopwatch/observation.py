@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from loopwatch.events import Evidence
 from loopwatch.evidence import Clocks
@@ -54,6 +55,7 @@ class Observation:
         samples: in order of time.
         hog: stack of the other thread that used most processor time meanwhile.
         task, coroutine, context: of the callback.
+        span: context of the span of OpenTelemetry that is current in it.
     """
 
     id: str
@@ -73,4 +75,5 @@ class Observation:
     task: str | None = None
     coroutine: str | None = None
     context: Mapping[str, str] = field(default_factory=dict)
+    span: Any = None
     pid: int = 0

@@ -7,9 +7,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from loopwatch._patches import PatchSet, loaded
-from loopwatch.events import LagStats, LoopStats
+from loopwatch.events import LagStats, LoopStats, Stall
 from loopwatch.evidence import Clocks, ThreadFacts
 from loopwatch.observation import Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
@@ -31,11 +32,38 @@ class Baseline:
 
 @dataclass(slots=True)
 class Caller:
-    """Who a callback is: task, coroutine, labels of its context."""
+    """Who a callback is: task, coroutine, labels of its context, and the context of its span."""
 
     task: str | None
     coroutine: str | None
     context: dict[str, str] = field(default_factory=dict)
+    span: Any = None
+
+
+@dataclass(slots=True)
+class Case:
+    """One block as the traces of those who wait for it are told of it.
+
+    Attributes:
+        key: of the block.
+        id: of the stall.
+        span: context of the span that is current in the blocking callback, None if there is none.
+        told: who was told: (id of the span, whether in advance).
+        foreseen: what the stall looked like while it lasted.
+        judged: samples that there were then.
+        prepared, told_in_advance: whether those were seen to who will run before the loop can tell.
+        between: a callback of ours has run in the midst of the pass, so that one of the pass was left for the next.
+    """
+
+    key: float
+    id: str
+    span: Any = None
+    told: set[tuple[int, bool]] = field(default_factory=set)
+    foreseen: Stall | None = None
+    judged: int = 0
+    prepared: bool = False
+    told_in_advance: bool = False
+    between: bool = False
 
 
 @dataclass(slots=True)
@@ -96,6 +124,8 @@ class WatchedLoop:
         self.is_running = False
         self._baselines: deque[Baseline] = deque(maxlen=4)
         self.episodes: dict[float, Episode] = {}
+        self.latest_case: Case | None = None
+        self.pending: Any = None
         self.blocked_since: float | None = None
         self.since = IDLE
         self.quiet = False

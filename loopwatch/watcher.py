@@ -28,7 +28,8 @@ from loopwatch.evidence import GcMonitor
 from loopwatch.observation import Observation, Sample
 from loopwatch.probes.probe import IDLE, Block
 from loopwatch.usage import usage
-from loopwatch.watched import QUIET_SPELL, Caller, Episode, WatchedLoop
+from loopwatch.victims import Victims
+from loopwatch.watched import QUIET_SPELL, Caller, Case, Episode, WatchedLoop
 
 WINDOW = 10.0
 """s: figures of loops are those of the last complete window of this length."""
@@ -82,6 +83,8 @@ class Watcher:
         self.stretch = 1.0
         self.cpu = 0.0
         self.sources: list[Any] = []
+        self.victims: Victims | None = None
+        self.foresee: Callable[[Observation, Case, Callable[[], object]], object] = lambda _seen, _case, _then: None
         self._thread: threading.Thread | None = None
         self._alarm = allocate_lock()
         self._alarm.acquire()
@@ -218,6 +221,8 @@ class Watcher:
         gone = [loop for loop in self.loops if loop.gone]
         if gone:
             self.remove(gone)
+        if self.victims is not None:
+            self.victims.renew(self.loops, wanted=not self.paused and now >= self._grace_until)
         if not self.paused:
             suspects = [found for found in self._each(lambda loop: self._suspect(loop, now, config, late)) if found]
             if (suspects or late >= LATE) and not self._faults.is_off("sampling"):
@@ -344,8 +349,17 @@ class Watcher:
             episode.samples.append(sample)
             if len(episode.samples) > MAX_SAMPLES:
                 del episode.samples[1::2]
+            if now - since >= config.threshold and self.victims is not None and self.victims.in_use:
+                self._see_to_victims(self.victims, loop, since, episode)
             if now - since >= max(config.hang_after, config.threshold) and not episode.announced:
                 self._announce(loop, since, episode)
+
+    def _see_to_victims(self, victims: Victims, loop: WatchedLoop, since: float, episode: Episode) -> None:
+        case = victims.held(loop, since, episode, _main_caller(episode).span)
+        if case is not None:
+            block = Block(since, loop.probe.started(since), time.monotonic(), shared=loop.probe.handles)
+            seen = self._observation(loop, block, episode, ongoing=True)
+            self.foresee(seen, case, lambda: victims.tell_in_advance(loop, case))
 
     def _take(
         self, loop: WatchedLoop, frames: Any, now: float, late: float, *, max_frames: int, before: list[Sample]
@@ -382,6 +396,7 @@ class Watcher:
         episode.callers[sample.callback] = caller = Caller(sample.task, sample.coroutine)
         if context is not None and not self._faults.is_off("context"):
             with self._faults.guard("context"):
+                caller.span = labels.span_of(context)
                 caller.context = labels.labels(context, (*config.context, *self.sources))
 
     def _ask_kernel(self, loop: WatchedLoop, sample: Sample) -> None:
@@ -416,34 +431,39 @@ class Watcher:
         if episode.samples and block.victims is not None:
             # What stood behind the blocking callback in its own pass has run by the time the pass ends.
             block.victims += episode.samples[-1].stack.behind
+            case = loop.latest_case
+            if case is not None and case.key == block.key and case.between:
+                block.victims -= 1  # that one of them was left for the next pass, and counted there
         loop.stalls += 1
         loop.blocked += block.end - block.start
         self._hand_on(loop, block, episode, ongoing=False)
 
     def _hand_on(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> None:
+        self._tell(self._observation(loop, block, episode, ongoing=ongoing))
+
+    def _observation(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> Observation:
         hindrance = self._contention.during(block)
         caller = _main_caller(episode)
-        self._tell(
-            Observation(
-                id=episode.id,
-                loop=loop.name,
-                thread=loop.thread.name if loop.thread is not None else "",
-                started_at=time.time() - (time.monotonic() - block.start),
-                start=block.start,
-                end=block.end,
-                evidence=self._evidence(loop, block, episode.samples, hindrance),
-                uncertainty=block.uncertainty,
-                shared=block.shared,
-                asleep=block.asleep,
-                ongoing=ongoing,
-                victims=block.victims,
-                samples=list(episode.samples),
-                hog=hindrance.hog.stack if hindrance.hog is not None else None,
-                task=caller.task,
-                coroutine=caller.coroutine,
-                context=caller.context,
-                pid=os.getpid(),
-            )
+        return Observation(
+            id=episode.id,
+            loop=loop.name,
+            thread=loop.thread.name if loop.thread is not None else "",
+            started_at=time.time() - (time.monotonic() - block.start),
+            start=block.start,
+            end=block.end,
+            evidence=self._evidence(loop, block, episode.samples, hindrance),
+            uncertainty=block.uncertainty,
+            shared=block.shared,
+            asleep=block.asleep,
+            ongoing=ongoing,
+            victims=block.victims,
+            samples=list(episode.samples),
+            hog=hindrance.hog.stack if hindrance.hog is not None else None,
+            task=caller.task,
+            coroutine=caller.coroutine,
+            context=caller.context,
+            span=caller.span,
+            pid=os.getpid(),
         )
 
     def _evidence(self, loop: WatchedLoop, block: Block, samples: list[Sample], hindrance: Hindrance) -> Evidence:

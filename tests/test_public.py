@@ -27,6 +27,7 @@ LAYERS = [
         "loopwatch.usage",
         "loopwatch.watched",
         "loopwatch.watcher",
+        "loopwatch.victims",
         "loopwatch.discovery",
         "loopwatch.pools",
         "loopwatch.governor",

@@ -21,7 +21,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Self
 
 from loopwatch._patches import Patch, PatchSet
-from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop, Taker
 
 MARK_EVERY = 0.01
 """s: clocks are read at most this often, so that a block's processor time is known to this."""
@@ -36,6 +36,9 @@ MAX_LET_IN = 20
 
 MAX_COUNTED = 10_000
 """Waiting timers are counted up to this number."""
+
+MAX_HANDED = 200
+"""Ready handles that are handed over at the end of a block."""
 
 Select = Callable[[float | None], Any]
 
@@ -74,6 +77,8 @@ class Cell:
         self.blocks: deque[Block] = deque(maxlen=1000)
         self.awaiting_events: Block | None = None
         self.alarm: Callable[[], None] | None = None
+        self.taker: Taker | None = None
+        self.latest: Block | None = None
         self.timed: Timed
         self.visit = IDLE
         self._let_in = 0
@@ -102,10 +107,28 @@ class Cell:
     def end_pass(self, now: float, pace: Pace) -> None:
         """Keep a long pass, with what only this thread can know cheaply, at this moment."""
         since = pace.since
-        block = Block(since, since, now, shared=True, victims=len(self._ready) + self._due_timers(now))
+        due = self._due(now)
+        block = Block(since, since, now, shared=True, victims=len(self._ready) + len(due))
         self._read_clocks(block, now, pace.idle)
+        self._hand_over(block, due)
         self.awaiting_events = block
         self.blocks.append(block)
+
+    def look_again(self) -> None:
+        """Hand over those whom the pass after a block, with its timers and events, has made ready."""
+        block, self.latest = self.latest, None
+        if block is not None and self.taker is not None:
+            self.taker(block.key, block.start, block.end, self._first_ready())
+
+    def _hand_over(self, block: Block, due: list[Any]) -> None:
+        """Have those told who waited for ``block``; the next call of ``select`` looks again."""
+        if self.taker is not None:
+            self.latest = block
+            self.taker(block.key, block.start, block.end, [*self._first_ready(), *due])
+
+    def _first_ready(self) -> list[Any]:
+        """Return the handles that run next; other threads may be adding to them."""
+        return [self._ready[index] for index in range(min(len(self._ready), MAX_HANDED))]
 
     def polled(self, events: int) -> None:
         """The first poll after a long pass is over: its events had to wait for that pass."""
@@ -120,8 +143,10 @@ class Cell:
             return
         # It may have been due earlier, by an event: at any time since ``start``.
         early = due - start if events else 0.0
-        block = Block(due, due, end, uncertainty=early, asleep=True, victims=events + self._due_timers(end))
+        timers = self._due(end)
+        block = Block(due, due, end, uncertainty=early, asleep=True, victims=events + len(timers))
         self._read_clocks(block, end, idle - (end - due))  # it was not meant to be idle from ``due`` on
+        self._hand_over(block, timers)
         self.blocks.append(block)
 
     def _read_clocks(self, block: Block, now: float, idle: float) -> None:
@@ -132,13 +157,20 @@ class Cell:
         block.process_cpu = time.process_time() - process_cpu
 
     def _due_timers(self, now: float) -> int:
-        """Count the timers that are due, walking only that part of the heap."""
+        """Count the timers that are due."""
+        return len(self._due(now))
+
+    def _due(self, now: float) -> list[Any]:
+        """Return the timers that are due, walking only that part of the heap."""
         heap = getattr(self._loop(), "_scheduled", ())
-        due, todo = 0, [0]
-        while todo and due < MAX_COUNTED:
+        due: list[Any] = []
+        todo = [0]
+        while todo and len(due) < MAX_COUNTED:
             index = todo.pop()
-            if index < len(heap) and heap[index]._when <= now:
-                due += not heap[index]._cancelled
+            timer = heap[index] if index < len(heap) else None
+            if timer is not None and timer._when <= now:
+                if not timer._cancelled:
+                    due.append(timer)
                 todo += (2 * index + 1, 2 * index + 2)
         return due
 
@@ -240,6 +272,8 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
         nonlocal since, passes, due
         if since > 0 and now - since >= cell.limit:
             cell.end_pass(now, pace())
+        elif cell.latest is not None:
+            cell.look_again()
         due = cell.take_mark(now, idle)
         passes += 1
         if timeout == 0:
@@ -250,14 +284,19 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
         else:
             events = wait(timeout, now)
         cell.polled(len(events))
+        if cell.latest is not None:
+            due = 0.0
         return events
 
     def woken(timeout: float | None, start: float, end: float, events: int) -> None:
+        nonlocal due
         alarm, cell.alarm = cell.alarm, None
         if alarm is not None:
             alarm()
         if end - start >= cell.limit:
             cell.end_sleep(timeout, start, end, events, idle)
+            if cell.latest is not None:
+                due = 0.0
 
     def pace() -> Pace:
         if since < 0:  # it waits, since then
@@ -365,6 +404,12 @@ class AsyncioProbe:
         waits: bool = self._timed.pace().since == IDLE
         return waits  # else it has just become busy
 
+    def on_end(self, taker: Taker | None) -> None:
+        self._cell.taker = taker
+
+    def started(self, key: float) -> float:
+        return key
+
     def set_limit(self, limit: float) -> None:
         self._cell.limit = limit
         self._timed.look_at(0.0)
@@ -385,6 +430,7 @@ class AsyncioProbe:
         self._patches.undo(self._patch)
         self._timed.begin(IDLE)
         self._cell.limit = self._cell.visit = IDLE
+        self._cell.taker = None
         self._timed.look_at(IDLE)
 
     def abandon(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import CodeType
 
 from loopwatch.probes.histogram import Histogram
-from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop, Taker
 
 LONGEST = 1.0
 """s between two beats of an idle loop."""
@@ -182,6 +182,12 @@ class HeartbeatProbe:
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         return False
+
+    def on_end(self, taker: Taker | None) -> None:
+        """Nothing: who waits is not known."""
+
+    def started(self, key: float) -> float:
+        return key
 
     def set_limit(self, limit: float) -> None:
         self._limit = limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from loopwatch.events import LagStats
 
@@ -70,6 +71,19 @@ class Histogram:
                 middle = _LOWEST * math.exp((index - 0.5) * _GROWTH) if index else _LOWEST
                 return min(max(middle, self.lowest), self.highest)
         return self.highest
+
+    def at_most(self, bounds: Sequence[float]) -> list[int]:
+        """Return how many durations were no longer than each of ``bounds`` (s, ascending), and last how many there are.
+
+        A duration within 5 percent of a bound may be counted on its other side.
+        """
+        last = [math.floor(math.log(bound / _LOWEST) / _GROWTH + 0.5) for bound in bounds]
+        found, counted = [0] * len(bounds), sorted(self._buckets.items())
+        for index, count in counted:
+            for at, highest in enumerate(last):
+                if index <= highest:
+                    found[at] += count
+        return [*found, self.count]
 
     def stats(self) -> LagStats | None:
         """Return the summary, None if nothing was recorded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,10 @@ A thread that waits for the GIL is woken each time, comes too late, and begins a
 after which it could demand the GIL (``take_gil`` in CPython's Python/ceval_gil.c): it may take a second to get it, and
 until then each release pays for a wake-up.
 """
+
+
+Taker = Callable[[float, float, float, Iterable[Any]], None]
+"""Takes a block's key, start and end, and the handles of those who waited; on the loop's thread, never raises."""
 
 
 class Counters(NamedTuple):
@@ -98,6 +102,12 @@ class Probe(Protocol):
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         """Call ``alarm`` once, as soon as the loop has something to do; return False if that cannot be had."""
+
+    def on_end(self, taker: Taker | None) -> None:
+        """Give ``taker`` those who waited, at the end of each block, where the loop's thread knows them; None: no one."""
+
+    def started(self, key: float) -> float:
+        """Return the start of what holds the loop, under whose key :meth:`busy_since` told it."""
 
     def set_limit(self, limit: float) -> None:
         """Report blocks of at least ``limit`` seconds; infinity reports none."""

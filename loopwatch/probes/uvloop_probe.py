@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from loopwatch._patches import loaded
-from loopwatch.probes.probe import IDLE, Block, Counters, Loop
+from loopwatch.probes.probe import IDLE, Block, Counters, Loop, Taker
 
 _UV_METRICS_IDLE_TIME = 1
 """``uv_loop_option`` in libuv's ``uv.h``."""
@@ -411,6 +411,14 @@ class UvloopProbe:
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
         return False
+
+    def on_end(self, taker: Taker | None) -> None:
+        """Nothing: the loop does not tell when a block ends."""
+
+    def started(self, key: float) -> float:
+        with self._lock:
+            suspect = self._suspect
+            return suspect.early if suspect is not None and suspect.since == key else key
 
     def set_limit(self, limit: float) -> None:
         with self._lock:

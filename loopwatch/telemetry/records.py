@@ -1,0 +1,93 @@
+"""A stall, and a function that is flagged, as a log record of OpenTelemetry, with its event name and trace context.
+
+One record a stall, one more where a hang is announced while it lasts. In a storm so many are told a minute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.telemetry import attributes
+from loopwatch.telemetry.log import describe, describe_flagged
+from loopwatch.telemetry.spans import SpanContext, context_of
+from loopwatch.telemetry.storm import Allowance
+
+RECORDS_A_MINUTE = 100
+
+Logger = Any
+
+_NANO = 1_000_000_000
+
+
+class StallRecords:
+    """Emits the records.
+
+    Args:
+        logger: returns the logger of ``opentelemetry._logs`` in use, None if there is none.
+        allowance: how many may be told.
+    """
+
+    def __init__(self, logger: Callable[[], Logger | None], allowance: Allowance | None = None) -> None:
+        self._logger = logger
+        self.allowance = allowance or Allowance(RECORDS_A_MINUTE)
+
+    def tell(self, stall: Stall, span: SpanContext | None = None) -> bool:
+        """Emit the record of ``stall``; return whether there is one.
+
+        A stall that is over is dated to its end, when it became known how long it was; a hang to when it was announced,
+        with severity ERROR instead of WARN.
+
+        Args:
+            stall: the stall.
+            span: context of its own span, or of the one that was current where the loop was blocked.
+        """
+        from opentelemetry._logs import SeverityNumber
+
+        severity = SeverityNumber.ERROR if stall.ongoing else SeverityNumber.WARN
+        return self._emit(
+            attributes.EVENT,
+            describe(stall),
+            attributes.of_stall(stall),
+            at=stall.started_at + stall.duration,
+            severity=severity,
+            span=span,
+        )
+
+    def tell_flagged(self, function: FlaggedFunction) -> bool:
+        """Emit the record of ``function``, which has just been flagged; return whether there is one."""
+        from opentelemetry._logs import SeverityNumber
+
+        return self._emit(
+            attributes.FLAGGED_EVENT,
+            describe_flagged(function),
+            attributes.of_flagged(function),
+            at=function.last_at,
+            severity=SeverityNumber.WARN,
+            span=None,
+        )
+
+    def _emit(
+        self, event: str, body: str, found: attributes.Attributes, *, at: float, severity: Any, span: SpanContext | None
+    ) -> bool:
+        from opentelemetry._logs import LogRecord
+
+        logger = self._logger()
+        if logger is None or not self.allowance.take():
+            return False
+        held = self.allowance.held_lately()
+        logger.emit(
+            LogRecord(
+                timestamp=int(at * _NANO),
+                observed_timestamp=time.time_ns(),
+                context=context_of(span),
+                severity_text=severity.name,
+                severity_number=severity,
+                body=body,
+                attributes=found | ({attributes.HELD_BACK: held} if held else {}),
+                event_name=event,
+            )
+        )
+        return True

@@ -1,0 +1,53 @@
+"""So much a minute and no more: what a storm of stalls may tell. What is held back is counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+MINUTE = 60.0
+
+
+class Allowance:
+    """A bucket of ``a_minute`` tokens that is refilled evenly; from any thread.
+
+    Args:
+        a_minute: tokens at first and at most, and how many are added within a minute.
+        clock: monotonic seconds.
+
+    Attributes:
+        held_back: how often there was none, since the beginning.
+
+    Example:
+        >>> allowance = Allowance(2, clock=lambda: 0.0)
+        >>> [allowance.take() for _ in range(3)], allowance.held_back, allowance.held_lately(), allowance.held_lately()
+        ([True, True, False], 1, 1, 0)
+    """
+
+    def __init__(self, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._a_minute = a_minute
+        self._clock = clock
+        self._left = float(a_minute)
+        self._at = clock()
+        self._told = 0
+        self._lock = threading.Lock()
+        self.held_back = 0
+
+    def take(self, wanted: int = 1) -> bool:
+        """Take ``wanted`` tokens; return False, and count them as held back, if there are not as many."""
+        with self._lock:
+            now = self._clock()
+            self._left = min(self._left + (now - self._at) * self._a_minute / MINUTE, float(self._a_minute))
+            self._at = now
+            if self._left < wanted:
+                self.held_back += wanted
+                return False
+            self._left -= wanted
+            return True
+
+    def held_lately(self) -> int:
+        """Return how many were held back since the last call."""
+        with self._lock:
+            lately, self._told = self.held_back - self._told, self.held_back
+            return lately

@@ -1,0 +1,81 @@
+"""What OpenTelemetry is told of each stall but for metrics: its span, its log record, and the traces of its victims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from loopwatch._patches import loaded
+from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.telemetry.records import StallRecords
+from loopwatch.telemetry.spans import SpanContext, StallSpans, parent_of
+from loopwatch.telemetry.victims import VictimSpans
+from loopwatch.victims import Notice
+
+
+class Traces:
+    """Tells stalls, flagged functions and victims.
+
+    Args:
+        tracer: returns the tracer in use, None if there is none; cheap.
+        logger: the same of ``opentelemetry._logs``.
+
+    Example:
+        >>> traces = Traces(lambda: None, lambda: None)
+        >>> traces.held_back()
+        {'span': 0, 'log': 0}
+    """
+
+    def __init__(self, tracer: Callable[[], Any | None], logger: Callable[[], Any | None]) -> None:
+        self._tracer, self._logger = tracer, logger
+        self.spans = StallSpans(tracer)
+        self.records = StallRecords(logger)
+        self.victims = VictimSpans(self.spans)
+
+    def tell(self, stall: Stall, span: SpanContext | None = None) -> None:
+        """Tell ``stall``.
+
+        Args:
+            stall: over, or a hang that goes on: that is a log record only.
+            span: context of the span that was current where the loop was blocked; default what ``stall.context`` names.
+        """
+        if self._tracer() is None and self._logger() is None:
+            return
+        around = span or parent_of(stall)
+        own = self.spans.tell(stall, around) if self._tracer() is not None else None
+        self.records.tell(stall, own or around)
+
+    def tell_flagged(self, function: FlaggedFunction) -> None:
+        """Tell a function that has just been flagged."""
+        if self._logger() is not None:
+            self.records.tell_flagged(function)
+
+    def tell_victims(self, notice: Notice) -> None:
+        """Tell those of ``notice``, whose spans may end in a moment."""
+        if loaded("opentelemetry.trace") is not None:
+            self.victims.tell(notice)
+
+    def forget(self, stall_id: str) -> None:
+        """There will be no such stall."""
+        self.spans.forget(stall_id)
+
+    def held_back(self) -> Mapping[str, int]:
+        """Return how much was not told because of storms, by signal; events of victims count as spans."""
+        return {
+            "span": self.spans.allowance.held_back + self.victims.allowance.held_back,
+            "log": self.records.allowance.held_back,
+        }
+
+
+def application_tracer() -> Any | None:
+    """Return a tracer of the provider that the program has set, None if it has set none."""
+    trace = loaded("opentelemetry.trace")
+    provider = getattr(trace, "_TRACER_PROVIDER", None)
+    return None if provider is None else provider.get_tracer("loopwatch")
+
+
+def application_logger() -> Any | None:
+    """Return a logger of the provider that the program has set, None if it has set none."""
+    logs = loaded("opentelemetry._logs._internal")
+    provider = getattr(logs, "_LOGGER_PROVIDER", None)
+    return None if provider is None else provider.get_logger("loopwatch")

@@ -1,0 +1,97 @@
+"""Tells the traces of those who waited: an event in the span that is current in them, and a link to who blocked.
+
+Runs in a thread of the agent, while the loop has not gone on yet, so that the spans are still open.
+"""
+
+from __future__ import annotations
+
+from loopwatch._patches import loaded
+from loopwatch.telemetry import attributes
+from loopwatch.telemetry.catalog import LOOP
+from loopwatch.telemetry.spans import StallSpans
+from loopwatch.telemetry.storm import Allowance
+from loopwatch.victims import Notice, Variable
+
+EVENTS_A_MINUTE = 1000
+MAX_VICTIMS = 20
+"""Spans of one stall that are told."""
+
+_NANO = 1_000_000_000
+
+
+def current_span_variable() -> Variable | None:
+    """Return the context variable that holds OpenTelemetry's context in this program.
+
+    None while the program does not use OpenTelemetry, or keeps its context in another way (``OTEL_PYTHON_CONTEXT``).
+    """
+    if loaded("opentelemetry.trace") is None:
+        return None
+    context = loaded("opentelemetry.context")
+    return getattr(getattr(context, "_RUNTIME_CONTEXT", None), "_current_context", None)
+
+
+class VictimSpans:
+    """Adds events and links to the spans of victims.
+
+    Args:
+        spans: those of the stalls, to link to.
+        allowance: events that may be added.
+    """
+
+    def __init__(self, spans: StallSpans, allowance: Allowance | None = None) -> None:
+        self._spans = spans
+        self.allowance = allowance or Allowance(EVENTS_A_MINUTE)
+
+    def tell(self, notice: Notice) -> int:
+        """Tell the spans of ``notice``; return how many.
+
+        A span is told once that a stall is over, and once before if it might have ended by then. Not told are spans
+        that began after the block, that of the callback that blocked, and those that are not recorded.
+
+        Args:
+            notice: who waited.
+        """
+        from opentelemetry.trace import get_current_span
+
+        told, event = 0, None
+        for context in notice.contexts:
+            span = get_current_span(context)
+            if not span.is_recording():
+                continue
+            own = span.get_span_context()
+            key = (own.span_id, notice.ongoing)
+            began = getattr(span, "start_time", None) or 0
+            blocker = notice.case.span
+            if key in notice.case.told or began >= _at(notice.started_at + notice.duration):
+                continue
+            if blocker is not None and blocker.span_id == own.span_id:
+                continue
+            if len(notice.case.told) >= MAX_VICTIMS:
+                break
+            if not self.allowance.take():
+                continue
+            notice.case.told.add(key)
+            if event is None:
+                event = _event(notice)
+                link = self._spans.begin(notice.case.id, notice.started_at, blocker) or blocker
+            if link is not None and link.is_valid and (own.span_id, not notice.ongoing) not in notice.case.told:
+                span.add_link(link, {attributes.ID: notice.case.id, LOOP: notice.loop})
+            span.add_event(attributes.EVENT, event, max(_at(notice.started_at), began))
+            told += 1
+        return told
+
+
+def _event(notice: Notice) -> attributes.Attributes:
+    foreseen = notice.case.foreseen  # what it looked like while it lasted; None if nobody could look
+    found: attributes.Attributes = {
+        attributes.ID: notice.case.id,
+        attributes.DURATION: notice.duration,
+        LOOP: notice.loop,
+    }
+    if notice.ongoing:
+        found[attributes.ONGOING] = True
+    return found if foreseen is None else found | attributes.blame(foreseen)
+
+
+def _at(seconds: float) -> int:
+    return int(seconds * _NANO)

@@ -1,0 +1,308 @@
+"""Those who wait while a loop is blocked: who they are, handed to a thread that tells their traces before they go on.
+
+A callback that is ready carries its context, and in it what OpenTelemetry calls the current span. When a block ends the
+loop's thread looks into the contexts of those that are ready or due, a bounded number, and only where somebody uses
+tracing; if there are any it waits until the thread has told them, at most :data:`PATIENCE`, as their spans may end
+right after. Nothing of OpenTelemetry runs on the loop's thread.
+
+- asyncio: at the end of a long pass the ready handles and due timers are read, and one pass later those that were woken
+  by them or by the first poll. Handles *behind* the blocking one in its own pass would run before that: during the
+  block a handle of ours is put before them.
+- uvloop: a callback of ours is scheduled during the block. It runs after what was ready then, whose spans are told in
+  advance (with the duration so far), and before everything that timers and events have woken since.
+
+What cannot be had: a request that came in during the block has no span yet; blocks that are over before the watcher can
+look (those that keep the GIL) on uvloop; loops that are neither asyncio's nor uvloop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import os
+import threading
+import time
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.probes.probe import Loop
+from loopwatch.watched import Case, Episode, WatchedLoop
+
+PATIENCE = 0.001
+"""s that a loop waits at most, at the end of a block, until the traces of those who waited are told."""
+MAX_HANDLES = 200
+"""Callbacks of which it is looked into their contexts."""
+MAX_CONTEXTS = 40
+"""Contexts that are handed over at a time."""
+
+Variable = contextvars.ContextVar[Any]
+
+
+class Notice(NamedTuple):
+    """Somebody has waited for a block.
+
+    Attributes:
+        case: the block.
+        loop: name of the loop.
+        started_at: s since the epoch.
+        duration: s that they waited.
+        ongoing: whether it still goes on.
+        contexts: theirs, as OpenTelemetry keeps them.
+    """
+
+    case: Case
+    loop: str
+    started_at: float
+    duration: float
+    ongoing: bool
+    contexts: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class _Job:
+    run: Callable[[], object]
+    done: Any = field(default_factory=allocate_lock)
+
+
+class Victims:
+    """Finds those who wait, and has them told in a daemon thread, which starts when tracing is first seen in use.
+
+    Args:
+        variable: returns the variable in which contexts carry the current span, None while nobody uses tracing; cheap.
+        tell: tells those of a notice.
+        faults: where failures are counted.
+    """
+
+    def __init__(
+        self, variable: Callable[[], Variable | None], tell: Callable[[Notice], object], faults: Faults
+    ) -> None:
+        self._find = variable
+        self._tell = tell
+        self._faults = faults
+        self._variable: Variable | None = None
+        self._jobs: deque[_Job] = deque()
+        self._alarm = allocate_lock()
+        self._alarm.acquire()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self.cpu = 0.0
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def renew(self, loops: Iterable[WatchedLoop], *, wanted: bool = True) -> None:
+        """Find out whether somebody uses tracing now, and have the probes tell who waits if so; once a tick."""
+        wanted = wanted and not self._stopping and not self._faults.is_off("victims")
+        self._variable = self._find() if wanted else None
+        if self._variable is not None and self._thread is None:
+            thread = threading.Thread(target=self._run, name=f"{OWN_THREADS}victims", daemon=True)
+            thread.start()
+            self._thread = thread
+        for loop in loops:
+            if self._variable is None:
+                loop.probe.on_end(None)
+            elif loop.pending is None:
+                loop.pending = Pending(self, loop)
+                loop.probe.on_end(loop.pending.waited)
+            else:
+                loop.probe.on_end(loop.pending.waited)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody uses tracing."""
+        return self._variable is not None
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the thread; waits at most ``timeout`` seconds."""
+        self._stopping, self._variable = True, None
+        self._wake()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _wake(self) -> None:
+        try:
+            self._alarm.release()
+        except RuntimeError:  # it is on its way already
+            pass
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._alarm.acquire()
+            while self._jobs:
+                job = self._jobs.popleft()
+                with self._faults.guard("victims"):
+                    job.run()
+                job.done.release()
+                del job  # it would keep the program's objects until the next one
+            self.cpu = time.thread_time()
+
+    def _do(self, run: Callable[[], object], patience: float = 0.0) -> None:
+        job = _Job(run)
+        job.done.acquire()
+        self._jobs.append(job)
+        self._wake()
+        if patience > 0:
+            job.done.acquire(True, patience)
+
+    # -- during a block, in the watcher's thread --------------------------------------------------------------------
+
+    def held(self, loop: WatchedLoop, since: float, episode: Episode, span: Any) -> Case | None:
+        """Take note of a block that will be a stall; return it if it should be said what it looks like by now.
+
+        Args:
+            loop: the loop that is held.
+            since: key of the block.
+            episode: what was seen of it.
+            span: context of the span that is current in the callback.
+        """
+        case = _case_of(loop, since)
+        case.span = span
+        if not case.prepared:
+            case.prepared = True
+            behind = episode.samples[-1].stack.behind
+            self._do(lambda: self._prepare(loop, since, case, behind))
+        seen = len(episode.samples)
+        if seen < 2 * case.judged:
+            return None
+        case.judged = seen
+        return case
+
+    def _prepare(self, loop: WatchedLoop, since: float, case: Case, behind: int) -> None:
+        target = loop.ref()
+        if target is None:
+            return
+        pending = loop.pending
+        queue = _queue_of(target)
+        if queue is None or pending is None:
+            return
+        if not loop.probe.handles:
+            start = loop.probe.started(since)
+            target.call_soon_threadsafe(pending.woken, since, start, queue, context=contextvars.Context())
+        elif behind and _contexts(list(queue)[:behind], self._variable):
+            # The loop takes from the left as many as there were when its pass began: one of them is left for the next.
+            handle = asyncio.Handle(pending.between, (since, queue, case), target, contextvars.Context())
+            queue.appendleft(handle)
+
+    def tell_in_advance(self, loop: WatchedLoop, case: Case) -> None:
+        """Tell those who will run before the loop can tell that the block is over; once a block, from any thread."""
+        if loop.probe.handles or case.told_in_advance:
+            return
+        case.told_in_advance = True
+        self._do(lambda: self._tell_the_ready(loop, case))
+
+    def _tell_the_ready(self, loop: WatchedLoop, case: Case) -> None:
+        target = loop.ref()
+        queue = None if target is None else _queue_of(target)
+        if queue is not None and loop.since == case.key:
+            start, contexts = loop.probe.started(case.key), _contexts(list(queue), self._variable)
+            self._tell_those(loop, case, start, time.monotonic(), contexts, ongoing=True)
+
+    # -- at its end -------------------------------------------------------------------------------------------------
+
+    def hand_over(self, loop: WatchedLoop, key: float, start: float, end: float, contexts: tuple[Any, ...]) -> None:
+        """Have those who carry ``contexts`` told, and wait for it; on the loop's thread."""
+        self._do(lambda: self._tell_those(loop, _case_of(loop, key), start, end, contexts), PATIENCE)
+
+    def _tell_those(
+        self,
+        loop: WatchedLoop,
+        case: Case,
+        start: float,
+        end: float,
+        contexts: tuple[Any, ...],
+        *,
+        ongoing: bool = False,
+    ) -> None:
+        if contexts:
+            started_at = time.time() - (time.monotonic() - start)
+            self._tell(Notice(case, loop.name, started_at, end - start, ongoing, contexts))
+
+    def contexts(self, handles: Iterable[Any]) -> tuple[Any, ...]:
+        """Return what ``handles`` carry of OpenTelemetry; on the loop's thread."""
+        return _contexts(handles, self._variable)
+
+
+class Pending:
+    """Those of one loop who were handed over for its latest block; all of it runs on the loop's thread."""
+
+    def __init__(self, victims: Victims, loop: WatchedLoop) -> None:
+        self._victims = victims
+        self._loop = loop
+        self._key = 0.0
+        self._told: set[int] = set()
+
+    def waited(self, key: float, start: float, end: float, handles: Iterable[Any]) -> None:
+        """Have those told who had to wait from ``start`` to ``end``, but for those who were before; must not raise."""
+        victims = self._victims
+        if not victims.in_use:
+            return
+        with victims._faults.guard("victims"):
+            if key != self._key:
+                self._key = key
+                self._told.clear()
+            new = tuple(found for found in victims.contexts(handles) if id(found) not in self._told)
+            if new:
+                self._told.update(map(id, new))
+                victims.hand_over(self._loop, key, start, end, new)
+
+    def between(self, key: float, queue: deque[Any], case: Case) -> None:
+        """The blocking callback has returned, and those behind it in its pass have not run; a handle of asyncio."""
+        case.between = True
+        self.waited(key, key, time.monotonic(), _first(queue))
+
+    def woken(self, key: float, start: float, queue: deque[Any]) -> None:
+        """The loop has come to what was scheduled during the block; a callback of uvloop."""
+        self.waited(key, start, time.monotonic(), _first(queue))
+
+
+def _case_of(loop: WatchedLoop, key: float) -> Case:
+    """Return the case of the block under ``key``, the same for everybody who asks; also when it has been handed on."""
+    latest = loop.latest_case
+    if latest is not None and latest.key == key:
+        return latest
+    episode = loop.episodes.get(key) or loop.episodes.setdefault(key, Episode(os.urandom(5).hex()))
+    loop.latest_case = case = Case(key, episode.id)
+    return case
+
+
+def _queue_of(loop: Loop) -> deque[Any] | None:
+    """Return the callbacks of ``loop`` that are ready, None if they cannot be reached."""
+    queue = getattr(loop, "_ready", None)
+    if type(queue) is deque:
+        return queue
+    # uvloop keeps its only deque in a C field; the collector is shown it.
+    found = [item for item in gc.get_referents(loop) if type(item) is deque]
+    return found[0] if len(found) == 1 else None
+
+
+def _first(queue: deque[Any]) -> list[Any]:
+    """Return the callbacks that run next; on the loop's thread, while others may be adding to them."""
+    return [queue[index] for index in range(min(len(queue), MAX_HANDLES))]
+
+
+def _contexts(handles: Iterable[Any], variable: Variable | None) -> tuple[Any, ...]:
+    """Return what the contexts of ``handles`` have in ``variable``, each once, a bounded number."""
+    found: dict[int, Any] = {}
+    if variable is None:
+        return ()
+    for handle in islice(handles, MAX_HANDLES):
+        context = _context_of(handle)
+        carried = context.get(variable) if context is not None else None
+        if carried:
+            found[id(carried)] = carried
+            if len(found) >= MAX_CONTEXTS:
+                break
+    return tuple(found.values())
+
+
+def _context_of(handle: Any) -> contextvars.Context | None:
+    context = getattr(handle, "_context", None)
+    if isinstance(context, contextvars.Context):
+        return None if getattr(handle, "_cancelled", False) else context
+    return next((item for item in gc.get_referents(handle) if isinstance(item, contextvars.Context)), None)
