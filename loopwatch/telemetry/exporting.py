@@ -1,0 +1,320 @@
+"""The thread that exports over OTLP what private providers have: metrics each interval, spans and log records soon.
+
+One thread for all signals, with one connection each. What cannot be delivered waits in bounded memory, and is tried
+again with growing pauses; the program gets one log line when that begins and one when it is over. Encoding is done in
+small pieces with naps between them, so that a loop that wants the GIL never waits long.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.telemetry.sending import Answer, Sender
+from loopwatch.telemetry.targets import Signal, Targets
+
+PART = "export"
+"""What its faults are counted under."""
+NAP = 0.0001
+"""s for which the thread sleeps between two pieces of work: long enough for whoever waits for the GIL to get it."""
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""s between two attempts after the first failure, and after many."""
+LEAST_TO_SAY = 300.0
+"""s between two log lines about failures at least, for a receiver that comes and goes."""
+KEPT_METRICS = 8
+"""Exports of metrics that wait where they tell differences, which would be lost; of totals the latest will do."""
+LONGEST_SLEEP = 60.0
+
+Encode = Callable[[Sequence[Any]], bytes]
+
+
+def nap() -> None:
+    """Give up the GIL for long enough that a thread which waits for it gets it."""
+    time.sleep(NAP)
+
+
+class Outbox:
+    """What waits for its export to one target.
+
+    Args:
+        sender: sends it.
+        shown: where to, as it may stand in a log.
+        encode: makes a message of some items.
+        limit: items that may wait.
+        batch: items in one message at most.
+
+    Attributes:
+        signal: what it is.
+        dropped: items that will never be told.
+    """
+
+    def __init__(self, signal: Signal, sender: Sender, *, shown: str, encode: Encode, limit: int, batch: int) -> None:
+        self.signal, self.sender, self.shown, self.encode = signal, sender, shown, encode
+        self.limit, self.batch = limit, batch
+        self.waiting: deque[Any] = deque()
+        self.dropped = 0
+        self.due = float("inf")
+        """When it is to be sent, ``time.monotonic`` s."""
+        self.not_before = 0.0
+        self.failures = 0
+        self._message: tuple[int, bytes] | None = None
+
+    def put(self, item: Any) -> bool:
+        """Take an item; False if too many wait, then it is dropped."""
+        if len(self.waiting) >= self.limit:
+            self.dropped += 1
+            return False
+        self.waiting.append(item)
+        return True
+
+    def forget(self) -> None:
+        """Drop what waits: what comes next tells it too."""
+        if self.waiting:
+            self.dropped += len(self.waiting)
+            self.waiting.clear()
+            self._message = None
+
+    def attempt(self) -> Answer | None:
+        """Send what waits, one message; None if nothing does. What may be sent again stays."""
+        if self._message is None:
+            items = [self.waiting[i] for i in range(min(self.batch, len(self.waiting)))]
+            if not items:
+                return None
+            try:
+                self._message = len(items), self.encode(items)
+            except Exception as exc:  # noqa: BLE001 - whatever is wrong with them, others are told nevertheless
+                self._leave(len(items))
+                self.dropped += len(items)
+                return Answer(f"cannot be encoded: {type(exc).__name__}: {exc}"[:200])
+        count, body = self._message
+        answer = self.sender.send(body)
+        if not answer.reason or not answer.again:
+            self._message = None
+            self._leave(count)
+            if answer.reason:
+                self.dropped += count
+        return answer
+
+    def _leave(self, count: int) -> None:
+        for _ in range(min(count, len(self.waiting))):
+            self.waiting.popleft()
+
+
+class Exporter:
+    """The thread, and the outboxes that it empties.
+
+    Args:
+        targets: how often, how much.
+        faults: of the agent.
+        collect: returns the message of the metrics as they are now, None if there is nothing to tell; it may take its
+            time, and calls :func:`nap` in between.
+    """
+
+    def __init__(self, targets: Targets, faults: Faults, collect: Callable[[], bytes | None]) -> None:
+        self._targets, self._faults, self._collect = targets, faults, collect
+        self._boxes: dict[Signal, Outbox] = {}
+        self._gone: list[Outbox] = []
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._ends = float("inf")
+        self._ended: set[Signal] = set()
+        self._failing: set[Signal] = set()
+        self._said_at = -LEAST_TO_SAY
+        self._said = False
+        self._metrics_due = float("inf")
+        self.cpu = 0.0
+        self.told = 0
+        """Messages that were delivered."""
+
+    def add(self, signal: Signal, sender: Sender, shown: str, encode: Encode) -> Outbox:
+        """Export ``signal`` too."""
+        targets = self._targets
+        if signal is Signal.METRICS:
+            limit, batch = KEPT_METRICS if targets.delta else 1, 1
+        else:
+            limit, batch = targets.queue, min(targets.batch, targets.queue)
+        box = Outbox(signal, sender, shown=shown, encode=encode, limit=limit, batch=batch)
+        self._boxes[signal] = box
+        return box
+
+    def has(self, signal: Signal) -> bool:
+        """Whether ``signal`` is exported here."""
+        return signal in self._boxes and signal not in self._ended
+
+    def put(self, signal: Signal, item: Any) -> None:
+        """Take a span or a log record; from any thread, never waits for the network."""
+        box = self._boxes.get(signal)
+        if box is None or self._stopping or not box.put(item):
+            return
+        if box.due == float("inf") or len(box.waiting) == box.batch:
+            box.due = time.monotonic() + (self._targets.delay if len(box.waiting) < box.batch else 0.0)
+            self.start()
+            self._wake.set()
+
+    def start(self) -> None:
+        """Start the thread unless it runs."""
+        with self._lock:
+            if self._thread is None and not self._stopping and self._boxes:
+                self._metrics_due = time.monotonic() + self._targets.interval
+                thread = threading.Thread(target=self._run, name=f"{OWN_THREADS}export", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the interpreter is about to exit: stop() tells what waits
+                    return
+                self._thread = thread
+
+    def end(self, signal: Signal) -> None:
+        """Send once more what there is of ``signal``, and then no more: somebody else exports it now."""
+        with self._lock:
+            self._ended.add(signal)
+        self._wake.set()
+
+    def stop(self, timeout: float) -> None:
+        """Send what there is, once, and end; waits at most ``timeout`` s, then whatever is under way is broken off."""
+        self._ends = time.monotonic() + timeout
+        self._stopping = True
+        self._wake.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+            if thread.is_alive():
+                for box in list(self._boxes.values()):
+                    with self._faults.guard(PART):
+                        box.sender.abort()
+                thread.join(0.1)
+
+    def abandon(self) -> None:
+        """Let go in a forked child, where the thread does not exist and locks may be held for ever."""
+        self._stopping = True
+        for box in list(self._boxes.values()):
+            box.sender.abandon()
+        self._boxes = {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether the calling thread is the exporter's."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def dropped(self) -> dict[Signal, int]:
+        """Items that will never be told, by signal."""
+        return {box.signal: box.dropped for box in (*self._gone, *list(self._boxes.values()))}
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._silence_instrumentation()
+        try:
+            while not self._stopping:
+                self._wake.wait(min(max(self._next() - time.monotonic(), 0.0), LONGEST_SLEEP))
+                self._wake.clear()
+                self._round()
+                self.cpu = time.thread_time()
+                if not self._boxes:
+                    return
+            self._round(last=True)
+        except Exception as exc:  # noqa: BLE001 - the thread's outermost seam
+            self._faults.add(PART, exc)
+        finally:
+            self.cpu = time.thread_time()
+            for box in list(self._boxes.values()):
+                box.sender.abandon()
+
+    @staticmethod
+    def _silence_instrumentation() -> None:
+        """Have instrumentation of http and grpc, if the program uses some, make no spans of our requests."""
+        from opentelemetry import context
+
+        for key in ("suppress_instrumentation", "suppress_http_instrumentation"):
+            context.attach(context.set_value(key, True))
+
+    def _next(self) -> float:
+        due = [max(box.due, box.not_before) for box in list(self._boxes.values())]
+        if Signal.METRICS in self._boxes:
+            due.append(self._metrics_due)
+        return min(due, default=float("inf"))
+
+    def _round(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        with self._lock:
+            ended, self._ended = self._ended, set()
+        metrics = self._boxes.get(Signal.METRICS)
+        if metrics is not None and (last or now >= self._metrics_due or Signal.METRICS in ended):
+            self._metrics_due = max(self._metrics_due + self._targets.interval, now + self._targets.interval / 2)
+            if last or not metrics.waiting or metrics.limit > 1 or now >= metrics.not_before:
+                self._collect_metrics(metrics)
+        for box in list(self._boxes.values()):
+            once = last or box.signal in ended
+            if once or (box.waiting and now >= max(box.due, box.not_before)):
+                self._deliver(box, once=once)
+            if box.signal in ended:
+                self._gone.append(self._boxes.pop(box.signal))
+                box.sender.abandon()
+
+    def _collect_metrics(self, box: Outbox) -> None:
+        message = self._collect()
+        if message is None:
+            return
+        if box.limit == 1:
+            box.forget()
+        box.put(message)
+        box.due = time.monotonic()
+
+    def _deliver(self, box: Outbox, *, once: bool) -> None:
+        """Send what waits, message by message, until one fails."""
+        while not self._broken_off():
+            answer = box.attempt()
+            if answer is None:
+                box.due = float("inf")
+                if box.waiting:  # put() has seen that one was due
+                    box.due = time.monotonic() + self._targets.delay
+                return
+            if answer.reason:
+                self._failed(box, answer)
+                return
+            self._delivered(box)
+            if once and time.monotonic() >= self._ends:
+                return
+            nap()
+
+    def _broken_off(self) -> bool:
+        return self._stopping and time.monotonic() >= self._ends
+
+    def _failed(self, box: Outbox, answer: Answer) -> None:
+        box.failures += 1
+        pause = min(SHORTEST_PAUSE * 2 ** (box.failures - 1), LONGEST_PAUSE) * random.uniform(0.8, 1.2)
+        box.not_before = time.monotonic() + max(pause, answer.after or 0.0)
+        box.due = time.monotonic() if box.waiting else float("inf")
+        first = not self._failing
+        self._failing.add(box.signal)
+        now = time.monotonic()
+        if first and not self._stopping and now - self._said_at >= LEAST_TO_SAY:
+            self._said_at, self._said = now, True
+            self._faults.say(
+                logging.WARNING,
+                "loopwatch: cannot export %s to %s: %s; it goes on trying (the program is not affected)",
+                box.signal.value, box.shown, answer.reason,
+            )  # fmt: skip
+
+    def _delivered(self, box: Outbox) -> None:
+        self.told += 1
+        box.failures = 0
+        box.not_before = 0.0
+        if box.signal in self._failing:
+            self._failing.discard(box.signal)
+            if not self._failing and self._said:
+                self._said = False
+                self._faults.say(logging.INFO, "loopwatch: exports to %s again", box.shown)

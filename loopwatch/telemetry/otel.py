@@ -1,0 +1,133 @@
+"""All that is told in figures: keeps the account of what happened, and has it told by whoever wants it.
+
+One account for OpenTelemetry and Prometheus, so that both say the same. Nothing here runs on a loop's thread but
+:meth:`Telemetry.loop_started`, which may start a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from loopwatch._faults import Action, Faults
+from loopwatch.config import Config
+from loopwatch.events import Stall
+from loopwatch.telemetry.providers import Providers
+from loopwatch.telemetry.readings import Inputs, LoopReading, Reading, Readings
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import Logger
+    from opentelemetry.trace import Tracer
+
+PART = "telemetry"
+"""What its faults are counted under."""
+
+
+class Telemetry:
+    """The account of one agent, and its providers of OpenTelemetry.
+
+    Args:
+        look: returns what the agent knows now; from any thread.
+        do: has an action done by a thread of the agent that may take its time; returns whether it will.
+        faults: of the agent.
+        version: of loopwatch.
+    """
+
+    def __init__(self, look: Callable[[], Inputs], do: Callable[[Action], bool], faults: Faults, version: str) -> None:
+        self._look, self._do, self._faults = look, do, faults
+        self._lock = threading.Lock()
+        self._readings = Readings()
+        self._catching_up = False
+        self.providers = Providers(self.read, faults, version)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Check what is configured and load what it needs; return what puts it into force.
+
+        Raises:
+            ConfigError: a setting or a standard variable that is not allowed; nothing has changed then.
+        """
+        ready = self.providers.prepare(config)
+
+        def put_into_force() -> None:
+            with self._lock:
+                self._readings.max_culprits = config.max_culprits
+            with self._faults.guard(PART):
+                ready()
+
+        return put_into_force
+
+    def stop(self, timeout: float) -> None:
+        """Tell what there is once more, and end; waits at most ``timeout`` s."""
+        with self._faults.guard(PART):
+            self.providers.stop(timeout)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, with an empty account."""
+        self._lock = threading.Lock()
+        self._catching_up = False
+        most = self._readings.max_culprits
+        self._readings = Readings(most)
+        with self._faults.guard(PART):
+            self.providers.after_fork_in_child()
+
+    # -- what happens ---------------------------------------------------------------------------------------------
+
+    def loop_started(self) -> None:
+        """A loop is watched now: begin to export; on its thread."""
+        self.providers.loop_started()
+
+    def loop_gone(self, loop: LoopReading) -> None:
+        """A loop is not watched any more; these are its last figures."""
+        with self._lock:
+            self._readings.loop_gone(loop)
+
+    def saw(self, stall: Stall) -> None:
+        """A stall is over, or a hang goes on; in the thread that tells."""
+        if not stall.ongoing:
+            with self._lock:
+                self._readings.saw(stall)
+
+    def tick(self) -> None:
+        """See whether the application has set a provider since; in the watcher's thread, costs microseconds."""
+        if not self._catching_up and not self._faults.is_off(PART) and self.providers.is_behind():
+            self._catching_up = self._do(self._catch_up)
+
+    def _catch_up(self) -> None:
+        try:
+            with self._faults.guard(PART):
+                self.providers.bind()
+        finally:
+            self._catching_up = False
+
+    # -- what is told ---------------------------------------------------------------------------------------------
+
+    def read(self) -> Reading | None:
+        """Return all points as they are now, None if they cannot be had; from any thread."""
+        if self._faults.is_off(PART):
+            return None
+        with self._faults.guard(PART):
+            inputs = self._look()
+            with self._lock:
+                return self._readings.read(inputs)
+        return None
+
+    def tracer(self) -> Tracer | None:
+        """Return what makes spans, None where nobody would see them; costs next to nothing."""
+        return self.providers.tracer()
+
+    def logger(self) -> Logger | None:
+        """Return what emits log records, None where nobody would see them; costs next to nothing."""
+        return self.providers.logger()
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of threads of telemetry."""
+        return self.providers.cpu
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """What was not told, by signal."""
+        return {signal.value: count for signal, count in self.providers.dropped.items()}

@@ -1,0 +1,221 @@
+"""Whose providers of OpenTelemetry are used: the application's where it has some, else private ones of ours.
+
+The application's are used and left alone, whether they were set before or after :func:`loopwatch.install`; none is ever
+set or created globally. Private ones are built only where a receiver is configured, and nobody sees them but us.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loopwatch._faults import Faults
+from loopwatch._patches import loaded
+from loopwatch.config import Config
+from loopwatch.telemetry.readings import Reading
+from loopwatch.telemetry.targets import Signal, Targets, targets_of
+
+if TYPE_CHECKING:
+    from opentelemetry._logs import Logger
+    from opentelemetry.metrics import Meter
+    from opentelemetry.trace import Tracer
+
+    from loopwatch.telemetry.instruments import Instruments
+    from loopwatch.telemetry.private import Private
+
+SCOPE = "loopwatch"
+"""Name of the instrumentation scope of all that is told."""
+
+_GLOBALS = {
+    Signal.METRICS: ("opentelemetry.metrics._internal", "_METER_PROVIDER"),
+    Signal.TRACES: ("opentelemetry.trace", "_TRACER_PROVIDER"),
+    Signal.LOGS: ("opentelemetry._logs._internal", "_LOGGER_PROVIDER"),
+}
+"""Where the API keeps what the application has set; its functions would create a provider where a variable names one."""
+
+
+def application_provider(signal: Signal) -> Any | None:
+    """Return the provider that the application has set for ``signal``, None if it has not; imports nothing."""
+    module, name = _GLOBALS[signal]
+    return getattr(loaded(module), name, None)
+
+
+class Providers:
+    """Finds the application's providers, makes private ones, and hands out what tells.
+
+    Args:
+        read: returns all points as they are now.
+        faults: of the agent.
+        version: of loopwatch.
+
+    Example:
+        >>> providers = Providers(lambda: None, Faults(), "1.0")
+        >>> providers.tracer() is None  # nobody has set one, and no receiver is configured
+        True
+    """
+
+    def __init__(self, read: Callable[[], Reading | None], faults: Faults, version: str) -> None:
+        self._read = read
+        self._faults = faults
+        self._version = version
+        self._lock = threading.RLock()
+        self._targets = Targets({})
+        self._used: dict[Signal, Any] = {}
+        self._handles: dict[Signal, Any] = {}
+        self._instruments: Instruments | None = None
+        self._private: Private | None = None
+        self._dropped: dict[Signal, int] = {}
+        self._cpu = 0.0
+        self._running = False
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def prepare(self, config: Config, environ: Mapping[str, str] | None = None) -> Callable[[], None]:
+        """Check what is configured and load what it needs; return what puts it into force.
+
+        Raises:
+            ConfigError: a setting or a standard variable that is not allowed, or grpc is wanted and not installed.
+        """
+        environ = os.environ if environ is None else environ
+        own = {signal for signal in Signal if application_provider(signal) is None}
+        if not own:
+            return lambda: self._put_into_force(Targets({}), None)
+        targets = targets_of(environ, config.otlp_endpoint, config.export_interval)
+        wanted = {signal: target for signal, target in targets.targets.items() if signal in own}
+        if not wanted:
+            return lambda: self._put_into_force(targets, None)
+        from loopwatch.telemetry.private import Private  # it imports the SDK: here, at start-up, and never later
+
+        private = Private(targets, wanted, self._read, self._faults, self._version)
+        return lambda: self._put_into_force(targets, private)
+
+    def _put_into_force(self, targets: Targets, private: Private | None) -> None:
+        with self._lock:
+            old, self._private = self._private, private
+            self._targets = targets
+            self._running = True
+            for signal in Signal:
+                if signal not in self._used:
+                    self._handles.pop(signal, None)
+        if old is not None:
+            self._retire(old, 0.5)
+        self.bind()
+
+    def stop(self, timeout: float) -> None:
+        """Tell what there is once more, and end; waits at most ``timeout`` s. The application's providers stay."""
+        with self._lock:
+            private, self._private = self._private, None
+            instruments, self._instruments = self._instruments, None
+            self._running = False
+            self._used.clear()
+            self._handles.clear()
+        if private is not None:
+            self._retire(private, timeout)
+        if instruments is not None:
+            instruments.detach()
+
+    def _retire(self, private: Private, timeout: float) -> None:
+        private.stop(timeout)
+        self._cpu += private.cpu
+        for signal, count in private.dropped.items():
+            self._dropped[signal] = self._dropped.get(signal, 0) + count
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, with nothing of the parent's but its settings."""
+        self._lock = threading.RLock()
+        self._dropped, self._cpu = {}, 0.0
+        if self._private is not None:
+            self._private = self._private.in_child()
+            for signal in Signal:
+                if signal not in self._used:
+                    self._handles.pop(signal, None)
+        if self._instruments is not None:
+            self._instruments.attach(self._read)
+
+    def loop_started(self) -> None:
+        """Begin to export, now that there is something to watch."""
+        private = self._private
+        if private is not None:
+            private.start()
+
+    # -- the application's ----------------------------------------------------------------------------------------
+
+    def is_behind(self) -> bool:
+        """Whether the application has set a provider since :meth:`bind`; costs about a microsecond."""
+        return self._running and any(application_provider(s) is not self._used.get(s) for s in Signal)
+
+    def bind(self) -> None:
+        """Use the providers that the application has set by now, and no private ones beside them."""
+        with self._lock:
+            if not self._running:
+                return
+            for signal in Signal:
+                found = application_provider(signal)
+                if found is self._used.get(signal):
+                    continue
+                self._handles.pop(signal, None)
+                if found is None:
+                    self._used.pop(signal, None)
+                else:
+                    self._used[signal] = found
+                if signal is Signal.METRICS:
+                    self._bind_instruments(found)
+                if found is not None and self._private is not None:
+                    self._private.end(signal)
+
+    def _bind_instruments(self, provider: Any | None) -> None:
+        if self._instruments is not None:
+            self._instruments.detach()
+            self._instruments = None
+        if provider is not None:
+            from loopwatch.telemetry.instruments import instruments_of
+
+            self._instruments = instruments_of(provider, self._version)
+            self._instruments.attach(self._read)
+
+    # -- what tells -----------------------------------------------------------------------------------------------
+
+    def tracer(self) -> Tracer | None:
+        """Return what makes spans, None where nobody would see them."""
+        handle: Tracer | None = self._handle(Signal.TRACES, "get_tracer")
+        return handle
+
+    def logger(self) -> Logger | None:
+        """Return what emits log records, None where nobody would see them."""
+        handle: Logger | None = self._handle(Signal.LOGS, "get_logger")
+        return handle
+
+    def meters(self) -> Sequence[Meter]:
+        """Return the meters on which the metrics are told now."""
+        private = self._private
+        own = private.instruments if private is not None and Signal.METRICS not in self._used else None
+        return [found.meter for found in (self._instruments, own) if found is not None]
+
+    def _handle(self, signal: Signal, get: str) -> Any | None:
+        if not self._running:
+            return None
+        if application_provider(signal) is not self._used.get(signal):
+            self.bind()
+        handle = self._handles.get(signal)
+        if handle is None:
+            with self._lock:
+                private = self._private
+                provider = self._used.get(signal) or (None if private is None else private.provider(signal))
+                if provider is not None:
+                    handle = self._handles[signal] = getattr(provider, get)(SCOPE, self._version)
+        return handle
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of the exporting thread."""
+        private = self._private
+        return self._cpu + (private.cpu if private is not None else 0.0)
+
+    @property
+    def dropped(self) -> dict[Signal, int]:
+        """Spans, log records and exports of metrics that will never be told."""
+        private = self._private
+        now = {} if private is None else private.dropped
+        return {signal: self._dropped.get(signal, 0) + now.get(signal, 0) for signal in Signal}

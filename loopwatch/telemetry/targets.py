@@ -1,0 +1,270 @@
+"""Where telemetry is sent by private providers: the standard ``OTEL_*`` variables, read and checked. Pure.
+
+Nothing of OpenTelemetry is imported: a bad variable is an error of :func:`loopwatch.install`, and a program that
+exports nothing must not pay for an SDK.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from loopwatch.errors import ConfigError
+
+DEFAULT_INTERVAL = 10.0
+"""s between two exports of metrics."""
+DEFAULT_TIMEOUT = 10.0
+"""s that one request may take."""
+
+
+class Signal(StrEnum):
+    """What is told over OTLP."""
+
+    METRICS = "metrics"
+    TRACES = "traces"
+    LOGS = "logs"
+
+
+class Protocol(StrEnum):
+    """How it is sent."""
+
+    HTTP = "http/protobuf"
+    GRPC = "grpc"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A receiver of one signal.
+
+    Attributes:
+        signal: what it is sent.
+        protocol: how.
+        url: http: with its path. grpc: scheme and address.
+        headers: sent along with each request.
+        timeout: s that one request may take.
+        compression: ``none``, ``gzip`` or ``deflate``.
+        certificate: file of the authorities that are trusted, None for those of the system.
+        client_certificate, client_key: files by which we prove who we are, None for not at all.
+    """
+
+    signal: Signal
+    protocol: Protocol
+    url: str
+    headers: tuple[tuple[str, str], ...] = ()
+    timeout: float = DEFAULT_TIMEOUT
+    compression: str = "none"
+    certificate: str | None = None
+    client_certificate: str | None = None
+    client_key: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL as it may stand in a log: without user, password and query.
+
+        Example:
+            >>> Target(Signal.METRICS, Protocol.HTTP, "http://me:secret@host:4318/v1/metrics?key=1").shown
+            'http://host:4318/v1/metrics'
+        """
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Where everything goes.
+
+    Attributes:
+        targets: by signal; signals that are not sent are missing.
+        interval: s between two exports of metrics.
+        delta: whether sums and histograms are told as what was added since the last export.
+        queue: spans, and log records, that wait for their export at most.
+        batch: of them that are sent in one request at most.
+        delay: s for which they wait for others.
+    """
+
+    targets: Mapping[Signal, Target]
+    interval: float = DEFAULT_INTERVAL
+    delta: bool = False
+    queue: int = 2048
+    batch: int = 512
+    delay: float = 5.0
+
+
+def targets_of(environ: Mapping[str, str], endpoint: str | None = None, interval: float | None = None) -> Targets:
+    """Return where the variables, and the settings that win over them, want telemetry to be sent.
+
+    Args:
+        environ: the variables; empty ones count as absent.
+        endpoint: base URL of a receiver of all signals, as ``Config.otlp_endpoint``.
+        interval: s between two exports of metrics, as ``Config.export_interval``.
+
+    Raises:
+        ConfigError: a variable whose value is not allowed, whether or not anything would be sent.
+
+    Example:
+        >>> targets_of({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}).targets[Signal.LOGS].url
+        'http://collector:4318/v1/logs'
+        >>> targets_of({}).targets
+        {}
+    """
+    read = _Reader(environ)
+    found = {signal: target for signal in Signal if (target := _target(read, signal, endpoint)) is not None}
+    spacing = read.number("OTEL_METRIC_EXPORT_INTERVAL", "a number of milliseconds above 0, such as 10000", 1e-3)
+    delay = read.number("OTEL_BSP_SCHEDULE_DELAY", "a number of milliseconds above 0, such as 5000", 1e-3)
+    queue = read.number("OTEL_BSP_MAX_QUEUE_SIZE", "a whole number of spans, 1 or more")
+    batch = read.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "a whole number of spans, 1 or more")
+    told = read.one_of(
+        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", ("cumulative", "delta", "lowmemory"), "cumulative"
+    )
+    disabled = read.text("OTEL_SDK_DISABLED").lower() == "true"
+    default = Targets({})
+    return Targets(
+        targets={} if disabled else found,
+        interval=interval or spacing or DEFAULT_INTERVAL,
+        delta=told != "cumulative",
+        queue=max(int(queue or default.queue), 1),
+        batch=max(int(batch or default.batch), 1),
+        delay=delay or default.delay,
+    )
+
+
+def _target(read: _Reader, signal: Signal, endpoint: str | None) -> Target | None:
+    """Return the target of ``signal``, None if it is not sent; what is set for it is checked in any case."""
+    wanted = read.exporters(signal)
+    target = Target(
+        signal,
+        read.protocol(signal),
+        "",
+        read.headers(signal),
+        read.signal_number(signal, "TIMEOUT", "a number of seconds above 0, such as 10") or DEFAULT_TIMEOUT,
+        read.signal_one_of(signal, "COMPRESSION", ("none", "gzip", "deflate"), "none"),
+        read.file(signal, "CERTIFICATE"),
+        read.file(signal, "CLIENT_CERTIFICATE"),
+        read.file(signal, "CLIENT_KEY"),
+    )
+    named = [name for name in wanted if name.startswith("otlp")]
+    if "otlp_proto_grpc" in named:
+        target = replace(target, protocol=Protocol.GRPC)
+    elif "otlp_proto_http" in named:
+        target = replace(target, protocol=Protocol.HTTP)
+    url = read.url(signal, target.protocol, endpoint)
+    return replace(target, url=url) if url and named else None
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A header's name (RFC 9110, 5.6.2)."""
+
+
+class _Reader:
+    """Reads single variables; whatever is not allowed is a ConfigError."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str) -> str:
+        return self._environ.get(name, "").strip()
+
+    def first(self, signal: Signal, what: str) -> tuple[str, str]:
+        """Return (name, value) of the signal's own variable, else of the one for all."""
+        own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}"
+        if self.text(own):
+            return own, self.text(own)
+        return f"OTEL_EXPORTER_OTLP_{what}", self.text(f"OTEL_EXPORTER_OTLP_{what}")
+
+    def number(self, name: str, allowed: str, factor: float = 1.0) -> float | None:
+        return _positive(name, self.text(name), allowed, factor)
+
+    def signal_number(self, signal: Signal, what: str, allowed: str) -> float | None:
+        name, value = self.first(signal, what)
+        return _positive(name, value, allowed, 1.0)
+
+    def one_of(self, name: str, allowed: tuple[str, ...], default: str) -> str:
+        return _one_of(name, self.text(name), allowed, default)
+
+    def signal_one_of(self, signal: Signal, what: str, allowed: tuple[str, ...], default: str) -> str:
+        return _one_of(*self.first(signal, what), allowed, default)
+
+    def protocol(self, signal: Signal) -> Protocol:
+        name, value = self.first(signal, "PROTOCOL")
+        return Protocol(_one_of(name, value, tuple(Protocol), Protocol.HTTP))
+
+    def exporters(self, signal: Signal) -> list[str]:
+        text = self.text(f"OTEL_{signal.upper()}_EXPORTER") or "otlp"
+        return [item.strip().lower() for item in text.split(",") if item.strip()]
+
+    def headers(self, signal: Signal) -> tuple[tuple[str, str], ...]:
+        name, value = self.first(signal, "HEADERS")
+        found = []
+        for item in value.split(","):
+            if not item.strip():
+                continue
+            key, equals, content = item.partition("=")
+            key, content = unquote(key.strip()), unquote(content.strip())
+            if not equals or not _TOKEN.fullmatch(key) or not content.isprintable() or not content.isascii():
+                # Its value may be a secret: only the name is told.
+                raise _bad(name, f"{key if equals else '...'}", "headers such as 'api-key=secret,tenant=a'")
+            found.append((key, content))
+        return tuple(found)
+
+    def file(self, signal: Signal, what: str) -> str | None:
+        name, value = self.first(signal, what)
+        if value and not Path(value).is_file():
+            raise _bad(name, value, "a file that exists")
+        return value or None
+
+    def url(self, signal: Signal, protocol: Protocol, endpoint: str | None) -> str:
+        """Return where ``signal`` goes, "" for nowhere."""
+        own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT"
+        if endpoint is None and self.text(own):
+            return self._checked(own, self.text(own), signal, protocol)
+        base = endpoint or self.text("OTEL_EXPORTER_OTLP_ENDPOINT")
+        if not base:
+            return ""
+        name = "otlp_endpoint" if endpoint else "OTEL_EXPORTER_OTLP_ENDPOINT"
+        url = self._checked(name, base, signal, protocol)
+        if protocol is Protocol.GRPC:
+            return url
+        parts = urlsplit(url)
+        path = re.sub(r"/v1/(metrics|traces|logs)/?$", "", parts.path).rstrip("/")
+        return parts._replace(path=f"{path}/v1/{signal.value}").geturl()
+
+    def _checked(self, name: str, url: str, signal: Signal, protocol: Protocol) -> str:
+        if protocol is Protocol.GRPC and "://" not in url:  # gRPC's own way to write an address
+            insecure = self.first(signal, "INSECURE")[1].lower() == "true"
+            url = f"{'http' if insecure else 'https'}://{url}"
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, brackets that do not match
+            good = False
+        if not good or any(character.isspace() for character in url):
+            raise _bad(name, url, "a URL such as 'http://127.0.0.1:4318'")
+        return url
+
+
+def _positive(name: str, value: str, allowed: str, factor: float) -> float | None:
+    if not value:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e12:
+        raise _bad(name, value, allowed)
+    return number * factor
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...], default: str) -> str:
+    if not value:
+        return default
+    if value.lower() not in allowed:
+        raise _bad(name, value, f"one of {', '.join(allowed)}")
+    return value.lower()
+
+
+def _bad(name: str, value: object, allowed: str) -> ConfigError:
+    return ConfigError(f"{name}={value!r}: must be {allowed}")
