@@ -487,7 +487,8 @@ class WorkerStats:
         reason: why it is in that state, in words; empty where the state says it all.
         unique: bytes that would be free if it ended (USS), None where that is not read.
         cpu: processor time in s, None where that cannot be read.
-        task: name of the function that it runs, None if it runs none or that cannot be told.
+        task: name of the function that it runs, None if it runs none or that cannot be told; of a child process that
+            belongs to no pool, what it is.
         running_for: s for which it has run it.
         exitcode: how it ended, negative for the number of a signal; None while it lives or where that is not known.
         oom_killed: whether the kernel killed it for want of memory; None where that cannot be told.
@@ -555,6 +556,9 @@ class PoolStats:
         task_cpu: s of processor time that calls used, None where that is not known; with ``run`` it says whether they
             compute or wait.
         cpu: s of processor time of all its workers since it was made.
+        encoding, decoding: s that pickling calls and unpickling results took in this process, all together; None where
+            that is not known.
+        neglected: failed calls whose error nobody has asked for and nobody can any more; None where that is not known.
     """
 
     name: str
@@ -583,6 +587,9 @@ class PoolStats:
     closed: bool = False
     task_cpu: float | None = None
     cpu: float = 0.0
+    encoding: float | None = None
+    decoding: float | None = None
+    neglected: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""

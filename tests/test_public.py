@@ -49,7 +49,14 @@ LAYERS = [
 ]
 """The contract, lowest layer first; a module may import its own layer and those below it."""
 
-PURE = {"loopwatch.diagnosis", "loopwatch.governor", "loopwatch.events", "loopwatch.flagging"}
+PURE = {
+    "loopwatch.diagnosis",
+    "loopwatch.governor",
+    "loopwatch.events",
+    "loopwatch.flagging",
+    "loopwatch.pools.health",
+    "loopwatch.pools.advice",
+}
 IMPURE = {"os", "time", "threading", "socket", "asyncio", "subprocess", "linecache", "sys"}
 
 

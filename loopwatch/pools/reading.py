@@ -39,6 +39,10 @@ class ProcessFacts:
         started_at: s since the epoch.
         state: letter of ``/proc/PID/stat``, such as S or D.
         name: what it is, a program's name, never its arguments.
+        waits_in: kernel function that it sleeps in, asked for only where it has not moved for a while.
+        exitcode: how it ended, negative for the number of a signal; None while it lives, and where that is not known.
+        oom_killed: whether the kernel killed it for want of memory, if SIGKILL ended it; None where that cannot be
+            told.
     """
 
     pid: int
@@ -52,6 +56,37 @@ class ProcessFacts:
     started_at: float | None = None
     state: str | None = None
     name: str = ""
+    waits_in: str | None = None
+    exitcode: int | None = None
+    oom_killed: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a child process that belongs to no pool has ended.
+
+    Attributes:
+        pid: process id.
+        at: when that was noticed.
+        lived: s from its start.
+        reason: ``SIGSEGV``, ``exit 3``, ``oom``; None if it was told to end, or ended with exit code 0.
+        place: where it was made, ``file:line in function``; empty where that is not known.
+        name: what it was, a program's name.
+        executes: whether it was a program of its own, whose exit code is an answer rather than an accident.
+    """
+
+    pid: int
+    at: float
+    lived: float
+    reason: str | None
+    place: str = ""
+    name: str = ""
+    executes: bool = False
+
+    @property
+    def is_accident(self) -> bool:
+        """Whether it is a crash beyond doubt: a signal, or the exit code of a copy of this process."""
+        return self.reason is not None and not (self.executes and self.reason.startswith("exit "))
 
 
 class Source(Protocol):

@@ -143,6 +143,10 @@ class Spawner:
         """Whether it is still to be known how workers ended."""
         return True
 
+    def pids(self) -> list[int]:
+        """Return the children it has started."""
+        return list(self._children)
+
     def close(self) -> None:
         """End the workers that are left."""
         with self._lock:
@@ -280,6 +284,11 @@ class ForkServer:
         """Whether it is still to be known how workers ended: not if the server has ended, too."""
         return self._server is not None and not self._server.is_gone
 
+    def pids(self) -> list[int]:
+        """Return the child it has started."""
+        server = self._server
+        return [] if server is None else [server.process.pid]
+
     def close(self) -> None:
         """End the server for good; its workers end with it."""
         self._closed = True
@@ -307,6 +316,14 @@ _launchers: weakref.WeakSet[Launcher] = weakref.WeakSet()
 def launcher(method: str, preload: Sequence[str]) -> Launcher:
     """Return what starts workers by ``method``."""
     return ForkServer(preload) if method == "forkserver" else Spawner(preload)
+
+
+def helpers() -> list[int]:
+    """Return the processes that this one has started for its pools: fork servers, and workers that were spawned."""
+    found = []
+    for each in list(_launchers):
+        found += each.pids()
+    return found
 
 
 def _forget_all() -> None:

@@ -1,0 +1,296 @@
+"""Notes which child processes the program starts, where, which it tells to end, and how those ended it waited for.
+
+Nothing is waited for here: what the program learns of an exit is overheard. Children that C code starts without Python
+are not noted; they are found by looking (:mod:`loopwatch.pools.children`).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from loopwatch._faults import Faults
+from loopwatch._imports import WhenImported
+from loopwatch._patches import ListItem, Patch, PatchSet, loaded
+from loopwatch.pools.origin import origin
+
+MOST = 4096
+"""Children remembered; of more than that the oldest are forgotten."""
+PART = "children"
+"""What it is called among the parts that may fail."""
+ENDING = frozenset(
+    getattr(signal, name) for name in ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals by which a program tells another one to end."""
+
+
+@dataclass(slots=True)
+class Birth:
+    """A child process that the program has started.
+
+    Attributes:
+        pid: process id.
+        at: ``time.monotonic`` s.
+        place: where, ``file:line in function``.
+        pool: module of the pool that looks after it, None if none does.
+        name: what it runs, without arguments; empty where that is not known.
+        executes: whether it runs a program of its own, whose exit code is an answer; else it is a copy of this one.
+        remote: whether another process is its parent, such as a fork server.
+        told: whether the program told it to end.
+        exitcode: how it ended, negative for the number of a signal; None as far as nobody has waited for it.
+        ended_at: when it was waited for.
+    """
+
+    pid: int
+    at: float
+    place: str = ""
+    pool: str | None = None
+    name: str = ""
+    executes: bool = False
+    remote: bool = False
+    told: bool = False
+    exitcode: int | None = None
+    ended_at: float | None = None
+
+
+class Births:
+    """The children that were noted, by process id.
+
+    Args:
+        patches: where the replaced attributes are kept.
+        faults: where failures are counted; a failing note is not taken any more.
+        born: called after a child was started, on whatever thread; must neither raise nor block.
+    """
+
+    def __init__(self, patches: PatchSet, faults: Faults, born: Callable[[], object]) -> None:
+        self.known: dict[int, Birth] = {}
+        self._patches, self._faults, self._born = patches, faults, born
+        self._hooks: list[ListItem] = []
+
+    def start(self) -> None:
+        """Begin to listen."""
+        for names, around in (
+            (("fork", "forkpty"), self._forked),
+            (("posix_spawn", "posix_spawnp"), self._spawned),
+            (("kill", "killpg"), self._killed),
+            (("waitpid", "wait", "wait3", "wait4"), self._waited),
+            (("waitid",), self._waited_by_id),
+        ):
+            for name in names:
+                if hasattr(os, name):
+                    self._patches.around(os, name, around)
+        self._when_imported("subprocess", self._patch_subprocess)
+        self._when_imported("multiprocessing.process", self._patch_multiprocessing)
+        self._when_imported("multiprocessing.popen_forkserver", self._patch_forkserver)
+        self._when_imported("uvloop", self._patch_uvloop)
+
+    def stop(self) -> None:
+        """Stop listening; the patches are undone by their owner."""
+        for hook in self._hooks:
+            hook.undo()
+        self._hooks.clear()
+
+    def exit_of(self, pid: int) -> int | None:
+        """Return how ``pid`` ended, None as far as nobody has waited for it."""
+        birth = self.known.get(pid)
+        return None if birth is None else birth.exitcode
+
+    def forget(self, pids: Iterable[int]) -> None:
+        """Forget ``pids``, which have ended and are dealt with."""
+        for pid in pids:
+            self.known.pop(pid, None)
+
+    def after_fork_in_child(self) -> None:
+        """None of them is a child of this process."""
+        self.known = {}
+
+    # -- what the program does ------------------------------------------------------------------------------------
+
+    def _note(self, pid: int, **known: Any) -> None:
+        with self._faults.guard(PART):
+            if self._faults.is_off(PART):
+                return
+            made = origin()
+            self.known.pop(pid, None)  # so that it goes to the end
+            self.known[pid] = Birth(pid, time.monotonic(), made.place, made.pool, **known)
+            if len(self.known) > MOST:
+                self.known.pop(next(iter(self.known)), None)
+            self._born()
+
+    def _ended(self, pid: int, exitcode: int) -> None:
+        birth = self.known.get(pid)
+        if birth is not None:
+            birth.exitcode, birth.ended_at = exitcode, time.monotonic()
+
+    def _forked(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = original(*args, **kwargs)
+        pid = result[0] if isinstance(result, tuple) else result  # forkpty() returns a descriptor, too
+        if pid:
+            self._note(pid)
+        return result
+
+    def _spawned(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        pid = original(*args, **kwargs)
+        self._note(pid, executes=True, name=_base(args[0] if args else ""))
+        return pid
+
+    def _killed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Before it is sent: the child may be dead and waited for by the time it is.
+        if self.known and len(args) == 2 and args[1] in ENDING:
+            with self._faults.guard(PART):
+                self._told_to_end(args[0], group=original.__name__ == "killpg")
+        return original(*args, **kwargs)
+
+    def _told_to_end(self, target: Any, *, group: bool) -> None:
+        if target > 0 and not group:
+            self._told(target)
+            return
+        wanted = abs(target) or os.getpgrp()
+        for pid in list(self.known):
+            if (target == -1 and not group) or _group_of(pid) == wanted:
+                self._told(pid)
+
+    def _told(self, pid: int) -> None:
+        birth = self.known.get(pid)
+        if birth is not None:
+            birth.told = True
+
+    def _waited(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = original(*args, **kwargs)
+        pid, status = result[0], result[1]
+        if pid in self.known and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            self._ended(pid, os.waitstatus_to_exitcode(status))
+        return result
+
+    def _waited_by_id(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = original(*args, **kwargs)
+        if result is not None and result.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
+            code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+            self._ended(result.si_pid, code)
+        return result
+
+    # -- modules --------------------------------------------------------------------------------------------------
+
+    def _when_imported(self, name: str, callback: Callable[[Any], object]) -> None:
+        def guarded(module: ModuleType) -> None:
+            with self._faults.guard(PART):
+                callback(module)
+
+        module = loaded(name)
+        if module is not None:
+            guarded(module)
+        else:
+            self._hooks.append(ListItem(sys.meta_path, WhenImported(name, guarded), first=True))
+
+    def _after(self, owner: Any, name: str, note: Callable[[Any, Any, dict[str, Any]], object]) -> None:
+        """Have ``note(instance, result, kwargs)`` called after each call of a method.
+
+        A plain function, as subclasses call ``Base.__init__(self)`` without binding it.
+        """
+
+        def make(original: Any, patch: Patch) -> Any:
+            @functools.wraps(original)
+            def method(instance: Any, *args: Any, **kwargs: Any) -> Any:
+                result = original(instance, *args, **kwargs)
+                if patch.active:
+                    patch.state(instance, result, kwargs)
+                return result
+
+            return method
+
+        def guarded(instance: Any, result: Any, kwargs: dict[str, Any]) -> None:
+            if not self._faults.is_off(PART):
+                with self._faults.guard(PART):
+                    note(instance, result, kwargs)
+
+        self._patches.replace(owner, name, make).state = guarded
+
+    def _patch_subprocess(self, subprocess: Any) -> None:
+        def started(popen: Any, _result: Any, kwargs: dict[str, Any]) -> None:
+            self._note(popen.pid, executes=True, name=_program(popen.args, bool(kwargs.get("shell"))))
+
+        def exited(popen: Any, _result: Any, _kwargs: dict[str, Any]) -> None:
+            # Its own reference to os.waitpid is older than ours.
+            if popen.returncode is not None:
+                self._ended(popen.pid, popen.returncode)
+
+        self._after(subprocess.Popen, "__init__", started)
+        if hasattr(subprocess.Popen, "_handle_exitstatus"):
+            self._after(subprocess.Popen, "_handle_exitstatus", exited)
+
+    def _patch_multiprocessing(self, process: Any) -> None:
+        def started(made: Any, _result: Any, _kwargs: dict[str, Any]) -> None:
+            remote = getattr(made._popen, "method", "") == "forkserver"
+            self._note(made.pid, name=str(made.name), remote=remote)
+
+        self._after(process.BaseProcess, "start", started)
+
+    def _patch_forkserver(self, popen_forkserver: Any) -> None:
+        def polled(popen: Any, result: Any, _kwargs: dict[str, Any]) -> None:
+            if result is not None:
+                self._ended(popen.pid, result)
+
+        self._after(popen_forkserver.Popen, "poll", polled)
+
+    def _patch_uvloop(self, uvloop: Any) -> None:
+        """What it starts, ends and waits for it does in C."""
+        from asyncio import subprocess
+
+        async def started(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            made = origin()
+            transport, protocol = await original(*args, **kwargs)
+            with self._faults.guard(PART):
+                pid = transport.get_pid()
+                name = _program(args[1] if len(args) > 1 else "", original.__name__ == "subprocess_shell")
+                self.known[pid] = Birth(pid, time.monotonic(), made.place, made.pool, name, executes=True)
+                self._born()
+            return transport, protocol
+
+        def exiting(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            with self._faults.guard(PART):
+                transport: Any = getattr(getattr(original, "__self__", None), "_transport", None)
+                code = None if transport is None else transport.get_returncode()
+                if code is not None:
+                    self._ended(transport.get_pid(), code)
+            return original(*args, **kwargs)
+
+        def telling(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            with self._faults.guard(PART):
+                if original.__name__ != "send_signal" or (args and args[0] in ENDING):
+                    self._told(getattr(getattr(original, "__self__", None), "pid", 0))
+            return original(*args, **kwargs)
+
+        for name in ("subprocess_exec", "subprocess_shell"):
+            self._patches.around(uvloop.Loop, name, started)
+        self._patches.around(subprocess.SubprocessStreamProtocol, "process_exited", exiting)
+        for name in ("send_signal", "terminate", "kill"):
+            self._patches.around(subprocess.Process, name, telling)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:  # it has ended
+        return None
+
+
+def _program(args: Any, shell: bool) -> str:
+    """Return the name of a program, never its arguments."""
+    if shell:
+        return "sh"
+    first = args if isinstance(args, str | bytes | os.PathLike) else next(iter(args), "")
+    return _base(first)
+
+
+def _base(path: Any) -> str:
+    try:
+        return os.path.basename(os.fsdecode(path)) or ""  # noqa: PTH119 - may be bytes
+    except TypeError:  # an open descriptor
+        return ""

@@ -1,0 +1,81 @@
+"""What the control groups of this process allow it, and whom the kernel has killed in them. Linux; elsewhere nothing.
+
+Both versions are read, and their mixture. Inside a container the path of a group is often that of the host while the
+group itself is mounted at the top: both places are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def groups(controller: str, root: Path = ROOT) -> list[Path]:
+    """Return the directories that may be this process's group for ``controller``, the most likely one first.
+
+    Args:
+        controller: such as ``memory`` or ``cpu``.
+        root: of the file system, for tests.
+    """
+    mounted = root / "sys/fs/cgroup"
+    found: list[Path] = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        inside = path.strip().lstrip("/")
+        if controller in names.split(","):  # version 1, by itself or beside version 2
+            found = [mounted / controller / inside, mounted / names / inside, mounted / controller, *found]
+        elif not names:
+            found += [mounted / inside, mounted / "unified" / inside, mounted]
+    return [path for path in dict.fromkeys(found) if path.is_dir()]
+
+
+def usable_cpus(root: Path = ROOT) -> float:
+    """Return how many processors this process may use: its affinity, and the quota of its groups if that is less."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for group in groups("cpu", root) for quota in _quotas(group, root / "sys/fs/cgroup")]
+    return min([float(affinity), *quotas])
+
+
+def _quotas(group: Path, top: Path) -> list[float]:
+    """Return the quotas of a group and of those above it, in processors."""
+    found = []
+    for each in (group, *group.parents):
+        if not each.is_relative_to(top):
+            break
+        words = _text(each / "cpu.max").split()
+        if len(words) != 2:
+            words = [_text(each / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        quota, period = (int(word) if word.isdigit() else 0 for word in words)  # "max" and -1: none
+        if quota > 0 and period > 0:
+            found.append(quota / period)
+    return found
+
+
+def oom_kills(root: Path = ROOT) -> tuple[int, Path] | None:
+    """Return how many processes of this process's group the kernel has killed for memory, and the group; None: unknown.
+
+    The kernel counts before it sends the signal (``__oom_kill_process`` in mm/oom_kill.c), so that whoever sees the
+    death finds it counted.
+    """
+    for group in groups("memory", root):
+        for name in ("memory.events", "memory.oom_control"):
+            for line in _text(group / name).splitlines():
+                key, _, value = line.partition(" ")
+                if key == "oom_kill" and value.strip().isdigit():
+                    return int(value), group
+    return None
+
+
+def members(group: Path) -> frozenset[int]:
+    """Return the processes of a group."""
+    return frozenset(int(word) for word in _text(group / "cgroup.procs").split())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):  # not there, not ours to read
+        return ""

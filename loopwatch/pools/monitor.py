@@ -1,0 +1,322 @@
+"""The one thread that looks after pools and child processes: polls their facts, draws conclusions, says what is new."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from _thread import allocate_lock
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.events import Finding, WorkerState
+from loopwatch.pools import cgroup
+from loopwatch.pools.advice import THREADS, Advisor
+from loopwatch.pools.births import Births
+from loopwatch.pools.children import Children, has_children
+from loopwatch.pools.news import News
+from loopwatch.pools.reading import PoolReading, ProcessFacts, Source
+
+if TYPE_CHECKING:
+    from loopwatch.pools.processes import Processes
+
+PERIOD = 2.0
+"""s between two polls."""
+LONGEST_PERIOD = 60.0
+BUDGET_SHARE = 0.2
+"""Part of ``Config.cpu_budget`` that polling may use: where there are many processes, they are polled less often."""
+FRESH = 0.5
+"""s: facts that are older are polled anew for a snapshot, as far as that is quick."""
+QUICK = 0.005
+"""s that such a poll takes at most; what it did not come to keeps its last facts."""
+PATIENCE = 0.02
+"""s that a snapshot or a fork waits for a poll that is under way."""
+PART = "health"
+
+_NOTHING: dict[int, ProcessFacts] = {}
+
+
+class Monitor:
+    """Looks after pools and child processes from a daemon thread, which starts with the first of them.
+
+    Args:
+        config: current settings.
+        patches: where replaced attributes are kept.
+        faults: where failures are counted.
+        cpus: returns how many processors this process may use.
+
+    Example:
+        >>> from loopwatch._faults import Faults
+        >>> monitor = Monitor(Config, PatchSet(), Faults())
+        >>> monitor.start()
+        >>> monitor.readings(), monitor.findings()
+        ((), ())
+        >>> monitor.stop()
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        patches: PatchSet,
+        faults: Faults,
+        *,
+        cpus: Callable[[], float] = cgroup.usable_cpus,
+    ) -> None:
+        self.cpu = 0.0
+        """s of processor time that its threads have used, of which at most one runs at a time."""
+        self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
+        self._births = Births(patches, faults, self._born)
+        self._running = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._guard = threading.Lock()
+        self._polling = threading.RLock()
+        self._alarm = allocate_lock()
+        self._alarm.acquire()
+        self._sources: tuple[Source, ...] = ()
+        self._children = Children(self._births, lambda: self._config().hung_after)
+        self._processes: Processes | None = None
+        self._advisor = Advisor()
+        self._findings: tuple[Finding, ...] = ()
+        self._news = News()
+        self._thread: threading.Thread | None = None
+        self._ending = False
+        self._held = 0
+        self._cpu_before = self.cpu
+        self._polled_at = float("-inf")
+        self._next_tick = 0.0
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take note of children from now on; starts no thread before there is something to look after."""
+        self._running = True
+        with self._faults.guard("children"):
+            self._births.start()
+        self.tick(time.monotonic())
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the thread, waiting at most ``timeout`` s; the patches are undone by their owner."""
+        self._running = False
+        self._births.stop()
+        self._end_thread(timeout)
+        self._births.known = {}
+        self._begin()
+
+    def add(self, source: Source) -> None:
+        """Look after ``source``; a second call does nothing."""
+        with self._guard:
+            if source not in self._sources:
+                self._sources = (*self._sources, source)
+        self._ensure_thread()
+
+    def remove(self, source: Source) -> None:
+        """Look after ``source`` no more."""
+        with self._guard:
+            self._sources = tuple(each for each in self._sources if each is not source)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What was added and is not over."""
+        return self._sources
+
+    def tick(self, now: float) -> None:
+        """Find out, cheaply, whether there is a child that nobody has noted; to be called now and then.
+
+        Args:
+            now: ``time.monotonic``.
+        """
+        if now >= self._next_tick and self._running and self._thread is None:
+            self._next_tick = now + PERIOD
+            if self._has_work():
+                self._ensure_thread()
+
+    def hold_for_fork(self) -> Callable[[], None]:
+        """End the thread before a fork, so that none of its locks is held in the child; return what lets it go on.
+
+        Since 3.12 a fork beside another thread warns, and a process that only forks workers has no other.
+        """
+        self._held += 1
+        self._end_thread(PATIENCE)
+
+        def release() -> None:
+            self._held -= 1
+            if self._sources or self._births.known:
+                self._ensure_thread()
+
+        return release
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, which has neither the thread nor the children."""
+        self._births.after_fork_in_child()
+        self.cpu = 0.0
+        self._begin()
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    def readings(self) -> tuple[PoolReading, ...]:
+        """Return the figures of all pools, and of child processes if there were any; takes milliseconds at most."""
+        if self._faults.is_off(PART) or not self._running:
+            return ()
+        now = time.monotonic()
+        is_stale = now - self._polled_at > FRESH and self._processes is not None
+        if is_stale and self._polling.acquire(timeout=PATIENCE):
+            try:
+                with self._faults.guard(PART):
+                    self._look(until=now + QUICK)
+            finally:
+                self._polling.release()
+        return self._read(time.monotonic())
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return the advice that holds now, as of the last poll."""
+        return self._findings
+
+    def poll_now(self) -> None:
+        """Poll everything and draw conclusions, in the calling thread. For tests."""
+        self._poll()
+
+    # -- polling --------------------------------------------------------------------------------------------------
+
+    def _born(self) -> None:
+        if self._running:
+            self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
+        if self._thread is not None or not self._running or self._held or self._faults.is_off(PART):
+            return
+        if not threading.main_thread().is_alive():
+            return  # the interpreter is about to exit and starts no more threads
+        with self._guard:
+            if self._thread is None:
+                self._ending = False
+                self._thread = threading.Thread(target=self._run, name="loopwatch-health", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError as exc:  # the system allows no more threads
+                    self._thread = None
+                    self._faults.add(PART, exc)
+
+    def _end_thread(self, timeout: float) -> None:
+        with self._guard:
+            thread, self._thread = self._thread, None
+            self._ending = True
+        if thread is None or thread is threading.current_thread():
+            return
+        try:
+            self._alarm.release()
+        except RuntimeError:  # it is on its way already
+            pass
+        thread.join(timeout)
+
+    def _run(self) -> None:
+        me, before = threading.current_thread(), self.cpu
+        wait = PERIOD
+        try:
+            while True:
+                self._alarm.acquire(True, wait)
+                if self._ending or self._thread is not me:
+                    return
+                began = time.thread_time()
+                self._poll()
+                used = time.thread_time() - began
+                self.cpu = before + time.thread_time()
+                wait = min(max(used / (self._config().cpu_budget * BUDGET_SHARE), PERIOD), LONGEST_PERIOD)
+                if not self._has_work():
+                    return
+        except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is looked after
+            self._faults.add(PART, exc)
+        finally:
+            self.cpu = before + time.thread_time()
+            if self._thread is me:
+                self._thread = None
+
+    def _has_work(self) -> bool:
+        return bool(self._sources or self._births.known or self._children.pids() or has_children())
+
+    def _poll(self) -> None:
+        if self._faults.is_off(PART):
+            return
+        with self._polling, self._faults.guard(PART):
+            self._look()
+            readings = self._read(time.monotonic())
+            self._conclude(readings, time.monotonic())
+            for source in [source for source in self._sources if source.gone]:
+                self.remove(source)
+
+    def _conclude(self, readings: tuple[PoolReading, ...], now: float) -> None:
+        ends = tuple(self._children.ends)
+        if not self._faults.is_off("advice"):
+            with self._faults.guard("advice"):
+                gil_wait = self._gil_wait(readings)
+                self._findings = self._advisor.update(
+                    readings, now, self._cpus(), ends, gil_wait=gil_wait, at=time.time()
+                )
+        if not self._faults.is_off("log"):
+            with self._faults.guard("log"):
+                config = self._config()
+                for line in self._news.of(readings, self._findings, ends, now, config.log_interval):
+                    line.write(config.log_level)
+
+    def _gil_wait(self, readings: tuple[PoolReading, ...]) -> float | None:
+        """Return how long this thread has to wait for the GIL, if threads are there that may compute."""
+        busy = any(
+            worker.state == WorkerState.BUSY
+            for reading in readings
+            if reading.stats.kind in THREADS
+            for worker in reading.stats.workers
+        )
+        return gil_wait() if busy else None
+
+    def _look(self, until: float | None = None) -> None:
+        """Poll the facts of all processes."""
+        claimed = [pid for source in self._sources for pid in self._pids(source)]
+        self._children.look(claimed)
+        pids = [*claimed, *self._children.pids()]
+        if pids or self._processes is not None:
+            if self._processes is None:
+                from loopwatch.pools.processes import Processes  # imports psutil
+
+                self._processes = Processes(self._births.exit_of)
+            self._processes.poll(pids, until=until, unique=until is None)
+            self._processes.forget(self._children.settle(self._processes.facts))
+        self._polled_at = time.monotonic()
+
+    def _read(self, now: float) -> tuple[PoolReading, ...]:
+        facts = _NOTHING if self._processes is None else self._processes.facts
+        found = []
+        for source in (*self._sources, *((self._children,) if self._children.used else ())):
+            try:
+                found.append(source.reading(facts, now))
+            except Exception as exc:  # noqa: BLE001 - the seam between one pool and the others
+                self._drop(source, exc)
+        return tuple(found)
+
+    def _pids(self, source: Source) -> list[int]:
+        try:
+            return [pid for pid in source.pids() if pid]
+        except Exception as exc:  # noqa: BLE001 - the same seam
+            self._drop(source, exc)
+            return []
+
+    def _drop(self, source: Source, exc: Exception) -> None:
+        """A pool that cannot be read is looked after no more."""
+        self.remove(source)
+        self._faults.add("pool", exc)
+
+
+def gil_wait() -> float:
+    """Return for how many s this thread has to wait for the GIL each time that it has given it up: the median of five.
+
+    A wait of no length gives it up, too; whoever computes in Python hands it back after the switch interval (5 ms).
+    """
+    waits = []
+    for _ in range(5):
+        began = time.perf_counter()
+        time.sleep(0)
+        waits.append(time.perf_counter() - began)
+    return statistics.median(waits)

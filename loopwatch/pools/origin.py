@@ -1,0 +1,60 @@
+"""Where a pool or a process was made: the innermost line of the program, and whether a known pool made it."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import NamedTuple
+
+MOST = 60
+"""Frames looked at."""
+
+_MACHINERY = (
+    "asyncio", "concurrent", "contextlib", "functools", "joblib", "loky", "loopwatch", "multiprocessing", "os",
+    "subprocess", "threading", "uvloop", "wrapt", "weakref",
+)  # fmt: skip
+"""Modules that make pools and processes for others."""
+_POOLS = (
+    "concurrent.futures.process", "multiprocessing.pool", "multiprocessing.resource_tracker",
+    "multiprocessing.forkserver", "loky", "joblib.externals.loky", "loopwatch.workers",
+)  # fmt: skip
+"""Those of them that look after what they have made."""
+_SHOWN = ("loopwatch.demo_app",)
+
+
+class Origin(NamedTuple):
+    """Where something was made.
+
+    Attributes:
+        place: ``file:line in function``; empty where no frame is the program's.
+        pool: module of the pool that made it, None if the program itself did.
+    """
+
+    place: str
+    pool: str | None
+
+
+def origin(skip: int = 1) -> Origin:
+    """Return where the caller is being called from.
+
+    Args:
+        skip: frames to leave out, the caller's own first.
+    """
+    frame: FrameType | None = sys._getframe(skip)
+    pool = None
+    for _ in range(MOST):
+        if frame is None:
+            break
+        module = frame.f_globals.get("__name__")
+        module = module if isinstance(module, str) else ""
+        if pool is None and _within(module, _POOLS):
+            pool = module
+        if not _within(module, _MACHINERY) or _within(module, _SHOWN):
+            code = frame.f_code
+            return Origin(f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}", pool)
+        frame = frame.f_back
+    return Origin("", pool)
+
+
+def _within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
