@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import __version__, stacks
@@ -88,7 +88,7 @@ class Agent:
         self._scrape: Scrape | None = None
         self._slow_told = False
         self._started_at = time.time()
-        self._telemetry = Telemetry(self._inputs, lambda action: self._teller.do(action), self._faults, __version__)
+        self._telemetry = Telemetry(self._inputs, self._do, self._faults, __version__)
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -483,6 +483,9 @@ class Agent:
         if not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
                 self._telemetry.saw(stall)
+        if self._scrape is not None:
+            with self._faults.guard("prometheus"):
+                self._scrape.saw(stall)
         flagged = self._newly_flagged(stall)
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):
@@ -536,7 +539,7 @@ class Agent:
             return None
         from loopwatch.telemetry.scrape import Scrape  # who is not scraped need not load it
 
-        scrape = Scrape(config.prometheus_host, config.prometheus_port, self._families, self._faults)
+        scrape = Scrape(config.prometheus_host, config.prometheus_port, self._telemetry.read, self._faults)
         scrape.open()
         return scrape
 
@@ -554,15 +557,15 @@ class Agent:
             if self._scrape is not None:
                 self._scrape.start()
 
-    def _families(self) -> Iterable[Any]:
-        return ()
-
     # -- telling in figures ---------------------------------------------------------------------------------------
 
     def _begin_export(self) -> None:
         if self._watcher.loops and not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
                 self._telemetry.loop_started()
+
+    def _do(self, action: Action) -> bool:
+        return self._teller.do(action)  # a later one, after stop() and in a forked child
 
     def _cpu(self) -> float:
         """Return the processor s of the agent's own threads."""
