@@ -97,7 +97,7 @@ class Agent:
         self._watcher = Watcher(lambda: self._config, self._teller.put, self._faults, self._each_tick)
         self._watcher.sources = self._sources
         self._traces = Traces(self._telemetry.tracer, self._telemetry.logger)
-        self._victims = Victims(current_span_variable, self._traces.tell_victims, self._faults)
+        self._victims = Victims(current_span_variable, self._traces.begin, self._traces.tell_victims, self._faults)
         self._watcher.victims, self._watcher.foresee = self._victims, self._foresee
         self._governor = Governor(config.cpu_budget)
         self._site = Site.here(config.user_code, config.library_code)

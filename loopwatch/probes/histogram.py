@@ -77,12 +77,14 @@ class Histogram:
 
         A duration within 5 percent of a bound may be counted on its other side.
         """
-        last = [math.floor(math.log(bound / _LOWEST) / _GROWTH + 0.5) for bound in bounds]
-        found, counted = [0] * len(bounds), sorted(self._buckets.items())
-        for index, count in counted:
-            for at, highest in enumerate(last):
-                if index <= highest:
-                    found[at] += count
+        found, below, buckets = [], 0, iter(sorted(self._buckets.items()))
+        index, count = next(buckets, (_BUCKETS, 0))
+        for bound in bounds:
+            last = math.floor(math.log(bound / _LOWEST) / _GROWTH + 0.5)
+            while index <= last:
+                below += count
+                index, count = next(buckets, (_BUCKETS, 0))
+            found.append(below)
         return [*found, self.count]
 
     def stats(self) -> LagStats | None:

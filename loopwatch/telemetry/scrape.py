@@ -12,14 +12,18 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS, Faults
 from loopwatch.errors import ConfigError
+from loopwatch.events import Stall
 from loopwatch.telemetry import ports, resource
+from loopwatch.telemetry.exemplars import Exemplars
+from loopwatch.telemetry.exposition import Family, families
 from loopwatch.telemetry.ports import Place
+from loopwatch.telemetry.readings import Reading
 from loopwatch.telemetry.webserver import Answer, Request, Response, WebServer, text
 
 SETTLE = 0.1
@@ -34,16 +38,13 @@ HINT = "loopwatch: the metrics are at /metrics, the ports of all processes at /t
 PART = "prometheus"
 """What its faults are counted under."""
 
-Family = Any
-"""A ``prometheus_client.metrics_core.Metric``."""
-
 
 class Scrape:
     """One process's port, and what is told there.
 
     Args:
         host, port: as configured.
-        collect: returns what is told, in families.
+        read: returns all points as they are now.
         faults: of the agent.
         addresses: what ``host`` means, None to have it found out.
 
@@ -55,7 +56,7 @@ class Scrape:
         self,
         host: str,
         port: int,
-        collect: Callable[[], Iterable[Family]],
+        read: Callable[[], Reading | None],
         faults: Faults,
         addresses: list[ports.Address] | None = None,
     ) -> None:
@@ -65,13 +66,14 @@ class Scrape:
             raise ConfigError(
                 f"prometheus_port={port!r}: needs prometheus_client: pip install 'loopwatch[prometheus]'"
             ) from None
-        self._host, self._port, self._collect, self._faults = host, port, collect, faults
+        self._host, self._port, self._read, self._faults = host, port, read, faults
         self._addresses = addresses or ports.resolve(host)
         self._place: Place | None = None
         self._server: WebServer | None = None
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._page = _Page(self._told)
+        self._exemplars = Exemplars()
 
     @property
     def url(self) -> str:
@@ -110,6 +112,10 @@ class Scrape:
             self._server = WebServer(self._place.listener, self._answer)
             self._server.start(self._faults.guard(PART))
 
+    def saw(self, stall: Stall) -> None:
+        """Show it along with the lag that it caused, if it belongs to a trace."""
+        self._exemplars.saw(stall)
+
     def close(self, timeout: float = 1.0) -> None:
         """Stop listening; waits at most ``timeout`` s for the thread."""
         self._closed.set()
@@ -126,7 +132,7 @@ class Scrape:
             self._server.abandon()
         elif self._place is not None:
             self._place.listener.close()
-        return Scrape(self._host, self._port, self._collect, self._faults, self._addresses)
+        return Scrape(self._host, self._port, self._read, self._faults, self._addresses)
 
     def start_soon(self) -> None:
         """Take a port in a little while, and answer on it, in a thread; where none is free, that is logged."""
@@ -180,7 +186,9 @@ class Scrape:
         attributes = resource.attributes(self.index)
         labels = {name.replace(".", "_"): str(value) for name, value in attributes.items()}
         yield InfoMetricFamily("target", "What this process is.", labels)
-        yield from self._collect()
+        reading = self._read()
+        if reading is not None:
+            yield from families(reading, self._exemplars)
 
     def _identity(self) -> Mapping[str, Any]:
         attributes = resource.attributes(self.index)

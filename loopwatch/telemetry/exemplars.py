@@ -1,0 +1,61 @@
+"""The latest stall of each length that a trace is known of: it ties the histogram of the lag to that trace."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from loopwatch.events import Stall
+from loopwatch.telemetry.catalog import LAG_BOUNDS, OTHER
+
+MOST = 16
+"""Loops of which exemplars are kept: those that stalled last."""
+_TRACE = ("trace_id", "span_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """A stall as an example of the lag that it caused.
+
+    Attributes:
+        value: s for which it held the loop.
+        trace: ``trace_id`` and ``span_id`` of what blocked.
+        at: its end, s since the epoch.
+    """
+
+    value: float
+    trace: Mapping[str, str]
+    at: float
+
+
+class Exemplars:
+    """Written by one thread, read by others."""
+
+    def __init__(self) -> None:
+        self._by_loop: dict[str, dict[int, Exemplar]] = {}
+
+    def saw(self, stall: Stall) -> None:
+        """Keep a stall, if it is over and belongs to a trace."""
+        if stall.ongoing or not all(stall.context.get(name) for name in _TRACE):
+            return
+        found = Exemplar(
+            stall.duration, {name: stall.context[name] for name in _TRACE}, stall.started_at + stall.duration
+        )
+        kept = {**self._by_loop.get(stall.loop, {}), bisect.bisect_left(LAG_BOUNDS, stall.duration): found}
+        others = [(loop, each) for loop, each in self._by_loop.items() if loop != stall.loop]
+        self._by_loop = dict([*others[-MOST + 1 :], (stall.loop, kept)])
+
+    def of(self, loop: str, told: Collection[str] = ()) -> Mapping[int, Exemplar]:
+        """Return the exemplars of one loop, by the number of the bucket of :data:`LAG_BOUNDS` that they fall into.
+
+        Args:
+            loop: its name, or :data:`OTHER` for those that are not told apart.
+            told: the names of those that are.
+        """
+        by_loop = self._by_loop
+        found = dict(by_loop.get(loop, {}))
+        if loop == OTHER:
+            for each in by_loop.keys() - set(told):
+                found |= by_loop[each]
+        return found

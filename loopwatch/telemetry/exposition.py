@@ -1,0 +1,68 @@
+"""Points as families of prometheus_client, named as collectors name what they were sent over OTLP. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loopwatch.telemetry.catalog import CATALOG, LOOP, Kind, Metric
+from loopwatch.telemetry.exemplars import Exemplar, Exemplars
+from loopwatch.telemetry.readings import Point, Reading, Spread
+
+Family = Any
+"""A ``prometheus_client.metrics_core.Metric``."""
+
+
+def families(reading: Reading, exemplars: Exemplars | None = None) -> Iterator[Family]:
+    """Return the families of all metrics that have points, in the order of the catalog.
+
+    Args:
+        reading: what is told.
+        exemplars: stalls that are told along with the lag that they caused.
+    """
+    from prometheus_client.metrics_core import Metric as MetricFamily
+
+    for metric in CATALOG:
+        points = reading.points.get(metric.name, ())
+        spreads = reading.spreads.get(metric.name, ())
+        if points or spreads:
+            name = metric.prometheus.removesuffix("_total")
+            family = MetricFamily(name, metric.description, metric.kind.value)
+            labels = tuple(label(attribute) for attribute in metric.attributes)
+            for point in points:
+                _add_point(family, metric, labels, point)
+            told = {spread.attributes[0] for spread in spreads}
+            for spread in spreads:
+                caused = exemplars.of(spread.attributes[0], told) if exemplars and metric.attributes == (LOOP,) else {}
+                _add_spread(family, metric, labels, spread, caused)
+            yield family
+
+
+def label(attribute: str) -> str:
+    """Return an attribute's name in Prometheus.
+
+    Example:
+        >>> label("loopwatch.pool.name")
+        'loopwatch_pool_name'
+    """
+    return attribute.replace(".", "_")
+
+
+def _add_point(family: Family, metric: Metric, labels: tuple[str, ...], point: Point) -> None:
+    suffix = "_total" if metric.kind is Kind.COUNTER else ""
+    family.add_sample(family.name + suffix, dict(zip(labels, point.attributes, strict=True)), point.value)
+
+
+def _add_spread(
+    family: Family, metric: Metric, labels: tuple[str, ...], spread: Spread, caused: Mapping[int, Exemplar]
+) -> None:
+    from prometheus_client.samples import Exemplar as Sampled
+
+    own, bucket = dict(zip(labels, spread.attributes, strict=True)), f"{family.name}_bucket"
+    bounds = (*map(str, metric.bounds), "+Inf")
+    for at, (bound, count) in enumerate(zip(bounds, spread.histogram.at_most(metric.bounds), strict=True)):
+        one = caused.get(at)
+        exemplar = None if one is None else Sampled(dict(one.trace), one.value, one.at)
+        family.add_sample(bucket, {**own, "le": bound}, count, exemplar=exemplar)
+    family.add_sample(f"{family.name}_count", own, spread.histogram.count)
+    family.add_sample(f"{family.name}_sum", own, spread.histogram.total)
