@@ -1,0 +1,216 @@
+"""The rules for Prometheus: tested by promtool, true to the catalog, each alert with its section of the runbook."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from boards import committed
+
+from loopwatch.telemetry.catalog import CATALOG, Kind
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "dashboards" / "prometheus"
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+SUITES = sorted((RULES / "tests").glob("*.yml"))
+
+if shutil.which("promtool") is None:
+    MISSING = "promtool is not installed (Debian package prometheus)"
+elif os.environ.get("LOOPWATCH_TEST_REAL") == "0":
+    MISSING = "promtool says the same under every interpreter (LOOPWATCH_TEST_REAL=0)"
+else:
+    MISSING = ""
+needs_promtool = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+def rules(name: str) -> list[dict[str, Any]]:
+    """Return the rules of a file."""
+    read = yaml.safe_load((RULES / name).read_text(encoding="utf-8"))
+    return [rule for group in read["groups"] for rule in group["rules"]]
+
+
+RECORDED = {rule["record"]: rule for rule in rules("recording.yml")}
+ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
+
+KNOWN: dict[str, set[str]] = {"up": {"job", "instance"}, "ALERTS": {"job", "instance", "alertname"}}
+"""Series that there are, and their labels."""
+for _metric in CATALOG:
+    _labels = {"job", "instance"} | {name.replace(".", "_") for name in _metric.attributes}
+    if _metric.kind is Kind.HISTOGRAM:
+        KNOWN |= {f"{_metric.prometheus}_bucket": _labels | {"le"}}
+        KNOWN |= {f"{_metric.prometheus}_{part}": _labels for part in ("count", "sum")}
+    else:
+        KNOWN[_metric.prometheus] = _labels
+LEVELS = {
+    "job": {"job"},
+    "instance": {"job", "instance"},
+    "loop": {"job", "instance", "asyncio_eventloop_name"},
+    "pool": {"job", "instance", "loopwatch_pool_name", "loopwatch_pool_kind"},
+    "culprit": {"job", "loopwatch_culprit", "loopwatch_cause"},
+}
+KNOWN |= {name: LEVELS[name.split(":")[0]] for name in RECORDED}
+
+
+def nodes(node: Any) -> Iterator[Any]:
+    """Yield a node of an expression and all below it."""
+    yield node
+    for name in ("lhs", "rhs", "expr", "vector_selector"):
+        child = getattr(node, name, None)
+        if child is not None:
+            yield from nodes(child)
+    if type(node).__name__ == "Call":
+        for argument in node.args:
+            yield from nodes(argument)
+
+
+def anchor(heading: str) -> str:
+    """Return what a link to a heading ends with, as GitHub has it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@needs_promtool
+def test_promtool_accepts_the_rules() -> None:
+    """``promtool check rules`` finds nothing, not even duplicates."""
+    command = ["promtool", "check", "rules", "--lint=all", "--lint-fatal", "recording.yml", "alerts.yml"]
+    checked = subprocess.run(command, cwd=RULES, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(RECORDED)} rules found" in checked.stdout and f"{len(ALERTS)} rules found" in checked.stdout
+
+
+@needs_promtool
+@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.stem)
+def test_promtool_tests_pass(suite: Path) -> None:
+    """The rules fire, and do not fire, as their tests have it."""
+    ran = subprocess.run(["promtool", "test", "rules", suite.name], cwd=suite.parent, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "SUCCESS" in ran.stdout
+
+
+def test_every_alert_is_tested_firing_and_not_firing() -> None:
+    """Each has a case that compares its labels and texts, and one in which nothing may fire; each record has a case."""
+    fires: dict[str, int] = dict.fromkeys(ALERTS, 0)
+    stays: dict[str, int] = dict.fromkeys(ALERTS, 0)
+    asked = ""
+    for suite in SUITES:
+        for case in yaml.safe_load(suite.read_text(encoding="utf-8"))["tests"]:
+            asked += "".join(item["expr"] for item in case.get("promql_expr_test", ()))
+            for item in case.get("alert_rule_test", ()):
+                where = fires if item["exp_alerts"] else stays
+                where[item["alertname"]] += 1
+                for alert in item["exp_alerts"]:
+                    assert set(alert["exp_annotations"]) == {"summary", "description", "runbook_url", "dashboard"}
+    assert [name for name in ALERTS if not fires[name]] == []
+    assert [name for name in ALERTS if not stays[name]] == []
+    used = asked + "".join(rule["expr"] for rule in (*RECORDED.values(), *ALERTS.values()))
+    assert [name for name in RECORDED if name not in used and "agent_cpu" not in name] == []
+
+
+@pytest.mark.parametrize(
+    "rule", [*RECORDED.values(), *ALERTS.values()], ids=lambda rule: rule.get("record", rule.get("alert"))
+)
+def test_rule_is_true_to_the_catalog(rule: dict[str, Any]) -> None:
+    """Metrics, labels and kinds are those of the catalog; what is told apart is kept by name, nothing else is."""
+    tree = promql_parser.parse(rule["expr"])
+    seen: set[str] = set()
+    for node in nodes(tree):
+        if type(node).__name__ == "VectorSelector":
+            assert node.name in KNOWN, f"nothing is called {node.name}"
+            labels = KNOWN[node.name]
+            seen |= labels
+            assert {matcher.name for matcher in node.matchers.matchers} <= labels, node.name
+        if type(node).__name__ == "Call" and node.func.name in ("rate", "increase"):
+            (name,) = [item.name for item in nodes(node) if type(item).__name__ == "VectorSelector"]
+            assert name.endswith(("_total", "_bucket", "_count", "_sum"))
+    for node in nodes(tree):
+        if type(node).__name__ == "AggregateExpr":
+            assert node.modifier is not None and str(node.modifier.type).endswith("By")
+            assert set(node.modifier.labels) <= seen
+    if "record" in rule:
+        level, _, operation = rule["record"].split(":")
+        assert level in LEVELS and operation
+        kept = [set(node.modifier.labels) - {"le"} for node in nodes(tree) if type(node).__name__ == "AggregateExpr"]
+        recorded = [name for name in RECORDED if name in rule["expr"]]
+        assert LEVELS[level] in kept or any(name.split(":")[0] == level for name in recorded)
+
+
+@pytest.mark.parametrize("alert", ALERTS.values(), ids=ALERTS)
+def test_alert_says_what_to_do(alert: dict[str, Any]) -> None:
+    """Severity is one of two; texts show the value; links lead to its section and to a dashboard that exists."""
+    assert alert["alert"].startswith("Loopwatch")
+    assert alert["labels"] == {"severity": alert["labels"]["severity"]}
+    assert alert["labels"]["severity"] in ("page", "ticket")
+    notes = alert["annotations"]
+    assert set(notes) == {"summary", "description", "runbook_url", "dashboard"}
+    assert "{{ $labels.job }}" in notes["summary"]
+    assert len(notes["description"]) > 120
+    if alert["alert"] not in ("LoopwatchAgentDisabled", "LoopwatchTargetDown", "LoopwatchJobAbsent"):
+        assert "$value" in notes["description"]
+    assert notes["runbook_url"] == (
+        "{{ with $externalLabels.runbooks }}{{ . }}{{ else }}docs/runbook.md{{ end }}#" + anchor(alert["alert"])
+    )
+    found = re.fullmatch(r"\{\{ \$externalLabels\.grafana \}\}/d/([\w-]+)\?(.*)", notes["dashboard"])
+    assert found is not None
+    board = committed()[found[1]]
+    variables = {variable["name"] for variable in board["templating"]["list"]}
+    given = dict(part.split("=", 1) for part in found[2].split("&"))
+    assert {name.removeprefix("var-") for name in given} <= variables
+    assert all(re.fullmatch(r"\{\{ urlquery \$labels\.\w+ \}\}", value) for value in given.values())
+    for text in notes.values():
+        used = set(re.findall(r"\$labels\.(\w+)", text))
+        assert used <= set(re.findall(r"\w+", alert["expr"])) | KNOWN.get(alert["expr"].split()[0], set())
+
+
+def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
+    """The runbook's sections are the alerts in their order; each has its severity, and all the parts of a section."""
+    parts = re.split(r"(?m)^## (.+)\n", RUNBOOK)[1:]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert [name for name in sections if name != "Setting up"] == list(ALERTS)
+    for name, alert in ALERTS.items():
+        text = sections[name]
+        assert text.lstrip().startswith(f"`{alert['labels']['severity']}`. **It means:**"), name
+        assert "**Now:**" in text and "**False alarm:**" in text and "**Likely causes:**" in text, name
+        assert "**Confirm:**" in text, name
+    links = re.findall(r"\]\(#([\w-]+)\)", RUNBOOK)
+    assert links and set(links) <= {anchor(name) for name in sections}
+
+
+def test_what_the_runbook_asks_is_promql_of_ours() -> None:
+    """Every expression in it parses, and names series that there are."""
+    blocks = "\n".join(re.findall(r"(?s)```promql\n(.*?)```", RUNBOOK))
+    asked = [line.split("#")[0] for line in blocks.splitlines()]
+    asked += [
+        text for text in re.findall(r"`([^`]+)`", re.sub(r"(?s)```.*?```", "", RUNBOOK)) if "_" in text or "up{" in text
+    ]
+    expressions = 0
+    for text in asked:
+        names = set(re.findall(r"[a-zA-Z_:][\w:]*", re.sub(r'"[^"]*"', "", text)))
+        if not any(name in KNOWN for name in names):
+            continue
+        expressions += 1
+        for node in nodes(promql_parser.parse(" ".join(text.split()))):
+            if type(node).__name__ == "VectorSelector":
+                assert node.name in KNOWN, text
+    assert expressions > 25
+
+
+def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
+    """The configuration that the runbook shows is YAML with the files that there are."""
+    (text,) = re.findall(r"(?s)```yaml\n(.*?)```", RUNBOOK)
+    read = yaml.safe_load(text)
+    assert all((RULES / name).is_file() for name in read["rule_files"])
+    if shutil.which("promtool") is not None:
+        for name in read["rule_files"]:
+            shutil.copy(RULES / name, tmp_path / name)
+        (tmp_path / "prometheus.yml").write_text(text, encoding="utf-8")
+        checked = subprocess.run(
+            ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
