@@ -52,7 +52,7 @@ class Case:
         foreseen: what the stall looked like while it lasted.
         judged: samples that there were then.
         prepared, told_in_advance: whether those were seen to who will run before the loop can tell.
-        between: a callback of ours has run in the midst of the pass, so that one of the pass was left for the next.
+        reached: a callback of ours has run; on asyncio in the midst of the pass, so that one was left for the next.
     """
 
     key: float
@@ -63,7 +63,7 @@ class Case:
     judged: int = 0
     prepared: bool = False
     told_in_advance: bool = False
-    between: bool = False
+    reached: bool = False
 
 
 @dataclass(slots=True)

@@ -298,7 +298,9 @@ class Watcher:
             # missing, that tells how long the loop has been held.
             tick, last = self._tick_of(threshold), loop.heart.last
             beat = loop.heart.invite(last + (1 - INVITED) * tick, self.wake)
-            return max(min(beat, last + (1 + INVITED) * tick), now + SHORTEST_GAP)
+            # Whoever waits must be told while the block lasts.
+            patience = 1.0 if self.victims is not None and self.victims.in_use else 1 + INVITED
+            return max(min(beat, last + patience * tick), now + SHORTEST_GAP)
         loop.heart.left()
         # Where the start of a block is known exactly, one look within each threshold finds it early enough.
         busy_tick = threshold * EXACT_TICK if loop.probe.handles else threshold / 2
@@ -349,12 +351,17 @@ class Watcher:
             episode.samples.append(sample)
             if len(episode.samples) > MAX_SAMPLES:
                 del episode.samples[1::2]
-            if now - since >= config.threshold and self.victims is not None and self.victims.in_use:
-                self._see_to_victims(self.victims, loop, since, episode)
+            if self.victims is not None and self.victims.in_use:
+                self._see_to_victims(self.victims, loop, since, episode, now)
             if now - since >= max(config.hang_after, config.threshold) and not episode.announced:
                 self._announce(loop, since, episode)
 
-    def _see_to_victims(self, victims: Victims, loop: WatchedLoop, since: float, episode: Episode) -> None:
+    def _see_to_victims(self, victims: Victims, loop: WatchedLoop, since: float, episode: Episode, now: float) -> None:
+        age, threshold = now - since, self._config().threshold
+        if age >= threshold / 2:
+            victims.suspected(loop, since, threshold, episode.samples[-1].stack.behind)
+        if age < threshold:
+            return
         case = victims.held(loop, since, episode, _main_caller(episode).span)
         if case is not None:
             block = Block(since, loop.probe.started(since), time.monotonic(), shared=loop.probe.handles)
@@ -432,7 +439,7 @@ class Watcher:
             # What stood behind the blocking callback in its own pass has run by the time the pass ends.
             block.victims += episode.samples[-1].stack.behind
             case = loop.latest_case
-            if case is not None and case.key == block.key and case.between:
+            if case is not None and case.key == block.key and case.reached:
                 block.victims -= 1  # that one of them was left for the next pass, and counted there
         loop.stalls += 1
         loop.blocked += block.end - block.start

@@ -104,7 +104,7 @@ class Probe(Protocol):
         """Call ``alarm`` once, as soon as the loop has something to do; return False if that cannot be had."""
 
     def on_end(self, taker: Taker | None) -> None:
-        """Give ``taker`` those who waited, at the end of each block, where the loop's thread knows them; None: no one."""
+        """Give ``taker`` those who waited, at the end of each block, if the loop's thread knows them; None: nobody."""
 
     def started(self, key: float) -> float:
         """Return the start of what holds the loop, under whose key :meth:`busy_since` told it."""

@@ -44,7 +44,7 @@ _STANDARD = ("http.", "url.template", "rpc.", "messaging.", "faas.")
 
 def of_stall(stall: Stall) -> Attributes:
     """Return what a span or log record tells of ``stall``."""
-    found = blame(stall)
+    found = blame(stall) | _task(stall)
     found[ID] = stall.id
     found[LOOP] = stall.loop
     found[DURATION] = stall.duration
@@ -66,8 +66,12 @@ def of_stall(stall: Stall) -> Attributes:
 
 
 def blame(stall: Stall) -> Attributes:
-    """Return who blocked and why, in few words."""
-    found: Attributes = {CAUSE: stall.cause.value, CULPRIT: culprit_key(stall)[:MAX_TEXT]}
+    """Return who blocked and why."""
+    return {CAUSE: stall.cause.value, CULPRIT: culprit_key(stall)[:MAX_TEXT]}
+
+
+def _task(stall: Stall) -> Attributes:
+    found: Attributes = {}
     if stall.task:
         found[TASK] = stall.task[:MAX_TEXT]
     if stall.coroutine:

@@ -11,6 +11,7 @@ from loopwatch.telemetry.records import StallRecords
 from loopwatch.telemetry.spans import SpanContext, StallSpans, parent_of
 from loopwatch.telemetry.victims import VictimSpans
 from loopwatch.victims import Notice
+from loopwatch.watched import Case
 
 
 class Traces:
@@ -23,7 +24,7 @@ class Traces:
     Example:
         >>> traces = Traces(lambda: None, lambda: None)
         >>> traces.held_back()
-        {'span': 0, 'log': 0}
+        {'traces': 0, 'logs': 0}
     """
 
     def __init__(self, tracer: Callable[[], Any | None], logger: Callable[[], Any | None]) -> None:
@@ -50,6 +51,11 @@ class Traces:
         if self._logger() is not None:
             self.records.tell_flagged(function)
 
+    def begin(self, case: Case, started_at: float) -> None:
+        """Have the span of a block that will be a stall begin, before others must link to it in a hurry."""
+        if self._tracer() is not None:
+            self.spans.begin(case.id, started_at, case.span)
+
     def tell_victims(self, notice: Notice) -> None:
         """Tell those of ``notice``, whose spans may end in a moment."""
         if loaded("opentelemetry.trace") is not None:
@@ -62,20 +68,6 @@ class Traces:
     def held_back(self) -> Mapping[str, int]:
         """Return how much was not told because of storms, by signal; events of victims count as spans."""
         return {
-            "span": self.spans.allowance.held_back + self.victims.allowance.held_back,
-            "log": self.records.allowance.held_back,
+            "traces": self.spans.allowance.held_back + self.victims.allowance.held_back,
+            "logs": self.records.allowance.held_back,
         }
-
-
-def application_tracer() -> Any | None:
-    """Return a tracer of the provider that the program has set, None if it has set none."""
-    trace = loaded("opentelemetry.trace")
-    provider = getattr(trace, "_TRACER_PROVIDER", None)
-    return None if provider is None else provider.get_tracer("loopwatch")
-
-
-def application_logger() -> Any | None:
-    """Return a logger of the provider that the program has set, None if it has set none."""
-    logs = loaded("opentelemetry._logs._internal")
-    provider = getattr(logs, "_LOGGER_PROVIDER", None)
-    return None if provider is None else provider.get_logger("loopwatch")

@@ -75,7 +75,7 @@ class VictimSpans:
                 event = _event(notice)
                 link = self._spans.begin(notice.case.id, notice.started_at, blocker) or blocker
             if link is not None and link.is_valid and (own.span_id, not notice.ongoing) not in notice.case.told:
-                span.add_link(link, {attributes.ID: notice.case.id, LOOP: notice.loop})
+                span.add_link(link, {attributes.ID: notice.case.id})
             span.add_event(attributes.EVENT, event, max(_at(notice.started_at), began))
             told += 1
         return told
