@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 import weakref
 from collections import deque
@@ -15,6 +17,7 @@ from loopwatch.evidence import Clocks, ThreadFacts
 from loopwatch.observation import Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
+from loopwatch.probes.histogram import Histogram
 from loopwatch.probes.probe import IDLE, Counters, Loop, Probe
 
 
@@ -85,6 +88,10 @@ class Episode:
     callers: dict[object, Caller] = field(default_factory=dict)
 
 
+_keys = itertools.count()
+"""Tell loops apart for ever; their ids are used again."""
+
+
 def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Callable[[BaseException], None]) -> Probe:
     """Return the best probe for ``loop``; one that cannot be had is reported and the heartbeat serves instead."""
     try:
@@ -116,6 +123,7 @@ class WatchedLoop:
     def __init__(self, loop: Loop, name: str, probe: Probe, heartbeat: float) -> None:
         self.ref: weakref.ref[Loop] = weakref.ref(loop)
         self.name = name
+        self.key = next(_keys)
         self.probe = probe
         self.heart = Heartbeat(loop, heartbeat, self._utilization_since_beat, probe.on_beat)
         if isinstance(probe, HeartbeatProbe):
@@ -136,6 +144,9 @@ class WatchedLoop:
         self._at_beat = self._at_window = Counters(None, None, None, None)
         self._window_began = time.monotonic()
         self._window = 0.0
+        self._lags = Histogram()
+        self._lags_lock = threading.Lock()
+        self.victims = 0
         self._rates: tuple[float | None, float | None, float | None] = (None, None, None)
         self._lag: LagStats | None = None
 
@@ -234,7 +245,21 @@ class WatchedLoop:
             _rate(before.passes or 0, counters.passes, self._window),
             _rate(before.callbacks or 0, counters.callbacks, self._window),
         )
-        self._lag = self.heart.take_window().stats()
+        with self._lags_lock:
+            window = self.heart.take_window()
+            self._lags.add(window)
+        self._lag = window.stats()
+
+    def lags(self) -> Histogram:
+        """Return how late the heartbeat was since the loop is watched; from any thread."""
+        with self._lags_lock:
+            found = self._lags.copy()
+            found.add(self.heart.window.copy())
+        return found
+
+    def callbacks(self, now: float) -> int | None:
+        """Return how many callbacks the loop has run since it is watched, None where they are not counted."""
+        return self.probe.counters(now).callbacks
 
     def stats(self, now: float) -> LoopStats:
         """Return the loop's figures."""

@@ -84,6 +84,8 @@ class Watcher:
         self.cpu = 0.0
         self.sources: list[Any] = []
         self.victims: Victims | None = None
+        self.retired: Callable[[WatchedLoop], object] = lambda _loop: None
+        """Called with each loop that is not watched any more, while it can still be read; in any thread."""
         self.foresee: Callable[[Observation, Case, Callable[[], object]], object] = lambda _seen, _case, _then: None
         self._thread: threading.Thread | None = None
         self._alarm = allocate_lock()
@@ -127,6 +129,7 @@ class Watcher:
             with self._faults.guard("probe"):
                 try:
                     self.collect(loop)
+                    self.retired(loop)
                 finally:  # whatever happens: a loop of uvloop that is about to close must not be read again
                     loop.detach()
 
@@ -443,6 +446,7 @@ class Watcher:
                 block.victims -= 1  # that one of them was left for the next pass, and counted there
         loop.stalls += 1
         loop.blocked += block.end - block.start
+        loop.victims += block.victims or 0
         self._hand_on(loop, block, episode, ongoing=False)
 
     def _hand_on(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> None:

@@ -92,6 +92,11 @@ class Heartbeat:
         """The watcher has seen what it wanted: beats need not let it in any more."""
         self._invited = IDLE
 
+    @property
+    def window(self) -> Histogram:
+        """What was recorded since the last :meth:`take_window`; the loop's thread writes to it."""
+        return self._window
+
     def take_window(self) -> Histogram:
         """Return what was recorded since the last call and begin anew; from the watcher's thread."""
         window, self._window = self._window, Histogram()

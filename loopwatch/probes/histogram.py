@@ -56,9 +56,39 @@ class Histogram:
         """Return a histogram with the same durations."""
         other = Histogram()
         other._buckets = self._buckets.copy()
-        other.count, other.total, other.squares = self.count, self.total, self.squares
+        # Its thread may be about to record: what the copy counts is what lies in its buckets.
+        other.count, other.total, other.squares = sum(other._buckets.values()), self.total, self.squares
         other.lowest, other.highest = self.lowest, self.highest
         return other
+
+    def add(self, other: Histogram) -> None:
+        """Add the durations of ``other``, which nobody writes to."""
+        for index, count in other._buckets.items():
+            self._buckets[index] = self._buckets.get(index, 0) + count
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+        self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """Return the durations recorded since ``earlier``, a copy of this one; extremes are right to 5 percent."""
+        other = Histogram()
+        grown = ((index, count - earlier._buckets.get(index, 0)) for index, count in self._buckets.items())
+        other._buckets = {index: count for index, count in grown if count > 0}
+        other.count = sum(other._buckets.values())
+        if other.count:
+            other.total = max(self.total - earlier.total, 0.0)
+            other.squares = max(self.squares - earlier.squares, 0.0)
+            other.lowest = min(max(_middle(min(other._buckets)), self.lowest), self.highest)
+            other.highest = max(min(_middle(max(other._buckets)), self.highest), self.lowest)
+        return other
+
+    def items(self) -> list[tuple[float, int]]:
+        """Return (duration, how many there are of about that length), shortest first."""
+        return [
+            (min(max(_middle(index), self.lowest), self.highest), self._buckets[index])
+            for index in sorted(self._buckets)
+        ]
 
     def quantile(self, q: float) -> float:
         """Return the duration below which a share ``q`` (0 to 1) of the durations lies, in seconds."""
@@ -68,8 +98,7 @@ class Histogram:
         for index in sorted(self._buckets):
             seen += self._buckets[index]
             if seen >= rank:
-                middle = _LOWEST * math.exp((index - 0.5) * _GROWTH) if index else _LOWEST
-                return min(max(middle, self.lowest), self.highest)
+                return min(max(_middle(index), self.lowest), self.highest)
         return self.highest
 
     def at_most(self, bounds: Sequence[float]) -> list[int]:
@@ -101,3 +130,7 @@ class Histogram:
             max=self.highest,
             stddev=math.sqrt(max(self.squares / self.count - (self.total / self.count) ** 2, 0.0)),
         )
+
+
+def _middle(index: int) -> float:
+    return _LOWEST * math.exp((index - 0.5) * _GROWTH) if index else _LOWEST

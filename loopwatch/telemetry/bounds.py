@@ -1,0 +1,217 @@
+"""Keeps series few and counters growing, whatever happens: which keys are told apart, and totals by series. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Generic, TypeVar
+
+from loopwatch.probes.histogram import Histogram
+
+Key = tuple[str, ...]
+"""Values of attributes, which make a series."""
+
+EVER = 8
+"""Times as many keys as are told apart at a time may ever have been; afterwards none gives up its place any more.
+
+Each is a series for ever in the memory of an SDK, and of whoever stores what is told.
+"""
+WAITING = 256
+"""Keys that are told together whose weights are known."""
+ADVANTAGE = 2.0
+"""Times the weight of the lightest that a key needs to take its place."""
+AGAIN = 2
+"""Times that a key must have been seen before it takes another's place: those that happen once gain nothing by it."""
+
+
+class Places:
+    """Decides which keys are told apart: the first ones, until heavier ones come again and again.
+
+    A key that gives up its place goes on under the common name with what comes from then on. What its series has told
+    stays told: the series is found again with its total if the key comes back.
+
+    Args:
+        most: keys told apart at a time, 0 or more.
+        common: returns the name under which a key is told that has no place of its own.
+        lasting: whether a place is given up only by keys that are over.
+
+    Attributes:
+        shared: the common names that were used.
+
+    Example:
+        >>> places = Places(1, lambda key: ("other",))
+        >>> places.name(("a",), 1.0), places.name(("b",), 1.0)
+        (('a',), ('other',))
+        >>> places.name(("b",), 5.0), places.name(("b",), 5.0), places.name(("a",), 1.0)
+        (('other',), ('b',), ('other',))
+    """
+
+    def __init__(self, most: int, common: Callable[[Key], Key], *, lasting: bool = False) -> None:
+        self.most = most
+        self._common = common
+        self._lasting = lasting
+        self.shared: set[Key] = set()
+        self._weights: dict[Key, float] = {}
+        self._waiting: dict[Key, tuple[float, int]] = {}
+        self._ever: set[Key] = set()
+
+    @property
+    def taken(self) -> set[Key]:
+        """Keys that have a place."""
+        return set(self._weights)
+
+    @property
+    def told(self) -> list[Key]:
+        """All names that are told now."""
+        taken = self.taken
+        return [*sorted(taken), *sorted(self.shared - taken)]
+
+    def name(self, key: Key, weight: float) -> Key:
+        """Return under which name ``key`` is told from now on.
+
+        Args:
+            key: which has just happened.
+            weight: of what has happened.
+        """
+        while len(self._weights) > self.most:
+            self._leave(min(self._weights, key=self._weight))
+        if key in self._weights:
+            self._weights[key] = max(self._weights[key], 0.0) + weight
+            return key
+        before, times = self._waiting.get(key, (0.0, 0))
+        if self._makes_room(key, before + weight, times):
+            self._waiting.pop(key, None)
+            self._weights[key] = before + weight
+            self._ever.add(key)
+            return key
+        self._wait(key, before + weight, times + 1)
+        return self.known_name(key)
+
+    def known_name(self, key: Key) -> Key:
+        """Return under which name ``key`` is told, without any claim to a place."""
+        if key in self._weights:
+            return key
+        common = self._common(key)
+        self.shared.add(common)
+        return common
+
+    def leave(self, keys: Iterable[Key]) -> None:
+        """Have ``keys``, which are over, give up their places to the next that come, if any do."""
+        for key in keys:
+            if key in self._weights:
+                self._weights[key] = -1.0
+
+    def _weight(self, key: Key) -> float:
+        return self._weights[key]
+
+    def _makes_room(self, key: Key, weight: float, times: int) -> bool:
+        if key not in self._ever and len(self._ever) >= EVER * max(self.most, 1):
+            return False
+        if len(self._weights) < self.most:
+            return True
+        if not self._weights:
+            return False
+        lightest = min(self._weights, key=self._weight)
+        is_over = self._weights[lightest] < 0
+        is_heavier = times >= AGAIN - 1 and weight > ADVANTAGE * self._weights[lightest]
+        if not is_over and (self._lasting or not is_heavier):
+            return False
+        self._leave(lightest)
+        return True
+
+    def _leave(self, key: Key) -> None:
+        weight = self._weights.pop(key)
+        if weight >= 0:
+            self._wait(key, weight, AGAIN)
+
+    def _wait(self, key: Key, weight: float, times: int) -> None:
+        if key not in self._waiting and len(self._waiting) >= WAITING:
+            del self._waiting[min(self._waiting, key=lambda known: self._waiting[known][0])]
+        self._waiting[key] = (weight, times)
+
+
+class Totals:
+    """Sums by series, which never go down.
+
+    Args:
+        width: values of each series.
+    """
+
+    def __init__(self, width: int = 1) -> None:
+        self._width = width
+        self._sums: dict[Key, list[float]] = {}
+
+    def add(self, name: Key, amounts: Iterable[float]) -> None:
+        """Add to the series ``name``; what is less than nothing is not added."""
+        sums = self._sums.setdefault(name, [0] * self._width)
+        for at, amount in enumerate(amounts):
+            sums[at] += max(amount, 0)
+
+    def of(self, names: Iterable[Key], at: int = 0) -> list[tuple[Key, float]]:
+        """Return those of ``names`` that have a series, with their sums."""
+        return [(name, self._sums[name][at]) for name in names if name in self._sums]
+
+    @property
+    def names(self) -> list[Key]:
+        """All series that there ever were."""
+        return list(self._sums)
+
+
+Id = TypeVar("Id", bound=Hashable)
+
+
+class Growth(Generic[Id]):
+    """Tells by how much totals have grown since they were last seen.
+
+    Args:
+        kept: how many are remembered that are seen no more: one that was missing for a moment does not count twice.
+
+    Example:
+        >>> growth = Growth[str](10)
+        >>> growth.of("pool", (5, 1.0)), growth.of("pool", (7, 1.5)), growth.of("pool", (1, 0.1))
+        ([5, 1.0], [2, 0.5], [1, 0.1])
+    """
+
+    def __init__(self, kept: int = 1000) -> None:
+        self._kept = kept
+        self._seen: dict[Id, tuple[float, ...]] = {}
+
+    def of(self, key: Id, totals: tuple[float, ...]) -> list[float]:
+        """Return what each of ``totals`` has grown by; the first one decides whether they began anew."""
+        before = self._seen.pop(key, None)
+        if before is None and len(self._seen) >= self._kept:
+            del self._seen[next(iter(self._seen))]
+        self._seen[key] = totals
+        if before is None or totals[0] < before[0]:
+            return list(totals)
+        return [now - then for now, then in zip(totals, before, strict=True)]
+
+
+class Spans(Generic[Id]):
+    """Histograms by series, from histograms of single things that grow.
+
+    Args:
+        kept: as of :class:`Growth`.
+    """
+
+    def __init__(self, kept: int = 1000) -> None:
+        self._kept = kept
+        self._seen: dict[Id, Histogram] = {}
+        self._sums: dict[Key, Histogram] = {}
+
+    def add(self, name: Key, key: Id, total: Histogram) -> None:
+        """Add what ``total``, that of ``key``, has grown by to the series ``name``."""
+        before = self._seen.pop(key, None)
+        if before is None and len(self._seen) >= self._kept:
+            del self._seen[next(iter(self._seen))]
+        self._seen[key] = total
+        grown = total if before is None or total.count < before.count else total.since(before)
+        self._sums.setdefault(name, Histogram()).add(grown)
+
+    def of(self, names: Iterable[Key]) -> list[tuple[Key, Histogram]]:
+        """Return those of ``names`` that have a series, with copies of their histograms."""
+        return [(name, self._sums[name].copy()) for name in names if name in self._sums]
+
+
+def foremost(weights: Mapping[Key, float], most: int) -> set[Key]:
+    """Return the ``most`` keys with the greatest weights; of equal ones those that are first in order."""
+    return set(sorted(weights, key=lambda key: (-weights[key], key))[:most])
