@@ -23,6 +23,8 @@ from loopwatch.pools.origin import origin
 
 MOST = 4096
 """Children remembered; of more than that the oldest are forgotten."""
+EARLY, MOST_EARLY = 1.0, 64
+"""s by which an exit may be heard of before the start, as another thread was quicker; how many are remembered."""
 PART = "children"
 """What it is called among the parts that may fail."""
 ENDING = frozenset(
@@ -72,6 +74,7 @@ class Births:
     def __init__(self, patches: PatchSet, faults: Faults, born: Callable[[], object]) -> None:
         self.known: dict[int, Birth] = {}
         self._patches, self._faults, self._born = patches, faults, born
+        self._early: dict[int, tuple[int, float]] = {}
         self._hooks: list[ListItem] = []
 
     def start(self) -> None:
@@ -109,7 +112,7 @@ class Births:
 
     def after_fork_in_child(self) -> None:
         """None of them is a child of this process."""
-        self.known = {}
+        self.known, self._early = {}, {}
 
     # -- what the program does ------------------------------------------------------------------------------------
 
@@ -118,16 +121,26 @@ class Births:
             if self._faults.is_off(PART):
                 return
             made = origin()
-            self.known.pop(pid, None)  # so that it goes to the end
-            self.known[pid] = Birth(pid, time.monotonic(), made.place, made.pool, **known)
-            if len(self.known) > MOST:
-                self.known.pop(next(iter(self.known)), None)
-            self._born()
+            self._add(Birth(pid, time.monotonic(), made.place, made.pool, **known))
+
+    def _add(self, birth: Birth) -> None:
+        self.known.pop(birth.pid, None)  # so that it goes to the end
+        ended = self._early.pop(birth.pid, None)
+        if ended is not None and birth.at - ended[1] < EARLY:
+            birth.exitcode, birth.ended_at = ended
+        self.known[birth.pid] = birth
+        if len(self.known) > MOST:
+            self.known.pop(next(iter(self.known)), None)
+        self._born()
 
     def _ended(self, pid: int, exitcode: int) -> None:
-        birth = self.known.get(pid)
+        birth, now = self.known.get(pid), time.monotonic()
         if birth is not None:
-            birth.exitcode, birth.ended_at = exitcode, time.monotonic()
+            birth.exitcode, birth.ended_at = exitcode, now
+            return
+        self._early[pid] = exitcode, now
+        if len(self._early) > MOST_EARLY:
+            self._early.pop(next(iter(self._early)), None)
 
     def _forked(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = original(*args, **kwargs)
@@ -159,13 +172,13 @@ class Births:
 
     def _told(self, pid: int) -> None:
         birth = self.known.get(pid)
-        if birth is not None:
+        if birth is not None and peek(pid) is None:  # supervisors also kill what has just died by itself
             birth.told = True
 
     def _waited(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = original(*args, **kwargs)
         pid, status = result[0], result[1]
-        if pid in self.known and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+        if pid and (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
             self._ended(pid, os.waitstatus_to_exitcode(status))
         return result
 
@@ -249,8 +262,7 @@ class Births:
             with self._faults.guard(PART):
                 pid = transport.get_pid()
                 name = _program(args[1] if len(args) > 1 else "", original.__name__ == "subprocess_shell")
-                self.known[pid] = Birth(pid, time.monotonic(), made.place, made.pool, name, executes=True)
-                self._born()
+                self._add(Birth(pid, time.monotonic(), made.place, made.pool, name, executes=True))
             return transport, protocol
 
         def exiting(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -272,6 +284,27 @@ class Births:
         self._patches.around(subprocess.SubprocessStreamProtocol, "process_exited", exiting)
         for name in ("send_signal", "terminate", "kill"):
             self._patches.around(subprocess.Process, name, telling)
+
+
+def peek(pid: int) -> int | None:
+    """Return how a child has ended that nobody has waited for; its status stays to be waited for.
+
+    Example:
+        >>> import subprocess, time
+        >>> child = subprocess.Popen(["sh", "-c", "exit 3"])
+        >>> while (code := peek(child.pid)) is None: time.sleep(0.01)
+        >>> code, child.wait()
+        (3, 3)
+    """
+    if not hasattr(os, "waitid"):
+        return None
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:  # not our child, or waited for in the meantime
+        return None
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def _group_of(pid: int) -> int | None:

@@ -20,6 +20,10 @@ from loopwatch.probes.histogram import Histogram
 NAME = KIND = "children"
 MOST_TOLD = 100
 """Children listed one by one: zombies first, then the oldest; all of them are counted."""
+HEARD_WITHIN = 60.0
+"""s: so long after a child is gone its exit code may still be heard of; a fork server keeps it until it is asked."""
+NOTED_WITHIN = 1.0
+"""s: so long after a child is seen it may still turn out who started it."""
 MOST_ENDS = 1024
 """Ends kept for whoever looks for a pattern in them."""
 
@@ -33,6 +37,7 @@ class _Child:
     first_seen: float
     counted: bool
     zombie_since: float | None = None
+    gone_since: float | None = None
 
 
 class Children:
@@ -82,7 +87,9 @@ class Children:
             member = self._members.get(pid)
             if birth is not None and birth.pool is not None:
                 continue
-            if member is None or (birth is not None and member.birth is not birth):
+            if member is not None and member.birth is None:
+                member.birth = birth  # it was seen before it was noted
+            if member is None or member.birth is not birth:
                 # Of one that nobody noted a pool may say a moment later that it is its own.
                 member = self._members[pid] = _Child(pid, birth, now, counted=False)
                 if birth is not None:
@@ -122,6 +129,10 @@ class Children:
             if not fact.alive and not fact.zombie:
                 birth = member.birth or self._births.known.get(pid)
                 code = fact.exitcode if birth is None or birth.exitcode is None else birth.exitcode
+                if member.gone_since is None:
+                    member.gone_since = now
+                if code is None and now - member.gone_since < (HEARD_WITHIN if birth is not None else NOTED_WITHIN):
+                    continue  # whoever waits for it is about to say how it ended
                 self._ended(pid, birth, code, now=now, oom=fact.oom_killed, name=fact.name)
                 self._count(member)
                 self._cpu += fact.cpu or 0.0
@@ -151,7 +162,9 @@ class Children:
 
     def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
         """Return how many there are and how they are."""
-        members = list(self._members.values())  # the monitor's thread may be at it
+        members = [
+            each for each in list(self._members.values()) if each.gone_since is None
+        ]  # the monitor's thread may be at it
         members.sort(key=lambda each: (each.zombie_since is None, each.first_seen))
         workers = [self._worker(member, facts.get(member.pid), now) for member in members]
         stats = PoolStats(

@@ -7,7 +7,6 @@ loaded only where there is a process to watch.
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from loopwatch.pools import cgroup
+from loopwatch.pools.births import peek
 from loopwatch.pools.reading import ProcessFacts
 
 UNIQUE_EVERY = 60.0
@@ -212,27 +212,6 @@ class Processes:
         finally:
             self._next_unique = now + (time.thread_time() - before) / UNIQUE_SHARE
         facts[pid] = dataclasses.replace(facts[pid], unique=unique)
-
-
-def peek(pid: int) -> int | None:
-    """Return how a child has ended that nobody has waited for; its status stays to be waited for.
-
-    Example:
-        >>> import subprocess, time
-        >>> child = subprocess.Popen(["sh", "-c", "exit 3"])
-        >>> while (code := peek(child.pid)) is None: time.sleep(0.01)
-        >>> code, child.wait()
-        (3, 3)
-    """
-    if not hasattr(os, "waitid"):
-        return None
-    try:
-        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except OSError:  # not our child, or waited for in the meantime
-        return None
-    if found is None:
-        return None
-    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def _same(before: ProcessFacts) -> tuple[float | None, str]:

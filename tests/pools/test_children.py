@@ -1,0 +1,330 @@
+"""Child processes that belong to no pool: found however they were started, and nothing is taken from their parents."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests_of_pools import until
+
+import loopwatch
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.events import PoolStats, WorkerState
+from loopwatch.pools.children import KIND, child_pids, has_children
+from loopwatch.pools.monitor import Monitor
+
+PATCHED = {
+    os: (
+        "fork", "forkpty", "posix_spawn", "posix_spawnp", "kill", "killpg", "waitpid", "wait", "wait3", "wait4", "waitid",
+    ),
+    subprocess.Popen: ("__init__", "_handle_exitstatus"),
+    multiprocessing.Process.__base__: ("start",),
+    asyncio.subprocess.Process: ("send_signal", "terminate", "kill"),
+    asyncio.subprocess.SubprocessStreamProtocol: ("process_exited",),
+}  # fmt: skip
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture
+def monitor() -> Iterator[Monitor]:
+    """A monitor of its own; its faults are none, and what it replaced is put back."""
+    before = {(owner, name): vars(owner).get(name) for owner, names in PATCHED.items() for name in names}
+    patches, faults, config = PatchSet(), Faults(), Config(log_level="CRITICAL")
+    monitor = Monitor(lambda: config, patches, faults)
+    monitor.start()
+    yield monitor
+    monitor.stop()
+    patches.undo_all()
+    assert faults.counts == {}
+    assert {(owner, name): vars(owner).get(name) for owner, name in before} == before
+
+
+def children(monitor: Monitor) -> PoolStats:
+    monitor.poll_now()
+    found = [reading.stats for reading in monitor.readings() if reading.stats.kind == KIND]
+    return found[0] if found else PoolStats(KIND, kind=KIND)
+
+
+def exits(code: int) -> tuple[str, ...]:
+    return sys.executable, "-I", "-S", "-c", f"import os; os._exit({code})"
+
+
+def dies(number: int) -> tuple[str, ...]:
+    return "/bin/sh", "-c", f"kill -{number} $$"
+
+
+def sleeps() -> tuple[str, ...]:
+    return "/bin/sleep", "60"
+
+
+def test_subprocesses_of_asyncio(monitor: Monitor, run: Callable[[Any], Any]) -> None:
+    """Crashes by exit code and signal; an exit code 0 and a death by the program's own hand are none."""
+
+    async def main() -> list[int | None]:
+        codes = []
+        for command in (exits(0), exits(3), dies(signal.SIGSEGV), dies(signal.SIGKILL)):
+            child = await asyncio.create_subprocess_exec(*command)
+            codes.append(await child.wait())
+        for end in ("terminate", "kill", "send_signal"):
+            child = await asyncio.create_subprocess_exec(*sleeps())
+            getattr(child, end)(*([signal.SIGINT] if end == "send_signal" else []))
+            codes.append(await child.wait())
+        shell = await asyncio.create_subprocess_shell("exit 4")
+        return [*codes, await shell.wait()]
+
+    assert run(main()) == [0, 3, -signal.SIGSEGV, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGINT, 4]
+    until(lambda: not has_children())
+    stats = children(monitor)
+    assert stats.crashes == {"exit 3": 1, "SIGSEGV": 1, "SIGKILL": 1, "exit 4": 1}
+    assert (stats.started, stats.workers) == (8, ())
+
+
+def test_where_a_subprocess_of_asyncio_was_made(monitor: Monitor, run: Callable[[Any], Any]) -> None:
+    """Program, state and place of one that runs; it is gone when it is."""
+
+    async def main() -> PoolStats:
+        child = await asyncio.create_subprocess_exec(*sleeps())
+        stats = await asyncio.to_thread(children, monitor)
+        child.kill()
+        await child.wait()
+        return stats
+
+    (worker,) = run(main()).workers
+    assert worker.state == WorkerState.UNKNOWN and worker.task == "sleep"
+    assert f"made at {__file__}" in worker.reason and "in test_where_a_subprocess_of_asyncio_was_made" in worker.reason
+    assert worker.memory > 0 and worker.age < 60
+    assert children(monitor).workers == ()
+
+
+def test_subprocess_popen(monitor: Monitor) -> None:
+    """Popen, run, a shell, and a subclass that calls ``Popen.__init__`` unbound."""
+
+    class Own(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any) -> None:
+            subprocess.Popen.__init__(self, *args)
+
+    assert Own(exits(5)).wait() == 5
+    assert subprocess.run(exits(6), check=False).returncode == 6
+    assert subprocess.run("exit 7", shell=True, check=False).returncode == 7
+    with pytest.raises(FileNotFoundError):
+        subprocess.Popen(["/does/not/exist"])
+    with subprocess.Popen(sleeps()) as child:
+        child.terminate()
+    stats = children(monitor)
+    assert stats.crashes == {"exit 5": 1, "exit 6": 1, "exit 7": 1}
+    assert stats.started == 4
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_of_multiprocessing(monitor: Monitor, method: str) -> None:
+    """By each start method: exit code and signal, also where a fork server is their parent and waited for them."""
+    context: Any = multiprocessing.get_context(method)
+    processes = [
+        context.Process(target=os._exit, args=(3,)),
+        context.Process(target=os.abort),
+        context.Process(target=os.getpid),
+        context.Process(target=time.sleep, args=(60,)),
+    ]
+    for process in processes:
+        process.start()
+    running = children(monitor)
+    assert processes[3].pid in {worker.pid for worker in running.workers}
+    processes[3].terminate()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [3, -signal.SIGABRT, 0, -signal.SIGTERM]
+    stats = children(monitor)
+    assert stats.crashes == {"exit 3": 1, "SIGABRT": 1}
+    assert (stats.started, stats.workers) == (4, ())
+    _end_helpers()
+
+
+def _end_helpers() -> None:
+    from multiprocessing import forkserver, resource_tracker
+
+    gc.collect()  # semaphores of pools are unlinked by then
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
+def test_forks_and_spawns(monitor: Monitor) -> None:
+    """``os.fork`` and ``os.posix_spawn``, waited for by ``waitpid``, ``wait`` and ``waitid``."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(2)
+    assert os.waitpid(pid, 0) == (pid, 2 << 8)
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 8"], {})
+    assert os.wait() == (pid, 8 << 8)
+    pid = os.posix_spawnp("sh", ["sh", "-c", "kill -ABRT $$"], dict(os.environ))
+    ended = os.waitid(os.P_PID, pid, os.WEXITED)
+    assert ended is not None and ended.si_status == signal.SIGABRT
+    stats = children(monitor)
+    assert stats.crashes == {"exit 2": 1, "exit 8": 1, "SIGABRT": 1}
+    assert stats.started == 3
+
+
+def test_zombies(monitor: Monitor) -> None:
+    """Exited, never waited for: told with how, for how long and where it was made, until somebody waits."""
+    child = subprocess.Popen(exits(3))
+    until(lambda: children(monitor).workers[0].state == WorkerState.ZOMBIE)
+    (worker,) = children(monitor).workers
+    assert worker.exitcode == 3
+    assert "it has exited (exit 3)" in worker.reason and "ago and nobody has waited for it" in worker.reason
+    assert f"made at {__file__}" in worker.reason
+    assert children(monitor).crashes == {}
+    assert child.wait() == 3
+    stats = children(monitor)
+    assert (stats.workers, stats.crashes, stats.started) == ((), {"exit 3": 1}, 1)
+
+
+def test_a_child_that_nobody_noted(monitor: Monitor) -> None:
+    """What C code starts is found by looking; that it is there is found without any thread of ours."""
+    with Path(os.devnull).open() as null:
+        pid = multiprocessing.util.spawnv_passfds(b"/bin/sleep", ["sleep", "60"], [null.fileno()])  # type: ignore[attr-defined]
+    try:
+        assert monitor._thread is None
+        monitor.tick(time.monotonic() + 10)
+        assert monitor._thread is not None
+        (worker,) = children(monitor).workers
+        assert (worker.pid, worker.task, "made at" in worker.reason) == (pid, "sleep", False)
+        assert children(monitor).started == 1
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert children(monitor).workers == ()
+
+
+def test_no_exit_status_is_taken_from_anybody(monitor: Monitor) -> None:
+    """While everything is polled all the time, each of 60 children ends with its own code for who waits for it."""
+    over = threading.Event()
+
+    def poll() -> None:
+        while not over.is_set():
+            monitor.poll_now()
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        forked = []
+        for code in range(40):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(code)
+            forked.append(pid)
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in forked] == list(range(40))
+        started = [subprocess.Popen(["/bin/sh", "-c", f"exit {code}"]) for code in range(20)]
+        assert [child.wait() for child in started] == list(range(20))
+    finally:
+        over.set()
+        thread.join()
+    stats = children(monitor)
+    assert stats.started == 60
+    assert sum(stats.crashes.values()) == 58
+    assert stats.crashes["exit 7"] == 2
+
+
+def test_what_others_look_after_is_not_counted(monitor: Monitor) -> None:
+    """Workers of executors, of multiprocessing's pools and of loopwatch, fork servers, the resource tracker."""
+
+    async def ours() -> None:
+        for method in ("spawn", "forkserver"):
+            async with loopwatch.WorkerPool(workers=1, start_method=method) as pool:
+                assert await pool.run(abs, -1) == 1
+                assert children(monitor).workers == ()
+
+    def theirs() -> None:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=SPAWN) as executor:
+            assert executor.submit(abs, -1).result() == 1
+            assert len(child_pids()) >= 1
+            assert children(monitor).workers == ()
+        with SPAWN.Pool(1) as pool:
+            assert pool.apply(abs, (-1,)) == 1
+            assert children(monitor).workers == ()
+        pool.join()
+
+    asyncio.run(ours())
+    theirs()
+    _end_helpers()
+    stats = children(monitor)
+    assert (stats.started, stats.crashes, monitor.readings()) == (0, {}, ())
+
+
+def test_whoever_is_dead_already_is_not_ended_by_a_kill(monitor: Monitor) -> None:
+    """Supervisors kill what has not answered: if it had died by itself, that was a crash."""
+    child = subprocess.Popen(dies(signal.SIGKILL))
+    until(lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert children(monitor).crashes == {"SIGKILL": 1}
+
+
+def test_a_group_is_told_to_end_as_one(monitor: Monitor) -> None:
+    """``killpg`` tells those of the group and nobody else; a signal that is a question does not tell anybody to end."""
+    group = subprocess.Popen(sleeps(), start_new_session=True)
+    other = subprocess.Popen(("/bin/sh", "-c", "kill -TERM $$; sleep 60"))
+    os.kill(other.pid, 0)
+    os.killpg(group.pid, signal.SIGTERM)
+    assert (group.wait(), other.wait()) == (-signal.SIGTERM, -signal.SIGTERM)
+    assert children(monitor).crashes == {"SIGTERM": 1}
+
+
+def test_a_child_has_no_children_of_its_parent(monitor: Monitor) -> None:
+    """A fork begins anew: it tells nothing of its siblings, and notes its own."""
+    with subprocess.Popen(sleeps()) as sibling:
+        assert len(children(monitor).workers) == 1
+        read, write = os.pipe()
+        release = monitor.hold_for_fork()
+        assert not [thread for thread in threading.enumerate() if thread.name == "loopwatch-health"]
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                monitor.after_fork_in_child()
+                first = len(children(monitor).workers)
+                own = subprocess.Popen(exits(3))
+                own.wait()
+                stats = children(monitor)
+                os.write(write, f"{first} {stats.started} {stats.crashes}".encode())
+            os._exit(0)
+        release()
+        os.close(write)
+        with os.fdopen(read) as told:
+            assert told.read() == "0 1 {'exit 3': 1}"
+        assert os.waitpid(pid, 0) == (pid, 0)
+        assert len(children(monitor).workers) == 1
+        sibling.kill()
+
+
+def test_taken_back_in_any_order(monitor: Monitor) -> None:
+    """Somebody who wrapped us keeps working after we are gone, and our part does nothing then."""
+    seen = []
+    ours = subprocess.Popen.__init__
+
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append(args)
+        ours(self, *args, **kwargs)
+
+    subprocess.Popen.__init__ = wrapped  # type: ignore[method-assign]
+    try:
+        monitor.stop()
+        monitor._patches.undo_all()
+        assert subprocess.Popen(exits(3)).wait() == 3
+        assert len(seen) == 1 and monitor._births.known == {}
+    finally:
+        del subprocess.Popen.__init__
+        subprocess.Popen.__init__ = ours.__wrapped__  # type: ignore[method-assign, attr-defined]

@@ -1,0 +1,321 @@
+"""Facts of real processes, and whom the kernel has killed for want of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests_of_pools import until
+
+from loopwatch.pools import cgroup
+from loopwatch.pools.births import peek
+from loopwatch.pools.processes import STILL, Oom, Processes
+
+NOTHING = "import sys; sys.stdin.read()"
+SPIN = "while True: pass"
+READ = "import os\nwhile True: os.read(0, 1)"
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts processes that are killed and waited for at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def popen(code: str) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE)
+
+            def end() -> None:
+                process.kill()
+                process.wait()
+                assert process.stdin is not None
+                process.stdin.close()
+
+            stack.callback(end)
+            return process
+
+        yield popen
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def settled(polled: Processes, pid: int, clock: Clock) -> None:
+    """Poll until a process has come to rest in a read."""
+
+    def is_at_rest() -> bool:
+        before = polled.facts[pid].cpu if pid in polled.facts else None
+        clock.now += 1
+        polled.poll([pid])
+        clock.now += 1
+        polled.poll([pid])
+        facts = polled.facts[pid]
+        return facts.cpu == before and facts.state == "S" and facts.moved_at != clock.now
+
+    until(is_at_rest)
+
+
+def test_a_living_process(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """Its memory, its own memory, its processor time, its name and its start are as psutil and the clock have them."""
+    began = time.time()
+    process = start(NOTHING)
+    polled = Processes()
+    polled.poll([process.pid])
+    facts = polled.facts[process.pid]
+    assert facts.alive and not facts.zombie and facts.exitcode is None
+    until(lambda: polled.poll([process.pid]) or (polled.facts[process.pid].memory or 0) > 1 << 20)
+    facts = polled.facts[process.pid]
+    assert facts.memory is not None and 1 << 20 < facts.memory < 1 << 28
+    assert facts.unique is not None and facts.unique >= 0
+    assert facts.cpu is not None and 0 <= facts.cpu < 10
+    assert facts.name.startswith("python")
+    assert facts.started_at is not None and abs(facts.started_at - began) < 60
+
+
+def test_a_process_that_waits_does_not_move(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """While it waits ``moved_at`` stands still, and after a while it is told what it waits in."""
+    clock, process = Clock(), start(NOTHING)
+    polled = Processes(clock=clock)
+    settled(polled, process.pid, clock)
+    moved_at = polled.facts[process.pid].moved_at
+    clock.now += STILL + 1
+    polled.poll([process.pid])
+    facts = polled.facts[process.pid]
+    assert facts.moved_at == moved_at and moved_at is not None
+    assert facts.at - moved_at >= STILL
+    if Path(f"/proc/{process.pid}/wchan").exists():
+        assert facts.waits_in is None or facts.waits_in.isidentifier()
+
+
+def test_computing_is_moving(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """A process that computes has moved as soon as its processor time is more than before."""
+    clock, process = Clock(), start(SPIN)
+    polled = Processes(clock=clock)
+    polled.poll([process.pid])
+
+    def has_moved() -> bool:
+        clock.now += 1
+        polled.poll([process.pid])
+        return polled.facts[process.pid].moved_at == clock.now
+
+    for _ in range(3):
+        until(has_moved)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="I/O of other processes is counted on Linux")
+def test_io_is_moving(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """A process that reads now and then moves, although its processor time does not show it."""
+    clock, process = Clock(), start(READ)
+    assert process.stdin is not None
+    polled = Processes(clock=clock)
+    settled(polled, process.pid, clock)
+    cpu, io = polled.facts[process.pid].cpu, Path(f"/proc/{process.pid}/io")
+    before = io.read_text()
+    process.stdin.write(b"x")
+    process.stdin.flush()
+    until(lambda: io.read_text() != before)
+    clock.now += 1
+    polled.poll([process.pid])
+    facts = polled.facts[process.pid]
+    assert facts.moved_at == clock.now
+    assert facts.cpu is not None and cpu is not None and facts.cpu - cpu < 0.05
+
+
+def test_a_zombie_can_still_be_waited_for(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """A process that has exited is a zombie with its exit code, which is not taken from whoever waits for it."""
+    process = start("import os; os._exit(7)")
+    polled = Processes()
+    until(lambda: polled.poll([process.pid]) or polled.facts[process.pid].zombie)
+    facts = polled.facts[process.pid]
+    assert (facts.alive, facts.exitcode, facts.state, facts.oom_killed) == (False, 7, "Z", False)
+    polled.poll([process.pid])
+    assert polled.facts[process.pid].oom_killed is False
+    assert process.wait() == 7
+
+
+def test_a_process_that_is_gone(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """Its last figures stay, with the exit code as others heard it."""
+    process = start(NOTHING)
+    polled = Processes(exit_of=lambda pid: process.returncode)
+    polled.poll([process.pid])
+    process.send_signal(signal.SIGSEGV)
+    process.wait()
+    polled.poll([process.pid])
+    facts = polled.facts[process.pid]
+    assert (facts.alive, facts.zombie, facts.exitcode, facts.oom_killed) == (False, False, -signal.SIGSEGV, False)
+    polled.poll([])
+    assert polled.facts == {}
+
+
+def test_a_number_that_was_given_to_another_process(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """A process with the number of one that has ended is told from it by when it was started."""
+    process = start(NOTHING)
+    polled = Processes()
+    polled.poll([process.pid])
+    polled._known[process.pid]._create_time -= 100  # as if it had been another one
+    polled._known[process.pid]._ident = (process.pid, polled._known[process.pid]._create_time)
+    polled.poll([process.pid])
+    assert not polled.facts[process.pid].alive
+    polled.forget([process.pid])
+    polled.poll([process.pid])
+    assert polled.facts[process.pid].alive
+
+
+def test_a_poll_ends_when_it_was_told_to(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """What it did not come to keeps its last facts."""
+    clock, processes = Clock(), [start(NOTHING) for _ in range(2)]
+    polled = Processes(clock=clock)
+    pids = [process.pid for process in processes]
+    polled.poll(pids)
+    clock.now += 1
+    polled.poll(pids, until=clock.now - 0.5)
+    assert [polled.facts[pid].at for pid in pids] == [1000.0, 1000.0]
+
+
+def test_own_memory_is_read_rarely(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """One process a poll, each once a minute at most: the kernel walks all pages for it."""
+    clock, processes = Clock(), [start(NOTHING) for _ in range(3)]
+    polled = Processes(clock=clock)
+    pids = [process.pid for process in processes]
+    known = []
+    for _ in range(3):
+        polled.poll(pids)
+        known.append(sum(polled.facts[pid].unique is not None for pid in pids))
+        clock.now += 10
+    assert known == [1, 2, 3]
+    read = dict(polled._unique_at)
+    polled.poll(pids)
+    assert polled._unique_at == read
+
+
+def test_peek_takes_nothing_away() -> None:
+    """How a child ended can be read again and again before it is waited for, and not afterwards."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(9)
+    until(lambda: peek(pid) is not None)
+    assert (peek(pid), peek(pid)) == (9, 9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert peek(pid) is None
+
+
+# -- out of memory --------------------------------------------------------------------------------------------------
+
+
+def tree(root: Path, version: int, kills: int, members: list[int]) -> None:
+    """Write what the kernel would show of this process's control group."""
+    (root / "proc/self").mkdir(parents=True, exist_ok=True)
+    if version == 2:
+        group, counts = root / "sys/fs/cgroup/app", f"low 0\nhigh 0\nmax 3\noom {kills}\noom_kill {kills}\n"
+        (root / "proc/self/cgroup").write_text("0::/app\n")
+        name = "memory.events"
+    else:
+        group, counts = root / "sys/fs/cgroup/memory/app", f"oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n"
+        (root / "proc/self/cgroup").write_text("5:cpu,cpuacct:/x\n4:memory:/app\n0::/\n")
+        name = "memory.oom_control"
+    group.mkdir(parents=True, exist_ok=True)
+    (group / name).write_text(counts)
+    (group / "cgroup.procs").write_text("".join(f"{pid}\n" for pid in members))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_whom_the_kernel_killed(tmp_path: Path, version: int) -> None:
+    """The counter of the group tells: no more kills than before, as many as have gone, or fewer: then who?"""
+    tree(tmp_path, version, 1, [10, 11, 12, 13])
+    oom = Oom(tmp_path)
+    assert oom.killed(frozenset({11})) is False
+    tree(tmp_path, version, 2, [10, 12, 13])
+    assert oom.killed(frozenset({11})) is True
+    tree(tmp_path, version, 2, [10, 12])  # 13 has gone as well, and it is nobody's child
+    assert oom.killed(frozenset({11})) is None
+    tree(tmp_path, version, 3, [10, 12])  # both were killed
+    assert oom.killed(frozenset({11})) is True
+    oom.look()
+    assert oom.killed(frozenset({12})) is False
+
+
+def test_no_counter_no_answer(tmp_path: Path) -> None:
+    """Where the kernel tells nothing, neither do we."""
+    assert Oom(tmp_path).killed(frozenset({11})) is None
+    assert cgroup.oom_kills(tmp_path) is None
+
+
+V1 = "sys/fs/cgroup/cpu/app"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"sys/fs/cgroup/app/cpu.max": "150000 100000\n"}, 1.5),
+        ({"sys/fs/cgroup/app/cpu.max": "max 100000\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 0.5),
+        ({f"{V1}/cpu.cfs_quota_us": "25000", f"{V1}/cpu.cfs_period_us": "100000"}, 0.25),
+        ({f"{V1}/cpu.cfs_quota_us": "-1", f"{V1}/cpu.cfs_period_us": "100000"}, None),
+    ],
+)  # fmt: skip
+def test_processors_that_may_be_used(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    """The affinity, or the quota of the group or of one above it if that is less."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("3:cpu,cpuacct:/app\n0::/app\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    affinity = float(len(os.sched_getaffinity(0)))
+    assert cgroup.usable_cpus(tmp_path) == (affinity if quota is None else min(quota, affinity))
+
+
+HOG = "x = bytearray(400 << 20); x[::4096] = b'x' * len(x[::4096])"
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A real control group with 50 MB; skips where none can be made."""
+    memory = Path("/sys/fs/cgroup/memory")
+    group = memory / f"loopwatch-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(50 << 20))
+        (group / "memory.oom_control").read_text()
+    except OSError as exc:
+        pytest.skip(f"no control group of version 1 can be made here: {exc}")
+    try:
+        with contextlib.suppress(OSError):
+            (group / "memory.memsw.limit_in_bytes").write_text(str(50 << 20))
+        yield group
+    finally:
+        until(lambda: not cgroup.members(group))
+        group.rmdir()
+
+
+def test_a_real_kill_for_want_of_memory(small_group: Path) -> None:
+    """A program in a group of 50 MB, whose child wants 400 MB: that death is the kernel's; a plain kill is not."""
+    program = f"""
+import os, subprocess, sys
+from pathlib import Path
+Path({str(small_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
+from loopwatch.pools.processes import Processes
+polled = Processes()
+for code in ("import time; time.sleep(60)", {HOG!r}):
+    child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code])
+    polled.poll([child.pid])
+    if "sleep" in code:
+        child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    polled.poll([child.pid])
+    print(polled.facts[child.pid].exitcode, polled.facts[child.pid].oom_killed)
+    child.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["-9 False", "-9 True"], done.stderr
