@@ -1,0 +1,218 @@
+"""Finds the executors of this process by themselves: those made from now on, and those that are there already."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet, loaded
+from loopwatch.pools.board import Address, Board
+from loopwatch.pools.defaults import Defaults
+from loopwatch.pools.futures import ProcessPools, WatchedProcesses
+from loopwatch.pools.hooks import Hooks
+from loopwatch.pools.naming import pool_name
+from loopwatch.pools.origin import origin
+from loopwatch.pools.reading import Source
+from loopwatch.pools.target import Target
+from loopwatch.pools.threads import ThreadPools, WatchedThreads, pool_of
+from loopwatch.pools.watched import Identity, Watched
+
+MOST = 500
+"""Pools that are watched at a time, those counted that are over and still told."""
+PROCESS_MODULES = (
+    "concurrent.futures.process", "loky.process_executor", "joblib.externals.loky.process_executor",
+)  # fmt: skip
+
+
+class Executors:
+    """The executors of this process that are not ours.
+
+    Args:
+        patches: where replaced attributes are kept.
+        faults: where failures are counted.
+        add, remove: called with a pool that is to be looked after, and no more.
+        hung_after: s, as ``Config.hung_after``.
+        loop_name: returns what an event loop is called, None for one that is not known.
+        exiting: called when the interpreter begins to end, before it ends executors.
+    """
+
+    def __init__(
+        self,
+        patches: PatchSet,
+        faults: Faults,
+        *,
+        add: Callable[[Source], object],
+        remove: Callable[[Source], object],
+        hung_after: Callable[[], float],
+        loop_name: Callable[[Any], str | None],
+        exiting: Callable[[], object],
+    ) -> None:
+        self._hooks = Hooks(patches, faults)
+        self._add, self._remove, self._hung_after, self._exiting = add, remove, hung_after, exiting
+        self._inherited: Address | None = None
+        self._defaults = Defaults(self._hooks, self._found, loop_name, self._is_default)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._watched: list[Watched] = []
+        self._by_id: dict[int, Watched] = {}
+        self._unended: list[Watched] = []
+        self._board: Board | None = None
+        self._has_no_board = False
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find executors from now on."""
+        self._hooks.when_imported("concurrent.futures.thread", self._start_threads)
+        for name in PROCESS_MODULES:
+            self._hooks.when_imported(name, self._start_processes)
+        self._defaults.start()
+
+    def stop(self) -> None:
+        """Find no more; the patches are undone by their owner."""
+        self._hooks.stop()
+        self._inherited = None
+        if self._board is not None:
+            self._board.close()
+        self._begin()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, whose executors are the parent's no longer."""
+        board = self._board
+        if board is not None:
+            self._inherited = board.address
+            board.close()
+        self._begin()
+
+    def _go_first_at_exit(self) -> None:
+        """Be called before what was registered up to now: executors end theirs so (``threading._register_atexit``)."""
+        callbacks = getattr(threading, "_threading_atexits", None)
+        if isinstance(callbacks, list):
+            self._hooks.add_item(callbacks, self._exiting)
+
+    def _start_threads(self, module: Any) -> None:
+        self._go_first_at_exit()
+        ThreadPools(self._hooks, self._found).start(module)
+        self._hooks.after(module.ThreadPoolExecutor, "__init__", self._made)
+        for thread in list(getattr(module, "_threads_queues", ())):
+            pool = pool_of(thread)
+            if pool is not None:
+                self._found(pool)
+
+    def _start_processes(self, module: Any) -> None:
+        self._go_first_at_exit()
+        ProcessPools(self._hooks, self._found, self.each, self._target).start(module)
+        self._hooks.after(module.ProcessPoolExecutor, "__init__", self._made)
+        for manager in list(getattr(module, "_threads_wakeups", ())):
+            pool = manager.executor_reference()
+            if pool is not None:
+                self._found(pool)
+
+    # -- what is watched ------------------------------------------------------------------------------------------
+
+    def each(self) -> Sequence[Watched]:
+        """Return everything that is watched."""
+        return self._watched.copy()
+
+    def watch(self, pool: Any, name: str | None = None) -> Watched | None:
+        """Watch ``pool``, and give it a name; return what watches it, None if there are too many already."""
+        watched = self._found(pool, origin().place)
+        if watched is not None and name:
+            self._rename(watched, name)
+        return watched
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Whether ``thread`` belongs to an executor, and ends with it."""
+        return any(each.owns(thread) for each in self._watched)
+
+    def adopt(self, loop: Any) -> None:
+        """Take note of the default executor of a loop that was there before us."""
+        if not self._hooks.is_off:
+            self._defaults.adopt(loop)
+
+    def _rename(self, watched: Watched, name: str, kind: str | None = None) -> None:
+        with self._lock:
+            taken = {each.identity.name for each in self._watched if each is not watched}
+            before = watched.identity
+            watched.identity = Identity(pool_name("", "", taken, name), kind or before.kind, before.place)
+
+    def _is_default(self, watched: Watched, name: str) -> None:
+        self._rename(watched, name, "default")
+
+    def _made(self, pool: Any, _result: None) -> None:
+        """An executor was made; a subclass may still be about to make itself."""
+        self._found(pool, origin().place)
+
+    def _found(self, pool: Any, place: str = "") -> Watched | None:
+        watched = self._by_id.get(id(pool))
+        if watched is not None and watched.ref() is pool:
+            return watched
+        with self._lock:
+            watched = self._by_id.get(id(pool))
+            if watched is None or watched.ref() is not pool:
+                watched = self._make(pool, place) if self._has_room() else None
+                if watched is None:
+                    return None
+                self._by_id[id(pool)] = watched
+                self._watched.append(watched)
+        self._add(watched)
+        return watched
+
+    def _make(self, pool: Any, place: str) -> Watched | None:
+        collected = functools.partial(_forget, self._by_id, id(pool))
+        taken = {each.identity.name for each in self._watched}
+        if _has(pool, "_threads", "_work_queue", "_shutdown", "_broken", "_max_workers", "_thread_name_prefix"):
+            identity = self._defaults.identify(pool, place, taken)
+            return WatchedThreads(pool, identity, self._hung_after, collected)
+        if _has(pool, "_processes", "_pending_work_items", "_queue_count", "_max_workers"):
+            identity = Identity(pool_name(type(pool).__name__, place, taken), _kind_of(pool), place)
+            return WatchedProcesses(pool, identity, self._hung_after, collected, self._board_here())
+        return None
+
+    def _has_room(self) -> bool:
+        """Forget pools that have been over for a while, and if need be those that are over."""
+        self._watched = [each for each in self._watched if not each.gone]
+        if len(self._watched) >= MOST:
+            over = next((each for each in self._watched if each.is_over), None)
+            if over is None:
+                return False
+            self._watched.remove(over)
+            self._remove(over)
+        return True
+
+    # -- the board ------------------------------------------------------------------------------------------------
+
+    def _board_here(self) -> Board | None:
+        if self._board is None and not self._has_no_board:
+            try:
+                self._board = Board()
+            except (OSError, AttributeError):  # such as a system without memfd_create, or no descriptor left
+                self._has_no_board = True
+        return self._board
+
+    def _address(self) -> Address | None:
+        return self._inherited if self._board is None else self._board.address
+
+    def _target(self, original: Any, place: str) -> Target:
+        return Target(original, place, self._address)
+
+
+def _has(pool: Any, *names: str) -> bool:
+    return all(hasattr(pool, name) for name in names)
+
+
+def _kind_of(pool: Any) -> str:
+    module = loaded("concurrent.futures.process")
+    return "process" if module is not None and isinstance(pool, module.ProcessPoolExecutor) else "loky"
+
+
+def _forget(by_id: dict[int, Watched], key: int, ref: Any) -> None:
+    """The executor with this id is collected; another one may have it soon."""
+    watched = by_id.get(key)
+    if watched is not None and watched.ref is ref:
+        del by_id[key]

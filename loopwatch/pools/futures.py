@@ -1,0 +1,265 @@
+"""Process pools with futures: :class:`concurrent.futures.ProcessPoolExecutor`, and loky's, which is made like it.
+
+Their workers say on a board what they run (:mod:`loopwatch.pools.noting`); what is replaced in the parent is the name
+of the function that workers run, and a note is taken when a task is submitted. What is sent to workers is what it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from loopwatch._patches import Patch
+from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.pools.board import Board
+from loopwatch.pools.health import Executor
+from loopwatch.pools.hooks import Hooks
+from loopwatch.pools.naming import error_name, task_name
+from loopwatch.pools.reading import ProcessFacts
+from loopwatch.pools.staff import Staff
+from loopwatch.pools.tally import Outcome
+from loopwatch.pools.target import Target
+from loopwatch.pools.watched import Identity, Watched, Work
+
+
+class WatchedProcesses(Watched):
+    """A process pool with futures under watch."""
+
+    def __init__(
+        self,
+        pool: Any,
+        identity: Identity,
+        hung_after: Callable[[], float],
+        collected: Callable[[Any], object],
+        board: Board | None,
+    ) -> None:
+        super().__init__(pool, identity, hung_after, collected)
+        self.staff = Staff(board)
+        self.waiting = 0
+        """Threads that wait for it to end."""
+        self._max_workers = pool._max_workers
+        self._manager: weakref.ref[Any] | None = None
+
+    # -- what it has ----------------------------------------------------------------------------------------------
+
+    def _processes(self, pool: Any) -> dict[int, Any]:
+        """Return its workers by process id, also those of a pool that was shut down or collected.
+
+        The thread that manages them has them then. They are not kept here, as each holds descriptors.
+        """
+        found = getattr(pool, "_processes", None)
+        if not found and self._manager is not None:
+            found = getattr(self._manager(), "processes", None)
+        return dict(found) if found else {}
+
+    def _pending(self, pool: Any) -> dict[int, Any]:
+        owner = pool if pool is not None or self._manager is None else self._manager()
+        name = "_pending_work_items" if owner is pool else "pending_work_items"
+        found = getattr(owner, name, None)
+        return dict(found) if found else {}
+
+    def look(self, pool: Any) -> None:
+        """See which workers it has now."""
+        manager = getattr(pool, "_executor_manager_thread", None)
+        if manager is not None and (self._manager is None or self._manager() is not manager):
+            self._manager = weakref.ref(manager)
+        self.staff.look(self._processes(pool), time.monotonic())
+
+    def broke(self, processes: dict[int, Any]) -> None:
+        """Note how workers died, before the others are ended for it."""
+        now = time.monotonic()
+        self.staff.look(processes, now)
+        self.staff.note_crashes(processes.items(), now)
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Whether ``thread`` manages its workers."""
+        return self._manager is not None and self._manager() is thread
+
+    def is_left(self) -> bool:
+        """Whether it takes calls still and has workers; loky's are made to be left."""
+        return self.identity.kind != "loky" and super().is_left()
+
+    # -- what became of a task ------------------------------------------------------------------------------------
+
+    def over(self, number: int, submitted: float, future: Any) -> None:
+        """Count task ``number``, which is over."""
+        if future.cancelled():
+            self.tally.cancelled += 1
+            return
+        error = future.exception()
+        run = self.staff.run_of(number)
+        name = None if error is None else error_name(error)
+        if run is None:
+            self.tally.add(Outcome(None, None, name))
+        else:
+            self.tally.add(Outcome(max(run.start - submitted, 0.0), run.end - run.start, name, run.cpu))
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    def fate(self, pool: Any) -> Executor:
+        """Return whether ``pool`` takes calls."""
+        flags = getattr(pool, "_flags", None)  # loky
+        if (getattr(pool, "_broken", False) if flags is None else flags.broken) not in (False, None):
+            return Executor.BROKEN
+        if not (pool._shutdown_thread if flags is None else flags.shutdown):
+            return Executor.OPEN
+        return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
+
+    def has_workers(self) -> bool:
+        """Whether one of its workers is left, or how one ended is still to be found out."""
+        return bool(self._processes(self.ref())) or self.staff.is_unsettled
+
+    def pids(self) -> Sequence[int]:
+        """Return its workers."""
+        pool = self.ref()
+        self.look(pool)
+        return self.staff.pids()
+
+    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
+        """Return its figures."""
+        self.look(pool)
+        pending = self._pending(pool)
+        self.staff.settle(facts)
+        living = self.staff.living()
+        workers = [self._worker(pid, pending, facts.get(pid), now) for pid in living]
+        busy = sum(worker.calls for worker in workers)
+        if not self.staff.is_known:  # a pool hands out few more tasks than it has workers
+            busy = min(len(pending), len(living))
+        self.started, self.recycled = self.staff.started, self.staff.recycled
+        return self.stats(
+            [*workers, *self.dead(self.staff, now)], now, queued=max(len(pending) - busy, 0), running=busy,
+            running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=self._max_workers,
+            crashed=sum(self.staff.crashes.values()), crashes=dict(self.staff.crashes), cpu=self.staff.cpu(facts),
+            decoding=self.staff.overhead(),
+        )  # fmt: skip
+
+    def _worker(self, pid: int, pending: Mapping[int, Any], facts: ProcessFacts | None, now: float) -> WorkerStats:
+        at = self.staff.now(pid)
+        if at is None:
+            return self.worker(pid, Work(), self.staff.born(pid, now), now, facts=facts)
+        item = None if at.number is None else pending.get(at.number)
+        name = None if at.number is None else "" if item is None else task_name(item.fn)
+        work = Work(int(at.number is not None), at.done, name, at.since if at.number is not None else None, at.ready)
+        return self.worker(pid, work, self.staff.born(pid, now), now, facts=facts)
+
+
+class ProcessPools:
+    """Takes notes of the process pools of one module.
+
+    Args:
+        hooks: how methods are replaced.
+        found: returns what watches a pool, None for one that is not watched.
+        each: returns everything that is watched.
+        target: makes what stands for a module's function for workers.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        found: Callable[[Any], Watched | None],
+        each: Callable[[], Sequence[Watched]],
+        target: Callable[[Any, str], Target],
+    ) -> None:
+        self._hooks, self._found, self._each, self._target = hooks, found, each, target
+        self._here = threading.local()
+
+    def start(self, module: Any) -> None:
+        """Begin.
+
+        Args:
+            module: :mod:`concurrent.futures.process`, or the one that loky made after it.
+        """
+        patches, place = self._hooks.patches, f"{module.__name__}:_process_worker"
+        patches.replace(module, "_process_worker", lambda original, _patch: self._target(original, place))
+        patches.replace(module, "_WorkItem", _watched_item).state = self._submitted
+        patches.replace(module.ProcessPoolExecutor, "submit", _submit).state = self._here
+        self._hooks.both(module.ProcessPoolExecutor, "shutdown", self._ending, self._ended)
+        self._hooks.after(module.ProcessPoolExecutor, "_adjust_process_count", self._adjusted)
+        self._hooks.after(module.ProcessPoolExecutor, "_start_executor_manager_thread", self._adjusted)
+        self._hooks.before(module._ExecutorManagerThread, "terminate_broken", self._breaking)
+
+    def _submitted(self, future: Any) -> None:
+        """Within ``submit``, whose pool's lock is held."""
+        pool = getattr(self._here, "pool", None)
+        if pool is None or self._hooks.is_off:
+            return
+        try:
+            watched = self._found(pool)
+            if isinstance(watched, WatchedProcesses):
+                future.add_done_callback(_Submitted(watched, pool._queue_count, time.monotonic(), self._hooks))
+        except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
+            self._hooks.failed(exc)
+
+    def _ending(self, pool: Any, wait: bool = True, **_options: Any) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedProcesses):
+            watched.look(pool)
+            watched.ended_by_program = True
+            watched.waiting += wait
+
+    def _ended(self, pool: Any, _result: None) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedProcesses):
+            watched.waiting = 0
+
+    def _adjusted(self, pool: Any, _result: None) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedProcesses):
+            watched.look(pool)
+
+    def _breaking(self, manager: Any, *_args: Any) -> None:
+        for watched in self._each():
+            if isinstance(watched, WatchedProcesses) and watched.owns(manager):
+                watched.broke(dict(manager.processes))
+
+
+class _Submitted:
+    """Is told when a task is over; has no reference to its future, which has one to it."""
+
+    __slots__ = ("_at", "_hooks", "_number", "_watched")
+
+    def __init__(self, watched: WatchedProcesses, number: int, at: float, hooks: Hooks) -> None:
+        self._watched, self._number, self._at, self._hooks = watched, number, at, hooks
+
+    def __call__(self, future: Any) -> None:
+        if not self._hooks.is_off:
+            try:
+                self._watched.over(self._number, self._at, future)
+            except Exception as exc:  # noqa: BLE001 - a callback that raises is logged by the future
+                self._hooks.failed(exc)
+
+
+def _submit(original: Any, patch: Patch) -> Any:
+    """Return a ``submit`` that says whose it is to what it calls."""
+
+    @functools.wraps(original)
+    def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if not patch.active:
+            return original(self, *args, **kwargs)
+        here = patch.state
+        here.pool = self
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            here.pool = None
+
+    return submit
+
+
+def _watched_item(original: Any, patch: Patch) -> Any:
+    """Return a class of items that tell when they are made."""
+
+    class _WorkItem(original):  # type: ignore[misc]
+        __slots__ = ()
+
+        def __init__(self, future: Any, *args: Any, **kwargs: Any) -> None:
+            original.__init__(self, future, *args, **kwargs)
+            if patch.active:
+                patch.state(future)
+
+    _WorkItem.__qualname__, _WorkItem.__module__ = original.__qualname__, original.__module__
+    return _WorkItem

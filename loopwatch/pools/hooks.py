@@ -1,0 +1,113 @@
+"""How methods of foreign pools are replaced: by plain functions, as subclasses call ``Base.method(self)`` unbound."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from loopwatch._faults import Faults
+from loopwatch._imports import WhenImported
+from loopwatch._patches import ListItem, Patch, PatchSet, loaded
+
+Note = Callable[..., Any]
+
+PART = "executors"
+"""What the watching of foreign pools is called among the parts that may fail."""
+
+
+class Hooks:
+    """Puts notes before and after methods, and takes care that none of them harms the program.
+
+    Args:
+        patches: where the replaced attributes are kept.
+        faults: where failures are counted; after the first, nothing is noted any more.
+    """
+
+    def __init__(self, patches: PatchSet, faults: Faults) -> None:
+        self.patches, self._faults = patches, faults
+        self._items: list[ListItem] = []
+
+    @property
+    def is_off(self) -> bool:
+        """Whether something has failed."""
+        return self._faults.is_off(PART)
+
+    def failed(self, exc: Exception) -> None:
+        """Count a failure."""
+        self._faults.add(PART, exc)
+
+    def after(self, owner: Any, name: str, note: Note) -> None:
+        """Have ``note(instance, result)`` called after each call of a method."""
+        self._around(owner, name, None, note)
+
+    def before(self, owner: Any, name: str, note: Note) -> None:
+        """Have ``note(instance, *args, **kwargs)`` called before each call of a method."""
+        self._around(owner, name, note, None)
+
+    def both(self, owner: Any, name: str, before: Note, after: Note) -> None:
+        """Both; ``after`` is called with the instance and None if the method raised."""
+        self._around(owner, name, before, after, always=True)
+
+    def _around(self, owner: Any, name: str, before: Note | None, after: Note | None, *, always: bool = False) -> None:
+        def make(original: Any, patch: Patch) -> Any:
+            @functools.wraps(original)
+            def method(instance: Any, *args: Any, **kwargs: Any) -> Any:
+                if not patch.active:
+                    return original(instance, *args, **kwargs)
+                before, after, always = patch.state
+                if before is not None:
+                    before(instance, *args, **kwargs)
+                result = None
+                try:
+                    result = original(instance, *args, **kwargs)
+                except BaseException:
+                    if not always:
+                        after = None
+                    raise
+                finally:
+                    if after is not None:
+                        after(instance, result)
+                return result
+
+            return method
+
+        self.patches.replace(owner, name, make).state = (self._guarded(before), self._guarded(after), always)
+
+    def _guarded(self, note: Note | None) -> Note | None:
+        if note is None:
+            return None
+
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            if not self.is_off:
+                try:
+                    note(*args, **kwargs)
+                except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
+                    self.failed(exc)
+
+        return guarded
+
+    def when_imported(self, name: str, callback: Callable[[Any], object]) -> None:
+        """Have ``callback`` called with a module as soon as the program has imported it; we never do."""
+
+        def guarded(module: ModuleType) -> None:
+            with self._faults.guard(PART):
+                callback(module)
+
+        module = loaded(name)
+        if module is not None:
+            guarded(module)
+        else:
+            self.add_item(sys.meta_path, WhenImported(name, guarded), first=True)
+
+    def add_item(self, target: list[Any], item: Any, *, first: bool = False) -> None:
+        """Add to a list that others use too, until :meth:`stop`."""
+        self._items.append(ListItem(target, item, first=first))
+
+    def stop(self) -> None:
+        """Take back what is in lists; patches are undone by their owner."""
+        for item in self._items:
+            item.undo()
+        self._items.clear()

@@ -1,0 +1,198 @@
+"""The worker processes of one pool: since when they are there, what the board says of them, how they ended."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loopwatch.pools.board import Board, Now, Run
+from loopwatch.pools.health import crash_reason
+from loopwatch.pools.reading import ProcessFacts
+
+MOST_REASONS = 16
+"""Ways to die told apart; further ones are told as ``other``."""
+MOST_DEAD = 16
+"""Dead workers that are told one by one."""
+SIGKILL = -int(getattr(signal, "SIGKILL", 9))
+
+
+@dataclass(slots=True)
+class _Member:
+    """One worker; ``slot`` is its index on the board, None as far as it has none."""
+
+    born: float
+    slot: int | None = None
+    cpu: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A worker that died without being told to.
+
+    Attributes:
+        pid: process id.
+        at, born: ``time.monotonic`` s when that was noticed, and when it was first seen.
+        exitcode: negative for the number of a signal.
+        task: number of the task that it had, None if it had none or that is not known.
+        done: tasks it had finished.
+    """
+
+    pid: int
+    at: float
+    born: float
+    exitcode: int
+    task: int | None
+    done: int
+
+
+class Staff:
+    """The workers of a pool.
+
+    Args:
+        board: where they say what they run, None where there is none.
+    """
+
+    def __init__(self, board: Board | None) -> None:
+        self._board = board
+        self._members: dict[int, _Member] = {}
+        self.started = self.recycled = 0
+        self.crashes: Counter[str] = Counter()
+        """Workers that died without being told to, by reason."""
+        self.dead: deque[Dead] = deque(maxlen=MOST_DEAD)
+        """The last of them, oldest first."""
+        self.oom: set[int] = set()
+        """Which of them the kernel killed for want of memory."""
+        self._unsettled: set[int] = set()
+        self._cpu_of_gone = self._overhead_of_gone = 0.0
+
+    def look(self, pids: Iterable[int], now: float) -> None:
+        """See which workers there are now.
+
+        Args:
+            pids: of those whom the pool has.
+            now: ``time.monotonic``.
+        """
+        present = set(pids)
+        for pid in present:
+            if pid not in self._members:
+                self._members[pid] = _Member(now)
+                self.started += 1
+        for pid in [pid for pid in self._members if pid not in present]:
+            self._leave(pid)
+
+    def _leave(self, pid: int) -> None:
+        member = self._members.pop(pid, None)
+        if member is None:
+            return
+        self._cpu_of_gone += member.cpu
+        slot = self._slot(pid, member)
+        if slot is not None and self._board is not None:
+            self._overhead_of_gone += self._board.now(slot).overhead
+            self._board.free(slot)
+        if not self.has_crashed(pid):
+            self.recycled += 1
+
+    def note_crashes(self, processes: Iterable[tuple[int, Any]], now: float) -> None:
+        """Note which of ``processes`` (id, process) are dead, and how they ended."""
+        for pid, process in processes:
+            exitcode = process.exitcode
+            if exitcode is not None and not self.has_crashed(pid):
+                self.crashed(pid, exitcode, now)
+
+    def crashed(self, pid: int, exitcode: int, now: float) -> Dead:
+        """Note that worker ``pid`` died without being told to."""
+        at, born = self.now(pid), self.born(pid, now)
+        dead = Dead(pid, now, born, exitcode, None if at is None else at.number, 0 if at is None else at.done)
+        self.dead.append(dead)
+        self._count(crash_reason(exitcode))
+        if exitcode == SIGKILL:
+            self._unsettled.add(pid)
+        return dead
+
+    def has_crashed(self, pid: int) -> bool:
+        """Whether worker ``pid`` is one of the last that crashed."""
+        return any(dead.pid == pid for dead in self.dead)
+
+    def _count(self, reason: str) -> None:
+        self.crashes[reason if reason in self.crashes or len(self.crashes) < MOST_REASONS else "other"] += 1
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether it is still to be found out who killed one of them."""
+        return bool(self._unsettled)
+
+    def settle(self, facts: Mapping[int, ProcessFacts]) -> None:
+        """Correct the reason of those that the kernel killed for want of memory, once that has been looked at."""
+        for pid in list(self._unsettled):
+            fact = facts.get(pid)
+            if fact is None or fact.alive:
+                continue
+            self._unsettled.discard(pid)
+            if fact.oom_killed:
+                self.oom.add(pid)
+                before, after = crash_reason(SIGKILL), crash_reason(SIGKILL, True)
+                self.crashes[before] -= 1
+                self.crashes += Counter()  # which drops what is 0
+                self._count(after)
+
+    def pids(self) -> Sequence[int]:
+        """Return the workers that are there, and those of whom it is still to be found out who killed them."""
+        return [*self._members, *(pid for pid in self._unsettled if pid not in self._members)]
+
+    def living(self) -> Sequence[int]:
+        """Return the workers that the pool has, without those whose death was noted."""
+        dead = {each.pid for each in self.dead}
+        return [pid for pid in list(self._members) if pid not in dead]
+
+    def born(self, pid: int, now: float) -> float:
+        """Return when worker ``pid`` was first seen, ``time.monotonic`` s."""
+        member = self._members.get(pid)
+        return now if member is None else member.born
+
+    def cpu(self, facts: Mapping[int, ProcessFacts]) -> float:
+        """Return s of processor time of all workers so far."""
+        for pid, member in self._members.items():
+            fact = facts.get(pid)
+            if fact is not None and fact.cpu is not None:
+                member.cpu = fact.cpu
+        return self._cpu_of_gone + sum(member.cpu for member in self._members.values())
+
+    def overhead(self) -> float | None:
+        """Return s of processor time that arguments and results cost the workers, None where they do not say."""
+        if self._board is None:
+            return None
+        return self._overhead_of_gone + sum(at.overhead for pid in self.living() if (at := self.now(pid)) is not None)
+
+    # -- the board ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_known(self) -> bool:
+        """Whether workers say what they run; True if there are none."""
+        return self._board is not None and all(
+            self._slot(pid, member) is not None for pid, member in list(self._members.items())
+        )
+
+    def now(self, pid: int) -> Now | None:
+        """Return what worker ``pid`` is about, None if it does not say."""
+        member = self._members.get(pid)
+        slot = None if member is None else self._slot(pid, member)
+        return None if slot is None or self._board is None else self._board.now(slot)
+
+    def run_of(self, number: int) -> Run | None:
+        """Return how task ``number`` went, None if no worker says."""
+        if self._board is None:
+            return None
+        for pid, member in list(self._members.items()):
+            slot = self._slot(pid, member)
+            run = None if slot is None else self._board.finished(slot, number)
+            if run is not None:
+                return run
+        return None
+
+    def _slot(self, pid: int, member: _Member) -> int | None:
+        if member.slot is None and self._board is not None:
+            member.slot = self._board.slot_of(pid)
+        return member.slot

@@ -1,0 +1,73 @@
+"""What a pool finds where it looks for the function that its workers run: the same, on queues that note what they do.
+
+In the parent; :mod:`loopwatch.pools.noting` is the worker's side.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from loopwatch.pools.board import Address
+from loopwatch.pools.noting import Function, noting, run_noting
+
+_FOLDER = Path(__file__).parent.parent
+
+
+class Target:
+    """Stands for a pool's function for workers, in every way in which a process can be told to run it.
+
+    Args:
+        original: that function; it takes the queue of calls and that of results first.
+        place: how it is found in another process, ``module:name``.
+        address: returns where the board is, None to run ``original`` alone. In a forked worker it is the parent's.
+    """
+
+    def __init__(self, original: Function, place: str, address: Callable[[], Address | None]) -> None:
+        functools.update_wrapper(self, original)
+        self._original, self._place, self._address = original, place, address
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it: in a worker that was forked, or in a thread that stands for one."""
+        address = self._address()
+        if address is None or address.pid != os.getppid():
+            return self._original(*args, **kwargs)
+        return run_noting(self._original, address, args, kwargs)
+
+    def __reduce__(self) -> tuple[Function, tuple[Any, ...]]:
+        """For a worker with an interpreter of its own, in which this package need not be."""
+        address = self._address()
+        if address is None or address.pid != os.getpid() or not importable():
+            return pkgutil.resolve_name, (self._place,)
+        return noting, (self._place, address)
+
+
+def importable() -> bool:
+    """Return whether a worker with an interpreter of its own would find this package where this process does.
+
+    :mod:`multiprocessing` hands ``sys.path`` on to what it starts (``spawn.get_preparation_data``), and editable
+    installations are found by what ``site`` sets up, in the same interpreter. Nothing else is relied upon, such as a
+    frozen program, or one that took our folder from its path once it had us: a worker that fails to import is the end
+    of its pool.
+    """
+    spawn = sys.modules.get("multiprocessing.spawn")
+    executable = sys.executable if spawn is None else spawn.get_executable()
+    if not executable or os.fsencode(executable) != os.fsencode(sys.executable):
+        return False
+    if any(_is_editable(finder) for finder in sys.meta_path):
+        return True
+    found = PathFinder.find_spec("loopwatch", sys.path)
+    return found is not None and found.origin is not None and Path(found.origin).parent == _FOLDER
+
+
+def _is_editable(finder: object) -> bool:
+    """Whether ``finder`` was set up by an editable installation of this package (setuptools)."""
+    module = getattr(finder, "__module__", "")
+    mapping = getattr(sys.modules.get(module), "MAPPING", None) if module.startswith("__editable__") else None
+    return isinstance(mapping, dict) and "loopwatch" in mapping

@@ -1,0 +1,246 @@
+"""Thread pools: :class:`concurrent.futures.ThreadPoolExecutor`, those that loops make for themselves among them.
+
+What is replaced is the class of the items that its threads take from the queue. Functions, their exceptions and the
+tracebacks of those are what they were.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from loopwatch import evidence
+from loopwatch._patches import Patch
+from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.pools.health import Executor
+from loopwatch.pools.hooks import Hooks
+from loopwatch.pools.naming import error_name, task_name
+from loopwatch.pools.reading import ProcessFacts
+from loopwatch.pools.tally import TOGETHER, Outcome
+from loopwatch.pools.watched import Identity, Watched, Work
+
+_CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+STILL = 1.0
+"""s without progress after which it is asked what a thread waits in."""
+
+
+class Seat:
+    """One thread of a pool. What it runs is written by that thread and read by any."""
+
+    __slots__ = ("born", "cpu", "done", "io", "item", "moved_at", "moved_cpu", "since", "watched")
+
+    def __init__(self, watched: WatchedThreads, born: float) -> None:
+        self.watched, self.born = watched, born
+        self.item: Any = None
+        self.since = 0.0
+        self.done = 0
+        self.cpu = 0.0
+        self.moved_at, self.moved_cpu, self.io = born, -1.0, -1
+
+    def still_for(self, now: float, native_id: int, cpu: float) -> float:
+        """Return for how many s the thread has used neither processor nor I/O, as far as it was looked at."""
+        if cpu > self.moved_cpu:
+            self.moved_at, self.moved_cpu = now, cpu
+        else:
+            done = _io_of(native_id)
+            if done > self.io >= 0:
+                self.moved_at = now
+            self.io = done
+        return max(now - max(self.moved_at, self.since), 0.0)
+
+
+class WatchedThreads(Watched):
+    """A pool of threads under watch."""
+
+    def __init__(
+        self, pool: Any, identity: Identity, hung_after: Callable[[], float], collected: Callable[[Any], object]
+    ) -> None:
+        super().__init__(pool, identity, hung_after, collected)
+        self.waiting = 0
+        """Threads that wait for it to end."""
+        self._threads: set[threading.Thread] = pool._threads
+        self._queue = pool._work_queue
+        self._max_workers = pool._max_workers
+        self._seats: dict[threading.Thread, Seat] = {}
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Whether ``thread`` is one of its workers."""
+        return thread in self._threads
+
+    def seat_of(self, thread: threading.Thread, now: float) -> Seat:
+        """Return the seat of one of its threads."""
+        return self._seats.get(thread) or self._seats.setdefault(thread, Seat(self, now))
+
+    def fate(self, pool: Any) -> Executor:
+        """Return whether ``pool`` takes calls."""
+        if pool._broken:
+            return Executor.BROKEN
+        if not pool._shutdown:
+            return Executor.OPEN
+        return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
+
+    def has_workers(self) -> bool:
+        """Whether one of its threads runs."""
+        return any(thread.is_alive() for thread in list(self._threads))
+
+    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
+        """Return its figures."""
+        threads = list(self._threads)
+        self.started = len(threads)
+        workers = [self._worker(thread, now) for thread in threads if thread.is_alive()]
+        cpu = sum(seat.cpu for seat in list(self._seats.values()))
+        return self.stats(
+            workers, now, queued=self._queued(), running=sum(worker.calls for worker in workers),
+            running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=self._max_workers,
+            task_cpu=cpu, cpu=cpu,
+        )  # fmt: skip
+
+    def _queued(self) -> int:
+        depth: int = self._queue.qsize()
+        return max(depth - (self._fate is not Executor.OPEN), 0)  # what ends its threads is in the queue, too
+
+    def _worker(self, thread: threading.Thread, now: float) -> WorkerStats:
+        seat, native_id = self.seat_of(thread, now), thread.native_id or 0
+        item, since = seat.item, seat.since
+        cpu = evidence.thread_cpu(native_id)
+        if cpu is not None:  # threads of a pool do nothing else than its tasks
+            seat.cpu = max(seat.cpu, cpu)
+        if item is None:
+            return self.worker(native_id, Work(0, seat.done), seat.born, now, cpu=cpu)
+        work = Work(1, seat.done, _function_of(item), since)
+        del item
+        known: dict[str, Any] = {}
+        if cpu is not None:
+            known["still_for"] = still = seat.still_for(now, native_id, cpu)
+            if still > STILL:
+                call, channel = evidence.ThreadFacts(thread.ident or 0, native_id, thread.name).waiting_in()
+                known["waits_in"] = channel or call
+        return self.worker(native_id, work, seat.born, now, cpu=cpu, **known)
+
+
+class ThreadPools:
+    """Has the threads of all thread pools of this process say what they run.
+
+    Args:
+        hooks: how methods are replaced.
+        found: returns what watches a pool, None for one that is not watched.
+    """
+
+    def __init__(self, hooks: Hooks, found: Callable[[Any], Watched | None]) -> None:
+        self._hooks, self._found = hooks, found
+        self._here = threading.local()
+
+    def start(self, module: Any) -> None:
+        """Begin.
+
+        Args:
+            module: :mod:`concurrent.futures.thread`.
+        """
+        self._hooks.patches.replace(module, "_WorkItem", _watched_item).state = self.seat
+        self._hooks.both(module.ThreadPoolExecutor, "shutdown", self._ending, self._ended)
+
+    def _ending(self, pool: Any, wait: bool = True, **_options: Any) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedThreads):
+            watched.ended_by_program = True
+            watched.waiting += wait
+
+    def _ended(self, pool: Any, _result: None) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedThreads):
+            watched.waiting = 0
+
+    def seat(self) -> Seat | None:
+        """Return the seat of the calling thread, None if it is not of a pool that is watched."""
+        try:
+            return self._here.seat  # type: ignore[no-any-return]
+        except AttributeError:
+            pass
+        if self._hooks.is_off:
+            return None
+        seat = None
+        try:
+            thread = threading.current_thread()
+            pool = pool_of(thread)
+            watched = None if pool is None else self._found(pool)
+            if isinstance(watched, WatchedThreads):
+                seat = watched.seat_of(thread, time.monotonic())
+        except Exception as exc:  # noqa: BLE001 - the seam between the program's task and what is noted of it
+            self._hooks.failed(exc)
+        self._here.seat = seat
+        return seat
+
+
+def _watched_item(original: Any, patch: Patch) -> Any:
+    """Return a class of items that note when they are made, begin and end.
+
+    An item is let go of at its end, as the original does: the frame of ``run`` belongs to the traceback of what the
+    task has raised.
+    """
+    monotonic, thread_time = time.monotonic, time.thread_time
+
+    class _WorkItem(original):  # type: ignore[misc]
+        __slots__ = ("made_at",)
+
+        def __init__(self, *args: Any) -> None:
+            original.__init__(self, *args)
+            self.made_at = monotonic()
+
+        def run(self, *args: Any) -> None:
+            seat = patch.state() if patch.active else None
+            if seat is None:
+                original.run(self, *args)
+                return
+            start = seat.since = monotonic()
+            seat.item = self
+            try:
+                original.run(self, *args)
+            finally:
+                end = monotonic()
+                seat.item = None
+                future = self.future
+                if future._state not in _CANCELLED:
+                    seat.done += 1
+                    error = future._exception
+                    seat.cpu = thread_time()
+                    tally = seat.watched.tally
+                    tally.latest.append(
+                        Outcome(start - self.made_at, end - start, None if error is None else error_name(error))
+                    )
+                    if len(tally.latest) >= TOGETHER:
+                        tally.fold(wait=False)
+                    error = None
+                else:
+                    seat.watched.tally.cancelled += 1
+                del self, future
+
+    _WorkItem.__qualname__, _WorkItem.__module__ = original.__qualname__, original.__module__
+    return _WorkItem
+
+
+def pool_of(thread: threading.Thread) -> Any:
+    """Return the pool that started ``thread``: it has a weak reference to it among its arguments while it runs."""
+    for argument in getattr(thread, "_args", ()):
+        if isinstance(argument, weakref.ref):
+            return argument()
+    return None
+
+
+def _function_of(item: Any) -> str:
+    function = getattr(item, "fn", None)
+    if function is None:  # 3.14: (function, arguments, keywords)
+        task = getattr(item, "task", None)
+        function = task[0] if isinstance(task, tuple) and task else task
+    return task_name(function)
+
+
+def _io_of(native_id: int) -> int:
+    """Return how much a thread of this process has read and written, in calls and bytes; -1 where that is not told."""
+    try:
+        with open(f"/proc/self/task/{native_id}/io") as file:  # noqa: PTH123 - a Path costs as much as the reading
+            return sum(int(line.rpartition(" ")[2]) for line in file)
+    except (OSError, ValueError):
+        return -1

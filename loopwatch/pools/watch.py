@@ -1,0 +1,134 @@
+"""The health of pools and child processes, as the agent asks for it: what finds them, and what looks after them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.events import Finding
+from loopwatch.pools.executors import Executors
+from loopwatch.pools.monitor import Monitor
+from loopwatch.pools.reading import PoolReading, Source
+from loopwatch.pools.watched import Watched
+
+MOST_TOLD = 20
+"""Executors that were never shut down, told one by one at exit."""
+
+
+class PoolWatch:
+    """Watches the executors and child processes of this process.
+
+    Args:
+        config: current settings.
+        patches: where replaced attributes are kept.
+        faults: where failures are counted.
+        loop_name: returns what an event loop is called, None for one that is not known.
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        patches: PatchSet,
+        faults: Faults,
+        loop_name: Callable[[Any], str | None],
+    ) -> None:
+        self._faults = faults
+        self._monitor = Monitor(config, patches, faults)
+        self._executors = Executors(
+            patches, faults, add=self._monitor.add, remove=self._monitor.remove, loop_name=loop_name,
+            hung_after=lambda: config().hung_after, exiting=self._exiting,
+        )  # fmt: skip
+        self._left: list[Watched] = []
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find and look after them from now on; starts no thread before there is something to look after."""
+        with self._faults.guard("health"):
+            self._monitor.start()
+        with self._faults.guard("executors"):
+            self._executors.start()
+
+    def adopt(self, loop: Any) -> None:
+        """Take note of the default executor of a loop that was there before us."""
+        with self._faults.guard("executors"):
+            self._executors.adopt(loop)
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the thread, and say which executors were left at exit; the patches are undone by their owner."""
+        self._tell_left()
+        with self._faults.guard("executors"):
+            self._executors.stop()
+        with self._faults.guard("health"):
+            self._monitor.stop(timeout)
+
+    def hold_for_fork(self) -> Callable[[], None]:
+        """Come to rest before a fork; return what lets it go on."""
+        return self._monitor.hold_for_fork()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child."""
+        self._left.clear()
+        with self._faults.guard("executors"):
+            self._executors.after_fork_in_child()
+        with self._faults.guard("health"):
+            self._monitor.after_fork_in_child()
+
+    def tick(self, now: float) -> None:
+        """Look for what cannot be found out by itself; to be called now and then, with ``time.monotonic``."""
+        self._monitor.tick(now)
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    @property
+    def cpu(self) -> float:
+        """s of processor time of its threads."""
+        return self._monitor.cpu
+
+    def readings(self) -> tuple[PoolReading, ...]:
+        """Return the figures of all pools, and of child processes if there were any."""
+        return self._monitor.readings()
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return the advice that holds now."""
+        return self._monitor.findings()
+
+    def add(self, source: Source) -> None:
+        """Look after a pool that is found in another way."""
+        self._monitor.add(source)
+
+    def watch(self, executor: Any, name: str | None) -> bool:
+        """Watch an executor that is not found by itself, or give one a name; return whether it is watched."""
+        return self._executors.watch(executor, name) is not None
+
+    # -- at exit --------------------------------------------------------------------------------------------------
+
+    def _exiting(self) -> None:
+        """Before the interpreter ends the executors that are left, in the midst of its end."""
+        if self._left:
+            return
+        self._left = [each for each in self._executors.each() if each.is_left()]
+        main = threading.main_thread()
+        others = [t for t in threading.enumerate() if t is not main and not t.daemon]
+        if not any(not self._executors.owns(thread) for thread in others):
+            self._tell_left()  # it may wait for a task that never ends
+
+    def _tell_left(self) -> None:
+        left = [each for each in self._left if not each.ended_by_program]
+        self._left = []
+        for each in left[:MOST_TOLD]:
+            identity = each.identity
+            made = f" (made at {identity.place})" if identity.place else ""
+            self._faults.say(
+                logging.WARNING,
+                "loopwatch: %s%s was never shut down and had workers at exit; make it in a with statement, or shut it "
+                "down", identity.name, made,
+            )  # fmt: skip
+        if len(left) > MOST_TOLD:
+            more = len(left) - MOST_TOLD
+            self._faults.say(logging.WARNING, "loopwatch: %d more executors were never shut down", more)

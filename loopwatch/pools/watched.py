@@ -1,0 +1,253 @@
+"""What the watched pools of all kinds have in common: who they are, whether they are open, what their tasks became."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from loopwatch.events import PoolStats, WorkerState, WorkerStats
+from loopwatch.pools.health import Executor, Situation, judge
+from loopwatch.pools.reading import PoolReading, ProcessFacts
+from loopwatch.pools.staff import Staff
+from loopwatch.pools.tally import Tally, Window
+
+LINGER = 60.0
+"""s for which the figures of a pool are told that is over: long enough to be exported or scraped."""
+SETTLE = 5.0
+"""s in which they may still change."""
+
+
+class Identity(NamedTuple):
+    """What a pool is called.
+
+    Attributes:
+        name: unlike that of any other pool of this process.
+        kind: one of those of :class:`~loopwatch.events.PoolStats`.
+        place: where it was made, ``file:line in function``; empty where that is not known.
+    """
+
+    name: str
+    kind: str
+    place: str
+
+
+class Work(NamedTuple):
+    """What one worker is about.
+
+    Attributes:
+        calls: tasks that it has, None where that cannot be told.
+        done: tasks that it has finished.
+        task: name of the one that it runs.
+        since: ``time.monotonic`` s when it began.
+        ready: whether it asks for tasks, None where that cannot be told.
+    """
+
+    calls: int | None = None
+    done: int = 0
+    task: str | None = None
+    since: float | None = None
+    ready: bool | None = None
+
+
+class Watched:
+    """One pool under watch, held weakly. Kinds of pools differ in how they are looked into.
+
+    Args:
+        pool: the executor.
+        identity: what it is called.
+        hung_after: s, as ``Config.hung_after``.
+        collected: called when nobody has a reference to the executor any more.
+    """
+
+    def __init__(
+        self,
+        pool: Any,
+        identity: Identity,
+        hung_after: Callable[[], float],
+        collected: Callable[[Any], object] | None = None,
+    ) -> None:
+        self.ref = weakref.ref(pool, collected)
+        self.identity = identity
+        self.tally = Tally()
+        self.started = self.recycled = 0
+        self.ended_by_program = False
+        """Whether the program has shut it down itself."""
+        self._hung_after = hung_after
+        self._window = Window()
+        self._fate = Executor.OPEN
+        self._fate_at = 0.0
+        self._over_at: float | None = None
+        self._last: PoolReading | None = None
+
+    # -- what the kinds say ---------------------------------------------------------------------------------------
+
+    def fate(self, pool: Any) -> Executor:
+        """Return whether ``pool`` still takes calls."""
+        raise NotImplementedError
+
+    def has_workers(self) -> bool:
+        """Whether any worker is alive."""
+        raise NotImplementedError
+
+    def pids(self) -> Sequence[int]:
+        """Return the worker processes whose facts are wanted."""
+        return ()
+
+    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
+        """Return the figures; what is the same for all kinds is filled in later.
+
+        Args:
+            pool: the executor, None once it is collected.
+            facts: of its processes.
+            now: ``time.monotonic``.
+        """
+        raise NotImplementedError
+
+    def owns(self, thread: threading.Thread) -> bool:  # noqa: ARG002 - most have none
+        """Whether ``thread`` is one of its workers, or manages them."""
+        return False
+
+    def is_left(self) -> bool:
+        """Whether it takes calls still, and has workers: to be asked when the interpreter ends."""
+        pool = self.ref()
+        is_open = pool is None or self.fate(pool) is Executor.OPEN
+        return is_open and not self.ended_by_program and self.has_workers()
+
+    # -- what the monitor asks ------------------------------------------------------------------------------------
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is over: takes no calls, has no worker, and has been told as such for a while."""
+        return self._over_at is not None and time.monotonic() - self._over_at >= LINGER
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no calls and has no worker."""
+        return self._over_at is not None
+
+    def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
+        """Return its figures, given what was polled of its processes."""
+        last = self._last
+        if last is not None:
+            return last
+        pool = self.ref()
+        fate = Executor.COLLECTED if pool is None else self.fate(pool)
+        if fate is not self._fate:
+            self._fate, self._fate_at = fate, now
+        is_over = fate is not Executor.OPEN and not self.has_workers()
+        self.tally.fold()
+        stats = self.read(pool, facts, now)
+        reading = PoolReading(stats, self.tally.waits.copy(), self.tally.runs.copy())
+        if is_over:
+            if self._over_at is None:
+                self._over_at = now
+            elif now - self._over_at > SETTLE:  # nothing changes any more
+                self._last = reading
+        return reading
+
+    # -- for the kinds --------------------------------------------------------------------------------------------
+
+    def worker(
+        self,
+        pid: int,
+        work: Work,
+        born: float,
+        now: float,
+        *,
+        facts: ProcessFacts | None = None,
+        cpu: float | None = None,
+        **known: Any,
+    ) -> WorkerStats:
+        """Return one worker, judged by what is known of it.
+
+        Args:
+            pid: process id, or native id of a thread.
+            work: what it is about.
+            born, now: ``time.monotonic`` s when it was started, and of now.
+            facts: of the process.
+            cpu: s of processor time, where there are no facts.
+            **known: attributes of :class:`~loopwatch.pools.health.Situation` that win over the facts.
+        """
+        running_for = None if work.since is None else max(now - work.since, 0.0)
+        situation = Situation.of(
+            facts, now, age=max(now - born, 0.0), executor=self._fate, executor_for=now - self._fate_at,
+            ready=work.ready, calls=work.calls, task=work.task, running_for=running_for, **known,
+        )  # fmt: skip
+        verdict = judge(situation, self._hung_after())
+        return WorkerStats(
+            pid=pid,
+            state=verdict.state,
+            calls=work.calls or 0,
+            done=work.done,
+            age=situation.age,
+            memory=(facts.memory or 0) if facts is not None else 0,
+            reason=verdict.reason,
+            unique=facts.unique if facts is not None else None,
+            cpu=facts.cpu if facts is not None else cpu,
+            task=work.task,
+            running_for=running_for,
+            exitcode=situation.exitcode,
+            oom_killed=situation.oom_killed,
+        )
+
+    def dead(self, staff: Staff, now: float) -> list[WorkerStats]:
+        """Return those that have crashed not long ago."""
+        return [
+            self.worker(
+                each.pid, Work(done=each.done), each.born, each.at, alive=False, exitcode=each.exitcode,
+                oom_killed=each.pid in staff.oom,
+            )
+            for each in list(staff.dead)
+            if now - each.at < LINGER
+        ]  # fmt: skip
+
+    def stats(
+        self,
+        workers: Collection[WorkerStats],
+        now: float,
+        *,
+        queued: int,
+        running: int,
+        submitted: int | None = None,
+        running_for: float = 0.0,
+        **others: Any,
+    ) -> PoolStats:
+        """Put the figures together.
+
+        Args:
+            workers: all that are to be told.
+            now: ``time.monotonic``.
+            queued, running: tasks that wait, and that workers have.
+            submitted: tasks taken; None to add up what became of them.
+            running_for: s for which those that run now have run, all together.
+            **others: further fields of :class:`~loopwatch.events.PoolStats`.
+        """
+        tally = self.tally
+        over = tally.completed + tally.failed + tally.cancelled
+        alive = sum(worker.state not in _GONE for worker in workers)
+        return PoolStats(
+            name=self.identity.name,
+            kind=self.identity.kind,
+            created_at=self.identity.place,
+            workers=tuple(workers),
+            queued=queued,
+            running=running,
+            submitted=over + queued + running if submitted is None else submitted,
+            completed=tally.completed,
+            failed=tally.failed,
+            cancelled=tally.cancelled,
+            failures=dict(tally.failures),
+            started=self.started,
+            recycled=self.recycled,
+            wait=tally.waits.stats(),
+            run=tally.runs.stats(),
+            utilization=self._window.share(now, tally.busy + running_for, alive),
+            closed=self._fate is not Executor.OPEN,
+            **{"task_cpu": tally.cpu, **others},
+        )
+
+
+_GONE = (WorkerState.DEAD, WorkerState.ZOMBIE)
