@@ -7,14 +7,16 @@ One account for OpenTelemetry and Prometheus, so that both say the same. Nothing
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from loopwatch._faults import Action, Faults
 from loopwatch.config import Config
 from loopwatch.events import Stall
+from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.providers import Providers
 from loopwatch.telemetry.readings import Inputs, LoopReading, Reading, Readings
+from loopwatch.telemetry.targets import Signal
 
 if TYPE_CHECKING:
     from opentelemetry._logs import Logger
@@ -39,7 +41,8 @@ class Telemetry:
         self._lock = threading.Lock()
         self._readings = Readings()
         self._catching_up = False
-        self.providers = Providers(self.read, faults, version)
+        self.exemplars = Exemplars()
+        self.providers = Providers(self.read, self.exemplars, faults, version)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -58,6 +61,11 @@ class Telemetry:
                 ready()
 
         return put_into_force
+
+    def use(self, given: Mapping[Signal, Any]) -> None:
+        """Use providers that were handed over; see :meth:`Providers.use`."""
+        with self._faults.guard(PART):
+            self.providers.use(given)
 
     def stop(self, timeout: float) -> None:
         """Tell what there is once more, and end; waits at most ``timeout`` s."""
@@ -89,6 +97,7 @@ class Telemetry:
         if not stall.ongoing:
             with self._lock:
                 self._readings.saw(stall)
+            self.exemplars.saw(stall)
 
     def tick(self) -> None:
         """See whether the application has set a provider since; in the watcher's thread, costs microseconds."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loopwatch._faults import Faults
 from loopwatch._patches import loaded
 from loopwatch.config import Config
+from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.readings import Reading
 from loopwatch.telemetry.targets import Signal, Targets, targets_of
 
@@ -47,21 +48,26 @@ class Providers:
 
     Args:
         read: returns all points as they are now.
+        exemplars: stalls that belong to traces.
         faults: of the agent.
         version: of loopwatch.
 
     Example:
-        >>> providers = Providers(lambda: None, Faults(), "1.0")
+        >>> providers = Providers(lambda: None, Exemplars(), Faults(), "1.0")
         >>> providers.tracer() is None  # nobody has set one, and no receiver is configured
         True
     """
 
-    def __init__(self, read: Callable[[], Reading | None], faults: Faults, version: str) -> None:
+    def __init__(
+        self, read: Callable[[], Reading | None], exemplars: Exemplars, faults: Faults, version: str
+    ) -> None:
         self._read = read
+        self._exemplars = exemplars
         self._faults = faults
         self._version = version
         self._lock = threading.RLock()
         self._targets = Targets({})
+        self._given: Mapping[Signal, Any] = {}
         self._used: dict[Signal, Any] = {}
         self._handles: dict[Signal, Any] = {}
         self._instruments: Instruments | None = None
@@ -79,7 +85,7 @@ class Providers:
             ConfigError: a setting or a standard variable that is not allowed, or grpc is wanted and not installed.
         """
         environ = os.environ if environ is None else environ
-        own = {signal for signal in Signal if application_provider(signal) is None}
+        own = {signal for signal in Signal if self._found(signal) is None}
         if not own:
             return lambda: self._put_into_force(Targets({}), None)
         targets = targets_of(environ, config.otlp_endpoint, config.export_interval)
@@ -88,7 +94,7 @@ class Providers:
             return lambda: self._put_into_force(targets, None)
         from loopwatch.telemetry.private import Private  # it imports the SDK: here, at start-up, and never later
 
-        private = Private(targets, wanted, self._read, self._faults, self._version)
+        private = Private(targets, wanted, self._read, self._exemplars, self._faults, self._version)
         return lambda: self._put_into_force(targets, private)
 
     def _put_into_force(self, targets: Targets, private: Private | None) -> None:
@@ -132,7 +138,7 @@ class Providers:
                 if signal not in self._used:
                     self._handles.pop(signal, None)
         if self._instruments is not None:
-            self._instruments.attach(self._read)
+            self._instruments.attach(self._read, self._exemplars)
 
     def loop_started(self) -> None:
         """Begin to export, now that there is something to watch."""
@@ -142,9 +148,19 @@ class Providers:
 
     # -- the application's ----------------------------------------------------------------------------------------
 
+    def use(self, given: Mapping[Signal, Any]) -> None:
+        """Use what is ``given``, whatever providers the application has set globally; what is not given as before."""
+        with self._lock:
+            self._given = dict(given)
+        self.bind()
+
+    def _found(self, signal: Signal) -> Any | None:
+        given = self._given.get(signal)
+        return application_provider(signal) if given is None else given
+
     def is_behind(self) -> bool:
         """Whether the application has set a provider since :meth:`bind`; costs about a microsecond."""
-        return self._running and any(application_provider(s) is not self._used.get(s) for s in Signal)
+        return self._running and any(self._found(s) is not self._used.get(s) for s in Signal)
 
     def bind(self) -> None:
         """Use the providers that the application has set by now, and no private ones beside them."""
@@ -152,7 +168,7 @@ class Providers:
             if not self._running:
                 return
             for signal in Signal:
-                found = application_provider(signal)
+                found = self._found(signal)
                 if found is self._used.get(signal):
                     continue
                 self._handles.pop(signal, None)
@@ -173,7 +189,7 @@ class Providers:
             from loopwatch.telemetry.instruments import instruments_of
 
             self._instruments = instruments_of(provider, self._version)
-            self._instruments.attach(self._read)
+            self._instruments.attach(self._read, self._exemplars)
 
     # -- what tells -----------------------------------------------------------------------------------------------
 
@@ -196,7 +212,7 @@ class Providers:
     def _handle(self, signal: Signal, get: str) -> Any | None:
         if not self._running:
             return None
-        if application_provider(signal) is not self._used.get(signal):
+        if self._found(signal) is not self._used.get(signal):
             self.bind()
         handle = self._handles.get(signal)
         if handle is None:
