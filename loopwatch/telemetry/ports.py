@@ -70,6 +70,7 @@ def authority(host: str, port: int) -> str:
         >>> authority("::1", 9464)
         '[::1]:9464'
     """
+    host = host.strip("[]")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -61,7 +61,10 @@ class Scrape:
         addresses: list[ports.Address] | None = None,
     ) -> None:
         try:
-            import prometheus_client.exposition  # noqa: F401 - here, and not in a thread: a fork would find it half done
+            # All that is needed, and now: a child that is forked while a thread imports finds it half done for ever.
+            import prometheus_client.exposition
+            import prometheus_client.metrics_core
+            import prometheus_client.samples  # noqa: F401
         except ImportError:
             raise ConfigError(
                 f"prometheus_port={port!r}: needs prometheus_client: pip install 'loopwatch[prometheus]'"
@@ -181,7 +184,7 @@ class Scrape:
             return text(500, "loopwatch: it could not be told; the program's log says why")
 
     def _told(self) -> Iterator[Family]:
-        from prometheus_client.core import InfoMetricFamily
+        from prometheus_client.metrics_core import InfoMetricFamily
 
         attributes = resource.attributes(self.index)
         labels = {name.replace(".", "_"): str(value) for name, value in attributes.items()}

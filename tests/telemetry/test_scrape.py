@@ -1,0 +1,353 @@
+"""What Prometheus gets, on a real port: right figures, exemplars, and a server that nobody can wear down."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import http.client
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from prometheus_client import REGISTRY
+from scraping import OPENMETRICS, fetch, free_range, one, scraped, until, who
+
+import loopwatch
+from loopwatch import ConfigError
+from loopwatch._faults import Faults
+from loopwatch.probes.histogram import Histogram
+from loopwatch.telemetry import webserver
+from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
+from loopwatch.telemetry.readings import Point, Reading, Spread
+from loopwatch.telemetry.scrape import Scrape
+
+Run = Callable[[Any], Any]
+
+
+def full_reading(value: float = 1.5) -> Reading:
+    """Return as many points as the catalog allows."""
+    lags = Histogram()
+    for ms in (0.5, 2, 20, 300, 60_000):
+        lags.record(ms / 1000)
+    points, spreads = {}, {}
+    for metric in CATALOG:
+        named = [tuple(f"{name}-{number}" for name in metric.attributes) for number in range(metric.sets)]
+        if metric.kind is Kind.HISTOGRAM:
+            spreads[metric.name] = tuple(Spread(attributes, lags) for attributes in named)
+        else:
+            points[metric.name] = tuple(Point(attributes, value) for attributes in named)
+    return Reading(time.time(), points, spreads)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Scrape]]:
+    """Serve what a function reads; closed at the end."""
+    opened: list[Scrape] = []
+
+    def serve(read: Callable[[], Reading | None], faults: Faults | None = None, host: str = "127.0.0.1") -> Scrape:
+        scrape = Scrape(host, 0, read, faults or Faults())
+        scrape.open()
+        scrape.start()
+        opened.append(scrape)
+        return scrape
+
+    yield serve
+    for scrape in opened:
+        scrape.close()
+        assert not any(thread.name.startswith("loopwatch-scrape") for thread in threading.enumerate())
+
+
+@pytest.fixture
+def uninstalled() -> Iterator[None]:
+    yield
+    loopwatch.uninstall()
+
+
+# ------------------------------------------------------------------------------------------------ what is told
+
+
+@pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS])
+def test_every_point_is_told_under_its_name(serve: Callable[..., Scrape], accept: str) -> None:
+    """Each metric of the catalog arrives under the name that collectors give it, with all its labels and its value."""
+    samples = scraped(serve(full_reading).url, accept)
+    assert 500 < len(samples) <= MAX_SAMPLES + 1  # and target_info, which is no figure
+    assert not [sample for sample in samples if sample.name.endswith("_created")]
+    for metric in CATALOG:
+        if metric.kind is Kind.HISTOGRAM:
+            continue
+        found = [sample for sample in samples if sample.name == metric.prometheus]
+        assert len(found) == metric.sets, metric.name
+        assert {sample.value for sample in found} == {1.5}
+        assert {frozenset(sample.labels) for sample in found} == {
+            frozenset(name.replace(".", "_") for name in metric.attributes)
+        }
+    names = {sample.name for sample in samples}
+    assert {"asyncio_eventloop_time_seconds_total", "asyncio_eventloop_utilization_ratio", "asyncio_tasks"} <= names
+
+
+def test_histograms_are_cumulative(serve: Callable[..., Scrape]) -> None:
+    """Of 0.5, 2, 20, 300 ms and a minute each bucket holds what is no longer than its bound; count and sum are exact."""
+    samples = scraped(serve(full_reading).url)
+    loop = {"asyncio_eventloop_name": "asyncio.eventloop.name-0"}
+    name = "asyncio_eventloop_lag_seconds"
+    buckets = [one(samples, f"{name}_bucket", **loop, le=str(bound)).value for bound in (*LAG_BOUNDS, "+Inf")]
+    assert buckets == [1, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5]
+    assert one(samples, f"{name}_count", **loop).value == 5
+    assert one(samples, f"{name}_sum", **loop).value == pytest.approx(60.3225)
+
+
+def test_a_stall_is_the_exemplar_of_its_lag(run: Run, uninstalled: None) -> None:
+    """The bucket that a stall of a traced callback falls into carries its trace; for OpenMetrics only."""
+    trace = pytest.importorskip("opentelemetry.trace")
+    context = trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1))
+    agent = loopwatch.install(threshold=0.05, heartbeat=0.01, prometheus_port=0, log_level="CRITICAL", cpu_budget=1.0)
+    url = agent.snapshot().agent.prometheus
+
+    async def blocks() -> None:
+        await asyncio.sleep(0.05)
+        with trace.use_span(trace.NonRecordingSpan(context)):
+            await asyncio.sleep(0)
+            time.sleep(0.15)
+        await asyncio.sleep(0.05)
+
+    run(blocks())
+    assert agent.flush(10)
+    stall = agent.stalls()[-1]
+    found = [sample for sample in scraped(url, OPENMETRICS) if sample.exemplar]
+    assert len(found) == 1
+    (sample,) = found
+    assert sample.name == "asyncio_eventloop_lag_seconds_bucket"
+    assert sample.labels == {"asyncio_eventloop_name": "main", "le": "0.25"} or stall.duration > 0.25
+    assert sample.exemplar is not None
+    assert sample.exemplar.labels == {"trace_id": f"{0xABC:032x}", "span_id": f"{0xDEF:016x}"}
+    assert sample.exemplar.value == pytest.approx(stall.duration)
+    assert sample.exemplar.timestamp == pytest.approx(stall.started_at + stall.duration, abs=0.01)
+    assert b"trace_id" not in fetch(url)[1]
+
+
+def test_the_default_registry_is_left_alone(serve: Callable[..., Scrape]) -> None:
+    """What the program tells by prometheus_client stays as it was."""
+    before = [family.name for family in REGISTRY.collect()]
+    assert scraped(serve(full_reading).url)
+    assert [family.name for family in REGISTRY.collect()] == before
+
+
+# ------------------------------------------------------------------------------------------------ HTTP
+
+
+def test_what_is_not_there_is_explained(serve: Callable[..., Scrape]) -> None:
+    """Another path, another method and nonsense get an answer that says what to do, HEAD the head alone."""
+    url = serve(full_reading).url
+    address = urlsplit(url)
+
+    def ask(method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), dict(answer.getheaders())
+        finally:
+            connection.close()
+
+    status, body, _ = ask("GET", "/")
+    assert (status, b"/metrics" in body) == (404, True)
+    assert ask("POST", "/metrics")[0] == 405
+    status, body, headers = ask("HEAD", "/metrics")
+    assert (status, body) == (200, b"")
+    assert int(headers["Content-Length"]) > 10_000
+    assert ask("GET", "/metrics?name[]=x")[0] == 200
+    for sent, expected in (
+        (b"hello\r\n\r\n", b"400"),
+        (b"x" * 9000, b"400"),
+        (b"GET http://[ HTTP/1.1\r\n\r\n", b"400"),
+    ):
+        with socket.create_connection((address.hostname, address.port), timeout=30) as client:
+            client.sendall(sent)
+            assert client.makefile("rb").read().split()[1] == expected
+
+
+def test_it_is_packed_for_those_who_ask(serve: Callable[..., Scrape]) -> None:
+    """The text is the same with gzip, and a fifth of the size at most."""
+    url = serve(full_reading).url
+    packed, plain = fetch(url, Accept_Encoding="gzip")[1], fetch(url)[1]
+    assert len(packed) < len(plain) / 5
+    assert b"loopwatch_pool_workers" in gzip.decompress(packed)
+
+
+def test_many_scrapers_cost_no_more_than_one(serve: Callable[..., Scrape]) -> None:
+    """Thirty at once are served from a few readings."""
+    read = []
+
+    def slow() -> Reading:
+        read.append(1)
+        return full_reading()
+
+    url = serve(slow).url
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(len(fetch(url)[1]))) for _ in range(15)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 15
+    assert len(read) <= 2 + 10 * (time.monotonic() - began)
+
+
+def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that say nothing, little by little, or take nothing hold at most so many descriptors, and nobody up."""
+    monkeypatch.setattr(webserver, "PATIENCE", 0.3)
+    url = serve(full_reading).url
+    where = (urlsplit(url).hostname, urlsplit(url).port)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    clients = [socket.create_connection(where, timeout=30) for _ in range(3 * webserver.MOST)]
+    for number, client in enumerate(clients):
+        try:
+            client.sendall([b"", b"GET /me", b"GET /metrics HTTP/1.1\r\n\r\n"][number % 3])
+        except OSError:  # it was dropped for a later one
+            pass
+    assert len(scraped(url)) > 500
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) <= before + len(clients) + webserver.MOST
+    for client in clients:  # all of them are hung up on, whatever they do
+        try:
+            while client.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass
+        client.close()
+    assert len(scraped(url)) > 500
+    if before is not None:
+        gc.collect()
+        assert until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_no_descriptor_left(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has no descriptor left is not kept busy by who waits to be accepted, and serves them later."""
+    monkeypatch.setattr(webserver, "REST", 0.05)
+    refused: list[int] = []
+    accept = socket.socket.accept
+
+    def full(listener: socket.socket) -> Any:
+        if len(refused) < 3:
+            refused.append(1)
+            raise OSError(24, "Too many open files")
+        return accept(listener)
+
+    url = serve(full_reading).url
+    monkeypatch.setattr(socket.socket, "accept", full)
+    assert len(scraped(url)) > 500
+    assert len(refused) == 3
+
+
+def test_a_reading_that_fails_is_counted(serve: Callable[..., Scrape], caplog: pytest.LogCaptureFixture) -> None:
+    """A scrape that cannot be answered gets a 500, is counted and logged once; the next one is answered."""
+    faults, fails = Faults(), [True, True, False]
+
+    def read() -> Reading:
+        if fails.pop(0):
+            raise ValueError("no figures")
+        return full_reading()
+
+    url = serve(read, faults).url
+    for _ in range(2):
+        with pytest.raises(OSError, match="500"):
+            fetch(url)
+    assert len(scraped(url)) > 500
+    assert faults.counts == {"prometheus": 2}
+    assert [record.message for record in caplog.records if "no figures" in record.message] == [
+        caplog.records[-1].message
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ the port
+
+
+def test_a_port_in_use(uninstalled: None) -> None:
+    """Somebody else's port is an error of one line that names it and the remedy; nothing is installed, nothing left."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        threads = threading.active_count()
+        with pytest.raises(ConfigError) as caught:
+            loopwatch.install(prometheus_port=port)
+        words = str(caught.value)
+        assert re.fullmatch(
+            rf"prometheus_port={port}: 127\.0\.0\.1:{port} is in use .*; choose another port, .*", words
+        )
+        assert "\n" not in words
+        assert loopwatch.current_agent() is None
+        assert threading.active_count() == threads
+        other.close()
+        assert loopwatch.install(prometheus_port=port).snapshot().agent.prometheus == f"http://127.0.0.1:{port}/metrics"
+
+
+def test_another_loopwatch_has_the_port(uninstalled: None) -> None:
+    """A second program that was told the same port gets an error too: it would be taken for a worker of the first."""
+    first = loopwatch.Agent(loopwatch.Config(prometheus_port=0))
+    first.start()
+    try:
+        url = first.snapshot().agent.prometheus
+        with pytest.raises(ConfigError, match="is in use"):
+            loopwatch.install(prometheus_port=urlsplit(url).port)
+    finally:
+        first.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [("203.0.113.7", "must be an address of this machine"), ("nowhere.invalid", "must be an address of this machine")],
+)
+def test_hosts_that_are_none(host: str, words: str) -> None:
+    """An address of another machine and a name that is none are errors that name the setting."""
+    with pytest.raises(ConfigError, match=rf"prometheus_host='{host}': {words}"):
+        loopwatch.install(prometheus_port=0, prometheus_host=host)
+    assert loopwatch.current_agent() is None
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "::1", "[::1]"])
+def test_hosts(uninstalled: None, host: str) -> None:
+    """Names and addresses of both kinds can be listened on, each once only."""
+    try:
+        agent = loopwatch.install(prometheus_port=0, prometheus_host=host)
+    except ConfigError:
+        pytest.skip(f"this machine has no {host}")
+    url = agent.snapshot().agent.prometheus
+    assert who(url)["process_pid"] == str(os.getpid())
+    second = loopwatch.Agent(loopwatch.Config(prometheus_port=urlsplit(url).port, prometheus_host=host))
+    with pytest.raises(ConfigError, match="in use"):
+        second.start()
+
+
+def test_the_port_moves_at_run_time(uninstalled: None) -> None:
+    """configure() moves it, to another host on the same port too; where that fails nothing has changed."""
+    port = free_range()
+    agent = loopwatch.install(prometheus_port=port)
+    agent.configure(prometheus_host="0.0.0.0")
+    assert agent.snapshot().agent.prometheus == f"http://0.0.0.0:{port}/metrics"
+    agent.configure(prometheus_port=port + 1)
+    assert who(agent.snapshot().agent.prometheus)["process_pid"] == str(os.getpid())
+    with pytest.raises(OSError, match="refused"):
+        fetch(f"http://127.0.0.1:{port}/metrics")
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigError):
+        agent.configure(prometheus_port=port)
+    assert agent.config.prometheus_port == port + 1
+    assert len(scraped(f"http://127.0.0.1:{port + 1}/metrics")) > 1
+    agent.configure(prometheus_port=None)
+    assert agent.snapshot().agent.prometheus == ""
+    with pytest.raises(OSError, match="refused"):
+        fetch(f"http://127.0.0.1:{port + 1}/metrics")
+
+
+def test_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where prometheus_client is missing, the error names the extra."""
+    monkeypatch.setitem(__import__("sys").modules, "prometheus_client.exposition", None)
+    with pytest.raises(ConfigError, match=re.escape("pip install 'loopwatch[prometheus]'")):
+        loopwatch.install(prometheus_port=0)
+    assert loopwatch.current_agent() is None
