@@ -6,19 +6,42 @@ again by the next agent; without an agent they tell nothing.
 
 from __future__ import annotations
 
+import bisect
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from loopwatch.telemetry.catalog import CATALOG, Kind, Metric
+from loopwatch.probes.histogram import Histogram
+from loopwatch.telemetry.bounds import Key
+from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, Kind, Metric
+from loopwatch.telemetry.exemplars import Exemplar, Exemplars
 from loopwatch.telemetry.readings import Reading
 
 Read = Callable[[], Reading | None]
 
+MOST_RECORDS = 500
+"""Durations of one series that are recorded at a collection; of more, an even sample."""
+_RECORDS = 32
+"""Durations that are recorded in one go, a fifth of a millisecond."""
+_LAG = "asyncio.eventloop.lag"
 
-def _nothing() -> Reading | None:
-    return None
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where what is told comes from.
+
+    Attributes:
+        read: returns all points as they are now, None if there are none; from any thread.
+        exemplars: stalls that belong to traces.
+    """
+
+    read: Read
+    exemplars: Exemplars
+
+
+_EMPTY = Account(lambda: None, Exemplars())
 
 
 class Instruments:
@@ -33,35 +56,43 @@ class Instruments:
     """
 
     def __init__(self, meter: Any) -> None:
+        from opentelemetry.context import Context
         from opentelemetry.metrics import Observation
+        from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
+        # Never that of the thread that collects: it may be about something of the program.
+        self._nowhere = set_span_in_context(INVALID_SPAN, Context())
         self.meter = meter
         self.pause: Callable[[], None] = lambda: None
-        self._read: Read = _nothing
+        self._account = _EMPTY
         self._observation = Observation
         self._lock = threading.Lock()
         self._reading: Reading | None = None
         self._asked: set[str] = set()
-        self._spreads: dict[str, Any] = {}
+        self._begun = False
+        self._histograms: dict[str, Any] = {}
+        self._recorded: dict[tuple[str, Key], Histogram] = {}
+        self._tied: dict[str, float] = {}
         for metric in CATALOG:
             self._create(metric)
 
-    def attach(self, read: Read) -> None:
-        """Tell what ``read`` returns from now on."""
+    def attach(self, account: Account) -> None:
+        """Tell what ``account`` has from now on."""
         self._lock = threading.Lock()
-        self._reading, self._asked = None, set()
-        self._read = read
+        self._reading, self._asked, self._begun = None, set(), False
+        self._recorded, self._tied = {}, {}
+        self._account = account
 
     def detach(self) -> None:
         """Tell nothing from now on."""
-        self._read = _nothing
+        self._account = _EMPTY
         self._reading = None
 
     def _create(self, metric: Metric) -> None:
         about = {"name": metric.name, "unit": metric.unit, "description": metric.description}
         if metric.kind is Kind.HISTOGRAM:
             bounds = list(metric.bounds)
-            self._spreads[metric.name] = self.meter.create_histogram(
+            self._histograms[metric.name] = self.meter.create_histogram(
                 **about, explicit_bucket_boundaries_advisory=bounds
             )
         elif metric.kind is Kind.COUNTER:
@@ -85,9 +116,66 @@ class Instruments:
         with self._lock:
             if self._reading is None or name in self._asked:
                 self._asked = set()
-                self._reading = self._read()
+                self._reading = self._account.read()
+                if self._reading is not None:
+                    self._record(self._reading)
             self._asked.add(name)
             return self._reading
+
+    def _record(self, reading: Reading) -> None:
+        """Record what the histograms of ``reading`` have grown by since the last one."""
+        for metric in CATALOG:
+            told = {spread.attributes[0] for spread in reading.spreads.get(metric.name, ())}
+            for spread in reading.spreads.get(metric.name, ()):
+                key = (metric.name, spread.attributes)
+                before = self._recorded.get(key)
+                self._recorded[key] = spread.histogram
+                grown = spread.histogram if before is None else spread.histogram.since(before)
+                if not self._begun and grown.count > MOST_RECORDS:
+                    continue  # a provider that was set late begins with what comes from then on
+                found = self._news(spread.attributes[0], told) if metric.name == _LAG else {}
+                attributes = dict(zip(metric.attributes, spread.attributes, strict=True))
+                self._replay(self._histograms[metric.name], grown, attributes, found)
+        self._begun = True
+
+    def _news(self, loop: str, told: set[str]) -> dict[int, Exemplar]:
+        """Return the exemplars of a loop that are not recorded yet, by bucket."""
+        since = self._tied.get(loop, 0.0)
+        found = {at: each for at, each in self._account.exemplars.of(loop, told).items() if each.at > since}
+        self._tied[loop] = max((each.at for each in found.values()), default=since)
+        return found
+
+    def _replay(
+        self, instrument: Any, grown: Histogram, attributes: Mapping[str, str], exemplars: dict[int, Exemplar]
+    ) -> None:
+        for number, value in enumerate(_values(grown)):
+            if not number % _RECORDS:
+                self.pause()
+            caused = exemplars.pop(bisect.bisect_left(LAG_BOUNDS, value), None) if exemplars else None
+            instrument.record(value, attributes, self._nowhere if caused is None else _within(caused))
+
+
+def _values(grown: Histogram) -> Iterator[float]:
+    """Return the durations, longest first; if there are too many, an even sample of them."""
+    step = max(grown.count / MOST_RECORDS, 1.0)
+    passed, due = 0, 0.0
+    for value, count in reversed(grown.items()):
+        passed += count
+        while due < passed:
+            yield value
+            due += step
+
+
+def _within(exemplar: Exemplar) -> Any:
+    """Return a context in which the span that blocked is the current one, so that an SDK ties the value to it."""
+    from opentelemetry.context import Context
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+    trace = exemplar.trace
+    span = SpanContext(
+        int(trace["trace_id"], 16), int(trace["span_id"], 16), False, TraceFlags(TraceFlags.SAMPLED)
+    )  # fmt: skip
+    return set_span_in_context(NonRecordingSpan(span), Context())
 
 
 _kept: weakref.WeakKeyDictionary[Any, Instruments] = weakref.WeakKeyDictionary()

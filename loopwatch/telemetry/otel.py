@@ -14,6 +14,7 @@ from loopwatch._faults import Action, Faults
 from loopwatch.config import Config
 from loopwatch.events import Stall
 from loopwatch.telemetry.exemplars import Exemplars
+from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.providers import Providers
 from loopwatch.telemetry.readings import Inputs, LoopReading, Reading, Readings
 from loopwatch.telemetry.targets import Signal
@@ -42,7 +43,7 @@ class Telemetry:
         self._readings = Readings()
         self._catching_up = False
         self.exemplars = Exemplars()
-        self.providers = Providers(self.read, self.exemplars, faults, version)
+        self.providers = Providers(Account(self.read, self.exemplars), faults, version)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -115,12 +116,11 @@ class Telemetry:
 
     def read(self) -> Reading | None:
         """Return all points as they are now, None if they cannot be had; from any thread."""
-        if self._faults.is_off(PART):
-            return None
-        with self._faults.guard(PART):
-            inputs = self._look()
-            with self._lock:
-                return self._readings.read(inputs)
+        if not self._faults.is_off(PART):
+            with self._faults.guard(PART):
+                inputs = self._look()
+                with self._lock:
+                    return self._readings.read(inputs)
         return None
 
     def tracer(self) -> Tracer | None:

@@ -29,8 +29,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from loopwatch._faults import Faults
 from loopwatch.telemetry import resource as own_resource
 from loopwatch.telemetry.exporting import Exporter, nap
-from loopwatch.telemetry.instruments import Instruments
-from loopwatch.telemetry.readings import Reading
+from loopwatch.telemetry.instruments import Account, Instruments
 from loopwatch.telemetry.sending import sender_of
 from loopwatch.telemetry.targets import Signal, Target, Targets
 
@@ -49,7 +48,7 @@ class Private:
     Args:
         targets: how often, how much.
         wanted: where to, by signal.
-        read: returns all points as they are now.
+        account: where what is told comes from.
         faults: of the agent.
         version: of loopwatch.
 
@@ -61,12 +60,12 @@ class Private:
         self,
         targets: Targets,
         wanted: Mapping[Signal, Target],
-        read: Callable[[], Reading | None],
+        account: Account,
         faults: Faults,
         version: str,
     ) -> None:
-        self._targets, self._wanted, self._read, self._faults = targets, wanted, read, faults
-        self._version = version
+        self._targets, self._wanted, self._account = targets, wanted, account
+        self._faults, self._version = faults, version
         self._senders = {signal: sender_of(target) for signal, target in wanted.items()}
         self._resource = Resource.create(own_resource.attributes())
         self._begin()
@@ -94,9 +93,8 @@ class Private:
         """
         self._exporter.abandon()
         child = Private.__new__(Private)
-        child._targets, child._wanted, child._read, child._faults = (
-            self._targets, self._wanted, self._read, self._faults
-        )  # fmt: skip
+        child._targets, child._wanted, child._account = self._targets, self._wanted, self._account
+        child._faults = self._faults
         child._version, child._senders = self._version, self._senders
         child._resource = self._resource.merge(Resource(own_resource.attributes()))
         child._begin()
@@ -143,7 +141,7 @@ class Private:
                 self._providers[Signal.METRICS] = provider
                 self.instruments = Instruments(provider.get_meter("loopwatch", self._version))
                 self.instruments.pause = self._pause
-                self.instruments.attach(self._read)
+                self.instruments.attach(self._account)
             if Signal.TRACES in self._wanted:
                 tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=silent)
                 tracers.add_span_processor(_Spans(self._exporter))

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loopwatch._faults import Faults
 from loopwatch._patches import loaded
 from loopwatch.config import Config
-from loopwatch.telemetry.exemplars import Exemplars
-from loopwatch.telemetry.readings import Reading
+from loopwatch.telemetry.instruments import Account, Instruments, instruments_of
 from loopwatch.telemetry.targets import Signal, Targets, targets_of
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Tracer
 
-    from loopwatch.telemetry.instruments import Instruments
     from loopwatch.telemetry.private import Private
 
 SCOPE = "loopwatch"
@@ -34,7 +32,7 @@ _GLOBALS = {
     Signal.TRACES: ("opentelemetry.trace", "_TRACER_PROVIDER"),
     Signal.LOGS: ("opentelemetry._logs._internal", "_LOGGER_PROVIDER"),
 }
-"""Where the API keeps what the application has set; its functions would create a provider where a variable names one."""
+"""Where the API keeps what the application has set; its functions would make a provider where a variable names one."""
 
 
 def application_provider(signal: Signal) -> Any | None:
@@ -47,22 +45,18 @@ class Providers:
     """Finds the application's providers, makes private ones, and hands out what tells.
 
     Args:
-        read: returns all points as they are now.
-        exemplars: stalls that belong to traces.
+        account: where what is told comes from.
         faults: of the agent.
         version: of loopwatch.
 
     Example:
-        >>> providers = Providers(lambda: None, Exemplars(), Faults(), "1.0")
+        >>> providers = Providers(account, Faults(), "1.0")
         >>> providers.tracer() is None  # nobody has set one, and no receiver is configured
         True
     """
 
-    def __init__(
-        self, read: Callable[[], Reading | None], exemplars: Exemplars, faults: Faults, version: str
-    ) -> None:
-        self._read = read
-        self._exemplars = exemplars
+    def __init__(self, account: Account, faults: Faults, version: str) -> None:
+        self._account = account
         self._faults = faults
         self._version = version
         self._lock = threading.RLock()
@@ -94,7 +88,7 @@ class Providers:
             return lambda: self._put_into_force(targets, None)
         from loopwatch.telemetry.private import Private  # it imports the SDK: here, at start-up, and never later
 
-        private = Private(targets, wanted, self._read, self._exemplars, self._faults, self._version)
+        private = Private(targets, wanted, self._account, self._faults, self._version)
         return lambda: self._put_into_force(targets, private)
 
     def _put_into_force(self, targets: Targets, private: Private | None) -> None:
@@ -138,7 +132,7 @@ class Providers:
                 if signal not in self._used:
                     self._handles.pop(signal, None)
         if self._instruments is not None:
-            self._instruments.attach(self._read, self._exemplars)
+            self._instruments.attach(self._account)
 
     def loop_started(self) -> None:
         """Begin to export, now that there is something to watch."""
@@ -186,10 +180,8 @@ class Providers:
             self._instruments.detach()
             self._instruments = None
         if provider is not None:
-            from loopwatch.telemetry.instruments import instruments_of
-
             self._instruments = instruments_of(provider, self._version)
-            self._instruments.attach(self._read, self._exemplars)
+            self._instruments.attach(self._account)
 
     # -- what tells -----------------------------------------------------------------------------------------------
 

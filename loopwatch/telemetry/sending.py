@@ -207,8 +207,6 @@ class GrpcSender:
         self._aborted = False
 
     def send(self, body: bytes) -> Answer:
-        if self._aborted:
-            return Answer("stopped")
         if self._channel is None:
             self._open()
         metadata = tuple((name.lower(), value) for name, value in self._target.headers)
