@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from loopwatch import __version__
@@ -20,6 +21,7 @@ examples:
   loopwatch report stalls.jsonl
   loopwatch report --html stalls.html stalls.jsonl
   loopwatch doctor
+  loopwatch dashboards export monitoring/
 """
 
 _RUN_ABOUT = """\
@@ -176,7 +178,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(call=_doctor, parser=doctor)
+    _add_dashboards(commands)
     return parser
+
+
+def _add_dashboards(commands: argparse._SubParsersAction[_Parser]) -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    dashboards = commands.add_parser(
+        "dashboards",
+        help="write out dashboards and alerts, or save them in Grafana",
+        description="Dashboards for Grafana, rules and alerts for Prometheus, and a compose file with all of it.",
+        epilog="examples:\n  loopwatch dashboards export monitoring/\n"
+        "  GRAFANA_TOKEN=... loopwatch dashboards push --url https://grafana.example.com\n",
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    ways = dashboards.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    export = ways.add_parser(
+        "export",
+        help="write them into a folder",
+        description="Writes dashboards (grafana/*.json), rules (prometheus/*.yml), compose.yaml and what it needs.",
+        epilog="examples:\n  loopwatch dashboards export monitoring/\n  docker compose -f monitoring/compose.yaml up\n",
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    export.add_argument("directory", metavar="DIR", type=Path, help="folder to write into; it is made if needed")
+    export.add_argument("--force", action="store_true", help="replace files in it that differ")
+    export.set_defaults(call=_export_dashboards, parser=export)
+    push = ways.add_parser(
+        "push",
+        help="save the dashboards in a Grafana",
+        description="Saves the dashboards through Grafana's HTTP API, in place of those of an earlier version.",
+        epilog="examples:\n  GRAFANA_TOKEN=... loopwatch dashboards push --url https://grafana.example.com\n"
+        "  loopwatch dashboards push --url http://localhost:3000 --token TOKEN --folder Services\n",
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    push.add_argument("--url", metavar="URL", required=True, help="address of Grafana, with its path if it has one")
+    push.add_argument(
+        "--token",
+        metavar="TOKEN",
+        help="of a service account with the role Editor (default: the variable GRAFANA_TOKEN, which is not seen in the "
+        "list of processes)",
+    )
+    push.add_argument(
+        "--folder", metavar="NAME", default="loopwatch", help='folder for them, "" for none (default loopwatch)'
+    )
+    push.set_defaults(call=_push_dashboards, parser=push)
 
 
 def _width(text: str) -> int:
@@ -240,6 +288,23 @@ def _doctor(args: argparse.Namespace, _target: list[str]) -> int:
     checks = _doctor.examine(os.environ)
     _print(_doctor.to_json(checks) if args.json else _doctor.to_text(checks))
     return 0 if _doctor.usable(checks) else 1
+
+
+def _export_dashboards(args: argparse.Namespace, _target: list[str]) -> int:
+    from loopwatch import _dashboards
+
+    written = _dashboards.export(args.directory, overwrite=args.force)
+    to_see = f"docker compose -f {args.directory / 'compose.yaml'} up"
+    _print(f"{len(written)} files are in {args.directory}; to see it all at work: {to_see}\n")
+    return 0
+
+
+def _push_dashboards(args: argparse.Namespace, _target: list[str]) -> int:
+    from loopwatch import _dashboards
+
+    token = os.environ.get("GRAFANA_TOKEN", "") if args.token is None else args.token
+    _dashboards.push(args.url, token, args.folder, lambda title, url: _print(f"{title}: {url}\n"))
+    return 0
 
 
 def _write_private(name: str, text: str) -> None:

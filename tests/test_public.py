@@ -41,6 +41,8 @@ LAYERS = [
         "loopwatch.__main__",
         "loopwatch._launch",
         "loopwatch._doctor",
+        "loopwatch._dashboards",
+        "loopwatch._grafana",
         "loopwatch._bootstrap",
         "loopwatch.demo",
         "loopwatch.demo_app",
@@ -106,7 +108,7 @@ def test_every_package_is_shipped() -> None:
     """Each folder with an ``__init__`` is in the list of packages that an installation gets."""
     listed = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {name for name, path in modules().items() if path.name == "__init__.py"}
-    assert set(listed) == found | {"loopwatch.integrations"}
+    assert set(listed) == found | {"loopwatch.integrations", "loopwatch.dashboards"}
 
 
 def test_imports_point_down() -> None:

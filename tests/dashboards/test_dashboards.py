@@ -1,0 +1,335 @@
+"""The dashboards: what is committed is what the code writes, Grafana can read it, expressions fit the catalog."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import promql_parser
+import pytest
+from boards import GRAFANA, committed, panels, strings, targets
+
+from dashboards.source import promql as write
+from dashboards.source import sdk
+from dashboards.source.__main__ import files
+from dashboards.source.board import Row
+from dashboards.source.expressions import Expression, boards, expressions
+from dashboards.source.panels import Query, bars, tile
+from loopwatch.telemetry import catalog
+from loopwatch.telemetry.catalog import CATALOG, Kind, Metric
+
+UIDS = ["loopwatch-loop", "loopwatch-offload", "loopwatch-overview", "loopwatch-workers"]
+BOARDS = committed()
+EXPRESSIONS = tuple(expressions())
+
+SERIES: dict[str, tuple[Metric, frozenset[str]]] = {}
+"""The series that a process tells, by their names in Prometheus, with their labels and those of the scrape."""
+for _metric in CATALOG:
+    _labels = {"job", "instance", *(name.replace(".", "_") for name in _metric.attributes)}
+    if _metric.kind is Kind.HISTOGRAM:
+        SERIES[f"{_metric.prometheus}_bucket"] = (_metric, frozenset(_labels | {"le"}))
+        SERIES[f"{_metric.prometheus}_count"] = SERIES[f"{_metric.prometheus}_sum"] = (_metric, frozenset(_labels))
+    else:
+        SERIES[_metric.prometheus] = (_metric, frozenset(_labels))
+
+
+def ids(expression: Expression) -> str:
+    return f"{expression.board.removeprefix('loopwatch-')}: {expression.where} {expression.ref}"
+
+
+def selectors(node: Any, function: str = "") -> Iterator[tuple[Any, str, float]]:
+    """Yield (selector, function applied to it, s of its range or 0) in an expression."""
+    kind = type(node).__name__
+    if kind == "VectorSelector":
+        yield node, function, 0.0
+    elif kind == "MatrixSelector":
+        yield node.vector_selector, function, node.range.total_seconds()
+    elif kind == "Call":
+        for argument in node.args:
+            yield from selectors(argument, node.func.name)
+    elif kind == "BinaryExpr":
+        yield from selectors(node.lhs, function)
+        yield from selectors(node.rhs, function)
+    elif kind in ("AggregateExpr", "ParenExpr", "UnaryExpr", "SubqueryExpr"):
+        yield from selectors(node.expr, function)
+
+
+def kept(node: Any) -> Iterator[tuple[str, ...]]:
+    """Yield the labels that each aggregation keeps, and those that two sides are matched on."""
+    kind = type(node).__name__
+    if kind == "AggregateExpr":
+        if node.modifier is not None:
+            assert str(node.modifier.type).endswith("By"), "what is not named must fall away"
+            yield tuple(node.modifier.labels)
+        yield from kept(node.expr)
+    elif kind == "Call":
+        for argument in node.args:
+            yield from kept(argument)
+    elif kind == "BinaryExpr":
+        yield from kept(node.lhs)
+        yield from kept(node.rhs)
+    elif kind in ("ParenExpr", "UnaryExpr", "SubqueryExpr"):
+        yield from kept(node.expr)
+
+
+def test_committed_is_what_the_code_writes() -> None:
+    """The four files are byte for byte what ``python -m dashboards.source`` writes, and there are no others."""
+    written = files()
+    assert sorted(written) == sorted(path.name for path in GRAFANA.iterdir()) == [f"{uid}.json" for uid in UIDS]
+    for name, text in written.items():
+        assert (GRAFANA / name).read_text(encoding="utf-8") == text, f"{name}: run python -m dashboards.source"
+    assert files() == written
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_the_models_of_grafana_lose_nothing(uid: str) -> None:
+    """Read into the SDK's models and written again, each dashboard has the same keys and values."""
+    sdk.register_default_plugins()
+    board = BOARDS[uid]
+    again = json.loads(json.dumps(sdk.models.Dashboard.from_json(board), cls=sdk.JSONEncoder))
+    assert again == board
+    assert board["uid"] == uid
+    assert (board["schemaVersion"], "id" in board) == (42, False)
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_grid(uid: str) -> None:
+    """Panels neither overlap nor leave a gap on the 24 columns, and their numbers are unique."""
+    board = BOARDS[uid]
+    cells: set[tuple[int, int]] = set()
+    bottom = 0
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] >= 0 and place["w"] >= 1 and place["x"] + place["w"] <= 24
+        taken = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, f"{panel['title']} lies over another panel"
+        cells |= taken
+        bottom = max(bottom, place["y"] + place["h"])
+    assert len(cells) == 24 * bottom, "a gap"
+    numbers = [panel["id"] for panel in (*board["panels"], *panels(board))]
+    assert len(set(numbers)) == len({*(panel["id"] for panel in board["panels"]), *(p["id"] for p in panels(board))})
+    every = [panel["id"] for panel in board["panels"]]
+    every += [panel["id"] for row in board["panels"] if row["type"] == "row" for panel in row.get("panels", ())]
+    assert sorted(every) == list(range(1, len(every) + 1))
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_each_panel_says_what_to_do(uid: str) -> None:
+    """Each has a description, its data source by variable, a unit; tiles also thresholds, and words for "nothing"."""
+    board = BOARDS[uid]
+    assert len(board["description"]) > 60
+    for panel in panels(board):
+        assert panel["title"] and len(panel["description"]) > 15 and panel["description"].rstrip().endswith("."), panel[
+            "title"
+        ]
+        if panel["type"] == "text":
+            continue
+        assert panel["datasource"]["uid"] in ("${datasource}", "${traces}")
+        defaults = panel["fieldConfig"]["defaults"] if "fieldConfig" in panel else {}
+        if panel["type"] in ("stat", "timeseries", "bargauge"):
+            assert defaults["unit"]
+        if panel["type"] in ("stat", "bargauge"):
+            assert defaults["thresholds"]["steps"][0]["value"] is None
+            assert defaults["noValue"]
+    for variable in board["templating"]["list"]:
+        assert variable["label"] and variable["description"]
+    titles = [panel["title"] for panel in panels(board)]
+    rows = [panel["title"] for panel in board["panels"] if panel["type"] == "row"]
+    assert len(rows) == len(set(rows)) >= 5
+    assert len(titles) >= 12
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_variables(uid: str) -> None:
+    """Each variable that is used is defined, each defined one is used, and each narrows those after it."""
+    board = BOARDS[uid]
+    defined = [variable["name"] for variable in board["templating"]["list"]]
+    assert defined[:4] == ["datasource", "traces", "job", "instance"]
+    used = set()
+    for text in strings({key: value for key, value in board.items() if key != "templating"}):
+        used |= {name for name in re.findall(r"\$\{?(\w+)", text) if not name.startswith("__")}
+    assert used == set(defined)
+    queries = [variable for variable in board["templating"]["list"] if variable["type"] == "query"]
+    for position, variable in enumerate(queries):
+        assert variable["multi"] and variable["includeAll"] and variable["allValue"] == ".*"
+        assert variable["datasource"]["uid"] == "${datasource}"
+        earlier = [other["name"] for other in queries[:position]]
+        assert re.findall(r"\$(\w+)", variable["query"]["query"]) == earlier
+
+
+def test_every_expression_is_listed() -> None:
+    """``expressions()`` has exactly the expressions that are in the files, each once."""
+    in_files = [
+        (uid, target["expr"], bool(target.get("instant")))
+        for uid, board in BOARDS.items()
+        for _, target in targets(board)
+    ]
+    listed = [(e.board, e.expr, e.instant) for e in EXPRESSIONS if not e.where.startswith("variable ")]
+    assert sorted(in_files) == sorted(listed)
+    assert len(listed) > 120
+    in_variables = [
+        (uid, variable["query"]["query"])
+        for uid, board in BOARDS.items()
+        for variable in board["templating"]["list"]
+        if variable["type"] == "query"
+    ]
+    listed_there = [
+        (e.board, f"label_values({e.expr}, {e.label})") for e in EXPRESSIONS if e.where.startswith("variable ")
+    ]
+    assert sorted(in_variables) == sorted(listed_there)
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS, ids=ids)
+def test_expression(expression: Expression) -> None:
+    """It parses; metrics, suffixes and labels are those of the catalog; counters are only looked at as they grow."""
+    tree = promql_parser.parse(expression.concrete())
+    assert "$" not in expression.concrete()
+    found = list(selectors(tree))
+    assert found
+    names = set()
+    for selector, function, window in found:
+        assert selector.name in SERIES, f"no metric {selector.name}"
+        metric, labels = SERIES[selector.name]
+        names |= labels
+        matched = {matcher.name for matcher in selector.matchers.matchers}
+        assert matched <= labels, f"{selector.name} has no {matched - labels}"
+        # Narrowed by every variable before it, so that no dashboard shows what was not chosen.
+        assert {"job", "instance"} <= matched or expression.where.startswith("variable ")
+        grows = metric.kind is not Kind.GAUGE
+        if grows and window:
+            assert function in ("rate", "increase")
+            assert window in (60, 300, 900)
+        elif grows:
+            assert f"{selector.name}" in expression.expr and "unless" in expression.expr
+        else:
+            assert function not in ("rate", "increase")
+        if selector.name.endswith("_bucket"):
+            assert "le" in expression.expr
+    for labels in kept(tree):
+        assert set(labels) <= names, f"nothing has {set(labels) - names}"
+    if not expression.where.startswith("variable "):
+        assert not selector_at_top(tree), "labels that depend on the way of the metrics would be seen"
+
+
+def selector_at_top(node: Any) -> bool:
+    """Whether a selector reaches the result without an aggregation."""
+    kind = type(node).__name__
+    if kind in ("VectorSelector", "MatrixSelector"):
+        return True
+    if kind == "BinaryExpr":
+        return selector_at_top(node.lhs) or selector_at_top(node.rhs)
+    if kind == "Call":
+        return any(selector_at_top(argument) for argument in node.args)
+    if kind in ("ParenExpr", "UnaryExpr"):
+        return selector_at_top(node.expr)
+    return kind == "AggregateExpr" and str(node.op) == "topk" and selector_at_top(node.expr)
+
+
+def test_every_metric_is_shown() -> None:
+    """Nothing of the catalog is told for nobody."""
+    shown = {selector.name for e in EXPRESSIONS for selector, _, _ in selectors(promql_parser.parse(e.concrete()))}
+    missing = [metric.name for metric in CATALOG if not any(name.startswith(metric.prometheus) for name in shown)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_legends_use_labels_that_are_kept(uid: str) -> None:
+    """A legend, and what an annotation says, names no label that the expression has dropped."""
+    for where, target in targets(BOARDS[uid]):
+        named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+        assert all(re.search(rf"by \([^)]*\b{name}\b", target["expr"]) for name in named), where
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_tables_name_their_columns(uid: str) -> None:
+    """Each value and each label that is kept is a column of its table; links lead to columns that exist."""
+    for panel in panels(BOARDS[uid]):
+        if panel["type"] != "table" or panel["datasource"]["uid"] == "${traces}":
+            continue
+        organize = panel["transformations"][1]["options"]
+        renamed = organize["renameByName"]
+        values = {"Value"} if len(panel["targets"]) == 1 else {f"Value #{t['refId']}" for t in panel["targets"]}
+        outermost = [re.search(r"\bby \(([^)]*)\)", target["expr"]) for target in panel["targets"]]
+        labels = {label for found in outermost if found for label in found[1].split(", ")}
+        assert set(renamed) == values | (labels - {"le"})
+        assert all(target["format"] == "table" and target["instant"] for target in panel["targets"])
+        assert panel["options"]["sortBy"][0]["displayName"] in renamed.values()
+        for override in panel["fieldConfig"]["overrides"]:
+            assert override["matcher"]["options"] in renamed.values()
+            for item in override["properties"]:
+                for link in item["value"] if item["id"] == "links" else ():
+                    assert set(re.findall(r"__data\.fields\.(\w+)", link["url"])) <= set(renamed.values())
+
+
+def test_dashboards_are_linked() -> None:
+    """Each leads to the others by their tag, keeping variables and time; tables link to dashboards that exist."""
+    for board in BOARDS.values():
+        (link,) = board["links"]
+        assert (link["type"], link["tags"], link["includeVars"], link["keepTime"]) == (
+            "dashboards",
+            ["loopwatch"],
+            True,
+            True,
+        )
+        assert "loopwatch" in board["tags"]
+        assert board["refresh"] and board["time"]["to"] == "now"
+        for text in strings(board):
+            for uid, slug, query in re.findall(r"/d/([\w-]+)/([\w-]+)\?(\S*)", text):
+                assert uid == slug and uid in BOARDS
+                assert "${__url_time_range}" in query and "${datasource:queryparam}" in query
+                variables = {variable["name"] for variable in BOARDS[uid]["templating"]["list"]}
+                assert set(re.findall(r"var-(\w+)=", query)) <= variables
+
+
+def test_links_to_traces() -> None:
+    """Culprits lead to their spans, with the data source and the time that are chosen; heatmaps show exemplars."""
+    urls = [text for text in strings(BOARDS["loopwatch-loop"]) if text.startswith("/explore")]
+    assert urls
+    pane = json.loads(urllib.parse.unquote(urls[0].partition("panes=")[2]))["a"]
+    assert pane["datasource"] == pane["queries"][0]["datasource"]["uid"] == "${traces}"
+    assert pane["queries"][0]["query"] == '{ span.loopwatch.culprit = "${__value.raw}" }'
+    assert pane["range"] == {"from": "${__from}", "to": "${__to}"}
+    for uid in ("loopwatch-loop", "loopwatch-overview"):
+        heatmaps = [panel for panel in panels(BOARDS[uid]) if panel["type"] == "heatmap"]
+        assert heatmaps
+        for panel in heatmaps:
+            (target,) = panel["targets"]
+            assert target["exemplar"] and target["format"] == "heatmap" and target["legendFormat"] == "{{le}}"
+
+
+@pytest.mark.parametrize("uid", UIDS)
+def test_stalls_and_crashes_are_marked(uid: str) -> None:
+    """Every dashboard has annotations for stalls and for crashes; the one about a loop shows stalls at first."""
+    marks = {mark["name"]: mark for mark in BOARDS[uid]["annotations"]["list"]}
+    assert {"Stalls", "Worker crashes"} <= set(marks)
+    assert marks["Worker crashes"]["enable"]
+    assert marks["Stalls"]["enable"] == (uid == "loopwatch-loop")
+    for mark in marks.values():
+        assert mark["expr"] == mark["target"]["expr"]
+        assert mark["datasource"]["uid"] == "${datasource}"
+
+
+def test_what_the_catalog_has_not_cannot_be_written() -> None:
+    """A metric, label or kind that is not in the catalog fails where the dashboard is made."""
+    scope = write.Scope((write.JOB, write.INSTANCE))
+    assert scope.of("asyncio.tasks") == 'asyncio_tasks{job=~"$job", instance=~"$instance"}'
+    with pytest.raises(KeyError, match="nope"):
+        scope.now("asyncio.nope")
+    with pytest.raises(ValueError, match="is a gauge"):
+        scope.rate("asyncio.tasks")
+    with pytest.raises(ValueError, match=re.escape("['asyncio.eventloop.name']")):
+        scope.now("asyncio.tasks", catalog.LOOP)
+    with pytest.raises(ValueError, match="not in seconds"):
+        scope.share("asyncio.eventloop.stalls")
+
+
+def test_a_line_that_does_not_fill_the_grid_fails() -> None:
+    """A gap is found where the dashboard is made."""
+    query = Query("vector(1)")
+    narrow = Row("narrow", [[tile("a", "b", query, width=4), bars("c", "d", query, width=8)]])
+    with pytest.raises(ValueError, match="'narrow' does not fill the grid"):
+        dataclasses.replace(boards()[0], rows=(narrow,)).to_json()
