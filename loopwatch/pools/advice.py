@@ -27,13 +27,14 @@ CLEAR_AFTER = 30.0
 MEMORY_EVERY = 15.0
 """s between two points of a worker's memory that are kept."""
 MOST_POOLS = 500
-"""Pools kept apart; those not seen for the longest are forgotten."""
+"""Pools that are over and of which something is kept."""
 GIL_WAIT = 0.002
 """s that a thread waits for the GIL if another one computes in Python: it gives it up every 5 ms when asked to."""
 
 PROCESSES = frozenset({"process", "loky", "multiprocessing", "loopwatch"})
 THREADS = frozenset({"thread", "default"})
 _BUSY = (WorkerState.BUSY, WorkerState.HUNG)
+_ENDED = (WorkerState.DEAD, WorkerState.ZOMBIE)
 _MIB = 1 << 20
 
 
@@ -146,6 +147,11 @@ class History:
                     kept.append(Memory(now, worker.memory, worker.done))
 
     @property
+    def is_over(self) -> bool:
+        """Whether it was closed and had no worker any more, when it was told of last."""
+        return self.stats.closed and all(worker.state in _ENDED for worker in self.stats.workers)
+
+    @property
     def span(self) -> float:
         """s over which there are points."""
         return self.points[-1].at - self.points[0].at if self.points else 0.0
@@ -159,7 +165,7 @@ class History:
         return Change(
             self.span,
             busy / self.span,
-            max(last.cpu - first.cpu, 0.0) / self.span,
+            max(last.cpu - first.cpu, 0.0) / self.span if last.cpu > 0 else None,
             last.finished - first.finished,
             last.run - first.run,
             None if last.task_cpu is None or first.task_cpu is None else last.task_cpu - first.task_cpu,
@@ -173,7 +179,7 @@ class Change(NamedTuple):
     Attributes:
         span: its length, s.
         busy: workers that were busy, on average.
-        cores: processors that its workers used, on average.
+        cores: processors that its workers used, on average; None where that is not known.
         finished: calls that ended.
         run: s that these ran.
         task_cpu: s of processor time that these used, None where that is not known.
@@ -182,7 +188,7 @@ class Change(NamedTuple):
 
     span: float
     busy: float
-    cores: float
+    cores: float | None
     finished: int
     run: float
     task_cpu: float | None
@@ -193,7 +199,7 @@ class Change(NamedTuple):
         """Share of the time that calls ran in which they computed; None where there was too little."""
         if self.task_cpu is not None and self.run >= 2.0 and self.finished >= 5:
             return self.task_cpu / self.run
-        return self.cores / self.busy if self.busy >= 0.5 else None
+        return self.cores / self.busy if self.cores is not None and self.busy >= 0.5 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +236,7 @@ class Advisor:
 
     def __init__(self) -> None:
         self._histories: dict[tuple[str, str, str], History] = {}
+        self._over: deque[History] = deque(maxlen=MOST_POOLS)
         self._held: dict[tuple[str, str], _Held] = {}
         self._gil_waits: deque[float] = deque(maxlen=5)
 
@@ -257,20 +264,22 @@ class Advisor:
         for reading in readings:
             key = (reading.stats.kind, reading.stats.name, reading.stats.created_at)
             present.add(key)
-            history = self._histories.pop(key, None) or History(reading.stats, now, now)
+            history = self._histories.pop(key, None)
+            if history is not None and history.is_over:
+                self._over.append(history)  # this is a later pool of that name
+                history = None
+            history = history or History(reading.stats, now, now)
             self._histories[key] = history  # at the end: the oldest go first
             history.add(reading, now)
-        for key in list(self._histories)[: max(len(self._histories) - MOST_POOLS, 0)]:
-            del self._histories[key]
         if gil_wait is not None:
             self._gil_waits.append(gil_wait)
-        gone = [key for key in self._histories if key not in present]
-        for key in gone:
-            if now - self._histories[key].last_seen > CRASH_WINDOW:
-                del self._histories[key]
+        for key in [key for key in self._histories if key not in present]:
+            self._over.append(self._histories.pop(key))
+        while self._over and now - self._over[0].last_seen > CRASH_WINDOW:
+            self._over.popleft()
         scene = Scene(
-            [self._histories[key] for key in self._histories if key in present],
-            [self._histories[key] for key in gone if key in self._histories],
+            list(self._histories.values()),
+            list(self._over),
             ends,
             cpus,
             median(self._gil_waits) if self._gil_waits else None,
@@ -310,7 +319,7 @@ def oversubscribed(scene: Scene) -> Iterator[Finding]:
     changes = [(each, change) for each in _of(scene, PROCESSES) if (change := each.change()) is not None]
     if not changes:
         return
-    busy, cores = sum(change.busy for _, change in changes), sum(change.cores for _, change in changes)
+    busy, cores = sum(change.busy for _, change in changes), sum(change.cores or 0.0 for _, change in changes)
     if busy >= scene.cpus + 1 and cores >= 0.8 * scene.cpus:
         worst = max(changes, key=lambda pair: pair[1].busy)[0].stats
         yield Finding(
@@ -348,7 +357,7 @@ def cpu_bound(scene: Scene) -> Iterator[Finding]:
     for each in _of(scene, THREADS):
         change = each.change()
         share = None if change is None else change.cpu_share
-        if change is None or share is None or share < 0.5 or change.cores < 0.5:
+        if change is None or share is None or share < 0.5 or (change.cores or 0.0) < 0.5:
             continue
         if scene.gil_wait is None or scene.gil_wait < GIL_WAIT:
             continue  # C code that gives up the GIL, such as zlib or numpy, is well placed in a thread
@@ -358,19 +367,21 @@ def cpu_bound(scene: Scene) -> Iterator[Finding]:
             Kinds.CPU_BOUND,
             stats.name,
             f"{what} computes in Python: its calls use the processor for {share:.0%} of their time "
-            f"({change.cores:.1f} processors), and whoever wants the GIL waits {scene.gil_wait * 1000:.0f} ms for it"
+            f"({change.cores or 0.0:.1f} processors), and whoever wants the GIL waits "
+            f"{scene.gil_wait * 1000:.0f} ms for it"
             f"{_made(stats)}",
             "Move them to processes (@loopwatch.offload, ProcessPoolExecutor): threads share one GIL with the event "
             "loop, so they make it late and get no faster themselves.",
-            {"cpu_share": share, "cores": change.cores, "gil_wait": scene.gil_wait, "busy": change.busy},
+            {"cpu_share": share, "cores": change.cores or 0.0, "gil_wait": scene.gil_wait, "busy": change.busy},
         )
 
 
 def starved(scene: Scene) -> Iterator[Finding]:
     """A default executor that is full: getaddrinfo and every asyncio.to_thread wait behind what fills it."""
     for each in _of(scene, ("default",)):
-        stats, point = each.stats, each.points[-1]
-        if stats.max_workers and point.busy >= stats.max_workers and stats.queued > 0:
+        stats = each.stats
+        busy = sum(worker.state in _BUSY for worker in stats.workers)
+        if stats.max_workers and busy >= stats.max_workers and stats.queued > 0:
             running = [worker.running_for for worker in stats.workers if worker.running_for is not None]
             tasks = sorted({worker.task for worker in stats.workers if worker.task})[:3]
             yield Finding(
@@ -382,7 +393,7 @@ def starved(scene: Scene) -> Iterator[Finding]:
                 "Give long calls an executor of their own (loop.run_in_executor(own_pool, ...)), or a larger default "
                 "one (loop.set_default_executor): asyncio needs it for getaddrinfo, and frameworks for files.",
                 {
-                    "busy": float(point.busy),
+                    "busy": float(busy),
                     "max_workers": float(stats.max_workers),
                     "queued": float(stats.queued),
                     "longest": max(running, default=0.0),
@@ -403,7 +414,7 @@ def per_call(scene: Scene) -> Iterator[Finding]:
             places[each.stats.kind, each.stats.created_at].append(each)
     for (kind, place), made in places.items():
         few = [each for each in made if each.stats.submitted <= max(2 * (each.stats.max_workers or 1), 2)]
-        over = [each for each in few if each.stats.closed or each in scene.gone]
+        over = [each for each in few if each.stats.closed or each.is_over]
         if len(over) >= POOLS_PER_CALL and len(few) >= 0.8 * len(made):
             calls = sum(each.stats.submitted for each in made) / len(made)
             yield Finding(

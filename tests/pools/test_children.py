@@ -31,7 +31,8 @@ from loopwatch.pools.monitor import Monitor
 
 PATCHED = {
     os: (
-        "fork", "forkpty", "posix_spawn", "posix_spawnp", "kill", "killpg", "waitpid", "wait", "wait3", "wait4", "waitid",
+        "fork", "forkpty", "posix_spawn", "posix_spawnp", "kill", "killpg",
+        "waitpid", "wait", "wait3", "wait4", "waitid",
     ),
     subprocess.Popen: ("__init__", "_handle_exitstatus"),
     multiprocessing.Process.__base__: ("start",),
