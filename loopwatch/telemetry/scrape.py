@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -252,19 +252,36 @@ class _Page:
 
 
 class _InSlices:
-    """As a registry of prometheus_client is asked; naps between families, so that a loop is not kept waiting."""
+    """As a registry of prometheus_client is asked; naps while it is written, so that a loop is not kept waiting."""
 
     def __init__(self, told: Callable[[], Iterator[Family]]) -> None:
         self._told = told
+        self._began = 0.0
 
     def collect(self) -> Iterator[Family]:
         """Return what is told."""
-        began = time.perf_counter()
+        self._began = time.perf_counter()
         for family in self._told():
+            self._pause()
+            family.samples = _Lazily(family.samples, self._pause)
             yield family
-            if time.perf_counter() - began > SLICE:
-                time.sleep(NAP)
-                began = time.perf_counter()
+
+    def _pause(self) -> None:
+        if time.perf_counter() - self._began > SLICE:
+            time.sleep(NAP)
+            self._began = time.perf_counter()
+
+
+class _Lazily:
+    """Samples that are written one by one."""
+
+    def __init__(self, samples: Sequence[Any], between: Callable[[], object]) -> None:
+        self._samples, self._between = samples, between
+
+    def __iter__(self) -> Iterator[Any]:
+        for sample in self._samples:
+            self._between()
+            yield sample
 
 
 def _json(value: Any) -> Response:

@@ -199,7 +199,7 @@ def test_servers(start: Start, server: str, way: str) -> None:
         if way == "explicit"
         else start([sys.executable, "-m", "loopwatch", "run", *SERVERS[server]], {"LOOPWATCH_PROMETHEUS_PORT": "BASE"})
     )
-    found = until(lambda: {index: each for index, each in _listening(program).items()} if _is_up(program) else {})
+    found = until(lambda: _listening(program) if _is_up(program) else {})
     supervisor = str(program.process.pid)
     workers = {index: each for index, each in found.items() if each["process_pid"] != supervisor}
     assert len(workers) == 2, (found, program.log.read_text(errors="replace"))

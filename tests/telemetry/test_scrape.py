@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from prometheus_client import REGISTRY
 from scraping import OPENMETRICS, fetch, free_range, one, scraped, until, who
@@ -93,7 +94,7 @@ def test_every_point_is_told_under_its_name(serve: Callable[..., Scrape], accept
 
 
 def test_histograms_are_cumulative(serve: Callable[..., Scrape]) -> None:
-    """Of 0.5, 2, 20, 300 ms and a minute each bucket holds what is no longer than its bound; count and sum are exact."""
+    """Of 0.5, 2, 20, 300 ms and a minute each bucket holds what is no longer than its bound; the sum is exact."""
     samples = scraped(serve(full_reading).url)
     loop = {"asyncio_eventloop_name": "asyncio.eventloop.name-0"}
     name = "asyncio_eventloop_lag_seconds"
@@ -163,14 +164,10 @@ def test_what_is_not_there_is_explained(serve: Callable[..., Scrape]) -> None:
     assert (status, body) == (200, b"")
     assert int(headers["Content-Length"]) > 10_000
     assert ask("GET", "/metrics?name[]=x")[0] == 200
-    for sent, expected in (
-        (b"hello\r\n\r\n", b"400"),
-        (b"x" * 9000, b"400"),
-        (b"GET http://[ HTTP/1.1\r\n\r\n", b"400"),
-    ):
+    for sent in (b"hello\r\n\r\n", b"x" * 9000, b"GET http://[ HTTP/1.1\r\n\r\n"):
         with socket.create_connection((address.hostname, address.port), timeout=30) as client:
             client.sendall(sent)
-            assert client.makefile("rb").read().split()[1] == expected
+            assert client.makefile("rb").read().split()[1] == b"400"
 
 
 def test_it_is_packed_for_those_who_ask(serve: Callable[..., Scrape]) -> None:
@@ -206,7 +203,7 @@ def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pyte
     monkeypatch.setattr(webserver, "PATIENCE", 0.3)
     url = serve(full_reading).url
     where = (urlsplit(url).hostname, urlsplit(url).port)
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    before = psutil.Process().num_fds()
     clients = [socket.create_connection(where, timeout=30) for _ in range(3 * webserver.MOST)]
     for number, client in enumerate(clients):
         try:
@@ -214,8 +211,7 @@ def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pyte
         except OSError:  # it was dropped for a later one
             pass
     assert len(scraped(url)) > 500
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) <= before + len(clients) + webserver.MOST
+    assert psutil.Process().num_fds() <= before + len(clients) + webserver.MOST
     for client in clients:  # all of them are hung up on, whatever they do
         try:
             while client.recv(65536):
@@ -224,9 +220,8 @@ def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pyte
             pass
         client.close()
     assert len(scraped(url)) > 500
-    if before is not None:
-        gc.collect()
-        assert until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    gc.collect()
+    assert until(lambda: psutil.Process().num_fds() <= before)
 
 
 def test_no_descriptor_left(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,9 +257,7 @@ def test_a_reading_that_fails_is_counted(serve: Callable[..., Scrape], caplog: p
             fetch(url)
     assert len(scraped(url)) > 500
     assert faults.counts == {"prometheus": 2}
-    assert [record.message for record in caplog.records if "no figures" in record.message] == [
-        caplog.records[-1].message
-    ]
+    assert len([record for record in caplog.records if "no figures" in record.message]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ the port

@@ -1,0 +1,177 @@
+"""What calls that run elsewhere took and saved: figures of known calls, which never fall, whoever is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import loopwatch
+from loopwatch.events import PlaceStats
+from loopwatch.workers import spent
+from loopwatch.workers.spent import Spent, places, spent_by
+from loopwatch.workers.threads import ThreadBackend
+
+Run = Callable[[Any], Any]
+
+
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+
+
+def now() -> dict[str, PlaceStats]:
+    found = {place: PlaceStats(place) for place in spent.PLACES}
+    return found | {each.place: each for each in places()}
+
+
+def grown(place: str, before: dict[str, PlaceStats]) -> PlaceStats:
+    old, new = before[place], now()[place]
+    names = ("calls", "run", "trip", "held", "saved")
+    return PlaceStats(place, *(getattr(new, name) - getattr(old, name) for name in names))
+
+
+def test_processes(run: Run) -> None:
+    """Calls of a function and of a pool directly: their run times add up, their trips and picklings stand beside."""
+    moved = loopwatch.offload(nap)
+
+    async def main(pool: loopwatch.WorkerPool) -> None:
+        async with pool:
+            before = now()
+            await asyncio.gather(*(pool.run(nap, 0.05) for _ in range(4)))
+            await pool.options(retries=1).run(nap, 0.05)
+            async for _ in pool.map(nap, [0.05]):
+                pass
+            first = grown("process", before)
+            assert first.calls == 6
+            assert 0.3 <= first.run < 3
+            assert first.trip >= 0.05  # four calls, two workers: two of them waited
+            assert 0 < first.held < first.trip
+            assert first.saved == pytest.approx(first.run - first.held)
+        assert grown("process", before) == first  # the pool is closed
+
+    run(main(loopwatch.WorkerPool(workers=2)))
+
+    async def by_function() -> None:
+        before = now()
+        assert await moved(0.05) == 0.05
+        more = grown("process", before)
+        assert more.calls == 0  # a function counts its own
+        assert more.run >= 0.05
+        assert moved.stats().process == 1
+
+    run(by_function())
+
+
+def test_threads_inline_and_engines(run: Run) -> None:
+    """Each place has its own figures: threads hold no loop by pickling, inline calls take no trip and save nothing."""
+
+    class Engine:
+        name = "engine"
+
+        def submit(self, function: Any, args: Any, kwargs: Any, options: Any) -> asyncio.Future[Any]:
+            return asyncio.ensure_future(self.run(function, args))
+
+        async def run(self, function: Any, args: Any) -> Any:
+            await asyncio.sleep(0.05)
+            return function(*args)
+
+        def cancel(self, future: asyncio.Future[Any]) -> None:
+            future.cancel()
+
+        async def close(self) -> None: ...
+
+        def stats(self) -> Any: ...
+
+    threads = ThreadBackend(1, name="one")
+
+    async def main() -> None:
+        before = now()
+        in_threads = loopwatch.offload(to=threads)(nap)
+        await asyncio.gather(in_threads(0.05), in_threads(0.05))
+        found = grown("thread", before)
+        assert 0.1 <= found.run < 2
+        assert found.trip >= 0.045  # the second waited for the first
+        assert (found.held, found.calls) == (0, 0)
+        assert found.saved == pytest.approx(found.run)
+
+        await loopwatch.offload(to="inline")(nap)(0.05)
+        found = grown("inline", before)
+        assert 0.05 <= found.run < 2
+        assert (found.trip, found.held, found.saved) == (0, 0, 0)
+
+        await loopwatch.offload(to=Engine())(nap)(0.01)
+        found = grown("backend", before)
+        assert 0.06 <= found.run < 2
+        await threads.close()
+
+    run(main())
+
+
+def test_coroutines_inline(run: Run) -> None:
+    """Of a coroutine that runs inline the steps count, not what it waits for."""
+
+    @loopwatch.offload(to="inline")
+    async def steps() -> None:
+        time.sleep(0.02)
+        await asyncio.sleep(0.2)
+        time.sleep(0.02)
+
+    async def main() -> None:
+        before, began = now(), time.perf_counter()
+        await steps()
+        assert 0.04 <= grown("inline", before).run <= time.perf_counter() - began - 0.19
+
+    run(main())
+
+
+def test_what_is_gone_stays_in_the_sum() -> None:
+    """Figures of owners that were collected are kept, and nothing else of them, however many there were."""
+
+    class Owner: ...
+
+    before = now()
+    for _ in range(1000):
+        owner = Owner()
+        spent_by(owner, "process").run += 0.5
+        del owner
+    gc.collect()
+    assert grown("process", before).run == pytest.approx(500)
+    assert len([each for each in spent._all if each.is_over]) == 0
+
+
+def test_saved_never_falls() -> None:
+    """Pickling that is known before its call has run lets the difference fall, and the figure stand still."""
+
+    class Owner: ...
+
+    owner, before = Owner(), now()
+    own = spent_by(owner, "process")
+    own.run += 1.0
+    assert grown("process", before).saved == pytest.approx(1.0)
+    own.held += 0.4
+    assert grown("process", before).saved == pytest.approx(1.0)
+    own.run += 0.5
+    assert grown("process", before).saved == pytest.approx(1.1)
+    assert isinstance(own, Spent)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_begins_at_zero() -> None:
+    """What the parent has spent is the parent's."""
+
+    class Owner: ...
+
+    owner = Owner()
+    spent_by(owner, "process").run += 1.0
+    assert now()["process"].run >= 1.0
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if places() == () else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
