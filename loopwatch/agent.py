@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loopwatch import __version__, stacks
@@ -20,17 +20,20 @@ from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, FlaggedFunction, Frame, OffloadStats, PlaceStats, PoolStats, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Frame, OffloadStats, PlaceStats, Snapshot, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
 from loopwatch.observation import Observation
+from loopwatch.pools.reading import PoolReading
+from loopwatch.pools.watch import PoolWatch
 from loopwatch.probes.probe import Loop
 from loopwatch.telemetry.files import journal_path
 from loopwatch.telemetry.hang import HangTimer, leftover_hangs
 from loopwatch.telemetry.journal import JournalWriter
 from loopwatch.telemetry.log import LogSink
 from loopwatch.telemetry.otel import Telemetry
-from loopwatch.telemetry.readings import Inputs
+from loopwatch.telemetry.readings import Inputs, LoopReading
+from loopwatch.telemetry.targets import Signal
 from loopwatch.telemetry.traces import Traces
 from loopwatch.telemetry.victims import current_span_variable
 from loopwatch.teller import Teller
@@ -89,6 +92,7 @@ class Agent:
         self._slow_told = False
         self._started_at = time.time()
         self._telemetry = Telemetry(self._inputs, self._do, self._faults, __version__)
+        self._pools = PoolWatch(lambda: self._config, self._patches, self._faults, self._name_of)
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -99,6 +103,7 @@ class Agent:
         self._traces = Traces(self._telemetry.tracer, self._telemetry.logger)
         self._victims = Victims(current_span_variable, self._traces.begin, self._traces.tell_victims, self._faults)
         self._watcher.victims, self._watcher.foresee = self._victims, self._foresee
+        self._watcher.retired = self._loop_retired
         self._governor = Governor(config.cpu_budget)
         self._site = Site.here(config.user_code, config.library_code)
         self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
@@ -144,6 +149,7 @@ class Agent:
             self._start_moving()
             if not discover:
                 return
+            self._start_pools()
             self._discovery = Discovery(
                 self._patches,
                 self._loop_started,
@@ -155,6 +161,7 @@ class Agent:
             with self._faults.guard("search"):  # apart from the discovery of loops that start later
                 for loop in self._discovery.running():
                     self.watch_loop(loop)
+                    self._pools.adopt(loop)
 
     def stop(self, timeout: float = 1.0) -> None:
         """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s."""
@@ -166,6 +173,7 @@ class Agent:
             if self._discovery is not None:
                 self._discovery.stop()
             self._stop_moving()
+            self._pools.stop(timeout)
             self._patches.undo_all()
             offloading.forget()
         if scrape is not None:
@@ -185,6 +193,7 @@ class Agent:
         """Come to rest before a fork, so that the child finds sinks and timers whole; return what lets go again."""
         held = contextlib.ExitStack()
         with self._faults.guard("fork"):
+            held.callback(self._pools.hold_for_fork())
             if self._teller.hold(FORK_PATIENCE):
                 held.callback(self._teller.release)
             if self._hang is not None:
@@ -206,6 +215,7 @@ class Agent:
                 file.abandon()
         self._started_at = time.time()
         self._telemetry.after_fork_in_child()
+        self._pools.after_fork_in_child()
         if parents is not None:
             with self._faults.guard("prometheus"):
                 self._scrape = parents.in_child()
@@ -223,6 +233,7 @@ class Agent:
             old.gc.stop()
             if self._discovery is not None:
                 self._discovery.stop()
+            self._pools.stop(0.0)
             self._patches.undo_all()
             self._telemetry.stop(0.0)
             self._state, self._reason = "off", "a forked child (follow_fork=False)"
@@ -311,12 +322,16 @@ class Agent:
 
     def snapshot(self) -> Snapshot:
         """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
+        return self._snapshot(self._pools.readings())
+
+    def _snapshot(self, pools: Sequence[PoolReading]) -> Snapshot:
         now = time.monotonic()
         return Snapshot(
             at=time.time(),
             pid=os.getpid(),
             loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
-            pools=_pool_stats(),
+            pools=tuple(pool.stats for pool in pools),
+            findings=self._pools.findings(),
             offload=self._offload_stats(),
             places=_place_stats(),
             agent=AgentStats(
@@ -361,6 +376,38 @@ class Agent:
             self._sources.append(source)
         return lambda: _discard(self._sources, source)
 
+    def use_providers(
+        self, *, tracer_provider: Any = None, meter_provider: Any = None, logger_provider: Any = None
+    ) -> None:
+        """Tell OpenTelemetry through these providers, whatever has been set globally.
+
+        Without it those that the program sets globally are used, else what ``OTEL_*`` variables and ``otlp_endpoint``
+        say. They are left alone: never shut down, never made global. A later call replaces what an earlier one gave.
+
+        Args:
+            tracer_provider: makes the spans of stalls; None: as without this call.
+            meter_provider: makes the metrics; None: likewise.
+            logger_provider: of ``opentelemetry._logs``, makes the log records; None: likewise.
+
+        Raises:
+            ConfigError: something that is no such provider.
+
+        Example:
+            ``loopwatch.install().use_providers(tracer_provider=my_provider)``
+        """
+        given = {}
+        for name, signal, method, provider in (
+            ("tracer_provider", Signal.TRACES, "get_tracer", tracer_provider),
+            ("meter_provider", Signal.METRICS, "get_meter", meter_provider),
+            ("logger_provider", Signal.LOGS, "get_logger", logger_provider),
+        ):
+            if provider is None:
+                continue
+            if not callable(getattr(provider, method, None)):
+                raise ConfigError(f"{name}={provider!r}: must be a provider of OpenTelemetry (with {method}()), or None")
+            given[signal] = provider
+        self._telemetry.use(given)
+
     def watch_loop(self, loop: Loop, name: str | None = None) -> None:
         """Watch ``loop``: for loops that are not found by themselves, or to give one a name.
 
@@ -386,6 +433,41 @@ class Agent:
             self._loop_started(loop, name)
         else:
             loop.call_soon_threadsafe(self._loop_started, loop, name)
+
+    def watch_executor(self, executor: Any, name: str | None = None) -> None:
+        """Watch ``executor``: one that is not found by itself, or to give one a name.
+
+        Found by themselves are ``ThreadPoolExecutor``, ``ProcessPoolExecutor`` and what is made of them, default
+        executors of loops, ``multiprocessing.Pool`` and loky. Of any other it is known what is submitted to it and what
+        became of that; its run times are those from ``submit`` to the result.
+
+        Args:
+            executor: has ``submit(function, *args, **kwargs)``, which returns a future; it is not kept alive by this.
+            name: what to call it, default after its class and where this is called.
+
+        Raises:
+            ConfigError: ``executor`` is no executor.
+
+        Example:
+            >>> from concurrent.futures import ThreadPoolExecutor
+            >>> agent = Agent(); agent.start()
+            >>> with ThreadPoolExecutor(2) as executor:
+            ...     agent.watch_executor(executor, name="thumbnails")
+            ...     executor.submit(len, "abc").result()
+            ...     agent.snapshot().pools[0].name
+            3
+            'thumbnails'
+            >>> agent.stop()
+        """
+        known = isinstance(getattr(executor, "_cache", None), dict) and callable(getattr(executor, "apply_async", None))
+        if not known and not callable(getattr(executor, "submit", None)):
+            raise ConfigError(
+                f"watch_executor({executor!r}): not an executor (it has no submit()); pass a "
+                "concurrent.futures.Executor or a multiprocessing.Pool"
+            )
+        if name is not None and not (isinstance(name, str) and name):
+            raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")
+        self._pools.watch(executor, name)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.
@@ -453,6 +535,10 @@ class Agent:
             known = self._find(loop)
             if known is not None:
                 self._watcher.remove((known,))
+
+    def _name_of(self, loop: Loop) -> str | None:
+        known = self._find(loop)
+        return None if known is None else known.name
 
     def _name(self) -> str:
         thread = threading.current_thread()
@@ -570,17 +656,31 @@ class Agent:
     def _cpu(self) -> float:
         """Return the processor s of the agent's own threads."""
         scrape = 0.0 if self._scrape is None else self._scrape.cpu
-        return self._watcher.cpu + self._teller.cpu + self._victims.cpu + self._telemetry.cpu + scrape
+        return self._watcher.cpu + self._teller.cpu + self._victims.cpu + self._telemetry.cpu + self._pools.cpu + scrape
 
     def _inputs(self) -> Inputs:
         """Return what figures are made of; from any thread."""
-        snapshot = self.snapshot()
+        pools = self._pools.readings()
+        snapshot, now = self._snapshot(pools), time.monotonic()
+        held_back = self._traces.held_back()
         return Inputs(
             snapshot=snapshot,
+            loops=[_loop_reading(loop, now) for loop in self._watcher.loops if not loop.gone],
+            pools=pools,
             collections=[(each["collections"], each["collected"], each["uncollectable"]) for each in gc.get_stats()],
             started_at=self._started_at,
-            dropped={"stalls": snapshot.agent.dropped, **self._telemetry.dropped},
+            dropped={
+                "stalls": snapshot.agent.dropped,
+                "metrics": self._telemetry.dropped["metrics"],
+                "traces": self._telemetry.dropped["traces"] + held_back.get("traces", 0),
+                "logs": self._telemetry.dropped["logs"] + held_back.get("logs", 0),
+            },
         )
+
+    def _loop_retired(self, loop: WatchedLoop) -> None:
+        if not self._faults.is_off("telemetry"):
+            with self._faults.guard("telemetry"):
+                self._telemetry.loop_gone(_loop_reading(loop, time.monotonic()))
 
     # -- moving ---------------------------------------------------------------------------------------------------
 
@@ -609,6 +709,13 @@ class Agent:
         if mover is not None:
             with self._faults.guard("offload"):
                 mover.stop()
+
+    def _start_pools(self) -> None:
+        self._pools.start()
+        offloading.opened = self._pools.own
+        own = loaded("loopwatch.workers.pool")
+        for pool in () if own is None else own.open_pools():
+            self._pools.own(pool)
 
     def _offload_stats(self) -> tuple[OffloadStats, ...]:
         moved = loaded("loopwatch.workers.moved")
@@ -642,6 +749,7 @@ class Agent:
 
     def _each_tick(self, now: float) -> None:
         """In the watcher's thread, once a tick."""
+        self._pools.tick(now)
         stretch = self._governor.update(now, self._cpu())
         self._watcher.stretch = stretch
         if stretch > 1 and not self._slow_told:
@@ -732,10 +840,8 @@ def _count_tasks() -> int | None:
     return len(registry) + len(eager) if registry is not None else None
 
 
-def _pool_stats() -> tuple[PoolStats, ...]:
-    """Return the figures of this process's pools, if it has used any."""
-    pools = loaded("loopwatch.workers.pool")
-    return () if pools is None else tuple(pool.stats() for pool in pools.open_pools())
+def _loop_reading(loop: WatchedLoop, now: float) -> LoopReading:
+    return LoopReading(loop.key, loop.stats(now), loop.lags(), loop.callbacks(now), loop.victims)
 
 
 def _place_stats() -> tuple[PlaceStats, ...]:

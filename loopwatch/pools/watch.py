@@ -13,7 +13,8 @@ from loopwatch.config import Config
 from loopwatch.events import Finding
 from loopwatch.pools.executors import Executors
 from loopwatch.pools.monitor import Monitor
-from loopwatch.pools.reading import PoolReading, Source
+from loopwatch.pools.own import OwnPool, WatchedOwn
+from loopwatch.pools.reading import PoolReading
 from loopwatch.pools.watched import Watched
 
 MOST_TOLD = 20
@@ -37,11 +38,11 @@ class PoolWatch:
         faults: Faults,
         loop_name: Callable[[Any], str | None],
     ) -> None:
-        self._faults = faults
+        self._faults, self._hung_after = faults, lambda: config().hung_after
         self._monitor = Monitor(config, patches, faults)
         self._executors = Executors(
             patches, faults, add=self._monitor.add, remove=self._monitor.remove, loop_name=loop_name,
-            hung_after=lambda: config().hung_after, exiting=self._exiting,
+            hung_after=self._hung_after, exiting=self._exiting,
         )  # fmt: skip
         self._left: list[Watched] = []
 
@@ -98,9 +99,10 @@ class PoolWatch:
         """Return the advice that holds now."""
         return self._monitor.findings()
 
-    def add(self, source: Source) -> None:
-        """Look after a pool that is found in another way."""
-        self._monitor.add(source)
+    def own(self, pool: OwnPool) -> None:
+        """Look after one of loopwatch's own pools."""
+        with self._faults.guard("executors"):
+            self._monitor.add(WatchedOwn(pool, self._hung_after))
 
     def watch(self, executor: Any, name: str | None) -> bool:
         """Watch an executor that is not found by itself, or give one a name; return whether it is watched."""

@@ -92,7 +92,7 @@ class Answers:
         call.payload = None
         call.end_trip(error)
         if not call.future.done():
-            self._figures.counts["failed"] += 1
+            self._figures.failed(error)
             call.future.given_up = None
             call.future.set_exception(error)
 

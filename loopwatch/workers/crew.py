@@ -43,6 +43,9 @@ class Employer(Protocol):
     def on_frame(self, link: Link, frame: Frame) -> None:
         """A worker has sent something other than that it is ready."""
 
+    def on_crash(self, code: int | None) -> None:
+        """A worker has died without being told to."""
+
     def on_lost(self, link: Link, code: int | None) -> None:
         """A worker has ended; its calls are in ``link.calls``."""
 
@@ -277,6 +280,7 @@ class Crew:
         elif link.cause is not None or code == 0:
             self._employer.on_event("stopped", link.pid, link.cause or "")
         else:
+            self._employer.on_crash(code)
             self._employer.on_event("crashed", link.pid, exit_words(code))
             if not link.started:
                 self._back_off(0.0)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from loopwatch.errors import OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
+from loopwatch.pools.health import crash_reason
 from loopwatch.workers import wire, worker
 from loopwatch.workers.answers import Answers
 from loopwatch.workers.backlog import NOWHERE, Backlog, Room
@@ -346,6 +347,12 @@ class Dispatcher:
                     waiting.set_result(None)
             self._ready.clear()
         self.dispatch()
+
+    def on_crash(self, code: int | None) -> None:
+        """A worker has died without being told to."""
+        kills = _oom_kills() if code == -9 else self._oom_seen
+        self._figures.died(crash_reason(code, kills > self._oom_seen))
+        self._oom_seen = kills
 
     def on_event(self, kind: str, pid: int | None, detail: str = "") -> None:
         """Tell the user's ``on_event``."""

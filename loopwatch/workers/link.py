@@ -272,6 +272,10 @@ class Link:
         """Whether the worker is in ``call``, and not in a later one."""
         return call.number in self.calls and self.started == call.number
 
+    def running(self) -> Call | None:
+        """Return the call that the worker is in, None if it is in none; any thread may ask."""
+        return None if self.state is State.DEAD else self.calls.get(self.started)
+
     @property
     def finished(self) -> int:
         """The number of the call whose result was ready last, though it may still be on its way; 0 if none."""

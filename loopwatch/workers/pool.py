@@ -20,7 +20,9 @@ from typing import Any, Self, TypeVar
 
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
-from loopwatch.workers import launch, payload, tracing, worker
+from loopwatch.pools.origin import origin
+from loopwatch.pools.reading import PoolReading
+from loopwatch.workers import launch, payload, settings, tracing, worker
 from loopwatch.workers.backlog import check_hashable
 from loopwatch.workers.calls import Call, Outcome, blame, in_turns
 from loopwatch.workers.dispatcher import Dispatcher
@@ -108,6 +110,7 @@ class WorkerPool:
         self._dispatcher: Dispatcher | None = None
         self._closing = self._closed = False
         self._by_value = False
+        self._place = origin().place
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
@@ -337,6 +340,8 @@ class WorkerPool:
         self._by_value = not launch.main_is_importable()
         self._dispatcher = Dispatcher(self._options, self._figures, loop, self)
         _POOLS.add(self)
+        if settings.opened is not None:
+            settings.opened(self)
         self._dispatcher.crew.staff()
         return self._dispatcher
 
@@ -408,11 +413,21 @@ class WorkerPool:
 
     def stats(self) -> PoolStats:
         """Return the pool's figures; any thread may ask."""
+        return self.reading().stats
+
+    def reading(self) -> PoolReading:
+        """Return the figures, and how long calls waited and ran; any thread may ask."""
+        told: dict[str, Any] = {"max_workers": self._options.most, "created_at": self._place, "closed": self._closing}
         found = self._dispatcher
         if found is None:
-            return PoolStats(self.name)
-        return self._figures.stats(
-            self.name, found.crew.links, found.crew.alive, queued=len(found.backlog), decoding=len(found.answers)
+            return self._figures.reading(self.name, **told)
+        return self._figures.reading(
+            self.name,
+            found.crew.links,
+            found.crew.alive,
+            queued=len(found.backlog),
+            decoding=len(found.answers),
+            **told,
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from loopwatch.events import Cause
 
 workers: int | None = None
@@ -11,9 +14,12 @@ offload_to: str = "process"
 causes: dict[str, Cause] = {}
 """Why functions that the agent has flagged hold their loops, by name (``module:qualname``)."""
 
+opened: Callable[[Any], object] | None = None
+"""Called with each pool that is used for the first time; must not raise."""
+
 
 def forget() -> None:
     """Go back to what holds without an agent."""
-    global workers, offload_to
-    workers, offload_to = None, "process"
+    global workers, offload_to, opened
+    workers, offload_to, opened = None, "process", None
     causes.clear()
