@@ -177,13 +177,18 @@ class Exporter:
             self._ended.add(signal)
         self._wake.set()
 
-    def stop(self, timeout: float) -> None:
-        """Send what there is, once, and end; waits at most ``timeout`` s, then whatever is under way is broken off."""
+    def stop(self, timeout: float, *, wait: bool = True) -> None:
+        """Send what there is, once, and end; waits at most ``timeout`` s, then whatever is under way is broken off.
+
+        Args:
+            timeout: s.
+            wait: False to leave that to the thread: who calls may be a loop.
+        """
         self._ends = time.monotonic() + timeout
         self._stopping = True
         self._wake.set()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if wait and thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
             if thread.is_alive():
                 for box in list(self._boxes.values()):

@@ -108,9 +108,11 @@ class Private:
         """Tell what there is of ``signal`` once more, and then no more: the application exports it now."""
         self._exporter.end(signal)
 
-    def stop(self, timeout: float) -> None:
-        """Tell what there is once more, and end; waits at most ``timeout`` s."""
-        self._exporter.stop(timeout)
+    def stop(self, timeout: float, *, wait: bool = True) -> None:
+        """Tell what there is once more, and end; waits at most ``timeout`` s, or not at all."""
+        self._exporter.stop(timeout, wait=wait)
+        if not wait:
+            return
         if self.instruments is not None:
             self.instruments.detach()
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 SCOPE = "loopwatch"
 """Name of the instrumentation scope of all that is told."""
 
+PATIENCE = 2.0
+"""s in which a private provider that is replaced can tell what it has."""
+
 _GLOBALS = {
     Signal.METRICS: ("opentelemetry.metrics._internal", "_METER_PROVIDER"),
     Signal.TRACES: ("opentelemetry.trace", "_TRACER_PROVIDER"),
@@ -100,7 +103,7 @@ class Providers:
                 if signal not in self._used:
                     self._handles.pop(signal, None)
         if old is not None:
-            self._retire(old, 0.5)
+            self._retire(old, PATIENCE, wait=False)
         self.bind()
 
     def stop(self, timeout: float) -> None:
@@ -116,8 +119,8 @@ class Providers:
         if instruments is not None:
             instruments.detach()
 
-    def _retire(self, private: Private, timeout: float) -> None:
-        private.stop(timeout)
+    def _retire(self, private: Private, timeout: float, *, wait: bool = True) -> None:
+        private.stop(timeout, wait=wait)
         self._cpu += private.cpu
         for signal, count in private.dropped.items():
             self._dropped[signal] = self._dropped.get(signal, 0) + count
