@@ -44,6 +44,8 @@ _RUN_OPTIONS = (
     ("--hang-after", "S", "seconds; a block that still goes on is announced (default 2)"),
     ("--grace", "S", "seconds after the start in which nothing is reported (default 0)"),
     ("--journal", "PATH", "file or directory for the journal; each process writes NAME.<pid>.jsonl"),
+    ("--prometheus-port", "PORT", "where Prometheus can scrape the program; its workers take the next free ports"),
+    ("--otlp-endpoint", "URL", "receiver of OpenTelemetry, such as http://127.0.0.1:4318"),
     ("--log-level", "L", "level of the log line of a stall (default WARNING)"),
     ("--context", "NAME", "context variable, or pkg.mod:callable, that labels stalls; may be repeated"),
     ("--user-code", "P", "path or module prefix whose code is yours; may be repeated"),

@@ -133,9 +133,9 @@ def _listen(addresses: list[Address], port: int) -> socket.socket:
             failed = failed or exc
             continue
         try:
-            # Past connections do not keep the port; a program that listens on it does (Linux: socket(7)). Elsewhere
-            # the option would let two share it.
-            if sys.platform == "linux":
+            # Past connections do not keep the port; a program that listens on it does (socket(7)). On Windows the
+            # option would let two share it.
+            if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address[0], port, *address[2:]))
             listener.listen(BACKLOG)  # of two that were bound at once only one can

@@ -6,12 +6,17 @@ import asyncio
 import gc
 import gzip
 import http.client
+import json
 import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +29,7 @@ import loopwatch
 from loopwatch import ConfigError
 from loopwatch._faults import Faults
 from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry import webserver
+from loopwatch.telemetry import ports, webserver
 from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
 from loopwatch.telemetry.readings import Point, Reading, Spread
 from loopwatch.telemetry.scrape import Scrape
@@ -129,7 +134,7 @@ def test_a_stall_is_the_exemplar_of_its_lag(run: Run, uninstalled: None) -> None
     assert sample.exemplar is not None
     assert sample.exemplar.labels == {"trace_id": f"{0xABC:032x}", "span_id": f"{0xDEF:016x}"}
     assert sample.exemplar.value == pytest.approx(stall.duration)
-    assert sample.exemplar.timestamp == pytest.approx(stall.started_at + stall.duration, abs=0.01)
+    assert float(sample.exemplar.timestamp or 0) == pytest.approx(stall.started_at + stall.duration, abs=0.01)
     assert b"trace_id" not in fetch(url)[1]
 
 
@@ -340,7 +345,48 @@ def test_the_port_moves_at_run_time(uninstalled: None) -> None:
 
 def test_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where prometheus_client is missing, the error names the extra."""
-    monkeypatch.setitem(__import__("sys").modules, "prometheus_client.exposition", None)
+    monkeypatch.setitem(sys.modules, "prometheus_client.exposition", None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'loopwatch[prometheus]'")):
         loopwatch.install(prometheus_port=0)
     assert loopwatch.current_agent() is None
+
+
+# ------------------------------------------------------------------------------------------------ what docs say
+
+PAGE = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
+SECTION = PAGE.partition("\n## Prometheus\n")[2].partition("\n## ")[0]
+
+
+def test_the_page_runs_as_it_is(tmp_path: Path) -> None:
+    """The lines of docs/telemetry.md open the port that they say, or say that somebody has it."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+    port = free_range()
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("9464", str(port))], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"http://127.0.0.1:{port}/metrics\n"
+    assert f"# {done.stdout}".replace(str(port), "9464") in code
+
+
+def test_the_page_is_right_about_configuration(tmp_path: Path) -> None:
+    """Its scrape configurations are ones, and its query selects what is told."""
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (Debian package prometheus)")
+    found = re.findall(r"^```yaml\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+    assert len(found) == 2
+    for number, config in enumerate(found):
+        path = tmp_path / f"{number}.yml"
+        path.write_text(config)
+        done = subprocess.run(["promtool", "check", "config", path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    (query,) = re.findall(r"^```promql\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+    rules = {"groups": [{"name": "page", "rules": [{"record": "page:stalls", "expr": query}]}]}
+    path = tmp_path / "rules.yml"
+    path.write_text(json.dumps(rules))
+    done = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = {metric.prometheus for metric in CATALOG} | {"target_info"}
+    assert set(re.findall(r"\w+_total|target_info", query)) <= names
+    assert f"{ports.SPAN} ports" in SECTION
+    assert f"{MAX_SAMPLES} samples" in SECTION
