@@ -54,18 +54,22 @@ def _quotas(group: Path, top: Path) -> list[float]:
     return found
 
 
-def oom_kills(root: Path = ROOT) -> tuple[int, Path] | None:
-    """Return how many processes of this process's group the kernel has killed for memory, and the group; None: unknown.
+def counts_kills(root: Path = ROOT) -> Path | None:
+    """Return the group of this process that counts how many processes the kernel has killed in it for memory."""
+    return next((group for group in groups("memory", root) if oom_kills(group) is not None), None)
+
+
+def oom_kills(group: Path) -> int | None:
+    """Return how many processes of a group the kernel has killed for memory, None where it does not tell.
 
     The kernel counts before it sends the signal (``__oom_kill_process`` in mm/oom_kill.c), so that whoever sees the
     death finds it counted.
     """
-    for group in groups("memory", root):
-        for name in ("memory.events", "memory.oom_control"):
-            for line in _text(group / name).splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill" and value.strip().isdigit():
-                    return int(value), group
+    for name in ("memory.events", "memory.oom_control"):
+        for line in _text(group / name).splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill" and value.strip().isdigit():
+                return int(value)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from loopwatch.pools.reading import End, PoolReading, ProcessFacts
 from loopwatch.probes.histogram import Histogram
 
 NAME = KIND = "children"
+SIGKILL = -int(getattr(signal, "SIGKILL", 9))
 MOST_TOLD = 100
 """Children listed one by one: zombies first, then the oldest; all of them are counted."""
 HEARD_WITHIN = 60.0
@@ -46,17 +48,22 @@ class Children:
     Args:
         births: what was noted of children that the program started.
         hung_after: s, as ``Config.hung_after``.
+        oom_killed: returns whether the kernel killed processes that SIGKILL has ended a moment ago; None: unknown.
         clock: monotonic s.
     """
 
     gone = False
 
     def __init__(
-        self, births: Births, hung_after: Callable[[], float], clock: Callable[[], float] = time.monotonic
+        self,
+        births: Births,
+        hung_after: Callable[[], float],
+        oom_killed: Callable[[frozenset[int]], bool | None] = lambda _pids: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ends: deque[End] = deque(maxlen=MOST_ENDS)
         """How the last ones ended, oldest first."""
-        self._births, self._hung_after, self._clock = births, hung_after, clock
+        self._births, self._hung_after, self._oom_killed, self._clock = births, hung_after, oom_killed, clock
         self._members: dict[int, _Child] = {}
         self._claimed: set[int] = set()
         self._started = 0
@@ -106,14 +113,13 @@ class Children:
 
     def _note_short_lives(self, births: Mapping[int, Birth], now: float) -> None:
         """Deal with children that were waited for before anybody saw them, and with workers of pools that are gone."""
-        done = []
-        for pid, birth in births.items():
-            if birth.exitcode is None or pid in self._members:
-                continue
-            done.append(pid)
-            if birth.pool is None and pid not in self._claimed:
-                self._started += 1
-                self._ended(pid, birth, birth.exitcode, now=now)
+        done = [pid for pid, birth in births.items() if birth.exitcode is not None and pid not in self._members]
+        ours = {pid: births[pid] for pid in done if births[pid].pool is None and pid not in self._claimed}
+        killed = frozenset(pid for pid, birth in ours.items() if birth.exitcode == SIGKILL)
+        oom = self._oom_killed(killed) if killed else None
+        for pid, birth in ours.items():
+            self._started += 1
+            self._ended(pid, birth, birth.exitcode, now=now, oom=oom if pid in killed else False)
         self._births.forget(done)
 
     def settle(self, facts: Mapping[int, ProcessFacts]) -> list[int]:

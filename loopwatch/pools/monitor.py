@@ -18,6 +18,7 @@ from loopwatch.pools.advice import THREADS, Advisor
 from loopwatch.pools.births import Births
 from loopwatch.pools.children import Children, has_children
 from loopwatch.pools.news import News
+from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import PoolReading, ProcessFacts, Source
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class Monitor:
         self._alarm = allocate_lock()
         self._alarm.acquire()
         self._sources: tuple[Source, ...] = ()
-        self._children = Children(self._births, lambda: self._config().hung_after)
+        self._oom: Oom | None = None
+        self._children = Children(self._births, lambda: self._config().hung_after, self._oom_killed)
         self._processes: Processes | None = None
         self._advisor = Advisor()
         self._findings: tuple[Finding, ...] = ()
@@ -86,9 +88,10 @@ class Monitor:
         self._thread: threading.Thread | None = None
         self._ending = False
         self._held = 0
-        self._cpu_before = self.cpu
         self._polled_at = float("-inf")
         self._next_tick = 0.0
+        self._cpus_now = 1.0
+        self._next_cpus = 0.0
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -215,7 +218,7 @@ class Monitor:
 
     def _run(self) -> None:
         me, before = threading.current_thread(), self.cpu
-        wait = PERIOD
+        wait, polled = PERIOD, False
         try:
             while True:
                 self._alarm.acquire(True, wait)
@@ -225,7 +228,8 @@ class Monitor:
                 self._poll()
                 used = time.thread_time() - began
                 self.cpu = before + time.thread_time()
-                wait = min(max(used / (self._config().cpu_budget * BUDGET_SHARE), PERIOD), LONGEST_PERIOD)
+                wait = period(used, self._config().cpu_budget) if polled else PERIOD  # the first one imports psutil
+                polled = True
                 if not self._has_work():
                     return
         except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is looked after
@@ -253,8 +257,10 @@ class Monitor:
         if not self._faults.is_off("advice"):
             with self._faults.guard("advice"):
                 gil_wait = self._gil_wait(readings)
+                if now >= self._next_cpus:
+                    self._cpus_now, self._next_cpus = self._cpus(), now + LONGEST_PERIOD
                 self._findings = self._advisor.update(
-                    readings, now, self._cpus(), ends, gil_wait=gil_wait, at=time.time()
+                    readings, now, self._cpus_now, ends, gil_wait=gil_wait, at=time.time()
                 )
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):
@@ -274,6 +280,8 @@ class Monitor:
 
     def _look(self, until: float | None = None) -> None:
         """Poll the facts of all processes."""
+        oom = self._oom = self._oom or Oom()
+        before, complete = oom.look(), True
         claimed = [pid for source in self._sources for pid in self._pids(source)]
         self._children.look(claimed)
         pids = [*claimed, *self._children.pids()]
@@ -281,10 +289,15 @@ class Monitor:
             if self._processes is None:
                 from loopwatch.pools.processes import Processes  # imports psutil
 
-                self._processes = Processes(self._births.exit_of)
-            self._processes.poll(pids, until=until, unique=until is None)
+                self._processes = Processes(self._births.exit_of, oom)
+            complete = self._processes.poll(pids, until=until, unique=until is None)
             self._processes.forget(self._children.settle(self._processes.facts))
+        if complete:
+            oom.begin(before)
         self._polled_at = time.monotonic()
+
+    def _oom_killed(self, pids: frozenset[int]) -> bool | None:
+        return None if self._oom is None else self._oom.killed(pids)
 
     def _read(self, now: float) -> tuple[PoolReading, ...]:
         facts = _NOTHING if self._processes is None else self._processes.facts
@@ -307,6 +320,16 @@ class Monitor:
         """A pool that cannot be read is looked after no more."""
         self.remove(source)
         self._faults.add("pool", exc)
+
+
+def period(used: float, budget: float) -> float:
+    """Return s until the next poll.
+
+    Args:
+        used: s of processor time that the last one took.
+        budget: ``Config.cpu_budget``.
+    """
+    return min(max(used / (budget * BUDGET_SHARE), PERIOD), LONGEST_PERIOD)
 
 
 def gil_wait() -> float:

@@ -64,6 +64,10 @@ class News:
             interval: s between two lines of one thing.
         """
         lines = [*self._of_findings(findings, now, interval), *self._of_ends(ends, now, interval)]
+        present = {
+            (each.stats.name, worker.pid, str(worker.state)) for each in readings for worker in each.stats.workers
+        }
+        self._workers = {key: since for key, since in self._workers.items() if key in present}
         for reading in readings:
             lines += self._of_workers(reading.stats, now, interval)
             if reading.stats.kind != "children":
@@ -107,9 +111,6 @@ class News:
             self._workers[key] = -1.0  # told
             if self._may_tell(f"{worker.state} {stats.name}", now, interval):
                 lines.append(Line(_worker_words(stats, worker) + self._more(f"{worker.state} {stats.name}")))
-        present = {(worker.pid, str(worker.state)) for worker in stats.workers}
-        for key in [key for key in self._workers if key[0] == stats.name and key[1:] not in present]:
-            del self._workers[key]
         return lines
 
     def _of_crashes(self, stats: PoolStats, now: float, interval: float) -> list[Line]:

@@ -11,12 +11,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import psutil
 
-from loopwatch.pools import cgroup
 from loopwatch.pools.births import peek
+from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import ProcessFacts
 
 UNIQUE_EVERY = 60.0
@@ -39,46 +38,12 @@ _LETTERS: Mapping[str, str] = {
 }
 
 
-class Oom:
-    """Tells whether the kernel killed processes for want of memory, from a counter that is read before and after.
-
-    Args:
-        root: of the file system, for tests.
-    """
-
-    def __init__(self, root: Path = cgroup.ROOT) -> None:
-        self._root = root
-        self._kills: int | None = None
-        self._members: frozenset[int] = frozenset()
-        self.look()
-
-    def look(self) -> None:
-        """Note how things are now: what is asked next is about what happens from here on."""
-        found = cgroup.oom_kills(self._root)
-        self._kills, self._members = (None, frozenset()) if found is None else (found[0], cgroup.members(found[1]))
-
-    def killed(self, pids: frozenset[int]) -> bool | None:
-        """Return whether ``pids``, which SIGKILL has ended since the last look, were killed for want of memory.
-
-        None where that cannot be told: the counter cannot be read, or it has grown by less than there are processes
-        that have gone since, so that another one may have been the victim.
-        """
-        found = cgroup.oom_kills(self._root)
-        if found is None or self._kills is None:
-            return None
-        kills = found[0] - self._kills
-        if kills <= 0:
-            return False
-        gone = (self._members - cgroup.members(found[1])) | pids
-        return True if kills >= len(gone) else None
-
-
 class Processes:
     """What was polled of processes so far; one poller at a time.
 
     Args:
         exit_of: returns how a process ended, as far as somebody has waited for it; None where that is not known.
-        oom: whom the kernel has killed for memory.
+        oom: whom the kernel has killed for memory; its owner says from when on.
         clock: monotonic s.
     """
 
@@ -96,8 +61,8 @@ class Processes:
         self._unique_at: dict[int, float] = {}
         self._next_unique = 0.0
 
-    def poll(self, pids: Iterable[int], *, until: float | None = None, unique: bool = True) -> None:
-        """Look at ``pids`` and forget all others.
+    def poll(self, pids: Iterable[int], *, until: float | None = None, unique: bool = True) -> bool:
+        """Look at ``pids`` and forget all others; return whether all of them were looked at.
 
         Args:
             pids: process ids.
@@ -106,8 +71,10 @@ class Processes:
         """
         wanted = dict.fromkeys(pids)
         facts = {pid: self.facts[pid] for pid in wanted if pid in self.facts}
+        complete = True
         for pid in wanted:
             if until is not None and self._clock() > until:
+                complete = False
                 break
             facts[pid] = self._look(pid, facts.get(pid))
         self._judge_ends(facts)
@@ -117,6 +84,7 @@ class Processes:
         if unique:
             self._read_unique(facts)
         self.facts = facts
+        return complete
 
     def forget(self, pids: Iterable[int]) -> None:
         """Forget ``pids``, which have ended: whoever gets their numbers is somebody else."""
@@ -190,7 +158,6 @@ class Processes:
         verdict = self._oom.killed(killed) if killed else False
         for pid in ended:
             facts[pid] = dataclasses.replace(facts[pid], oom_killed=verdict if pid in killed else False)
-        self._oom.look()
 
     def _read_unique(self, facts: dict[int, ProcessFacts]) -> None:
         """Read the USS of the process whose turn it is."""

@@ -16,7 +16,8 @@ from tests_of_pools import until
 
 from loopwatch.pools import cgroup
 from loopwatch.pools.births import peek
-from loopwatch.pools.processes import STILL, Oom, Processes
+from loopwatch.pools.oom import Oom
+from loopwatch.pools.processes import STILL, Processes
 
 NOTHING = "import sys; sys.stdin.read()"
 SPIN = "while True: pass"
@@ -76,7 +77,7 @@ def test_a_living_process(start: Callable[..., subprocess.Popen[bytes]]) -> None
     polled.poll([process.pid])
     facts = polled.facts[process.pid]
     assert facts.alive and not facts.zombie and facts.exitcode is None
-    until(lambda: polled.poll([process.pid]) or (polled.facts[process.pid].memory or 0) > 1 << 20)
+    until(lambda: polled.poll([process.pid]) and (polled.facts[process.pid].memory or 0) > 1 << 20)
     facts = polled.facts[process.pid]
     assert facts.memory is not None and 1 << 20 < facts.memory < 1 << 28
     assert facts.unique is not None and facts.unique >= 0
@@ -138,7 +139,7 @@ def test_a_zombie_can_still_be_waited_for(start: Callable[..., subprocess.Popen[
     """A process that has exited is a zombie with its exit code, which is not taken from whoever waits for it."""
     process = start("import os; os._exit(7)")
     polled = Processes()
-    until(lambda: polled.poll([process.pid]) or polled.facts[process.pid].zombie)
+    until(lambda: polled.poll([process.pid]) and polled.facts[process.pid].zombie)
     facts = polled.facts[process.pid]
     assert (facts.alive, facts.exitcode, facts.state, facts.oom_killed) == (False, 7, "Z", False)
     polled.poll([process.pid])
@@ -181,7 +182,7 @@ def test_a_poll_ends_when_it_was_told_to(start: Callable[..., subprocess.Popen[b
     pids = [process.pid for process in processes]
     polled.poll(pids)
     clock.now += 1
-    polled.poll(pids, until=clock.now - 0.5)
+    assert not polled.poll(pids, until=clock.now - 0.5)
     assert [polled.facts[pid].at for pid in pids] == [1000.0, 1000.0]
 
 
@@ -243,14 +244,14 @@ def test_whom_the_kernel_killed(tmp_path: Path, version: int) -> None:
     assert oom.killed(frozenset({11})) is None
     tree(tmp_path, version, 3, [10, 12])  # both were killed
     assert oom.killed(frozenset({11})) is True
-    oom.look()
+    oom.begin(oom.look())
     assert oom.killed(frozenset({12})) is False
 
 
 def test_no_counter_no_answer(tmp_path: Path) -> None:
     """Where the kernel tells nothing, neither do we."""
     assert Oom(tmp_path).killed(frozenset({11})) is None
-    assert cgroup.oom_kills(tmp_path) is None
+    assert cgroup.counts_kills(tmp_path) is None
 
 
 V1 = "sys/fs/cgroup/cpu/app"

@@ -1,0 +1,358 @@
+"""The thread that looks after pools and children: when it runs, what it costs, what it says."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from tests_of_pools import until
+
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
+from loopwatch.pools import monitor as module
+from loopwatch.pools.advice import GIL_WAIT
+from loopwatch.pools.health import Situation, judge
+from loopwatch.pools.monitor import LONGEST_PERIOD, PERIOD, Monitor, gil_wait, period
+from loopwatch.pools.news import MOST_LINES, ZOMBIE_AFTER, News
+from loopwatch.pools.reading import End, PoolReading, ProcessFacts
+from loopwatch.probes.histogram import Histogram
+
+
+class Pool:
+    """A source that is told what to say."""
+
+    def __init__(self, *pids: int, hung_after: float = 60.0) -> None:
+        self.workers, self.gone, self.asked, self.hung_after = pids, False, 0, hung_after
+        self.stats = PoolStats("pool", kind="process")
+        self.error: Exception | None = None
+
+    def pids(self) -> Sequence[int]:
+        return self.workers
+
+    def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        told = []
+        for pid in self.workers:
+            verdict = judge(Situation.of(facts.get(pid), now, calls=1), self.hung_after)
+            memory = (facts[pid].memory or 0) if pid in facts else 0
+            told.append(WorkerStats(pid, verdict.state, 1, 0, 0.0, memory, reason=verdict.reason))
+        return PoolReading(replace(self.stats, workers=tuple(told)), Histogram(), Histogram())
+
+
+class Watching:
+    """A monitor, its faults and its settings."""
+
+    def __init__(self) -> None:
+        self.patches, self.faults, self.config = PatchSet(), Faults(), Config(log_interval=0, cpu_budget=1.0)
+        self.monitor = Monitor(lambda: self.config, self.patches, self.faults)
+
+    def stop(self) -> None:
+        self.monitor.stop()
+        self.patches.undo_all()
+
+
+@pytest.fixture
+def watching() -> Iterator[Watching]:
+    """A monitor that has started, without faults at the end."""
+    watching = Watching()
+    watching.monitor.start()
+    yield watching
+    watching.stop()
+    assert watching.faults.counts == {}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polls follow each other at once."""
+    monkeypatch.setattr(module, "PERIOD", 0.01)
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that sleeps."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "loopwatch-health"]
+
+
+def test_nothing_to_look_after(watching: Watching) -> None:
+    """No thread, no readings, no findings."""
+    watching.monitor.tick(time.monotonic() + 100)
+    assert (threads(), watching.monitor.readings(), watching.monitor.findings()) == ([], (), ())
+    assert watching.monitor.cpu == 0.0
+
+
+def test_starting_it_imports_no_psutil() -> None:
+    """Neither does a pool of threads that is looked after."""
+    program = """
+import sys
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.events import PoolStats
+from loopwatch.pools.monitor import Monitor
+from loopwatch.pools.reading import PoolReading
+from loopwatch.probes.histogram import Histogram
+
+class Threads:
+    gone = False
+    def pids(self): return ()
+    def reading(self, facts, now): return PoolReading(PoolStats("threads", kind="thread"), Histogram(), Histogram())
+
+monitor = Monitor(Config, PatchSet(), Faults())
+monitor.start()
+monitor.add(Threads())
+monitor.poll_now()
+print(len(monitor.readings()), "psutil" in sys.modules, "multiprocessing" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False", "False"]
+
+
+def test_the_thread_lives_as_long_as_there_is_something(watching: Watching, quick: None) -> None:
+    """It starts with the first pool and ends by itself after the last, which is told once as gone."""
+    pool = Pool()
+    watching.monitor.add(pool)
+    watching.monitor.add(pool)
+    assert len(threads()) == 1 and watching.monitor.sources == (pool,)
+    until(lambda: pool.asked >= 3)
+    assert watching.monitor.cpu > 0
+    pool.gone = True
+    until(lambda: not threads())
+    assert watching.monitor.sources == ()
+    asked = pool.asked
+    watching.monitor.poll_now()
+    assert pool.asked == asked
+
+
+def test_a_child_starts_it(watching: Watching, quick: None, child: subprocess.Popen[bytes]) -> None:
+    """And it ends once the child is gone and was dealt with; a later one starts it again."""
+    for _ in range(2):
+        with subprocess.Popen(["/bin/sleep", "60"]) as process:
+            until(threads)
+            process.kill()
+        child.kill()
+        child.wait()
+        until(lambda: not threads())
+        assert watching.monitor._births.known == {}
+
+
+def test_stopping_ends_it(watching: Watching) -> None:
+    """In the midst of its sleep; afterwards it says nothing and can be started again."""
+    pool = Pool()
+    watching.monitor.add(pool)
+    assert len(threads()) == 1
+    watching.monitor.stop()
+    assert threads() == [] and watching.monitor.readings() == () and watching.monitor.sources == ()
+    watching.monitor.add(pool)
+    assert threads() == []
+    watching.patches.undo_all()
+    watching.monitor.start()
+    watching.monitor.add(pool)
+    assert len(threads()) == 1
+
+
+def test_a_fork_finds_no_thread(watching: Watching) -> None:
+    """It ends before a fork, does not start meanwhile, and goes on afterwards."""
+    watching.monitor.add(Pool())
+    release = watching.monitor.hold_for_fork()
+    assert threads() == []
+    watching.monitor.add(Pool())
+    assert threads() == []
+    release()
+    assert len(threads()) == 1
+
+
+def test_figures_of_a_snapshot_are_fresh(watching: Watching, child: subprocess.Popen[bytes]) -> None:
+    """Once it has polled, what is older than half a second is polled anew when somebody asks."""
+    pool = Pool(child.pid)
+    watching.monitor.add(pool)
+    watching.monitor.poll_now()
+    first = watching.monitor._processes
+    assert first is not None
+    before = first.facts[child.pid].at
+    watching.monitor._polled_at -= module.FRESH + 1
+    assert watching.monitor.readings()[0].stats.workers[0].memory > 0
+    assert first.facts[child.pid].at > before
+
+
+def test_a_snapshot_does_not_wait_for_a_poll(watching: Watching, child: subprocess.Popen[bytes]) -> None:
+    """While another thread polls and does not get on, the last figures are told."""
+    watching.monitor.add(Pool(child.pid))
+    watching.monitor.poll_now()
+    watching.monitor._polled_at -= module.FRESH + 1
+    polling, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with watching.monitor._polling:
+            polling.set()
+            over.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        polling.wait(20)
+        assert watching.monitor.readings()[0].stats.workers[0].pid == child.pid
+        assert not over.is_set()
+    finally:
+        over.set()
+        holder.join()
+
+
+def test_a_pool_that_cannot_be_read_is_dropped() -> None:
+    """The others go on, and it is counted and told once."""
+    watching = Watching()
+    watching.monitor.start()
+    try:
+        bad, good = Pool(), Pool()
+        bad.error = RuntimeError("foreign")
+        watching.monitor.add(bad)
+        watching.monitor.add(good)
+        watching.monitor.poll_now()
+        watching.monitor.poll_now()
+        assert watching.monitor.sources == (good,)
+        assert len(watching.monitor.readings()) == 1
+        assert watching.faults.counts == {"pool": 1}
+    finally:
+        watching.stop()
+
+
+def test_a_worker_that_hangs(
+    watching: Watching, child: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task and no progress for as long as was set: told in words once, however often it is looked at."""
+    pool = Pool(child.pid, hung_after=0.2)
+    watching.monitor.add(pool)
+
+    def is_hung() -> bool:
+        watching.monitor.poll_now()
+        return watching.monitor.readings()[0].stats.workers[0].state == WorkerState.HUNG
+
+    with caplog.at_level(logging.WARNING, "loopwatch"):
+        until(is_hung)
+        for _ in range(3):
+            assert is_hung()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"loopwatch: worker of pool (process) {child.pid} is hung: it has had a task, has used")
+
+
+def test_findings_are_told_and_logged_once(watching: Watching, caplog: pytest.LogCaptureFixture) -> None:
+    """With the record of the finding; when it is over nothing is said."""
+    pool = Pool()
+    pool.stats = replace(pool.stats, neglected=2, failed=2, failures={"ValueError": 2})
+    watching.monitor.add(pool)
+    with caplog.at_level(logging.WARNING, "loopwatch"):
+        watching.monitor.poll_now()
+        watching.monitor.poll_now()
+        (finding,) = watching.monitor.findings()
+        assert (finding.kind, finding.subject, finding.evidence["neglected"]) == ("neglected-errors", "pool", 2)
+        assert abs(finding.at - time.time()) < 60
+    (record,) = caplog.records
+    assert record.getMessage() == f"loopwatch: {finding.text}. {finding.remedy} [neglected-errors]"
+    assert record.loopwatch_finding == finding.to_dict()  # type: ignore[attr-defined]
+
+
+def test_polls_are_rarer_where_they_cost_more() -> None:
+    """A fifth of the agent's budget: 4 ms of a poll every 2 s, of one of 40 ms every 20 s, never less than a minute."""
+    assert (period(0.0, 0.01), period(0.004, 0.01), period(0.04, 0.01)) == (PERIOD, PERIOD, 20.0)
+    assert (period(1.0, 0.01), period(0.04, 1.0)) == (LONGEST_PERIOD, PERIOD)
+
+
+def test_how_long_one_waits_for_the_gil() -> None:
+    """Long where a thread computes in Python; next to nothing where it computes without the GIL."""
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        assert max(gil_wait() for _ in range(3)) > GIL_WAIT
+    finally:
+        over.set()
+        thread.join()
+    assert min(gil_wait() for _ in range(20)) < GIL_WAIT
+
+
+# -- what is told ---------------------------------------------------------------------------------------------------
+
+
+def reading(*workers: WorkerStats, **stats: object) -> PoolReading:
+    known = {"name": "pool", "kind": "process", "workers": workers, **stats}
+    return PoolReading(PoolStats(**known), Histogram(), Histogram())  # type: ignore[arg-type]
+
+
+def worker(pid: int, state: WorkerState, reason: str = "") -> WorkerStats:
+    return WorkerStats(pid, state, 0, 0, 1.0, 0, reason=reason)
+
+
+def told(news: News, now: float, *readings: PoolReading, interval: float = 60.0, **others: object) -> list[str]:
+    findings, ends = others.get("findings", ()), others.get("ends", ())
+    return [line.text for line in news.of(readings, findings, ends, now, interval)]  # type: ignore[arg-type]
+
+
+def test_a_zombie_is_told_once_and_not_at_once() -> None:
+    """Whoever waits for its child has done so by then; when it has gone, nothing is said."""
+    news, zombie = News(), reading(worker(7, WorkerState.ZOMBIE, "sh; it has exited"), name="children", kind="children")
+    assert told(news, 0, zombie) == []
+    assert told(news, ZOMBIE_AFTER + 1, zombie) == ["child process 7 is a zombie: sh; it has exited"]
+    assert told(news, 100, zombie) == told(news, 110) == []
+
+
+def test_crashes_of_pools_are_told_by_reason() -> None:
+    """Each once, with how many; within the interval they are held back and counted in the next line."""
+    news = News()
+    assert told(news, 0, reading(crashes={"SIGSEGV": 1}, created_at="app.py:1 in main")) == [
+        "a worker of pool (process), made at app.py:1 in main, died: SIGSEGV"
+    ]
+    assert told(news, 1, reading(crashes={"SIGSEGV": 1})) == []
+    assert told(news, 2, reading(crashes={"SIGSEGV": 3, "oom": 2})) == ["2 workers of pool (process) died: oom"]
+    assert told(news, 70, reading(crashes={"SIGSEGV": 4, "oom": 2})) == [
+        "a worker of pool (process) died: SIGSEGV [1 more since the last line]"
+    ]
+
+
+def test_crashes_of_children_are_told_and_answers_are_not() -> None:
+    """A signal, or the exit code of a copy of this program; not that of a command, nor an end that was wanted."""
+    ends = [
+        End(1, 5.0, 9.0, "SIGKILL", "app.py:2 in run", "worker"),
+        End(2, 5.0, 9.0, "exit 1", "app.py:3 in run", "grep", executes=True),
+        End(3, 5.0, 9.0, None, "app.py:4 in run", "worker"),
+    ]
+    news = News()
+    assert told(news, 6, ends=ends) == ["child process 1 (worker), made at app.py:2 in run, died: SIGKILL"]
+    assert told(news, 7, ends=ends) == []
+
+
+def test_a_storm_is_cut_short() -> None:
+    """Hundreds of things at once are a few lines."""
+    findings = [Finding("zombies", f"pool {n}", "so it is", "do this") for n in range(300)]
+    lines = told(News(), 0, findings=findings)
+    assert len(lines) == MOST_LINES + 1
+    assert lines[-1] == f"{300 - MOST_LINES} more things are wrong with pools and processes"
+
+
+def test_what_is_remembered_of_names_is_bounded() -> None:
+    """Two thousand pools that crashed leave no more than a few hundred entries."""
+    news = News()
+    for n in range(2_000):
+        told(news, float(n), reading(worker(n, WorkerState.ORPHAN), name=f"pool {n}", crashes={"oom": 1}))
+    assert max(len(news._last), len(news._crashes), len(news._held)) <= 501
+    assert len(news._workers) <= 501
