@@ -62,6 +62,8 @@ def of_stall(stall: Stall) -> Attributes:
         found["code.stacktrace"] = stack_text(stall.stack)
     if stall.thread:
         found["thread.name"] = stall.thread
+    if stall.pid:  # the resource of a provider that was made before a fork names the wrong process, or none
+        found["process.pid"] = stall.pid
     return {**found, **_labels(stall.context)}
 
 

@@ -120,6 +120,7 @@ def test_the_attributes_are_these(told: Told) -> None:
         "code.stacktrace": '  File "/srv/app/main.py", line 7, in handle\n'
         '  File "/srv/app/images.py", line 42, in resize\n',
         "thread.name": "M",
+        "process.pid": 100,
         "http.route": "/thumb/{id}",
         "loopwatch.context.tenant": "acme",
     }
