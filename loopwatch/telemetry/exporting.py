@@ -17,7 +17,7 @@ from typing import Any
 
 from loopwatch._faults import OWN_THREADS, Faults
 from loopwatch.telemetry.sending import Answer, Sender
-from loopwatch.telemetry.targets import Signal, Targets
+from loopwatch.telemetry.targets import Signal, Targets, Temporality
 
 PART = "export"
 """What its faults are counted under."""
@@ -138,7 +138,7 @@ class Exporter:
         """Export ``signal`` too."""
         targets = self._targets
         if signal is Signal.METRICS:
-            limit, batch = KEPT_METRICS if targets.delta else 1, 1
+            limit, batch = KEPT_METRICS if targets.temporality is not Temporality.CUMULATIVE else 1, 1
         else:
             limit, batch = targets.queue, min(targets.batch, targets.queue)
         box = Outbox(signal, sender, shown=shown, encode=encode, limit=limit, batch=batch)

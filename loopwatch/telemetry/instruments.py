@@ -9,17 +9,18 @@ from __future__ import annotations
 import bisect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.bounds import Key
-from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, Kind, Metric
+from loopwatch.telemetry.catalog import BY_NAME, CATALOG, LAG_BOUNDS, Kind, Metric
 from loopwatch.telemetry.exemplars import Exemplar, Exemplars
 from loopwatch.telemetry.readings import Reading
 
-Read = Callable[[], Reading | None]
+Pause = Callable[[], None]
+Read = Callable[[Pause], Reading | None]
 
 MOST_RECORDS = 500
 """Durations of one series that are recorded at a collection; of more, an even sample."""
@@ -33,7 +34,8 @@ class Account:
     """Where what is told comes from.
 
     Attributes:
-        read: returns all points as they are now, None if there are none; from any thread.
+        read: returns all points as they are now, None if there are none; from any thread. It is given what to call
+            between parts of its work.
         exemplars: stalls that belong to traces.
     """
 
@@ -41,7 +43,7 @@ class Account:
     exemplars: Exemplars
 
 
-_EMPTY = Account(lambda: None, Exemplars())
+_EMPTY = Account(lambda _pause: None, Exemplars())
 
 
 class Instruments:
@@ -49,13 +51,15 @@ class Instruments:
 
     Args:
         meter: on which they are made.
+        metrics: those that are told on it.
+        with_histograms: whether durations are recorded too.
 
     Attributes:
         meter: the same.
         pause: called between two instruments; of a thread that must not keep the GIL for long.
     """
 
-    def __init__(self, meter: Any) -> None:
+    def __init__(self, meter: Any, metrics: Sequence[Metric] = CATALOG, *, with_histograms: bool = True) -> None:
         from opentelemetry.context import Context
         from opentelemetry.metrics import Observation
         from opentelemetry.trace import INVALID_SPAN, set_span_in_context
@@ -63,7 +67,7 @@ class Instruments:
         # Never that of the thread that collects: it may be about something of the program.
         self._nowhere = set_span_in_context(INVALID_SPAN, Context())
         self.meter = meter
-        self.pause: Callable[[], None] = lambda: None
+        self.pause: Pause = lambda: None
         self._account = _EMPTY
         self._observation = Observation
         self._lock = threading.Lock()
@@ -73,8 +77,9 @@ class Instruments:
         self._histograms: dict[str, Any] = {}
         self._recorded: dict[tuple[str, Key], Histogram] = {}
         self._tied: dict[str, float] = {}
-        for metric in CATALOG:
-            self._create(metric)
+        for metric in metrics:
+            if with_histograms or metric.kind is not Kind.HISTOGRAM:
+                self._create(metric)
 
     def attach(self, account: Account) -> None:
         """Tell what ``account`` has from now on."""
@@ -116,7 +121,7 @@ class Instruments:
         with self._lock:
             if self._reading is None or name in self._asked:
                 self._asked = set()
-                self._reading = self._account.read()
+                self._reading = self._account.read(self.pause)
                 if self._reading is not None:
                     self._record(self._reading)
             self._asked.add(name)
@@ -124,7 +129,7 @@ class Instruments:
 
     def _record(self, reading: Reading) -> None:
         """Record what the histograms of ``reading`` have grown by since the last one."""
-        for metric in CATALOG:
+        for metric in (BY_NAME[name] for name in self._histograms):
             told = {spread.attributes[0] for spread in reading.spreads.get(metric.name, ())}
             for spread in reading.spreads.get(metric.name, ()):
                 key = (metric.name, spread.attributes)

@@ -114,13 +114,18 @@ class Telemetry:
 
     # -- what is told ---------------------------------------------------------------------------------------------
 
-    def read(self) -> Reading | None:
-        """Return all points as they are now, None if they cannot be had; from any thread."""
+    def read(self, pause: Callable[[], None] = lambda: None) -> Reading | None:
+        """Return all points as they are now, None if they cannot be had; from any thread.
+
+        Args:
+            pause: called between parts of the work.
+        """
         if not self._faults.is_off(PART):
             with self._faults.guard(PART):
                 inputs = self._look()
+                pause()
                 with self._lock:
-                    return self._readings.read(inputs)
+                    return self._readings.read(inputs, pause)
         return None
 
     def tracer(self) -> Tracer | None:

@@ -200,9 +200,9 @@ class Providers:
 
     def meters(self) -> Sequence[Meter]:
         """Return the meters on which the metrics are told now."""
-        private = self._private
-        own = private.instruments if private is not None and Signal.METRICS not in self._used else None
-        return [found.meter for found in (self._instruments, own) if found is not None]
+        if self._instruments is not None:
+            return [self._instruments.meter]
+        return [] if self._private is None or Signal.METRICS in self._used else self._private.meters
 
     def _handle(self, signal: Signal, get: str) -> Any | None:
         if not self._running:

@@ -147,14 +147,21 @@ class Readings:
         self._loops.count(loop)
         self._loops.gone(loop)
 
-    def read(self, inputs: Inputs) -> Reading:
-        """Return all points."""
+    def read(self, inputs: Inputs, pause: Callable[[], None] = lambda: None) -> Reading:
+        """Return all points.
+
+        Args:
+            inputs: what they are made of.
+            pause: called between parts of the work.
+        """
         points: dict[str, tuple[Point, ...]] = {}
         spreads: dict[str, tuple[Spread, ...]] = {}
-        self._loops.tell(inputs.loops, points, spreads)
+        self._loops.tell(inputs.loops, points, spreads, pause)
         self._stalls.tell(points)
-        self._pools.tell(inputs.pools, points, spreads)
+        pause()
+        self._pools.tell(inputs.pools, points, spreads, pause)
         self._offload.tell(inputs.snapshot, points)
+        pause()
         self._tell_findings(inputs.snapshot, points)
         self._tell_interpreter(inputs, points)
         self._tell_agent(inputs, points)
@@ -300,11 +307,12 @@ class _Loops:
         """A loop is over."""
         self._places.leave([_key(loop.stats.name)])
 
-    def tell(self, loops: Iterable[LoopReading], points: _Points, spreads: _Spreads) -> None:
+    def tell(self, loops: Iterable[LoopReading], points: _Points, spreads: _Spreads, pause: Callable[[], None]) -> None:
         self.busy_share = 0.0
         by_name: dict[Key, list[LoopStats]] = {}
         for loop in loops:
             by_name.setdefault(self.count(loop), []).append(loop.stats)
+            pause()
         self._tell_now(by_name, points)
         names = self._places.told
         spreads["asyncio.eventloop.lag"] = tuple(Spread(name, found) for name, found in self._spans.of(names))
@@ -399,7 +407,7 @@ class _Pools:
         self._failed = _Counted(BY_NAME["loopwatch.pool.failed"].sets - 1, lambda _key: (OTHER,) * 3)
         self._crashes = _Counted(BY_NAME["loopwatch.pool.crashes"].sets - 1, lambda _key: (OTHER,) * 3)
 
-    def tell(self, pools: Sequence[PoolReading], points: _Points, spreads: _Spreads) -> None:
+    def tell(self, pools: Sequence[PoolReading], points: _Points, spreads: _Spreads, pause: Callable[[], None]) -> None:
         by_name: dict[Key, list[PoolStats]] = {}
         alive = {_key(each.stats.name, each.stats.kind) for each in pools}
         for places in (self._places, self._spread_places):
@@ -409,10 +417,12 @@ class _Pools:
             key = _key(each.stats.name, each.stats.kind)
             seen[key] = seen.get(key, 0) + 1
             by_name.setdefault(self._count(each, key, (*key, str(seen[key]))), []).append(each.stats)
+            pause()
         self._tell_now(by_name, points)
         names = self._places.told
         for at, metric in enumerate(("completed", "started", "cpu.time")):
             points[f"loopwatch.pool.{metric}"] = _points(self._totals.of(names, at))
+        pause()
         points["loopwatch.pool.failed"] = self._failed.points()
         points["loopwatch.pool.crashes"] = self._crashes.points()
         apart = self._spread_places.told

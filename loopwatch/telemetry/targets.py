@@ -36,6 +36,17 @@ class Protocol(StrEnum):
     GRPC = "grpc"
 
 
+class Temporality(StrEnum):
+    """How counts are told."""
+
+    CUMULATIVE = "cumulative"
+    """As totals since the start."""
+    DELTA = "delta"
+    """As what was added since the last export."""
+    LOWMEMORY = "lowmemory"
+    """As totals where the SDK has them anyway, else as differences."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A receiver of one signal.
@@ -80,7 +91,7 @@ class Targets:
     Attributes:
         targets: by signal; signals that are not sent are missing.
         interval: s between two exports of metrics.
-        delta: whether sums and histograms are told as what was added since the last export.
+        temporality: how counts are told.
         queue: spans, and log records, that wait for their export at most.
         batch: of them that are sent in one request at most.
         delay: s for which they wait for others.
@@ -88,7 +99,7 @@ class Targets:
 
     targets: Mapping[Signal, Target]
     interval: float = DEFAULT_INTERVAL
-    delta: bool = False
+    temporality: Temporality = Temporality.CUMULATIVE
     queue: int = 2048
     batch: int = 512
     delay: float = 5.0
@@ -117,15 +128,14 @@ def targets_of(environ: Mapping[str, str], endpoint: str | None = None, interval
     delay = read.number("OTEL_BSP_SCHEDULE_DELAY", "a number of milliseconds above 0, such as 5000", 1e-3)
     queue = read.number("OTEL_BSP_MAX_QUEUE_SIZE", "a whole number of spans, 1 or more")
     batch = read.number("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "a whole number of spans, 1 or more")
-    told = read.one_of(
-        "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", ("cumulative", "delta", "lowmemory"), "cumulative"
-    )
+    preference = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+    temporality = Temporality(read.one_of(preference, tuple(Temporality), Temporality.CUMULATIVE))
     disabled = read.text("OTEL_SDK_DISABLED").lower() == "true"
     default = Targets({})
     return Targets(
         targets={} if disabled else found,
         interval=interval or spacing or DEFAULT_INTERVAL,
-        delta=told != "cumulative",
+        temporality=temporality,
         queue=max(int(queue or default.queue), 1),
         batch=max(int(batch or default.batch), 1),
         delay=delay or default.delay,

@@ -1,0 +1,168 @@
+"""Metrics of private providers: collected and encoded piece by piece, with naps, so that no loop waits for the GIL.
+
+Counters and gauges are read by the SDK through meters of our own, of several providers, as it collects those of one in
+a single go; histograms are added as they are. Imports the SDK.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics, ScopeMetrics
+from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider, ObservableCounter
+from opentelemetry.sdk.metrics import export as sdk
+from opentelemetry.sdk.resources import Resource
+
+from loopwatch.telemetry.catalog import AGENT, LOOPS, OFFLOAD, POOLS
+from loopwatch.telemetry.instruments import Account, Instruments
+from loopwatch.telemetry.readings import Reading
+from loopwatch.telemetry.spreads import Spreads
+from loopwatch.telemetry.targets import Temporality
+
+GROUPS = (LOOPS[:10], LOOPS[10:], POOLS[:7], POOLS[7:], (*OFFLOAD, *AGENT))
+"""Metrics that are collected together."""
+PIECE = 25
+"""Points that are encoded in one go, about a quarter of a millisecond."""
+PATIENCE = 30_000.0
+"""ms that a collection may take."""
+
+
+class Metering:
+    """Reads everything that is told in figures, and makes messages of OTLP.
+
+    Args:
+        account: where it comes from.
+        resource: of this process.
+        version: of loopwatch.
+        temporality: how counts are told.
+        pause: gives up the GIL for a moment.
+    """
+
+    def __init__(
+        self, account: Account, resource: Resource, version: str, temporality: Temporality, pause: Callable[[], None]
+    ) -> None:
+        self._account = account
+        self._pause = pause
+        self._latest: Reading | None = None
+        shared = Account(lambda _pause: self._latest, account.exemplars)
+        self._readers = [_Reader(temporality) for _ in GROUPS]
+        self.instruments = []
+        for reader, group in zip(self._readers, GROUPS, strict=True):
+            provider = MeterProvider([reader], resource, shutdown_on_exit=False)
+            instruments = Instruments(provider.get_meter("loopwatch", version), group, with_histograms=False)
+            instruments.pause = pause
+            instruments.attach(shared)
+            self.instruments.append(instruments)
+        self._spreads = Spreads(account.exemplars, time.time(), delta=temporality is not Temporality.CUMULATIVE)
+
+    def message(self) -> bytes | None:
+        """Return everything as it is now, None if there is nothing to tell."""
+        self._latest = reading = self._account.read(self._pause)
+        self._pause()
+        if reading is None:
+            return None
+        found: list[sdk.Metric] = []
+        about: sdk.ResourceMetrics | None = None
+        for reader in self._readers:
+            data = reader.take()
+            if data is not None:
+                about = data.resource_metrics[0]
+                found += about.scope_metrics[0].metrics
+            self._pause()
+        if about is None:
+            return None
+        return encoded(about, [*self._spreads.of(reading, self._pause), *found], self._pause)
+
+    def detach(self) -> None:
+        """Tell nothing from now on."""
+        for instruments in self.instruments:
+            instruments.detach()
+
+
+class _Reader(sdk.MetricReader):
+    """Hands out what was collected to whoever asks; has no thread of its own."""
+
+    def __init__(self, temporality: Temporality) -> None:
+        kinds: dict[Temporality, tuple[type, ...]] = {
+            Temporality.DELTA: (Counter, Histogram, ObservableCounter),
+            Temporality.LOWMEMORY: (Counter, Histogram),
+        }
+        delta = sdk.AggregationTemporality.DELTA
+        super().__init__(preferred_temporality=dict.fromkeys(kinds.get(temporality, ()), delta))
+        self._data: sdk.MetricsData | None = None
+
+    def take(self) -> sdk.MetricsData | None:
+        """Collect now."""
+        self.collect(PATIENCE)
+        data, self._data = self._data, None
+        return data
+
+    def _receive_metrics(self, metrics_data: sdk.MetricsData, *_: Any, **__: Any) -> None:
+        self._data = metrics_data
+
+    def shutdown(self, *_: Any, **__: Any) -> None:
+        """Nothing to end."""
+
+
+def encoded(about: sdk.ResourceMetrics, metrics: Sequence[sdk.Metric], pause: Callable[[], None]) -> bytes:
+    """Return an OTLP message, made piece by piece.
+
+    The pieces are put together as protobuf has it: fields of one message may come in any number of parts.
+
+    Args:
+        about: whose resource and scope stand in it.
+        metrics: what is told.
+        pause: called between two pieces.
+    """
+    scope = about.scope_metrics[0]
+    empty = sdk.ScopeMetrics(scope.scope, [], scope.schema_url)
+    head = encode_metrics(sdk.MetricsData([sdk.ResourceMetrics(about.resource, [empty], about.schema_url)]))
+    parts = [head.resource_metrics[0].scope_metrics[0].SerializeToString()]
+    head.resource_metrics[0].ClearField("scope_metrics")
+    pause()
+    for some in _portions(metrics):
+        piece = sdk.ScopeMetrics(scope.scope, some, scope.schema_url)
+        whole = encode_metrics(sdk.MetricsData([sdk.ResourceMetrics(_NOBODY, [piece], "")]))
+        found: ScopeMetrics = whole.resource_metrics[0].scope_metrics[0]
+        found.ClearField("scope")
+        found.ClearField("schema_url")
+        parts.append(found.SerializeToString())
+        pause()
+    of_scope = _field(ResourceMetrics.SCOPE_METRICS_FIELD_NUMBER, b"".join(parts))
+    of_resource = head.resource_metrics[0].SerializeToString() + of_scope
+    return _field(ExportMetricsServiceRequest.RESOURCE_METRICS_FIELD_NUMBER, of_resource)
+
+
+_NOBODY = Resource({})
+
+
+def _portions(metrics: Sequence[sdk.Metric]) -> Iterable[list[sdk.Metric]]:
+    some: list[sdk.Metric] = []
+    points = 0
+    for metric in metrics:
+        count = len(metric.data.data_points)
+        if some and points + count > PIECE:
+            yield some
+            some, points = [], 0
+        some.append(metric)
+        points += count
+    if some:
+        yield some
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a field with a message in it (protobuf encoding: tag, length, content)."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
