@@ -467,7 +467,12 @@ class Agent:
             )
         if name is not None and not (isinstance(name, str) and name):
             raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")
-        self._pools.watch(executor, name)
+        try:
+            self._pools.watch(executor, name)
+        except TypeError as exc:
+            raise ConfigError(
+                f"watch_executor({executor!r}): its submit() cannot be replaced ({exc}); watch the executor that it uses"
+            ) from None
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.

@@ -13,8 +13,11 @@ from loopwatch.pools.board import Address, Board
 from loopwatch.pools.defaults import Defaults
 from loopwatch.pools.futures import ProcessPools, WatchedProcesses
 from loopwatch.pools.hooks import Hooks
+from loopwatch.pools.multiprocessing_pool import MultiprocessingPools, WatchedPool
 from loopwatch.pools.naming import pool_name
+from loopwatch.pools.noting import Notes
 from loopwatch.pools.origin import origin
+from loopwatch.pools.other import WatchedOther
 from loopwatch.pools.reading import Source
 from loopwatch.pools.target import Target
 from loopwatch.pools.threads import ThreadPools, WatchedThreads, pool_of
@@ -71,6 +74,7 @@ class Executors:
         self._hooks.when_imported("concurrent.futures.thread", self._start_threads)
         for name in PROCESS_MODULES:
             self._hooks.when_imported(name, self._start_processes)
+        self._hooks.when_imported("multiprocessing.pool", self._start_pools)
         self._defaults.start()
 
     def stop(self) -> None:
@@ -113,6 +117,17 @@ class Executors:
             if pool is not None:
                 self._found(pool)
 
+    def _start_pools(self, module: Any) -> None:
+        self._go_first_at_exit()
+        MultiprocessingPools(self._hooks, self._found, self.each, self._target).start(module)
+        self._hooks.both(module.Pool, "__init__", self._making, self._made, always=False)
+        util = loaded("multiprocessing.util")  # where pools see to it that they are ended at exit
+        for finalizer in list(getattr(util, "_finalizer_registry", {}).values()):
+            ref = getattr(finalizer, "_weakref", None)
+            pool = None if ref is None else ref()
+            if isinstance(pool, module.Pool):
+                self._found(pool)
+
     # -- what is watched ------------------------------------------------------------------------------------------
 
     def each(self) -> Sequence[Watched]:
@@ -120,8 +135,12 @@ class Executors:
         return self._watched.copy()
 
     def watch(self, pool: Any, name: str | None = None) -> Watched | None:
-        """Watch ``pool``, and give it a name; return what watches it, None if there are too many already."""
-        watched = self._found(pool, origin().place)
+        """Watch ``pool``, and give it a name; return what watches it, None if there are too many already.
+
+        Raises:
+            TypeError: it is of a kind that is not known, and its methods cannot be replaced.
+        """
+        watched = self._found(pool, origin().place, any_kind=True)
         if watched is not None and name:
             self._rename(watched, name)
         return watched
@@ -144,18 +163,22 @@ class Executors:
     def _is_default(self, watched: Watched, name: str) -> None:
         self._rename(watched, name, "default")
 
+    def _making(self, _pool: Any, *_args: Any, **_kwargs: Any) -> None:
+        """A pool is about to be made, and to start its workers at once."""
+        self._board_here()
+
     def _made(self, pool: Any, _result: None) -> None:
         """An executor was made; a subclass may still be about to make itself."""
         self._found(pool, origin().place)
 
-    def _found(self, pool: Any, place: str = "") -> Watched | None:
+    def _found(self, pool: Any, place: str = "", *, any_kind: bool = False) -> Watched | None:
         watched = self._by_id.get(id(pool))
         if watched is not None and watched.ref() is pool:
             return watched
         with self._lock:
             watched = self._by_id.get(id(pool))
             if watched is None or watched.ref() is not pool:
-                watched = self._make(pool, place) if self._has_room() else None
+                watched = self._make(pool, place, any_kind=any_kind) if self._has_room() else None
                 if watched is None:
                     return None
                 self._by_id[id(pool)] = watched
@@ -163,7 +186,7 @@ class Executors:
         self._add(watched)
         return watched
 
-    def _make(self, pool: Any, place: str) -> Watched | None:
+    def _make(self, pool: Any, place: str, *, any_kind: bool) -> Watched | None:
         collected = functools.partial(_forget, self._by_id, id(pool))
         taken = {each.identity.name for each in self._watched}
         if _has(pool, "_threads", "_work_queue", "_shutdown", "_broken", "_max_workers", "_thread_name_prefix"):
@@ -172,6 +195,14 @@ class Executors:
         if _has(pool, "_processes", "_pending_work_items", "_queue_count", "_max_workers"):
             identity = Identity(pool_name(type(pool).__name__, place, taken), _kind_of(pool), place)
             return WatchedProcesses(pool, identity, self._hung_after, collected, self._board_here())
+        if _has(pool, "_pool", "_cache", "_taskqueue", "_inqueue", "_state"):
+            threads = loaded("multiprocessing.pool")
+            kind = "thread" if threads is not None and isinstance(pool, threads.ThreadPool) else "multiprocessing"
+            identity = Identity(pool_name(type(pool).__name__, place, taken), kind, place)
+            return WatchedPool(pool, identity, self._hung_after, collected, self._board_here())
+        if any_kind:
+            identity = Identity(pool_name(type(pool).__name__, place, taken), "other", place)
+            return WatchedOther(pool, identity, self._hung_after, collected, self._hooks)
         return None
 
     def _has_room(self) -> bool:
@@ -198,8 +229,8 @@ class Executors:
     def _address(self) -> Address | None:
         return self._inherited if self._board is None else self._board.address
 
-    def _target(self, original: Any, place: str) -> Target:
-        return Target(original, place, self._address)
+    def _target(self, original: Any, place: str, in_thread: Callable[[Any], Notes | None] | None = None) -> Target:
+        return Target(original, place, self._address, in_thread)
 
 
 def _has(pool: Any, *names: str) -> bool:

@@ -23,7 +23,7 @@ from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.staff import Staff
 from loopwatch.pools.tally import Outcome
 from loopwatch.pools.target import Target
-from loopwatch.pools.watched import Identity, Watched, Work
+from loopwatch.pools.watched import Identity, Watched
 
 
 class WatchedProcesses(Watched):
@@ -43,6 +43,9 @@ class WatchedProcesses(Watched):
         """Threads that wait for it to end."""
         self._max_workers = pool._max_workers
         self._manager: weakref.ref[Any] | None = None
+        self._lost: dict[int, str] = {}
+        """Names of the tasks whose workers have died, by number."""
+        self.staff.look(self._processes(pool), time.monotonic(), are_new=False)
 
     # -- what it has ----------------------------------------------------------------------------------------------
 
@@ -54,7 +57,7 @@ class WatchedProcesses(Watched):
         found = getattr(pool, "_processes", None)
         if not found and self._manager is not None:
             found = getattr(self._manager(), "processes", None)
-        return dict(found) if found else {}
+        return {process.pid: process for process in Staff.living(dict(found or {}).values())}
 
     def _pending(self, pool: Any) -> dict[int, Any]:
         owner = pool if pool is not None or self._manager is None else self._manager()
@@ -73,7 +76,14 @@ class WatchedProcesses(Watched):
         """Note how workers died, before the others are ended for it."""
         now = time.monotonic()
         self.staff.look(processes, now)
-        self.staff.note_crashes(processes.items(), now)
+        self.staff.note_crashes(processes, now)
+        self._lost = {each.task: self._name_of(each.task) for each in self.staff.dead if each.task is not None}
+
+    def _name_of(self, number: int) -> str:
+        return _name_in(self._pending(self.ref()), number)
+
+    def _lost_words(self, number: int) -> str:
+        return f"while it ran {self._lost.get(number) or 'a task'}"
 
     def owns(self, thread: threading.Thread) -> bool:
         """Whether ``thread`` manages its workers."""
@@ -124,27 +134,27 @@ class WatchedProcesses(Watched):
         self.look(pool)
         pending = self._pending(pool)
         self.staff.settle(facts)
-        living = self.staff.living()
-        workers = [self._worker(pid, pending, facts.get(pid), now) for pid in living]
+        present = self.staff.present()
+        workers = [self._worker(pid, pending, facts.get(pid), now) for pid in present]
         busy = sum(worker.calls for worker in workers)
         if not self.staff.is_known:  # a pool hands out few more tasks than it has workers
-            busy = min(len(pending), len(living))
+            busy = min(len(pending), len(present))
         self.started, self.recycled = self.staff.started, self.staff.recycled
         return self.stats(
-            [*workers, *self.dead(self.staff, now)], now, queued=max(len(pending) - busy, 0), running=busy,
+            [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(len(pending) - busy, 0), running=busy,
             running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=self._max_workers,
             crashed=sum(self.staff.crashes.values()), crashes=dict(self.staff.crashes), cpu=self.staff.cpu(facts),
             decoding=self.staff.overhead(),
         )  # fmt: skip
 
     def _worker(self, pid: int, pending: Mapping[int, Any], facts: ProcessFacts | None, now: float) -> WorkerStats:
-        at = self.staff.now(pid)
-        if at is None:
-            return self.worker(pid, Work(), self.staff.born(pid, now), now, facts=facts)
-        item = None if at.number is None else pending.get(at.number)
-        name = None if at.number is None else "" if item is None else task_name(item.fn)
-        work = Work(int(at.number is not None), at.done, name, at.since if at.number is not None else None, at.ready)
+        work = self.staff.work(pid, functools.partial(_name_in, pending), now)
         return self.worker(pid, work, self.staff.born(pid, now), now, facts=facts)
+
+
+def _name_in(pending: Mapping[int, Any], number: int) -> str:
+    item = pending.get(number)
+    return "" if item is None else task_name(item.fn)
 
 
 class ProcessPools:

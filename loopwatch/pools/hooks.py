@@ -47,9 +47,15 @@ class Hooks:
         """Have ``note(instance, *args, **kwargs)`` called before each call of a method."""
         self._around(owner, name, note, None)
 
-    def both(self, owner: Any, name: str, before: Note, after: Note) -> None:
-        """Both; ``after`` is called with the instance and None if the method raised."""
-        self._around(owner, name, before, after, always=True)
+    def both(self, owner: Any, name: str, before: Note, after: Note, *, always: bool = True) -> None:
+        """Do both.
+
+        Args:
+            owner, name: of the method.
+            before, after: as above.
+            always: whether ``after`` is called, with None, if the method has raised.
+        """
+        self._around(owner, name, before, after, always=always)
 
     def _around(self, owner: Any, name: str, before: Note | None, after: Note | None, *, always: bool = False) -> None:
         def make(original: Any, patch: Patch) -> Any:
@@ -74,18 +80,19 @@ class Hooks:
 
             return method
 
-        self.patches.replace(owner, name, make).state = (self._guarded(before), self._guarded(after), always)
+        state = [None if note is None else self.guarded(note) for note in (before, after)]
+        self.patches.replace(owner, name, make).state = (*state, always)
 
-    def _guarded(self, note: Note | None) -> Note | None:
-        if note is None:
-            return None
+    def guarded(self, note: Note) -> Note:
+        """Return ``note`` such that it harms nobody: what it raises is counted."""
 
-        def guarded(*args: Any, **kwargs: Any) -> None:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
             if not self.is_off:
                 try:
-                    note(*args, **kwargs)
+                    return note(*args, **kwargs)
                 except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
                     self.failed(exc)
+            return None
 
         return guarded
 

@@ -12,7 +12,7 @@ import os
 import pkgutil
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from loopwatch.pools.board import Address, Slot, claim
 
@@ -36,13 +36,30 @@ def run_noting(function: Function, address: Address, args: tuple[Any, ...], kwar
     slot = claim(address, os.getpid())
     if slot is None or len(args) < 2:
         return function(*args, **kwargs)
-    notes = _Notes(slot)
+    return run_with(SlotNotes(slot), function, args, kwargs)
+
+
+def run_with(notes: Notes, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a pool's ``function`` for workers with ``notes`` being taken."""
     results = Outcomes if function.__module__ == "multiprocessing.pool" else Results
     return function(Calls(args[0], notes), results(args[1], notes), *args[2:], **kwargs)
 
 
-class _Notes:
-    """What this worker runs now."""
+class Notes(Protocol):
+    """What is noted of a worker."""
+
+    def ready(self) -> None:
+        """It asks for a task."""
+
+    def begin(self, number: int) -> None:
+        """Task ``number`` was taken."""
+
+    def end(self) -> None:
+        """The task is over, if there is one."""
+
+
+class SlotNotes:
+    """What this worker runs now, on its parent's board."""
 
     __slots__ = ("_cpu", "_number", "_slot", "_start")
 
@@ -75,7 +92,7 @@ class _Notes:
 class _Queue:
     """A queue of the pool's, with everything that it has."""
 
-    def __init__(self, queue: Any, notes: _Notes) -> None:
+    def __init__(self, queue: Any, notes: Notes) -> None:
         self._queue, self._notes = queue, notes
 
     def __getattr__(self, name: str) -> Any:

@@ -61,8 +61,9 @@ class WatchedOwn:
         if self._over_at is None and (pool is None or stats.closed) and not workers:
             self._over_at = now
         busy = self._last.runs.total + sum(worker.running_for or 0.0 for worker in workers)
+        cpu = self._cpu_of_gone + sum(self._cpu.values())
         stats = replace(
-            stats, workers=workers, closed=stats.closed or pool is None, cpu=self._cpu_of_gone + sum(self._cpu.values()),
+            stats, workers=workers, closed=stats.closed or pool is None, cpu=cpu,
             utilization=self._window.share(now, busy, len(workers)),
         )  # fmt: skip
         return PoolReading(stats, self._last.waits, self._last.runs)

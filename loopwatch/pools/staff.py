@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from loopwatch.pools.board import Board, Now, Run
 from loopwatch.pools.health import crash_reason
@@ -16,16 +18,39 @@ MOST_REASONS = 16
 """Ways to die told apart; further ones are told as ``other``."""
 MOST_DEAD = 16
 """Dead workers that are told one by one."""
+DYING = 0.5
+"""s that a worker may take to end once it has closed its descriptors."""
+SILENT = 10.0
+"""s after which a worker that has not said anything is not waited for any more."""
 SIGKILL = -int(getattr(signal, "SIGKILL", 9))
 
 
 @dataclass(slots=True)
 class _Member:
-    """One worker; ``slot`` is its index on the board, None as far as it has none."""
+    """One worker; ``is_new`` if it was seen to start, ``slot`` its index on the board, None as far as it has none."""
 
     born: float
+    is_new: bool
     slot: int | None = None
     cpu: float = 0.0
+
+
+class Work(NamedTuple):
+    """What one worker is about.
+
+    Attributes:
+        calls: tasks that it has, None where that cannot be told.
+        done: tasks that it has finished.
+        task: name of the one that it runs.
+        since: ``time.monotonic`` s when it began.
+        ready: whether it asks for tasks, None where that cannot be told.
+    """
+
+    calls: int | None = None
+    done: int = 0
+    task: str | None = None
+    since: float | None = None
+    ready: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +93,18 @@ class Staff:
         self._unsettled: set[int] = set()
         self._cpu_of_gone = self._overhead_of_gone = 0.0
 
-    def look(self, pids: Iterable[int], now: float) -> None:
+    def look(self, pids: Iterable[int], now: float, *, are_new: bool = True) -> None:
         """See which workers there are now.
 
         Args:
             pids: of those whom the pool has.
             now: ``time.monotonic``.
+            are_new: whether those not seen before have just been started, and will say what they do.
         """
         present = set(pids)
         for pid in present:
             if pid not in self._members:
-                self._members[pid] = _Member(now)
+                self._members[pid] = _Member(now, are_new)
                 self.started += 1
         for pid in [pid for pid in self._members if pid not in present]:
             self._leave(pid)
@@ -95,9 +121,16 @@ class Staff:
         if not self.has_crashed(pid):
             self.recycled += 1
 
-    def note_crashes(self, processes: Iterable[tuple[int, Any]], now: float) -> None:
-        """Note which of ``processes`` (id, process) are dead, and how they ended."""
-        for pid, process in processes:
+    def note_crashes(self, processes: Mapping[int, Any], now: float) -> None:
+        """Note which of ``processes`` are dead or about to be, and how they ended.
+
+        A process has closed its descriptors some time before it can be waited for: in between, it writes its core.
+        """
+        connection = sys.modules["multiprocessing.connection"]
+        dying = connection.wait([process.sentinel for process in processes.values()], timeout=0)
+        for pid, process in processes.items():
+            while process.sentinel in dying and process.exitcode is None and time.monotonic() - now < DYING:
+                time.sleep(0.005)
             exitcode = process.exitcode
             if exitcode is not None and not self.has_crashed(pid):
                 self.crashed(pid, exitcode, now)
@@ -124,6 +157,11 @@ class Staff:
         """Whether it is still to be found out who killed one of them."""
         return bool(self._unsettled)
 
+    @staticmethod
+    def living(processes: Iterable[Any]) -> list[Any]:
+        """Return those that nobody has waited for; to ask one whether it is alive would be to wait for it."""
+        return [each for each in processes if getattr(getattr(each, "_popen", None), "returncode", 0) is None]
+
     def settle(self, facts: Mapping[int, ProcessFacts]) -> None:
         """Correct the reason of those that the kernel killed for want of memory, once that has been looked at."""
         for pid in list(self._unsettled):
@@ -142,7 +180,7 @@ class Staff:
         """Return the workers that are there, and those of whom it is still to be found out who killed them."""
         return [*self._members, *(pid for pid in self._unsettled if pid not in self._members)]
 
-    def living(self) -> Sequence[int]:
+    def present(self) -> Sequence[int]:
         """Return the workers that the pool has, without those whose death was noted."""
         dead = {each.pid for each in self.dead}
         return [pid for pid in list(self._members) if pid not in dead]
@@ -164,7 +202,7 @@ class Staff:
         """Return s of processor time that arguments and results cost the workers, None where they do not say."""
         if self._board is None:
             return None
-        return self._overhead_of_gone + sum(at.overhead for pid in self.living() if (at := self.now(pid)) is not None)
+        return self._overhead_of_gone + sum(at.overhead for pid in self.present() if (at := self.now(pid)) is not None)
 
     # -- the board ------------------------------------------------------------------------------------------------
 
@@ -180,6 +218,22 @@ class Staff:
         member = self._members.get(pid)
         slot = None if member is None else self._slot(pid, member)
         return None if slot is None or self._board is None else self._board.now(slot)
+
+    def work(self, pid: int, name_of: Callable[[int], str], now: float) -> Work:
+        """Return what worker ``pid`` is about.
+
+        Args:
+            pid: process id.
+            name_of: returns the name of the task with a number.
+            now: ``time.monotonic``.
+        """
+        at, member = self.now(pid), self._members.get(pid)
+        if at is None:
+            is_new = self._board is not None and member is not None and member.is_new and now - member.born < SILENT
+            return Work(0, ready=False) if is_new else Work()
+        if at.number is None:
+            return Work(0, at.done, ready=at.ready)
+        return Work(1, at.done, name_of(at.number), at.since, at.ready)
 
     def run_of(self, number: int) -> Run | None:
         """Return how task ``number`` went, None if no worker says."""

@@ -9,13 +9,14 @@ import functools
 import os
 import pkgutil
 import sys
+import threading
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from loopwatch.pools.board import Address
-from loopwatch.pools.noting import Function, noting, run_noting
+from loopwatch.pools.noting import Function, Notes, noting, run_noting, run_with
 
 _FOLDER = Path(__file__).parent.parent
 
@@ -27,15 +28,26 @@ class Target:
         original: that function; it takes the queue of calls and that of results first.
         place: how it is found in another process, ``module:name``.
         address: returns where the board is, None to run ``original`` alone. In a forked worker it is the parent's.
+        in_thread: returns what notes for the calling thread, a worker that asks the given queue for tasks; None if
+            nothing does.
     """
 
-    def __init__(self, original: Function, place: str, address: Callable[[], Address | None]) -> None:
+    def __init__(
+        self,
+        original: Function,
+        place: str,
+        address: Callable[[], Address | None],
+        in_thread: Callable[[Any], Notes | None] | None = None,
+    ) -> None:
         functools.update_wrapper(self, original)
-        self._original, self._place, self._address = original, place, address
+        self._original, self._place, self._address, self._in_thread = original, place, address, in_thread
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it: in a worker that was forked, or in a thread that stands for one."""
         address = self._address()
+        in_thread = self._in_thread
+        if in_thread is not None and threading.current_thread() is not threading.main_thread():
+            return run_with(_LateNotes(lambda: in_thread(args[0])), self._original, args, kwargs)
         if address is None or address.pid != os.getppid():
             return self._original(*args, **kwargs)
         return run_noting(self._original, address, args, kwargs)
@@ -46,6 +58,29 @@ class Target:
         if address is None or address.pid != os.getpid() or not importable():
             return pkgutil.resolve_name, (self._place,)
         return noting, (self._place, address)
+
+
+class _LateNotes:
+    """Notes of a thread that is started by a pool which is still being made."""
+
+    def __init__(self, find: Callable[[], Notes | None]) -> None:
+        self._find = find
+        self._notes: Notes | None = None
+
+    def ready(self) -> None:
+        """It asks for a task."""
+
+    def begin(self, number: int) -> None:
+        """Task ``number`` was taken."""
+        if self._notes is None:
+            self._notes = self._find()
+        if self._notes is not None:
+            self._notes.begin(number)
+
+    def end(self) -> None:
+        """The task is over, if there is one."""
+        if self._notes is not None:
+            self._notes.end()
 
 
 def importable() -> bool:

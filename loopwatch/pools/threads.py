@@ -19,8 +19,9 @@ from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import error_name, task_name
 from loopwatch.pools.reading import ProcessFacts
+from loopwatch.pools.staff import Work
 from loopwatch.pools.tally import TOGETHER, Outcome
-from loopwatch.pools.watched import Identity, Watched, Work
+from loopwatch.pools.watched import Identity, Watched
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 STILL = 1.0
@@ -32,7 +33,7 @@ class Seat:
 
     __slots__ = ("born", "cpu", "done", "io", "item", "moved_at", "moved_cpu", "since", "watched")
 
-    def __init__(self, watched: WatchedThreads, born: float) -> None:
+    def __init__(self, watched: Watched, born: float) -> None:
         self.watched, self.born = watched, born
         self.item: Any = None
         self.since = 0.0

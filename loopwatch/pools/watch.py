@@ -45,6 +45,7 @@ class PoolWatch:
             hung_after=self._hung_after, exiting=self._exiting,
         )  # fmt: skip
         self._left: list[Watched] = []
+        self._is_exiting = False
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -112,8 +113,9 @@ class PoolWatch:
 
     def _exiting(self) -> None:
         """Before the interpreter ends the executors that are left, in the midst of its end."""
-        if self._left:
+        if self._is_exiting:
             return
+        self._is_exiting = True
         self._left = [each for each in self._executors.each() if each.is_left()]
         main = threading.main_thread()
         others = [t for t in threading.enumerate() if t is not main and not t.daemon]

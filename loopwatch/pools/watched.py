@@ -6,12 +6,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from loopwatch.events import PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.health import Executor, Situation, judge
 from loopwatch.pools.reading import PoolReading, ProcessFacts
-from loopwatch.pools.staff import Staff
+from loopwatch.pools.staff import Staff, Work
 from loopwatch.pools.tally import Tally, Window
 
 LINGER = 60.0
@@ -32,24 +33,6 @@ class Identity(NamedTuple):
     name: str
     kind: str
     place: str
-
-
-class Work(NamedTuple):
-    """What one worker is about.
-
-    Attributes:
-        calls: tasks that it has, None where that cannot be told.
-        done: tasks that it has finished.
-        task: name of the one that it runs.
-        since: ``time.monotonic`` s when it began.
-        ready: whether it asks for tasks, None where that cannot be told.
-    """
-
-    calls: int | None = None
-    done: int = 0
-    task: str | None = None
-    since: float | None = None
-    ready: bool | None = None
 
 
 class Watched:
@@ -193,16 +176,26 @@ class Watched:
             oom_killed=situation.oom_killed,
         )
 
-    def dead(self, staff: Staff, now: float) -> list[WorkerStats]:
-        """Return those that have crashed not long ago."""
-        return [
-            self.worker(
-                each.pid, Work(done=each.done), each.born, each.at, alive=False, exitcode=each.exitcode,
-                oom_killed=each.pid in staff.oom,
-            )
-            for each in list(staff.dead)
-            if now - each.at < LINGER
-        ]  # fmt: skip
+    def dead(self, staff: Staff, now: float, lost: Callable[[int], str] | None = None) -> list[WorkerStats]:
+        """Return those that have crashed not long ago.
+
+        Args:
+            staff: the workers.
+            now: ``time.monotonic``.
+            lost: says what became of the task, by its number, that a worker had when it died.
+        """
+        found = []
+        for each in list(staff.dead):
+            if now - each.at < LINGER:
+                work = Work(0, each.done)
+                worker = self.worker(
+                    each.pid, work, each.born, each.at, alive=False, exitcode=each.exitcode,
+                    oom_killed=each.pid in staff.oom,
+                )  # fmt: skip
+                if lost is not None and each.task is not None:
+                    worker = replace(worker, reason=f"{worker.reason} {lost(each.task)}")
+                found.append(worker)
+        return found
 
     def stats(
         self,

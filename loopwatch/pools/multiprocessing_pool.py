@@ -1,0 +1,368 @@
+"""Pools of :mod:`multiprocessing`: ``apply``, ``map`` and ``imap`` in all their forms, in processes and in threads.
+
+A worker that dies takes its task with it: the pool starts another worker, and whoever waits for the result waits for
+ever. That is told here as a crash and as a task that is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from loopwatch import evidence
+from loopwatch._patches import Patch
+from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.pools.board import RING, Board, Run
+from loopwatch.pools.health import Executor
+from loopwatch.pools.hooks import Hooks
+from loopwatch.pools.naming import error_name, task_name
+from loopwatch.pools.noting import SHIFT, job_number
+from loopwatch.pools.reading import ProcessFacts
+from loopwatch.pools.staff import Staff, Work
+from loopwatch.pools.tally import Outcome
+from loopwatch.pools.target import Target
+from loopwatch.pools.threads import Seat
+from loopwatch.pools.watched import Identity, Watched
+
+LOST = "lost"
+"""What stands for the type of the exception of a task that died with its worker: there is none, and no result."""
+PLACE = "multiprocessing.pool:worker"
+
+
+class _Job(NamedTuple):
+    """What was asked of a pool in one go; ``at`` is ``time.monotonic`` s."""
+
+    at: float
+    name: str
+
+
+class WatchedPool(Watched):
+    """A pool of :mod:`multiprocessing` under watch."""
+
+    def __init__(
+        self,
+        pool: Any,
+        identity: Identity,
+        hung_after: Callable[[], float],
+        collected: Callable[[Any], object],
+        board: Board | None,
+    ) -> None:
+        super().__init__(pool, identity, hung_after, collected)
+        self.staff = Staff(board)
+        self.jobs: dict[int, _Job] = {}
+        self.members: list[Any] = pool._pool
+        """Its workers; the pool changes the list in place."""
+        self.calls: Any = pool._inqueue
+        self.waiting = 0
+        """Threads that wait for it to end."""
+        self._cache: dict[int, Any] = pool._cache
+        self._lost: set[int] = set()
+        self.has_threads = identity.kind == "thread"
+        self._seats: dict[threading.Thread, ThreadNotes] = {}
+        self.look(are_new=bool(identity.place))
+
+    # -- its workers ----------------------------------------------------------------------------------------------
+
+    def _living(self) -> list[Any]:
+        """Return the workers that are there."""
+        members = self.members.copy()
+        if self.has_threads:
+            return [member for member in members if member.is_alive()]
+        return Staff.living(members)
+
+    def look(self, *, are_new: bool = True) -> None:
+        """See which workers it has now.
+
+        Args:
+            are_new: whether those not seen before have just been started.
+        """
+        if not self.has_threads:
+            self.staff.look((process.pid for process in self._living()), time.monotonic(), are_new=are_new)
+
+    def ended(self, processes: Sequence[Any]) -> None:
+        """Note how workers ended, before the pool replaces them."""
+        now = time.monotonic()
+        for process in processes:
+            exitcode = process.exitcode
+            if exitcode is None or self.staff.has_crashed(process.pid):
+                continue
+            at = self.staff.now(process.pid)
+            if exitcode == 0 and (at is None or at.number is None):
+                continue
+            dead = self.staff.crashed(process.pid, exitcode, now)
+            if dead.task is not None:
+                self._lost.add(dead.task)
+                self.tally.add(Outcome(None, None, LOST))
+
+    def notes_of(self, thread: threading.Thread) -> ThreadNotes:
+        """Return what notes for a worker that is a thread."""
+        return self._seats.get(thread) or self._seats.setdefault(thread, ThreadNotes(self, time.monotonic()))
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Whether ``thread`` is one of its workers."""
+        return self.has_threads and thread in self.members
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    def over(self, job: int, index: int, outcome: Any) -> None:
+        """Count a task whose result is there."""
+        number = job_number(job, index)
+        if number is None:
+            return
+        success, value = outcome
+        name = None if success or not isinstance(value, BaseException) else error_name(value)
+        run = self._run_of(number) if self.has_threads else self.staff.run_of(number)
+        if run is None:
+            self.tally.add(Outcome(None, None, name))
+            return
+        known = self.jobs.get(job)
+        wait = None if known is None else max(run.start - known.at, 0.0)
+        self.tally.add(Outcome(wait, run.end - run.start, name, run.cpu))
+
+    def _run_of(self, number: int) -> Run | None:
+        runs = (each.run_of(number) for each in list(self._seats.values()))
+        return next((run for run in runs if run is not None), None)
+
+    def _pending(self) -> int:
+        """Return how many tasks are without a result, as far as their number is known, without those that are lost."""
+        cache = self._cache.copy()
+        for job in [job for job in self.jobs if job not in cache]:
+            self.jobs.pop(job, None)
+        self._lost = {number for number in self._lost if number >> SHIFT in cache}
+        return max(sum(_left(result) for result in cache.values()) - len(self._lost), 0)
+
+    def _name_of(self, number: int) -> str:
+        job = self.jobs.get(number >> SHIFT)
+        return "" if job is None else job.name
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    def fate(self, pool: Any) -> Executor:
+        """Return whether ``pool`` takes calls."""
+        if pool._state in ("INIT", "RUN"):
+            return Executor.OPEN
+        return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
+
+    def has_workers(self) -> bool:
+        """Whether one of its workers is left, or how one ended is still to be found out."""
+        return bool(self._living()) or self.staff.is_unsettled
+
+    def pids(self) -> Sequence[int]:
+        """Return its worker processes."""
+        self.look()
+        return self.staff.pids()
+
+    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
+        """Return its figures."""
+        self.look()
+        self.staff.settle(facts)
+        if self.has_threads:
+            workers = [self._thread(thread, now) for thread in self._living()]
+            self.started = len(self._seats)
+        else:
+            workers = [self._process(pid, facts.get(pid), now) for pid in self.staff.present()]
+            self.started, self.recycled = self.staff.started, self.staff.recycled
+        pending = self._pending()
+        busy = sum(worker.calls for worker in workers)
+        if not self.has_threads and not self.staff.is_known:
+            busy = min(pending, len(workers))
+        return self.stats(
+            [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(pending - busy, 0), running=busy,
+            running_for=sum(worker.running_for or 0.0 for worker in workers),
+            max_workers=getattr(pool, "_processes", None), crashed=sum(self.staff.crashes.values()),
+            crashes=dict(self.staff.crashes), decoding=self.staff.overhead(),
+            cpu=sum(each.seat.cpu for each in self._seats.values()) if self.has_threads else self.staff.cpu(facts),
+        )  # fmt: skip
+
+    def _lost_words(self, number: int) -> str:
+        name = self._name_of(number)
+        return f"while it ran {name or 'a task'}, whose result will never come"
+
+    def _process(self, pid: int, facts: ProcessFacts | None, now: float) -> WorkerStats:
+        work = self.staff.work(pid, self._name_of, now)
+        return self.worker(pid, work, self.staff.born(pid, now), now, facts=facts)
+
+    def _thread(self, thread: threading.Thread, now: float) -> WorkerStats:
+        notes, native_id = self.notes_of(thread), thread.native_id or 0
+        seat, number, since = notes.seat, notes.number, notes.seat.since
+        cpu = evidence.thread_cpu(native_id)
+        if cpu is not None:
+            seat.cpu = max(seat.cpu, cpu)
+        if number is None:
+            return self.worker(native_id, Work(0, seat.done), seat.born, now, cpu=cpu)
+        work = Work(1, seat.done, self._name_of(number), since)
+        still = None if cpu is None else seat.still_for(now, native_id, cpu)
+        return self.worker(native_id, work, seat.born, now, cpu=cpu, still_for=still)
+
+
+class ThreadNotes:
+    """What a worker that is a thread runs now, and has run; written by that thread."""
+
+    def __init__(self, watched: WatchedPool, born: float) -> None:
+        self.seat = Seat(watched, born)
+        self.number: int | None = None
+        self._runs: deque[tuple[int, Run]] = deque(maxlen=RING)
+        self._cpu = 0.0
+
+    def ready(self) -> None:
+        """It asks for a task."""
+
+    def begin(self, number: int) -> None:
+        """Task ``number`` was taken."""
+        self._cpu = time.thread_time()
+        self.seat.since = time.monotonic()
+        self.number = number
+
+    def end(self) -> None:
+        """The task is over."""
+        number, self.number = self.number, None
+        if number is not None:
+            self.seat.cpu = cpu = time.thread_time()
+            self.seat.done += 1
+            self._runs.append((number, Run(self.seat.since, time.monotonic(), cpu - self._cpu)))
+
+    def run_of(self, number: int) -> Run | None:
+        """Return how task ``number`` went, None if it did not run here."""
+        return next((run for known, run in self._runs.copy() if known == number), None)
+
+
+class MultiprocessingPools:
+    """Takes notes of the pools of :mod:`multiprocessing`.
+
+    Args:
+        hooks: how methods are replaced.
+        found: returns what watches a pool, None for one that is not watched.
+        each: returns everything that is watched.
+        target: makes what stands for the module's function for workers.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        found: Callable[[Any], Watched | None],
+        each: Callable[[], Sequence[Watched]],
+        target: Callable[[Any, str, Callable[..., Any]], Target],
+    ) -> None:
+        self._hooks, self._found, self._each, self._target = hooks, found, each, target
+        self._here = threading.local()
+
+    def start(self, module: Any) -> None:
+        """Begin.
+
+        Args:
+            module: :mod:`multiprocessing.pool`.
+        """
+        hooks, pool = self._hooks, module.Pool
+        in_thread = hooks.guarded(self._in_thread)
+        hooks.patches.replace(module, "worker", lambda original, _patch: self._target(original, PLACE, in_thread))
+        hooks.patches.replace(pool, "_join_exited_workers", _before_static).state = hooks.guarded(self._exited)
+        hooks.patches.replace(pool, "_repopulate_pool_static", _after_static).state = hooks.guarded(self._populated)
+        for name in ("apply_async", "_map_async", "imap", "imap_unordered"):
+            hooks.before(pool, name, self._asked)
+        for result in (module.ApplyResult, module.IMapIterator):
+            hooks.after(result, "__init__", self._begun)
+        for result in (module.ApplyResult, module.MapResult, module.IMapIterator, module.IMapUnorderedIterator):
+            hooks.before(result, "_set", self._over)
+        hooks.before(pool, "close", self._closing)
+        hooks.before(pool, "terminate", self._ending)
+        hooks.both(pool, "join", self._ending, self._ended)
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    def _asked(self, pool: Any, func: Any = None, *_args: Any, **_kwargs: Any) -> None:
+        self._here.asked = (pool, func)
+
+    def _begun(self, result: Any, _nothing: None) -> None:
+        pool, func = getattr(self._here, "asked", (None, None))
+        self._here.asked = (None, None)
+        watched = self._found(result._pool) if result._pool is not None else None
+        if isinstance(watched, WatchedPool):
+            name = task_name(func) if pool is result._pool and func is not None else ""
+            watched.jobs[result._job] = _Job(time.monotonic(), name)
+
+    def _over(self, result: Any, index: int, outcome: Any) -> None:
+        pool = result._pool
+        watched = None if pool is None else self._found(pool)
+        if isinstance(watched, WatchedPool):
+            watched.over(result._job, index, outcome)
+
+    # -- workers --------------------------------------------------------------------------------------------------
+
+    def _of(self, members: list[Any]) -> WatchedPool | None:
+        for watched in self._each():
+            if isinstance(watched, WatchedPool) and watched.members is members:
+                return watched
+        return None
+
+    def _exited(self, members: list[Any]) -> None:
+        watched = self._of(members)
+        if watched is not None and not watched.has_threads:
+            watched.ended(members.copy())
+
+    def _populated(self, _context: Any, _process: Any, _count: int, members: list[Any], *_: Any) -> None:
+        watched = self._of(members)
+        if watched is not None:
+            watched.look()
+
+    def _in_thread(self, calls: Any) -> ThreadNotes | None:
+        """Return what notes for the calling thread, a worker that asks for tasks in ``calls``."""
+        for watched in self._each():
+            if isinstance(watched, WatchedPool) and watched.calls is calls:
+                return watched.notes_of(threading.current_thread())
+        return None
+
+    def _closing(self, pool: Any) -> None:
+        watched = self._found(pool)
+        if watched is not None:
+            watched.ended_by_program = True
+
+    def _ending(self, pool: Any) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedPool):
+            watched.ended_by_program = True
+            watched.waiting += 1
+
+    def _ended(self, pool: Any, _result: None) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedPool):
+            watched.waiting = 0
+
+
+def _before_static(original: Any, patch: Patch) -> Any:
+    """Return a static method that has a note taken before it does what it did."""
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if patch.active:
+            patch.state(*args)
+        return original(*args, **kwargs)
+
+    return staticmethod(method)
+
+
+def _after_static(original: Any, patch: Patch) -> Any:
+    """Return a static method that has a note taken after it has done what it did."""
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if patch.active:
+            patch.state(*args)
+        return result
+
+    return staticmethod(method)
+
+
+def _left(result: Any) -> int:
+    """Return how many tasks of a job are without a result, as far as that is known."""
+    left = getattr(result, "_number_left", None)
+    if left is not None:
+        return int(left)
+    length = getattr(result, "_length", 1)
+    if length is None:  # its tasks are still being made
+        return 1
+    return max(int(length) - getattr(result, "_index", 0) - len(getattr(result, "_unsorted", ())), 0)
