@@ -34,7 +34,6 @@ GIL_WAIT = 0.002
 PROCESSES = frozenset({"process", "loky", "multiprocessing", "loopwatch"})
 THREADS = frozenset({"thread", "default"})
 _BUSY = (WorkerState.BUSY, WorkerState.HUNG)
-_ENDED = (WorkerState.DEAD, WorkerState.ZOMBIE)
 _MIB = 1 << 20
 
 
@@ -112,7 +111,7 @@ class History:
         stats, before = reading.stats, self.stats
         for reason, count in stats.crashes.items():
             # One that is broken when it is first seen has been made a moment ago.
-            known = 0 if before is stats else before.crashes.get(reason, 0)
+            known = before.crashes.get(reason, 0) if self.points else 0
             self.crashed.extend([(reason, now)] * min(max(count - known, 0), CRASHES))
         self.stats, self.last_seen = stats, now
         if self.points and now - self.points[-1].at < EVERY:
@@ -145,11 +144,6 @@ class History:
                 kept = self.memory.setdefault(worker.pid, deque(maxlen=80))
                 if not kept or now - kept[-1].at >= MEMORY_EVERY:
                     kept.append(Memory(now, worker.memory, worker.done))
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it was closed and had no worker any more, when it was told of last."""
-        return self.stats.closed and all(worker.state in _ENDED for worker in self.stats.workers)
 
     @property
     def span(self) -> float:
@@ -235,7 +229,7 @@ class Advisor:
     """
 
     def __init__(self) -> None:
-        self._histories: dict[tuple[str, str, str], History] = {}
+        self._histories: dict[tuple[int, str, str], History] = {}
         self._over: deque[History] = deque(maxlen=MOST_POOLS)
         self._held: dict[tuple[str, str], _Held] = {}
         self._gil_waits: deque[float] = deque(maxlen=5)
@@ -262,14 +256,11 @@ class Advisor:
         """
         present = set()
         for reading in readings:
-            key = (reading.stats.kind, reading.stats.name, reading.stats.created_at)
+            key = (reading.number, reading.stats.kind, reading.stats.name)
             present.add(key)
-            history = self._histories.pop(key, None)
-            if history is not None and history.is_over:
-                self._over.append(history)  # this is a later pool of that name
-                history = None
-            history = history or History(reading.stats, now, now)
-            self._histories[key] = history  # at the end: the oldest go first
+            history = self._histories.get(key)
+            if history is None:
+                history = self._histories[key] = History(reading.stats, now, now)
             history.add(reading, now)
         if gil_wait is not None:
             self._gil_waits.append(gil_wait)
@@ -414,7 +405,7 @@ def per_call(scene: Scene) -> Iterator[Finding]:
             places[each.stats.kind, each.stats.created_at].append(each)
     for (kind, place), made in places.items():
         few = [each for each in made if each.stats.submitted <= max(2 * (each.stats.max_workers or 1), 2)]
-        over = [each for each in few if each.stats.closed or each.is_over]
+        over = [each for each in few if each.stats.closed]
         if len(over) >= POOLS_PER_CALL and len(few) >= 0.8 * len(made):
             calls = sum(each.stats.submitted for each in made) / len(made)
             yield Finding(

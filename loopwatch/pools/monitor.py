@@ -7,8 +7,11 @@ import threading
 import time
 from _thread import allocate_lock
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
+from loopwatch import evidence
 from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet
 from loopwatch.config import Config
@@ -35,6 +38,8 @@ QUICK = 0.005
 """s that such a poll takes at most; what it did not come to keeps its last facts."""
 PATIENCE = 0.02
 """s that a snapshot or a fork waits for a poll that is under way."""
+NAP = 0.001
+"""s for which the thread sleeps to see how late it gets the GIL back."""
 PART = "health"
 
 _NOTHING: dict[int, ProcessFacts] = {}
@@ -43,19 +48,20 @@ _NOTHING: dict[int, ProcessFacts] = {}
 class Monitor:
     """Looks after pools and child processes from a daemon thread, which starts with the first of them.
 
-    Args:
-        config: current settings.
-        patches: where replaced attributes are kept.
-        faults: where failures are counted.
-        cpus: returns how many processors this process may use.
+        Args:
+            config: current settings.
+            patches: where replaced attributes are kept.
+            faults: where failures are counted.
+            cpus: returns how many processors this process may use.
 
-    Example:
-        >>> from loopwatch._faults import Faults
-        >>> monitor = Monitor(Config, PatchSet(), Faults())
-        >>> monitor.start()
-        >>> monitor.readings(), monitor.findings()
-        ((), ())
-        >>> monitor.stop()
+        Example:
+            >>> from loopwatch import evidence
+    from loopwatch._faults import Faults
+            >>> monitor = Monitor(Config, PatchSet(), Faults())
+            >>> monitor.start()
+            >>> monitor.readings(), monitor.findings()
+            ((), ())
+            >>> monitor.stop()
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class Monitor:
         self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
         self._births = Births(patches, faults, self._born)
         self._running = False
+        self._next_number = count(1)
         self._begin()
 
     def _begin(self) -> None:
@@ -79,6 +86,7 @@ class Monitor:
         self._alarm = allocate_lock()
         self._alarm.acquire()
         self._sources: tuple[Source, ...] = ()
+        self._numbers: dict[Source, int] = {}
         self._oom: Oom | None = None
         self._children = Children(self._births, lambda: self._config().hung_after, self._oom_killed)
         self._processes: Processes | None = None
@@ -113,13 +121,15 @@ class Monitor:
     def add(self, source: Source) -> None:
         """Look after ``source``; a second call does nothing."""
         with self._guard:
-            if source not in self._sources:
+            if source not in self._numbers:
+                self._numbers[source] = next(self._next_number)
                 self._sources = (*self._sources, source)
         self._ensure_thread()
 
     def remove(self, source: Source) -> None:
         """Look after ``source`` no more."""
         with self._guard:
+            self._numbers.pop(source, None)
             self._sources = tuple(each for each in self._sources if each is not source)
 
     @property
@@ -304,7 +314,7 @@ class Monitor:
         found = []
         for source in (*self._sources, *((self._children,) if self._children.used else ())):
             try:
-                found.append(source.reading(facts, now))
+                found.append(replace(source.reading(facts, now), number=self._numbers.get(source, 0)))
             except Exception as exc:  # noqa: BLE001 - the seam between one pool and the others
                 self._drop(source, exc)
         return tuple(found)
@@ -333,13 +343,21 @@ def period(used: float, budget: float) -> float:
 
 
 def gil_wait() -> float:
-    """Return for how many s this thread has to wait for the GIL each time that it has given it up: the median of five.
+    """Return for how many s this thread has to wait for the GIL when it wants it back: the median of five times.
 
-    A wait of no length gives it up, too; whoever computes in Python hands it back after the switch interval (5 ms).
+    Whoever computes in Python hands it over after the switch interval (5 ms). What the thread waited for a processor
+    is left out. A wait of no length would not do: the other thread needs a moment to wake up and take the GIL.
     """
     waits = []
     for _ in range(5):
-        began = time.perf_counter()
-        time.sleep(0)
-        waits.append(time.perf_counter() - began)
+        before, began = _run_queue(), time.perf_counter()
+        time.sleep(NAP)
+        late = time.perf_counter() - began - NAP
+        waits.append(max(late - (_run_queue() - before), 0.0))
     return statistics.median(waits)
+
+
+def _run_queue() -> float:
+    """Return s for which this thread has waited for a processor, 0 where the system does not tell."""
+    found = evidence.scheduled(threading.get_native_id())
+    return 0.0 if found is None else found.run_queue

@@ -17,11 +17,13 @@ class PoolReading:
     Attributes:
         stats: what is told to people.
         waits, runs: how long its tasks waited and ran since it was made, s; a copy that nobody writes to.
+        number: tells it from a later pool of its name; the monitor's business, 0 before.
     """
 
     stats: PoolStats
     waits: Histogram
     runs: Histogram
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

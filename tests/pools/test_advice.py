@@ -30,11 +30,11 @@ def workers(busy: int, idle: int = 0) -> tuple[WorkerStats, ...]:
     return tuple(worker(100 + n, state) for n, state in enumerate(states))
 
 
-def pool(run: float = 0.0, **stats: Any) -> PoolReading:
+def pool(run: float = 0.0, number: int = 0, **stats: Any) -> PoolReading:
     runs = Histogram()
     runs.total = run
     return PoolReading(
-        PoolStats(**{"name": "pool", "kind": "process", "created_at": "app.py:1 in main", **stats}), runs, runs
+        PoolStats(**{"name": "pool", "kind": "process", "created_at": "app.py:1 in main", **stats}), runs, runs, number
     )
 
 
@@ -247,12 +247,17 @@ def test_a_burst_does_not_starve() -> None:
 
 def made(count: int, each: int = 1, **stats: Any) -> list[PoolReading]:
     known = {"closed": True, "submitted": each, "completed": each, "max_workers": 2, **stats}
-    return [pool(name=f"pool #{n}", **known) for n in range(count)]
+    return [pool(name=f"pool #{n}", number=n, **known) for n in range(count)]
 
 
 def test_a_pool_for_each_call() -> None:
-    """Seven within a minute at one place, with one call each."""
-    found = only(advised(lambda now: made(1) if now <= 12 else [], 14), Kinds.PER_CALL)
+    """Seven within a minute at one place, with one call each; all are told as closed for a while."""
+
+    def round_of(now: float) -> list[PoolReading]:
+        closed = {"closed": True, "submitted": 1, "completed": 1, "max_workers": 2}
+        return [pool(number=n, **closed) for n in range(7) if n * 2 <= now <= n * 2 + 10]
+
+    found = only(advised(round_of, 14), Kinds.PER_CALL)
     assert found.subject == "app.py:1 in main"
     assert (found.evidence["pools"], found.evidence["calls_each"]) == (7, 1)
     assert advised(lambda now: made(6) if now == 0 else [], 2)[0].evidence["pools"] == 6
@@ -412,8 +417,8 @@ def test_pools_that_break_again_and_again() -> None:
 
     def round_of(now: float) -> list[PoolReading]:
         if int(now) % 20 == 0 and now > 0:
-            return [pool(crashes={"SIGKILL": 1}, closed=True, submitted=50)]
-        return [pool(workers=workers(1), submitted=int(now % 20) * 9)]
+            return [pool(number=int(now / 20), crashes={"SIGKILL": 1}, closed=True, submitted=50)]
+        return [pool(number=int(now / 20) + 1, workers=workers(1), submitted=int(now % 20) * 9)]
 
     assert only(advised(round_of, 66), Kinds.CRASHES).evidence["crashes"] == 3
 
@@ -427,6 +432,12 @@ def test_children_that_die_again_and_again() -> None:
     assert advised(lambda now: [], 30, ends=lambda now: answers) == []
     elsewhere = [end(n * 10, "SIGKILL", place=f"app.py:{n} in main") for n in range(5)]
     assert advised(lambda now: [], 30, ends=lambda now: elsewhere) == []
+
+
+def test_a_pool_that_stays_closed_is_one_pool() -> None:
+    """However often it is told as such, for a minute: one crash, one pool."""
+    over = pool(crashes={"SIGKILL": 1}, closed=True, submitted=1)
+    assert advised(lambda now: [over], 60) == []
 
 
 def test_crashes_far_apart_are_none() -> None:

@@ -139,6 +139,18 @@ def test_the_thread_lives_as_long_as_there_is_something(watching: Watching, quic
     assert pool.asked == asked
 
 
+def test_each_pool_has_a_number(watching: Watching) -> None:
+    """So that a later pool of its name is told from it."""
+    pools = [Pool(), Pool()]
+    for pool in pools:
+        watching.monitor.add(pool)
+    numbers = {reading.number for reading in watching.monitor.readings()}
+    watching.monitor.remove(pools[0])
+    watching.monitor.add(pools[0])
+    again = {reading.number for reading in watching.monitor.readings()}
+    assert len(numbers) == len(again) == 2 and len(numbers | again) == 3 and 0 not in numbers
+
+
 def test_a_child_starts_it(watching: Watching, quick: None, child: subprocess.Popen[bytes]) -> None:
     """And it ends once the child is gone and was dealt with; a later one starts it again."""
     for _ in range(2):
