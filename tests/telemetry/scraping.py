@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import socket
+import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -71,12 +74,15 @@ def until(found: Callable[[], T], seconds: float = DEADLINE) -> T:
 
 
 def free_range(count: int = 6) -> int:
-    """Return a port from which on that many are free."""
-    for first in range(21000, 32000, 67):
+    """Return a port from which on that many are free, and which no other process of tests is given meanwhile."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+    for turn in itertools.islice(_turns, 100):
+        first = 21000 + ((sys.version_info.minor % 4 * 4 + worker) * 10 + turn % 10) * 67
         held = []
         try:
             for port in range(first, first + count):
                 held.append(socket.socket())
+                held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 held[-1].bind(("127.0.0.1", port))
         except OSError:
             continue
@@ -85,3 +91,6 @@ def free_range(count: int = 6) -> int:
                 each.close()
         return first
     raise AssertionError("no ports are free")
+
+
+_turns = itertools.count()
