@@ -95,23 +95,31 @@ async def garbage() -> None:
 async def storm() -> None:
     """One culprit that blocks all the time."""
     while True:
-        thumbnail()
+        thumbnail(BLOCK)
         await asyncio.sleep(BLOCK / 2)
 
 
-def thumbnail() -> None:
+def thumbnail(seconds: float) -> bytes:
     """The culprit of the storm."""
-    compute(BLOCK)
+    pixels, ends = bytearray(1000), time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        for place in range(0, 1000, 20):
+            pixels[place] ^= place % 256
+    return bytes(pixels)
 
 
 @trouble
 async def culprits() -> None:
     """More culprits than are told apart."""
+    source = "\n".join(
+        f"def culprit_{number}(seconds):\n    ends = clock() + seconds\n    while clock() < ends: pass"
+        for number in range(40)
+    )
+    made: dict[str, Callable[..., object]] = {"clock": time.perf_counter}
+    exec(source, made)
     while True:
         for number in range(40):
-            space: dict[str, Callable[[], None]] = {"compute": compute}  # type: ignore[dict-item]
-            exec(f"def culprit_{number}():\n    compute({BLOCK})", space)
-            space[f"culprit_{number}"]()
+            made[f"culprit_{number}"](BLOCK)
             await asyncio.sleep(BLOCK / 4)
 
 
@@ -419,10 +427,20 @@ async def main(port: int, names: list[str]) -> None:
         task.cancel()
 
 
+def loop_factory(on_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the loop, None for asyncio's own."""
+    if not on_uvloop:
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--uvloop", action="store_true", help="run on uvloop")
     parser.add_argument("--on", default="", metavar="NAMES", help=f"from the start: {', '.join(TROUBLES)}")
     parsed = parser.parse_args()
     parsed.on = [name for name in parsed.on.split(",") if name]
@@ -435,4 +453,5 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     given = arguments()
     loopwatch.install()
-    asyncio.run(main(given.port, given.on))
+    with asyncio.Runner(loop_factory=loop_factory(given.uvloop)) as runner:
+        runner.run(main(given.port, given.on))

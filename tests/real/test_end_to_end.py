@@ -1,0 +1,292 @@
+"""Services in every kind of trouble, real servers: every expression has data, every alert comes and goes.
+
+The metrics come both ways at once: Prometheus scrapes the services, and the services send OTLP to a collector, whose
+exporter Prometheus scrapes too. So each claim is made twice, for the jobs ``scraped`` and ``exported``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from collector_exporter import PrometheusExporter
+from faster_rules import shipped
+from real_servers import (
+    ROOT,
+    Pager,
+    Prometheus,
+    alertmanager,
+    await_that,
+    free_port,
+    http_server,
+    missing,
+    program,
+    prometheus,
+    rotel,
+    troubled_service,
+)
+
+from loopwatch.telemetry.catalog import CATALOG, Kind
+
+sys.path.insert(0, str(ROOT))  # what makes the dashboards is not installed
+
+SPEED = 60
+"""Times as fast as shipped the rules are here: a minute is a second."""
+
+WHY_NOT = missing("prometheus", "prometheus-alertmanager", "rotel")
+pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.timeout(300)]
+
+BOTH = ("scraped", "exported")
+BLOCKING = ("sleep", "python", "dump", "garbage", "storm", "culprits", "fault")
+POOLS = (
+    "default_executor",
+    "threads_compute",
+    "processes_wait",
+    "pool_per_call",
+    "queue",
+    "errors",
+    "zombie",
+    "orphan",
+)
+POOLS += ("hung_worker", "crashes", "broken_pool", "moved")
+
+RULES = {rule["alert"]: rule for group in yaml.safe_load(shipped()["alerts.yml"])["groups"] for rule in group["rules"]}
+ONLY_SCRAPED = {"LoopwatchTargetDown"}
+"""There is no ``up`` of a process behind a collector."""
+ONLY_EXPORTED = {"LoopwatchInstancesLost"}
+"""Where there is, that says it."""
+SLOW_TO_END = {"LoopwatchLagBudgetBurnsFast", "LoopwatchLagBudgetBurnsSlowly"}
+"""Their windows are hours and days; they do not forget within a test, however fast time passes."""
+
+
+WITH_DEAD = {"LoopwatchTargetDown"}
+"""Targets that stay down."""
+
+
+class Mortal:
+    """The only process of its job: it is killed and started again."""
+
+    def __init__(self, folder: Path, name: str, env: dict[str, str]) -> None:
+        self._folder, self._env, self._stack = folder, env, contextlib.ExitStack()
+        self.name, self.starts = name, 0
+
+    def __enter__(self) -> Mortal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def start(self) -> None:
+        """Start it, on the same port."""
+        self.starts += 1
+        source = "import asyncio, loopwatch; loopwatch.install(); asyncio.run(asyncio.sleep(3600))"
+        command = [sys.executable, "-c", source]
+        self._process, self._said = self._stack.enter_context(
+            program(command, self._folder, f"{self.name}-{self.starts}", self._env)
+        )
+
+    def kill(self) -> None:
+        """End it as the kernel does when memory is short."""
+        self._process.send_signal(signal.SIGKILL)
+        self._stack.close()
+
+
+def environment(name: str, port: int, collector: str) -> dict[str, str]:
+    """Return the settings of a service that tells both ways."""
+    return {
+        "OTEL_SERVICE_NAME": name,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+        "LOOPWATCH_EXPORT_INTERVAL": "1",
+        "LOOPWATCH_PROMETHEUS_PORT": str(port),
+        "LOOPWATCH_THRESHOLD": "0.05",
+        "LOOPWATCH_HANG_AFTER": "1",
+        "LOOPWATCH_HUNG_AFTER": "1",
+        "LOOPWATCH_CPU_BUDGET": "0.5",  # told every second, it costs more than it should
+        "TROUBLE_HANG": "4",
+    }
+
+
+def configuration(services: list[int], mortals: dict[str, int], exporter: str, manager: str) -> dict[str, Any]:
+    """Return the configuration of Prometheus."""
+
+    def job(name: str, *targets: str, **more: object) -> dict[str, Any]:
+        return {"job_name": name, "static_configs": [{"targets": targets}], **more}
+
+    often = {"scrape_interval": "500ms", "scrape_timeout": "500ms"}
+    return {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "alerting": {"alertmanagers": [{"static_configs": [{"targets": [manager]}]}]},
+        "scrape_configs": [
+            job("scraped", *(f"127.0.0.1:{port}" for port in services)),
+            *(job(f"scraped-{name}", f"127.0.0.1:{port}", **often) for name, port in mortals.items()),
+            job("collector", exporter.removeprefix("http://"), honor_labels=True, **often),
+        ],
+    }
+
+
+def finite(series: dict[str, Any]) -> list[float]:
+    """Return the numbers of a result of a vector or a matrix."""
+    points = series["values"] if "values" in series else [series["value"]]
+    return [float(value) for _, value in points if not math.isnan(float(value))]
+
+
+def without_data(server: Prometheus, job: str, start: float, end: float) -> Iterator[str]:
+    """Yield what does not return data of its shape for a job: expressions of dashboards, and recorded series."""
+    from dashboards.source.expressions import expressions
+
+    for item in expressions():
+        expression = item.concrete({"job": job}, rate=8, within=60)
+        found = server.query(expression, end) if item.instant else server.course(expression, start, end)
+        where = f"{job}: {item.board}, {item.where} {item.ref}: {expression}"
+        if item.label is not None and not all(series["metric"].get(item.label) for series in found):
+            yield f"{where}: no label {item.label}"
+        if not item.rare and not any(finite(series) for series in found):
+            yield f"{where}: nothing"
+    for group in yaml.safe_load(shipped()["recording.yml"])["groups"]:
+        for rule in group["rules"]:
+            found = server.course(f'{rule["record"]}{{job="{job}"}}', start, end)
+            if not any(finite(series) for series in found):
+                yield f"{job}: {rule['record']}: nothing"
+
+
+def told_differently(server: Prometheus, at: float) -> Iterator[str]:
+    """Yield metrics that come only one way, or with other labels, leaving aside what scrape and collector add."""
+    found: dict[str, dict[str, frozenset[str]]] = {job: {} for job in BOTH}
+    for job, metrics in found.items():
+        for series in server.query(f'{{__name__=~"(asyncio|cpython|loopwatch)_.+", job="{job}"}}', at):
+            labels = {label for label in series["metric"] if not label.startswith("otel_scope_")}
+            metrics[series["metric"]["__name__"]] = frozenset(labels)
+    one, other = found.values()
+    for name in sorted(one.keys() | other.keys()):
+        if one.get(name) != other.get(name):
+            yield f"{name}: labels {one.get(name)} and {other.get(name)}"
+    for metric in CATALOG:
+        told = metric.prometheus + ("_bucket" if metric.kind is Kind.HISTOGRAM else "")
+        if told not in one:
+            yield f"{metric.name}: not told"
+
+
+def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path) -> None:
+    """Both ways: panels, variables, annotations and rules have data; each alert reaches a webhook, and is resolved."""
+    pager, exporter = Pager(), PrometheusExporter(expiration=3.0)
+    began = time.time()
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        sink = enter(http_server(exporter.handle))
+        forward = ("--exporter=otlp", f"--otlp-exporter-endpoint={sink}", "--otlp-exporter-protocol=http")
+        collector, _, _ = enter(rotel(tmp_path, *forward))
+        manager = enter(alertmanager(tmp_path, enter(http_server(pager.take))))
+        ports = [free_port() for _ in range(3)]
+        mortals = {"lonely": free_port(), "flapping": free_port()}
+        server = enter(prometheus(tmp_path, configuration(ports, mortals, sink, manager), shipped(SPEED)))
+
+        settings = [environment("exported", port, collector) for port in ports]
+        settings[0] |= {"LOOPWATCH_HEARTBEAT": "0.002", "LOOPWATCH_CPU_BUDGET": "0.01"}  # it cannot keep that
+        settings[2]["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"http://127.0.0.1:{free_port()}/v1/traces"  # nobody there
+        settings[2]["OTEL_BSP_MAX_QUEUE_SIZE"] = "1"
+        loops = enter(troubled_service(tmp_path, "loops", settings[0]))
+        pools = enter(troubled_service(tmp_path, "pools", settings[1]))
+        busy = enter(troubled_service(tmp_path, "busy", settings[2], "--uvloop"))
+        loops.on(*BLOCKING)
+        pools.on(*POOLS, "paused")
+        busy.on("saturation", "sleep")
+        lonely, flapping = (
+            enter(
+                Mortal(
+                    tmp_path,
+                    name,
+                    environment(f"exported-{name}", port, collector) | {"LOOPWATCH_EXPORT_INTERVAL": "0.2"},
+                )
+            )
+            for name, port in mortals.items()
+        )
+        live(lonely, server)
+        known = 'job:loopwatch_instances:count{job=~".*-lonely"}'
+        await_that(lambda: len(server.query(known)) == len(BOTH), "the rules have seen it")
+        lonely.kill()
+        flap(flapping, server, pager)
+        await_alerts(pager, [("LoopwatchLoopSaturated", job) for job in BOTH])
+        busy.off("saturation")
+        busy.on("hang")
+        come = {(name, job) for name in RULES for job in BOTH}
+        come -= {(name, "exported") for name in ONLY_SCRAPED} | {(name, "scraped") for name in ONLY_EXPORTED}
+        await_alerts(pager, [item for item in come if item[0] not in ONLY_EXPORTED])
+        end = time.time()
+
+        problems = [f"{rule['name']}: {rule['lastError']}" for rule in server.rules() if rule["health"] != "ok"]
+        for job in BOTH:
+            problems += without_data(server, job, max(began, end - 45), end)
+        problems += told_differently(server, end)
+        assert not problems, "\n".join(problems)
+
+        lonely.start()
+        pools.off()
+        for gone in (loops, busy):
+            gone.process.terminate()
+        await_alerts(pager, [item for item in come if item[0] in ONLY_EXPORTED])
+        await_alerts(pager, [item for item in come if item[0] not in SLOW_TO_END | WITH_DEAD], "resolved")
+        stay = {alert["metric"]["alertname"] for alert in server.query('ALERTS{alertstate="firing"}')}
+        assert stay <= SLOW_TO_END | WITH_DEAD | ONLY_EXPORTED
+        for alert in pager.told:
+            assert_is_readable(alert)
+
+
+def assert_is_readable(alert: dict[str, Any]) -> None:
+    """The texts of an alert have no hole, its links lead somewhere."""
+    notes = alert["annotations"]
+    assert "<no value>" not in f"{notes}" and "<error" not in f"{notes}", notes
+    assert notes["runbook_url"] == f"docs/runbook.md#{alert['labels']['alertname'].lower()}"
+    assert re.fullmatch(r"/d/loopwatch-\w+\?var-job=[\w-]+(&var-\w+=[^&\s]+)*", notes["dashboard"]), notes
+
+
+def await_alerts(pager: Pager, alerts: list[tuple[str, str]], status: str = "firing") -> None:
+    """Wait until all of them have come for their jobs."""
+
+    def all_came() -> bool:
+        nonlocal left
+        left = [(name, job) for name, job in left if name not in came(pager, status, job)]
+        return not left
+
+    left = sorted(alerts)
+    try:
+        await_that(all_came, "all alerts", 90)
+    except AssertionError:
+        raise AssertionError(f"not {status}: {left}") from None
+
+
+def came(pager: Pager, status: str, job: str) -> set[str]:
+    """Return the names of the alerts that came for a job, or for those of its mortal processes."""
+    return {name for suffix in ("", "-lonely", "-flapping") for name in pager.names(status, job=job + suffix)}
+
+
+def live(process: Mortal, server: Prometheus) -> None:
+    """Start it, and wait until both ways show it."""
+    process.start()
+
+    def seen() -> bool:
+        asked = f'count by (job) (count_over_time(loopwatch_agent_start_time_seconds{{job=~".*-{process.name}"}}[1m]))'
+        changed = f'sum by (job) (changes(loopwatch_agent_start_time_seconds{{job=~".*-{process.name}"}}[1m]))'
+        lives = dict.fromkeys(BOTH, 0.0)
+        for series in (*server.query(asked), *server.query(changed)):
+            lives[series["metric"]["job"].removesuffix(f"-{process.name}")] += float(series["value"][1])
+        return min(lives.values()) >= process.starts
+
+    await_that(seen, f"start {process.starts} of {process.name}")
+
+
+def flap(process: Mortal, server: Prometheus, pager: Pager) -> None:
+    """Kill and start it until both ways say that it does not stay."""
+    live(process, server)
+    while not all("LoopwatchRestartLoop" in came(pager, "firing", job) for job in BOTH):
+        assert process.starts < 15
+        process.kill()
+        live(process, server)
