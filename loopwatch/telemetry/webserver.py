@@ -40,11 +40,14 @@ class Request:
     Attributes:
         method, path: the path without its query.
         headers: by name in lower case.
+        turn: the same for requests that were there at the same time: what is found out for one of them is no older for
+            the others.
     """
 
     method: str
     path: str
     headers: Mapping[str, str]
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class WebServer:
         self._woken.setblocking(False)
         self._thread: threading.Thread | None = None
         self._rests_until = 0.0
+        self._turns = 0
         self._closing = False
 
     def start(self, guard: contextlib.AbstractContextManager[None]) -> None:
@@ -158,6 +162,7 @@ class WebServer:
 
     def _turn(self, selector: selectors.BaseSelector) -> None:
         """Wait for something to happen, and deal with it."""
+        self._turns += 1
         now = time.monotonic()
         if self._rests_until and now >= self._rests_until:
             self._rests_until = 0.0
@@ -180,20 +185,21 @@ class WebServer:
             self._drop(selector, client)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError:  # no descriptor left: whoever waits would have us turn at full speed
-            selector.unregister(self._listener)
-            self._rests_until = time.monotonic() + REST
-            return
-        connection.setblocking(False)
-        while len(self._clients) >= MOST:
-            self._drop(selector, self._clients[0])
-        client = _Client(connection)
-        self._clients.append(client)
-        selector.register(connection, selectors.EVENT_READ, client)
+        for _ in range(MOST):  # all who wait, so that they are answered together
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:  # no descriptor left: whoever waits would have us turn at full speed
+                selector.unregister(self._listener)
+                self._rests_until = time.monotonic() + REST
+                return
+            connection.setblocking(False)
+            while len(self._clients) >= MOST:
+                self._drop(selector, self._clients[0])
+            client = _Client(connection)
+            self._clients.append(client)
+            selector.register(connection, selectors.EVENT_READ, client)
 
     def _go_on(self, selector: selectors.BaseSelector, client: _Client, events: int) -> None:
         try:
@@ -216,7 +222,7 @@ class WebServer:
         client.heard += data
         if b"\r\n\r\n" in client.heard or len(client.heard) > LONGEST:
             client.is_asked = True
-            self._begin(client, parse(client.heard))
+            self._begin(client, parse(client.heard, self._turns))
             client.ends = time.monotonic() + PATIENCE
             client.heard = b""
         return bool(data)
@@ -269,12 +275,12 @@ def _packed(response: Response, *, with_body: bool = True) -> memoryview:
     return memoryview(head + response.body if with_body else head)
 
 
-def parse(heard: bytes) -> Request | None:
+def parse(heard: bytes, turn: int = 0) -> Request | None:
     """Return the request that ``heard`` begins with, None if it is none.
 
     Example:
         >>> parse(b"GET /metrics?x=1 HTTP/1.1\\r\\nAccept: text/plain\\r\\n\\r\\n")
-        Request(method='GET', path='/metrics', headers={'accept': 'text/plain'})
+        Request(method='GET', path='/metrics', headers={'accept': 'text/plain'}, turn=0)
     """
     head, end, _ = heard.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
@@ -286,4 +292,4 @@ def parse(heard: bytes) -> Request | None:
         path = urlsplit(words[1]).path
     except ValueError:  # brackets that do not match
         return None
-    return Request(words[0], path, {name.strip().lower(): value.strip() for name, _, value in pairs})
+    return Request(words[0], path, {name.strip().lower(): value.strip() for name, _, value in pairs}, turn)

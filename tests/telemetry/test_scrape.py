@@ -184,23 +184,26 @@ def test_it_is_packed_for_those_who_ask(serve: Callable[..., Scrape]) -> None:
 
 
 def test_many_scrapers_cost_no_more_than_one(serve: Callable[..., Scrape]) -> None:
-    """Thirty at once are served from a few readings."""
+    """Fifteen at once are served from a few readings, and none that began before they asked."""
     read = []
 
     def slow() -> Reading:
         read.append(1)
+        time.sleep(0.05)
         return full_reading()
 
     url = serve(slow).url
     found: list[int] = []
     threads = [threading.Thread(target=lambda: found.append(len(fetch(url)[1]))) for _ in range(15)]
-    began = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 15
-    assert len(read) <= 2 + 10 * (time.monotonic() - began)
+    assert len(read) <= 8
+    for number in range(len(read) + 1, len(read) + 4):
+        fetch(url)
+        assert len(read) == number
 
 
 def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
