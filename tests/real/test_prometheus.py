@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import Prometheus, await_that, free_port, missing, program, prometheus
+from real_servers import Prometheus, await_that, free_port, missing, program, prometheus
 
 WHY_NOT = missing("prometheus")
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
