@@ -185,7 +185,10 @@ class Victims:
         start = loop.probe.started(case.key)
         call = functools.partial(pending.reached, case, start, threshold, queue)
         if not loop.probe.handles:
-            target.call_soon_threadsafe(call, context=contextvars.Context())
+            try:
+                target.call_soon_threadsafe(call, context=contextvars.Context())
+            except RuntimeError:  # it has been closed meanwhile
+                pass
         elif behind and _contexts(list(queue)[:behind], self._variable):
             # The loop takes from the left as many as there were when its pass began: one of them is left for the next.
             queue.appendleft(asyncio.Handle(call, (), target, contextvars.Context()))
