@@ -19,6 +19,8 @@ WAITING = 256
 """Keys that are told together whose weights are known."""
 ADVANTAGE = 2.0
 """Times the weight of the lightest that a key needs to take its place."""
+OVER = -1.0
+"""The weight of a key that is over."""
 AGAIN = 2
 """Times that a key must have been seen before it takes another's place: those that happen once gain nothing by it."""
 
@@ -26,8 +28,9 @@ AGAIN = 2
 class Places:
     """Decides which keys are told apart: the first ones, until heavier ones come again and again.
 
-    A key that gives up its place goes on under the common name with what comes from then on. What its series has told
-    stays told: the series is found again with its total if the key comes back.
+    Places change hands only in :meth:`settle`, when everything has been told: so nothing that a key has counted in its
+    own series is missed. A key that has given up its place goes on under the common name with what comes from then on;
+    the series that it had is found again with its total if the key comes back.
 
     Args:
         most: keys told apart at a time, 0 or more.
@@ -39,10 +42,11 @@ class Places:
 
     Example:
         >>> places = Places(1, lambda key: ("other",))
-        >>> places.name(("a",), 1.0), places.name(("b",), 1.0)
-        (('a',), ('other',))
-        >>> places.name(("b",), 5.0), places.name(("b",), 5.0), places.name(("a",), 1.0)
-        (('other',), ('b',), ('other',))
+        >>> places.name(("a",), 1.0), places.name(("b",), 5.0), places.name(("b",), 5.0)
+        (('a',), ('other',), ('other',))
+        >>> places.settle()
+        >>> places.name(("b",), 5.0), places.name(("a",), 1.0)
+        (('b',), ('other',))
     """
 
     def __init__(self, most: int, common: Callable[[Key], Key], *, lasting: bool = False) -> None:
@@ -66,23 +70,19 @@ class Places:
         return [*sorted(taken), *sorted(self.shared - taken)]
 
     def name(self, key: Key, weight: float) -> Key:
-        """Return under which name ``key`` is told from now on.
+        """Return under which name ``key`` is told.
 
         Args:
             key: which has just happened.
             weight: of what has happened.
         """
-        while len(self._weights) > self.most:
-            self._leave(min(self._weights, key=self._weight))
         if key in self._weights:
             self._weights[key] = max(self._weights[key], 0.0) + weight
             return key
-        before, times = self._waiting.get(key, (0.0, 0))
-        if self._makes_room(key, before + weight, times):
-            self._waiting.pop(key, None)
-            self._weights[key] = before + weight
-            self._ever.add(key)
+        if len(self._weights) < self.most and self._may_have_one(key):
+            self._take(key, self._waiting.get(key, (0.0, 0))[0] + weight)
             return key
+        before, times = self._waiting.get(key, (0.0, 0))
         self._wait(key, before + weight, times + 1)
         return self.known_name(key)
 
@@ -98,34 +98,41 @@ class Places:
         """Have ``keys``, which are over, give up their places to the next that come, if any do."""
         for key in keys:
             if key in self._weights:
-                self._weights[key] = -1.0
+                self._weights[key] = OVER
 
-    def _weight(self, key: Key) -> float:
-        return self._weights[key]
+    def settle(self) -> None:
+        """Have places change hands, now that everything is told."""
+        while len(self._weights) > self.most:
+            self._leave(min(self._weights, key=self._weights.__getitem__))
+        waiting = sorted(self._waiting.items(), key=lambda item: -item[1][0])
+        for key, (weight, times) in waiting:
+            lightest = min(self._weights, key=self._weights.__getitem__, default=None)
+            if lightest is None:
+                return
+            lighter = self._weights[lightest]
+            if lighter != OVER and (self._lasting or weight <= ADVANTAGE * lighter):
+                return  # nor do those that are lighter still
+            if self._may_have_one(key) and (lighter == OVER or times >= AGAIN):
+                self._leave(lightest)
+                self._take(key, weight)
 
-    def _makes_room(self, key: Key, weight: float, times: int) -> bool:
-        if key not in self._ever and len(self._ever) >= EVER * max(self.most, 1):
-            return False
-        if len(self._weights) < self.most:
-            return True
-        if not self._weights:
-            return False
-        lightest = min(self._weights, key=self._weight)
-        is_over = self._weights[lightest] < 0
-        is_heavier = times >= AGAIN - 1 and weight > ADVANTAGE * self._weights[lightest]
-        if not is_over and (self._lasting or not is_heavier):
-            return False
-        self._leave(lightest)
-        return True
+    def _may_have_one(self, key: Key) -> bool:
+        return key in self._ever or len(self._ever) < EVER * self.most
+
+    def _take(self, key: Key, weight: float) -> None:
+        self._waiting.pop(key, None)
+        self._weights[key] = weight
+        self._ever.add(key)
 
     def _leave(self, key: Key) -> None:
         weight = self._weights.pop(key)
-        if weight >= 0:
+        if weight != OVER:
             self._wait(key, weight, AGAIN)
 
     def _wait(self, key: Key, weight: float, times: int) -> None:
         if key not in self._waiting and len(self._waiting) >= WAITING:
-            del self._waiting[min(self._waiting, key=lambda known: self._waiting[known][0])]
+            heavy = sorted(self._waiting.items(), key=lambda item: -item[1][0])
+            self._waiting = dict(heavy[: WAITING // 2])
         self._waiting[key] = (weight, times)
 
 

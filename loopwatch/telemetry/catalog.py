@@ -526,7 +526,7 @@ OFFLOAD = (
         16,
         question="Where do calls run, and does the policy move what blocks?",
         is_not="Not all calls of a pool: those that `WorkerPool.run` was given directly stand under that name.",
-        example='{function="app:report", to="inline"} stands still and {to="process"} grows: it was moved.',
+        example='{function="app:report", to="inline"} stands at 12 and {to="process"} grows: it was moved.',
     ),
     Metric(
         "loopwatch.offload.run.time",
@@ -548,7 +548,7 @@ OFFLOAD = (
         3,
         question="Is the trip worth it?",
         is_not="Not time that loops were held: most of it they serve others meanwhile.",
-        example="Grows as fast as the run time: calls are too small, or the queue is too long.",
+        example="Grows by 30 a minute while the run time grows by 3: calls are too small, or the queue is too long.",
     ),
     Metric(
         "loopwatch.offload.saved",
@@ -610,7 +610,7 @@ AGENT = (
         "When this process's agent started, in seconds since the epoch.",
         question="Was the process restarted?",
         is_not="Not the start of the process where the agent is installed later.",
-        example="Changes three times an hour: a crash loop.",
+        example="1764000000, then 1764001200: the process was restarted after 20 minutes.",
     ),
     Metric(
         "loopwatch.agent.faults",

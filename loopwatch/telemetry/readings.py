@@ -105,6 +105,8 @@ DIRECT = "WorkerPool.run"
 UNKNOWN = "unknown"
 _MIXED_CULPRITS = 3
 """Sets of (loop, cause) for culprits that are not told apart; further ones are told as :data:`OTHER` in all three."""
+PENDING = 1000
+"""Stalls that wait for the next reading before they are counted."""
 _SPREAD_POOLS = 4
 _STATES = len(WorkerState)
 _UNWELL = frozenset({WorkerState.ZOMBIE, WorkerState.ORPHAN, WorkerState.HUNG})
@@ -165,6 +167,8 @@ class Readings:
         self._tell_findings(inputs.snapshot, points)
         self._tell_interpreter(inputs, points)
         self._tell_agent(inputs, points)
+        for part in (self._loops, self._stalls, self._pools, self._offload, self._faults):
+            part.settle()
         return Reading(
             inputs.snapshot.at,
             {name: found for name, found in points.items() if found},
@@ -259,6 +263,9 @@ class _Counted:
             if grown > 0:
                 self._totals.add(self._places.name(key, grown), (grown,))
 
+    def settle(self) -> None:
+        self._places.settle()
+
     def points(self) -> tuple[Point, ...]:
         return _points(self._totals.of(self._places.told))
 
@@ -302,6 +309,9 @@ class _Loops:
         elif busy + idle > 0:
             self.busy_share = max(self.busy_share, busy / (busy + idle))
         return name
+
+    def settle(self) -> None:
+        self._places.settle()
 
     def gone(self, loop: LoopReading) -> None:
         """A loop is over."""
@@ -367,6 +377,7 @@ class _Stalls:
         self._mixed = Places(_MIXED_CULPRITS, lambda _key: (OTHER,) * 3, lasting=True)
         self._places = Places(MAX_CULPRITS, self._common)
         self._totals = Totals(2)
+        self._pending: list[tuple[Key, float]] = []
 
     @property
     def most(self) -> int:
@@ -381,13 +392,25 @@ class _Stalls:
         return self._mixed.name((loop, cause, OTHER), 0.0)
 
     def count(self, stall: Stall) -> None:
-        key = _key(self._name_of(stall.loop), stall.cause, culprit_key(stall))
-        self._totals.add(self._places.name(key, stall.duration), (1, stall.duration))
+        self._pending.append((_key(stall.loop, stall.cause, culprit_key(stall)), stall.duration))
+        if len(self._pending) >= PENDING:
+            self._count_pending()
+
+    def _count_pending(self) -> None:
+        """Count what is pending: a loop is known from the first reading on that comes after its first stall."""
+        pending, self._pending = self._pending, []
+        for (loop, cause, culprit), duration in pending:
+            name = self._places.name((self._name_of(loop), cause, culprit), duration)
+            self._totals.add(name, (1, duration))
 
     def tell(self, points: _Points) -> None:
+        self._count_pending()
         names = self._places.told
         points["asyncio.eventloop.stalls"] = _points(self._totals.of(names, 0))
         points["asyncio.eventloop.stall.duration"] = _points(self._totals.of(names, 1))
+
+    def settle(self) -> None:
+        self._places.settle()
 
 
 # -- pools ------------------------------------------------------------------------------------------------------------
@@ -428,6 +451,10 @@ class _Pools:
         apart = self._spread_places.told
         for metric, spans in (("wait", self._waits), ("run", self._runs)):
             spreads[f"loopwatch.pool.task.{metric}"] = tuple(Spread(name, found) for name, found in spans.of(apart))
+
+    def settle(self) -> None:
+        for part in (self._places, self._spread_places, self._failed, self._crashes):
+            part.settle()
 
     def _count(self, pool: PoolReading, key: Key, own: Key) -> Key:
         """Take the figures of a pool as they are now; return under which name it is told."""
@@ -512,8 +539,11 @@ class _Offload:
             self._totals.add((place.place,), (run, trip))
             self._saved += max(saved, 0.0)
         points["loopwatch.offload.calls"] = self._calls.points()
-        names = [(place,) for place in _PLACES]
+        names: list[Key] = [(place,) for place in _PLACES]
         points["loopwatch.offload.run.time"] = _points(self._totals.of(names, 0))
         points["loopwatch.offload.trip.time"] = _points(self._totals.of(names[1:], 1))
         if snapshot.places:
             points["loopwatch.offload.saved"] = (Point((), self._saved),)
+
+    def settle(self) -> None:
+        self._calls.settle()
