@@ -43,7 +43,7 @@ def _now(scope: Scope) -> Row:
             "By what (last 5 minutes)",
             "The code that blocked most in the last 5 minutes, and why. A block that has not ended is not in it yet: "
             "it is in the log. Below is how much, and what to do is in the dashboard Offload.",
-            Query(f"topk(1, {recent})", said, instant=True),
+            Query(f"topk(1, {recent} > 0)", said, instant=True),
             steps=((None, "blue"),),
             width=8,
             empty="nobody",
@@ -181,8 +181,8 @@ def _blockers(scope: Scope) -> Row:
                         JOB: "Service",
                     },
                     [
-                        Column("Blocked", Query(blocked, instant=True, form="table"), "s"),
-                        Column("Stalls", Query(counts, instant=True, form="table")),
+                        Column("Blocked", Query(f"{blocked} > 0", instant=True, form="table"), "s"),
+                        Column("Stalls", Query(f"{counts} > 0", instant=True, form="table")),
                     ],
                     links={"Culprit": CULPRIT_TRACES},
                     width=16,

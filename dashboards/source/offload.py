@@ -144,7 +144,7 @@ def _decisions(scope: Scope) -> Row:
                         Column(
                             "Calls",
                             Query(
-                                scope.grown(calls, JOB, catalog.FUNCTION, catalog.PLACE, window=RANGE),
+                                scope.grown(calls, JOB, catalog.FUNCTION, catalog.PLACE, window=RANGE) + " > 0",
                                 instant=True,
                                 form="table",
                             ),

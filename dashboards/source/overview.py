@@ -287,12 +287,12 @@ def _stalls(scope: Scope) -> Row:
                         label(catalog.CAUSE): "Cause",
                     },
                     [
-                        Column("Blocked", Query(f"topk(25, {culprits})", instant=True, form="table"), "s"),
+                        Column("Blocked", Query(f"topk(25, {culprits} > 0)", instant=True, form="table"), "s"),
                         Column(
                             "Stalls",
                             Query(
                                 f"{counts} and on ({JOB}, {label(catalog.CAUSE)}, {label(catalog.CULPRIT)}) "
-                                f"topk(25, {culprits})",
+                                f"topk(25, {culprits} > 0)",
                                 instant=True,
                                 form="table",
                             ),

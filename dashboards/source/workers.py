@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loopwatch.pools.advice import Kinds
 from loopwatch.telemetry import catalog
 
 from .board import Board, Row
@@ -13,19 +14,21 @@ _THIS = (INSTANCE, catalog.POOL)
 _QUEUE: Steps = ((None, "green"), (10, "yellow"), (100, "red"))
 _WAIT: Steps = ((None, "green"), (0.1, "yellow"), (1, "red"))
 
-_FINDINGS = """\
-| finding says | do |
-| --- | --- |
-| more busy workers than processors | fewer workers: they only take turns |
-| a process pool whose tasks wait | threads or `async`: processes cost memory for nothing |
-| threads or the default executor that compute | a process pool, `@loopwatch.offload`: the GIL makes them take turns |
-| a pool or a process made per call | make it once, at start |
-| pickling costs more than the work | send less, `SharedBuffer`, or larger tasks |
-| a worker that grows without bound | recycle it after N tasks (`max_tasks`), then find the leak |
-| an executor never shut down | `with`, or `shutdown()` where it was made |
-
-Which pool, which figures: `agent.snapshot().findings`, the log, and `loopwatch report`.
-"""
+_TO_DO = {
+    Kinds.OVERSUBSCRIBED: "more workers compute than there are processors: fewer workers, they only take turns",
+    Kinds.IO_BOUND: "worker processes wait more than they compute: threads or `async` do that for less memory",
+    Kinds.CPU_BOUND: "threads compute under one GIL: a process pool, or `@loopwatch.offload`",
+    Kinds.STARVED: "name look-ups and files wait for a thread: give slow work an executor of its own",
+    Kinds.PER_CALL: "a pool or process per call: make one at start and keep it",
+    Kinds.PAYLOADS: "pickling costs more than the work: send less, use `SharedBuffer`, or larger tasks",
+    Kinds.MEMORY: "a worker grows without bound: recycle workers after N tasks, then find the leak",
+    Kinds.ERRORS: "calls fail and nobody asks: await results, or look at `future.exception()`",
+    Kinds.CRASHES: "workers die again and again: find the task by *Crashes by reason*, and stop sending it",
+    Kinds.QUEUE: "more calls come than workers can do: more workers, or refuse some",
+    Kinds.ZOMBIES: "children have exited and nobody waits: await or `wait()` each; an init that reaps as PID 1",
+}
+"""What to do about each finding."""
+_ELSEWHERE = "\n\nWhich pool, with its figures: the log, `agent.snapshot().findings`."
 
 
 def workers() -> Board:
@@ -315,9 +318,13 @@ def _findings(scope: Scope) -> Row:
                         instant=True,
                     ),
                     width=12,
-                    height=9,
+                    height=11,
                 ),
-                words("What to do", "What each finding means for you.", _FINDINGS, width=12, height=9),
+                words("What to do", "What each finding means for you.", _listed(), width=12, height=11),
             ]
         ],
     )
+
+
+def _listed() -> str:
+    return "".join(f"- **{kind}**: {what}\n" for kind, what in _TO_DO.items()) + _ELSEWHERE

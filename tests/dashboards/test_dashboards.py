@@ -19,6 +19,7 @@ from dashboards.source.__main__ import files
 from dashboards.source.board import Row
 from dashboards.source.expressions import Expression, boards, expressions
 from dashboards.source.panels import Query, bars, tile
+from loopwatch.pools.advice import Kinds
 from loopwatch.telemetry import catalog
 from loopwatch.telemetry.catalog import CATALOG, Kind, Metric
 
@@ -265,6 +266,13 @@ def test_every_metric_is_shown() -> None:
     shown = {selector.name for e in EXPRESSIONS for selector, _, _ in selectors(promql_parser.parse(e.concrete()))}
     missing = [metric.name for metric in CATALOG if not any(name.startswith(metric.prometheus) for name in shown)]
     assert missing == []
+
+
+def test_every_finding_has_something_to_do() -> None:
+    """Each kind of finding stands in the dashboard Workers, with what to do."""
+    (text,) = [panel["options"]["content"] for panel in panels(BOARDS["loopwatch-workers"]) if panel["type"] == "text"]
+    kinds = [value for name, value in vars(Kinds).items() if name.isupper()]
+    assert re.findall(r"^- \*\*(.+)\*\*: ", text, re.MULTILINE) == kinds
 
 
 @pytest.mark.parametrize("uid", UIDS)
