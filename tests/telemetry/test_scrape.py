@@ -136,6 +136,8 @@ def test_a_stall_is_the_exemplar_of_its_lag(run: Run, uninstalled: None) -> None
     assert sample.exemplar.value == pytest.approx(stall.duration)
     assert float(sample.exemplar.timestamp or 0) == pytest.approx(stall.started_at + stall.duration, abs=0.01)
     assert b"trace_id" not in fetch(url)[1]
+    stalls = [each for each in scraped(url) if each.name == "asyncio_eventloop_stalls_total"]
+    assert {each.labels["asyncio_eventloop_name"] for each in stalls} == {"main"}, "before anything was read"
 
 
 def test_the_default_registry_is_left_alone(serve: Callable[..., Scrape]) -> None:
