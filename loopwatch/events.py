@@ -487,6 +487,7 @@ class WorkerStats:
         reason: why it is in that state, in words; empty where the state says it all.
         unique: bytes that would be free if it ended (USS), None where that is not read.
         cpu: processor time in s, None where that cannot be read.
+        starved: s for which it was ready to run and was given no processor; None where that cannot be read.
         task: name of the function that it runs, None if it runs none or that cannot be told; of a child process that
             belongs to no pool, what it is.
         running_for: s for which it has run it.
@@ -507,6 +508,7 @@ class WorkerStats:
     running_for: float | None = None
     exitcode: int | None = None
     oom_killed: bool | None = None
+    starved: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

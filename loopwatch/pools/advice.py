@@ -31,6 +31,9 @@ MOST_POOLS = 500
 GIL_WAIT = 0.002
 """s that a thread waits for the GIL if another one computes in Python: it gives it up every 5 ms when asked to."""
 
+MOST_STARVED = 0.8
+"""Share of their time in which workers may be given no processor before nothing can be said of what they would do."""
+
 PROCESSES = frozenset({"process", "loky", "multiprocessing", "loopwatch"})
 THREADS = frozenset({"thread", "default"})
 _BUSY = (WorkerState.BUSY, WorkerState.HUNG)
@@ -75,6 +78,7 @@ class Point(NamedTuple):
     cpu: float
     task_cpu: float | None
     pickling: float | None
+    starved: dict[int, float]
 
 
 class Memory(NamedTuple):
@@ -127,6 +131,7 @@ class History:
                 stats.cpu,
                 stats.task_cpu,
                 (stats.encoding or 0.0) + (stats.decoding or 0.0) if is_known else None,
+                {worker.pid: worker.starved for worker in stats.workers if worker.starved is not None},
             )
         )
         self.failures.append((now, dict(stats.failures)))
@@ -164,7 +169,17 @@ class History:
             last.run - first.run,
             None if last.task_cpu is None or first.task_cpu is None else last.task_cpu - first.task_cpu,
             None if last.pickling is None or first.pickling is None else last.pickling - first.pickling,
+            _starved(self.points) / self.span,
         )
+
+
+def _starved(points: Sequence[Point]) -> float:
+    """Return s for which workers that were there before and after waited for a processor."""
+    return sum(
+        max(other.starved[pid] - one.starved[pid], 0.0)
+        for one, other in pairwise(points)
+        for pid in one.starved.keys() & other.starved.keys()
+    )
 
 
 class Change(NamedTuple):
@@ -178,6 +193,7 @@ class Change(NamedTuple):
         run: s that these ran.
         task_cpu: s of processor time that these used, None where that is not known.
         pickling: s that pickling and unpickling took in this process, None where that is not known.
+        starved: workers that were ready to run and were given no processor, on average; 0 where that is not known.
     """
 
     span: float
@@ -187,13 +203,22 @@ class Change(NamedTuple):
     run: float
     task_cpu: float | None
     pickling: float | None
+    starved: float
 
     @property
     def cpu_share(self) -> float | None:
-        """Share of the time that calls ran in which they computed; None where there was too little."""
+        """Share of the time that calls ran in which they computed; None where there was too little.
+
+        What they waited for a processor is left out: they would have computed.
+        """
+        starved = min(self.starved / self.busy, 1.0) if self.busy > 0 else 0.0
         if self.task_cpu is not None and self.run >= 2.0 and self.finished >= 5:
-            return self.task_cpu / self.run
-        return self.cores / self.busy if self.cores is not None and self.busy >= 0.5 else None
+            share = self.task_cpu / self.run
+        elif self.cores is not None and self.busy >= 0.5:
+            share = self.cores / self.busy
+        else:
+            return None
+        return min(share / (1.0 - starved), 1.0) if starved < MOST_STARVED else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +336,9 @@ def oversubscribed(scene: Scene) -> Iterator[Finding]:
     if not changes:
         return
     busy, cores = sum(change.busy for _, change in changes), sum(change.cores or 0.0 for _, change in changes)
-    if busy >= scene.cpus + 1 and cores >= 0.8 * scene.cpus:
+    wanted = cores + sum(change.starved for _, change in changes)
+    # Where it is not known who waits for a processor: they use up what there is.
+    if busy >= scene.cpus + 1 and (wanted >= scene.cpus + 0.5 or cores >= 0.8 * scene.cpus):
         worst = max(changes, key=lambda pair: pair[1].busy)[0].stats
         yield Finding(
             Kinds.OVERSUBSCRIBED,
@@ -319,7 +346,13 @@ def oversubscribed(scene: Scene) -> Iterator[Finding]:
             f"{busy:.1f} worker processes compute at a time on {scene.cpus:g} processors{_made(worst)}",
             f"Give the pool max_workers={max(int(scene.cpus), 1)}: more workers finish no more work, take more memory "
             "and take the processor away from the event loop.",
-            {"busy": busy, "cpus": scene.cpus, "cores": cores, "max_workers": float(worst.max_workers or 0)},
+            {
+                "busy": busy,
+                "cpus": scene.cpus,
+                "cores": cores,
+                "wanted": wanted,
+                "max_workers": float(worst.max_workers or 0),
+            },
         )
 
 
@@ -348,8 +381,10 @@ def cpu_bound(scene: Scene) -> Iterator[Finding]:
     for each in _of(scene, THREADS):
         change = each.change()
         share = None if change is None else change.cpu_share
-        if change is None or share is None or share < 0.5 or (change.cores or 0.0) < 0.5:
+        if change is None or (change.cores or 0.0) < 0.5:
             continue
+        if share is None or (share < 0.1 and (change.cores or 0.0) < 0.8):
+            continue  # many threads that compute a little each
         if scene.gil_wait is None or scene.gil_wait < GIL_WAIT:
             continue  # C code that gives up the GIL, such as zlib or numpy, is well placed in a thread
         stats = each.stats
@@ -568,7 +603,7 @@ def crash_loop(scene: Scene) -> Iterator[Finding]:
     for each in (*scene.histories, *scene.gone):
         if each.stats.kind != "children" and each.stats.crashes:
             place = each.stats.created_at or each.stats.name  # a broken executor is replaced by a new one
-            names[place] = each.stats.name
+            names[place] = family(each.stats.name)
             for reason, at in each.crashed:
                 if scene.now - at <= CRASH_WINDOW:
                     died[place].append(reason)
@@ -651,6 +686,17 @@ def zombies(scene: Scene) -> Iterator[Finding]:
             )
 
 
+def family(name: str) -> str:
+    """Return what pools have in common that are made at one place one after the other.
+
+    Example:
+        >>> family("ProcessPoolExecutor at app.py:12 #3")
+        'ProcessPoolExecutor at app.py:12'
+    """
+    head, mark, number = name.rpartition(" #")
+    return head if mark and number.isdigit() else name
+
+
 def _of(scene: Scene, kinds: Iterable[str]) -> list[History]:
     return [each for each in scene.histories if each.stats.kind in kinds]
 
@@ -660,16 +706,16 @@ def _made(stats: PoolStats) -> str:
 
 
 RULES: tuple[tuple[Rule, float], ...] = (
-    (oversubscribed, 10.0),
-    (io_bound, 10.0),
-    (cpu_bound, 10.0),
+    (oversubscribed, 4.0),
+    (io_bound, 4.0),
+    (cpu_bound, 4.0),
     (starved, 3.0),
     (per_call, 0.0),
-    (payloads, 10.0),
+    (payloads, 4.0),
     (memory_growth, 0.0),
     (neglected, 0.0),
     (crash_loop, 0.0),
-    (queue_growth, 10.0),
+    (queue_growth, 4.0),
     (zombies, 5.0),
 )
 """Each rule, and for how many s it has to hold."""

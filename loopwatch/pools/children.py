@@ -201,6 +201,7 @@ class Children:
             memory=(fact.memory or 0) if fact is not None else 0,
             reason=_words(verdict, name, member.birth),
             unique=fact.unique if fact is not None else None,
+            starved=fact.starved if fact is not None else None,
             cpu=fact.cpu if fact is not None else None,
             task=name or None,
             exitcode=fact.exitcode if fact is not None else None,

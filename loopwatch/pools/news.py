@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
+from loopwatch.pools.advice import family
 from loopwatch.pools.reading import End, PoolReading
 
 logger = logging.getLogger("loopwatch")
@@ -109,8 +110,9 @@ class News:
             if since < 0 or (worker.state == WorkerState.ZOMBIE and now - since < ZOMBIE_AFTER):
                 continue
             self._workers[key] = -1.0  # told
-            if self._may_tell(f"{worker.state} {stats.name}", now, interval):
-                lines.append(Line(_worker_words(stats, worker) + self._more(f"{worker.state} {stats.name}")))
+            about = f"{worker.state} {family(stats.name)}"
+            if self._may_tell(about, now, interval):
+                lines.append(Line(_worker_words(stats, worker) + self._more(about)))
         return lines
 
     def _of_crashes(self, stats: PoolStats, now: float, interval: float) -> list[Line]:
@@ -118,7 +120,7 @@ class News:
         lines = []
         for reason, count in stats.crashes.items():
             new = count - before.get(reason, 0)
-            key = f"{reason} {stats.name}"
+            key = f"{reason} {family(stats.name)}"
             if new > 0 and self._may_tell(key, now, interval):
                 many = "a worker" if new == 1 else f"{new} workers"
                 made = f", made at {stats.created_at}," if stats.created_at else ""

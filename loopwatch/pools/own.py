@@ -79,4 +79,4 @@ class WatchedOwn:
                 facts, now, age=worker.age, calls=worker.calls, task=worker.task, running_for=worker.running_for
             )
             state, reason = judge(situation, self._hung_after())
-        return replace(worker, state=state, reason=reason, cpu=facts.cpu, unique=facts.unique)
+        return replace(worker, state=state, reason=reason, cpu=facts.cpu, unique=facts.unique, starved=facts.starved)

@@ -127,6 +127,7 @@ class Processes:
         return ProcessFacts(
             pid, now, alive=True, cpu=cpu, memory=process.memory_info().rss, unique=before.unique if before else None,
             moved_at=moved_at, started_at=started_at, state=letter, name=name, waits_in=_wchan(pid) if still else None,
+            starved=_run_queue(pid),
         )  # fmt: skip
 
     def _has_done_io(self, process: psutil.Process) -> bool:
@@ -187,11 +188,21 @@ def _same(before: ProcessFacts) -> tuple[float | None, str]:
 
 def _wchan(pid: int) -> str | None:
     """Return the kernel function that a process sleeps in; its main thread's, and only where the kernel shows it."""
-    if sys.platform != "linux":
-        return None
-    try:
-        with open(f"/proc/{pid}/wchan") as file:  # noqa: PTH123 - a Path costs as much as the reading
-            text = file.read().strip()
-    except OSError:
-        return None
+    text = _text(f"/proc/{pid}/wchan")
     return text if text not in ("", "0") else None
+
+
+def _run_queue(pid: int) -> float | None:
+    """Return for how many s the main thread of a process has waited for a processor (``/proc/PID/schedstat``)."""
+    fields = _text(f"/proc/{pid}/schedstat").split()
+    return int(fields[1]) / 1e9 if len(fields) >= 2 else None
+
+
+def _text(path: str) -> str:
+    if sys.platform != "linux":
+        return ""
+    try:
+        with open(path) as file:  # noqa: PTH123 - a Path costs as much as the reading
+            return file.read().strip()
+    except OSError:  # it has ended, or is not ours to look at
+        return ""

@@ -36,6 +36,7 @@ class ProcessFacts:
         alive: whether it runs; a zombie does not.
         zombie: whether it has exited and nobody has waited for it.
         cpu: s of processor time.
+        starved: s for which its main thread was ready to run and was given no processor.
         memory, unique: resident bytes; bytes that would be free if it ended.
         moved_at: when its processor time or its I/O was last seen to be more than before.
         started_at: s since the epoch.
@@ -61,6 +62,7 @@ class ProcessFacts:
     waits_in: str | None = None
     exitcode: int | None = None
     oom_killed: bool | None = None
+    starved: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,21 @@ def test_several_pools_share_the_processors() -> None:
     assert only(advised(round_of, cpus=4), Kinds.OVERSUBSCRIBED).subject == "two"
 
 
+@pytest.mark.parametrize("cpus", [2, 8])
+def test_workers_that_are_given_no_processor(cpus: float) -> None:
+    """On a busy machine they hardly run: that is not waiting for I/O, but it may be too many."""
+
+    def round_of(now: float) -> list[PoolReading]:
+        starving = tuple(worker(n, starved=0.7 * now) for n in range(6))
+        return [pool(workers=starving, cpu=0.5 * now + 1, task_cpu=0.5 * now, run=6 * now, completed=int(10 * now))]
+
+    found = advised(round_of, cpus=cpus)
+    if cpus == 8:
+        assert found == []
+    else:
+        assert only(found, Kinds.OVERSUBSCRIBED).evidence["wanted"] == pytest.approx(4.7, rel=0.01)
+
+
 # -- io-bound-processes
 
 
@@ -417,8 +432,23 @@ def test_pools_that_break_again_and_again() -> None:
 
     def round_of(now: float) -> list[PoolReading]:
         if int(now) % 20 == 0 and now > 0:
-            return [pool(number=int(now / 20), crashes={"SIGKILL": 1}, closed=True, submitted=50)]
-        return [pool(number=int(now / 20) + 1, workers=workers(1), submitted=int(now % 20) * 9)]
+            return [
+                pool(
+                    name=f"pool #{int(now / 20)}",
+                    number=int(now / 20),
+                    crashes={"SIGKILL": 1},
+                    closed=True,
+                    submitted=50,
+                )
+            ]
+        return [
+            pool(
+                name=f"pool #{int(now / 20) + 1}",
+                number=int(now / 20) + 1,
+                workers=workers(1),
+                submitted=int(now % 20) * 9,
+            )
+        ]
 
     assert only(advised(round_of, 66), Kinds.CRASHES).evidence["crashes"] == 3
 
