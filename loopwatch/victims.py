@@ -117,11 +117,9 @@ class Victims:
         for loop in loops:
             if self._variable is None:
                 loop.probe.on_end(None)
-            elif loop.pending is None:
-                loop.pending = Pending(self, loop)
-                loop.probe.on_end(loop.pending.waited)
             else:
-                loop.probe.on_end(loop.pending.waited)
+                loop.pending = loop.pending or Pending(self, loop)
+                loop.probe.on_end(loop.pending.waited if loop.probe.handles else loop.pending.overslept)
 
     @property
     def in_use(self) -> bool:
@@ -275,6 +273,17 @@ class Pending:
             if new:
                 self._told.update(map(id, new))
                 victims.hand_over(self._loop, key, start, end, new)
+
+    def overslept(self, key: float, start: float, end: float, _handles: Iterable[Any]) -> None:
+        """A beat shows that the loop slept from ``start`` to ``end``, as no other loop than one of uvloop is told."""
+        with self._victims._faults.guard("victims"):
+            target = self._loop.ref()
+            queue = None if target is None else _queue_of(target)
+            if target is None or queue is None:
+                return
+            self.waited(key, start, end, _first(queue))
+            # Behind this beat other timers may be due, whose callbacks make more tasks ready.
+            target.call_soon(lambda: self.waited(key, start, end, _first(queue)), context=contextvars.Context())
 
     def reached(self, case: Case, start: float, threshold: float, queue: deque[Any]) -> None:
         """The loop has come to what was scheduled during the block: asyncio behind the callback, uvloop later."""

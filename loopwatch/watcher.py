@@ -534,12 +534,15 @@ def _episode_of(loop: WatchedLoop, block: Block) -> Episode | None:
 
     A block that only a late beat proved has a key of its own.
     """
-    if block.key in loop.episodes:
-        return loop.episodes.pop(block.key)
+    own = loop.episodes.pop(block.key, None)
+    if own is not None and own.samples:
+        return own
     for key, episode in list(loop.episodes.items()):
         if any(block.start <= sample.at <= block.end for sample in episode.samples):
-            return loop.episodes.pop(key)
-    return None
+            found = loop.episodes.pop(key)
+            found.id = found.id if own is None else own.id  # under which its victims were told
+            return found
+    return own
 
 
 def _own_threads() -> set[int | None]:

@@ -216,6 +216,7 @@ class UvloopProbe:
         self._reported_to = 0.0
         self._last_beat = 0.0
         self._late_beat: tuple[float, float] | None = None
+        self._taker: Taker | None = None
         self._ran = 0.0
         self._started: float | None = None
         self._attached = self._newest = self._last = self._read(time.monotonic()) or Reading(
@@ -337,18 +338,26 @@ class UvloopProbe:
         if now - due < self._limit:
             return
         with self._lock:
-            reading = self._read(now)
-            if reading is None or self._reported_to > due:
-                return
-            before = next((item for item in reversed(self._history) if item.at <= due), self._last)
-            busy = (reading.at - before.at) - (reading.idle - before.idle)
-            if busy < (now - due) / 2:
-                # It may have begun before the beat was due: at any time since there was a sign of life.
-                alive = min(max(before.at, last_beat), due)
-                doubt = (due - alive) / 2
-                self._report(Block(due - doubt, due - doubt, now, uncertainty=doubt, asleep=True))
-            else:
-                self._late_beat = (due, now)
+            overslept = self._take_late_beat(due, now, last_beat)
+        if overslept is not None and self._taker is not None:
+            self._taker(overslept.key, overslept.start, overslept.end, ())
+
+    def _take_late_beat(self, due: float, now: float, last_beat: float) -> Block | None:
+        """Return the block that a beat which was ``due`` has shown ``now``, if the loop overslept; keep it, else."""
+        reading = self._read(now)
+        if reading is None or self._reported_to > due:
+            return None
+        before = next((item for item in reversed(self._history) if item.at <= due), self._last)
+        busy = (reading.at - before.at) - (reading.idle - before.idle)
+        if busy >= (now - due) / 2:
+            self._late_beat = (due, now)
+            return None
+        # It may have begun before the beat was due: at any time since there was a sign of life.
+        alive = min(max(before.at, last_beat), due)
+        doubt = (due - alive) / 2
+        block = Block(due - doubt, due - doubt, now, uncertainty=doubt, asleep=True)
+        self._report(block)
+        return block
 
     def finished(self) -> list[Block]:
         with self._lock:
@@ -413,7 +422,7 @@ class UvloopProbe:
         return False
 
     def on_end(self, taker: Taker | None) -> None:
-        """Nothing: the loop does not tell when a block ends."""
+        self._taker = taker  # told without handles, and only where a beat shows on the loop's thread that it overslept
 
     def started(self, key: float) -> float:
         with self._lock:
@@ -442,9 +451,10 @@ class UvloopProbe:
                 self._started = None
 
     def detach(self) -> None:
+        self._taker = None
         with self._lock:
             self._pointer = None
 
     def abandon(self) -> None:
         self._lock = threading.RLock()
-        self._pointer = None
+        self._pointer = self._taker = None

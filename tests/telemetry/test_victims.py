@@ -277,6 +277,57 @@ def test_a_culprit_without_a_span_is_linked_to_all_the_same(agent: Agent, told: 
     assert victim.context.trace_id != stall.context.trace_id
 
 
+STOPPED = """
+    import asyncio, os, subprocess, sys
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    import loopwatch
+    from loopwatch import victims
+    from tests.conftest import runner
+
+    victims.PATIENCE = 5.0
+    spans = InMemorySpanExporter()
+    trace.set_tracer_provider(TracerProvider())
+    trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(spans))
+    agent = loopwatch.install(threshold=0.1, log_level="CRITICAL", cpu_budget=1.0)
+
+    async def sleeper():
+        with trace.get_tracer("program").start_as_current_span("sleeper"):
+            await asyncio.sleep(0.6)
+
+    async def main():
+        await asyncio.sleep(0.2)
+        stop = f"sleep 0.3; kill -STOP {os.getpid()}; sleep 0.8; kill -CONT {os.getpid()}"
+        stopper = subprocess.Popen(["sh", "-c", stop])
+        await asyncio.gather(*(sleeper() for _ in range(3)))
+        stopper.wait()
+
+    runner(sys.argv[1])(main())
+    assert agent.flush(5)
+    (stall,) = agent.stalls()
+    assert stall.evidence.asleep and stall.duration > 0.4
+    for span in spans.get_finished_spans():
+        if span.name == "sleeper":
+            (event,) = span.events
+            assert event.attributes["loopwatch.stall.id"] == stall.id
+            assert abs(event.attributes["loopwatch.stall.duration"] - stall.duration) < 0.01
+            print("told")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the cause is told from files of /proc")
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_who_slept_through_a_stop_of_the_process_is_told(kind: str) -> None:
+    """A loop that could not wake up in time has victims too."""
+    pytest.importorskip(kind)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STOPPED), kind], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["told"] * 3, done.stderr
+
+
 def test_the_loop_does_not_wait_for_a_thread_that_is_stuck(agent: Agent, told: Told, run: Run) -> None:
     """A span processor that never returns costs the loop nothing but its patience: it goes on meanwhile."""
     gone_on = threading.Event()
