@@ -7,6 +7,7 @@ the end. Why one cannot be had is told by :func:`missing`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import urllib.error
@@ -46,8 +48,9 @@ def missing(*programs: str) -> str:
     }
     for program in programs:
         if program == "rotel":
-            if rotel_binary() is None:
-                return "rotel is not installed (pip install rotel)"
+            reason = rotel_does_not_run()
+            if reason:
+                return reason
         elif shutil.which(program) is None:
             return f"{program} is not installed (Debian package {packages[program]})"
     return ""
@@ -60,6 +63,24 @@ def rotel_binary() -> Path | None:
         return None
     path = Path(spec.origin).parent / "rotel-agent"
     return path if path.is_file() else None
+
+
+def rotel_environment() -> dict[str, str]:
+    """Return what the collector needs to find the library of the interpreter that it was built for."""
+    return {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR") or "")}
+
+
+@functools.cache
+def rotel_does_not_run() -> str:
+    """Return why the collector cannot be run here, "" if it can."""
+    binary = rotel_binary()
+    if binary is None:
+        return "rotel is not installed (pip install rotel)"
+    command = [str(binary), "start", "--help"]
+    ran = subprocess.run(
+        command, env={**os.environ, **rotel_environment()}, capture_output=True, text=True, check=False
+    )
+    return f"rotel does not run here: {ran.stderr.strip()[-200:]}" if ran.returncode else ""
 
 
 def free_port() -> int:
@@ -310,7 +331,8 @@ def rotel(folder: Path, *options: str) -> Iterator[tuple[str, str, Callable[[], 
     home.mkdir()
     http, grpc = free_port(), free_port()
     command = [binary, "start", f"--otlp-http-endpoint=127.0.0.1:{http}", f"--otlp-grpc-endpoint=127.0.0.1:{grpc}"]
-    with program([*command, f"--pid-file={home / 'pid'}", *options], home, "rotel") as (process, said):
+    command = [*command, f"--pid-file={home / 'pid'}", *options]
+    with program(command, home, "rotel", rotel_environment()) as (process, said):
 
         def there() -> bool:
             assert process.poll() is None, said()
