@@ -404,7 +404,9 @@ class Agent:
             if provider is None:
                 continue
             if not callable(getattr(provider, method, None)):
-                raise ConfigError(f"{name}={provider!r}: must be a provider of OpenTelemetry (with {method}()), or None")
+                raise ConfigError(
+                    f"{name}={provider!r}: must be a provider of OpenTelemetry (with {method}()), or None"
+                )
             given[signal] = provider
         self._telemetry.use(given)
 
@@ -460,7 +462,7 @@ class Agent:
             >>> agent.stop()
         """
         known = isinstance(getattr(executor, "_cache", None), dict) and callable(getattr(executor, "apply_async", None))
-        if not known and not callable(getattr(executor, "submit", None)):
+        if isinstance(executor, type) or (not known and not callable(getattr(executor, "submit", None))):
             raise ConfigError(
                 f"watch_executor({executor!r}): not an executor (it has no submit()); pass a "
                 "concurrent.futures.Executor or a multiprocessing.Pool"
@@ -574,9 +576,6 @@ class Agent:
         if not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
                 self._telemetry.saw(stall)
-        if self._scrape is not None:
-            with self._faults.guard("prometheus"):
-                self._scrape.saw(stall)
         flagged = self._newly_flagged(stall)
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):
@@ -630,7 +629,7 @@ class Agent:
             return None
         from loopwatch.telemetry.scrape import Scrape  # who is not scraped need not load it
 
-        scrape = Scrape(config.prometheus_host, config.prometheus_port, self._telemetry.read, self._faults)
+        scrape = Scrape(config.prometheus_host, config.prometheus_port, self._telemetry.account, self._faults)
         scrape.open()
         return scrape
 

@@ -46,6 +46,10 @@ class Exemplars:
         others = [(loop, each) for loop, each in self._by_loop.items() if loop != stall.loop]
         self._by_loop = dict([*others[-MOST + 1 :], (stall.loop, kept)])
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._by_loop = {}
+
     def of(self, loop: str, told: Collection[str] = ()) -> Mapping[int, Exemplar]:
         """Return the exemplars of one loop, by the number of the bucket of :data:`LAG_BOUNDS` that they fall into.
 

@@ -43,7 +43,8 @@ class Telemetry:
         self._readings = Readings()
         self._catching_up = False
         self.exemplars = Exemplars()
-        self.providers = Providers(Account(self.read, self.exemplars), faults, version)
+        self.account = Account(self.read, self.exemplars)
+        self.providers = Providers(self.account, faults, version)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -79,6 +80,7 @@ class Telemetry:
         self._catching_up = False
         most = self._readings.max_culprits
         self._readings = Readings(most)
+        self.exemplars.clear()
         with self._faults.guard(PART):
             self.providers.after_fork_in_child()
 

@@ -18,12 +18,10 @@ from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS, Faults
 from loopwatch.errors import ConfigError
-from loopwatch.events import Stall
 from loopwatch.telemetry import ports, resource
-from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.exposition import Family, families
+from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.ports import Place
-from loopwatch.telemetry.readings import Reading
 from loopwatch.telemetry.webserver import Answer, Request, Response, WebServer, text
 
 SETTLE = 0.1
@@ -39,13 +37,16 @@ HINT = "loopwatch: the metrics are at /metrics, the ports of all processes at /t
 PART = "prometheus"
 """What its faults are counted under."""
 
+Told = Callable[[Callable[[], None]], Iterator[Family]]
+"""Returns what is told; it is given what to call between parts of the work."""
+
 
 class Scrape:
     """One process's port, and what is told there.
 
     Args:
         host, port: as configured.
-        read: returns all points as they are now.
+        account: where what is told comes from.
         faults: of the agent.
         addresses: what ``host`` means, None to have it found out.
 
@@ -57,7 +58,7 @@ class Scrape:
         self,
         host: str,
         port: int,
-        read: Callable[[], Reading | None],
+        account: Account,
         faults: Faults,
         addresses: list[ports.Address] | None = None,
     ) -> None:
@@ -70,14 +71,13 @@ class Scrape:
             raise ConfigError(
                 f"prometheus_port={port!r}: needs prometheus_client: pip install 'loopwatch[prometheus]'"
             ) from None
-        self._host, self._port, self._read, self._faults = host, port, read, faults
+        self._host, self._port, self._account, self._faults = host, port, account, faults
         self._addresses = addresses or ports.resolve(host)
         self._place: Place | None = None
         self._server: WebServer | None = None
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._page = _Page(self._told)
-        self._exemplars = Exemplars()
 
     @property
     def url(self) -> str:
@@ -116,10 +116,6 @@ class Scrape:
             self._server = WebServer(self._place.listener, self._answer)
             self._server.start(self._faults.guard(PART))
 
-    def saw(self, stall: Stall) -> None:
-        """Show it along with the lag that it caused, if it belongs to a trace."""
-        self._exemplars.saw(stall)
-
     def close(self, timeout: float = 1.0) -> None:
         """Stop listening; waits at most ``timeout`` s for the thread."""
         self._closed.set()
@@ -136,7 +132,7 @@ class Scrape:
             self._server.abandon()
         elif self._place is not None:
             self._place.listener.close()
-        return Scrape(self._host, self._port, self._read, self._faults, self._addresses)
+        return Scrape(self._host, self._port, self._account, self._faults, self._addresses)
 
     def start_soon(self) -> None:
         """Take a port in a little while, and answer on it, in a thread; where none is free, that is logged."""
@@ -184,15 +180,15 @@ class Scrape:
             self._faults.add(PART, exc)
             return text(500, "loopwatch: it could not be told; the program's log says why")
 
-    def _told(self) -> Iterator[Family]:
+    def _told(self, pause: Callable[[], None]) -> Iterator[Family]:
         from prometheus_client.metrics_core import InfoMetricFamily
 
         attributes = resource.attributes(self.index)
         labels = {name.replace(".", "_"): str(value) for name, value in attributes.items()}
         yield InfoMetricFamily("target", "What this process is.", labels)
-        reading = self._read()
+        reading = self._account.read(pause)
         if reading is not None:
-            yield from families(reading, self._exemplars)
+            yield from families(reading, self._account.exemplars)
 
     def _identity(self) -> Mapping[str, Any]:
         attributes = resource.attributes(self.index)
@@ -233,7 +229,7 @@ class Scrape:
 class _Page:
     """The text of the metrics: written once for all who ask at the same time."""
 
-    def __init__(self, told: Callable[[], Iterator[Family]]) -> None:
+    def __init__(self, told: Told) -> None:
         self._told = told
         self._kept: dict[tuple[int, str], bytes] = {}
         self._rests_until = 0.0
@@ -259,14 +255,14 @@ class _Page:
 class _InSlices:
     """As a registry of prometheus_client is asked; naps while it is written, so that a loop is not kept waiting."""
 
-    def __init__(self, told: Callable[[], Iterator[Family]]) -> None:
+    def __init__(self, told: Told) -> None:
         self._told = told
         self._began = 0.0
 
     def collect(self) -> Iterator[Family]:
         """Return what is told."""
         self._began = time.perf_counter()
-        for family in self._told():
+        for family in self._told(self._pause):
             self._pause()
             family.samples = _Lazily(family.samples, self._pause)
             yield family

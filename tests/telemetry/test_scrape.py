@@ -31,6 +31,8 @@ from loopwatch._faults import Faults
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry import ports, webserver
 from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
+from loopwatch.telemetry.exemplars import Exemplars
+from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.readings import Point, Reading, Spread
 from loopwatch.telemetry.scrape import Scrape
 
@@ -58,7 +60,7 @@ def serve() -> Iterator[Callable[..., Scrape]]:
     opened: list[Scrape] = []
 
     def serve(read: Callable[[], Reading | None], faults: Faults | None = None, host: str = "127.0.0.1") -> Scrape:
-        scrape = Scrape(host, 0, read, faults or Faults())
+        scrape = Scrape(host, 0, Account(lambda _pause: read(), Exemplars()), faults or Faults())
         scrape.open()
         scrape.start()
         opened.append(scrape)
