@@ -287,8 +287,7 @@ class Pending:
 
     def reached(self, case: Case, start: float, threshold: float, queue: deque[Any]) -> None:
         """The loop has come to what was scheduled during the block: asyncio behind the callback, uvloop later."""
-        case.reached = True
-        now = time.monotonic()
+        case.reached = now = time.monotonic()
         if now - start >= threshold:
             self.waited(case.key, start, now, _first(queue))
 

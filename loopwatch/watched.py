@@ -55,7 +55,7 @@ class Case:
         foreseen: what the stall looked like while it lasted.
         judged: samples that there were then.
         prepared, told_in_advance: whether those were seen to who will run before the loop can tell.
-        reached: a callback of ours has run; on asyncio in the midst of the pass, so that one was left for the next.
+        reached: when a callback of ours ran that was scheduled during the block (``time.monotonic``), None if none did.
     """
 
     key: float
@@ -66,7 +66,7 @@ class Case:
     judged: int = 0
     prepared: bool = False
     told_in_advance: bool = False
-    reached: bool = False
+    reached: float | None = None
 
 
 @dataclass(slots=True)

@@ -438,12 +438,15 @@ class Watcher:
         episode = _episode_of(loop, block) or Episode(os.urandom(5).hex())
         if block.end < self._grace_until:
             return
+        case = loop.latest_case
+        reached = case.reached if case is not None and case.key == block.key else None
         if episode.samples and block.victims is not None:
             # What stood behind the blocking callback in its own pass has run by the time the pass ends.
             block.victims += episode.samples[-1].stack.behind
-            case = loop.latest_case
-            if case is not None and case.key == block.key and case.reached:
-                block.victims -= 1  # that one of them was left for the next pass, and counted there
+            if reached is not None and loop.probe.handles:
+                block.victims -= 1  # ours ran there, so that one of them was left for the next pass, and counted
+        if reached is not None and not loop.probe.handles:
+            block.end = max(min(block.end, reached), block.start)  # what came then was the wait for its victims' traces
         loop.stalls += 1
         loop.blocked += block.end - block.start
         loop.victims += block.victims or 0
