@@ -49,7 +49,7 @@ def overview() -> Board:
         about="Are event loops blocked anywhere, how badly, and where is it worst? Read the tiles first: if one is not "
         "green, the tables below say which service and process, and lead to its own dashboard.",
         variables=(JOB, INSTANCE),
-        rows=(_now(scope), _worst(scope), _lag(scope), _stalls(scope), _workers(scope)),
+        rows=(_now(scope), _alerts(scope), _worst(scope), _lag(scope), _stalls(scope), _workers(scope)),
         marks=(stall_marks(scope, shown=False), hang_marks(scope), crash_marks(scope), restart_marks(scope)),
         since="3h",
     )
@@ -126,6 +126,19 @@ def _now(scope: Scope) -> Row:
         ),
     )
     return Row("Now", [first])
+
+
+def _alerts(scope: Scope) -> Row:
+    firing = table(
+        "Alerts that fire",
+        "Alerts of loopwatch's rules for these services; the runbook has a section for each. Empty is good, where "
+        "Prometheus has the rules.",
+        {"alertname": "Alert", "severity": "For", JOB: "Service", INSTANCE: "Process"},
+        [Column("Fires", Query(scope.alerts(), instant=True, form="table", rare=True))],
+        links={"Process": ("Loops of this process", dashboard_link(LOOP, job="Service", instance="Process"))},
+        height=5,
+    )
+    return Row("Alerts", [[firing]])
 
 
 def _worst(scope: Scope) -> Row:

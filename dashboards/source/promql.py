@@ -22,6 +22,10 @@ RATE = "$__rate_interval"
 RECENT = "5m"
 RANGE = "$__range"
 
+ALERTS = "ALERTS"
+"""The one series that is not loopwatch's: Prometheus writes it where it has our rules."""
+_FIRING = 'alertname=~"Loopwatch.+", alertstate="firing"'
+
 _VARIABLES = {JOB: "job", INSTANCE: "instance", catalog.LOOP: "loop", catalog.POOL: "pool"}
 """Attributes that a dashboard can be narrowed by, and the variables that do it."""
 
@@ -126,6 +130,11 @@ class Scope:
         """Return the query of a variable: the values of one label."""
         self._check(name, (attribute,), metric(name).kind)
         return f"label_values({self.of(name)}, {label(attribute)})"
+
+    @staticmethod
+    def alerts() -> str:
+        """Return our alerts that fire, which Prometheus tells of itself; those of a whole service have no instance."""
+        return f'max by (alertname, severity, {JOB}, {INSTANCE}) ({ALERTS}{{{_FIRING}, {JOB}=~"$job"}})'
 
     @staticmethod
     def _check(name: str, keep: Sequence[str], kind: Kind) -> None:

@@ -37,6 +37,11 @@ for _metric in CATALOG:
     else:
         SERIES[_metric.prometheus] = (_metric, frozenset(_labels))
 
+SERIES[write.ALERTS] = (
+    Metric(write.ALERTS, "1", Kind.GAUGE, "Alerts, told by Prometheus itself."),
+    frozenset({"alertname", "alertstate", "severity", "job", "instance"}),
+)
+
 
 def selectors(node: Any, function: str = "") -> Iterator[tuple[Any, str, float]]:
     """Yield (selector, function applied to it, s of its range or 0) in an expression."""
@@ -204,6 +209,8 @@ def complaints(expression: Expression) -> Iterator[str]:
             continue
         metric, labels = SERIES[selector.name]
         names |= labels
+        if selector.name == write.ALERTS:  # those of a whole service have no instance to be narrowed by
+            continue
         matched = {matcher.name for matcher in selector.matchers.matchers}
         if not matched <= labels:
             yield f"{selector.name} has no {matched - labels}"
