@@ -343,7 +343,7 @@ def oversubscribed(scene: Scene) -> Iterator[Finding]:
         yield Finding(
             Kinds.OVERSUBSCRIBED,
             worst.name,
-            f"{busy:.1f} worker processes compute at a time on {scene.cpus:g} processors{_made(worst)}",
+            f"{busy:.1f} busy worker processes want {wanted:.1f} processors at a time, of {scene.cpus:g}{_made(worst)}",
             f"Give the pool max_workers={max(int(scene.cpus), 1)}: more workers finish no more work, take more memory "
             "and take the processor away from the event loop.",
             {

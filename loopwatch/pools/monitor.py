@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from loopwatch import evidence
 from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
+from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config
 from loopwatch.events import Finding, WorkerState
 from loopwatch.pools import cgroup
@@ -176,11 +176,12 @@ class Monitor:
         if self._faults.is_off(PART) or not self._running:
             return ()
         now = time.monotonic()
-        is_stale = now - self._polled_at > FRESH and self._processes is not None
+        is_stale = now - self._polled_at > FRESH and self._has_work()
         if is_stale and self._polling.acquire(timeout=PATIENCE):
             try:
                 with self._faults.guard(PART):
-                    self._look(until=now + QUICK)
+                    # Importing psutil takes too long for a loop: without it only who is there can be told.
+                    self._look(until=now + QUICK, facts=self._processes is not None or not _on_loop())
             finally:
                 self._polling.release()
         return self._read(time.monotonic())
@@ -288,23 +289,24 @@ class Monitor:
         )
         return gil_wait() if busy else None
 
-    def _look(self, until: float | None = None) -> None:
-        """Poll the facts of all processes."""
+    def _look(self, until: float | None = None, *, facts: bool = True) -> None:
+        """Poll the facts of all processes, or only see which there are."""
         oom = self._oom = self._oom or Oom()
         before, complete = oom.look(), True
         claimed = [pid for source in self._sources for pid in self._pids(source)]
         self._children.look(claimed)
         pids = [*claimed, *self._children.pids()]
-        if pids or self._processes is not None:
+        if facts and (pids or self._processes is not None):
             if self._processes is None:
                 from loopwatch.pools.processes import Processes  # imports psutil
 
                 self._processes = Processes(self._births.exit_of, oom)
             complete = self._processes.poll(pids, until=until, unique=until is None)
             self._processes.forget(self._children.settle(self._processes.facts))
-        if complete:
+        if facts and complete:
             oom.begin(before)
-        self._polled_at = time.monotonic()
+        if facts:
+            self._polled_at = time.monotonic()
 
     def _oom_killed(self, pids: frozenset[int]) -> bool | None:
         return None if self._oom is None else self._oom.killed(pids)
@@ -330,6 +332,12 @@ class Monitor:
         """A pool that cannot be read is looked after no more."""
         self.remove(source)
         self._faults.add("pool", exc)
+
+
+def _on_loop() -> bool:
+    """Whether the calling thread runs an event loop right now."""
+    asyncio = loaded("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def period(used: float, budget: float) -> float:

@@ -111,7 +111,10 @@ def test_more_workers_compute_than_there_are_processors() -> None:
     assert found.subject == "pool"
     assert (found.evidence["busy"], found.evidence["cpus"]) == (8, 2)
     assert found.evidence["cores"] == pytest.approx(2.0, rel=0.01)
-    assert "8.0 worker processes compute at a time on 2 processors" in found.text and "max_workers=2" in found.remedy
+    assert (
+        "8.0 busy worker processes want 2.0 processors at a time, of 2" in found.text
+        and "max_workers=2" in found.remedy
+    )
 
 
 @pytest.mark.parametrize(("count", "cores", "cpus"), [(2, 2.0, 2), (8, 6.0, 8), (8, 1.4, 2), (2, 1.5, 1.5)])

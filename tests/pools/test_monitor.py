@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import subprocess
 import sys
@@ -200,6 +201,23 @@ def test_figures_of_a_snapshot_are_fresh(watching: Watching, child: subprocess.P
     watching.monitor._polled_at -= module.FRESH + 1
     assert watching.monitor.readings()[0].stats.workers[0].memory > 0
     assert first.facts[child.pid].at > before
+
+
+def test_a_snapshot_before_the_first_poll(watching: Watching, child: subprocess.Popen[bytes]) -> None:
+    """Children and their memory are told at once; on a running loop, which must not wait for psutil, who is there."""
+
+    async def on_loop() -> tuple[PoolReading, ...]:
+        return watching.monitor.readings()
+
+    with subprocess.Popen(["/bin/sleep", "60"]) as own:
+        (there,) = asyncio.run(on_loop())
+        assert {worker.pid for worker in there.stats.workers} == {child.pid, own.pid}
+        assert watching.monitor._processes is None
+        reasons = {worker.pid: worker.reason for worker in there.stats.workers}
+        assert reasons[own.pid].startswith("sleep; it has not been looked at yet; made at")
+        (known,) = watching.monitor.readings()
+        assert all(worker.memory > 0 for worker in known.stats.workers)
+        own.kill()
 
 
 def test_a_snapshot_does_not_wait_for_a_poll(watching: Watching, child: subprocess.Popen[bytes]) -> None:
