@@ -95,7 +95,10 @@ class Board:
             .build()
         )
         made.panels = _placed(self.rows)
-        return json.dumps(made, cls=sdk.JSONEncoder, indent=2, sort_keys=True) + "\n"
+        plain = json.loads(json.dumps(made, cls=sdk.JSONEncoder))
+        for shown in (*plain["links"], *plain["annotations"]["list"]):
+            del shown["placement"]  # the SDK knows one, in a menu that has to be opened
+        return json.dumps(plain, indent=2, sort_keys=True) + "\n"
 
 
 def variable_queries(attributes: Sequence[str]) -> dict[str, str]:

@@ -87,7 +87,8 @@ class Scope:
         """Return the selector of a metric: the variables that apply to it, and ``matchers``."""
         has = (*TARGET, *metric(name).attributes)
         narrowed = [f'{label(item)}=~"${_VARIABLES[item]}"' for item in self.variables if item in has]
-        return f"{m(name)}{suffix}{{{', '.join([*narrowed, *matchers])}}}"
+        every = ", ".join([*narrowed, *matchers])
+        return f"{m(name)}{suffix}{{{every}}}" if every else f"{m(name)}{suffix}"
 
     def now(self, name: str, *keep: str, how: str = "max", matchers: Sequence[str] = ()) -> str:
         """Return a gauge, aggregated by ``how``."""

@@ -93,6 +93,8 @@ def test_the_models_of_grafana_lose_nothing(uid: str) -> None:
     sdk.register_default_plugins()
     board = BOARDS[uid]
     again = json.loads(json.dumps(sdk.models.Dashboard.from_json(board), cls=sdk.JSONEncoder))
+    for shown in (*again["links"], *again["annotations"]["list"]):
+        del shown["placement"]  # the models add a menu to be opened; without it they are seen
     assert again == board
     assert board["uid"] == uid
     assert (board["schemaVersion"], "id" in board) == (42, False)
