@@ -194,7 +194,14 @@ def gives_way(port: int, addresses: list[Address]) -> bool:
     """
     holder = ask(addresses, (port,))
     from_environment = os.environ.get("LOOPWATCH_PROMETHEUS_PORT", "").strip() == str(port)
-    return any(from_environment or who.get("pid") in _ancestors() for who in holder.values())
+    return any(from_environment or _is_relative(who) for who in holder.values())
+
+
+def _is_relative(who: Mapping[str, Any]) -> bool:
+    if who.get("pid") in _ancestors():
+        return True
+    # Elsewhere than on Linux a worker that was forked is not known as such: see is_worker.
+    return not Path("/proc/self/stat").exists() and who.get("parent") == os.getppid() != 1
 
 
 def _ancestors() -> list[int]:

@@ -37,6 +37,9 @@ HINT = "loopwatch: the metrics are at /metrics, the ports of all processes at /t
 PART = "prometheus"
 """What its faults are counted under."""
 
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
 Told = Callable[[Callable[[], None]], Iterator[Family]]
 """Returns what is told; it is given what to call between parts of the work."""
 
@@ -66,6 +69,7 @@ class Scrape:
             # All that is needed, and now: a child that is forked while a thread imports finds it half done for ever.
             import prometheus_client.exposition
             import prometheus_client.metrics_core
+            import prometheus_client.openmetrics.exposition
             import prometheus_client.samples  # noqa: F401
         except ImportError:
             raise ConfigError(
@@ -195,6 +199,7 @@ class Scrape:
         return {
             "loopwatch": attributes["telemetry.distro.version"],
             "pid": os.getpid(),
+            "parent": os.getppid(),
             "service": attributes["service.name"],
             "index": self.index,
         }
@@ -208,7 +213,10 @@ class Scrape:
         place = self._place
         if place is None:
             return _json([])
-        host = urlsplit(f"//{asked}").hostname or place.host
+        try:
+            host = urlsplit(f"//{asked}").hostname or place.host
+        except ValueError:  # brackets that do not match
+            host = place.host
         others = [port for port in range(place.base, min(place.base + ports.SPAN, 65536)) if port != place.port]
         found = {**ports.ask(self._addresses, others), place.port: self._identity()}
         return _json(
@@ -236,9 +244,11 @@ class _Page:
 
     def get(self, request: Request) -> Response:
         """Return it in the format that a client prefers."""
-        from prometheus_client.exposition import choose_encoder
+        from prometheus_client import exposition, openmetrics
 
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        is_open = "application/openmetrics-text" in accepted(request.headers.get("accept", ""))
+        content_type = OPEN if is_open else PLAIN
+        encode = openmetrics.exposition.generate_latest if is_open else exposition.generate_latest
         body = self._kept.get((request.turn, content_type))
         if body is None:
             time.sleep(max(self._rests_until - time.monotonic(), 0.0))
@@ -247,7 +257,7 @@ class _Page:
             self._rests_until = time.monotonic() + min(SHARE * (time.thread_time() - began), 1.0)
             self._kept = {(request.turn, content_type): body}
         kind = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
-        if "gzip" in request.headers.get("accept-encoding", ""):
+        if "gzip" in accepted(request.headers.get("accept-encoding", "")):
             return Response(200, gzip.compress(body, compresslevel=1), {**kind, "Content-Encoding": "gzip"})
         return Response(200, body, kind)
 
@@ -283,6 +293,17 @@ class _Lazily:
         for sample in self._samples:
             self._between()
             yield sample
+
+
+def accepted(header: str) -> set[str]:
+    """Return what a client accepts, whatever it prefers.
+
+    Example:
+        >>> sorted(accepted("gzip;q=0.5, br;q=0, Identity"))
+        ['gzip', 'identity']
+    """
+    parts = (part.lower().replace(" ", "").split(";") for part in header.split(","))
+    return {name for name, *options in parts if name and not {"q=0", "q=0.0"} & set(options)}
 
 
 def _json(value: Any) -> Response:

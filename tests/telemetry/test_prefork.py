@@ -47,8 +47,8 @@ class Program:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                args, cwd=folder, env={**kept, **(env or {})}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                args, cwd=folder, env={**kept, "HOME": str(folder), **(env or {})}, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
     def url(self, index: int) -> str:
@@ -192,11 +192,13 @@ SERVERS = {
 SERVERS["gunicorn --preload"] = [*SERVERS["gunicorn"], "--preload"]
 
 
-@pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("way", ["explicit", "run"])
+@pytest.mark.parametrize(
+    ("server", "way"),
+    [("uvicorn", "run"), ("uvicorn", "explicit"), ("gunicorn", "explicit"), ("gunicorn --preload", "run")],
+)
 def test_servers(start: Start, server: str, way: str) -> None:
-    """Both workers of a server are scraped, with its supervisor where that is watched; one that is killed comes back on
-    its port as another process that started later."""
+    """Both workers of a server are scraped, with its supervisor where that is watched, which counts the crash of one;
+    it comes back on its port as another process that started later."""
     pytest.importorskip("uvicorn")
     pytest.importorskip("gunicorn")
     program = (
@@ -223,9 +225,18 @@ def test_servers(start: Start, server: str, way: str) -> None:
     assert {each["__meta_loopwatch_pid"] for each in until(lambda: targets(program.url(index))).values()} >= {
         again["process_pid"]
     }
+    if len(found) > len(workers):
+        dead = {"loopwatch_pool_kind": "children", "loopwatch_crash_reason": "SIGKILL"}
+        assert until(lambda: _values(program.url(0), "loopwatch_pool_crashes_total", dead) == [1.0])
+        assert _values(program.url(0), "loopwatch_pool_started_total", {"loopwatch_pool_kind": "children"}) == [3.0]
+    assert (len(found) > len(workers)) == (way == "run")
     program.process.send_signal(signal.SIGTERM)
     assert program.process.wait(DEADLINE) in (0, -signal.SIGTERM)
     assert until(lambda: not _listening(program))
+
+
+def _values(url: str, name: str, labels: Mapping[str, str]) -> list[float]:
+    return [each.value for each in scraped(url) if each.name == name and labels.items() <= each.labels.items()]
 
 
 def _listening(program: Program) -> dict[int, dict[str, str]]:

@@ -187,6 +187,25 @@ def test_it_is_packed_for_those_who_ask(serve: Callable[..., Scrape]) -> None:
     assert b"loopwatch_pool_workers" in gzip.decompress(packed)
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("application/openmetrics-text; version=abc", "application/openmetrics-text"),
+        ("text/html, application/openmetrics-text;q=0", "text/plain"),
+        ("text/plain;version=1.., */*", "text/plain"),
+        (";;,,=", "text/plain"),
+        ("", "text/plain"),
+    ],
+)
+def test_whatever_a_client_accepts(serve: Callable[..., Scrape], accept: str, kind: str) -> None:
+    """Headers that are no sense are no fault of ours: an answer in a format that exists."""
+    faults = Faults()
+    url = serve(full_reading, faults).url
+    assert fetch(url, Accept=accept, Accept_Encoding="gzip;q=0", Host="[nonsense")[0].startswith(kind)
+    assert len(json.loads(fetch(url.replace("metrics", "targets"), Host="[nonsense")[1])) == 1
+    assert faults.counts == {}
+
+
 def test_many_scrapers_cost_no_more_than_one(serve: Callable[..., Scrape]) -> None:
     """Fifteen at once are served from a few readings, and none that began before they asked."""
     read = []
