@@ -356,12 +356,16 @@ def oversubscribed(scene: Scene) -> Iterator[Finding]:
         )
 
 
+WAITING = 0.15
+"""Share of their time below which calls wait rather than compute."""
+
+
 def io_bound(scene: Scene) -> Iterator[Finding]:
     """Processes that wait: a thread or the loop itself could do that for a hundredth of the memory."""
     for each in _of(scene, PROCESSES):
         change = each.change()
         share = None if change is None else change.cpu_share
-        if change is None or share is None or share > 0.15 or change.finished < 5 or change.busy < 0.5:
+        if change is None or share is None or share > WAITING or change.finished < 5 or change.busy < 0.5:
             continue
         stats = each.stats
         memory = sum(worker.memory for worker in stats.workers)

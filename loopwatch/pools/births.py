@@ -73,6 +73,8 @@ class Births:
 
     def __init__(self, patches: PatchSet, faults: Faults, born: Callable[[], object]) -> None:
         self.known: dict[int, Birth] = {}
+        self.changes = 0
+        """Goes up with each that was started or waited for."""
         self._patches, self._faults, self._born = patches, faults, born
         self._early: dict[int, tuple[int, float]] = {}
         self._hooks: list[ListItem] = []
@@ -129,6 +131,7 @@ class Births:
         if ended is not None and birth.at - ended[1] < EARLY:
             birth.exitcode, birth.ended_at = ended
         self.known[birth.pid] = birth
+        self.changes += 1
         if len(self.known) > MOST:
             self.known.pop(next(iter(self.known)), None)
         self._born()
@@ -137,6 +140,7 @@ class Births:
         birth, now = self.known.get(pid), time.monotonic()
         if birth is not None:
             birth.exitcode, birth.ended_at = exitcode, now
+            self.changes += 1
             return
         self._early[pid] = exitcode, now
         if len(self._early) > MOST_EARLY:

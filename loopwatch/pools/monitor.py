@@ -33,7 +33,7 @@ LONGEST_PERIOD = 60.0
 BUDGET_SHARE = 0.2
 """Part of ``Config.cpu_budget`` that polling may use: where there are many processes, they are polled less often."""
 FRESH = 0.5
-"""s: facts that are older are polled anew for a snapshot, as far as that is quick."""
+"""s: facts that are older, or older than the last start or end of a child, are polled anew for a snapshot."""
 QUICK = 0.005
 """s that such a poll takes at most; what it did not come to keeps its last facts."""
 PATIENCE = 0.02
@@ -100,6 +100,7 @@ class Monitor:
         self._next_tick = 0.0
         self._cpus_now = 1.0
         self._next_cpus = 0.0
+        self._changes_seen = -1
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -176,12 +177,13 @@ class Monitor:
         if self._faults.is_off(PART) or not self._running:
             return ()
         now = time.monotonic()
-        is_stale = now - self._polled_at > FRESH and self._has_work()
+        is_stale = now - self._polled_at > FRESH or self._births.changes != self._changes_seen
+        is_stale = is_stale and self._has_work()
         if is_stale and self._polling.acquire(timeout=PATIENCE):
             try:
                 with self._faults.guard(PART):
                     # Importing psutil takes too long for a loop: without it only who is there can be told.
-                    self._look(until=now + QUICK, facts=self._processes is not None or not _on_loop())
+                    self._look(quick=True, facts=self._processes is not None or not _on_loop())
             finally:
                 self._polling.release()
         return self._read(time.monotonic())
@@ -289,10 +291,10 @@ class Monitor:
         )
         return gil_wait() if busy else None
 
-    def _look(self, until: float | None = None, *, facts: bool = True) -> None:
+    def _look(self, *, quick: bool = False, facts: bool = True) -> None:
         """Poll the facts of all processes, or only see which there are."""
         oom = self._oom = self._oom or Oom()
-        before, complete = oom.look(), True
+        before, complete, self._changes_seen = oom.look(), True, self._births.changes
         claimed = [pid for source in self._sources for pid in self._pids(source)]
         self._children.look(claimed)
         pids = [*claimed, *self._children.pids()]
@@ -301,7 +303,8 @@ class Monitor:
                 from loopwatch.pools.processes import Processes  # imports psutil
 
                 self._processes = Processes(self._births.exit_of, oom)
-            complete = self._processes.poll(pids, until=until, unique=until is None)
+            until = time.monotonic() + QUICK if quick else None
+            complete = self._processes.poll(pids, until=until, unique=not quick)
             self._processes.forget(self._children.settle(self._processes.facts))
         if facts and complete:
             oom.begin(before)
