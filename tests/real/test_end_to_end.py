@@ -226,6 +226,8 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         for job in BOTH:
             problems += without_data(server, job, max(began, end - 45), end)
         problems += told_differently(server, end)
+        nobody = list(without_data(server, "nobody", max(began, end - 45), end))  # so the question can be answered no
+        assert len(nobody) > 100 and all(problem.endswith("nothing") for problem in nobody)
         assert not problems, "\n".join(problems)
 
         lonely.start()
