@@ -28,7 +28,8 @@ def offload() -> Board:
 
 
 def _trip_per_run(scope: Scope) -> str:
-    return f"{scope.rate('loopwatch.offload.trip.time')} / {scope.rate('loopwatch.offload.run.time', matchers=[_AWAY])}"
+    run = scope.rate("loopwatch.offload.run.time", matchers=[_AWAY])
+    return f"{scope.rate('loopwatch.offload.trip.time')} / ({run} > 0)"
 
 
 def _now(scope: Scope) -> Row:
@@ -36,7 +37,7 @@ def _now(scope: Scope) -> Row:
         tile(
             "Loop time saved",
             "Seconds per second for which loops would have been held by calls that ran elsewhere, less what their "
-            "trips held them. 0: nothing is moved; less than 0 cannot be.",
+            "trips held them. 0: nothing is moved.",
             Query(scope.rate("loopwatch.offload.saved")),
             unit="percentunit",
             width=4,
@@ -161,7 +162,7 @@ def _cost(scope: Scope) -> Row:
     per_call = [
         Query(
             f"{scope.rate(f'loopwatch.offload.{which}.time', catalog.PLACE)} / "
-            f"{scope.rate('loopwatch.offload.calls', catalog.PLACE)}",
+            f"({scope.rate('loopwatch.offload.calls', catalog.PLACE)} > 0)",
             f"{which} {legend(catalog.PLACE)}",
         )
         for which in ("run", "trip")
