@@ -10,6 +10,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class Births:
         """Goes up with each that was started or waited for."""
         self._patches, self._faults, self._born = patches, faults, born
         self._early: dict[int, tuple[int, float]] = {}
+        self._local = threading.local()
         self._hooks: list[ListItem] = []
 
     def start(self) -> None:
@@ -146,8 +148,21 @@ class Births:
         if len(self._early) > MOST_EARLY:
             self._early.pop(next(iter(self._early)), None)
 
+    @property
+    def is_forking(self) -> bool:
+        """Whether the calling thread is within ``os.fork``, and ``born`` will be called once it is not."""
+        return getattr(self._local, "is_forking", False)
+
     def _forked(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        result = original(*args, **kwargs)
+        self._local.is_forking = True
+        try:
+            result = original(*args, **kwargs)
+        except OSError:  # no more processes
+            self._local.is_forking = False
+            self._born()
+            raise
+        finally:
+            self._local.is_forking = False
         pid = result[0] if isinstance(result, tuple) else result  # forkpty() returns a descriptor, too
         if pid:
             self._note(pid)

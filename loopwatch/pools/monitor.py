@@ -152,14 +152,15 @@ class Monitor:
     def hold_for_fork(self) -> Callable[[], None]:
         """End the thread before a fork, so that none of its locks is held in the child; return what lets it go on.
 
-        Since 3.12 a fork beside another thread warns, and a process that only forks workers has no other.
+        Since 3.12 a fork beside another thread warns, and a process that only forks workers has no other. It looks for
+        threads when all is over (``os_fork_impl`` in posixmodule.c): the thread starts again after that.
         """
         self._held += 1
         self._end_thread(PATIENCE)
 
         def release() -> None:
             self._held -= 1
-            if self._sources or self._births.known:
+            if (self._sources or self._births.known) and not self._births.is_forking:
                 self._ensure_thread()
 
         return release

@@ -190,6 +190,36 @@ def test_a_fork_finds_no_thread(watching: Watching) -> None:
     assert len(threads()) == 1
 
 
+def test_a_fork_does_not_warn_because_of_it() -> None:
+    """Since 3.12 a fork beside other threads warns; with ours alone it does not, and the thread goes on each time."""
+    program = """
+import os, threading, warnings
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.pools.monitor import Monitor
+
+monitor, release, found = Monitor(Config, PatchSet(), Faults()), [], []
+os.register_at_fork(
+    before=lambda: release.append(monitor.hold_for_fork()),
+    after_in_parent=lambda: release.pop()(),
+    after_in_child=monitor.after_fork_in_child,
+)
+monitor.start()
+warnings.simplefilter("always")
+warnings.showwarning = lambda *what: found.append(what)
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    found += [threading.active_count()]
+print(found)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([2] * 20)
+
+
 def test_figures_of_a_snapshot_are_fresh(watching: Watching, child: subprocess.Popen[bytes]) -> None:
     """Once it has polled, what is older than half a second is polled anew when somebody asks."""
     pool = Pool(child.pid)
