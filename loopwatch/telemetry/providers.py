@@ -109,18 +109,21 @@ class Providers:
     def stop(self, timeout: float) -> None:
         """Tell what there is once more, and end; waits at most ``timeout`` s. The application's providers stay."""
         with self._lock:
-            private, self._private = self._private, None
+            private = self._private
             instruments, self._instruments = self._instruments, None
             self._running = False
             self._used.clear()
             self._handles.clear()
         if private is not None:
-            self._retire(private, timeout)
+            self._retire(private, timeout)  # which tells its own figures too: they are found until then
         if instruments is not None:
             instruments.detach()
 
     def _retire(self, private: Private, timeout: float, *, wait: bool = True) -> None:
         private.stop(timeout, wait=wait)
+        with self._lock:
+            if private is self._private:
+                self._private = None
         self._cpu += private.cpu
         for signal, count in private.dropped.items():
             self._dropped[signal] = self._dropped.get(signal, 0) + count

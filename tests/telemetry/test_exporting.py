@@ -1,0 +1,455 @@
+"""The thread that exports: what arrives, and what becomes of the program when the receiver is in trouble."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from otlp_receiver import Handler, Receiver, receiver, until
+
+from loopwatch._faults import Faults
+from loopwatch.errors import ConfigError
+from loopwatch.telemetry import exporting
+from loopwatch.telemetry.exporting import Exporter, Outbox
+from loopwatch.telemetry.sending import Answer, GrpcSender, HttpSender, sender_of
+from loopwatch.telemetry.targets import Protocol, Signal, Target, Targets
+
+
+class Fake:
+    """A sender that answers as it is told, in order; then that all is well."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.sent: list[bytes] = []
+        self.aborted = False
+
+    def send(self, body: bytes) -> Answer:
+        self.sent.append(body)
+        return self.answers.pop(0) if self.answers else Answer()
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def abandon(self) -> None:
+        """Nothing."""
+
+
+def joined(items: Any) -> bytes:
+    return ",".join(items).encode()
+
+
+def outbox(sender: Fake, limit: int = 4, batch: int = 2) -> Outbox:
+    return Outbox(Signal.TRACES, sender, shown="http://x", encode=joined, limit=limit, batch=batch)
+
+
+AGAIN = Answer("busy", again=True)
+NEVER = Answer("HTTP 400 Bad Request")
+
+
+# -- what waits -------------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_is_bounded() -> None:
+    """The fifth of four is dropped and counted; nothing that waits is lost by it."""
+    box = outbox(Fake())
+    assert [box.put(item) for item in "abcde"] == [True, True, True, True, False]
+    assert box.dropped == 1
+    assert list(box.waiting) == ["a", "b", "c", "d"]
+
+
+def test_what_may_be_sent_again_stays() -> None:
+    """The same message is sent again, and what came meanwhile after it."""
+    sender = Fake(AGAIN, AGAIN)
+    box = outbox(sender)
+    box.put("a")
+    assert box.attempt() == AGAIN
+    box.put("b")
+    assert box.attempt() == AGAIN
+    assert box.attempt() == Answer()
+    assert box.attempt() == Answer()
+    assert box.attempt() is None
+    assert sender.sent == [b"a", b"a", b"a", b"b"]
+    assert box.dropped == 0
+
+
+def test_what_is_refused_is_dropped() -> None:
+    """A message that the receiver will never take does not stop those behind it."""
+    sender = Fake(NEVER)
+    box = outbox(sender)
+    for item in "abc":
+        box.put(item)
+    assert box.attempt() == NEVER
+    assert box.dropped == 2
+    assert box.attempt() == Answer()
+    assert sender.sent == [b"a,b", b"c"]
+
+
+def test_what_cannot_be_encoded_is_dropped() -> None:
+    """It is counted, and those behind it are told."""
+    sender = Fake()
+    box = outbox(sender, batch=1)
+    box.put(1)
+    box.put("b")
+    answer = box.attempt()
+    assert answer is not None
+    assert answer.reason.startswith("cannot be encoded: TypeError")
+    assert box.attempt() == Answer()
+    assert (box.dropped, sender.sent) == (1, [b"b"])
+
+
+# -- the thread -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+def exporter(faults: Faults, collect: Callable[[], bytes | None], **fields: Any) -> Exporter:
+    return Exporter(Targets({}, **({"interval": 0.02, "delay": 0.01} | fields)), faults, collect)
+
+
+def test_metrics_each_interval_and_once_more_at_the_end(faults: Faults) -> None:
+    """Each message is collected when it is due; the last one when it is stopped, whatever the interval."""
+    sender, numbers = Fake(), iter(range(10_000))
+    found = exporter(faults, lambda: str(next(numbers)).encode())
+    found.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
+    found.start()
+    until(lambda: len(sender.sent) >= 3)
+    found.stop(5.0)
+    assert not found.alive
+    assert sender.sent == [str(number).encode() for number in range(len(sender.sent))]
+    assert found.dropped == {Signal.METRICS: 0}
+    assert found.cpu > 0
+    late = exporter(faults, lambda: b"last", interval=3600)
+    late.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
+    late.start()
+    late.stop(5.0)
+    assert sender.sent[-1] == b"last"
+
+
+def test_spans_soon_and_in_batches(faults: Faults) -> None:
+    """A full batch goes at once, a lone one after the delay; the thread starts with the first."""
+    sender = Fake()
+    found = exporter(faults, lambda: None, delay=0.05, batch=3, queue=100)
+    found.add(Signal.TRACES, sender, "http://x", joined)
+    assert not found.alive
+    for item in "abcd":
+        found.put(Signal.TRACES, item)
+    until(lambda: len(sender.sent) >= 2)
+    found.stop(5.0)
+    assert b",".join(sender.sent) == b"a,b,c,d"
+    found.put(Signal.TRACES, "late")
+    assert len(sender.sent) == 2, "nobody would send it any more"
+
+
+def test_one_line_of_log_for_all_of_it(faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
+    """However often it fails and for however many signals; and one when it is over."""
+    caplog.set_level(logging.INFO, "loopwatch")
+    failing = [Fake(*[AGAIN] * 3) for _ in Signal]
+    found = exporter(faults, lambda: b"m")
+    for signal, sender in zip(Signal, failing, strict=True):
+        found.add(signal, sender, f"http://x/{signal.value}", lambda items: str(items[0]).encode())
+    found.put(Signal.TRACES, "t")
+    found.put(Signal.LOGS, "l")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "SHORTEST_PAUSE", 0.01)
+        found.start()
+        until(lambda: all(len(sender.sent) > 3 for sender in failing))
+        until(lambda: len(caplog.records) >= 2)
+    found.stop(5.0)
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "busy; it goes on trying" in warnings[0].getMessage()
+    (again,) = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
+    assert again.startswith("loopwatch: exports to http://x/")
+    assert faults.counts == {}
+
+
+def test_a_receiver_that_asks_to_wait_is_left_alone(faults: Faults) -> None:
+    """With ``Retry-After`` nothing is sent before, however short the interval; no metric is collected in vain."""
+    sender = Fake(Answer("HTTP 429", again=True, after=3600.0))
+    collected = []
+    found = exporter(faults, lambda: collected.append(1) or b"m")  # type: ignore[func-returns-value]
+    found.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
+    found.start()
+    until(lambda: sender.sent)
+    time.sleep(0.1)  # five intervals
+    assert len(sender.sent) == 1
+    assert len(collected) == 1
+    found.stop(5.0)
+    assert len(sender.sent) == 2, "once more at the end"
+
+
+def test_totals_need_not_wait_and_differences_do(faults: Faults) -> None:
+    """Of totals the latest is kept, of differences a bounded number, as they would be lost."""
+    from loopwatch.telemetry.targets import Temporality
+
+    for temporality, kept in ((Temporality.CUMULATIVE, 1), (Temporality.DELTA, 8)):
+        found = exporter(faults, lambda: b"m", temporality=temporality)
+        assert found.add(Signal.METRICS, Fake(), "x", joined).limit == kept
+
+
+def test_stopping_does_not_wait_for_a_receiver_that_hangs(faults: Faults) -> None:
+    """A request under way is broken off."""
+
+    class Hanging(Fake):
+        def __init__(self) -> None:
+            super().__init__()
+            self.over = threading.Event()
+
+        def send(self, body: bytes) -> Answer:
+            self.sent.append(body)
+            self.over.wait(30)
+            return Answer("stopped")
+
+        def abort(self) -> None:
+            self.over.set()
+
+    sender = Hanging()
+    found = exporter(faults, lambda: b"m")
+    found.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
+    found.start()
+    until(lambda: sender.sent)
+    found.stop(0.05)
+    until(lambda: not found.alive)
+    assert len(sender.sent) == 1, "and nothing more is begun"
+
+
+def test_a_signal_that_somebody_else_exports_now(faults: Faults) -> None:
+    """It is told once more and then no more; the others go on; without any the thread ends."""
+    metrics, traces = Fake(), Fake()
+    found = exporter(faults, lambda: b"m", interval=3600)
+    found.add(Signal.METRICS, metrics, "http://x", lambda messages: messages[0])
+    found.add(Signal.TRACES, traces, "http://x", joined)
+    found.start()
+    found.end(Signal.METRICS)
+    until(lambda: metrics.sent)
+    found.put(Signal.TRACES, "t")
+    until(lambda: traces.sent)
+    assert metrics.sent == [b"m"]
+    found.end(Signal.TRACES)
+    until(lambda: not found.alive)
+    assert found.dropped == {Signal.METRICS: 0, Signal.TRACES: 0}
+
+
+# -- over http --------------------------------------------------------------------------------------------------------
+
+
+def target(server: Receiver, **fields: Any) -> Target:
+    return Target(Signal.METRICS, Protocol.HTTP, f"{server.url}/v1/metrics", **({"timeout": 5.0} | fields))
+
+
+@pytest.fixture
+def senders() -> Iterator[list[Any]]:
+    made: list[Any] = []
+    yield made
+    for each in made:
+        each.abandon()
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
+def test_http(compression: str, senders: list[Any]) -> None:
+    """Headers, compression and path as configured; one connection for all messages."""
+    with receiver() as server:
+        sender = HttpSender(target(server, headers=(("api-key", "1"),), compression=compression))
+        senders.append(sender)
+        assert [sender.send(b"") for _ in range(3)] == [Answer()] * 3
+        assert len(server.received) == 3
+        assert {each.path for each in server.received} == {"/v1/metrics"}
+        headers = server.received[0].headers
+        assert headers["api-key"] == "1"
+        assert headers["Content-Type"] == "application/x-protobuf"
+        assert headers.get("Content-Encoding", "none") == compression
+        assert len(server.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "answer"),
+    [
+        (429, {"Retry_After": "7"}, Answer("HTTP 429 Too Many Requests", again=True, after=7.0)),
+        (503, {"Retry_After": "soon"}, Answer("HTTP 503 Service Unavailable", again=True)),
+        (503, {"Retry_After": "999999"}, Answer("HTTP 503 Service Unavailable", again=True, after=300.0)),
+        (502, {}, Answer("HTTP 502 Bad Gateway", again=True)),
+        (400, {}, Answer("HTTP 400 Bad Request")),
+        (401, {}, Answer("HTTP 401 Unauthorized")),
+        (301, {"Location": "http://127.0.0.1:1/"}, Answer("HTTP 301 Moved Permanently")),
+    ],
+)
+def test_answers_of_a_receiver(status: int, headers: dict[str, str], answer: Answer, senders: list[Any]) -> None:
+    """Whether a message may be sent again, and when, is what the specification of OTLP says."""
+    with receiver(lambda handler: handler.answer(status, **headers)) as server:
+        sender = HttpSender(target(server))
+        senders.append(sender)
+        assert sender.send(b"x") == answer
+
+
+def test_a_connection_that_was_kept_and_is_closed(senders: list[Any]) -> None:
+    """The receiver has closed it between two messages: that is no failure; if it always does, it is one."""
+    with receiver() as server:
+        sender = HttpSender(target(server))
+        senders.append(sender)
+        assert sender.send(b"") == Answer()
+        for connection in list(server.connections):
+            connection.shutdown(socket.SHUT_RDWR)
+        until(lambda: not server.connections)
+        assert sender.send(b"") == Answer()
+        server.behave = Handler.drop
+        answer = sender.send(b"")
+        assert answer.again
+        assert answer.reason
+
+
+def test_nobody_listens(senders: list[Any]) -> None:
+    """Refused connections and names that do not exist may be tried again."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        sender = HttpSender(Target(Signal.METRICS, Protocol.HTTP, f"http://127.0.0.1:{port}/v1/metrics"))
+        senders.append(sender)
+        assert sender.send(b"") == Answer("Connection refused", again=True)
+
+
+def test_a_slow_receiver_is_not_waited_for(senders: list[Any]) -> None:
+    """After the time-out the attempt is over; it may be tried again."""
+    over = threading.Event()
+    with receiver(lambda _handler: over.wait(30)) as server:  # type: ignore[arg-type, return-value]
+        sender = HttpSender(target(server, timeout=0.1))
+        senders.append(sender)
+        assert sender.send(b"") == Answer("timed out", again=True)
+        over.set()
+
+
+def test_a_request_is_broken_off(senders: list[Any]) -> None:
+    """From another thread, while the receiver takes its time."""
+    over, answers = threading.Event(), []
+    with receiver(lambda _handler: over.wait(30)) as server:  # type: ignore[arg-type, return-value]
+        sender = HttpSender(target(server, timeout=30.0))
+        senders.append(sender)
+        thread = threading.Thread(target=lambda: answers.append(sender.send(b"")))
+        thread.start()
+        until(lambda: server.requests)
+        sender.abort()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert answers[0].reason
+        over.set()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made, key = folder / "cert.pem", folder / "key.pem"
+    command = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {made} -days 2 -subj /CN=127.0.0.1 "
+        "-addext subjectAltName=IP:127.0.0.1"
+    )
+    done = subprocess.run(command.split(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"openssl is not installed, or too old: {done.stderr[:200]}")
+    return made, key
+
+
+def test_tls(certificate: tuple[Path, Path], senders: list[Any]) -> None:
+    """A receiver whose certificate is trusted is told; one whose is not is a failure in words."""
+    with receiver(certificate=certificate) as server:
+        trusting = HttpSender(target(server, certificate=str(certificate[0])))
+        senders.append(trusting)
+        assert trusting.send(b"") == Answer()
+        wary = HttpSender(target(server))
+        senders.append(wary)
+        answer = wary.send(b"")
+        assert "CERTIFICATE_VERIFY_FAILED" in answer.reason
+        assert len(server.received) == 1
+
+
+def test_plain_text_where_tls_is_wanted(senders: list[Any]) -> None:
+    """The other way round, too, is a failure and not an exception."""
+    with receiver() as server:
+        sender = HttpSender(Target(Signal.METRICS, Protocol.HTTP, server.url.replace("http:", "https:"), timeout=5.0))
+        senders.append(sender)
+        assert sender.send(b"").again
+
+
+def test_files_that_are_no_certificates(tmp_path: Path) -> None:
+    """They are an error of one line when it is installed."""
+    wrong = tmp_path / "ca.pem"
+    wrong.write_text("nothing of that kind")
+    with pytest.raises(ConfigError, match=r"ca\.pem.*must be in PEM format") as caught:
+        sender_of(Target(Signal.METRICS, Protocol.HTTP, "https://127.0.0.1:1", certificate=str(wrong)))
+    assert "\n" not in str(caught.value)
+    assert ssl.create_default_context()
+
+
+# -- over grpc --------------------------------------------------------------------------------------------------------
+
+
+GRPC = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+class Everything(grpc.GenericRpcHandler):
+    def service(self, details):
+        def answer(request, context):
+            wanted = dict(context.invocation_metadata()).get("answer")
+            if wanted:
+                context.abort(getattr(grpc.StatusCode, wanted), "as you wish")
+            print(details.method, len(request), flush=True)
+            return b""
+        return grpc.unary_unary_rpc_method_handler(answer)
+server = grpc.server(ThreadPoolExecutor(2), handlers=[Everything()])
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def grpc_server() -> Iterator[tuple[str, Any]]:
+    """A receiver over grpc, in a process of its own: address, and lines of what it received."""
+    with subprocess.Popen(
+        [sys.executable, "-c", GRPC], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process.stdout
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_grpc(grpc_server: tuple[str, Any]) -> None:
+    """The method of its signal is called; what the receiver answers decides whether it may be sent again."""
+    url, lines = grpc_server
+    sender = GrpcSender(Target(Signal.LOGS, Protocol.GRPC, url))
+    assert sender.send(b"x" * 10) == Answer()
+    assert lines.readline().split() == ["/opentelemetry.proto.collector.logs.v1.LogsService/Export", "10"]
+    sender.abort()
+    for code, again in (("UNAVAILABLE", True), ("INVALID_ARGUMENT", False)):
+        refused = GrpcSender(Target(Signal.LOGS, Protocol.GRPC, url, (("Answer", code),)))
+        assert refused.send(b"x") == Answer(f"grpc {code}: as you wish", again=again)
+        refused.abort()
+
+
+def test_grpc_without_a_receiver() -> None:
+    """It fails within the time-out, and may be tried again."""
+    sender = GrpcSender(Target(Signal.LOGS, Protocol.GRPC, "http://127.0.0.1:1", timeout=5.0))
+    answer = sender.send(b"x")
+    assert answer.again
+    assert answer.reason.startswith("grpc UNAVAILABLE")
+    sender.abort()
+
+
+def test_grpc_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names what to install, or what to set instead."""
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(ConfigError, match=r"pip install grpcio.*OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"):
+        sender_of(Target(Signal.LOGS, Protocol.GRPC, "http://127.0.0.1:1"))

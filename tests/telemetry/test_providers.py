@@ -1,0 +1,445 @@
+"""Whose providers are used: the application's, set before, after or long after; else private ones that nobody sees."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import _logs, metrics, trace
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from otlp_receiver import Handler, points_of, receiver, until
+
+import loopwatch
+from loopwatch.agent import Agent
+from loopwatch.errors import ConfigError
+from loopwatch.telemetry import exporting
+
+STALLS = "asyncio.eventloop.stalls"
+
+
+@pytest.fixture(autouse=True)
+def fresh_globals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No provider is set, as in a program that has just started; and no variable says anything."""
+    for module, name in (
+        (metrics._internal, "_METER_PROVIDER"), (trace, "_TRACER_PROVIDER"), (_logs._internal, "_LOGGER_PROVIDER"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, None)
+        once = getattr(module, f"{name}_SET_ONCE")
+        monkeypatch.setattr(once, "_done", False)
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    yield
+    loopwatch.uninstall()
+
+
+class Application:
+    """Providers as an application sets them up, and what they have been told."""
+
+    def __init__(self) -> None:
+        self.reader = InMemoryMetricReader()
+        self.meters = MeterProvider([self.reader], shutdown_on_exit=False)
+        self.spans = InMemorySpanExporter()
+        self.tracers = TracerProvider(shutdown_on_exit=False)
+        self.tracers.add_span_processor(SimpleSpanProcessor(self.spans))
+        self.records = InMemoryLogRecordExporter()
+        self.loggers = LoggerProvider(shutdown_on_exit=False)
+        self.loggers.add_log_record_processor(SimpleLogRecordProcessor(self.records))
+
+    def set(self) -> None:
+        metrics.set_meter_provider(self.meters)
+        trace.set_tracer_provider(self.tracers)
+        _logs.set_logger_provider(self.loggers)
+
+    def metric(self, name: str) -> dict[tuple[Any, ...], float]:
+        data = self.reader.get_metrics_data()
+        scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics] if data else []
+        return {
+            tuple((point.attributes or {}).values()): getattr(point, "value", getattr(point, "count", None))
+            for scope in scopes
+            for each in scope.metrics
+            if each.name == name
+            for point in each.data.data_points
+        }
+
+
+def block(agent: Agent, times: int = 1) -> None:
+    """Block a loop for 60 ms, and wait until that is told."""
+
+    async def main() -> None:
+        for _ in range(times):
+            time.sleep(0.06)
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert agent.flush(20)
+
+
+def install(**settings: Any) -> Agent:
+    return loopwatch.install(**({"threshold": 0.05, "log_level": "DEBUG", "cpu_budget": 1.0} | settings))
+
+
+def set_globally() -> list[Any]:
+    return [metrics._internal._METER_PROVIDER, trace._TRACER_PROVIDER, _logs._internal._LOGGER_PROVIDER]
+
+
+# -- the application's ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", ["before", "after", "later"])
+def test_the_applications_providers(when: str) -> None:
+    """Set before install(), right after it or long after: they are told everything, and left as they were."""
+    application = Application()
+    if when == "before":
+        application.set()
+    agent = install()
+    if when == "after":
+        application.set()
+    block(agent)
+    if when == "later":
+        application.set()
+        block(agent)  # whose spans are told already
+    until(lambda: sum(application.metric(STALLS).values()) == (2 if when == "later" else 1))
+    count = 1
+    assert [span.name for span in application.spans.get_finished_spans()] == ["asyncio.eventloop.stall"] * count
+    assert len(application.records.get_finished_logs()) == count
+    assert set_globally() == [application.meters, application.tracers, application.loggers]
+    loopwatch.uninstall()
+    assert application.metric(STALLS) == {}
+    assert application.meters.get_meter("theirs").create_counter("still") is not None
+    assert len(application.tracers._active_span_processor._span_processors) == 1
+    assert application.tracers.get_tracer("theirs").start_span("works").is_recording()
+
+
+def test_an_agent_after_an_agent() -> None:
+    """The second one tells the application's provider as the first did, and nothing is told twice."""
+    application = Application()
+    application.set()
+    block(install())
+    loopwatch.uninstall()
+    agent = install()
+    block(agent, times=2)
+    assert sum(application.metric(STALLS).values()) == 2
+
+
+def test_nothing_configured_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """No thread, no log line, no tracer, no meter, nothing set globally, and OpenTelemetry is not even imported."""
+    agent = install()
+    block(agent)
+    assert agent._telemetry.tracer() is None
+    assert agent._telemetry.logger() is None
+    assert agent._telemetry.providers.meters() == []
+    assert set_globally() == [None] * 3
+    assert [record.getMessage() for record in caplog.records] == []
+    code = """
+        import asyncio, sys, time, loopwatch, threading
+        agent = loopwatch.install(threshold=0.05, log_level="DEBUG")
+        async def main(): time.sleep(0.06)
+        asyncio.run(main()); agent.flush()
+        print("opentelemetry" in sys.modules, [t.name for t in threading.enumerate() if "export" in t.name])
+    """
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, env=environ
+    )
+    assert done.stdout.strip() == "False []"
+
+
+def test_a_variable_that_names_a_provider_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``OTEL_PYTHON_METER_PROVIDER`` has the API create one when it is asked: we do not ask."""
+    monkeypatch.setenv("OTEL_PYTHON_METER_PROVIDER", "sdk_meter_provider")
+    monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "sdk_tracer_provider")
+    with receiver() as server:
+        block(install(otlp_endpoint=server.url, export_interval=0.1))
+        until(lambda: server.of("metrics"))
+        assert set_globally() == [None] * 3
+        loopwatch.uninstall()
+
+
+# -- private ones -----------------------------------------------------------------------------------------------------
+
+
+def test_private_providers() -> None:
+    """Metrics, spans and log records arrive, with what this process is; globally nothing is set."""
+    with receiver() as server:
+        agent = install(otlp_endpoint=server.url, export_interval=0.1)
+        block(agent, times=2)
+        assert set_globally() == [None] * 3
+        loopwatch.uninstall()
+        assert sum(server.points()[STALLS].values()) == 2
+        lag = server.points()["asyncio.eventloop.lag"][("main",)]
+        assert sum(lag.bucket_counts) == lag.count > 0
+        assert lag.sum > 0
+        for signal in ("metrics", "traces", "logs"):
+            resource = server.resource(signal)
+            assert resource["process.pid"] == os.getpid()
+            assert resource["service.name"]
+        spans = [span for each in server.of("traces") for span in each.resource_spans[0].scope_spans[0].spans]
+        assert [span.name for span in spans] == ["asyncio.eventloop.stall"] * 2
+        assert all(span.end_time_unix_nano - span.start_time_unix_nano >= 50_000_000 for span in spans)
+        records = [each for log in server.of("logs") for each in log.resource_logs[0].scope_logs[0].log_records]
+        assert {record.event_name for record in records} == {"asyncio.eventloop.stall"}
+
+
+def test_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endpoint, headers, compression, service and what is not wanted, all from the environment."""
+    with receiver() as server:
+        for name, value in {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": server.url,
+            "OTEL_EXPORTER_OTLP_HEADERS": "api-key=secret%21",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            "OTEL_METRIC_EXPORT_INTERVAL": "50",
+            "OTEL_TRACES_EXPORTER": "none",
+            "OTEL_SERVICE_NAME": "shop",
+            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+        }.items():
+            monkeypatch.setenv(name, value)
+        block(install())
+        loopwatch.uninstall()
+        assert {each.signal for each in server.received} == {"metrics", "logs"}
+        assert server.received[0].headers["api-key"] == "secret!"
+        resource = server.resource()
+        assert (resource["service.name"], resource["deployment.environment.name"]) == ("shop", "test")
+
+
+def test_disabled_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``OTEL_SDK_DISABLED`` wins over everything."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with receiver() as server:
+        agent = install(otlp_endpoint=server.url, export_interval=0.1)
+        block(agent)
+        assert agent._telemetry.tracer() is None
+        loopwatch.uninstall()
+        assert server.requests == 0
+
+
+@pytest.mark.parametrize("temporality", ["delta", "lowmemory"])
+def test_differences(temporality: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told as differences adds up to the totals."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", temporality)
+    with receiver() as server:
+        agent = install(otlp_endpoint=server.url, export_interval=0.1)
+        for number in (1, 2):
+            block(agent)
+            until(lambda number=number: len(server.of("metrics")) >= 2 * number)
+        loopwatch.uninstall()
+        tellings = [server.points(at) for at in range(len(server.of("metrics")))]
+        stalls = [sum(points.get(STALLS, {}).values()) for points in tellings]
+        assert (sum(stalls) if temporality == "delta" else stalls[-1]) == 2
+        beats = [point for points in tellings for point in points.get("asyncio.eventloop.lag", {}).values()]
+        assert sum(point.count for point in beats) == beats[-1].count + sum(point.count for point in beats[:-1])
+        assert sum(point.sum for point in beats) > 0
+        assert beats[-1].start_time_unix_nano > beats[0].start_time_unix_nano
+
+
+def test_the_application_takes_over() -> None:
+    """From then on it is told, ours is told no more, and counters go on from where they were."""
+    with receiver() as server:
+        agent = install(otlp_endpoint=server.url, export_interval=0.1)
+        block(agent, times=2)
+        until(lambda: server.of("metrics") and sum(server.points().get(STALLS, {}).values()) == 2)
+        application = Application()
+        application.set()
+        block(agent)
+        until(lambda: sum(application.metric(STALLS).values()) == 3)
+        assert len(application.spans.get_finished_spans()) == 1
+        private = agent._telemetry.providers._private
+        assert private is not None
+        until(lambda: not private._exporter.alive, "the exporting thread ends")
+        before = server.requests
+        block(agent)
+        assert server.requests == before
+        assert set_globally() == [application.meters, application.tracers, application.loggers]
+
+
+def test_one_signal_is_the_applications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It traces by itself and has no metrics: spans go to it, metrics to the receiver."""
+    application = Application()
+    trace.set_tracer_provider(application.tracers)
+    with receiver() as server:
+        block(install(otlp_endpoint=server.url, export_interval=0.1))
+        loopwatch.uninstall()
+        assert {each.signal for each in server.received} == {"metrics", "logs"}
+        assert len(application.spans.get_finished_spans()) == 1
+
+
+def test_endpoint_at_run_time() -> None:
+    """configure() moves the export, or begins one; a bad value changes nothing."""
+    with receiver() as first, receiver() as second:
+        agent = install(otlp_endpoint=first.url, export_interval=0.1)
+        block(agent)
+        until(lambda: first.of("metrics"))
+
+        async def main() -> None:
+            agent.configure(otlp_endpoint=second.url)
+            while not second.of("metrics"):
+                await asyncio.sleep(0.01)
+
+        asyncio.run(main())
+        with pytest.raises(ConfigError, match="otlp_endpoint"):
+            agent.configure(otlp_endpoint="nonsense")
+        assert agent.config.otlp_endpoint == second.url
+        loopwatch.uninstall()
+        assert sum(second.points()[STALLS].values()) == 1
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "nonsense"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "no-equals"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "soon"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such/file"),
+    ],
+)
+def test_bad_variables_at_install(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names the variable; nothing is installed then, and install() works once it is right."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name) as caught:
+        install()
+    assert "\n" not in str(caught.value)
+    assert loopwatch.current_agent() is None
+    monkeypatch.delenv(name)
+    block(install())
+
+
+def test_bad_variables_of_one_who_exports_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not ours to judge where the application has providers of its own."""
+    Application().set()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "no-equals")
+    block(install())
+
+
+BEHAVIOURS: dict[str, Callable[[Handler], None]] = {
+    "refusing": lambda handler: handler.answer(400),
+    "busy": lambda handler: handler.answer(429, Retry_After="0.1"),
+    "unavailable": lambda handler: handler.answer(503),
+    "dropping": Handler.drop,
+    "slow": lambda _handler: time.sleep(0.3),
+}
+
+
+@pytest.mark.parametrize("trouble", BEHAVIOURS)
+def test_a_receiver_in_trouble(trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One log line, the program goes on, and the figures are right once it is over."""
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(exporting, "SHORTEST_PAUSE", 0.05)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1" if trouble == "slow" else "10")
+    with receiver(BEHAVIOURS[trouble]) as server:
+        agent = install(otlp_endpoint=server.url, export_interval=0.1, log_level="DEBUG")
+        block(agent, times=2)
+        until(lambda: server.requests >= 3)
+        server.behave = Handler.take
+        until(lambda: server.of("metrics"), "it is told again")
+        loopwatch.uninstall()
+        assert sum(server.points()[STALLS].values()) == 2
+        lines = [record.getMessage() for record in caplog.records if "cannot export" in record.getMessage()]
+        assert len(lines) == 1, lines
+        assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+        assert agent._faults.counts == {}
+
+
+def test_nobody_listens_at_exit(tmp_path: Path) -> None:
+    """A program whose receiver is absent says so once, and ends as soon as it would without."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+            import asyncio, json, time, loopwatch
+            loopwatch.install(threshold=0.05, otlp_endpoint="http://127.0.0.1:1", export_interval=0.1)
+            async def main():
+                for _ in range(4): await asyncio.sleep(0.1)
+            asyncio.run(main())
+            began = time.monotonic(); loopwatch.uninstall(); print(json.dumps(time.monotonic() - began))
+        """)
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr.count("\n") == 1
+    assert "cannot export metrics to http://127.0.0.1:1/v1/metrics: Connection refused" in done.stderr
+    assert json.loads(done.stdout) < 10, "it does not wait for retries"
+
+
+def test_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans that find no room while the receiver is away; it is told how many when it is back."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+    with receiver() as server:
+        agent = install(otlp_endpoint=server.url, export_interval=0.1)
+        tracer = agent._telemetry.tracer()
+        assert tracer is not None
+        server.behave = lambda handler: handler.answer(503)
+        for _ in range(5):
+            tracer.start_span("asyncio.eventloop.stall").end()
+        assert agent._telemetry.dropped["traces"] == 3
+        server.behave = Handler.take
+        block(agent)
+        loopwatch.uninstall()
+        told = sum(len(each.resource_spans[0].scope_spans[0].spans) for each in server.of("traces"))
+        dropped = server.points()["loopwatch.agent.dropped"][("traces",)]
+        assert (told >= 2, dropped >= 3, told + dropped) == (True, True, 6), "five and that of the block"
+
+
+# -- fork -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
+    """With its own pid, nothing of what waited in its parent, and figures that begin at 0; the parent goes on."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent("""
+            import asyncio, os, sys, time, loopwatch
+            agent = loopwatch.install(threshold=0.05, log_level="DEBUG", export_interval=0.1)
+            async def main(times):
+                for _ in range(times):
+                    time.sleep(0.06)
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.3)
+            asyncio.run(main(3))
+            agent.flush(20)
+            pid = os.fork()
+            asyncio.run(main(1 if not pid else 2))
+            if pid: os.waitpid(pid, 0)
+            loopwatch.uninstall()
+            print(os.getpid(), flush=True)
+            os._exit(0)
+        """)
+    )
+    with receiver() as server:
+        environ = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", str(program)], capture_output=True, text=True, check=True, env=environ,
+            timeout=60,
+        )  # fmt: skip
+        child, parent = map(int, done.stdout.split())
+        fields = {"metrics": "resource_metrics", "traces": "resource_spans", "logs": "resource_logs"}
+        last: dict[int, Any] = {}
+        spans: dict[int, int] = {}
+        for each in server.received:
+            resources = getattr(each.message, fields[each.signal])
+            (pid,) = (item.value.int_value for item in resources[0].resource.attributes if item.key == "process.pid")
+            if each.signal == "metrics":
+                last[pid] = each.message
+            if each.signal == "traces":
+                spans[pid] = spans.get(pid, 0) + len(resources[0].scope_spans[0].spans)
+        assert {pid: sum(points_of(message)[STALLS].values()) for pid, message in last.items()} == {child: 1, parent: 5}
+        assert spans == {child: 1, parent: 5}
+        assert done.stderr == ""
