@@ -24,10 +24,15 @@ from loopwatch.errors import LoopwatchError
 BOARDS = committed()
 
 
+@pytest.fixture(autouse=True)
+def nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a token nor a proxy of whoever runs the tests."""
+    for name in ("GRAFANA_TOKEN", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
-def grafana(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    monkeypatch.delenv("GRAFANA_TOKEN", raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+def grafana() -> Iterator[StandIn]:
     with served(StandIn()) as server:
         yield server
 
