@@ -391,9 +391,8 @@ class Service:
             method, path, _ = head.split(" ", 2)
             status, body = await self.answer(method, path)
             data = json.dumps(body).encode()
-            writer.write(
-                f"HTTP/1.1 {status} -\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data
-            )
+            head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+            writer.write(f"{head}Connection: close\r\n\r\n".encode() + data)
             await writer.drain()
         writer.close()
 
