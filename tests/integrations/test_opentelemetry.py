@@ -29,7 +29,7 @@ from loopwatch.integrations.opentelemetry import LoopwatchInstrumentor
 from tests.conftest import Run, runner
 from tests.telemetry.traced import STALL, Told, events, set_globally
 
-DEADLINE = 60.0
+DEADLINE = 40.0
 
 
 @pytest.fixture
@@ -311,14 +311,17 @@ def test_each_worker_of_a_server(instrument: Callable[..., subprocess.Popen[str]
         "gunicorn": ["served:app", "-w", "2", "-k", "uvicorn.workers.UvicornWorker", "-b", f"127.0.0.1:{port}"],
     }
     process = instrument("-W", "ignore", "-m", server, *arguments[server], PYTHONPATH=".")
+    lines: list[str] = []
     assert process.stdout is not None
-    text, deadline = "", time.monotonic() + DEADLINE
-    pids: set[int] = set()
+    reader = threading.Thread(target=lines.extend, args=(process.stdout,))
+    reader.start()
+    deadline, pids = time.monotonic() + DEADLINE, set()
     while len(pids) < 2 and time.monotonic() < deadline and process.poll() is None:
-        text += process.stdout.readline()
-        if text.endswith("}\n"):
-            pids = {span["attributes"]["process.pid"] for span in _stalls(text)}
-    assert len(pids) == 2, text
+        time.sleep(0.05)
+        pids = {span["attributes"]["process.pid"] for span in _stalls("".join(lines))}
+    os.killpg(process.pid, signal.SIGKILL)
+    reader.join()
+    assert len(pids) == 2, "".join(lines)
     assert process.pid not in pids
 
 
