@@ -55,7 +55,10 @@ def test_a_wheel_exports_everything(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), "."]
     if setuptools_version() >= 77:
         build.insert(4, "--no-build-isolation")
-    subprocess.run(build, cwd=source, check=True, timeout=55)
+    made = subprocess.run(build, cwd=source, capture_output=True, text=True, check=False, timeout=55)
+    if "No matching distribution found for setuptools" in made.stderr:
+        pytest.skip("no wheel can be built here: setuptools is too old, and no newer one can be had")
+    assert made.returncode == 0, made.stderr
     (wheel,) = tmp_path.glob("loopwatch-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
