@@ -53,11 +53,6 @@ class Place:
     port: int
 
     @property
-    def index(self) -> int:
-        """Which one of its family the process is, from 0."""
-        return self.port - self.base
-
-    @property
     def url(self) -> str:
         """Where it is scraped."""
         return f"http://{authority(self.host, self.port)}/metrics"

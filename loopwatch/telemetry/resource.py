@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from loopwatch._patches import loaded
@@ -22,19 +23,20 @@ Attributes = Mapping[str, str | int]
 
 SERVERS = frozenset({"daphne", "granian", "gunicorn", "hypercorn", "uvicorn"})
 """Programs that run an application that is given as ``module:name``; it is that, and not they, which is the service."""
+MOST_WORKERS = 256
+"""Workers of one parent that are numbered."""
 _LAUNCHERS = frozenset({"opentelemetry-instrument"})
 _UNKNOWN = "python"
 
 
-def attributes(index: int | None = None, environ: Mapping[str, str] | None = None) -> Attributes:
+def attributes(environ: Mapping[str, str] | None = None) -> Attributes:
     """Return the attributes of this process, as it is now: after a fork they are others.
 
     Args:
-        index: which worker of its server it is, from 0; None if that is not known.
         environ: where ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` stand, default ``os.environ``; they win.
 
     Example:
-        >>> attributes(environ={"OTEL_SERVICE_NAME": "shop"})["service.name"]
+        >>> attributes({"OTEL_SERVICE_NAME": "shop"})["service.name"]
         'shop'
     """
     environ = os.environ if environ is None else environ
@@ -51,6 +53,7 @@ def attributes(index: int | None = None, environ: Mapping[str, str] | None = Non
         "telemetry.distro.name": "loopwatch",
         "telemetry.distro.version": _version(),
     }
+    index = worker_index()
     if index is not None:
         own["loopwatch.worker.index"] = index
     worker = _worker_name()
@@ -101,6 +104,44 @@ def _name_of(program: str) -> str:
 def _instance(_pid: int) -> str:
     """Return an id that is this process's alone; a forked child asks with another number and gets another one."""
     return str(uuid.uuid4())
+
+
+class _Slot(NamedTuple):
+    """Number of a worker among those of its parent, for as long as the socket is open."""
+
+    number: int
+    holder: socket.socket
+
+
+_slots: dict[int, _Slot] = {}
+"""That of this process by its pid, if it has one; in a forked child first that of its parent."""
+
+
+def worker_index() -> int | None:
+    """Return which of its parent's worker processes this is, from 0; None if it is none, or that cannot be told.
+
+    The first number that no other has: one that is started in place of another gets that one's. The kernel keeps the
+    list, as names of sockets (abstract ones, unix(7)), from which each goes with its process; so on Linux only.
+    """
+    pid = os.getpid()
+    if pid in _slots:
+        return _slots[pid].number
+    while _slots:
+        _slots.popitem()[1].holder.close()
+    if sys.platform != "linux" or not is_worker():
+        return None
+    for number in range(MOST_WORKERS):
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            holder.bind(f"\0loopwatch.worker.{os.getuid()}.{os.getppid()}.{number}")
+        except OSError:  # another has it
+            holder.close()
+            continue
+        kept = _slots.setdefault(pid, _Slot(number, holder))
+        if kept.holder is not holder:  # another thread was faster
+            holder.close()
+        return kept.number
+    return None
 
 
 def _worker_name() -> str:

@@ -89,11 +89,6 @@ class Scrape:
         return "" if self._place is None else self._place.url
 
     @property
-    def index(self) -> int | None:
-        """Which one of its family this process is, None while that is not known."""
-        return None if self._place is None or not self._port else self._place.index
-
-    @property
     def cpu(self) -> float:
         """Processor s of its thread."""
         return 0.0 if self._server is None else self._server.cpu
@@ -187,7 +182,7 @@ class Scrape:
     def _told(self, pause: Callable[[], None]) -> Iterator[Family]:
         from prometheus_client.metrics_core import InfoMetricFamily
 
-        attributes = resource.attributes(self.index)
+        attributes = resource.attributes()
         labels = {name.replace(".", "_"): str(value) for name, value in attributes.items()}
         yield InfoMetricFamily("target", "What this process is.", labels)
         reading = self._account.read(pause)
@@ -195,13 +190,13 @@ class Scrape:
             yield from families(reading, self._account.exemplars)
 
     def _identity(self) -> Mapping[str, Any]:
-        attributes = resource.attributes(self.index)
+        attributes = resource.attributes()
         return {
             "loopwatch": attributes["telemetry.distro.version"],
             "pid": os.getpid(),
             "parent": os.getppid(),
             "service": attributes["service.name"],
-            "index": self.index,
+            "index": attributes.get("loopwatch.worker.index", ""),
         }
 
     def _targets(self, asked: str) -> Response:
@@ -225,7 +220,7 @@ class Scrape:
                     "targets": [ports.authority(host, port)],
                     "labels": {
                         "__meta_loopwatch_service": str(who.get("service", "")),
-                        "__meta_loopwatch_worker_index": str(port - place.base),
+                        "__meta_loopwatch_worker_index": str(who.get("index", "")),
                         "__meta_loopwatch_pid": str(who.get("pid", "")),
                     },
                 }

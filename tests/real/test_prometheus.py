@@ -81,7 +81,7 @@ def test_a_service_as_prometheus_sees_it(tmp_path: Path) -> None:
         )
         await_that(lambda: value(server, stalls) >= 3, f"stalls by culprit: {server.query(stalls)}")
         info = server.query(f"target_info{{{worker}}}")[-1]["metric"]
-        assert (info["service_name"], info["loopwatch_worker_index"]) == ("shop", "1")
+        assert (info["service_name"], info["loopwatch_worker_index"]) == ("shop", "0")
 
         lag = f"asyncio_eventloop_lag_seconds_bucket{{{worker}}}"
         found = await_that(lambda: server.exemplars(lag, began, time.time() + 60), "an exemplar")

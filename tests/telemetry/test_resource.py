@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -36,25 +39,24 @@ def test_a_program_is_called_after_what_was_started(argv: list[str], name: str) 
 def test_variables_win() -> None:
     """OTEL_SERVICE_NAME goes before OTEL_RESOURCE_ATTRIBUTES, and that before what was found; each pair arrives."""
     text = "service.name=b,deployment.environment.name=prod, team = a%2Cb ,nonsense,=x,service.version=1.2"
-    said = attributes(environ={"OTEL_RESOURCE_ATTRIBUTES": text})
+    said = attributes({"OTEL_RESOURCE_ATTRIBUTES": text})
     assert said["service.name"] == "b"
     assert (said["deployment.environment.name"], said["team"], said["service.version"]) == ("prod", "a,b", "1.2")
     assert "nonsense" not in said
-    both = attributes(environ={"OTEL_RESOURCE_ATTRIBUTES": text, "OTEL_SERVICE_NAME": "a"})
+    both = attributes({"OTEL_RESOURCE_ATTRIBUTES": text, "OTEL_SERVICE_NAME": "a"})
     assert both["service.name"] == "a"
     assert given_attributes("") == {}
 
 
 def test_this_process() -> None:
     """Process, parent, host and version are those of this process; its id stays the same while it lives."""
-    said = attributes(3, environ={})
+    said = attributes({})
     assert said["process.pid"] == os.getpid()
     assert said["process.parent_pid"] == os.getppid()
     assert said["host.name"] == socket.gethostname()
     assert (said["telemetry.distro.name"], said["telemetry.distro.version"]) == ("loopwatch", loopwatch.__version__)
-    assert said["loopwatch.worker.index"] == 3
-    assert attributes(environ={})["service.instance.id"] == said["service.instance.id"]
-    assert "loopwatch.worker.index" not in attributes(environ={})
+    assert attributes({})["service.instance.id"] == said["service.instance.id"]
+    assert not {"loopwatch.worker.index", "loopwatch.worker.name"} & said.keys()
     assert not {"process.command", "process.command_line", "process.command_args"} & said.keys()
 
 
@@ -63,13 +65,13 @@ def test_this_process() -> None:
 def test_a_forked_child_is_another_instance() -> None:
     """Its id and its pid are others; an id that the environment gives to all is told apart by the pid."""
     given = {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=pod-7"}
-    before = attributes(environ={})["service.instance.id"]
-    assert attributes(environ=given)["service.instance.id"] == "pod-7"
+    before = attributes({})["service.instance.id"]
+    assert attributes(given)["service.instance.id"] == "pod-7"
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
-        own = attributes(environ={})
-        told = (own["service.instance.id"], own["process.pid"], attributes(environ=given)["service.instance.id"])
+        own = attributes({})
+        told = (own["service.instance.id"], own["process.pid"], attributes(given)["service.instance.id"])
         os.write(write, "\n".join(map(str, told)).encode())
         os._exit(0)
     os.waitpid(pid, 0)
@@ -79,5 +81,47 @@ def test_a_forked_child_is_another_instance() -> None:
     assert instance != before
     assert process == str(pid)
     assert of_pod == f"pod-7/{pid}"
-    assert attributes(environ={})["service.instance.id"] == before
+    assert attributes({})["service.instance.id"] == before
     assert resource.SERVERS
+
+
+WORKERS = """
+    import os, sys
+    from loopwatch.telemetry.resource import worker_index
+
+    def worker():
+        asks, told = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.write(told, str(worker_index()).encode())
+            sys.stdin.read()
+            os._exit(0)
+        os.close(told)
+        return pid, os.read(asks, 9).decode()
+
+    def killed(pid):
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+
+    workers = [worker() for _ in range(3)]
+    killed(workers[1][0])
+    again = worker()
+    print(worker_index(), *(index for _, index in workers), again[1])
+    for pid in (workers[0][0], workers[2][0], again[0]):
+        killed(pid)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
+def test_workers_are_numbered() -> None:
+    """Forked children are numbered from 0, one in place of another gets its number, and their parent has none; so too
+    where two parents do that at the same time.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(WORKERS)]
+    parents = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for each in parents:
+        assert each.stdout is not None
+        assert each.stdin is not None
+        with each.stdout, each.stdin:
+            assert each.stdout.read().split() == ["None", "0", "1", "2", "1"]
+        assert each.wait() == 0
