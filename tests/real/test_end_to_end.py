@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from collector_exporter import PrometheusExporter
@@ -72,32 +72,29 @@ WITH_DEAD = {"LoopwatchTargetDown"}
 """Targets that stay down."""
 
 
-class Mortal:
-    """The only process of its job: it is killed and started again."""
+PREFORK = """
+import asyncio, os
+import loopwatch, loopwatch.telemetry.otel, loopwatch.telemetry.scrape  # so that a worker starts at once
+import opentelemetry.sdk.metrics, opentelemetry.exporter.otlp.proto.http, prometheus_client.exposition
 
-    def __init__(self, folder: Path, name: str, env: dict[str, str]) -> None:
-        self._folder, self._env, self._stack = folder, env, contextlib.ExitStack()
-        self.name, self.starts = name, 0
+while os.fork():
+    os.wait()
+loopwatch.install()
+asyncio.run(asyncio.sleep(3600))
+"""
+"""A server that has one worker, and starts it again when it has died."""
 
-    def __enter__(self) -> Mortal:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+@contextlib.contextmanager
+def prefork(folder: Path, name: str, env: dict[str, str]) -> Iterator[Callable[[], None]]:
+    """Run :data:`PREFORK`; yields what kills its worker as the kernel does when memory is short."""
+    with program([sys.executable, "-c", PREFORK], folder, name, env) as (process, _):
+        parent = psutil.Process(process.pid)
 
-    def start(self) -> None:
-        """Start it, on the same port."""
-        self.starts += 1
-        source = "import asyncio, loopwatch; loopwatch.install(); asyncio.run(asyncio.sleep(3600))"
-        command = [sys.executable, "-c", source]
-        self._process, self._said = self._stack.enter_context(
-            program(command, self._folder, f"{self.name}-{self.starts}", self._env)
-        )
+        def kill() -> None:
+            parent.children()[0].kill()
 
-    def kill(self) -> None:
-        """End it as the kernel does when memory is short."""
-        self._process.send_signal(signal.SIGKILL)
-        self._stack.close()
+        yield kill
 
 
 def environment(name: str, port: int, collector: str) -> dict[str, str]:
@@ -192,6 +189,8 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         settings = [environment("exported", port, collector) for port in ports]
         settings[0] |= {"LOOPWATCH_HEARTBEAT": "0.002", "LOOPWATCH_CPU_BUDGET": "0.01"}  # it cannot keep that
         settings[2]["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"http://127.0.0.1:{free_port()}/v1/traces"  # nobody there
+        flapping = environment("exported-flapping", mortals["flapping"], collector)
+        flapping["LOOPWATCH_EXPORT_INTERVAL"] = "0.2"
         settings[2]["OTEL_BSP_MAX_QUEUE_SIZE"] = "1"
         loops = enter(troubled_service(tmp_path, "loops", settings[0]))
         pools = enter(troubled_service(tmp_path, "pools", settings[1]))
@@ -199,21 +198,10 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         loops.on(*BLOCKING)
         pools.on(*POOLS, "paused")
         busy.on("saturation", "sleep")
-        lonely, flapping = (
-            enter(
-                Mortal(
-                    tmp_path,
-                    name,
-                    environment(f"exported-{name}", port, collector) | {"LOOPWATCH_EXPORT_INTERVAL": "0.2"},
-                )
-            )
-            for name, port in mortals.items()
-        )
-        live(lonely, server)
-        known = 'job:loopwatch_instances:count{job=~".*-lonely"}'
-        await_that(lambda: len(server.query(known)) == len(BOTH), "the rules have seen it")
-        lonely.kill()
-        flap(flapping, server, pager)
+        with prefork(tmp_path, "lonely", environment("exported-lonely", mortals["lonely"], collector)):
+            known = 'job:loopwatch_instances:count{job=~".*-lonely"}'
+            await_that(lambda: len(server.query(known)) == len(BOTH), "the rules have seen it", 60)
+        flap(enter(prefork(tmp_path, "flapping", flapping)), server, pager)
         await_alerts(pager, [("LoopwatchLoopSaturated", job) for job in BOTH])
         busy.off("saturation")
         busy.on("hang")
@@ -230,7 +218,7 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         assert len(nobody) > 100 and all(problem.endswith("nothing") for problem in nobody)
         assert not problems, "\n".join(problems)
 
-        lonely.start()
+        enter(prefork(tmp_path, "lonely again", environment("exported-lonely", mortals["lonely"], collector)))
         pools.off()
         for gone in (loops, busy):
             gone.process.terminate()
@@ -270,25 +258,21 @@ def came(pager: Pager, status: str, job: str) -> set[str]:
     return {name for suffix in ("", "-lonely", "-flapping") for name in pager.names(status, job=job + suffix)}
 
 
-def live(process: Mortal, server: Prometheus) -> None:
-    """Start it, and wait until both ways show it."""
-    process.start()
-
-    def seen() -> bool:
-        asked = f'count by (job) (count_over_time(loopwatch_agent_start_time_seconds{{job=~".*-{process.name}"}}[1m]))'
-        changed = f'sum by (job) (changes(loopwatch_agent_start_time_seconds{{job=~".*-{process.name}"}}[1m]))'
-        lives = dict.fromkeys(BOTH, 0.0)
-        for series in (*server.query(asked), *server.query(changed)):
-            lives[series["metric"]["job"].removesuffix(f"-{process.name}")] += float(series["value"][1])
-        return min(lives.values()) >= process.starts
-
-    await_that(seen, f"start {process.starts} of {process.name}")
+def lives(server: Prometheus, name: str) -> float:
+    """Return how often the process of a job of its own has been seen to start, both ways."""
+    starts = f'loopwatch_agent_start_time_seconds{{job=~".*-{name}"}}'
+    found = dict.fromkeys(BOTH, 0.0)
+    for asked in (f"count by (job) (count_over_time({starts}[5m]))", f"sum by (job) (changes({starts}[5m]))"):
+        for series in server.query(asked):
+            found[series["metric"]["job"].removesuffix(f"-{name}")] += float(series["value"][1])
+    return min(found.values())
 
 
-def flap(process: Mortal, server: Prometheus, pager: Pager) -> None:
-    """Kill and start it until both ways say that it does not stay."""
-    live(process, server)
-    while not all("LoopwatchRestartLoop" in came(pager, "firing", job) for job in BOTH):
-        assert process.starts < 15
-        process.kill()
-        live(process, server)
+def flap(kill: Callable[[], None], server: Prometheus, pager: Pager) -> None:
+    """Kill a worker, and the one that takes its place, until both ways say that it does not stay."""
+    for starts in range(1, 40):
+        await_that(lambda n=starts: lives(server, "flapping") >= n, f"start {starts}", 60)
+        if all("LoopwatchRestartLoop" in came(pager, "firing", job) for job in BOTH):
+            return
+        kill()
+    raise AssertionError("40 starts are no loop")
