@@ -16,12 +16,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
 
 from loopwatch import victims
 from loopwatch.agent import Agent
-from loopwatch.telemetry.victims import MAX_VICTIMS
+from loopwatch.telemetry.storm import Allowance
+from loopwatch.telemetry.traces import Traces
+from loopwatch.telemetry.victims import EVENTS_A_MINUTE, MAX_VICTIMS
+from loopwatch.watched import Case
 from tests.conftest import Run, runner
 from tests.telemetry.traced import Told, events, set_globally
 
@@ -206,6 +210,22 @@ def test_victims_are_bounded(agent: Agent, told: Told, run: Run, patient: None) 
     counts = [len(events(span)) for span in told.spans("sleeper")]
     assert max(counts) == 1
     assert sum(counts) == MAX_VICTIMS == 20
+
+
+def test_a_storm_is_held_back(told: Told) -> None:
+    """Of 1,200 who waited within a moment 1,000 are told; the others are counted."""
+    tracer = told.tracer_provider.get_tracer("loopwatch")
+    traces = Traces(lambda: tracer, lambda: None)
+    traces.victims.allowance = Allowance(EVENTS_A_MINUTE, lambda: 0.0)
+    spans = [told.tracer.start_span("waiting") for _ in range(1200)]
+    for number in range(60):
+        theirs = tuple(trace.set_span_in_context(span) for span in spans[20 * number : 20 * number + 20])
+        notice = victims.Notice(Case(float(number), f"s{number}"), "main", time.time(), 0.3, False, theirs)
+        traces.tell_victims(notice)
+    for span in spans:
+        span.end()
+    assert sum(len(events(span)) for span in told.spans("waiting")) == EVENTS_A_MINUTE == 1000
+    assert traces.held_back() == {"traces": 200, "logs": 0}
 
 
 class _Named(Sampler):
