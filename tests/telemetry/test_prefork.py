@@ -197,18 +197,27 @@ SERVERS["gunicorn --preload"] = [*SERVERS["gunicorn"], "--preload"]
 
 @pytest.mark.parametrize(
     ("server", "way"),
-    [("uvicorn", "run"), ("uvicorn", "explicit"), ("gunicorn", "explicit"), ("gunicorn --preload", "run")],
+    [
+        ("uvicorn", "run"),
+        ("uvicorn", "explicit"),
+        ("gunicorn", "explicit"),
+        ("gunicorn", "hook"),
+        ("gunicorn --preload", "run"),
+    ],
 )
-def test_servers(start: Start, server: str, way: str) -> None:
+def test_servers(start: Start, tmp_path: Path, server: str, way: str) -> None:
     """Both workers of a server are scraped, with its supervisor where that is watched, which counts the crash of one;
     it comes back on its port as another process that started later."""
     pytest.importorskip("uvicorn")
     pytest.importorskip("gunicorn")
-    program = (
-        start([sys.executable, "-W", "ignore", *SERVERS[server]], {"EXPLICIT": "BASE"})
-        if way == "explicit"
-        else start([sys.executable, "-m", "loopwatch", "run", *SERVERS[server]], {"LOOPWATCH_PROMETHEUS_PORT": "BASE"})
-    )
+    python, variable = [sys.executable, "-W", "ignore"], {"LOOPWATCH_PROMETHEUS_PORT": "BASE"}
+    if way == "explicit":
+        program = start([*python, *SERVERS[server]], {"EXPLICIT": "BASE"})
+    elif way == "hook":
+        (tmp_path / "conf.py").write_text("from loopwatch.integrations.gunicorn import on_starting\n")
+        program = start([*python, *SERVERS[server], "-c", "conf.py"], variable)
+    else:
+        program = start([*python, "-m", "loopwatch", "run", *SERVERS[server]], variable)
     found = until(lambda: _listening(program) if _is_up(program) else {})
     supervisor = str(program.process.pid)
     workers = {index: each for index, each in found.items() if each["process_pid"] != supervisor}
@@ -232,7 +241,7 @@ def test_servers(start: Start, server: str, way: str) -> None:
         dead = {"loopwatch_pool_kind": "children", "loopwatch_crash_reason": "SIGKILL"}
         assert until(lambda: _values(program.url(0), "loopwatch_pool_crashes_total", dead) == [1.0])
         assert _values(program.url(0), "loopwatch_pool_started_total", {"loopwatch_pool_kind": "children"}) == [3.0]
-    assert (len(found) > len(workers)) == (way == "run")
+    assert (len(found) > len(workers)) == (way != "explicit")
     program.process.send_signal(signal.SIGTERM)
     assert program.process.wait(DEADLINE) in (0, -signal.SIGTERM)
     assert until(lambda: not _listening(program))
