@@ -263,7 +263,7 @@ class Exporter:
                 self._collect_metrics(metrics)
         for box in list(self._boxes.values()):
             once = last or box.signal in ended
-            if once or (box.waiting and now >= max(box.due, box.not_before)):
+            if once or (box.waiting and time.monotonic() >= max(box.due, box.not_before)):
                 self._deliver(box, once=once)
             if box.signal in ended:
                 self._gone.append(self._boxes.pop(box.signal))
