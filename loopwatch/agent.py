@@ -196,6 +196,8 @@ class Agent:
             held.callback(self._pools.hold_for_fork())
             if self._teller.hold(FORK_PATIENCE):
                 held.callback(self._teller.release)
+            if self._victims.hold(FORK_PATIENCE):
+                held.callback(self._victims.release)
             if self._hang is not None:
                 held.enter_context(self._hang.held())
         return held.close

@@ -100,6 +100,7 @@ class Victims:
         self._jobs: deque[_Job] = deque()
         self._alarm = allocate_lock()
         self._alarm.acquire()
+        self._between = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.cpu = 0.0
@@ -134,6 +135,14 @@ class Victims:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
+    def hold(self, timeout: float) -> bool:
+        """Have nobody told until :meth:`release`: a fork now finds no lock of a span taken; waits ``timeout`` s."""
+        return self._between.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        """Go on after :meth:`hold`."""
+        self._between.release()
+
     def _wake(self) -> None:
         try:
             self._alarm.release()
@@ -145,7 +154,7 @@ class Victims:
             self._alarm.acquire()
             while self._jobs:
                 job = self._jobs.popleft()
-                with self._faults.guard("victims"):
+                with self._between, self._faults.guard("victims"):
                     job.run()
                 job.done.release()
                 del job  # it would keep the program's objects until the next one
