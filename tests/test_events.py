@@ -36,6 +36,7 @@ _BY_HINT: dict[Any, st.SearchStrategy[Any]] = {
     Cause: st.sampled_from(Cause),
     Mapping[str, str]: st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
     Mapping[str, int]: st.dictionaries(st.text(max_size=8), st.integers(0, 99), max_size=3),
+    Mapping[str, float]: st.dictionaries(st.text(max_size=8), _finite, max_size=3),
     tuple[int, int]: st.tuples(st.integers(0, 200), st.integers(0, 200)),
     tuple[Cause, int]: st.tuples(st.sampled_from(Cause), st.integers(0, 200)),
 }

@@ -48,20 +48,18 @@ _NOTHING: dict[int, ProcessFacts] = {}
 class Monitor:
     """Looks after pools and child processes from a daemon thread, which starts with the first of them.
 
-        Args:
-            config: current settings.
-            patches: where replaced attributes are kept.
-            faults: where failures are counted.
-            cpus: returns how many processors this process may use.
+    Args:
+        config: current settings.
+        patches: where replaced attributes are kept.
+        faults: where failures are counted.
+        cpus: returns how many processors this process may use.
 
-        Example:
-            >>> from loopwatch import evidence
-    from loopwatch._faults import Faults
-            >>> monitor = Monitor(Config, PatchSet(), Faults())
-            >>> monitor.start()
-            >>> monitor.readings(), monitor.findings()
-            ((), ())
-            >>> monitor.stop()
+    Example:
+        >>> monitor = Monitor(Config, PatchSet(), Faults())
+        >>> monitor.start()
+        >>> monitor.readings(), monitor.findings()
+        ((), ())
+        >>> monitor.stop()
     """
 
     def __init__(
