@@ -29,7 +29,7 @@ SETTLE = 0.1
 SHARE = 4
 """How much longer the thread rests between two texts than it has written the first, so that a flood of scrapers costs
 no more than a fifth of a core; those who ask meanwhile are told the same."""
-SLICE = 0.0005
+SLICE = 0.0003
 """s of work between two naps: a loop that wants the GIL waits for no more than that."""
 NAP = 0.0002
 """s; long enough for whoever waits for the GIL to get it."""
