@@ -92,7 +92,7 @@ def test_whose_timer_was_due_is_told(agent: Agent, told: Told, run: Run, patient
 
     async def sleeper(number: int) -> None:
         with told.tracer.start_as_current_span(f"sleeper {number}"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
     async def main() -> None:
         await seen(agent)
@@ -127,7 +127,7 @@ def test_who_waited_for_an_answer_is_told(agent: Agent, told: Told, run: Run, pa
         await seen(agent)
         with told.tracer.start_as_current_span("culprit"):
             task = asyncio.get_running_loop().create_task(asking(), context=contextvars.Context())
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
             reached.set()
             block()
         await task
@@ -179,7 +179,7 @@ def test_who_did_not_wait_is_not_told(agent: Agent, told: Told, run: Run, patien
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("ended"):
             pass
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.25)
         with told.tracer.start_as_current_span("after"):
             await asyncio.sleep(0)
 
@@ -198,7 +198,7 @@ def test_victims_are_bounded(agent: Agent, told: Told, run: Run, patient: None) 
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
     async def main() -> None:
         await seen(agent)
@@ -250,7 +250,7 @@ def test_what_is_not_sampled(monkeypatch: pytest.MonkeyPatch, agent: Agent, pati
 
         async def sleeper() -> None:
             with told.tracer.start_as_current_span("sleeper"):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.25)
 
         async def main() -> None:
             await seen(agent)
@@ -279,7 +279,7 @@ def test_a_culprit_without_a_span_is_linked_to_all_the_same(agent: Agent, told: 
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
     async def main() -> None:
         await seen(agent)
@@ -356,7 +356,7 @@ def test_the_loop_does_not_wait_for_a_thread_that_is_stuck(agent: Agent, told: T
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
         gone_on.set()
 
     async def main() -> None:
@@ -381,7 +381,7 @@ def test_a_failure_is_counted_and_hurts_nobody(
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
     async def main() -> None:
         await seen(agent)
@@ -410,7 +410,7 @@ def test_nothing_of_the_program_is_kept(agent: Agent, told: Told, run: Run, pati
         references.append(weakref.ref(kept))
         variable.set(kept)
         with told.tracer.start_as_current_span("sleeper"):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
     async def main() -> None:
         await seen(agent)
@@ -431,9 +431,9 @@ def test_without_tracing_there_is_no_thread_and_no_look() -> None:
         import loopwatch
         agent = loopwatch.install(threshold=0.1, log_level="CRITICAL")
         async def main():
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
             time.sleep(0.3)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
             loop = agent._watcher.loops[0]
             print(loop.probe._cell.taker, loop.pending, [t.name for t in threading.enumerate() if "victims" in t.name])
         asyncio.run(main())
