@@ -37,6 +37,10 @@ SOURCES = "a sequence of context-variable names and callables"
 FUNCTIONS = "a sequence of names such as 'pkg.mod:function', 'pkg.mod:Class.method' or 'pkg.mod:*'"
 SHARE = "a share of one core above 0 and up to 1, such as 0.01"
 BEAT = "a number of seconds from 0.001 to 60"
+ENDPOINT = "a URL such as 'http://127.0.0.1:4318', or None"
+PORT = "a port from 1 to 65535, 0 for any free one, or None"
+HOST = "an address to listen on, such as '127.0.0.1' or '0.0.0.0'"
+EXPORT = "a number of seconds from 0.1 to 3600, or None"
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 
 BAD: dict[str, list[tuple[Any, str]]] = {
@@ -70,6 +74,24 @@ BAD: dict[str, list[tuple[Any, str]]] = {
         (None, "a sequence"),
     ],
     "transparent_offload": [("a:b", FUNCTIONS), (["a.:b"], FUNCTIONS), (["a:b.*"], FUNCTIONS), (5, "a sequence")],
+    "hung_after": [(value, SECONDS) for value in (0, -1, NAN, INF, "60", None, True)],
+    "otlp_endpoint": [
+        (value, ENDPOINT)
+        for value in (
+            "",
+            "collector:4318",
+            "ftp://h",
+            "http://",
+            "http://h:port",
+            "http://[::1",
+            "http://h:0",
+            4318,
+            b"x",
+        )
+    ],
+    "export_interval": [(value, EXPORT) for value in (0, 0.09, 3601, NAN, INF, "10", True)],
+    "prometheus_port": [(value, PORT) for value in (-1, 65536, 9464.0, "9464", True)],
+    "prometheus_host": [(value, HOST) for value in ("", " ", None, 5, b"0.0.0.0")],
 }
 
 
@@ -107,6 +129,10 @@ EDGES: list[tuple[str, Any, Any]] = [
     ("log_level", 0, 0),
     ("user_code", ["app", "/srv/app"], ("app", "/srv/app")),
     ("context", ["tenant", tenant], ("tenant", tenant)),
+    ("export_interval", 1, 1.0),
+    ("prometheus_port", 0, 0),
+    ("prometheus_port", 65535, 65535),
+    ("otlp_endpoint", "https://[::1]:4318/v1", "https://[::1]:4318/v1"),
 ]
 
 
@@ -250,6 +276,11 @@ GOOD_TEXT: dict[str, list[tuple[str, Any]]] = {
     "offload_to": [(" thread ", "thread")],
     "auto_offload": [("a.b:c, a:D.e ,a:*,", ("a.b:c", "a:D.e", "a:*"))],
     "transparent_offload": [("a:b,a:b", ("a:b",))],
+    "hung_after": [("120", 120.0)],
+    "otlp_endpoint": [(" http://collector:4318 ", "http://collector:4318")],
+    "export_interval": [("2.5", 2.5)],
+    "prometheus_port": [("9464", 9464), ("0", 0)],
+    "prometheus_host": [("0.0.0.0 ", "0.0.0.0")],
 }
 NUMBER, WHOLE = "a number, such as 0.1", "a whole number"
 FLAGS = "one of 1, true, yes, on, 0, false, no, off"
@@ -281,6 +312,11 @@ BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     "offload_to": [("worker", "one of process, thread, auto, inline")],
     "auto_offload": [("a.b", FUNCTIONS)],
     "transparent_offload": [("a:b,c", FUNCTIONS)],
+    "hung_after": [("1m", NUMBER), ("0", SECONDS)],
+    "otlp_endpoint": [("collector:4318", ENDPOINT)],
+    "export_interval": [("10s", NUMBER), ("0", EXPORT)],
+    "prometheus_port": [("http", WHOLE), ("70000", PORT)],
+    "prometheus_host": [(" ", HOST)],
 }
 
 
