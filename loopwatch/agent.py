@@ -163,11 +163,18 @@ class Agent:
                     self.watch_loop(loop)
                     self._pools.adopt(loop)
 
-    def stop(self, timeout: float = 1.0) -> None:
-        """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s."""
+    def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
+        """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s.
+
+        Args:
+            timeout: s for each part.
+            leaving: the interpreter exits: providers of the program that shut down after us can still collect what was
+                counted.
+        """
         with self._lock:
             if self._state == "off":
                 return
+            self._telemetry.begin_stop()
             self._state, self._reason = "off", "stopped"
             scrape, self._scrape = self._scrape, None
             if self._discovery is not None:
@@ -185,7 +192,7 @@ class Agent:
             self._victims.stop(timeout)
         with self._faults.guard("teller"):
             self._teller.stop(timeout)
-        self._telemetry.stop(timeout)
+        self._telemetry.stop(timeout, leaving=leaving)
         self._close_files()
         self._make_parts()
 

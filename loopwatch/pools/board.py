@@ -80,6 +80,11 @@ class Now(NamedTuple):
     overhead: float
 
 
+def _place(number: int) -> int:
+    """Return where in a slot's ring a task is noted; the upper half of its number may be that of a job."""
+    return (number + (number >> 32)) % RING * _ENTRY
+
+
 class Board:
     """The parent's side. Any thread may read.
 
@@ -145,7 +150,7 @@ class Board:
     def finished(self, index: int, number: int) -> Run | None:
         """Return how task ``number`` went, None if it is not this worker that ran it."""
         words = self._words
-        at = index * _WORDS + _HEAD + (number % RING) * _ENTRY
+        at = index * _WORDS + _HEAD + _place(number)
         if words[at] != number + 1:
             return None
         start, end, cpu = words[at + 1 : at + 4]
@@ -189,7 +194,7 @@ class Slot:
     def end(self, number: int, start: int, now: int, cpu: int) -> None:
         """Task ``number`` has run from ``start`` to ``now`` and used ``cpu`` ns of a processor."""
         words, base = self.words, self.base
-        at = base + _HEAD + (number % RING) * _ENTRY
+        at = base + _HEAD + _place(number)
         words[at] = 0
         words[at + 1] = start
         words[at + 2] = now

@@ -59,11 +59,11 @@ class WatchedProcesses(Watched):
             found = getattr(self._manager(), "processes", None)
         return {process.pid: process for process in Staff.living(dict(found or {}).values())}
 
-    def _pending(self, pool: Any) -> dict[int, Any]:
-        owner = pool if pool is not None or self._manager is None else self._manager()
-        name = "_pending_work_items" if owner is pool else "pending_work_items"
-        found = getattr(owner, name, None)
-        return dict(found) if found else {}
+    def _pending(self, pool: Any) -> Mapping[int, Any]:
+        """Return its tasks without a result by number: the pool's own mapping, which may be large."""
+        if self._manager is None:
+            return getattr(pool, "_pending_work_items", None) or {}
+        return getattr(self._manager(), "pending_work_items", None) or {}
 
     def look(self, pool: Any) -> None:
         """See which workers it has now."""
@@ -76,6 +76,7 @@ class WatchedProcesses(Watched):
         """Note how workers died, before the others are ended for it."""
         now = time.monotonic()
         self.staff.look(processes, now)
+        self.staff.is_ending = True
         self.staff.note_crashes(processes, now)
         self._lost = {each.task: self._name_of(each.task) for each in self.staff.dead if each.task is not None}
 
@@ -137,13 +138,14 @@ class WatchedProcesses(Watched):
         present = self.staff.present()
         workers = [self._worker(pid, pending, facts.get(pid), now) for pid in present]
         busy = sum(worker.calls for worker in workers)
-        if not self.staff.is_known:  # a pool hands out few more tasks than it has workers
+        if not self.staff.is_known(now):  # a pool hands out few more tasks than it has workers
             busy = min(len(pending), len(present))
         self.started, self.recycled = self.staff.started, self.staff.recycled
         return self.stats(
-            [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(len(pending) - busy, 0), running=busy,
-            running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=self._max_workers,
-            crashed=sum(self.staff.crashes.values()), crashes=dict(self.staff.crashes), cpu=self.staff.cpu(facts),
+            [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(len(pending) - busy, 0),
+            running=busy, running_for=sum(worker.running_for or 0.0 for worker in workers),
+            max_workers=self._max_workers, crashed=sum(self.staff.crashes.values()),
+            crashes=dict(self.staff.crashes), cpu=self.staff.cpu(facts),
             decoding=self.staff.overhead(),
         )  # fmt: skip
 
@@ -208,7 +210,7 @@ class ProcessPools:
         watched = self._found(pool)
         if isinstance(watched, WatchedProcesses):
             watched.look(pool)
-            watched.ended_by_program = True
+            watched.staff.is_ending = watched.ended_by_program = True
             watched.waiting += wait
 
     def _ended(self, pool: Any, _result: None) -> None:

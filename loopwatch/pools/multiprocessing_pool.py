@@ -30,6 +30,8 @@ from loopwatch.pools.watched import Identity, Watched
 
 LOST = "lost"
 """What stands for the type of the exception of a task that died with its worker: there is none, and no result."""
+MANY = 1000
+"""Jobs that are looked at one by one."""
 PLACE = "multiprocessing.pool:worker"
 
 
@@ -128,12 +130,17 @@ class WatchedPool(Watched):
         return next((run for run in runs if run is not None), None)
 
     def _pending(self) -> int:
-        """Return how many tasks are without a result, as far as their number is known, without those that are lost."""
-        cache = self._cache.copy()
-        for job in [job for job in self.jobs if job not in cache]:
-            self.jobs.pop(job, None)
+        """Return how many tasks are without a result, as far as their number is known, without those that are lost.
+
+        Of very many jobs only the number is looked at.
+        """
+        cache = self._cache
+        if len(self.jobs) > 2 * len(cache) + MANY:
+            for job in [job for job in list(self.jobs) if job not in cache]:
+                self.jobs.pop(job, None)
         self._lost = {number for number in self._lost if number >> SHIFT in cache}
-        return max(sum(_left(result) for result in cache.values()) - len(self._lost), 0)
+        count = len(cache) if len(cache) > MANY else sum(_left(result) for result in list(cache.values()))
+        return max(count - len(self._lost), 0)
 
     def _name_of(self, number: int) -> str:
         job = self.jobs.get(number >> SHIFT)
@@ -168,7 +175,7 @@ class WatchedPool(Watched):
             self.started, self.recycled = self.staff.started, self.staff.recycled
         pending = self._pending()
         busy = sum(worker.calls for worker in workers)
-        if not self.has_threads and not self.staff.is_known:
+        if not self.has_threads and not self.staff.is_known(now):
             busy = min(pending, len(workers))
         return self.stats(
             [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(pending - busy, 0), running=busy,
@@ -317,13 +324,13 @@ class MultiprocessingPools:
 
     def _closing(self, pool: Any) -> None:
         watched = self._found(pool)
-        if watched is not None:
-            watched.ended_by_program = True
+        if isinstance(watched, WatchedPool):
+            watched.staff.is_ending = watched.ended_by_program = True
 
     def _ending(self, pool: Any) -> None:
         watched = self._found(pool)
         if isinstance(watched, WatchedPool):
-            watched.ended_by_program = True
+            watched.staff.is_ending = watched.ended_by_program = True
             watched.waiting += 1
 
     def _ended(self, pool: Any, _result: None) -> None:

@@ -10,6 +10,7 @@ import functools
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from loopwatch._patches import Patch
@@ -20,6 +21,9 @@ from loopwatch.pools.naming import error_name
 from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.tally import Outcome
 from loopwatch.pools.watched import Identity, Watched
+
+MANY = 1000
+"""Tasks that are looked at one by one; of more it is only known how many there are."""
 
 
 class WatchedOther(Watched):
@@ -83,7 +87,8 @@ class WatchedOther(Watched):
     def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
         """Return its figures."""
         running = queued = 0
-        for task, ref in list(self._pending.items()):
+        looked_at = list(islice(self._pending.copy().items(), MANY))
+        for task, ref in looked_at:
             future = ref()
             if future is None:  # nobody will ever be told
                 self._pending.pop(task, None)
@@ -91,6 +96,7 @@ class WatchedOther(Watched):
                 running += 1
             else:
                 queued += 1
+        queued += max(len(self._pending) - len(looked_at), 0)
         most = getattr(pool, "_max_workers", None)
         return self.stats(
             (), now, queued=queued, running=running, max_workers=most if isinstance(most, int) else None

@@ -84,6 +84,8 @@ class Staff:
         self._board = board
         self._members: dict[int, _Member] = {}
         self.started = self.recycled = 0
+        self.is_ending = False
+        """Whether workers that go are not to be replaced."""
         self.crashes: Counter[str] = Counter()
         """Workers that died without being told to, by reason."""
         self.dead: deque[Dead] = deque(maxlen=MOST_DEAD)
@@ -118,7 +120,7 @@ class Staff:
         if slot is not None and self._board is not None:
             self._overhead_of_gone += self._board.now(slot).overhead
             self._board.free(slot)
-        if not self.has_crashed(pid):
+        if not self.is_ending and not self.has_crashed(pid):
             self.recycled += 1
 
     def note_crashes(self, processes: Mapping[int, Any], now: float) -> None:
@@ -206,12 +208,15 @@ class Staff:
 
     # -- the board ------------------------------------------------------------------------------------------------
 
-    @property
-    def is_known(self) -> bool:
-        """Whether workers say what they run; True if there are none."""
+    def is_known(self, now: float) -> bool:
+        """Whether all workers say what they run, or are about to; True if there are none."""
         return self._board is not None and all(
-            self._slot(pid, member) is not None for pid, member in list(self._members.items())
+            self._is_awaited(member, now) or self._slot(pid, member) is not None
+            for pid, member in list(self._members.items())
         )
+
+    def _is_awaited(self, member: _Member, now: float) -> bool:
+        return self._board is not None and member.is_new and now - member.born < SILENT
 
     def now(self, pid: int) -> Now | None:
         """Return what worker ``pid`` is about, None if it does not say."""
@@ -229,8 +234,7 @@ class Staff:
         """
         at, member = self.now(pid), self._members.get(pid)
         if at is None:
-            is_new = self._board is not None and member is not None and member.is_new and now - member.born < SILENT
-            return Work(0, ready=False) if is_new else Work()
+            return Work(0, ready=False) if member is not None and self._is_awaited(member, now) else Work()
         if at.number is None:
             return Work(0, at.done, ready=at.ready)
         return Work(1, at.done, name_of(at.number), at.since, at.ready)

@@ -117,7 +117,7 @@ class Watched:
         if last is not None:
             return last
         pool = self.ref()
-        fate = Executor.COLLECTED if pool is None else self.fate(pool)
+        fate = self._fate_of_gone() if pool is None else self.fate(pool)
         if fate is not self._fate:
             self._fate, self._fate_at = fate, now
         is_over = fate is not Executor.OPEN and not self.has_workers()
@@ -130,6 +130,11 @@ class Watched:
             elif now - self._over_at > SETTLE:  # nothing changes any more
                 self._last = reading
         return reading
+
+    def _fate_of_gone(self) -> Executor:
+        if self._fate not in (Executor.OPEN, Executor.ENDING):
+            return self._fate
+        return Executor.SHUT_DOWN if self.ended_by_program else Executor.COLLECTED
 
     # -- for the kinds --------------------------------------------------------------------------------------------
 
@@ -169,6 +174,7 @@ class Watched:
             memory=(facts.memory or 0) if facts is not None else 0,
             reason=verdict.reason,
             unique=facts.unique if facts is not None else None,
+            starved=facts.starved if facts is not None else None,
             cpu=facts.cpu if facts is not None else cpu,
             task=work.task,
             running_for=running_for,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Self
 
 
 def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
@@ -12,3 +14,26 @@ def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
+
+
+class Gate:
+    """A file that lets tasks go on which wait for it; to be entered after their pool, whose end waits for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "go"
+
+    def __str__(self) -> str:
+        return str(self._file)
+
+    def open(self) -> None:
+        """Let them go on."""
+        self._file.touch()
+
+    def __enter__(self) -> Self:
+        self._file.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.open()

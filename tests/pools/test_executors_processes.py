@@ -1,0 +1,366 @@
+"""Process pools that are not ours: what each worker runs is known under every start method, and how one has died."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tasks_of_pools as tasks
+from test_executors import only, pools, replaced, states, watch
+from tests_of_pools import Gate, until
+
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.events import WorkerState
+from loopwatch.pools import health
+from loopwatch.pools.board import SLOTS, Address, Board, claim
+from loopwatch.pools.multiprocessing_pool import LOST
+from loopwatch.pools.watch import PoolWatch
+
+__all__ = ["watch"]
+HERE = Path(__file__).name
+METHODS = ["fork", "spawn", "forkserver"]
+FAILS = "concurrent.futures.process.BrokenProcessPool"
+
+
+@pytest.fixture(autouse=True)
+def no_server_is_left() -> Iterator[None]:
+    """The fork server and the resource tracker of the standard library stay for the life of a process: not here."""
+    yield
+    gc.collect()  # what the tracker would take for left behind
+    from multiprocessing import forkserver, resource_tracker
+
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    lokys = sys.modules.get("loky.backend.resource_tracker")
+    if lokys is not None:
+        lokys._resource_tracker._stop()
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Iterator[Gate]:
+    """A gate that is open at the end."""
+    with Gate(tmp_path) as gate:
+        yield gate
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_to_the_task(watch: PoolWatch, tmp_path: Path, method: str) -> None:
+    """Which worker runs what, what waits, what became of each task; nothing of a task changes."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor, Gate(tmp_path) as go:
+        held = [executor.submit(tasks.until_there, str(go)) for _ in range(2)]
+        futures = [executor.submit(tasks.even, number) for number in range(5)]
+        until(lambda: only(watch).running == 2)
+        stats = only(watch)
+        assert (stats.kind, stats.queued, stats.submitted, stats.max_workers) == ("process", 5, 7, 2)
+        assert stats.name.startswith(f"ProcessPoolExecutor at {HERE}:")
+        assert states(stats) == ["busy", "busy"]
+        assert {worker.task for worker in stats.workers} == {"tasks_of_pools:until_there"}
+        go.open()
+        assert {future.result() for future in held} == {worker.pid for worker in stats.workers}
+        errors = [future.exception() for future in futures]
+        assert [type(error) for error in errors] == [type(None), tasks.Odd, type(None), tasks.Odd, type(None)]
+        remote = "".join(traceback.format_exception(errors[1]))
+        assert "tasks_of_pools.py" in remote
+        assert "loopwatch" not in remote.replace(str(Path.cwd()), "")
+        assert list(executor.map(tasks.double, range(4), chunksize=2)) == [0, 2, 4, 6]
+        with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+            executor.submit(lambda: None).result()
+        with pytest.raises((AttributeError, pickle.PicklingError)) as raised:
+            executor.submit(tasks.unpicklable).result()
+        assert "loopwatch/" not in "".join(traceback.format_exception(raised.value))
+        executor.submit(tasks.burn, 0.05).result()
+        until(lambda: only(watch).completed == 8)
+        stats = only(watch)
+        assert (stats.queued, stats.running, states(stats)) == (0, 0, ["idle", "idle"])
+        assert sum(stats.failures.values()) == 4
+        assert stats.failures["tasks_of_pools.Odd"] == 2
+        assert stats.task_cpu is not None
+        assert stats.task_cpu >= 0.05
+        assert (stats.decoding or 0.0) > 0.0
+        assert (stats.crashed, stats.recycled, stats.started) == (0, 0, 2)
+    (reading,) = [each for each in watch.readings() if each.stats.kind == "process"]
+    assert reading.runs.count == reading.waits.count == 11  # what could not be pickled here has not run
+    assert reading.runs.highest >= 0.05
+    assert (reading.stats.closed, reading.stats.workers, reading.stats.recycled) == (True, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "argument", "reason"),
+    [("fork", tasks.killed, 9, "SIGKILL"), ("spawn", tasks.killed, 11, "SIGSEGV"), ("fork", tasks.exits, 3, "exit 3")],
+)
+def test_crashes(watch: PoolWatch, method: str, task: Any, argument: int, reason: str) -> None:
+    """How a worker died is told, and what it ran; the executor is broken as ever."""
+    executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method))
+    with pytest.raises(BrokenProcessPool):
+        executor.submit(task, argument).result()
+    until(lambda: only(watch).crashes == {reason: 1})
+    until(lambda: states(only(watch)) == [WorkerState.DEAD])
+    stats = only(watch)
+    (dead,) = stats.workers
+    assert dead.exitcode == (argument if reason.startswith("exit") else -argument)
+    assert dead.reason == f"it has ended ({reason}) while it ran tasks_of_pools:{task.__name__}"
+    assert (stats.crashed, stats.closed, stats.failures) == (1, True, {FAILS: 1})
+    with pytest.raises(BrokenProcessPool):
+        executor.submit(int)
+    executor.shutdown()
+
+
+def test_starting_and_cancelled(watch: PoolWatch, go: Gate) -> None:
+    """A worker that is being prepared is told as that; what is cancelled by a shutdown is counted."""
+    executor = ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=tasks.until_there, initargs=(str(go),)
+    )
+    futures = [executor.submit(tasks.double, number) for number in range(8)]
+    until(lambda: states(only(watch)) == [WorkerState.STARTING])
+    until(lambda: sum(future.running() for future in futures) >= 2)
+    executor.shutdown(wait=False, cancel_futures=True)
+    go.open()
+    until(lambda: all(future.done() for future in futures))
+    cancelled = sum(future.cancelled() for future in futures)
+    assert cancelled >= 5
+    until(lambda: only(watch).workers == ())
+    stats = only(watch)
+    assert (stats.cancelled, stats.completed, stats.queued) == (cancelled, 8 - cancelled, 0)
+
+
+@pytest.mark.parametrize("how", ["shut down", "collected"])
+def test_orphans(watch: PoolWatch, go: Gate, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A worker with a task that does not end, although its executor is shut down or gone, is an orphan."""
+    monkeypatch.setattr(health, "GRACE", 0.05)
+    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    future: Future[int] = executor.submit(tasks.until_there, str(go))
+    until(lambda: only(watch).running == 1)
+    if how == "shut down":
+        executor.shutdown(wait=False)
+    del executor
+    until(lambda: states(only(watch)) == [WorkerState.ORPHAN])
+    (worker,) = only(watch).workers
+    assert f"its executor was {how}" in worker.reason
+    assert "it still runs tasks_of_pools:until_there" in worker.reason
+    go.open()
+    assert future.result(10) == worker.pid
+    until(lambda: only(watch).workers == ())
+
+
+def test_nested(watch: PoolWatch) -> None:
+    """Executors within a worker do what they did, and are not those of the parent."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
+        assert executor.submit(tasks.nested, 4).result() == (8, 8)
+        assert len(pools(watch)) == 1
+
+
+def test_executors_of_a_forked_child(watch: PoolWatch) -> None:
+    """A forked child watches its own, and knows those of its parent no longer."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
+        assert executor.submit(tasks.double, 1).result() == 2
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                watch.after_fork_in_child()
+                before = len(pools(watch))
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as own:
+                    own.submit(tasks.double, 2).result()
+                    stats = only(watch)
+                    told = (before, stats.completed, stats.run is not None and stats.run.count, states(stats))
+                os.write(writer, json.dumps(told).encode())
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as file:  # noqa: PTH123
+            assert json.loads(file.read()) == [0, 1, 1, ["idle"]]
+        os.waitpid(pid, 0)
+        assert executor.submit(tasks.double, 3).result() == 6
+        assert only(watch).completed == 2
+
+
+NOT_IMPORTABLE = """
+import sys
+sys.path[:0] = {path!r}
+import loopwatch, multiprocessing, os
+from concurrent.futures import ProcessPoolExecutor
+if __name__ == "__main__":
+    agent = loopwatch.install()
+    sys.path.remove({path!r}[0])
+    for method in ("spawn", "forkserver"):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as executor:
+            assert executor.submit(abs, -3).result() == 3
+            stats = agent.snapshot().pools[-1]
+            print(stats.completed, *(worker.state for worker in stats.workers), stats.run)
+"""
+
+
+def test_workers_that_cannot_import_us(tmp_path: Path) -> None:
+    """Where a worker would not find this package it is not asked to: tasks run plainly, and its state is not known."""
+    path = [str(Path(__file__).parents[2]), *(each for each in sys.path if "site-packages" in each)]
+    script = tmp_path / "script.py"
+    script.write_text(NOT_IMPORTABLE.format(path=path))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["1", "1"]
+    assert all(line.endswith("None") and "busy" not in line for line in done.stdout.splitlines())
+
+
+def test_loky(watch: PoolWatch, tmp_path: Path) -> None:
+    """loky's executors are found as soon as it is imported; a worker's death is told."""
+    loky = pytest.importorskip("loky")
+    with loky.ProcessPoolExecutor(1, timeout=None) as executor, Gate(tmp_path) as go:
+        held = executor.submit(tasks.until_there, str(go))
+        until(lambda: only(watch).running == 1)
+        assert [worker.task for worker in only(watch).workers] == ["tasks_of_pools:until_there"]
+        go.open()
+        assert held.result() == only(watch).workers[0].pid
+        assert list(executor.map(tasks.double, range(3))) == [0, 2, 4]
+        until(lambda: only(watch).completed == 4)
+        assert only(watch).kind == "loky"
+        assert only(watch).run.count == 4  # type: ignore[union-attr]
+        with pytest.raises(loky.process_executor.BrokenProcessPool):
+            executor.submit(tasks.killed, 9).result()
+        until(lambda: only(watch).crashes == {"SIGKILL": 1})
+
+
+# -- multiprocessing.Pool -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_multiprocessing_pool(watch: PoolWatch, tmp_path: Path, method: str) -> None:
+    """All ways to ask it give what they gave; a worker that dies with a task is seen, and the task is told as lost."""
+    with multiprocessing.get_context(method).Pool(2) as pool, Gate(tmp_path) as go:
+        held = [pool.apply_async(tasks.until_there, (str(go),)) for _ in range(2)]
+        waiting = pool.map_async(tasks.double, range(6), chunksize=2)
+        until(lambda: only(watch).running == 2)
+        stats = only(watch)
+        assert (stats.kind, stats.queued, stats.max_workers) == ("multiprocessing", 3, 2)
+        assert states(stats) == ["busy", "busy"]
+        assert {worker.task for worker in stats.workers} == {"tasks_of_pools:until_there"}
+        go.open()
+        assert {each.get() for each in held} == {worker.pid for worker in stats.workers}
+        assert waiting.get() == [0, 2, 4, 6, 8, 10]
+        assert pool.apply(tasks.double, (2,)) == 4
+        assert pool.starmap(divmod, [(7, 2)]) == [(3, 1)]
+        assert list(pool.imap(tasks.double, range(3))) == [0, 2, 4]
+        assert sorted(pool.imap_unordered(tasks.double, range(3), chunksize=2)) == [0, 2, 4]
+        with pytest.raises(tasks.Odd):
+            pool.map(tasks.even, [1])
+        until(lambda: sum(only(watch).failures.values()) == 1)
+        stats = only(watch)
+        assert (stats.completed, stats.failures) == (2 + 3 + 1 + 1 + 3 + 2, {"tasks_of_pools.Odd": 1})
+        assert stats.run is not None
+        assert stats.run.count == 13
+        lost = pool.apply_async(tasks.killed, (9,))
+        until(lambda: only(watch).crashes == {"SIGKILL": 1})
+        until(lambda: len(only(watch).workers) == 3)
+        stats = only(watch)
+        (dead,) = [worker for worker in stats.workers if worker.state == WorkerState.DEAD]
+        assert dead.reason == "it has ended (SIGKILL) while it ran tasks_of_pools:killed, whose result will never come"
+        assert (stats.failures[LOST], stats.queued, stats.running, stats.started) == (1, 0, 0, 3)
+        assert not lost.ready()
+        assert pool.apply(tasks.double, (3,)) == 6
+    pool.join()
+    until(lambda: states(only(watch)) == [WorkerState.DEAD])
+    assert only(watch).closed
+
+
+def test_workers_that_are_replaced(watch: PoolWatch) -> None:
+    """A worker that ends after its number of tasks is no crash."""
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=2) as pool:
+        assert pool.map(tasks.double, range(6), chunksize=1) == [0, 2, 4, 6, 8, 10]
+        until(lambda: only(watch).recycled >= 2)
+        stats = only(watch)
+        assert (stats.crashes, stats.completed, stats.started >= 3) == ({}, 6, True)
+    pool.join()
+
+
+def test_pool_of_threads(watch: PoolWatch, tmp_path: Path) -> None:
+    """``multiprocessing.pool.ThreadPool`` is told as a pool of threads."""
+    with ThreadPool(2) as pool, Gate(tmp_path) as go:
+        held = pool.apply_async(tasks.until_there, (str(go),))
+        until(lambda: only(watch).running == 1)
+        stats = only(watch)
+        assert (stats.kind, states(stats)) == ("thread", ["busy", "idle"])
+        assert {worker.task for worker in stats.workers} == {"tasks_of_pools:until_there", None}
+        go.open()
+        assert held.get() == os.getpid()
+        with pytest.raises(tasks.Odd):
+            pool.map(tasks.even, [1], 1)
+        until(lambda: only(watch).failures == {"tasks_of_pools.Odd": 1})
+        assert only(watch).completed == 1
+        assert (only(watch).run.count, only(watch).wait.count) == (2, 2)  # type: ignore[union-attr]
+    pool.join()
+
+
+def test_pools_that_were_there_before() -> None:
+    """They are found; their workers, which were not told to, do not say what they run; nothing is left at the end."""
+    before = replaced()
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as pool, ProcessPoolExecutor(1, mp_context=context) as executor:
+        assert pool.apply(tasks.double, (1,)) == executor.submit(tasks.double, 1).result() == 2
+        patches, faults = PatchSet(), Faults()
+        found = PoolWatch(lambda: Config(log_level="CRITICAL"), patches, faults, lambda _loop: None)
+        found.start()
+        assert pool.apply(tasks.double, (2,)) == executor.submit(tasks.double, 2).result() == 4
+        until(lambda: [stats.completed for stats in pools(found)] == [1, 1])
+        assert {worker.state for stats in pools(found) for worker in stats.workers} == {WorkerState.UNKNOWN}
+        assert {stats.run for stats in pools(found)} == {None}
+        found.stop()
+        patches.undo_all()
+        assert (replaced(), faults.counts) == (before, {})
+        assert pool.apply(tasks.double, (3,)) == executor.submit(tasks.double, 3).result() == 6
+    pool.join()
+
+
+# -- the board ------------------------------------------------------------------------------------------------------
+
+
+def test_board() -> None:
+    """Every worker gets a slot of its own, freed ones again; what is at the address instead is left alone."""
+    board = Board()
+    slots = [claim(board.address, pid) for pid in range(1, 40)]
+    assert len({slot.base for slot in slots if slot is not None}) == 39
+    same = claim(board.address, 1 + SLOTS)  # where the first one sits
+    assert same is not None
+    assert same.base not in {slot.base for slot in slots if slot is not None}
+    same.begin(0, 5_000_000_000, 7)
+    index = board.slot_of(1 + SLOTS)
+    assert index is not None
+    assert (board.now(index).number, board.now(index).since) == (0, 5.0)
+    same.end(0, 5_000_000_000, 6_500_000_000, 250_000_000)
+    assert board.finished(index, 0) == (5.0, 6.5, 0.25)
+    assert board.finished(index, 64) is None  # would be at the same place
+    assert board.now(index)[1:6] == (None, 5.0, 1, 1.5, 0.25)
+    board.free(index)
+    assert board.slot_of(1 + SLOTS) is None
+    for slot in (*slots, same):
+        assert slot is not None
+        slot.close()
+    address = board.address
+    board.close()
+    assert claim(address, 1) is None
+    gc.collect()
+
+
+def test_what_is_at_the_address_of_a_board_by_now_is_left_alone(tmp_path: Path) -> None:
+    """Numbers of descriptors are used again: a worker that starts late never writes to somebody else's file."""
+    path = tmp_path / "theirs"
+    path.write_bytes(b"theirs")
+    with path.open("r+b") as file:
+        found = os.fstat(file.fileno())
+        assert claim(Address(os.getpid(), file.fileno(), found.st_dev, found.st_ino + 1), 1) is None
+    assert path.read_bytes() == b"theirs"
