@@ -99,6 +99,7 @@ class Monitor:
         self._cpus_now = 1.0
         self._next_cpus = 0.0
         self._changes_seen = -1
+        self._due: float | None = None  # kept while the thread is away for a fork
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -229,20 +230,22 @@ class Monitor:
         thread.join(timeout)
 
     def _run(self) -> None:
-        me, before = threading.current_thread(), self.cpu
-        wait, polled = PERIOD, False
+        me, before, alarm = threading.current_thread(), self.cpu, self._alarm
+        if self._due is None:
+            self._due = time.monotonic() + PERIOD
         try:
             while True:
-                self._alarm.acquire(True, wait)
+                due = self._due or 0.0  # begun anew meanwhile: this thread is to end
+                alarm.acquire(True, max(due - time.monotonic(), 0.0))
                 if self._ending or self._thread is not me:
                     return
-                began = time.thread_time()
+                began, imports = time.thread_time(), self._processes is None
                 self._poll()
-                used = time.thread_time() - began
+                used = 0.0 if imports else time.thread_time() - began
                 self.cpu = before + time.thread_time()
-                wait = period(used, self._config().cpu_budget) if polled else PERIOD  # the first one imports psutil
-                polled = True
+                self._due = time.monotonic() + period(used, self._config().cpu_budget)
                 if not self._has_work():
+                    self._due = None
                     return
         except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is looked after
             self._faults.add(PART, exc)

@@ -190,6 +190,19 @@ def test_a_fork_finds_no_thread(watching: Watching) -> None:
     assert len(threads()) == 1
 
 
+def test_forks_do_not_keep_it_from_polling(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that forks more often than it polls is polled all the same."""
+    monkeypatch.setattr(module, "PERIOD", 0.2)
+    pool = Pool()
+    watching.monitor.add(pool)
+
+    def fork() -> bool:
+        watching.monitor.hold_for_fork()()
+        return pool.asked >= 3
+
+    until(fork)
+
+
 def test_a_fork_does_not_warn_because_of_it() -> None:
     """Since 3.12 a fork beside other threads warns; with ours alone it does not, and the thread goes on each time."""
     program = """
