@@ -74,10 +74,18 @@ def uninstall() -> None:
     Attributes are as they were before :func:`install`. Where somebody has wrapped one of ours since, our part stays
     but does nothing, and the next :func:`install` uses it again.
     """
+    _uninstall(leaving=False)
+
+
+def _leave() -> None:
+    _uninstall(leaving=True)
+
+
+def _uninstall(*, leaving: bool) -> None:
     with _process.lock:
         agent, _process.agent = _process.agent, None
     if agent is not None:
-        agent.stop()
+        agent.stop(leaving=leaving)
 
 
 def current_agent() -> Agent | None:
@@ -106,7 +114,7 @@ def _handle_process() -> None:
     if _process.is_handled:
         return
     _process.is_handled = True
-    atexit.register(uninstall)
+    atexit.register(_leave)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(
             before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child

@@ -6,6 +6,7 @@ One account for OpenTelemetry and Prometheus, so that both say the same. Nothing
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._readings = Readings()
         self._catching_up = False
+        self._last: Inputs | None = None
         self.exemplars = Exemplars()
         self.account = Account(self.read, self.exemplars)
         self.providers = Providers(self.account, faults, version)
@@ -59,6 +61,7 @@ class Telemetry:
         def put_into_force() -> None:
             with self._lock:
                 self._readings.max_culprits = config.max_culprits
+                self._last = None
             with self._faults.guard(PART):
                 ready()
 
@@ -69,15 +72,30 @@ class Telemetry:
         with self._faults.guard(PART):
             self.providers.use(given)
 
-    def stop(self, timeout: float) -> None:
-        """Tell what there is once more, and end; waits at most ``timeout`` s."""
+    def begin_stop(self) -> None:
+        """Count what there is, before the parts that know it stop; what is told from now on is how things were then."""
         with self._faults.guard(PART):
-            self.providers.stop(timeout)
+            inputs = self._look()
+            with self._lock:
+                self._readings.read(inputs)
+                # The loops have their last say in loop_gone().
+                self._last = dataclasses.replace(inputs, loops=())
+
+    def stop(self, timeout: float, *, leaving: bool = False) -> None:
+        """Tell what there is once more, and end; waits at most ``timeout`` s.
+
+        Args:
+            timeout: s.
+            leaving: leave it to providers of the program to collect it, as the interpreter exits.
+        """
+        with self._faults.guard(PART):
+            self.providers.stop(timeout, leaving=leaving)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, with an empty account."""
         self._lock = threading.Lock()
         self._catching_up = False
+        self._last = None
         most = self._readings.max_culprits
         self._readings = Readings(most)
         self.exemplars.clear()
@@ -124,7 +142,7 @@ class Telemetry:
         """
         if not self._faults.is_off(PART):
             with self._faults.guard(PART):
-                inputs = self._look()
+                inputs = self._last or self._look()
                 pause()
                 with self._lock:
                     return self._readings.read(inputs, pause)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loopwatch._faults import Faults
 from loopwatch._patches import loaded
 from loopwatch.config import Config
+from loopwatch.errors import ConfigError
 from loopwatch.telemetry.instruments import Account, Instruments, instruments_of
 from loopwatch.telemetry.targets import Signal, Targets, targets_of
 
@@ -42,6 +43,10 @@ def application_provider(signal: Signal) -> Any | None:
     """Return the provider that the application has set for ``signal``, None if it has not; imports nothing."""
     module, name = _GLOBALS[signal]
     return getattr(loaded(module), name, None)
+
+
+def _line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())[:300]
 
 
 class Providers:
@@ -89,9 +94,17 @@ class Providers:
         wanted = {signal: target for signal, target in targets.targets.items() if signal in own}
         if not wanted:
             return lambda: self._put_into_force(targets, None)
-        from loopwatch.telemetry.private import Private  # it imports the SDK: here, at start-up, and never later
-
-        private = Private(targets, wanted, self._account, self._faults, self._version)
+        try:
+            from loopwatch.telemetry.private import Private  # it imports the SDK: here, at start-up, and never later
+        except ImportError as exc:
+            raise ConfigError(
+                f"OTLP to {next(iter(wanted.values())).shown}: the SDK of OpenTelemetry cannot be imported ({exc}): "
+                "pip install -U opentelemetry-sdk opentelemetry-exporter-otlp, which must be of one release"
+            ) from None
+        try:
+            private = Private(targets, wanted, self._account, self._faults, self._version)
+        except ValueError as exc:
+            raise ConfigError(f"an OTEL_* variable is refused by the SDK of OpenTelemetry: {_line(exc)}") from None
         return lambda: self._put_into_force(targets, private)
 
     def _put_into_force(self, targets: Targets, private: Private | None) -> None:
@@ -106,8 +119,13 @@ class Providers:
             self._retire(old, PATIENCE, wait=False)
         self.bind()
 
-    def stop(self, timeout: float) -> None:
-        """Tell what there is once more, and end; waits at most ``timeout`` s. The application's providers stay."""
+    def stop(self, timeout: float, *, leaving: bool = False) -> None:
+        """Tell what there is once more, and end; waits at most ``timeout`` s. The application's providers stay.
+
+        Args:
+            timeout: s.
+            leaving: the application's can still collect: those that export at exit do so after us.
+        """
         with self._lock:
             private = self._private
             instruments, self._instruments = self._instruments, None
@@ -116,7 +134,7 @@ class Providers:
             self._handles.clear()
         if private is not None:
             self._retire(private, timeout)  # which tells its own figures too: they are found until then
-        if instruments is not None:
+        if instruments is not None and not leaving:
             instruments.detach()
 
     def _retire(self, private: Private, timeout: float, *, wait: bool = True) -> None:

@@ -358,6 +358,51 @@ def test_a_receiver_in_trouble(trouble: str, caplog: pytest.LogCaptureFixture, m
         assert agent._faults.counts == {}
 
 
+PROGRAM = """
+import asyncio, time, loopwatch
+{first}
+loopwatch.install(threshold=0.05, log_level="DEBUG")
+async def main():
+    time.sleep(0.06)
+    await asyncio.sleep(0)
+asyncio.run(main())
+"""
+OWN = """
+from opentelemetry import metrics
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetricExporter())]))
+"""
+
+
+@pytest.mark.parametrize("first", ["", OWN], ids=["private", "own"])
+def test_a_short_program_is_told_at_its_exit(first: str, tmp_path: Path) -> None:
+    """One that ends long before its first export: by us, or by the application's provider, which ends after us."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(first=first))
+    with receiver() as server:
+        environ = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": server.url}
+        done = subprocess.run(
+            [sys.executable, str(program)], capture_output=True, text=True, check=True, env=environ, timeout=60
+        )
+        assert done.stderr == ""
+        assert sum(server.points()[STALLS].values()) == 1
+        assert server.points()["asyncio.eventloop.passes"][("main",)] >= 2
+        assert ("off",) not in server.points()["loopwatch.agent.state"], "an exit is no agent that was switched off"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"), ("OTEL_ATTRIBUTE_COUNT_LIMIT", "-3")]
+)
+def test_variables_that_the_sdk_refuses(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that only the SDK reads are an error of one line too."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=name) as caught:
+        install(otlp_endpoint="http://127.0.0.1:1")
+    assert "\n" not in str(caught.value)
+
+
 def test_nobody_listens_at_exit(tmp_path: Path) -> None:
     """A program whose receiver is absent says so once, and ends as soon as it would without."""
     program = tmp_path / "program.py"
