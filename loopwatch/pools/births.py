@@ -47,6 +47,7 @@ class Birth:
         executes: whether it runs a program of its own, whose exit code is an answer; else it is a copy of this one.
         remote: whether another process is its parent, such as a fork server.
         told: whether the program told it to end.
+        aborted: whether the program sent it SIGABRT, as supervisors do to what does not answer any more.
         exitcode: how it ended, negative for the number of a signal; None as far as nobody has waited for it.
         ended_at: when it was waited for.
     """
@@ -59,6 +60,7 @@ class Birth:
     executes: bool = False
     remote: bool = False
     told: bool = False
+    aborted: bool = False
     exitcode: int | None = None
     ended_at: float | None = None
 
@@ -175,10 +177,18 @@ class Births:
 
     def _killed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Before it is sent: the child may be dead and waited for by the time it is.
-        if self.known and len(args) == 2 and args[1] in ENDING:
+        if self.known and len(args) == 2 and (args[1] in ENDING or args[1] == signal.SIGABRT):
             with self._faults.guard(PART):
-                self._told_to_end(args[0], group=original.__name__ == "killpg")
+                if args[1] == signal.SIGABRT:
+                    self._aborted(args[0])
+                else:
+                    self._told_to_end(args[0], group=original.__name__ == "killpg")
         return original(*args, **kwargs)
+
+    def _aborted(self, pid: int) -> None:
+        birth = self.known.get(pid)
+        if birth is not None:
+            birth.aborted = True
 
     def _told_to_end(self, target: Any, *, group: bool) -> None:
         if target > 0 and not group:

@@ -215,8 +215,8 @@ def _words(verdict: Verdict, name: str, birth: Birth | None) -> str:
 
 
 def _as_told(birth: Birth, code: int) -> bool:
-    """Whether it ended since it was told to: by such a signal, or by itself upon it."""
-    return birth.told and (code >= 0 or crash_reason(code) in _TOLD)
+    """Whether it ended since it was told to: by such a signal, or by itself upon it; not if it was aborted before."""
+    return birth.told and not birth.aborted and (code >= 0 or crash_reason(code) in _TOLD)
 
 
 _TOLD = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGHUP")

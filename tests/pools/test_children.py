@@ -138,7 +138,7 @@ def test_processes_of_multiprocessing(monitor: Monitor, method: str) -> None:
     context: Any = multiprocessing.get_context(method)
     processes = [
         context.Process(target=os._exit, args=(3,)),
-        context.Process(target=os.abort),
+        context.Process(target=signal.raise_signal, args=(signal.SIGALRM,)),
         context.Process(target=os.getpid),
         context.Process(target=time.sleep, args=(60,)),
     ]
@@ -149,9 +149,9 @@ def test_processes_of_multiprocessing(monitor: Monitor, method: str) -> None:
     processes[3].terminate()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [3, -signal.SIGABRT, 0, -signal.SIGTERM]
+    assert [process.exitcode for process in processes] == [3, -signal.SIGALRM, 0, -signal.SIGTERM]
     stats = children(monitor)
-    assert stats.crashes == {"exit 3": 1, "SIGABRT": 1}
+    assert stats.crashes == {"exit 3": 1, "SIGALRM": 1}
     assert (stats.started, stats.workers) == (4, ())
     _end_helpers()
 
@@ -272,6 +272,18 @@ def test_whoever_is_dead_already_is_not_ended_by_a_kill(monitor: Monitor) -> Non
     until(lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
+    assert children(monitor).crashes == {"SIGKILL": 1}
+
+
+def test_whoever_is_aborted_has_crashed(monitor: Monitor) -> None:
+    """gunicorn sends SIGABRT to a worker that does not answer any more, and SIGKILL if that does not help."""
+    deaf = subprocess.Popen(("/bin/sh", "-c", "trap '' ABRT; echo; read line"), stdin=-1, stdout=-1)
+    assert deaf.stdout is not None and deaf.stdin is not None
+    deaf.stdout.readline()
+    os.kill(deaf.pid, signal.SIGABRT)
+    os.kill(deaf.pid, signal.SIGKILL)
+    with deaf:
+        assert deaf.wait() == -signal.SIGKILL
     assert children(monitor).crashes == {"SIGKILL": 1}
 
 

@@ -70,7 +70,7 @@ def test_figures_of_states() -> None:
 
 def test_signals_that_tell_to_end() -> None:
     """The five that are named."""
-    text = PAGE.partition("## Crashes")[2].partition("while it lived")[0]
+    text = PAGE.partition("## Crashes")[2].partition("while it lived")[0]  # the rest is in test_children.py
     named = set(re.findall(r"SIG[A-Z]+", text)) - {"SIGSEGV"}
     assert {signal.Signals(number).name for number in births.ENDING} == named
 
