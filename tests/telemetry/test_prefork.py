@@ -288,6 +288,22 @@ def test_programs_that_a_program_starts(start: Start) -> None:
     assert {parent["process_pid"], child["process_parent_pid"]} == {str(program.process.pid)}
 
 
+def test_programs_with_one_module(start: Start) -> None:
+    """A program that another one executes, and that installs by the same lines, takes the next port too; what is forked
+    for a moment only, to execute another program, takes none.
+    """
+    lines = "import subprocess, sys, os, time, loopwatch; loopwatch.install(prometheus_port=BASE)"
+    source = f"""
+        {lines}
+        subprocess.run(["sleep", "0.3"], preexec_fn=os.setpgrp)
+        child = subprocess.Popen([sys.executable, "-c", {lines + "; time.sleep(600)"!r}])
+        time.sleep(600)
+    """
+    program = start(python(source))
+    parent, child = program.who(0), program.who(1)
+    assert {parent["process_pid"], child["process_parent_pid"]} == {str(program.process.pid)}
+
+
 def test_somebody_elses_port(start: Start, tmp_path: Path) -> None:
     """Under ``loopwatch run`` a port that somebody else has is one line in the log: the program starts, and is watched.
     Given as an argument it is an error."""
