@@ -62,6 +62,10 @@ class Receiver:
         """Return the messages of a signal, in order."""
         return [each.message for each in list(self.received) if each.signal == signal]
 
+    def items(self, signal: str) -> list[Any]:
+        """Return the spans or log records of all messages, in order."""
+        return [item for message in self.of(signal) for item in items_of(message, signal)]
+
     def points(self, number: int = -1) -> dict[str, Told]:
         """Return the points of a message of metrics: {name: {attributes: value or histogram}}."""
         return points_of(self.of("metrics")[number])
@@ -164,6 +168,15 @@ def receiver(behave: Behaviour | None = None, *, port: int = 0, certificate: Any
         for connection in list(found.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(2)
+
+
+def items_of(message: Any, signal: str) -> list[Any]:
+    """Return the spans or log records of a message."""
+    if signal == "traces":
+        scopes = [scope for each in message.resource_spans for scope in each.scope_spans]
+        return [span for scope in scopes for span in scope.spans]
+    scopes = [scope for each in message.resource_logs for scope in each.scope_logs]
+    return [record for scope in scopes for record in scope.log_records]
 
 
 def points_of(message: Any) -> dict[str, Told]:

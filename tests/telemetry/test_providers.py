@@ -23,7 +23,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from otlp_receiver import Handler, points_of, receiver, until
+from otlp_receiver import Handler, items_of, points_of, receiver, until
 
 import loopwatch
 from loopwatch.agent import Agent
@@ -189,11 +189,25 @@ def test_private_providers() -> None:
             resource = server.resource(signal)
             assert resource["process.pid"] == os.getpid()
             assert resource["service.name"]
-        spans = [span for each in server.of("traces") for span in each.resource_spans[0].scope_spans[0].spans]
+        spans = server.items("traces")
         assert [span.name for span in spans] == ["asyncio.eventloop.stall"] * 2
         assert all(span.end_time_unix_nano - span.start_time_unix_nano >= 50_000_000 for span in spans)
-        records = [each for log in server.of("logs") for each in log.resource_logs[0].scope_logs[0].log_records]
-        assert {record.event_name for record in records} == {"asyncio.eventloop.stall"}
+        assert {record.event_name for record in server.items("logs")} == {"asyncio.eventloop.stall"}
+
+
+def test_many_spans_in_one_message() -> None:
+    """They are encoded by a few at a time; all arrive, once and in order."""
+    with receiver() as server:
+        agent = install(otlp_endpoint=server.url, export_interval=0.1)
+        tracer = agent._telemetry.tracer()
+        assert tracer is not None
+        for number in range(100):
+            tracer.start_span(f"span-{number}").end()
+        block(agent)
+        loopwatch.uninstall()
+        names = [span.name for span in server.items("traces") if span.name.startswith("span-")]
+        assert names == [f"span-{number}" for number in range(100)]
+        assert len(server.of("traces")) == 1
 
 
 def test_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +451,7 @@ def test_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         server.behave = Handler.take
         block(agent)
         loopwatch.uninstall()
-        told = sum(len(each.resource_spans[0].scope_spans[0].spans) for each in server.of("traces"))
+        told = len(server.items("traces"))
         dropped = server.points()["loopwatch.agent.dropped"][("traces",)]
         assert (told >= 2, dropped >= 3, told + dropped) == (True, True, 6), "five and that of the block"
 
@@ -484,7 +498,7 @@ def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
             if each.signal == "metrics":
                 last[pid] = each.message
             if each.signal == "traces":
-                spans[pid] = spans.get(pid, 0) + len(resources[0].scope_spans[0].spans)
+                spans[pid] = spans.get(pid, 0) + len(items_of(each.message, "traces"))
         assert {pid: sum(points_of(message)[STALLS].values()) for pid, message in last.items()} == {child: 1, parent: 5}
         assert spans == {child: 1, parent: 5}
         assert done.stderr == ""
