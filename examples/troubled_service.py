@@ -23,8 +23,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
 
 import loopwatch
 
@@ -35,7 +36,7 @@ PAUSE = 0.3
 HANG = float(os.environ.get("TROUBLE_HANG", "5"))
 """s for which a hang lasts."""
 
-Trouble = Callable[[], Awaitable[None]]
+Trouble = Callable[[], Coroutine[Any, Any, None]]
 TROUBLES: dict[str, Trouble] = {}
 """By name; each runs as a task until it is cancelled."""
 
@@ -351,7 +352,7 @@ class Service:
     def switch_on(self, name: str) -> None:
         """Begin a trouble, if it is not on."""
         if name not in self._tasks:
-            self._tasks[name] = asyncio.create_task(_run(TROUBLES[name]), name=name)
+            self._tasks[name] = asyncio.create_task(TROUBLES[name](), name=name)
 
     async def switch_off(self, *names: str) -> None:
         """End troubles and wait for what they leave."""
@@ -395,10 +396,6 @@ class Service:
             writer.write(f"{head}Connection: close\r\n\r\n".encode() + data)
             await writer.drain()
         writer.close()
-
-
-async def _run(begin: Trouble) -> None:
-    await begin()
 
 
 async def bystander() -> None:
