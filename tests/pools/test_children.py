@@ -138,7 +138,7 @@ def test_processes_of_multiprocessing(monitor: Monitor, method: str) -> None:
     context: Any = multiprocessing.get_context(method)
     processes = [
         context.Process(target=os._exit, args=(3,)),
-        context.Process(target=signal.raise_signal, args=(signal.SIGALRM,)),
+        context.Process(target=signal.raise_signal, args=(signal.SIGUSR1,)),
         context.Process(target=os.getpid),
         context.Process(target=time.sleep, args=(60,)),
     ]
@@ -149,9 +149,9 @@ def test_processes_of_multiprocessing(monitor: Monitor, method: str) -> None:
     processes[3].terminate()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [3, -signal.SIGALRM, 0, -signal.SIGTERM]
+    assert [process.exitcode for process in processes] == [3, -signal.SIGUSR1, 0, -signal.SIGTERM]
     stats = children(monitor)
-    assert stats.crashes == {"exit 3": 1, "SIGALRM": 1}
+    assert stats.crashes == {"exit 3": 1, "SIGUSR1": 1}
     assert (stats.started, stats.workers) == (4, ())
     _end_helpers()
 
