@@ -306,12 +306,13 @@ class Exporter:
         first = not self._failing
         self._failing.add(box.signal)
         now = time.monotonic()
-        if first and not self._stopping and now - self._said_at >= LEAST_TO_SAY:
+        if first and not self._broken_off() and now - self._said_at >= LEAST_TO_SAY:
             self._said_at, self._said = now, True
+            then = "this was the last attempt" if self._stopping else "it goes on trying"
             self._faults.say(
                 logging.WARNING,
-                "loopwatch: cannot export %s to %s: %s; it goes on trying (the program is not affected)",
-                box.signal.value, box.shown, answer.reason,
+                "loopwatch: cannot export %s to %s: %s; %s (the program is not affected)",
+                box.signal.value, box.shown, answer.reason, then,
             )  # fmt: skip
 
     def _delivered(self, box: Outbox) -> None:

@@ -175,6 +175,17 @@ def test_one_line_of_log_for_all_of_it(faults: Faults, caplog: pytest.LogCapture
     assert faults.counts == {}
 
 
+def test_a_short_program_learns_that_nobody_listens(faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the only attempt is the one at its end, that is the one log line."""
+    found = exporter(faults, lambda: b"m", interval=3600)
+    for signal in Signal:
+        found.add(signal, Fake(AGAIN), "http://x", lambda items: b"m")
+    found.start()
+    found.stop(5.0)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith("busy; this was the last attempt (the program is not affected)")
+
+
 def test_a_receiver_that_asks_to_wait_is_left_alone(faults: Faults) -> None:
     """With ``Retry-After`` nothing is sent before, however short the interval; no metric is collected in vain."""
     sender = Fake(Answer("HTTP 429", again=True, after=3600.0))
