@@ -497,9 +497,9 @@ class _Pools:
         for name, stats in by_name.items():
             for pool in stats:
                 for state in (WorkerState.IDLE, WorkerState.BUSY) if pool.workers else ():
-                    counts.setdefault((*name, state), 0)  # a line that drops to 0 rather than ends
+                    counts.setdefault((*name, str(state)), 0)  # a line that drops to 0 rather than ends
                 for worker in pool.workers:
-                    counts[(*name, worker.state)] = counts.get((*name, worker.state), 0) + 1
+                    counts[(*name, str(worker.state))] = counts.get((*name, str(worker.state)), 0) + 1
         sets = BY_NAME["loopwatch.pool.workers"].sets
         if len(counts) <= sets:
             return _points(sorted(counts.items()))
