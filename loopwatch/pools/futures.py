@@ -72,9 +72,14 @@ class WatchedProcesses(Watched):
             self._manager = weakref.ref(manager)
         self.staff.look(self._processes(pool), time.monotonic())
 
-    def broke(self, processes: dict[int, Any]) -> None:
-        """Note how workers died, before the others are ended for it."""
-        now = time.monotonic()
+    def broke(self, manager: Any) -> None:
+        """Note how workers died, before the others are ended for it.
+
+        Args:
+            manager: the thread that manages them, which may have found out before anybody has taken note of it.
+        """
+        self._manager = weakref.ref(manager)
+        processes, now = dict(manager.processes), time.monotonic()
         self.staff.look(processes, now)
         self.staff.is_ending = True
         self.staff.note_crashes(processes, now)
@@ -103,6 +108,9 @@ class WatchedProcesses(Watched):
             return
         error = future.exception()
         run = self.staff.run_of(number)
+        if run is None:  # that of a worker which has just been started
+            self.look(self.ref())
+            run = self.staff.run_of(number)
         name = None if error is None else error_name(error)
         if run is None:
             self.tally.add(Outcome(None, None, name))
@@ -224,9 +232,13 @@ class ProcessPools:
             watched.look(pool)
 
     def _breaking(self, manager: Any, *_args: Any) -> None:
-        for watched in self._each():
-            if isinstance(watched, WatchedProcesses) and watched.owns(manager):
-                watched.broke(dict(manager.processes))
+        pool = manager.executor_reference()
+        if pool is not None:
+            found = self._found(pool)
+        else:
+            found = next((each for each in self._each() if each.owns(manager)), None)
+        if isinstance(found, WatchedProcesses):
+            found.broke(manager)
 
 
 class _Submitted:

@@ -83,7 +83,8 @@ class WatchedPool(Watched):
             are_new: whether those not seen before have just been started.
         """
         if not self.has_threads:
-            self.staff.look((process.pid for process in self._living()), time.monotonic(), are_new=are_new)
+            present = self._living() if self.staff.is_ending else self.members.copy()
+            self.staff.look((process.pid for process in present), time.monotonic(), are_new=are_new)
 
     def ended(self, processes: Sequence[Any]) -> None:
         """Note how workers ended, before the pool replaces them."""
@@ -266,8 +267,14 @@ class MultiprocessingPools:
         hooks, pool = self._hooks, module.Pool
         in_thread = hooks.guarded(self._in_thread)
         hooks.patches.replace(module, "worker", lambda original, _patch: self._target(original, PLACE, in_thread))
-        hooks.patches.replace(pool, "_join_exited_workers", _before_static).state = hooks.guarded(self._exited)
-        hooks.patches.replace(pool, "_repopulate_pool_static", _after_static).state = hooks.guarded(self._populated)
+        hooks.patches.replace(pool, "_join_exited_workers", _static).state = (
+            hooks.guarded(self._exiting),
+            hooks.guarded(self._exited),
+        )
+        hooks.patches.replace(pool, "_repopulate_pool_static", _static).state = (
+            _nothing,
+            hooks.guarded(self._populated),
+        )
         for name in ("apply_async", "_map_async", "imap", "imap_unordered"):
             hooks.before(pool, name, self._asked)
         for result in (module.ApplyResult, module.IMapIterator):
@@ -305,12 +312,23 @@ class MultiprocessingPools:
                 return watched
         return None
 
-    def _exited(self, members: list[Any]) -> None:
+    def _exiting(self, members: list[Any]) -> tuple[WatchedPool, list[Any]] | None:
+        """Before the pool waits for workers that have ended: none of them is forgotten now."""
         watched = self._of(members)
-        if watched is not None and not watched.has_threads:
-            watched.ended(members.copy())
+        if watched is None or watched.has_threads:
+            return None
+        found = members.copy()
+        watched.staff.kept |= {process.pid for process in found}
+        return watched, found
 
-    def _populated(self, _context: Any, _process: Any, _count: int, members: list[Any], *_: Any) -> None:
+    def _exited(self, before: tuple[WatchedPool, list[Any]] | None, members: list[Any]) -> None:
+        """After it."""
+        if before is not None:
+            watched, found = before
+            watched.ended([process for process in found if process not in members])
+            watched.staff.kept -= {process.pid for process in found}
+
+    def _populated(self, _before: None, _context: Any, _process: Any, _count: int, members: list[Any], *_: Any) -> None:
         watched = self._of(members)
         if watched is not None:
             watched.look()
@@ -339,27 +357,26 @@ class MultiprocessingPools:
             watched.waiting = 0
 
 
-def _before_static(original: Any, patch: Patch) -> Any:
-    """Return a static method that has a note taken before it does what it did."""
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _static(original: Any, patch: Patch) -> Any:
+    """Return a static method that has notes taken before and after it does what it did.
+
+    ``patch.state`` is called with the arguments, and with (what the first has returned, the arguments).
+    """
 
     @functools.wraps(original)
     def method(*args: Any, **kwargs: Any) -> Any:
-        if patch.active:
-            patch.state(*args)
-        return original(*args, **kwargs)
-
-    return staticmethod(method)
-
-
-def _after_static(original: Any, patch: Patch) -> Any:
-    """Return a static method that has a note taken after it has done what it did."""
-
-    @functools.wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        if patch.active:
-            patch.state(*args)
-        return result
+        if not patch.active:
+            return original(*args, **kwargs)
+        before, after = patch.state
+        noted = before(*args)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            after(noted, *args)
 
     return staticmethod(method)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -82,6 +84,9 @@ class Staff:
 
     def __init__(self, board: Board | None) -> None:
         self._board = board
+        self._lock = threading.Lock()
+        self.kept: set[int] = set()
+        """Workers that are not to be forgotten now: it is being found out how they ended."""
         self._members: dict[int, _Member] = {}
         self.started = self.recycled = 0
         self.is_ending = False
@@ -104,12 +109,14 @@ class Staff:
             are_new: whether those not seen before have just been started, and will say what they do.
         """
         present = set(pids)
-        for pid in present:
-            if pid not in self._members:
-                self._members[pid] = _Member(now, are_new)
-                self.started += 1
-        for pid in [pid for pid in self._members if pid not in present]:
-            self._leave(pid)
+        with self._lock:
+            for pid in present:
+                if pid not in self._members:
+                    self._members[pid] = _Member(now, are_new)
+                    self.started += 1
+            for pid in list(self._members):
+                if pid not in present and pid not in self.kept:
+                    self._leave(pid)
 
     def _leave(self, pid: int) -> None:
         member = self._members.pop(pid, None)
@@ -129,13 +136,25 @@ class Staff:
         A process has closed its descriptors some time before it can be waited for: in between, it writes its core.
         """
         connection = sys.modules["multiprocessing.connection"]
-        dying = connection.wait([process.sentinel for process in processes.values()], timeout=0)
-        for pid, process in processes.items():
-            while process.sentinel in dying and process.exitcode is None and time.monotonic() - now < DYING:
-                time.sleep(0.005)
-            exitcode = process.exitcode
-            if exitcode is not None and not self.has_crashed(pid):
-                self.crashed(pid, exitcode, now)
+        ready = connection.wait([process.sentinel for process in processes.values()], timeout=0)
+        dying = {pid: process for pid, process in processes.items() if process.sentinel in ready}
+        with self.keeping(dying):
+            for pid, process in dying.items():
+                while process.exitcode is None and time.monotonic() - now < DYING:
+                    time.sleep(0.005)
+                exitcode = process.exitcode
+                if exitcode is not None and not self.has_crashed(pid):
+                    self.crashed(pid, exitcode, now)
+
+    @contextmanager
+    def keeping(self, pids: Iterable[int]) -> Iterator[None]:
+        """Forget none of ``pids`` meanwhile, whatever other threads see of them."""
+        kept = set(pids)
+        self.kept |= kept
+        try:
+            yield
+        finally:
+            self.kept -= kept
 
     def crashed(self, pid: int, exitcode: int, now: float) -> Dead:
         """Note that worker ``pid`` died without being told to."""
@@ -194,11 +213,11 @@ class Staff:
 
     def cpu(self, facts: Mapping[int, ProcessFacts]) -> float:
         """Return s of processor time of all workers so far."""
-        for pid, member in self._members.items():
+        for pid, member in list(self._members.items()):
             fact = facts.get(pid)
             if fact is not None and fact.cpu is not None:
                 member.cpu = fact.cpu
-        return self._cpu_of_gone + sum(member.cpu for member in self._members.values())
+        return self._cpu_of_gone + sum(member.cpu for member in list(self._members.values()))
 
     def overhead(self) -> float | None:
         """Return s of processor time that arguments and results cost the workers, None where they do not say."""

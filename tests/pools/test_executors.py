@@ -181,7 +181,7 @@ def test_nothing_of_a_task_changes(watch: PoolWatch) -> None:
 
 
 def test_nothing_is_kept_alive(watch: PoolWatch) -> None:
-    """An executor goes with its last reference, and its threads with it; so do results and errors, with no collection."""
+    """An executor goes with its last reference, and its threads with it; so do results and errors, uncollected."""
     gc.disable()
     try:
         executor = ThreadPoolExecutor(1)
@@ -360,7 +360,7 @@ def test_other_executors_are_put_back() -> None:
 
 
 def test_watch_executor(agent: loopwatch.Agent) -> None:
-    """The agent refuses in words what is no executor, names what is known, and tells it in its snapshot, as JSON too."""
+    """The agent refuses in words what is no executor, names what is known, and tells it in snapshots, also as JSON."""
     for wrong in (None, object(), 3, ThreadPoolExecutor):
         with pytest.raises(loopwatch.ConfigError, match=r"watch_executor\(.*\): not an executor"):
             agent.watch_executor(wrong)

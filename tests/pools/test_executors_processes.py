@@ -47,9 +47,6 @@ def no_server_is_left() -> Iterator[None]:
 
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
-    lokys = sys.modules.get("loky.backend.resource_tracker")
-    if lokys is not None:
-        lokys._resource_tracker._stop()
 
 
 @pytest.fixture
@@ -218,22 +215,46 @@ def test_workers_that_cannot_import_us(tmp_path: Path) -> None:
     assert all(line.endswith("None") and "busy" not in line for line in done.stdout.splitlines())
 
 
-def test_loky(watch: PoolWatch, tmp_path: Path) -> None:
-    """loky's executors are found as soon as it is imported; a worker's death is told."""
-    loky = pytest.importorskip("loky")
-    with loky.ProcessPoolExecutor(1, timeout=None) as executor, Gate(tmp_path) as go:
+LOKY = """
+import json, sys
+sys.path.insert(0, {here!r})
+import loopwatch
+agent = loopwatch.install(log_level="CRITICAL")
+import loky, tasks_of_pools as tasks  # after us
+from pathlib import Path
+from tests_of_pools import Gate, until
+
+def only():
+    return next(stats for stats in agent.snapshot().pools if stats.kind == "loky")
+
+if __name__ == "__main__":
+    with loky.ProcessPoolExecutor(1, timeout=None) as executor, Gate(Path({folder!r})) as go:
         held = executor.submit(tasks.until_there, str(go))
-        until(lambda: only(watch).running == 1)
-        assert [worker.task for worker in only(watch).workers] == ["tasks_of_pools:until_there"]
+        until(lambda: only().running == 1)
+        (worker,) = only().workers
         go.open()
-        assert held.result() == only(watch).workers[0].pid
-        assert list(executor.map(tasks.double, range(3))) == [0, 2, 4]
-        until(lambda: only(watch).completed == 4)
-        assert only(watch).kind == "loky"
-        assert only(watch).run.count == 4  # type: ignore[union-attr]
-        with pytest.raises(loky.process_executor.BrokenProcessPool):
+        same = held.result() == worker.pid
+        results = list(executor.map(tasks.double, range(3)))
+        until(lambda: only().completed == 4)
+        run = only().run.count
+        try:
             executor.submit(tasks.killed, 9).result()
-        until(lambda: only(watch).crashes == {"SIGKILL": 1})
+        except loky.process_executor.BrokenProcessPool:
+            until(lambda: only().crashes)
+            print(json.dumps([worker.state, worker.task, same, results, run, only().crashes]))
+"""
+
+
+def test_loky(tmp_path: Path) -> None:
+    """loky's executors are found as soon as it is imported; a worker's death is told."""
+    pytest.importorskip("loky")
+    script = tmp_path / "script.py"
+    script.write_text(LOKY.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [
+        "busy", "tasks_of_pools:until_there", True, [0, 2, 4], 4, {"SIGKILL": 1},
+    ]  # fmt: skip
 
 
 # -- multiprocessing.Pool -------------------------------------------------------------------------------------------
