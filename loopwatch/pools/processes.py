@@ -104,6 +104,8 @@ class Processes:
                 return self._gone(pid, now, before)
             with process.oneshot():
                 return self._read(process, now, before)
+        except psutil.ZombieProcess:  # of which macOS tells nothing else
+            return _zombie(pid, now, before)
         except psutil.NoSuchProcess:
             return self._gone(pid, now, before)
         except psutil.AccessDenied:
@@ -114,11 +116,7 @@ class Processes:
         letter = _LETTERS.get(process.status())
         started_at, name = (process.create_time(), process.name()) if before is None else _same(before)
         if letter in ("Z", "X"):
-            return ProcessFacts(
-                pid, now, alive=False, zombie=True, cpu=before.cpu if before else None, started_at=started_at,
-                moved_at=before.moved_at if before else None, state=letter, name=name,
-                exitcode=peek(pid), oom_killed=before.oom_killed if before else None,
-            )  # fmt: skip
+            return _zombie(pid, now, before or ProcessFacts(pid, now, alive=True, started_at=started_at, name=name))
         times = process.cpu_times()
         cpu = times.user + times.system
         moved = before is None or before.cpu is None or cpu > before.cpu or self._has_done_io(process)
@@ -180,6 +178,14 @@ class Processes:
         finally:
             self._next_unique = now + (time.thread_time() - before) / UNIQUE_SHARE
         facts[pid] = dataclasses.replace(facts[pid], unique=unique)
+
+
+def _zombie(pid: int, now: float, before: ProcessFacts | None) -> ProcessFacts:
+    """Return the facts of one that has exited and was not waited for: what was known of it, and how it ended."""
+    known = before or ProcessFacts(pid, now, alive=True)
+    return dataclasses.replace(
+        known, at=now, alive=False, zombie=True, memory=None, unique=None, state="Z", waits_in=None, exitcode=peek(pid)
+    )
 
 
 def _same(before: ProcessFacts) -> tuple[float | None, str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from tests_of_pools import until
 
@@ -145,6 +146,24 @@ def test_a_zombie_can_still_be_waited_for(start: Callable[..., subprocess.Popen[
     polled.poll([process.pid])
     assert polled.facts[process.pid].oom_killed is False
     assert process.wait() == 7
+
+
+def test_a_zombie_of_which_the_system_tells_nothing(
+    start: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS refuses to read one: it is told with what was known before."""
+    process = start(NOTHING)
+    polled = Processes()
+    polled.poll([process.pid])
+    name = polled.facts[process.pid].name
+
+    def refuse(self: psutil.Process) -> str:
+        raise psutil.ZombieProcess(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", refuse)
+    polled.poll([process.pid])
+    facts = polled.facts[process.pid]
+    assert (facts.alive, facts.zombie, facts.state, facts.name) == (False, True, "Z", name)
 
 
 def test_a_process_that_is_gone(start: Callable[..., subprocess.Popen[bytes]]) -> None:
