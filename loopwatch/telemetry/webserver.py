@@ -168,7 +168,9 @@ class WebServer:
             self._rests_until = 0.0
             selector.register(self._listener, selectors.EVENT_READ)
         ends = [client.ends for client in self._clients] + [self._rests_until] * bool(self._rests_until)
-        for key, events in selector.select(max(min(ends) - now, 0.0) if ends else None):
+        happened = selector.select(max(min(ends) - now, 0.0) if ends else None)
+        now = time.monotonic()  # and not after all is done: to answer one may take longer than another may wait
+        for key, events in happened:
             if self._closing:
                 return
             if key.fileobj is self._woken:
@@ -180,7 +182,6 @@ class WebServer:
         for client in [client for client in self._clients if client.found is not None]:
             client.answer, client.found = client.found, None
             self._go_on(selector, client, selectors.EVENT_WRITE)
-        now = time.monotonic()
         for client in [client for client in self._clients if client.ends <= now]:
             self._drop(selector, client)
 
