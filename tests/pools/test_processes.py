@@ -339,3 +339,25 @@ for code in ("import time; time.sleep(60)", {HOG!r}):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["-9 False", "-9 True"], done.stderr
+
+
+def test_a_child_that_the_kernel_kills_is_told_as_such(small_group: Path) -> None:
+    """Also one that came and went between two polls; one that somebody else kills is not."""
+    program = f"""
+import os, subprocess, sys
+from pathlib import Path
+Path({str(small_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
+from loopwatch._faults import Faults
+from loopwatch._patches import PatchSet
+from loopwatch.config import Config
+from loopwatch.pools.monitor import Monitor
+monitor = Monitor(lambda: Config(log_level="CRITICAL"), PatchSet(), Faults())
+monitor.start()
+monitor.poll_now()
+for command in ((sys.executable, "-I", "-S", "-c", {HOG!r}), ("sh", "-c", "kill -KILL $$")):
+    subprocess.Popen(command).wait()
+    monitor.poll_now()
+    print(monitor.readings()[0].stats.crashes)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == ["{'oom': 1}", "{'oom': 1, 'SIGKILL': 1}"], done.stderr
