@@ -189,7 +189,10 @@ _kept: weakref.WeakKeyDictionary[Any, Instruments] = weakref.WeakKeyDictionary()
 
 def instruments_of(provider: Any, version: str) -> Instruments:
     """Return the instruments on a provider of the application; made with the first call."""
-    found = _kept.get(provider)
+    try:
+        found = _kept.get(provider)
+    except TypeError:  # one that cannot be referred to weakly, or has no hash
+        return Instruments(provider.get_meter("loopwatch", version))
     if found is None:
         found = _kept[provider] = Instruments(provider.get_meter("loopwatch", version))
     return found

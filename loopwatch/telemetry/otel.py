@@ -7,6 +7,7 @@ One account for OpenTelemetry and Prometheus, so that both say the same. Nothing
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 PART = "telemetry"
-"""What its faults are counted under."""
+"""What faults of the figures are counted under."""
+PROVIDERS = "providers"
+"""What faults of providers are counted under, the program's among them."""
+PATIENCE = 3
+"""Readings that may fail one after another: one may race with the program, which changes what is read."""
 
 
 class Telemetry:
@@ -44,6 +49,7 @@ class Telemetry:
         self._readings = Readings()
         self._catching_up = False
         self._last: Inputs | None = None
+        self._failures = 0
         self.exemplars = Exemplars()
         self.account = Account(self.read, self.exemplars)
         self.providers = Providers(self.account, faults, version)
@@ -62,14 +68,14 @@ class Telemetry:
             with self._lock:
                 self._readings.max_culprits = config.max_culprits
                 self._last = None
-            with self._faults.guard(PART):
+            with self._faults.guard(PROVIDERS):
                 ready()
 
         return put_into_force
 
     def use(self, given: Mapping[Signal, Any]) -> None:
         """Use providers that were handed over; see :meth:`Providers.use`."""
-        with self._faults.guard(PART):
+        with self._faults.guard(PROVIDERS):
             self.providers.use(given)
 
     def begin_stop(self) -> None:
@@ -88,7 +94,7 @@ class Telemetry:
             timeout: s.
             leaving: leave it to providers of the program to collect it, as the interpreter exits.
         """
-        with self._faults.guard(PART):
+        with self._faults.guard(PROVIDERS):
             self.providers.stop(timeout, leaving=leaving)
 
     def after_fork_in_child(self) -> None:
@@ -99,7 +105,7 @@ class Telemetry:
         most = self._readings.max_culprits
         self._readings = Readings(most)
         self.exemplars.clear()
-        with self._faults.guard(PART):
+        with self._faults.guard(PROVIDERS):
             self.providers.after_fork_in_child()
 
     # -- what happens ---------------------------------------------------------------------------------------------
@@ -122,12 +128,12 @@ class Telemetry:
 
     def tick(self) -> None:
         """See whether the application has set a provider since; in the watcher's thread, costs microseconds."""
-        if not self._catching_up and not self._faults.is_off(PART) and self.providers.is_behind():
+        if not self._catching_up and not self._faults.is_off(PROVIDERS) and self.providers.is_behind():
             self._catching_up = self._do(self._catch_up)
 
     def _catch_up(self) -> None:
         try:
-            with self._faults.guard(PART):
+            with self._faults.guard(PROVIDERS):
                 self.providers.bind()
         finally:
             self._catching_up = False
@@ -140,13 +146,22 @@ class Telemetry:
         Args:
             pause: called between parts of the work.
         """
-        if not self._faults.is_off(PART):
-            with self._faults.guard(PART):
-                inputs = self._last or self._look()
-                pause()
-                with self._lock:
-                    return self._readings.read(inputs, pause)
-        return None
+        if self._faults.is_off(PART):
+            return None
+        try:
+            inputs = self._last or self._look()
+            pause()
+            with self._lock:
+                found = self._readings.read(inputs, pause)
+            self._failures = 0
+        except Exception as exc:  # noqa: BLE001 - told, and counted where it happens again
+            self._failures += 1
+            if self._failures >= PATIENCE:
+                self._faults.add(PART, exc)
+            else:
+                self._faults.say(logging.INFO, "loopwatch: a reading of its figures failed and is left out: %r", exc)
+            return None
+        return found
 
     def tracer(self) -> Tracer | None:
         """Return what makes spans, None where nobody would see them; costs next to nothing."""

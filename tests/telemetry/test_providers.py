@@ -90,6 +90,11 @@ def block(agent: Agent, times: int = 1) -> None:
     assert agent.flush(20)
 
 
+def count(agent: Agent) -> int:
+    """Return how many stalls there were: those that were made, and on a busy machine some more."""
+    return sum(not stall.ongoing for stall in agent.stalls())
+
+
 def install(**settings: Any) -> Agent:
     return loopwatch.install(**({"threshold": 0.05, "log_level": "DEBUG", "cpu_budget": 1.0} | settings))
 
@@ -111,13 +116,15 @@ def test_the_applications_providers(when: str) -> None:
     if when == "after":
         application.set()
     block(agent)
+    before = 0
     if when == "later":
+        before = count(agent)
         application.set()
         block(agent)  # whose spans are told already
-    until(lambda: sum(application.metric(STALLS).values()) == (2 if when == "later" else 1))
-    count = 1
-    assert [span.name for span in application.spans.get_finished_spans()] == ["asyncio.eventloop.stall"] * count
-    assert len(application.records.get_finished_logs()) == count
+    until(lambda: sum(application.metric(STALLS).values()) == count(agent) >= (2 if when == "later" else 1))
+    told = count(agent) - before
+    assert [span.name for span in application.spans.get_finished_spans()] == ["asyncio.eventloop.stall"] * told
+    assert len(application.records.get_finished_logs()) == told >= 1
     assert set_globally() == [application.meters, application.tracers, application.loggers]
     loopwatch.uninstall()
     assert application.metric(STALLS) == {}
@@ -134,7 +141,7 @@ def test_an_agent_after_an_agent() -> None:
     loopwatch.uninstall()
     agent = install()
     block(agent, times=2)
-    assert sum(application.metric(STALLS).values()) == 2
+    assert sum(application.metric(STALLS).values()) == count(agent) >= 2
 
 
 def test_nothing_configured_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -181,7 +188,7 @@ def test_private_providers() -> None:
         block(agent, times=2)
         assert set_globally() == [None] * 3
         loopwatch.uninstall()
-        assert sum(server.points()[STALLS].values()) == 2
+        assert sum(server.points()[STALLS].values()) == count(agent) >= 2
         lag = server.points()["asyncio.eventloop.lag"][("main",)]
         assert sum(lag.bucket_counts) == lag.count > 0
         assert lag.sum > 0
@@ -190,7 +197,7 @@ def test_private_providers() -> None:
             assert resource["process.pid"] == os.getpid()
             assert resource["service.name"]
         spans = server.items("traces")
-        assert [span.name for span in spans] == ["asyncio.eventloop.stall"] * 2
+        assert [span.name for span in spans] == ["asyncio.eventloop.stall"] * count(agent)
         assert all(span.end_time_unix_nano - span.start_time_unix_nano >= 50_000_000 for span in spans)
         assert {record.event_name for record in server.items("logs")} == {"asyncio.eventloop.stall"}
 
@@ -254,7 +261,7 @@ def test_differences(temporality: str, monkeypatch: pytest.MonkeyPatch) -> None:
         loopwatch.uninstall()
         tellings = [server.points(at) for at in range(len(server.of("metrics")))]
         stalls = [sum(points.get(STALLS, {}).values()) for points in tellings]
-        assert (sum(stalls) if temporality == "delta" else stalls[-1]) == 2
+        assert (sum(stalls) if temporality == "delta" else stalls[-1]) == count(agent) >= 2
         beats = [point for points in tellings for point in points.get("asyncio.eventloop.lag", {}).values()]
         assert sum(point.count for point in beats) == beats[-1].count + sum(point.count for point in beats[:-1])
         assert sum(point.sum for point in beats) > 0
@@ -266,18 +273,19 @@ def test_the_application_takes_over() -> None:
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
         block(agent, times=2)
-        until(lambda: server.of("metrics") and sum(server.points().get(STALLS, {}).values()) == 2)
+        until(lambda: server.of("metrics") and sum(server.points().get(STALLS, {}).values()) == count(agent))
+        before = count(agent)
         application = Application()
         application.set()
         block(agent)
-        until(lambda: sum(application.metric(STALLS).values()) == 3)
-        assert len(application.spans.get_finished_spans()) == 1
+        until(lambda: sum(application.metric(STALLS).values()) == count(agent))
+        assert len(application.spans.get_finished_spans()) == count(agent) - before >= 1
         private = agent._telemetry.providers._private
         assert private is not None
         until(lambda: not private._exporter.alive, "the exporting thread ends")
-        before = server.requests
+        requests = server.requests
         block(agent)
-        assert server.requests == before
+        assert server.requests == requests
         assert set_globally() == [application.meters, application.tracers, application.loggers]
 
 
@@ -286,10 +294,11 @@ def test_one_signal_is_the_applications(monkeypatch: pytest.MonkeyPatch) -> None
     application = Application()
     trace.set_tracer_provider(application.tracers)
     with receiver() as server:
-        block(install(otlp_endpoint=server.url, export_interval=0.1))
+        agent = install(otlp_endpoint=server.url, export_interval=0.1)
+        block(agent)
         loopwatch.uninstall()
         assert {each.signal for each in server.received} == {"metrics", "logs"}
-        assert len(application.spans.get_finished_spans()) == 1
+        assert len(application.spans.get_finished_spans()) == count(agent) >= 1
 
 
 def test_endpoint_at_run_time() -> None:
@@ -309,7 +318,7 @@ def test_endpoint_at_run_time() -> None:
             agent.configure(otlp_endpoint="nonsense")
         assert agent.config.otlp_endpoint == second.url
         loopwatch.uninstall()
-        assert sum(second.points()[STALLS].values()) == 1
+        assert sum(second.points()[STALLS].values()) == count(agent) >= 1
 
 
 # -- trouble ----------------------------------------------------------------------------------------------------------
@@ -365,7 +374,7 @@ def test_a_receiver_in_trouble(trouble: str, caplog: pytest.LogCaptureFixture, m
         server.behave = Handler.take
         until(lambda: server.of("metrics"), "it is told again")
         loopwatch.uninstall()
-        assert sum(server.points()[STALLS].values()) == 2
+        assert sum(server.points()[STALLS].values()) == count(agent) >= 2
         lines = [record.getMessage() for record in caplog.records if "cannot export" in record.getMessage()]
         assert len(lines) == 1, lines
         assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
@@ -401,7 +410,7 @@ def test_a_short_program_is_told_at_its_exit(first: str, tmp_path: Path) -> None
             [sys.executable, str(program)], capture_output=True, text=True, check=True, env=environ, timeout=60
         )
         assert done.stderr == ""
-        assert sum(server.points()[STALLS].values()) == 1
+        assert sum(server.points()[STALLS].values()) >= 1
         assert server.points()["asyncio.eventloop.passes"][("main",)] >= 2
         assert ("off",) not in server.points()["loopwatch.agent.state"], "an exit is no agent that was switched off"
 
@@ -451,9 +460,45 @@ def test_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         server.behave = Handler.take
         block(agent)
         loopwatch.uninstall()
-        told = len(server.items("traces"))
+        told = len(server.items("traces")) + 1 - count(agent)
         dropped = server.points()["loopwatch.agent.dropped"][("traces",)]
         assert (told >= 2, dropped >= 3, told + dropped) == (True, True, 6), "five and that of the block"
+
+
+def test_a_provider_of_the_application_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """It is one log line and a fault; the program, and whoever else is told, go on."""
+
+    class Broken(MeterProvider):
+        def get_meter(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("no meters today")
+
+    metrics.set_meter_provider(Broken(shutdown_on_exit=False))
+    agent = install()
+    block(agent)
+    assert agent._faults.counts == {"providers": 1}
+    assert [each.getMessage() for each in caplog.records if "no meters today" in each.getMessage()]
+    reading = agent._telemetry.read()
+    assert reading is not None
+    assert sum(point.value for point in reading.points[STALLS]) == count(agent) >= 1
+
+
+def test_a_reading_that_fails_once_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may race with the program; one that fails again and again is switched off, and counted."""
+    agent = install()
+    telemetry, look = agent._telemetry, agent._telemetry._look
+
+    def fails() -> Any:
+        raise RuntimeError("dictionary changed size during iteration")
+
+    for _ in range(2):
+        monkeypatch.setattr(telemetry, "_look", fails)
+        assert telemetry.read() is None
+        monkeypatch.setattr(telemetry, "_look", look)
+        assert telemetry.read() is not None
+    assert agent._faults.counts == {}
+    monkeypatch.setattr(telemetry, "_look", fails)
+    assert [telemetry.read() for _ in range(5)] == [None] * 5
+    assert agent._faults.counts == {"telemetry": 1}
 
 
 # -- fork -------------------------------------------------------------------------------------------------------------
@@ -478,7 +523,7 @@ def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
             asyncio.run(main(1 if not pid else 2))
             if pid: os.waitpid(pid, 0)
             loopwatch.uninstall()
-            print(os.getpid(), flush=True)
+            print(os.getpid(), len(agent.stalls()), flush=True)
             os._exit(0)
         """)
     )
@@ -488,7 +533,10 @@ def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
             [sys.executable, "-W", "ignore", str(program)], capture_output=True, text=True, check=True, env=environ,
             timeout=60,
         )  # fmt: skip
-        child, parent = map(int, done.stdout.split())
+        stalls = dict(tuple(map(int, line.split())) for line in done.stdout.splitlines())
+        child, parent = stalls
+        assert stalls[child] >= 1
+        assert stalls[parent] >= 5
         fields = {"metrics": "resource_metrics", "traces": "resource_spans", "logs": "resource_logs"}
         last: dict[int, Any] = {}
         spans: dict[int, int] = {}
@@ -499,6 +547,6 @@ def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
                 last[pid] = each.message
             if each.signal == "traces":
                 spans[pid] = spans.get(pid, 0) + len(items_of(each.message, "traces"))
-        assert {pid: sum(points_of(message)[STALLS].values()) for pid, message in last.items()} == {child: 1, parent: 5}
-        assert spans == {child: 1, parent: 5}
+        assert {pid: sum(points_of(message)[STALLS].values()) for pid, message in last.items()} == stalls
+        assert spans == stalls
         assert done.stderr == ""
