@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,13 +40,15 @@ def families(reading: Reading, exemplars: Exemplars | None = None) -> Iterator[F
 
 
 def label(attribute: str) -> str:
-    """Return an attribute's name in Prometheus.
+    """Return an attribute's name in Prometheus, where letters, digits and underscores are allowed.
 
     Example:
-        >>> label("loopwatch.pool.name")
-        'loopwatch_pool_name'
+        >>> label("loopwatch.pool.name"), label("2nd-team")
+        ('loopwatch_pool_name', 'key_2nd_team')
     """
-    return attribute.replace(".", "_")
+    name = re.sub(r"[^a-zA-Z0-9_]", "_", attribute)
+    # With two underscores begin those that are Prometheus' own.
+    return f"key_{name.lstrip('_')}" if name[:1].isdigit() or name.startswith("__") else name
 
 
 def _add_point(family: Family, metric: Metric, labels: tuple[str, ...], point: Point) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from loopwatch._faults import OWN_THREADS, Faults
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry import ports, resource
-from loopwatch.telemetry.exposition import Family, families
+from loopwatch.telemetry.exposition import Family, families, label
 from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.ports import Place
 from loopwatch.telemetry.webserver import Answer, Request, Response, WebServer, text
@@ -183,7 +183,7 @@ class Scrape:
         from prometheus_client.metrics_core import InfoMetricFamily
 
         attributes = resource.attributes()
-        labels = {name.replace(".", "_"): str(value) for name, value in attributes.items()}
+        labels = {label(name): str(value) for name, value in attributes.items()}
         yield InfoMetricFamily("target", "What this process is.", labels)
         reading = self._account.read(pause)
         if reading is not None:
@@ -212,7 +212,8 @@ class Scrape:
             host = urlsplit(f"//{asked}").hostname or place.host
         except ValueError:  # brackets that do not match
             host = place.host
-        others = [port for port in range(place.base, min(place.base + ports.SPAN, 65536)) if port != place.port]
+        span = ports.SPAN if self._port else 1  # any free port is nobody's first
+        others = [port for port in range(place.base, min(place.base + span, 65536)) if port != place.port]
         found = {**ports.ask(self._addresses, others), place.port: self._identity()}
         return _json(
             [
