@@ -51,9 +51,24 @@ def label(attribute: str) -> str:
     return f"key_{name.lstrip('_')}" if name[:1].isdigit() or name.startswith("__") else name
 
 
+def text(value: object) -> str:
+    """Return an attribute's value as UTF-8 can have it: names that the system gave may hold bytes that are none.
+
+    Example:
+        >>> text("caf\\udce9")
+        'caf?'
+    """
+    found = str(value)
+    return found if found.isascii() else found.encode("utf-8", "replace").decode()
+
+
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> dict[str, str]:
+    return dict(zip(names, map(text, values), strict=True))
+
+
 def _add_point(family: Family, metric: Metric, labels: tuple[str, ...], point: Point) -> None:
     suffix = "_total" if metric.kind is Kind.COUNTER else ""
-    family.add_sample(family.name + suffix, dict(zip(labels, point.attributes, strict=True)), point.value)
+    family.add_sample(family.name + suffix, _labels(labels, point.attributes), point.value)
 
 
 def _add_spread(
@@ -61,7 +76,7 @@ def _add_spread(
 ) -> None:
     from prometheus_client.samples import Exemplar as Sampled
 
-    own, bucket = dict(zip(labels, spread.attributes, strict=True)), f"{family.name}_bucket"
+    own, bucket = _labels(labels, spread.attributes), f"{family.name}_bucket"
     bounds = (*map(str, metric.bounds), "+Inf")
     for at, (bound, count) in enumerate(zip(bounds, spread.histogram.at_most(metric.bounds), strict=True)):
         one = caused.get(at)

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS, Faults
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry import ports, resource
-from loopwatch.telemetry.exposition import Family, families, label
+from loopwatch.telemetry import exposition, ports, resource
+from loopwatch.telemetry.exposition import Family
 from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.ports import Place
 from loopwatch.telemetry.webserver import Answer, Request, Response, WebServer, text
@@ -183,11 +183,11 @@ class Scrape:
         from prometheus_client.metrics_core import InfoMetricFamily
 
         attributes = resource.attributes()
-        labels = {label(name): str(value) for name, value in attributes.items()}
+        labels = {exposition.label(name): exposition.text(value) for name, value in attributes.items()}
         yield InfoMetricFamily("target", "What this process is.", labels)
         reading = self._account.read(pause)
         if reading is not None:
-            yield from families(reading, self._account.exemplars)
+            yield from exposition.families(reading, self._account.exemplars)
 
     def _identity(self) -> Mapping[str, Any]:
         attributes = resource.attributes()
@@ -240,11 +240,12 @@ class _Page:
 
     def get(self, request: Request) -> Response:
         """Return it in the format that a client prefers."""
-        from prometheus_client import exposition, openmetrics
+        from prometheus_client.exposition import generate_latest
+        from prometheus_client.openmetrics.exposition import generate_latest as generate_open
 
         is_open = "application/openmetrics-text" in accepted(request.headers.get("accept", ""))
         content_type = OPEN if is_open else PLAIN
-        encode = openmetrics.exposition.generate_latest if is_open else exposition.generate_latest
+        encode = generate_open if is_open else generate_latest
         body = self._kept.get((request.turn, content_type))
         if body is None:
             time.sleep(max(self._rests_until - time.monotonic(), 0.0))

@@ -191,11 +191,12 @@ def test_it_is_packed_for_those_who_ask(serve: Callable[..., Scrape]) -> None:
 
 def test_whatever_the_resource_is_called(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
     """Attributes whose names and values Prometheus would refuse do not spoil the scrape."""
-    given = "my-team=a%22b%0A%5C,2nd=x,ключ=значение,deployment.environment.name=prod"
+    given = "my-team=a%22b%0A%5C,2nd=x,ключ=значение,deployment.environment.name=prod,raw=caf\udce9"
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", given)
     url = serve(full_reading).url
     for accept in ("text/plain", OPENMETRICS):
         labels = one(scraped(url, accept), "target_info").labels
+        assert labels["raw"] == "caf?"
         assert labels["my_team"] == 'a"b\n\\'
         assert (labels["key_2nd"], labels["key_"], labels["deployment_environment_name"]) == ("x", "значение", "prod")
 
