@@ -85,6 +85,9 @@ def _place(number: int) -> int:
     return (number + (number >> 32)) % RING * _ENTRY
 
 
+_NOTHING = memoryview(bytes(SIZE)).cast("q")
+
+
 class Board:
     """The parent's side. Any thread may read.
 
@@ -114,8 +117,9 @@ class Board:
         self._words = memoryview(self._map).cast("q")
 
     def close(self) -> None:
-        """Let go of it; workers that have it keep writing where nobody reads."""
-        self._words.release()
+        """Let go of it; workers that have it keep writing where nobody reads, and who asks still finds nothing."""
+        words, self._words = self._words, _NOTHING
+        words.release()
         self._map.close()
         os.close(self._fd)
 

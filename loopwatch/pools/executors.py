@@ -81,6 +81,8 @@ class Executors:
         """Find no more; the patches are undone by their owner."""
         self._hooks.stop()
         self._inherited = None
+        for each in self._watched:
+            each.close()
         if self._board is not None:
             self._board.close()
         self._begin()

@@ -10,6 +10,7 @@ import functools
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ from loopwatch.pools.staff import Staff
 from loopwatch.pools.tally import Outcome
 from loopwatch.pools.target import Target
 from loopwatch.pools.watched import Identity, Watched
+
+TOGETHER = 16
+"""Tasks that are counted together, far fewer than a worker's ring has room for."""
+CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 
 
 class WatchedProcesses(Watched):
@@ -43,6 +48,7 @@ class WatchedProcesses(Watched):
         """Threads that wait for it to end."""
         self._max_workers = pool._max_workers
         self._manager: weakref.ref[Any] | None = None
+        self._over: deque[tuple[int, float, str | None]] = deque()
         self._lost: dict[int, str] = {}
         """Names of the tasks whose workers have died, by number."""
         self.staff.look(self._processes(pool), time.monotonic(), are_new=False)
@@ -66,11 +72,16 @@ class WatchedProcesses(Watched):
         return getattr(self._manager(), "pending_work_items", None) or {}
 
     def look(self, pool: Any) -> None:
-        """See which workers it has now."""
+        """See which workers it has now, and count what is over."""
         manager = getattr(pool, "_executor_manager_thread", None)
         if manager is not None and (self._manager is None or self._manager() is not manager):
             self._manager = weakref.ref(manager)
-        self.staff.look(self._processes(pool), time.monotonic())
+        self.staff.look(self._processes(pool), time.monotonic(), count=self.count)
+
+    def has_changed(self, pool: Any) -> bool:
+        """Whether it has other workers than when they were looked at; cheap, and asked after each task."""
+        processes = pool._processes
+        return self._manager is None or (processes is not None and len(processes) != self.staff.size)
 
     def broke(self, manager: Any) -> None:
         """Note how workers died, before the others are ended for it.
@@ -80,7 +91,7 @@ class WatchedProcesses(Watched):
         """
         self._manager = weakref.ref(manager)
         processes, now = dict(manager.processes), time.monotonic()
-        self.staff.look(processes, now)
+        self.staff.look(processes, now, count=self.count)
         self.staff.is_ending = True
         self.staff.note_crashes(processes, now)
         self._lost = {each.task: self._name_of(each.task) for each in self.staff.dead if each.task is not None}
@@ -102,20 +113,28 @@ class WatchedProcesses(Watched):
     # -- what became of a task ------------------------------------------------------------------------------------
 
     def over(self, number: int, submitted: float, future: Any) -> None:
-        """Count task ``number``, which is over."""
-        if future.cancelled():
+        """Note that task ``number`` is over. Its caller may be waiting for this to return: little is done here."""
+        if future._state in CANCELLED:
             self.tally.cancelled += 1
             return
-        error = future.exception()
-        run = self.staff.run_of(number)
-        if run is None:  # that of a worker which has just been started
-            self.look(self.ref())
+        error = future._exception
+        self._over.append((number, submitted, None if error is None else error_name(error)))
+        if len(self._over) >= TOGETHER:
+            self.count()
+
+    def count(self) -> None:
+        """Count the tasks that are over, before their workers have noted so many others that theirs are lost."""
+        over = self._over
+        while over:
+            try:
+                number, submitted, error = over.popleft()
+            except IndexError:  # another thread does it
+                return
             run = self.staff.run_of(number)
-        name = None if error is None else error_name(error)
-        if run is None:
-            self.tally.add(Outcome(None, None, name))
-        else:
-            self.tally.add(Outcome(max(run.start - submitted, 0.0), run.end - run.start, name, run.cpu))
+            if run is None:
+                self.tally.add(Outcome(None, None, error))
+            else:
+                self.tally.add(Outcome(max(run.start - submitted, 0.0), run.end - run.start, error, run.cpu))
 
     # -- what is asked --------------------------------------------------------------------------------------------
 
@@ -127,6 +146,10 @@ class WatchedProcesses(Watched):
         if not (pool._shutdown_thread if flags is None else flags.shutdown):
             return Executor.OPEN
         return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
+
+    def close(self) -> None:
+        """It is watched no more; tasks that are under way may still tell that they are over."""
+        self.staff.close()
 
     def has_workers(self) -> bool:
         """Whether one of its workers is left, or how one ended is still to be found out."""
@@ -185,7 +208,8 @@ class ProcessPools:
         target: Callable[[Any, str], Target],
     ) -> None:
         self._hooks, self._found, self._each, self._target = hooks, found, each, target
-        self._here = threading.local()
+        self.here = threading.local()
+        """Has what each thread submits something to right now: (what watches it, the pool)."""
 
     def start(self, module: Any) -> None:
         """Begin.
@@ -195,23 +219,27 @@ class ProcessPools:
         """
         patches, place = self._hooks.patches, f"{module.__name__}:_process_worker"
         patches.replace(module, "_process_worker", lambda original, _patch: self._target(original, place))
-        patches.replace(module, "_WorkItem", _watched_item).state = self._submitted
-        patches.replace(module.ProcessPoolExecutor, "submit", _submit).state = self._here
+        patches.replace(module, "_WorkItem", _watched_item).state = self
+        patches.replace(module.ProcessPoolExecutor, "submit", _submit).state = self
         self._hooks.both(module.ProcessPoolExecutor, "shutdown", self._ending, self._ended)
-        self._hooks.after(module.ProcessPoolExecutor, "_adjust_process_count", self._adjusted)
-        self._hooks.after(module.ProcessPoolExecutor, "_start_executor_manager_thread", self._adjusted)
         self._hooks.before(module._ExecutorManagerThread, "terminate_broken", self._breaking)
 
-    def _submitted(self, future: Any) -> None:
-        """Within ``submit``, whose pool's lock is held."""
-        pool = getattr(self._here, "pool", None)
-        if pool is None or self._hooks.is_off:
-            return
+    def watched(self, pool: Any) -> WatchedProcesses | None:
+        """Return what watches ``pool``, None if nothing does."""
+        if self._hooks.is_off:
+            return None
         try:
-            watched = self._found(pool)
-            if isinstance(watched, WatchedProcesses):
-                future.add_done_callback(_Submitted(watched, pool._queue_count, time.monotonic(), self._hooks))
+            found = self._found(pool)
         except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
+            self._hooks.failed(exc)
+            return None
+        return found if isinstance(found, WatchedProcesses) else None
+
+    def has_submitted(self, watched: WatchedProcesses, pool: Any) -> None:
+        """See which workers a task has made ``pool`` start."""
+        try:
+            watched.look(pool)
+        except Exception as exc:  # noqa: BLE001 - the same seam
             self._hooks.failed(exc)
 
     def _ending(self, pool: Any, wait: bool = True, **_options: Any) -> None:
@@ -226,11 +254,6 @@ class ProcessPools:
         if isinstance(watched, WatchedProcesses):
             watched.waiting = 0
 
-    def _adjusted(self, pool: Any, _result: None) -> None:
-        watched = self._found(pool)
-        if isinstance(watched, WatchedProcesses):
-            watched.look(pool)
-
     def _breaking(self, manager: Any, *_args: Any) -> None:
         pool = manager.executor_reference()
         if pool is not None:
@@ -244,17 +267,13 @@ class ProcessPools:
 class _Submitted:
     """Is told when a task is over; has no reference to its future, which has one to it."""
 
-    __slots__ = ("_at", "_hooks", "_number", "_watched")
+    __slots__ = ("_at", "_number", "_watched")
 
-    def __init__(self, watched: WatchedProcesses, number: int, at: float, hooks: Hooks) -> None:
-        self._watched, self._number, self._at, self._hooks = watched, number, at, hooks
+    def __init__(self, watched: WatchedProcesses, number: int, at: float) -> None:
+        self._watched, self._number, self._at = watched, number, at
 
     def __call__(self, future: Any) -> None:
-        if not self._hooks.is_off:
-            try:
-                self._watched.over(self._number, self._at, future)
-            except Exception as exc:  # noqa: BLE001 - a callback that raises is logged by the future
-                self._hooks.failed(exc)
+        self._watched.over(self._number, self._at, future)
 
 
 def _submit(original: Any, patch: Patch) -> Any:
@@ -262,28 +281,38 @@ def _submit(original: Any, patch: Patch) -> Any:
 
     @functools.wraps(original)
     def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if not patch.active:
+        watched = patch.state.watched(self) if patch.active else None
+        if watched is None:
             return original(self, *args, **kwargs)
-        here = patch.state
-        here.pool = self
+        here = patch.state.here
+        here.now = (watched, self)
         try:
-            return original(self, *args, **kwargs)
+            future = original(self, *args, **kwargs)
         finally:
-            here.pool = None
+            here.now = None
+        if watched.has_changed(self):
+            patch.state.has_submitted(watched, self)
+        return future
 
     return submit
 
 
 def _watched_item(original: Any, patch: Patch) -> Any:
-    """Return a class of items that tell when they are made."""
+    """Return a class of items that have a note taken of when they are made, and tell when they are over.
+
+    They are made within ``submit``, whose pool's lock is held: it has counted as many tasks as its number says.
+    """
+    monotonic = time.monotonic
 
     class _WorkItem(original):  # type: ignore[misc]
         __slots__ = ()
 
         def __init__(self, future: Any, *args: Any, **kwargs: Any) -> None:
             original.__init__(self, future, *args, **kwargs)
-            if patch.active:
-                patch.state(future)
+            now = getattr(patch.state.here, "now", None) if patch.active else None
+            if now is not None:
+                watched, pool = now
+                future.add_done_callback(_Submitted(watched, pool._queue_count, monotonic()))
 
     _WorkItem.__qualname__, _WorkItem.__module__ = original.__qualname__, original.__module__
     return _WorkItem

@@ -155,6 +155,10 @@ class WatchedPool(Watched):
             return Executor.OPEN
         return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
 
+    def close(self) -> None:
+        """It is watched no more; tasks that are under way may still tell that they are over."""
+        self.staff.close()
+
     def has_workers(self) -> bool:
         """Whether one of its workers is left, or how one ended is still to be found out."""
         return bool(self._living()) or self.staff.is_unsettled

@@ -18,6 +18,10 @@ from loopwatch.pools.board import Address, Slot, claim
 
 Function = Callable[..., Any]
 
+HEAVY = 300_000
+"""ns from which a task, or the time between two of them, is worth a look at the processor's clock."""
+LOOK_EVERY = 16
+"""Tasks of which one is measured in any case."""
 SHIFT = 32
 """Bits for the number of a task within its job (:mod:`multiprocessing.pool`)."""
 
@@ -59,15 +63,21 @@ class Notes(Protocol):
 
 
 class SlotNotes:
-    """What this worker runs now, on its parent's board."""
+    """What this worker runs now, on its parent's board.
 
-    __slots__ = ("_cpu", "_number", "_slot", "_start")
+    The processor's clock is a system call: of short tasks in quick succession only some are measured, and the others
+    are taken to have computed all the time.
+    """
+
+    __slots__ = ("_count", "_cpu", "_end", "_is_heavy", "_number", "_slot", "_start")
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._number: int | None = None
-        self._start = 0
+        self._start = self._end = 0
         self._cpu: int | None = None
+        self._is_heavy = True
+        self._count = 0
 
     def ready(self) -> None:
         """It asks for a task."""
@@ -75,18 +85,28 @@ class SlotNotes:
 
     def begin(self, number: int) -> None:
         """Task ``number`` was taken."""
-        cpu = time.process_time_ns()
-        between = 0 if self._cpu is None else cpu - self._cpu
-        self._cpu, self._number, self._start = cpu, number, time.monotonic_ns()
-        self._slot.begin(number, self._start, between)
+        now, before = time.monotonic_ns(), self._cpu
+        self._count += 1
+        if self._is_heavy or now - self._end > HEAVY or not self._count % LOOK_EVERY:
+            self._cpu = time.process_time_ns()
+            between = 0 if before is None else self._cpu - before
+        else:
+            self._cpu, between = None, 0
+        self._number, self._start = number, now
+        self._slot.begin(number, now, between)
 
     def end(self) -> None:
         """The task is over."""
         if self._number is None:
             return
-        now, cpu = time.monotonic_ns(), time.process_time_ns()
-        self._slot.end(self._number, self._start, now, cpu - (self._cpu or 0))
-        self._number, self._cpu = None, cpu
+        now, before = time.monotonic_ns(), self._cpu
+        run = now - self._start
+        self._is_heavy = run > HEAVY
+        if before is not None or self._is_heavy:
+            self._cpu = time.process_time_ns()
+        used = run if before is None or self._cpu is None else self._cpu - before
+        self._slot.end(self._number, self._start, now, used)
+        self._number, self._end = None, now
 
 
 class _Queue:

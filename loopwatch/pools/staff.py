@@ -100,13 +100,18 @@ class Staff:
         self._unsettled: set[int] = set()
         self._cpu_of_gone = self._overhead_of_gone = 0.0
 
-    def look(self, pids: Iterable[int], now: float, *, are_new: bool = True) -> None:
+    def close(self) -> None:
+        """Ask the board no more."""
+        self._board = None
+
+    def look(self, pids: Iterable[int], now: float, *, are_new: bool = True, count: Callable[[], object] = int) -> None:
         """See which workers there are now.
 
         Args:
             pids: of those whom the pool has.
             now: ``time.monotonic``.
             are_new: whether those not seen before have just been started, and will say what they do.
+            count: called while those that come are known, and those that go still are.
         """
         present = set(pids)
         with self._lock:
@@ -114,6 +119,7 @@ class Staff:
                 if pid not in self._members:
                     self._members[pid] = _Member(now, are_new)
                     self.started += 1
+            count()
             for pid in list(self._members):
                 if pid not in present and pid not in self.kept:
                     self._leave(pid)
@@ -201,6 +207,11 @@ class Staff:
         """Return the workers that are there, and those of whom it is still to be found out who killed them."""
         return [*self._members, *(pid for pid in self._unsettled if pid not in self._members)]
 
+    @property
+    def size(self) -> int:
+        """How many workers there were at the last look."""
+        return len(self._members)
+
     def present(self) -> Sequence[int]:
         """Return the workers that the pool has, without those whose death was noted."""
         dead = {each.pid for each in self.dead}
@@ -260,11 +271,12 @@ class Staff:
 
     def run_of(self, number: int) -> Run | None:
         """Return how task ``number`` went, None if no worker says."""
-        if self._board is None:
+        board = self._board
+        if board is None:
             return None
         for pid, member in list(self._members.items()):
             slot = self._slot(pid, member)
-            run = None if slot is None else self._board.finished(slot, number)
+            run = None if slot is None else board.finished(slot, number)
             if run is not None:
                 return run
         return None

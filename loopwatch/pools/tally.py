@@ -46,8 +46,8 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.latest: deque[Outcome] = deque()
-        """Not counted yet; to append is atomic."""
+        self.latest: deque[tuple[float | None, float | None, str | None, float | None]] = deque()
+        """What is not counted yet, as :class:`Outcome` has it; to append is atomic."""
         self.completed = self.cancelled = 0
         self.failures: Counter[str] = Counter()
         self.waits, self.runs = Histogram(), Histogram()
@@ -73,25 +73,21 @@ class Tally:
             return
         try:
             latest = self.latest
-            for _ in range(len(latest)):
-                self._count(latest.popleft())
+            outcomes = [latest.popleft() for _ in range(len(latest))]
+            errors = [error for _, _, error, _ in outcomes if error is not None]
+            runs = [run for _, run, _, _ in outcomes if run is not None]
+            cpus = [cpu for _, _, _, cpu in outcomes if cpu is not None]
+            self.waits.record_all([wait for wait, _, _, _ in outcomes if wait is not None])
+            self.runs.record_all(runs)
+            self.busy += sum(runs)
+            if cpus:
+                self.cpu = (self.cpu or 0.0) + sum(cpus)
+            self.completed += len(outcomes) - len(errors)
+            for error in errors:
+                known = error in self.failures or len(self.failures) < MOST_TYPES
+                self.failures[error if known else OTHER] += 1
         finally:
             self._lock.release()
-
-    def _count(self, outcome: Outcome) -> None:
-        wait, run, error, cpu = outcome
-        if error is None:
-            self.completed += 1
-        else:
-            known = error in self.failures or len(self.failures) < MOST_TYPES
-            self.failures[error if known else OTHER] += 1
-        if wait is not None:
-            self.waits.record(wait)
-        if run is not None:
-            self.runs.record(run)
-            self.busy += run
-        if cpu is not None:
-            self.cpu = (self.cpu or 0.0) + cpu
 
     @property
     def failed(self) -> int:

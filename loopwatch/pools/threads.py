@@ -20,10 +20,12 @@ from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import error_name, task_name
 from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.staff import Work
-from loopwatch.pools.tally import TOGETHER, Outcome
+from loopwatch.pools.tally import TOGETHER
 from loopwatch.pools.watched import Identity, Watched
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+WORTH_A_CLOCK, CLOCK_EVERY = 0.001, 32
+"""s of a task's run, and number of tasks, after which its thread's processor clock is read: that is a system call."""
 STILL = 1.0
 """s without progress after which it is asked what a thread waits in."""
 
@@ -132,7 +134,8 @@ class ThreadPools:
 
     def __init__(self, hooks: Hooks, found: Callable[[Any], Watched | None]) -> None:
         self._hooks, self._found = hooks, found
-        self._here = threading.local()
+        self.here = threading.local()
+        """Has the seat of each thread."""
 
     def start(self, module: Any) -> None:
         """Begin.
@@ -140,7 +143,7 @@ class ThreadPools:
         Args:
             module: :mod:`concurrent.futures.thread`.
         """
-        self._hooks.patches.replace(module, "_WorkItem", _watched_item).state = self.seat
+        self._hooks.patches.replace(module, "_WorkItem", _watched_item).state = self
         self._hooks.both(module.ThreadPoolExecutor, "shutdown", self._ending, self._ended)
 
     def _ending(self, pool: Any, wait: bool = True, **_options: Any) -> None:
@@ -155,11 +158,7 @@ class ThreadPools:
             watched.waiting = 0
 
     def seat(self) -> Seat | None:
-        """Return the seat of the calling thread, None if it is not of a pool that is watched."""
-        try:
-            return self._here.seat  # type: ignore[no-any-return]
-        except AttributeError:
-            pass
+        """Find the seat of the calling thread, None if it is not of a pool that is watched."""
         if self._hooks.is_off:
             return None
         seat = None
@@ -171,7 +170,7 @@ class ThreadPools:
                 seat = watched.seat_of(thread, time.monotonic())
         except Exception as exc:  # noqa: BLE001 - the seam between the program's task and what is noted of it
             self._hooks.failed(exc)
-        self._here.seat = seat
+        self.here.seat = seat
         return seat
 
 
@@ -191,7 +190,12 @@ def _watched_item(original: Any, patch: Patch) -> Any:
             self.made_at = monotonic()
 
         def run(self, *args: Any) -> None:
-            seat = patch.state() if patch.active else None
+            seat = None
+            if patch.active:
+                try:
+                    seat = patch.state.here.seat
+                except AttributeError:  # its first task
+                    seat = patch.state.seat()
             if seat is None:
                 original.run(self, *args)
                 return
@@ -204,16 +208,15 @@ def _watched_item(original: Any, patch: Patch) -> Any:
                 seat.item = None
                 future = self.future
                 if future._state not in _CANCELLED:
-                    seat.done += 1
-                    error = future._exception
-                    seat.cpu = thread_time()
-                    tally = seat.watched.tally
-                    tally.latest.append(
-                        Outcome(start - self.made_at, end - start, None if error is None else error_name(error))
-                    )
+                    seat.done = done = seat.done + 1
+                    run, error, tally = end - start, future._exception, seat.watched.tally
+                    if run > WORTH_A_CLOCK or not done % CLOCK_EVERY:
+                        seat.cpu = thread_time()
+                    name = None if error is None else error_name(error)
+                    tally.latest.append((start - self.made_at, run, name, None))
                     if len(tally.latest) >= TOGETHER:
                         tally.fold(wait=False)
-                    error = None
+                    del error
                 else:
                     seat.watched.tally.cancelled += 1
                 del self, future

@@ -75,6 +75,12 @@ class Watched:
         """Whether any worker is alive."""
         raise NotImplementedError
 
+    def count(self) -> None:
+        """Count what is over and was only noted."""
+
+    def close(self) -> None:
+        """It is watched no more."""
+
     def pids(self) -> Sequence[int]:
         """Return the worker processes whose facts are wanted."""
         return ()
@@ -121,6 +127,7 @@ class Watched:
         if fate is not self._fate:
             self._fate, self._fate_at = fate, now
         is_over = fate is not Executor.OPEN and not self.has_workers()
+        self.count()
         self.tally.fold()
         stats = self.read(pool, facts, now)
         reading = PoolReading(stats, self.tally.waits.copy(), self.tally.runs.copy())

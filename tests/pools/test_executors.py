@@ -39,7 +39,7 @@ REPLACED = {
     concurrent.futures.ThreadPoolExecutor: ("__init__", "submit", "shutdown"),
     concurrent.futures.process: ("_WorkItem", "_process_worker"),
     concurrent.futures.ProcessPoolExecutor: (
-        "__init__", "submit", "shutdown", "_adjust_process_count", "_start_executor_manager_thread",
+        "__init__", "submit", "shutdown",
     ),
     concurrent.futures.process._ExecutorManagerThread: ("terminate_broken",),  # type: ignore[attr-defined]
     multiprocessing.pool: ("worker",),
