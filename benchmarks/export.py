@@ -5,7 +5,8 @@
 
 A loop of asyncio beats every millisecond. In the same process the metrics are exported several times a second, to a
 receiver in another process: of a typical service, and as many as the catalog allows. Told are the beats that fell into
-an export: how late they were, and how late the worst one of each export was. The control has the same beats and
+an export: how late they were, and how late the worst one of each export was, each less the time that the loop's thread
+waited for a processor (/proc/.../schedstat), as that is the machine's doing. The control has the same beats and
 everything else, but exports nothing: its spans are as long and begin at the same distances.
 """
 
@@ -22,10 +23,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from loopwatch._faults import Faults
 from loopwatch.events import AgentStats, Cause, Evidence, Frame, LagStats, LoopStats, PoolStats, Snapshot, Stall
+from loopwatch.evidence import scheduled
 from loopwatch.pools.reading import PoolReading
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.exemplars import Exemplars
@@ -110,6 +112,14 @@ def stall(number: int, loops: int) -> Stall:
     return Stall(f"{number}", f"loop-{number % loops}", 1.0, 0.2, Cause.PYTHON, evidence, culprit=frame, victims=3)
 
 
+class Beat(NamedTuple):
+    """When it was due, how late it was, and how late without the time that its thread waited for a processor; s."""
+
+    due: float
+    late: float
+    own: float
+
+
 # -- in the child ------------------------------------------------------------------------------------------------------
 
 
@@ -165,26 +175,31 @@ def idle_spans(spans: list[tuple[float, float]], ended: threading.Event) -> None
         spans.append((now, now + 0.03))
 
 
-async def beat(seconds: float) -> list[tuple[float, float]]:
-    """Beat for a while; return (when it was due, how late it was)."""
+async def beat(seconds: float) -> list[Beat]:
+    """Beat for a while."""
     beats = []
     ends = time.monotonic() + seconds
     loop = asyncio.get_running_loop()
+    thread = threading.get_native_id()
+    before = scheduled(thread)
     while time.monotonic() < ends:
         due = time.monotonic() + BEAT
         beaten = loop.create_future()
         loop.call_at(due, beaten.set_result, None)
         await beaten
-        beats.append((due, time.monotonic() - due))
+        late, now = time.monotonic() - due, scheduled(thread)
+        queued = 0.0 if now is None or before is None else now.run_queue - before.run_queue
+        beats.append(Beat(due, late, max(late - queued, 0.0)))
+        before = now
     return beats
 
 
-def summary(beats: list[tuple[float, float]], spans: list[tuple[float, float]]) -> dict[str, Any]:
+def summary(beats: list[Beat], spans: list[tuple[float, float]]) -> dict[str, Any]:
     """Return figures of the beats that fell into spans, in ms."""
     during: list[float] = []
     worst: list[float] = []
     for began, ended in spans:
-        late = [lateness for due, lateness in beats if due + lateness >= began and due <= ended]
+        late = [beat.own for beat in beats if beat.due + beat.late >= began and beat.due <= ended]
         during += late
         if late:
             worst.append(max(late))
