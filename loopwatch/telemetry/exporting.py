@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.telemetry.instruments import NAP
 from loopwatch.telemetry.sending import Answer, Sender
 from loopwatch.telemetry.targets import Signal, Targets, Temporality
 
 PART = "export"
 """What its faults are counted under."""
-NAP = 0.0001
-"""s for which the thread sleeps between two pieces of work: long enough for whoever waits for the GIL to get it."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """s between two attempts after the first failure, and after many."""
 LEAST_TO_SAY = 300.0
@@ -35,7 +34,7 @@ Encode = Callable[[Sequence[Any]], bytes]
 
 
 def nap() -> None:
-    """Give up the GIL for long enough that a thread which waits for it gets it."""
+    """Give up the GIL between two pieces of work, for long enough that a thread which waits for it gets it."""
     time.sleep(NAP)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import bisect
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loopwatch._patches import loaded
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.bounds import Key
 from loopwatch.telemetry.catalog import BY_NAME, CATALOG, LAG_BOUNDS, Kind, Metric
@@ -22,6 +24,8 @@ from loopwatch.telemetry.readings import Reading
 Pause = Callable[[], None]
 Read = Callable[[Pause], Reading | None]
 
+NAP = 0.0001
+"""s; long enough for whoever waits for the GIL to get it."""
 MOST_RECORDS = 500
 """Durations of one series that are recorded at a collection; of more, an even sample."""
 _RECORDS = 32
@@ -67,7 +71,7 @@ class Instruments:
         # Never that of the thread that collects: it may be about something of the program.
         self._nowhere = set_span_in_context(INVALID_SPAN, Context())
         self.meter = meter
-        self.pause: Pause = lambda: None
+        self.pause: Pause = nap_off_the_loop
         self._account = _EMPTY
         self._observation = Observation
         self._lock = threading.Lock()
@@ -181,6 +185,13 @@ def _within(exemplar: Exemplar) -> Any:
         int(trace["trace_id"], 16), int(trace["span_id"], 16), False, TraceFlags(TraceFlags.SAMPLED)
     )  # fmt: skip
     return set_span_in_context(NonRecordingSpan(span), Context())
+
+
+def nap_off_the_loop() -> None:
+    """Give up the GIL for a moment, so that no loop waits long for it; not on the thread of a loop that collects."""
+    asyncio = loaded("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        time.sleep(NAP)
 
 
 _kept: weakref.WeakKeyDictionary[Any, Instruments] = weakref.WeakKeyDictionary()

@@ -84,3 +84,36 @@ def test_one_outlier_among_a_thousand() -> None:
     assert stats.max == 2.0
     assert stats.p50 == pytest.approx(0.001, rel=0.05)
     assert stats.p99 == pytest.approx(0.001, rel=0.05)
+
+
+any_durations = st.lists(st.floats(0, 1000, allow_subnormal=False), max_size=50)
+
+
+@given(any_durations, any_durations)
+def test_what_was_recorded_since(earlier: list[float], later: list[float]) -> None:
+    """A histogram less an earlier copy of itself is what was recorded in between; put together again it is the same."""
+    histogram = filled(earlier)
+    before = histogram.copy()
+    for duration in later:
+        histogram.record(duration)
+    grown = histogram.since(before)
+    assert grown.count == len(later)
+    assert grown.total == pytest.approx(sum(later), rel=1e-6, abs=1e-6)
+    bounds = [0.001, 0.1, 10.0]
+    assert grown.at_most(bounds) == filled(later).at_most(bounds)
+    if later:
+        assert grown.highest == pytest.approx(max(later), rel=0.06, abs=2e-5)
+    before.add(grown)
+    assert before.count == histogram.count
+    assert before.at_most(bounds) == histogram.at_most(bounds)
+
+
+@given(any_durations)
+def test_durations_of_about_one_length(values: list[float]) -> None:
+    """They are told shortest first, as many as there are, each right to 5 percent."""
+    items = filled(values).items()
+    assert [value for value, _ in items] == sorted(value for value, _ in items)
+    told = [value for value, count in items for _ in range(count)]
+    assert len(told) == len(values)
+    for value, duration in zip(told, sorted(values), strict=True):
+        assert value == pytest.approx(duration, rel=0.06, abs=2e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
@@ -159,6 +160,23 @@ def test_a_lag_that_a_traced_stall_caused_leads_to_its_trace() -> None:
     source.lag.record(0.29)
     (point,) = told(reader)[LAG].data.data_points
     assert not point.exemplars, "it is told once"
+
+
+def test_it_rests_between_instruments_but_never_on_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection in a thread lets loops have the GIL again and again; one on a loop's own thread never sleeps."""
+    source, naps = Source(), []
+    (reader,) = attached(source)
+    monkeypatch.setattr("loopwatch.telemetry.instruments.time.sleep", naps.append)
+    told(reader)
+    assert len(naps) >= len([metric for metric in CATALOG if metric.kind is not Kind.HISTOGRAM])
+    assert set(naps) == {0.0001}
+    naps.clear()
+
+    async def collects() -> None:
+        told(reader)
+
+    asyncio.run(collects())
+    assert naps == []
 
 
 def test_without_an_agent_nothing_is_told() -> None:
