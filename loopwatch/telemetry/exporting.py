@@ -235,7 +235,8 @@ class Exporter:
         finally:
             self.cpu = time.thread_time()
             for box in list(self._boxes.values()):
-                box.sender.abandon()
+                with self._faults.guard(PART):
+                    box.sender.close()
 
     @staticmethod
     def _silence_instrumentation() -> None:
@@ -266,7 +267,7 @@ class Exporter:
                 self._deliver(box, once=once)
             if box.signal in ended:
                 self._gone.append(self._boxes.pop(box.signal))
-                box.sender.abandon()
+                box.sender.close()
 
     def _collect_metrics(self, box: Outbox) -> None:
         message = self._collect()

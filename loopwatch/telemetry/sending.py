@@ -57,6 +57,9 @@ class Sender(Interface):
     def abort(self) -> None:
         """Break off what is under way, and send nothing any more; from any thread."""
 
+    def close(self) -> None:
+        """Close what is open; nothing is under way."""
+
     def abandon(self) -> None:
         """Let go in a forked child of what belongs to the parent; :meth:`send` begins anew."""
 
@@ -124,6 +127,9 @@ class HttpSender:
         if found is not None:
             with contextlib.suppress(OSError):  # it was closed by the other side
                 found.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._close()
 
     def abandon(self) -> None:
         self._close()  # closes the descriptor; the parent's connection stays open
@@ -230,6 +236,11 @@ class GrpcSender:
         future, channel = self._future, self._channel
         if future is not None:
             future.cancel()
+        if channel is not None:
+            channel.close()
+
+    def close(self) -> None:
+        channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
 

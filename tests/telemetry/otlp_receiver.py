@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -196,3 +198,34 @@ def points_of(message: Any) -> dict[str, Told]:
 
 def _value(value: Any) -> Any:
     return getattr(value, value.WhichOneof("value"))
+
+
+GRPC = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+class Everything(grpc.GenericRpcHandler):
+    def service(self, details):
+        def answer(request, context):
+            wanted = dict(context.invocation_metadata()).get("answer")
+            if wanted:
+                context.abort(getattr(grpc.StatusCode, wanted), "as you wish")
+            print(details.method, len(request), flush=True)
+            return b""
+        return grpc.unary_unary_rpc_method_handler(answer)
+server = grpc.server(ThreadPoolExecutor(2), handlers=[Everything()])
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start()
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def grpc_receiver() -> Iterator[tuple[str, Any]]:
+    """Receive over grpc, in a process of its own; gives its address, and lines of method and length of what came."""
+    command = [sys.executable, "-c", GRPC]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process.stdout
+        process.stdin.close()

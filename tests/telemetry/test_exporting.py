@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from otlp_receiver import Handler, Receiver, receiver, until
+from otlp_receiver import Handler, Receiver, grpc_receiver, receiver, until
 
 from loopwatch._faults import Faults
 from loopwatch.errors import ConfigError
@@ -30,7 +30,7 @@ class Fake:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.sent: list[bytes] = []
-        self.aborted = False
+        self.aborted = self.closed = False
 
     def send(self, body: bytes) -> Answer:
         self.sent.append(body)
@@ -38,6 +38,9 @@ class Fake:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def close(self) -> None:
+        self.closed = True
 
     def abandon(self) -> None:
         """Nothing."""
@@ -405,36 +408,11 @@ def test_files_that_are_no_certificates(tmp_path: Path) -> None:
 # -- over grpc --------------------------------------------------------------------------------------------------------
 
 
-GRPC = """
-import sys
-from concurrent.futures import ThreadPoolExecutor
-import grpc
-class Everything(grpc.GenericRpcHandler):
-    def service(self, details):
-        def answer(request, context):
-            wanted = dict(context.invocation_metadata()).get("answer")
-            if wanted:
-                context.abort(getattr(grpc.StatusCode, wanted), "as you wish")
-            print(details.method, len(request), flush=True)
-            return b""
-        return grpc.unary_unary_rpc_method_handler(answer)
-server = grpc.server(ThreadPoolExecutor(2), handlers=[Everything()])
-print(server.add_insecure_port("127.0.0.1:0"), flush=True)
-server.start()
-sys.stdin.read()
-"""
-
-
 @pytest.fixture
 def grpc_server() -> Iterator[tuple[str, Any]]:
     """A receiver over grpc, in a process of its own: address, and lines of what it received."""
-    with subprocess.Popen(
-        [sys.executable, "-c", GRPC], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}", process.stdout
-        assert process.stdin is not None
-        process.stdin.close()
+    with grpc_receiver() as found:
+        yield found
 
 
 def test_grpc(grpc_server: tuple[str, Any]) -> None:

@@ -23,7 +23,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from otlp_receiver import Handler, items_of, points_of, receiver, until
+from otlp_receiver import Handler, grpc_receiver, items_of, points_of, receiver, until
 
 import loopwatch
 from loopwatch.agent import Agent
@@ -236,6 +236,19 @@ def test_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.received[0].headers["api-key"] == "secret!"
         resource = server.resource()
         assert (resource["service.name"], resource["deployment.environment.name"]) == ("shop", "test")
+
+
+def test_grpc_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All signals are sent over grpc when that is asked for; uninstall() closes what was open."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with grpc_receiver() as (url, lines):
+        block(install(otlp_endpoint=url, export_interval=0.1))
+        private = loopwatch.current_agent()._telemetry.providers._private  # type: ignore[union-attr]
+        assert private is not None
+        loopwatch.uninstall()
+        assert all(sender._channel is None for sender in private._senders.values())
+        told = {lines.readline().split()[0].rpartition(".")[2] for _ in range(3)}
+        assert told <= {"MetricsService/Export", "TraceService/Export", "LogsService/Export"}
 
 
 def test_disabled_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch) -> None:
