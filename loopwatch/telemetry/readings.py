@@ -128,7 +128,7 @@ class Readings:
         self._offload = _Offload()
         self._faults = _Counted(BY_NAME["loopwatch.agent.faults"].sets - 1, lambda _key: (OTHER,))
         self._dropped, self._dropped_growth = Totals(), Growth[str]()
-        self._cpu = self._lag = 0.0
+        self._cpu = self._cpu_before = self._lag = 0.0
         self.max_culprits = max_culprits
 
     @property
@@ -197,7 +197,8 @@ class Readings:
 
     def _tell_agent(self, inputs: Inputs, points: _Points) -> None:
         agent = inputs.snapshot.agent
-        spent = max(agent.cpu - self._cpu, 0.0)  # of a thread that has ended the clock is not known any more
+        spent = max(agent.cpu - self._cpu_before, 0.0)  # of a thread that has ended the clock is not known any more
+        self._cpu_before = agent.cpu
         self._cpu += spent
         self._lag += spent * self._loops.busy_share
         points["loopwatch.agent.cpu.time"] = (Point((), self._cpu),)

@@ -17,6 +17,8 @@ from loopwatch.errors import ConfigError
 
 DEFAULT_INTERVAL = 10.0
 """s between two exports of metrics."""
+SHORTEST_INTERVAL = 0.1
+"""s; an export takes processor time, so a variable cannot ask for more of them."""
 DEFAULT_TIMEOUT = 10.0
 """s that one request may take."""
 
@@ -134,7 +136,7 @@ def targets_of(environ: Mapping[str, str], endpoint: str | None = None, interval
     default = Targets({})
     return Targets(
         targets={} if disabled else found,
-        interval=interval or spacing or DEFAULT_INTERVAL,
+        interval=max(interval or spacing or DEFAULT_INTERVAL, SHORTEST_INTERVAL),
         temporality=temporality,
         queue=max(int(queue or default.queue), 1),
         batch=max(int(batch or default.batch), 1),

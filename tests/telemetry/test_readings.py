@@ -306,6 +306,8 @@ def test_figures_of_the_agent() -> None:
     assert told(reading, "loopwatch.agent.dropped") == {("stalls",): 5, ("logs",): 0}
     less = readings.read(inputs(agent=AgentStats("off", cpu=0.5)))
     assert told(less, "loopwatch.agent.cpu.time") == {(): 2.0}, "a thread that has ended takes its clock along"
+    more = readings.read(inputs(agent=AgentStats("watching", cpu=0.75)))
+    assert told(more, "loopwatch.agent.cpu.time") == {(): 2.25}
 
 
 # -- whatever happens -------------------------------------------------------------------------------------------------

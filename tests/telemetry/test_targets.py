@@ -47,6 +47,7 @@ def test_setting_wins_over_variables() -> None:
     assert targets_of(environ).interval == 5.0
     assert targets_of(environ, interval=2.0).interval == 2.0
     assert targets_of({}).interval == 10.0
+    assert targets_of({"OTEL_METRIC_EXPORT_INTERVAL": "1"}).interval == 0.1, "not a thousand times a second"
 
 
 def test_signals_that_are_not_wanted() -> None:
