@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+from struct import Struct
 from typing import NamedTuple
 
 try:
@@ -27,13 +28,14 @@ PROBES = 64
 """Slots that a worker tries."""
 
 # Words of a slot.
-PID, STAGE, NUMBER, SINCE, DONE, BUSY, CPU, OVERHEAD = range(8)
+PID, STAGE, SINCE, NUMBER, DONE, BUSY, CPU, OVERHEAD = range(8)
 _HEAD = 8
 _ENTRY = 4
 _WORDS = _HEAD + RING * _ENTRY
 SIZE = SLOTS * _WORDS * 8
 
 STARTING, READY = 1, 2
+_BEGIN, _ENDED, _HEADER = Struct("@2q").pack_into, Struct("@4q").pack_into, Struct("@4q").pack_into
 
 
 class Address(NamedTuple):
@@ -167,14 +169,18 @@ class Board:
 
 
 class Slot:
-    """The worker's side: a slot that it has taken."""
+    """The worker's side: a slot that it has taken, as words and as the bytes that they are.
 
-    __slots__ = ("_map", "base", "words")
+    Structs in the machine's own order store word by word, in the order of their fields.
+    """
+
+    __slots__ = ("_busy", "_cpu", "_done", "_map", "_overhead", "base", "words")
 
     def __init__(self, mapped: mmap.mmap, base: int) -> None:
         self._map = mapped
         self.words = memoryview(mapped).cast("q")
         self.base = base
+        self._done = self._busy = self._cpu = self._overhead = 0
 
     def close(self) -> None:
         """Let go of the memory; what was written stays."""
@@ -190,24 +196,19 @@ class Slot:
 
         That is what was used since the last one ended: for its result, and for the arguments of this one.
         """
-        words, base = self.words, self.base
-        words[base + OVERHEAD] += between
-        words[base + SINCE] = now
-        words[base + NUMBER] = number + 1
+        if between:
+            self._overhead += between
+            self.words[self.base + OVERHEAD] = self._overhead
+        _BEGIN(self._map, (self.base + SINCE) * 8, now, number + 1)
 
     def end(self, number: int, start: int, now: int, cpu: int) -> None:
         """Task ``number`` has run from ``start`` to ``now`` and used ``cpu`` ns of a processor."""
-        words, base = self.words, self.base
-        at = base + _HEAD + _place(number)
-        words[at] = 0
-        words[at + 1] = start
-        words[at + 2] = now
-        words[at + 3] = cpu
-        words[at] = number + 1
-        words[base + DONE] += 1
-        words[base + BUSY] += now - start
-        words[base + CPU] += cpu
-        words[base + NUMBER] = 0
+        base, mapped = self.base, self._map
+        self._done += 1
+        self._busy += now - start
+        self._cpu += cpu
+        _ENDED(mapped, (base + _HEAD + _place(number)) * 8, number + 1, start, now, cpu)
+        _HEADER(mapped, (base + NUMBER) * 8, 0, self._done, self._busy, self._cpu)
 
 
 def claim(address: Address, pid: int) -> Slot | None:

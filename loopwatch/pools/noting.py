@@ -18,10 +18,10 @@ from loopwatch.pools.board import Address, Slot, claim
 
 Function = Callable[..., Any]
 
-HEAVY = 300_000
-"""ns from which a task, or the time between two of them, is worth a look at the processor's clock."""
-LOOK_EVERY = 16
-"""Tasks of which one is measured in any case."""
+LONG = 300_000
+"""ns from which on tasks are worth a look at the processor's clock each."""
+SAMPLE = 16
+"""Of so many shorter ones one is measured."""
 SHIFT = 32
 """Bits for the number of a task within its job (:mod:`multiprocessing.pool`)."""
 
@@ -65,19 +65,19 @@ class Notes(Protocol):
 class SlotNotes:
     """What this worker runs now, on its parent's board.
 
-    The processor's clock is a system call: of short tasks in quick succession only some are measured, and the others
-    are taken to have computed all the time.
+    The processor's clock is a system call. Short tasks are measured as samples, and those between them are taken to
+    have computed all the time; what arguments and results cost beside short tasks is reckoned from the samples.
     """
 
-    __slots__ = ("_count", "_cpu", "_end", "_is_heavy", "_number", "_slot", "_start")
+    __slots__ = ("_count", "_cpu", "_is_long", "_number", "_slot", "_start")
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._number: int | None = None
-        self._start = self._end = 0
+        self._start = self._count = 0
+        self._is_long = False
         self._cpu: int | None = None
-        self._is_heavy = True
-        self._count = 0
+        """The processor's clock when the last task ended, and when the present one began, as far as it was read."""
 
     def ready(self) -> None:
         """It asks for a task."""
@@ -85,28 +85,30 @@ class SlotNotes:
 
     def begin(self, number: int) -> None:
         """Task ``number`` was taken."""
-        now, before = time.monotonic_ns(), self._cpu
+        before, between = self._cpu, 0
+        is_sample = self._is_long or self._count % SAMPLE == 0
         self._count += 1
-        if self._is_heavy or now - self._end > HEAVY or not self._count % LOOK_EVERY:
-            self._cpu = time.process_time_ns()
-            between = 0 if before is None else self._cpu - before
-        else:
-            self._cpu, between = None, 0
-        self._number, self._start = number, now
-        self._slot.begin(number, now, between)
+        if before is not None or is_sample:
+            now = time.process_time_ns()
+            if before is not None:
+                between = (now - before) * (1 if self._is_long else SAMPLE)
+            self._cpu = now if is_sample else None
+        self._number, self._start = number, time.monotonic_ns()
+        self._slot.begin(number, self._start, between)
 
     def end(self) -> None:
         """The task is over."""
         if self._number is None:
             return
         now, before = time.monotonic_ns(), self._cpu
-        run = now - self._start
-        self._is_heavy = run > HEAVY
-        if before is not None or self._is_heavy:
+        used = run = now - self._start
+        self._is_long = run > LONG
+        if before is not None or self._is_long:
             self._cpu = time.process_time_ns()
-        used = run if before is None or self._cpu is None else self._cpu - before
+            if before is not None:
+                used = self._cpu - before
         self._slot.end(self._number, self._start, now, used)
-        self._number, self._end = None, now
+        self._number = None
 
 
 class _Queue:

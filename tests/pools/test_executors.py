@@ -384,6 +384,30 @@ class Slotted:
         """Run nothing."""
 
 
+def test_own_pools(agent: loopwatch.Agent) -> None:
+    """loopwatch's own pools are told in the same way: errors by type, workers by how they died, where it was made."""
+
+    async def main() -> None:
+        async with loopwatch.WorkerPool(1, name="own") as pool:
+            assert await pool.run(tasks.double, 2) == 4
+            with pytest.raises(tasks.Odd):
+                await pool.run(tasks.even, 1)
+            with pytest.raises(loopwatch.WorkerCrashed):
+                await pool.run(tasks.exits, 3)
+            await pool.ready()
+            (stats,) = [each for each in agent.snapshot().pools if each.kind == "loopwatch"]
+            assert (stats.name, stats.max_workers, stats.completed, stats.closed) == ("own", 1, 1, False)
+            assert stats.failures == {"tasks_of_pools.Odd": 1, "loopwatch.errors.WorkerCrashed": 1}
+            assert stats.crashes == {"exit 3": 1}
+            assert HERE in stats.created_at
+            assert [worker.state for worker in stats.workers] == ["idle"]
+            assert (stats.encoding or 0.0) > 0.0
+        (stats,) = [each for each in agent.snapshot().pools if each.kind == "loopwatch"]
+        assert (stats.closed, stats.workers) == (True, ())
+
+    asyncio.run(main())
+
+
 AT_EXIT = """
 import loopwatch, sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor

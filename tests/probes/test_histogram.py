@@ -32,6 +32,19 @@ def test_quantiles_are_right_to_five_percent(values: list[float], q: float) -> N
 
 
 @given(durations)
+def test_many_at_once(values: list[float]) -> None:
+    """Many durations together make the same histogram as one by one."""
+    together = Histogram()
+    together.record_all([])
+    together.record_all(values[: len(values) // 2])
+    together.record_all(values[len(values) // 2 :])
+    one, other = filled(values), together
+    assert (other.count, other.lowest, other.highest) == (one.count, one.lowest, one.highest)
+    assert other.total == pytest.approx(one.total)
+    assert [other.quantile(q / 10) for q in range(11)] == [one.quantile(q / 10) for q in range(11)]
+
+
+@given(durations)
 def test_summary_is_exact_where_it_can_be(values: list[float]) -> None:
     """Count, minimum, maximum and mean are exact; the quantiles lie in order between the extremes."""
     stats = filled(values).stats()
