@@ -109,14 +109,14 @@ class HttpSender:
         was_open = self._connection is not None
         try:
             return self._attempt(body, ends)
-        except (OSError, self._client.HTTPException) as exc:
+        except (OSError, ValueError, self._client.HTTPException) as exc:  # ValueError: a name that is none
             self._close()
             # A connection that was kept may have been closed by the receiver: that is no failure yet.
             if not was_open or self._aborted or isinstance(exc, TimeoutError):
                 return Answer(_words(exc), again=True)
         try:
             return self._attempt(body, ends)
-        except (OSError, self._client.HTTPException) as exc:
+        except (OSError, ValueError, self._client.HTTPException) as exc:  # ValueError: a name that is none
             self._close()
             return Answer(_words(exc), again=True)
 

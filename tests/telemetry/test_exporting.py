@@ -323,6 +323,27 @@ def test_a_connection_that_was_kept_and_is_closed(senders: list[Any]) -> None:
         assert answer.reason
 
 
+def test_through_a_proxy(senders: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the environment has it; what stands in the URL of receiver and proxy proves who we are."""
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with receiver() as server:
+        monkeypatch.setenv("http_proxy", server.url.replace("http://", "http://me:pass%21@"))
+        sender = HttpSender(Target(Signal.METRICS, Protocol.HTTP, "http://you:word@collector.example:4318/v1/metrics"))
+        senders.append(sender)
+        assert sender.send(b"") == Answer()
+        (received,) = server.received
+        assert received.path == "http://collector.example:4318/v1/metrics"
+        assert received.headers["Proxy-Authorization"] == "Basic bWU6cGFzcyE="
+        assert received.headers["Authorization"] == "Basic eW91OndvcmQ="
+        assert received.headers["Host"] == "collector.example:4318"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        direct = HttpSender(target(server))
+        senders.append(direct)
+        assert direct.send(b"") == Answer()
+        assert server.received[-1].path == "/v1/metrics"
+
+
 def test_nobody_listens(senders: list[Any]) -> None:
     """Refused connections and names that do not exist may be tried again."""
     with socket.socket() as unused:
@@ -331,6 +352,13 @@ def test_nobody_listens(senders: list[Any]) -> None:
         sender = HttpSender(Target(Signal.METRICS, Protocol.HTTP, f"http://127.0.0.1:{port}/v1/metrics"))
         senders.append(sender)
         assert sender.send(b"") == Answer("Connection refused", again=True)
+
+
+def test_a_name_that_is_none(senders: list[Any]) -> None:
+    """One that cannot even be looked up is a failure like any other."""
+    sender = HttpSender(Target(Signal.METRICS, Protocol.HTTP, f"http://{'a' * 70}..example/v1/metrics"))
+    senders.append(sender)
+    assert sender.send(b"").reason
 
 
 def test_a_slow_receiver_is_not_waited_for(senders: list[Any]) -> None:
