@@ -8,6 +8,7 @@ attribute, so that layers never stack.
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -151,6 +152,31 @@ def _passing_on(function: FunctionType, call: Callable[..., Any], around: Around
     )
 
 
+class _BoundWrapper(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
+    """A method of ours as it is found on an object."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return getattr, (self.__self__, self.__name__)
+
+
+class _Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A function of ours, which can be copied and sent to other processes as the original can: by its name.
+
+    Programs hand ``os.kill`` and its like to executors. Where they arrive nothing of ours need be installed.
+    """
+
+    __bound_function_wrapper__ = _BoundWrapper
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return pkgutil.resolve_name, (f"{self.__module__}:{self.__qualname__}",)
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
 class PatchSet:
     """The patches of one agent, and the residues that could not be taken out.
 
@@ -180,7 +206,7 @@ class PatchSet:
             def wrapper(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 return patch.state(wrapped, args, kwargs) if patch.active else wrapped(*args, **kwargs)
 
-            return wrapt.FunctionWrapper(original, wrapper)
+            return _Wrapper(original, wrapper)
 
         patch = self._residue_of(owner, name)
         if patch is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import os
+import pickle
 import types
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +31,39 @@ def foreign(owner: Any) -> Callable[[], None]:
     saved = owner.f
     owner.f = lambda: f"foreign({saved()})"
     return lambda: setattr(owner, "f", saved)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_wrapped_function_travels(protocol: int) -> None:
+    """os.kill and its like are pickled by their names, as they are without us, and copied as functions are."""
+    patches, plain = PatchSet(), os.kill
+    patches.around(os, "kill", lambda original, args, kwargs: original(*args, **kwargs))
+    try:
+        assert os.kill is not plain
+        sent = pickle.dumps(functools.partial(os.kill, os.getpid()), protocol)
+        assert copy.copy(os.kill) is copy.deepcopy(os.kill) is os.kill
+    finally:
+        patches.undo_all()
+    assert b"loopwatch" not in sent
+    assert pickle.loads(sent)(0) is None
+
+
+def test_a_wrapped_method_travels() -> None:
+    """A method found on an object is pickled with the object."""
+    patches = PatchSet()
+    patches.around(Travelling, "double", lambda original, args, kwargs: original(*args, **kwargs))
+    try:
+        assert pickle.loads(pickle.dumps(Travelling().double))(2) == 4
+    finally:
+        patches.undo_all()
+
+
+class Travelling:
+    """Has a method that is wrapped."""
+
+    def double(self, number: int) -> int:
+        """Return twice the number."""
+        return 2 * number
 
 
 def test_off_on_off() -> None:
