@@ -478,11 +478,14 @@ class Agent:
             )
         if name is not None and not (isinstance(name, str) and name):
             raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")
+        if self._state != "on":
+            return
         try:
             self._pools.watch(executor, name)
         except TypeError as exc:
             raise ConfigError(
-                f"watch_executor({executor!r}): its submit() cannot be replaced ({exc}); watch the executor that it uses"
+                f"watch_executor({executor!r}): its submit() cannot be replaced ({exc}); "
+                "watch the executor that it uses"
             ) from None
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:

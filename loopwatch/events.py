@@ -559,8 +559,8 @@ class PoolStats:
             compute or wait.
         cpu: s of processor time of all its workers since it was made.
         encoding, decoding: s that pickling calls and unpickling results took in this process, all together; of
-            executors that are not loopwatch's ``decoding`` is what calls and results cost their workers; None where that
-            is not known.
+            executors that are not loopwatch's ``decoding`` is what calls and results cost their workers; None where
+            that is not known.
         neglected: failed calls whose error nobody has asked for and nobody can any more; None where that is not known.
     """
 

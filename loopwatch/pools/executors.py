@@ -25,9 +25,7 @@ from loopwatch.pools.watched import Identity, Watched
 
 MOST = 500
 """Pools that are watched at a time, those counted that are over and still told."""
-PROCESS_MODULES = (
-    "concurrent.futures.process", "loky.process_executor", "joblib.externals.loky.process_executor",
-)  # fmt: skip
+LOKY_MODULES = ("loky.process_executor", "joblib.externals.loky.process_executor")
 
 
 class Executors:
@@ -72,8 +70,9 @@ class Executors:
     def start(self) -> None:
         """Find executors from now on."""
         self._hooks.when_imported("concurrent.futures.thread", self._start_threads)
-        for name in PROCESS_MODULES:
-            self._hooks.when_imported(name, self._start_processes)
+        self._hooks.when_imported("concurrent.futures.process", self._start_processes)
+        for name in LOKY_MODULES:
+            self._hooks.when_imported(name, self._start_processes, part="loky")
         self._hooks.when_imported("multiprocessing.pool", self._start_pools)
         self._defaults.start()
 

@@ -96,11 +96,17 @@ class Hooks:
 
         return guarded
 
-    def when_imported(self, name: str, callback: Callable[[Any], object]) -> None:
-        """Have ``callback`` called with a module as soon as the program has imported it; we never do."""
+    def when_imported(self, name: str, callback: Callable[[Any], object], part: str = PART) -> None:
+        """Have ``callback`` called with a module as soon as the program has imported it; we never do.
+
+        Args:
+            name: of the module.
+            callback: what to call.
+            part: what is switched off if that fails, such as for a version of the module that is not known.
+        """
 
         def guarded(module: ModuleType) -> None:
-            with self._faults.guard(PART):
+            with self._faults.guard(part):
                 callback(module)
 
         module = loaded(name)
