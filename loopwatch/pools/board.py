@@ -121,9 +121,12 @@ class Board:
     def close(self) -> None:
         """Let go of it; workers that have it keep writing where nobody reads, and who asks still finds nothing."""
         words, self._words = self._words, _NOTHING
-        words.release()
-        self._map.close()
-        os.close(self._fd)
+        if _is_at(self._fd, self.address):
+            words.release()
+            self._map.close()
+            os.close(self._fd)
+        else:  # a program that becomes a daemon has closed all descriptors, and mmap's copy has its number no more
+            _lost.append(self._map)
 
     def abandon(self) -> None:
         """Let go of the parent's in a forked child."""
@@ -166,6 +169,18 @@ class Board:
         """Have the slot of a worker that is gone taken by another."""
         base = index * _WORDS
         self._words[base : base + _WORDS] = memoryview(bytes(8 * _WORDS)).cast("q")
+
+
+_lost: list[mmap.mmap] = []
+"""Maps that must not be closed: with them somebody else's descriptor would be."""
+
+
+def _is_at(fd: int, address: Address) -> bool:
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (address.device, address.inode)
 
 
 class Slot:

@@ -21,6 +21,7 @@ from typing import Any
 
 from loopwatch._patches import Patch, PatchSet, loaded
 from loopwatch.events import Cause, Evidence, Frame, Stall
+from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.files import CLOEXEC, NOFOLLOW, hang_path, is_ours, open_private
 from loopwatch.telemetry.hangfile import HangDump, hang_header, parse_hang
 
@@ -45,6 +46,7 @@ class HangTimer:
         self._patches = patches
         self._lock = threading.RLock()
         self._file: int | None = None
+        self._mark: descriptors.Mark = None
         self._closed = False
         self._armed = False
         self._armed_at = _NEVER
@@ -76,6 +78,7 @@ class HangTimer:
         with self._lock:
             if self._closed or self._yielded or (not threads and self._file is None):
                 return
+            self._see_whether_lost()
             self._keep_dump()
             if dict(threads) != self._threads or self._file is None:
                 self._begin(dict(threads))
@@ -92,6 +95,7 @@ class HangTimer:
         """
         with self._lock:
             if not self._closed:
+                self._see_whether_lost()
                 self._keep_dump()
             during = [
                 dump.frames
@@ -108,7 +112,7 @@ class HangTimer:
             for patch in self._watching:
                 self._patches.undo(patch)
             if self._file is not None:
-                os.close(self._file)
+                descriptors.close(self._file, self._mark)
                 self._file = None
                 self.path.unlink(missing_ok=True)
 
@@ -118,7 +122,7 @@ class HangTimer:
         for patch in self._watching:
             self._patches.undo(patch)
         if self._file is not None:
-            os.close(self._file)
+            descriptors.close(self._file, self._mark)
             self._file = None
 
     @contextlib.contextmanager
@@ -148,9 +152,16 @@ class HangTimer:
         finally:
             self._arming = None
 
+    def _see_whether_lost(self) -> None:
+        """Have nothing written to a file of the program, whose descriptor has the number that ours had."""
+        if self._file is not None and descriptors.mark(self._file) != self._mark:
+            self._disarm()
+            self._file, self._armed_at = None, _NEVER
+
     def _begin(self, threads: dict[int, str]) -> None:
         if self._file is None:
             self._file = open_private(self.path)
+            self._mark = descriptors.mark(self._file)
         self._threads = threads
         os.ftruncate(self._file, 0)
         self._written = os.write(self._file, hang_header(os.getpid(), threads).encode())

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from loopwatch import __version__
 from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.files import open_private
 
 SCHEMA = "loopwatch.journal/1"
@@ -58,6 +59,7 @@ class JournalWriter:
         self._limit = max_bytes // 2
         self._started_at = time.time()
         self._fd: int | None = None
+        self._mark: descriptors.Mark = None
 
     def write(self, stall: Stall) -> bool:
         """Append one stall; return False if it was left out as too large (see ``dropped``).
@@ -89,7 +91,7 @@ class JournalWriter:
         """Close the file; a later write opens it again."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.close(fd)
+            descriptors.close(fd, self._mark)
 
     def abandon(self) -> None:
         """Drop the file in a forked child: it is the parent's. Nothing is buffered, so nothing is written twice."""
@@ -102,10 +104,9 @@ class JournalWriter:
         process id): writing on would go where no report looks, so a new one is begun.
         """
         if self._fd is not None:
-            mine = os.fstat(self._fd)
             with contextlib.suppress(FileNotFoundError):
                 found = self.path.stat(follow_symlinks=False)
-                if (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
+                if (found.st_dev, found.st_ino) == self._mark == descriptors.mark(self._fd):
                     return self._fd
             self.close()
         fd = open_private(self.path)
@@ -114,7 +115,7 @@ class JournalWriter:
         except BaseException:
             os.close(fd)
             raise
-        self._fd = fd
+        self._fd, self._mark = fd, descriptors.mark(fd)
         return fd
 
     def _header(self) -> bytes:

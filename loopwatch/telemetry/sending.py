@@ -19,6 +19,7 @@ from typing import Protocol as Interface
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from loopwatch.errors import ConfigError
+from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.targets import Protocol, Signal, Target
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class HttpSender:
             self._headers["Content-Encoding"] = target.compression
         self._context = _tls(target) if self._parts.scheme == "https" else None
         self._connection: http.client.HTTPConnection | None = None
+        self._mark: descriptors.Mark = None
         self._aborted = False
 
     def send(self, body: bytes) -> Answer:
@@ -124,7 +126,7 @@ class HttpSender:
         self._aborted = True
         connection = self._connection
         found = getattr(connection, "sock", None)
-        if found is not None:
+        if found is not None and self._is_ours(found):
             with contextlib.suppress(OSError):  # it was closed by the other side
                 found.shutdown(socket.SHUT_RDWR)
 
@@ -136,10 +138,14 @@ class HttpSender:
 
     def _attempt(self, body: bytes, ends: float) -> Answer:
         connection = self._connection
+        if connection is not None and connection.sock is not None and not self._is_ours(connection.sock):
+            self._close()
+            connection = None
         if connection is None:
             connection = self._connection = self._connect(ends)
         if connection.sock is None:
             connection.connect()
+            self._mark = _mark_of(connection)
         if self._aborted:
             self._close()
             return Answer("stopped")
@@ -175,8 +181,14 @@ class HttpSender:
     def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            if connection.sock is not None and not self._is_ours(connection.sock):
+                connection.sock.detach()
             with contextlib.suppress(OSError):
                 connection.close()
+
+    def _is_ours(self, connected: socket.socket) -> bool:
+        """Whether the descriptor is still that of our connection, and nobody else's."""
+        return descriptors.mark(connected.fileno()) == self._mark
 
 
 class GrpcSender:
@@ -272,6 +284,10 @@ _METHODS = {
     Signal.TRACES: "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
     Signal.LOGS: "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
+
+
+def _mark_of(connection: Any) -> descriptors.Mark:
+    return descriptors.mark(connection.sock.fileno())
 
 
 def _content(file: str | None) -> bytes | None:

@@ -7,6 +7,7 @@ a bound of those. It knows GET and HEAD, and closes each connection after its an
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import socket
 import threading
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS
+from loopwatch.telemetry import descriptors
 
 MOST = 16
 """Connections at a time; for another one the oldest is closed."""
@@ -79,6 +81,7 @@ class _Client:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        self.mark = descriptors.mark(connection.fileno())
         self.ends = time.monotonic() + PATIENCE
         self.heard = b""
         self.is_asked = False
@@ -108,6 +111,7 @@ class WebServer:
         self._clients: list[_Client] = []
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
+        self._marks = {each: descriptors.mark(each.fileno()) for each in (listener, self._woken, self._waker)}
         self._thread: threading.Thread | None = None
         self._rests_until = 0.0
         self._turns = 0
@@ -137,8 +141,7 @@ class WebServer:
     def close(self, timeout: float = 1.0) -> None:
         """Stop listening at once, and end the thread; waits at most ``timeout`` s."""
         self._closing = True
-        with contextlib.suppress(OSError):  # it has ended by itself
-            self._waker.send(b"x")
+        self._wake()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
@@ -150,9 +153,21 @@ class WebServer:
         self._close_all()
 
     def _close_all(self) -> None:
-        for each in (self._listener, self._woken, self._waker, *(client.connection for client in self._clients)):
-            each.close()
+        for client in self._clients:
+            descriptors.close_socket(client.connection, client.mark)
+        for each, before in self._marks.items():
+            descriptors.close_socket(each, before)
         self._clients = []
+
+    def _wake(self) -> None:
+        if descriptors.mark(self._waker.fileno()) == self._marks[self._waker]:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._waker.send(b"x")
+
+    def _is_whole(self) -> bool:
+        """Whether all descriptors are still ours."""
+        kept = [*self._marks.items(), *((client.connection, client.mark) for client in self._clients)]
+        return all(descriptors.mark(each.fileno()) == before for each, before in kept)
 
     def _run(self, guard: contextlib.AbstractContextManager[None]) -> None:
         with guard:
@@ -170,6 +185,8 @@ class WebServer:
         ends = [client.ends for client in self._clients] + [self._rests_until] * bool(self._rests_until)
         happened = selector.select(max(min(ends) - now, 0.0) if ends else None)
         now = time.monotonic()  # and not after all is done: to answer one may take longer than another may wait
+        if not self._closing and not self._is_whole():
+            raise OSError(errno.EBADF, "the program has closed descriptors that are not its own")
         for key, events in happened:
             if self._closing:
                 return
@@ -244,8 +261,7 @@ class WebServer:
 
         def find_out() -> None:
             client.found = _packed(find(), with_body=with_body)
-            with contextlib.suppress(OSError):  # the server was closed
-                self._waker.send(b"x")
+            self._wake()
 
         threading.Thread(target=find_out, name=f"{OWN_THREADS}scrape-more", daemon=True).start()
 
