@@ -23,7 +23,7 @@ from loopwatch.pools.target import Target
 from loopwatch.pools.threads import ThreadPools, WatchedThreads, pool_of
 from loopwatch.pools.watched import Identity, Watched
 
-MOST = 500
+MOST = 200
 """Pools that are watched at a time, those counted that are over and still told."""
 LOKY_MODULES = ("loky.process_executor", "joblib.externals.loky.process_executor")
 

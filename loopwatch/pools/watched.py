@@ -17,7 +17,7 @@ from loopwatch.pools.tally import Tally, Window
 
 LINGER = 60.0
 """s for which the figures of a pool are told that is over: long enough to be exported or scraped."""
-SETTLE = 5.0
+SETTLE = 0.5
 """s in which they may still change."""
 
 
