@@ -107,6 +107,8 @@ def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Callable[[Ba
     return HeartbeatProbe(limit)
 
 
+WINDOW, FIRST_WINDOW = 10.0, 1.0
+"""s: figures of a loop are those of its last complete window of this length; the first is shorter, to be told soon."""
 SCHEDULER_EVERY = 0.5
 """s between two readings of the scheduler's figures, which cost a file; what a thread waits in that time is little."""
 
@@ -234,6 +236,10 @@ class WatchedLoop:
     def rests(self) -> bool:
         """Whether the loop was quiet, waited when it was looked at last, and nothing seen of it is kept."""
         return self.quiet and self.since == IDLE and not self.episodes
+
+    def window_is_over(self, now: float) -> bool:
+        """Whether it is time for :meth:`end_window`."""
+        return now - self._window_began >= (WINDOW if self._window else FIRST_WINDOW)
 
     def end_window(self, now: float) -> None:
         """Close the window of figures and begin the next; in the watcher's thread."""

@@ -31,8 +31,6 @@ from loopwatch.usage import usage
 from loopwatch.victims import Victims
 from loopwatch.watched import QUIET_SPELL, Caller, Case, Episode, WatchedLoop
 
-WINDOW = 10.0
-"""s: figures of loops are those of the last complete window of this length."""
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
@@ -98,7 +96,6 @@ class Watcher:
         self.paused = False
         self._contention = Contention()
         self._woken_at = 0.0
-        self._window_ends = 0.0
         self._rest_ends = 0.0
         self._grace_until = time.monotonic() + config().grace
 
@@ -232,9 +229,7 @@ class Watcher:
                 with self._faults.guard("sampling"):
                     self._sample(suspects, planned, now, late, config)
             self._each(lambda loop: self._collect_and_forget(loop, now))
-        if now >= self._window_ends:
-            self._window_ends = now + WINDOW
-            self._each(lambda loop: loop.end_window(now))
+        self._each(lambda loop: loop.end_window(now) if loop.window_is_over(now) else None)
         self._each_tick(now)
         return self._next(time.monotonic(), config)
 
