@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loopwatch import __version__, stacks
 from loopwatch._faults import Action, Faults
@@ -20,19 +20,18 @@ from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, FlaggedFunction, Frame, OffloadStats, PlaceStats, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
+from loopwatch.moving import Moving
 from loopwatch.observation import Observation
 from loopwatch.pools.reading import PoolReading
 from loopwatch.pools.watch import PoolWatch
 from loopwatch.probes.probe import Loop
-from loopwatch.telemetry.files import journal_path
-from loopwatch.telemetry.hang import HangTimer, leftover_hangs
-from loopwatch.telemetry.journal import JournalWriter
-from loopwatch.telemetry.log import LogSink
+from loopwatch.sinks import Sinks
 from loopwatch.telemetry.otel import Telemetry
 from loopwatch.telemetry.readings import Inputs, LoopReading
+from loopwatch.telemetry.scraped import Scraped
 from loopwatch.telemetry.targets import Signal
 from loopwatch.telemetry.traces import Traces
 from loopwatch.telemetry.victims import current_span_variable
@@ -41,10 +40,6 @@ from loopwatch.victims import Victims
 from loopwatch.watched import Case, WatchedLoop, make_probe
 from loopwatch.watcher import Watcher
 from loopwatch.workers import settings as offloading
-
-if TYPE_CHECKING:
-    from loopwatch.telemetry.scrape import Scrape
-    from loopwatch.workers.mover import Mover
 
 FORK_PATIENCE = 0.02
 """s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
@@ -87,12 +82,12 @@ class Agent:
         self._state = "off"
         self._reason = "not started"
         self._discovery: Discovery | None = None
-        self._mover: Mover | None = None
-        self._scrape: Scrape | None = None
         self._slow_told = False
         self._started_at = time.time()
         self._telemetry = Telemetry(self._inputs, self._do, self._faults, __version__)
+        self._scraped = Scraped(self._telemetry.account, self._faults)
         self._pools = PoolWatch(lambda: self._config, self._patches, self._faults, self._name_of)
+        self._moving = Moving(self._open_loops, self._patches, self._faults)
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -106,9 +101,7 @@ class Agent:
         self._watcher.retired = self._loop_retired
         self._governor = Governor(config.cpu_budget)
         self._site = Site.here(config.user_code, config.library_code)
-        self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
-        self._journal: JournalWriter | None = None
-        self._hang: HangTimer | None = None
+        self._sinks = Sinks(config, self._patches, self._faults)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -137,16 +130,14 @@ class Agent:
                 self._reason = refusal
                 return
             tell = self._telemetry.prepare(self._config)
-            self._scrape = self._scraped_at(self._config)
+            self._scraped.open(self._config)
             self._state, self._reason = "on", ""
             self._started_at = time.time()
             tell()
-            if self._scrape is not None:
-                self._scrape.start()
-            offloading.workers, offloading.offload_to = self._config.workers, self._config.offload_to
-            self._open_files()
+            self._scraped.start()
+            self._sinks.open()
             self._watcher.gc.start()
-            self._start_moving()
+            self._moving.start(self._config)
             if not discover:
                 return
             self._start_pools()
@@ -176,16 +167,12 @@ class Agent:
                 return
             self._telemetry.begin_stop()
             self._state, self._reason = "off", "stopped"
-            scrape, self._scrape = self._scrape, None
             if self._discovery is not None:
                 self._discovery.stop()
-            self._stop_moving()
+            self._moving.stop()
             self._pools.stop(timeout)
             self._patches.undo_all()
-            offloading.forget()
-        if scrape is not None:
-            with self._faults.guard("prometheus"):
-                scrape.close(timeout)
+        self._scraped.close(timeout)
         with self._faults.guard("watcher"):
             self._watcher.stop(timeout)
         with self._faults.guard("victims"):
@@ -193,7 +180,7 @@ class Agent:
         with self._faults.guard("teller"):
             self._teller.stop(timeout)
         self._telemetry.stop(timeout, leaving=leaving)
-        self._close_files()
+        self._sinks.close()
         self._make_parts()
 
     def hold_for_fork(self) -> Callable[[], None]:
@@ -205,40 +192,30 @@ class Agent:
                 held.callback(self._teller.release)
             if self._victims.hold(FORK_PATIENCE):
                 held.callback(self._victims.release)
-            if self._hang is not None:
-                held.enter_context(self._hang.held())
+            held.enter_context(self._sinks.held())
         return held.close
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever."""
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        was_on, old, journal, hang = self._state == "on", self._watcher, self._journal, self._hang
-        parents, self._scrape = self._scrape, None
+        was_on, old, sinks = self._state == "on", self._watcher, self._sinks
         self._ring.clear()
         self._flagging.clear()
         self._make_parts()
         old.abandon()
-        for file in (journal, hang):
-            if file is not None:
-                file.abandon()
+        sinks.abandon()
         self._started_at = time.time()
         self._telemetry.after_fork_in_child()
         self._pools.after_fork_in_child()
-        if parents is not None:
-            with self._faults.guard("prometheus"):
-                self._scrape = parents.in_child()
+        self._scraped.after_fork_in_child(again=was_on and self._config.follow_fork)
         if not was_on:
             return
         if self._config.follow_fork:
             self._watcher.gc = old.gc
             self._watcher.paused = old.paused
-            self._open_files(leftovers=False)
-            if self._scrape is not None:
-                with self._faults.guard("prometheus"):
-                    self._scrape.start_soon()
+            self._sinks.open(leftovers=False)
         else:
-            self._scrape = None
             old.gc.stop()
             if self._discovery is not None:
                 self._discovery.stop()
@@ -279,7 +256,7 @@ class Agent:
             changes = new.changes_from(self._config)
             tell = self._telemetry.prepare(new) if new.enabled and _TELEMETRY & set(changes) else None
             if {"prometheus_port", "prometheus_host"} & set(changes) and self._state == "on":
-                self._move_port(new)
+                self._scraped.move(self._config, new)
             self._config = new
             if not changes:
                 return changes
@@ -288,17 +265,12 @@ class Agent:
                 self._begin_export()
             self._ring = deque(self._ring, maxlen=new.max_stalls)
             self._site = Site.here(new.user_code, new.library_code)
-            self._log = LogSink(new.log_level, new.log_interval, new.max_culprits)
             self._governor.budget = new.cpu_budget
             self._flagging.after, self._flagging.window = new.flag_after, new.flag_window
-            offloading.workers, offloading.offload_to = new.workers, new.offload_to
             self._flagging.max_culprits = new.max_culprits
-            if {"journal", "journal_max_bytes", "hang_after"} & set(changes) and self._state == "on":
-                self._close_files()
-                self._open_files()
-            if {"auto_offload", "transparent_offload"} & set(changes) and self._state == "on":
-                self._stop_moving()
-                self._start_moving()
+            self._sinks.configure(new, is_open=self._state == "on")
+            if self._state == "on":
+                self._moving.configure(new, changes)
             if "enabled" in changes:
                 self.start() if new.enabled else self.stop()
         for loop in self._watcher.loops:
@@ -341,8 +313,8 @@ class Agent:
             loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
             pools=tuple(pool.stats for pool in pools),
             findings=self._pools.findings(),
-            offload=self._offload_stats(),
-            places=_place_stats(),
+            offload=self._moving.stats(),
+            places=self._moving.places(),
             agent=AgentStats(
                 state=self._describe_state(),
                 reason=self._reason or ("its watcher failed" if self._faults.is_off("watcher") else ""),
@@ -351,7 +323,7 @@ class Agent:
                 stretch=self._watcher.stretch,
                 faults=dict(self._faults.counts),
                 dropped=self._teller.dropped,
-                prometheus="" if self._scrape is None else self._scrape.url,
+                prometheus=self._scraped.url,
             ),
             tasks=_count_tasks(),
             flagged=self.flagged(),
@@ -497,7 +469,7 @@ class Agent:
         Example:
             ``response = await agent.bridge(handler(request))``
         """
-        return coroutine if self._mover is None else self._mover.bridge(coroutine)
+        return self._moving.bridge(coroutine)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Wait until what has been seen so far is told, at most ``timeout`` s; return whether it is. For tests."""
@@ -527,9 +499,10 @@ class Agent:
             known.started()
             self._watcher.ensure_thread()
             self._begin_export()
-            if self._mover is not None and not self._faults.is_off("offload"):
-                with self._faults.guard("offload"):
-                    self._mover.loop_started(loop)
+            self._moving.loop_started(loop)
+
+    def _open_loops(self) -> list[Loop]:
+        return [loop for known in self._watcher.loops if (loop := known.ref()) is not None]
 
     def _attach(self, loop: Loop, name: str | None) -> WatchedLoop:
         self._watcher.remove(known for known in self._watcher.loops if known.gone)
@@ -589,16 +562,7 @@ class Agent:
             with self._faults.guard("telemetry"):
                 self._telemetry.saw(stall)
         flagged = self._newly_flagged(stall)
-        if not self._faults.is_off("log"):
-            with self._faults.guard("log"):
-                self._log(stall)
-                if flagged is not None:
-                    self._log.flagged(flagged)
-        if self._journal is not None and not self._faults.is_off("journal"):
-            with self._faults.guard("journal"):
-                self._journal.write(stall)
-                if flagged is not None:
-                    self._journal.write_flagged(flagged)
+        self._sinks.tell(stall, flagged)
         if not self._faults.is_off("traces"):
             with self._faults.guard("traces"):
                 self._traces.tell(stall, seen.span)
@@ -612,7 +576,9 @@ class Agent:
         """In the watcher's thread, while a loop is blocked: have it said what that looks like, for its victims."""
 
         def judge() -> None:
-            case.foreseen = diagnose(seen, self._site, self._config.threshold, _call_name)
+            if not self._faults.is_off("diagnosis"):
+                with self._faults.guard("diagnosis"):
+                    case.foreseen = diagnose(seen, self._site, self._config.threshold, _call_name)
             then()
 
         self._teller.do(judge)
@@ -624,40 +590,8 @@ class Agent:
                 flagged = self._flagging.add(stall)
         if flagged is not None:
             offloading.causes[flagged.name] = flagged.cause
-        if self._mover is not None and not self._faults.is_off("offload"):
-            with self._faults.guard("offload"):
-                self._mover.saw(stall)
+        self._moving.saw(stall)
         return flagged
-
-    # -- Prometheus -----------------------------------------------------------------------------------------------
-
-    def _scraped_at(self, config: Config) -> Scrape | None:
-        """Open the port on which this process is scraped, if one is configured.
-
-        Raises:
-            ConfigError: it cannot be opened.
-        """
-        if config.prometheus_port is None:
-            return None
-        from loopwatch.telemetry.scrape import Scrape  # who is not scraped need not load it
-
-        scrape = Scrape(config.prometheus_host, config.prometheus_port, self._telemetry.account, self._faults)
-        scrape.open()
-        return scrape
-
-    def _move_port(self, new: Config) -> None:
-        """Be scraped elsewhere; where that cannot be, at the same place as before."""
-        old, self._scrape = self._scrape, None
-        if old is not None:
-            old.close()  # first: on another host, the port may be the same
-        try:
-            self._scrape = self._scraped_at(new)
-        except ConfigError:
-            self._scrape = self._scraped_at(self._config)
-            raise
-        finally:
-            if self._scrape is not None:
-                self._scrape.start()
 
     # -- telling in figures ---------------------------------------------------------------------------------------
 
@@ -671,8 +605,8 @@ class Agent:
 
     def _cpu(self) -> float:
         """Return the processor s of the agent's own threads."""
-        scrape = 0.0 if self._scrape is None else self._scrape.cpu
-        return self._watcher.cpu + self._teller.cpu + self._victims.cpu + self._telemetry.cpu + self._pools.cpu + scrape
+        parts = (self._watcher, self._teller, self._victims, self._telemetry, self._pools, self._scraped)
+        return sum(part.cpu for part in parts)
 
     def _inputs(self) -> Inputs:
         """Return what figures are made of; from any thread."""
@@ -698,34 +632,6 @@ class Agent:
             with self._faults.guard("telemetry"):
                 self._telemetry.loop_gone(_loop_reading(loop, time.monotonic()))
 
-    # -- moving ---------------------------------------------------------------------------------------------------
-
-    def _start_moving(self) -> None:
-        config = self._config
-        if not (config.auto_offload or config.transparent_offload) or self._faults.is_off("offload"):
-            return
-        with self._faults.guard("offload"):
-            from loopwatch.workers.mover import Mover  # who moves nothing need not load the pool
-
-            self._mover = Mover(
-                config.auto_offload,
-                config.transparent_offload,
-                Flagging(config.flag_after, config.flag_window, config.max_culprits),
-                self._patches,
-                lambda text: self._faults.say(logging.WARNING, "%s", text),
-            )
-            self._mover.start()
-            for known in self._watcher.loops:
-                loop = known.ref()
-                if loop is not None:
-                    self._mover.loop_started(loop)
-
-    def _stop_moving(self) -> None:
-        mover, self._mover = self._mover, None
-        if mover is not None:
-            with self._faults.guard("offload"):
-                mover.stop()
-
     def _start_pools(self) -> None:
         self._pools.start()
         offloading.opened = self._pools.own
@@ -733,19 +639,8 @@ class Agent:
         for pool in () if own is None else own.open_pools():
             self._pools.own(pool)
 
-    def _offload_stats(self) -> tuple[OffloadStats, ...]:
-        moved = loaded("loopwatch.workers.moved")
-        if moved is None:
-            return ()
-        named = () if self._mover is None else self._mover.stats()
-        return (*named, *(each.stats() for each in moved.known() if each.way == "offload"))
-
     def _diagnosed(self, seen: Observation) -> Stall | None:
-        hang = self._hang
-        dump: tuple[Frame, ...] = ()
-        if hang is not None and not self._faults.is_off("hang"):
-            with self._faults.guard("hang"):
-                dump = hang.dump_of(seen.loop, seen.started_at, seen.started_at + seen.end - seen.start)
+        dump = self._sinks.dump_of(seen)
         if not self._faults.is_off("diagnosis"):
             with self._faults.guard("diagnosis"):
                 return diagnose(seen, self._site, self._config.threshold, _call_name, dump)
@@ -775,10 +670,7 @@ class Agent:
                 "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
                 self._governor.share * 100, self._config.cpu_budget,
             )  # fmt: skip
-        hang = self._hang
-        if hang is not None and not self._faults.is_off("hang"):
-            with self._faults.guard("hang"):
-                hang.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
+        self._sinks.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
         self._telemetry.tick()
 
     def _threads_of_loops(self) -> dict[int, str]:
@@ -791,38 +683,8 @@ class Agent:
         return (on_loop or self._watcher.is_own_thread(threading.get_ident())) and self._teller.do(action)
 
     def _switched_off(self, part: str) -> None:
-        """Disarm the timer that nobody arms again: it would take a healthy program for one that hangs."""
-        hang = self._hang
-        if part in ("watcher", "hang") and hang is not None:
-            with self._faults.guard("hang"):
-                hang.close()
-
-    def _open_files(self, *, leftovers: bool = True) -> None:
-        setting = self._config.journal
-        if setting is None or self._faults.is_off("journal"):
-            return
-        with self._faults.guard("journal"):
-            self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
-        with self._faults.guard("hang"):
-            for stall in leftover_hangs(str(setting), self._config.hang_after) if leftovers else ():
-                self._tell_leftover(stall)
-            self._hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)
-
-    def _tell_leftover(self, stall: Stall) -> None:
-        self._faults.say(
-            logging.WARNING, "loopwatch: process %d ended while its loop %r was blocked: %s", stall.pid, stall.loop,
-            stall.remedy,
-        )  # fmt: skip
-        if self._journal is not None and not self._faults.is_off("journal"):
-            with self._faults.guard("journal"):
-                self._journal.write(stall)
-
-    def _close_files(self) -> None:
-        for part, file in (("journal", self._journal), ("hang", self._hang)):
-            if file is not None:
-                with self._faults.guard(part):
-                    file.close()
-        self._journal = self._hang = None
+        if part in ("watcher", "hang"):
+            self._sinks.disarm()
 
     def _describe_state(self) -> str:
         if self._state == "off" or self._faults.is_off("watcher"):
@@ -858,12 +720,6 @@ def _count_tasks() -> int | None:
 
 def _loop_reading(loop: WatchedLoop, now: float) -> LoopReading:
     return LoopReading(loop.key, loop.stats(now), loop.lags(), loop.callbacks(now), loop.victims)
-
-
-def _place_stats() -> tuple[PlaceStats, ...]:
-    """Return what calls that may run elsewhere took, if there were any."""
-    spent = loaded("loopwatch.workers.spent")
-    return () if spent is None else spent.places()
 
 
 def _unsupported() -> str:

@@ -34,6 +34,7 @@ LAYERS = [
         "loopwatch.diagnosis",
     },
     {"loopwatch.telemetry", "loopwatch.teller", "loopwatch.workers"},
+    {"loopwatch.sinks", "loopwatch.moving"},
     {"loopwatch.agent"},
     {"loopwatch._installed"},
     {

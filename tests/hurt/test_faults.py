@@ -309,9 +309,9 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
 
         async def main():
             agent = loopwatch.install(threshold=0.1, hang_after=0.3, journal=sys.argv[1])
-            while not agent._hang._armed:
+            while not agent._sinks.hang._armed:
                 await asyncio.sleep(0.02)
-            hang = agent._hang
+            hang = agent._sinks.hang
             if part == "hang":
                 hang._keep_dump = fail
             else:

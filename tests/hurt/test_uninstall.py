@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import wrapt
 from conftest import Run
 from hostproc import succeeded
 
@@ -143,7 +144,7 @@ def layers(function: Any) -> int:
     """Count our wrappers on the way from ``function`` to the original."""
     ours = 0
     while function is not None:
-        ours += type(function).__module__.startswith("wrapt") or type(function).__name__.endswith("FunctionWrapper")
+        ours += issubclass(type(function), wrapt.FunctionWrapper)
         function = getattr(function, "__wrapped__", None)
     return ours
 
