@@ -271,7 +271,8 @@ def test_somebody_elses_timer_is_respected(first: str, tmp_path: Path) -> None:
                     await asyncio.sleep(0.02)
             faulthandler.dump_traceback_later(1.0, file=theirs)
             await asyncio.sleep(1.5)
-            say(size=os.fstat(theirs.fileno()).st_size, armed=agent._sinks.hang._armed, yielded=agent._sinks.hang._yielded)
+            hang = agent._sinks.hang
+            say(size=os.fstat(theirs.fileno()).st_size, armed=hang._armed, yielded=hang._yielded)
             faulthandler.dump_traceback_later(1.0, file=theirs)
             size = os.fstat(theirs.fileno()).st_size
             loopwatch.uninstall()
