@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MAX_LOOPS = 8
-"""Loops told apart, the first that were seen; further ones are told together as :data:`OTHER`."""
+"""Loops told apart, the busiest and those that stall; further ones are told together as :data:`OTHER`."""
 MAX_POOLS = 8
-"""Pools told apart, those with the most tasks; further ones are told together as :data:`OTHER`."""
+"""Pools told apart, those in trouble or with the most tasks; further ones are told together as :data:`OTHER`."""
 MAX_CULPRITS = 20
 """Sets of (loop, cause, culprit) told apart, those with the most blocked time; ``Config.max_culprits`` lowers it."""
 MAX_SAMPLES = 600

@@ -277,12 +277,17 @@ _LAGS = ("min", "mean", "stddev", "p50", "p90", "p99", "max")
 _BUSY, _IDLE, _PASSES, _CALLBACKS, _VICTIMS = range(5)
 
 
+_IDLE_SHARE = 0.05
+"""A loop that is busy for a smaller share of the time has no claim to the place of another."""
+
+
 class _Loops:
-    """Figures of loops; the first that were seen are told apart, and give up their places when they are over."""
+    """Figures of loops; the busiest and those that stall are told apart, until they are over."""
 
     def __init__(self) -> None:
-        self._places = Places(MAX_LOOPS, lambda _key: (OTHER,), lasting=True)
+        self._places = Places(MAX_LOOPS, lambda _key: (OTHER,))
         self._growth = Growth[int]()
+        self._blocked = Growth[int]()
         self.busy_share = 0.0
         """Of the busiest loop, between the last two readings."""
         self._totals = Totals(5)
@@ -295,16 +300,18 @@ class _Loops:
 
     def count(self, loop: LoopReading) -> Key:
         """Take the figures of a loop as they are now; return under which name it is told."""
-        name = self._places.name(_key(loop.stats.name), 0.0)
         stats = loop.stats
         figures = (stats.busy, stats.idle, stats.passes, loop.callbacks, loop.victims)
         # The heartbeat's count comes first: it tells whether this is another loop.
         grown = self._growth.of(loop.key, (loop.lags.count, *(figure or 0 for figure in figures)))
+        busy, idle = grown[1 + _BUSY], grown[1 + _IDLE]
+        (blocked,) = self._blocked.of(loop.key, (stats.blocked,))
+        works = busy > _IDLE_SHARE * (busy + idle)
+        name = self._places.name(_key(stats.name), 10 * blocked + (busy if works else 0.0))
         self._totals.add(name, grown[1:])
         known = self._has.setdefault(name, set())
         known.update(at for at, figure in enumerate(figures) if figure is not None)
         self._spans.add(name, loop.key, loop.lags)
-        busy, idle = grown[1 + _BUSY], grown[1 + _IDLE]
         if stats.busy is None or stats.idle is None:
             self.busy_share = 1.0
         elif busy + idle > 0:
@@ -419,8 +426,16 @@ class _Stalls:
 _REST = (OTHER, OTHER)
 
 
+_TROUBLE = 1000
+"""Tasks that a worker in trouble counts for, when pools are told apart."""
+
+
+def _unwell(pool: PoolStats) -> int:
+    return sum(worker.state in _UNWELL for worker in pool.workers) + sum(pool.crashes.values())
+
+
 class _Pools:
-    """Figures of pools; those with the most tasks are told apart, and give up their places when they are over."""
+    """Figures of pools; those in trouble and those with the most tasks are told apart, until they are over."""
 
     def __init__(self) -> None:
         self._places = Places(MAX_POOLS, lambda _key: _REST)
@@ -462,7 +477,7 @@ class _Pools:
         stats = pool.stats
         taken = max(stats.submitted, stats.completed + stats.failed)
         grown = self._growth.of(own, (taken, stats.completed, stats.started, stats.cpu))
-        name = self._places.name(key, grown[0])
+        name = self._places.name(key, grown[0] + stats.queued + _TROUBLE * _unwell(stats))
         self._totals.add(name, grown[1:])
         if pool.waits.count or pool.runs.count:
             spread = self._spread_places.name(key, grown[0])

@@ -138,6 +138,31 @@ def test_the_ninth_loop_is_told_with_others() -> None:
 # -- stalls -----------------------------------------------------------------------------------------------------------
 
 
+def test_the_busiest_loop_gets_a_place() -> None:
+    """Fifty idle loops came first: one that is busy, and one that stalls, are told apart all the same; idle ones stay."""
+    readings = Readings()
+    idle = [loop(key, f"idle-{key}", busy=0.0, idle=0.0) for key in range(50)]
+    readings.read(inputs(loops=idle))
+    for second in range(1, 6):
+        idle = [loop(key, f"idle-{key}", busy=0.01 * second, idle=0.99 * second) for key in range(50)]
+        busy = loop(90, "main", busy=0.8 * second, idle=0.2 * second)
+        stalls = loop(91, "jobs", busy=0.01 * second, idle=0.99 * second, blocked=0.2 * second)
+        reading = readings.read(inputs(loops=[*idle, busy, stalls]))
+    names = {name for (name,) in told(reading, "asyncio.eventloop.blocked_for")}
+    assert {"main", "jobs", OTHER} <= names
+    assert len([name for name in names if name.startswith("idle-")]) == 6
+
+
+def test_a_pool_in_trouble_gets_a_place() -> None:
+    """Twenty pools with more tasks came first: the one whose workers die is told apart all the same."""
+    readings = Readings()
+    for second in range(1, 6):
+        others = [pool(f"p{n}", submitted=100 * second, completed=100 * second) for n in range(20)]
+        bad = pool("bad", submitted=second, completed=0, crashes={"SIGSEGV": second})
+        reading = readings.read(inputs(pools=[*others, bad]))
+    assert ("bad", "process") in told(reading, "loopwatch.pool.queue.depth")
+
+
 def test_stalls_by_culprit() -> None:
     """Times and seconds by loop, cause and culprit; without a culprit the cause stands for it."""
     readings = Readings()
