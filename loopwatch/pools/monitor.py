@@ -79,7 +79,7 @@ class Monitor:
         self._begin()
 
     def _begin(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a signal handler or a finalizer of the program may come in between
         self._polling = threading.RLock()
         self._alarm = allocate_lock()
         self._alarm.acquire()

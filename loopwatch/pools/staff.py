@@ -84,7 +84,7 @@ class Staff:
 
     def __init__(self, board: Board | None) -> None:
         self._board = board
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer of the program may come in between
         self.kept: set[int] = set()
         """Workers that are not to be forgotten now: it is being found out how they ended."""
         self._members: dict[int, _Member] = {}

@@ -55,7 +55,7 @@ class Tally:
         """s that tasks which are over have run."""
         self.cpu: float | None = None
         """s of processor time that they used, None as far as that is not known."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finalizer of the program may come in between
 
     def add(self, outcome: Outcome) -> None:
         """Note a task that is over."""

@@ -45,7 +45,7 @@ class Telemetry:
 
     def __init__(self, look: Callable[[], Inputs], do: Callable[[Action], bool], faults: Faults, version: str) -> None:
         self._look, self._do, self._faults = look, do, faults
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer of the program may come in between
         self._readings = Readings()
         self._catching_up = False
         self._last: Inputs | None = None
@@ -99,7 +99,7 @@ class Telemetry:
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, with an empty account."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._catching_up = False
         self._last = None
         most = self._readings.max_culprits

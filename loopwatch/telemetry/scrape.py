@@ -111,9 +111,14 @@ class Scrape:
     def start(self) -> None:
         """Answer from now on, in a thread."""
         if self._place is not None:
-            self._announce(self._place)
             self._server = WebServer(self._place.listener, self._answer)
-            self._server.start(self._faults.guard(PART))
+            try:
+                self._server.start(self._faults.guard(PART))
+            except RuntimeError as exc:  # the system allows no more threads
+                self._faults.add(PART, exc)
+                self.close()
+                return
+            self._announce(self._place)
 
     def close(self, timeout: float = 1.0) -> None:
         """Stop listening; waits at most ``timeout`` s for the thread."""

@@ -46,7 +46,7 @@ class StallSpans:
         self._tracer = tracer
         self.allowance = allowance or Allowance(SPANS_A_MINUTE)
         self._known: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer of the program may come in between
 
     def begin(self, stall_id: str, started_at: float, parent: SpanContext | None) -> SpanContext | None:
         """Begin the span of a stall that will be told, so that others can link to it; a second call returns the same.

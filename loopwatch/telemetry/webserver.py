@@ -32,6 +32,7 @@ REST = 1.0
 
 _REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 500: "Internal Server Error",
+    503: "Service Unavailable",
 }  # fmt: skip
 
 
@@ -122,9 +123,13 @@ class WebServer:
 
         Args:
             guard: what that thread does happens within it.
+
+        Raises:
+            RuntimeError: there can be no more threads.
         """
-        self._thread = threading.Thread(target=self._run, args=(guard,), name=f"{OWN_THREADS}scrape", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(guard,), name=f"{OWN_THREADS}scrape", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def serve(self) -> None:
         """Serve in this thread until the server is closed."""
@@ -263,7 +268,10 @@ class WebServer:
             client.found = _packed(find(), with_body=with_body)
             self._wake()
 
-        threading.Thread(target=find_out, name=f"{OWN_THREADS}scrape-more", daemon=True).start()
+        try:
+            threading.Thread(target=find_out, name=f"{OWN_THREADS}scrape-more", daemon=True).start()
+        except RuntimeError:  # the system allows no more threads
+            client.answer = _packed(text(503, "loopwatch: there can be no more threads"), with_body=with_body)
 
     def _send(self, selector: selectors.BaseSelector, client: _Client) -> None:
         assert client.answer is not None

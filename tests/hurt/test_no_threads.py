@@ -1,0 +1,55 @@
+"""A system that allows no more threads: the program goes on as it would without us."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hostproc import succeeded
+
+from loopwatch.pools.staff import Staff
+
+NO_THREADS = """
+    from concurrent.futures import ProcessPoolExecutor
+    import loopwatch
+    quiet()
+    start = threading.Thread.start
+
+    def refused(thread):
+        if thread.name.startswith("loopwatch-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    threading.Thread.start = refused
+    agent = loopwatch.install(
+        prometheus_port=0, otlp_endpoint="http://127.0.0.1:9", export_interval=0.1, journal=sys.argv[1], threshold=0.05
+    )
+
+    async def main():
+        await blocked(0.1)
+        return await asyncio.to_thread(len, "ab")
+
+    told = [asyncio.run(main())]
+    with ProcessPoolExecutor(1) as pool:
+        told.append(pool.submit(len, "abc").result())
+    pid = os.fork()
+    if not pid:
+        os._exit(asyncio.run(main()))
+    told.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    agent = agent.snapshot().agent
+    loopwatch.uninstall()
+    say(told=told, prometheus=agent.prometheus, faults=agent.faults, threads=threading.active_count())
+"""
+
+
+def test_no_thread_can_be_started(tmp_path: Path) -> None:
+    """install() does not raise, and what needs a thread is switched off and counted; results are what they were."""
+    found = succeeded(NO_THREADS, tmp_path)
+    assert (found["told"], found["threads"], found["prometheus"]) == ([2, 3, 2], 1, "")
+    assert found["faults"]["prometheus"] == found["faults"]["health"] == 1
+
+
+def test_a_look_within_a_look() -> None:
+    """A signal handler or finalizer that uses the pool while its workers are looked at waits for nothing."""
+    staff, inner = Staff(None), []
+    staff.look([1], 0.0, count=lambda: inner.append(staff.look([1, 2], 0.0)))
+    assert (inner, staff.started, staff.pids()) == ([None], 2, [1])
