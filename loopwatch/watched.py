@@ -18,7 +18,7 @@ from loopwatch.observation import Sample
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
 from loopwatch.probes.histogram import Histogram
-from loopwatch.probes.probe import IDLE, Counters, Loop, Probe
+from loopwatch.probes.probe import IDLE, Block, Counters, Loop, Probe
 
 
 @dataclass(slots=True)
@@ -147,7 +147,8 @@ class WatchedLoop:
         self._window_began = time.monotonic()
         self._window = 0.0
         self._lags = Histogram()
-        self._lags_lock = threading.Lock()
+        self._between_beats = Histogram()
+        self._lags_lock = threading.RLock()  # a signal handler or finalizer may come in between
         self.victims = 0
         self._rates: tuple[float | None, float | None, float | None] = (None, None, None)
         self._lag: LagStats | None = None
@@ -237,6 +238,20 @@ class WatchedLoop:
         """Whether the loop was quiet, waited when it was looked at last, and nothing seen of it is kept."""
         return self.quiet and self.since == IDLE and not self.episodes
 
+    def count(self, block: Block) -> None:
+        """Take note of a stall that is over; in the watcher's thread.
+
+        The heartbeat of an idle loop may have missed it: then a beat counts for it that was due where, on average, the
+        first one of a busy loop is.
+        """
+        length = block.end - block.start
+        self.stalls += 1
+        self.blocked += length
+        self.victims += block.victims or 0
+        if not self.heart.was_due(block.start, block.end):
+            with self._lags_lock:
+                self._between_beats.record(max(length - self.heart.interval / 2, 0.0))
+
     def window_is_over(self, now: float) -> bool:
         """Whether it is time for :meth:`end_window`."""
         return now - self._window_began >= (WINDOW if self._window else FIRST_WINDOW)
@@ -252,7 +267,8 @@ class WatchedLoop:
             _rate(before.callbacks or 0, counters.callbacks, self._window),
         )
         with self._lags_lock:
-            window = self.heart.take_window()
+            window, between, self._between_beats = self.heart.take_window(), self._between_beats, Histogram()
+            window.add(between)
             self._lags.add(window)
         self._lag = window.stats()
 
@@ -261,6 +277,7 @@ class WatchedLoop:
         with self._lags_lock:
             found = self._lags.copy()
             found.add(self.heart.window.copy())
+            found.add(self._between_beats)
         return found
 
     def callbacks(self, now: float) -> int | None:

@@ -88,8 +88,8 @@ class Watcher:
         self._thread: threading.Thread | None = None
         self._alarm = allocate_lock()
         self._alarm.acquire()
-        self._guard = threading.Lock()
-        self._collecting = threading.Lock()
+        self._guard = threading.RLock()  # a finalizer or signal handler of the program may come in between
+        self._collecting = threading.RLock()
         self._ticked = threading.Condition()
         self._ticks = 0
         self._stopping = False
@@ -442,9 +442,7 @@ class Watcher:
                 block.victims -= 1  # ours ran there, so that one of them was left for the next pass, and counted
         if reached is not None and not loop.probe.handles:
             block.end = max(min(block.end, reached), block.start)  # what came then was the wait for its victims' traces
-        loop.stalls += 1
-        loop.blocked += block.end - block.start
-        loop.victims += block.victims or 0
+        loop.count(block)
         self._hand_on(loop, block, episode, ongoing=False)
 
     def _hand_on(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> None:

@@ -499,3 +499,22 @@ def test_signal_wakes_are_not_stalls(agent: Agent, sink: RecordingSink, run: Run
     run(main())
     agent.flush()
     assert [stall for stall in sink.stalls if stall.cause is not Cause.STARVED] == []
+
+
+def test_a_stall_between_two_beats_of_an_idle_loop_is_lag(run: Run, sink: RecordingSink) -> None:
+    """A stall is one value of the lag, shorter by a beat at most, though an idle loop beats seldom."""
+    agent = loopwatch.install(threshold=0.1, heartbeat=0.05, on_stall=sink, log_level="CRITICAL")
+
+    async def main() -> list[tuple[float, int]]:
+        for _ in range(3):
+            await asyncio.sleep(0.4)  # long enough for the beats to become rare
+            sleeper()
+        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(agent.flush)
+        (watched,) = agent._watcher.loops
+        return [(seconds, count) for seconds, count in watched.lags().items() if seconds > 0.2]
+
+    late = run(main())
+    stalls = [stall for stall in sink.stalls if stall.cause is Cause.SLEEP]
+    assert sum(count for _, count in late) >= len(stalls) == 3
+    assert all(seconds >= 0.95 * (LONG - 0.05) for seconds, _ in late)

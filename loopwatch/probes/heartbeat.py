@@ -21,6 +21,9 @@ LONGEST = 1.0
 MOST_NAPS = 3
 """Times that what a beat sleeps for the watcher doubles, if the watcher does not come."""
 
+REMEMBERED = 64
+"""Beats of which it is known when they were due."""
+
 IDLE_SHARE = 0.05
 """A loop that is busy for a smaller share of the time than this is idle."""
 
@@ -50,6 +53,7 @@ class Heartbeat:
         self._on_beat = on_beat
         self._stopped = False
         self._window = Histogram()
+        self._dues: deque[float] = deque(maxlen=REMEMBERED)
         self.due = float("inf")
         self.last = time.monotonic()
         self._invited = IDLE
@@ -93,6 +97,15 @@ class Heartbeat:
         self._invited = IDLE
 
     @property
+    def interval(self) -> float:
+        """s between two beats of a busy loop."""
+        return self._interval
+
+    def was_due(self, start: float, end: float) -> bool:
+        """Whether a beat was due between two moments of the last seconds, ``time.monotonic`` s; from any thread."""
+        return any(start <= due <= end for due in (*self._dues.copy(), self.due))
+
+    @property
     def window(self) -> Histogram:
         """What was recorded since the last :meth:`take_window`; the loop's thread writes to it."""
         return self._window
@@ -113,6 +126,7 @@ class Heartbeat:
             return
         now = time.monotonic()
         self._window.record(now - self.due)
+        self._dues.append(self.due)
         if self._on_beat is not None:
             self._on_beat(self.due, now)
         caller = sys._getframe(1)

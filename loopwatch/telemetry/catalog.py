@@ -135,8 +135,8 @@ LOOPS = (
         LAG_BOUNDS,
         question="How long does something that arrives now wait until the loop turns to it?",
         is_not="Not the length of stalls: a probe beats every 50 ms while the loop is busy and once a second while "
-        "it is idle, so a block of 300 ms is one value between 250 and 300 ms, and blocks of an idle loop "
-        "between two beats are not in it at all (they are in `asyncio.eventloop.stall.duration`). Told over "
+        "it is idle, so a block of 300 ms is one value between 250 and 300 ms. A stall that lies between two beats "
+        "of an idle loop counts as a value of its length less half a beat; shorter blocks there are missed. Told over "
         "OTLP, values are right to 5 percent, and of more than 500 values of a loop in one interval an even "
         "sample of 500 is told.",
         example="A service with `heartbeat=0.05` records about 20 values a second; with a 200 ms block a minute, one "
@@ -189,7 +189,7 @@ LOOPS = (
         "max",
         "Longest lag",
         "What is the longest that somebody waited?",
-        "Not the longest block: one between two beats of an idle loop is not seen by them.",
+        "Not the longest block: it is shorter by what was left until the next beat.",
         "4.2: something held the loop for at least 4.2 s within the last window.",
     ),
     Metric(

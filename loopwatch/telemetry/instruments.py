@@ -6,7 +6,6 @@ again by the next agent; without an agent they tell nothing.
 
 from __future__ import annotations
 
-import bisect
 import threading
 import time
 import weakref
@@ -17,7 +16,7 @@ from typing import Any
 from loopwatch._patches import loaded
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.bounds import Key
-from loopwatch.telemetry.catalog import BY_NAME, CATALOG, LAG_BOUNDS, Kind, Metric
+from loopwatch.telemetry.catalog import BY_NAME, CATALOG, Kind, Metric
 from loopwatch.telemetry.exemplars import Exemplar, Exemplars
 from loopwatch.telemetry.readings import Reading
 
@@ -30,6 +29,8 @@ MOST_RECORDS = 500
 """Durations of one series that are recorded at a collection; of more, an even sample."""
 _RECORDS = 32
 """Durations that are recorded in one go, a fifth of a millisecond."""
+_BEAT = 0.06
+"""s; a stall is longer than the lag it causes by what is left until the next beat of a busy loop, 0.05 by default."""
 _LAG = "asyncio.eventloop.lag"
 
 
@@ -160,7 +161,7 @@ class Instruments:
         for number, value in enumerate(_values(grown)):
             if not number % _RECORDS:
                 self.pause()
-            caused = exemplars.pop(bisect.bisect_left(LAG_BOUNDS, value), None) if exemplars else None
+            caused = _cause_of(value, exemplars)
             instrument.record(value, attributes, self._nowhere if caused is None else _within(caused))
 
 
@@ -173,6 +174,14 @@ def _values(grown: Histogram) -> Iterator[float]:
         while due < passed:
             yield value
             due += step
+
+
+def _cause_of(lag: float, exemplars: dict[int, Exemplar]) -> Exemplar | None:
+    """Take the stall that explains a lag: as long as that, to the precision of both, or longer by less than a beat."""
+    for at, each in exemplars.items():
+        if 0.9 * lag <= each.value <= 1.1 * lag + _BEAT:
+            return exemplars.pop(at)
+    return None
 
 
 def _within(exemplar: Exemplar) -> Any:

@@ -139,7 +139,7 @@ def test_the_ninth_loop_is_told_with_others() -> None:
 
 
 def test_the_busiest_loop_gets_a_place() -> None:
-    """Fifty idle loops came first: one that is busy, and one that stalls, are told apart all the same; idle ones stay."""
+    """Fifty idle loops came first: one that is busy, and one that stalls, are told apart all the same."""
     readings = Readings()
     idle = [loop(key, f"idle-{key}", busy=0.0, idle=0.0) for key in range(50)]
     readings.read(inputs(loops=idle))
