@@ -213,6 +213,8 @@ class Births:
 
     def _waited_by_id(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = original(*args, **kwargs)
+        if len(args) > 2 and args[2] & os.WNOWAIT:  # it can still be waited for; we ourselves look so
+            return result
         if result is not None and result.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
             code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
             self._ended(result.si_pid, code)

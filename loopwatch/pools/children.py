@@ -254,13 +254,16 @@ def child_pids() -> list[int]:
     """
     if not has_children() and hasattr(os, "waitid"):
         return []
-    if Path(f"/proc/self/task/{os.getpid()}/children").exists():
-        return [pid for task in Path("/proc/self/task").iterdir() for pid in _children_of(task)]
+    try:
+        if Path(f"/proc/self/task/{os.getpid()}/children").exists():
+            return [pid for task in Path("/proc/self/task").iterdir() for pid in _children_of(task)]
+    except OSError:  # no descriptor left, or not ours to look at: the next time, perhaps
+        return []
     import psutil
 
     try:
         return [child.pid for child in psutil.Process().children()]
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return []
 
 

@@ -136,12 +136,22 @@ class WatchedPool(Watched):
         Of very many jobs only the number is looked at.
         """
         cache = self._cache
-        if len(self.jobs) > 2 * len(cache) + MANY:
-            for job in [job for job in list(self.jobs) if job not in cache]:
-                self.jobs.pop(job, None)
+        self._forget_jobs()
         self._lost = {number for number in self._lost if number >> SHIFT in cache}
         count = len(cache) if len(cache) > MANY else sum(_left(result) for result in list(cache.values()))
         return max(count - len(self._lost), 0)
+
+    def asked(self, job: int, name: str) -> None:
+        """Note that a job was handed over."""
+        self.jobs[job] = _Job(time.monotonic(), name)
+        self._forget_jobs()
+
+    def _forget_jobs(self) -> None:
+        """Forget those that are over once they are more than the others: whoever looks after pools may be slow."""
+        cache = self._cache
+        if len(self.jobs) > 2 * len(cache) + MANY:
+            for job in [job for job in list(self.jobs) if job not in cache]:
+                self.jobs.pop(job, None)
 
     def _name_of(self, number: int) -> str:
         job = self.jobs.get(number >> SHIFT)
@@ -300,7 +310,7 @@ class MultiprocessingPools:
         watched = self._found(result._pool) if result._pool is not None else None
         if isinstance(watched, WatchedPool):
             name = task_name(func) if pool is result._pool and func is not None else ""
-            watched.jobs[result._job] = _Job(time.monotonic(), name)
+            watched.asked(result._job, name)
 
     def _over(self, result: Any, index: int, outcome: Any) -> None:
         pool = result._pool

@@ -26,6 +26,9 @@ STILL = 5.0
 """s without progress after which it is asked what a process waits in."""
 SIGKILL = -int(getattr(signal, "SIGKILL", 9))
 
+_NOT_TOLD = (psutil.Error, OSError, ValueError, IndexError)
+"""What psutil raises of a process that is not ours to look at, without a descriptor left, of a file half there."""
+
 _LETTERS: Mapping[str, str] = {
     psutil.STATUS_RUNNING: "R",
     psutil.STATUS_SLEEPING: "S",
@@ -108,7 +111,7 @@ class Processes:
             return _zombie(pid, now, before)
         except psutil.NoSuchProcess:
             return self._gone(pid, now, before)
-        except psutil.AccessDenied:
+        except _NOT_TOLD:
             return before or ProcessFacts(pid, now, alive=True, moved_at=None)
 
     def _read(self, process: psutil.Process, now: float, before: ProcessFacts | None) -> ProcessFacts:
@@ -173,7 +176,7 @@ class Processes:
         before = time.thread_time()
         try:
             unique = self._known[pid].memory_full_info().uss
-        except (psutil.Error, AttributeError, NotImplementedError):
+        except (*_NOT_TOLD, AttributeError, NotImplementedError):
             return
         finally:
             self._next_unique = now + (time.thread_time() - before) / UNIQUE_SHARE

@@ -194,6 +194,21 @@ def test_zombies(monitor: Monitor) -> None:
     assert (stats.workers, stats.crashes, stats.started) == ((), {"exit 3": 1}, 1)
 
 
+def test_to_look_is_not_to_wait(monitor: Monitor) -> None:
+    """Whoever looks at a child's end without taking it, as we do ourselves, has not waited for it: it is a zombie."""
+    pid = os.posix_spawn(sys.executable, exits(3), os.environ)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    for _ in range(3):
+        assert has_children()
+    birth = monitor._births.known[pid]
+    assert (birth.exitcode, birth.ended_at) == (None, None)
+    (worker,) = children(monitor).workers
+    assert (worker.state, worker.exitcode) == (WorkerState.ZOMBIE, 3)
+    os.waitpid(pid, 0)
+    assert birth.exitcode == 3
+    assert children(monitor).crashes == {"exit 3": 1}
+
+
 def test_a_child_that_nobody_noted(monitor: Monitor) -> None:
     """What C code starts is found by looking; that it is there is found without any thread of ours."""
     with Path(os.devnull).open() as null:

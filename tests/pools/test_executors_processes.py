@@ -29,7 +29,7 @@ from loopwatch.config import Config
 from loopwatch.events import WorkerState
 from loopwatch.pools import health
 from loopwatch.pools.board import SLOTS, Address, Board, claim
-from loopwatch.pools.multiprocessing_pool import LOST
+from loopwatch.pools.multiprocessing_pool import LOST, MANY
 from loopwatch.pools.watch import PoolWatch
 
 __all__ = ["watch"]
@@ -325,6 +325,15 @@ def test_pool_of_threads(watch: PoolWatch, tmp_path: Path) -> None:
         assert only(watch).completed == 1
         assert (only(watch).run.count, only(watch).wait.count) == (2, 2)  # type: ignore[union-attr]
     pool.join()
+
+
+def test_jobs_that_are_over_are_forgotten(watch: PoolWatch) -> None:
+    """Of jobs that are over little is kept, however long nobody asks for figures."""
+    with ThreadPool(1) as pool:
+        for _ in range(5000):
+            pool.apply(int)
+        (watched,) = watch._executors.each()
+        assert len(watched.jobs) <= MANY + 1
 
 
 def test_pools_that_were_there_before() -> None:

@@ -361,3 +361,33 @@ for command in ((sys.executable, "-I", "-S", "-c", {HOG!r}), ("sh", "-c", "kill 
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == ["{'oom': 1}", "{'oom': 1, 'SIGKILL': 1}"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [psutil.AccessDenied(1), psutil.TimeoutExpired(1), OSError(24, "Too many open files"), ValueError("half a file")],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("what", ["status", "cpu_times", "memory_info"])
+def test_what_cannot_be_looked_at_now(
+    what: str, error: Exception, start: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that cannot be looked at for a while keeps its facts, and is looked at again; nothing is raised."""
+    pid, polled = start(NOTHING).pid, Processes()
+    polled.poll([pid])
+    known = polled.facts[pid]
+    assert known.memory
+
+    def fails(_process: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(psutil._psplatform.Process, what, fails)
+        polled.poll([pid])
+        assert polled.facts[pid] is known
+        fresh = Processes()
+        fresh.poll([pid])
+        assert (fresh.facts[pid].alive, fresh.facts[pid].memory) == (True, None)
+    polled.poll([pid])
+    assert polled.facts[pid] is not known
+    assert polled.facts[pid].alive
