@@ -86,7 +86,7 @@ class Agent:
         self._started_at = time.time()
         self._telemetry = Telemetry(self._inputs, self._do, self._faults, __version__)
         self._scraped = Scraped(self._telemetry.account, self._faults)
-        self._pools = PoolWatch(lambda: self._config, self._patches, self._faults, self._name_of)
+        self._pools = PoolWatch(lambda: self._config, self._patches, self._faults, self._name_of, self._begin_export)
         self._moving = Moving(self._open_loops, self._patches, self._faults)
         self._make_parts()
 
@@ -596,9 +596,11 @@ class Agent:
     # -- telling in figures ---------------------------------------------------------------------------------------
 
     def _begin_export(self) -> None:
-        if self._watcher.loops and not self._faults.is_off("telemetry"):
+        """Export from now on, if there is something to watch: a loop, or pools and children."""
+        loops = bool(self._watcher.loops)
+        if (loops or self._pools.in_use) and not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
-                self._telemetry.loop_started()
+                self._telemetry.begin(forks=not loops)
 
     def _do(self, action: Action) -> bool:
         return self._teller.do(action)  # a later one, after stop() and in a forked child

@@ -52,6 +52,7 @@ class Monitor:
         config: current settings.
         patches: where replaced attributes are kept.
         faults: where failures are counted.
+        polled: called after each poll of the thread, by it.
         cpus: returns how many processors this process may use.
 
     Example:
@@ -67,12 +68,14 @@ class Monitor:
         config: Callable[[], Config],
         patches: PatchSet,
         faults: Faults,
+        polled: Callable[[], object] = lambda: None,
         *,
         cpus: Callable[[], float] = cgroup.usable_cpus,
     ) -> None:
         self.cpu = 0.0
         """s of processor time that its threads have used, of which at most one runs at a time."""
         self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
+        self._polled = polled
         self._births = Births(patches, faults, self._born)
         self._running = False
         self._next_number = count(1)
@@ -172,6 +175,11 @@ class Monitor:
 
     # -- what is asked --------------------------------------------------------------------------------------------
 
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a thread, as there is something to look after."""
+        return self._thread is not None
+
     def readings(self) -> tuple[PoolReading, ...]:
         """Return the figures of all pools, and of child processes if there were any; takes milliseconds at most."""
         if self._faults.is_off(PART) or not self._running:
@@ -241,6 +249,7 @@ class Monitor:
                     return
                 began, imports = time.thread_time(), self._processes is None
                 self._poll()
+                self._polled()
                 used = 0.0 if imports else time.thread_time() - began
                 self.cpu = before + time.thread_time()
                 self._due = time.monotonic() + period(used, self._config().cpu_budget)

@@ -29,6 +29,7 @@ class PoolWatch:
         patches: where replaced attributes are kept.
         faults: where failures are counted.
         loop_name: returns what an event loop is called, None for one that is not known.
+        polled: called after each look at processes, in a thread of its own.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class PoolWatch:
         patches: PatchSet,
         faults: Faults,
         loop_name: Callable[[Any], str | None],
+        polled: Callable[[], object] = lambda: None,
     ) -> None:
         self._faults, self._hung_after = faults, lambda: config().hung_after
-        self._monitor = Monitor(config, patches, faults)
+        self._monitor = Monitor(config, patches, faults, polled)
         self._executors = Executors(
             patches, faults, add=self._monitor.add, remove=self._monitor.remove, loop_name=loop_name,
             hung_after=self._hung_after, exiting=self._exiting,
@@ -91,6 +93,11 @@ class PoolWatch:
     def cpu(self) -> float:
         """s of processor time of its threads."""
         return self._monitor.cpu
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a thread that looks after something."""
+        return self._monitor.in_use
 
     def readings(self) -> tuple[PoolReading, ...]:
         """Return the figures of all pools, and of child processes if there were any."""

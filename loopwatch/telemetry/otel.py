@@ -1,7 +1,7 @@
 """All that is told in figures: keeps the account of what happened, and has it told by whoever wants it.
 
 One account for OpenTelemetry and Prometheus, so that both say the same. Nothing here runs on a loop's thread but
-:meth:`Telemetry.loop_started`, which may start a thread.
+:meth:`Telemetry.begin`, which may start a thread.
 """
 
 from __future__ import annotations
@@ -110,9 +110,13 @@ class Telemetry:
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
-    def loop_started(self) -> None:
-        """A loop is watched now: begin to export; on its thread."""
-        self.providers.loop_started()
+    def begin(self, *, forks: bool = False) -> None:
+        """There is something to watch now: begin to export; from any thread, a loop's among them.
+
+        Args:
+            forks: as of :meth:`Providers.begin`.
+        """
+        self.providers.begin(forks=forks)
 
     def loop_gone(self, loop: LoopReading) -> None:
         """A loop is not watched any more; these are its last figures."""

@@ -22,7 +22,7 @@ from loopwatch.telemetry.exporting import Exporter, nap
 from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.metering import Metering
 from loopwatch.telemetry.sending import sender_of
-from loopwatch.telemetry.targets import Signal, Target, Targets
+from loopwatch.telemetry.targets import Protocol, Signal, Target, Targets
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadWriteLogRecord
@@ -88,8 +88,13 @@ class Private:
         child._begin()
         return child
 
+    @property
+    def uses_grpc(self) -> bool:
+        """Whether anything goes over grpc, whose threads a process that forks must not have."""
+        return any(target.protocol is Protocol.GRPC for target in self._wanted.values())
+
     def start(self) -> None:
-        """Begin to export."""
+        """Begin to export; a second call does nothing."""
         self._exporter.start()
 
     def end(self, signal: Signal) -> None:

@@ -158,10 +158,14 @@ class Providers:
         if self._instruments is not None:
             self._instruments.attach(self._account)
 
-    def loop_started(self) -> None:
-        """Begin to export, now that there is something to watch."""
+    def begin(self, *, forks: bool = False) -> None:
+        """Begin to export, now that there is something to watch.
+
+        Args:
+            forks: whether it is for its children alone that this process is watched; then grpc is left alone.
+        """
         private = self._private
-        if private is not None:
+        if private is not None and not (forks and private.uses_grpc):
             private.start()
 
     # -- the application's ----------------------------------------------------------------------------------------

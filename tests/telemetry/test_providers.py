@@ -563,3 +563,20 @@ def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
         assert {pid: sum(points_of(message)[STALLS].values()) for pid, message in last.items()} == stalls
         assert spans == stalls
         assert done.stderr == ""
+
+
+def test_a_process_without_a_loop_tells_of_its_children() -> None:
+    """A supervisor that runs no loop exports what its children do, once it has one."""
+    program = (
+        "import subprocess, sys, loopwatch\n"
+        "loopwatch.install(otlp_endpoint=sys.argv[1], export_interval=0.2)\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "print(input()); child.kill(); child.wait()\n"
+    )
+    with receiver() as server:
+        command = [sys.executable, "-c", program, server.url]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            until(lambda: any("loopwatch.pool.started" in points_of(each) for each in server.of("metrics")))
+            process.communicate("done\n", timeout=30)
+        assert process.returncode == 0
+        assert server.points()["loopwatch.pool.started"] == {("children", "children"): 1}
