@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ class Executors:
         self._watched: list[Watched] = []
         self._by_id: dict[int, Watched] = {}
         self._unended: list[Watched] = []
+        self._aside: dict[int, weakref.ref[Any]] = {}
         self._board: Board | None = None
         self._has_no_board = False
 
@@ -170,9 +172,16 @@ class Executors:
 
     def _made(self, pool: Any, _result: None) -> None:
         """An executor was made; a subclass may still be about to make itself."""
-        self._found(pool, origin().place)
+        made = origin()
+        if made.aside:
+            aside, key = self._aside, id(pool)
+            aside[key] = weakref.ref(pool, lambda _ref: aside.pop(key, None))
+        else:
+            self._found(pool, made.place)
 
     def _found(self, pool: Any, place: str = "", *, any_kind: bool = False) -> Watched | None:
+        if id(pool) in self._aside:
+            return None
         watched = self._by_id.get(id(pool))
         if watched is not None and watched.ref() is pool:
             return watched

@@ -20,6 +20,8 @@ _POOLS = (
 )  # fmt: skip
 """Those of them that look after what they have made."""
 _SHOWN = ("loopwatch.demo_app",)
+_ASIDE = ("opentelemetry.sdk",)
+"""Libraries that make pools for a moment, which are nobody's business: for each set of attributes of a process."""
 
 
 class Origin(NamedTuple):
@@ -28,10 +30,12 @@ class Origin(NamedTuple):
     Attributes:
         place: ``file:line in function``; empty where no frame is the program's.
         pool: module of the pool that made it, None if the program itself did.
+        aside: whether it is of no interest.
     """
 
     place: str
     pool: str | None
+    aside: bool = False
 
 
 def origin(skip: int = 1) -> Origin:
@@ -51,7 +55,8 @@ def origin(skip: int = 1) -> Origin:
             pool = module
         if not _within(module, _MACHINERY) or _within(module, _SHOWN):
             code = frame.f_code
-            return Origin(f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}", pool)
+            place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+            return Origin(place, pool, _within(module, _ASIDE))
         frame = frame.f_back
     return Origin("", pool)
 

@@ -220,7 +220,6 @@ class GrpcSender:
         }  # fmt: skip
         self._channel: Any = None
         self._call: Any = None
-        self._future: Any = None
         self._inherited: list[Any] = []
         self._aborted = False
 
@@ -228,26 +227,22 @@ class GrpcSender:
         if self._channel is None:
             self._open()
         metadata = tuple((name.lower(), value) for name, value in self._target.headers)
-        self._future = self._call.future(body, timeout=self._target.timeout, metadata=metadata)
+        if self._aborted:
+            return Answer("stopped")
         try:
-            if self._aborted:
-                self._future.cancel()
-            self._future.result()
+            # Not as a future: that takes a thread, which cannot be had while the interpreter ends (since 3.12).
+            self._call(body, timeout=self._target.timeout, metadata=metadata)
             return Answer()
         except self._grpc.RpcError as exc:
             code = exc.code()
             reason = f"grpc {code.name}: {exc.details()}" if exc.details() else f"grpc {code.name}"
             return Answer(reason[:200], code in self._again, _retry_info(exc))
-        except self._grpc.FutureCancelledError:
+        except ValueError:  # the channel has been closed
             return Answer("stopped")
-        finally:
-            self._future = None
 
     def abort(self) -> None:
         self._aborted = True
-        future, channel = self._future, self._channel
-        if future is not None:
-            future.cancel()
+        channel = self._channel
         if channel is not None:
             channel.close()
 
@@ -258,8 +253,8 @@ class GrpcSender:
 
     def abandon(self) -> None:
         # Closing it would wait for threads that are the parent's; collected, it would be closed.
-        self._inherited += [self._channel, self._call, self._future]
-        self._channel = self._call = self._future = None
+        self._inherited += [self._channel, self._call]
+        self._channel = self._call = None
 
     def _open(self) -> None:
         grpc, parts = self._grpc, urlsplit(self._target.url)

@@ -440,3 +440,14 @@ def test_executors_that_are_left_at_exit(tmp_path: Path) -> None:
     found = [line.partition(" (made at ")[0].removeprefix("loopwatch: ") for line in lines]
     assert found == ["ThreadPoolExecutor at left.py:10", "ProcessPoolExecutor at left.py:12", "Pool at left.py:14"]
     assert f"{script}:10 in <module>" in lines[0]
+
+
+def test_pools_of_the_sdk_are_nobodys_business(agent: loopwatch.Agent) -> None:
+    """The SDK of OpenTelemetry makes pools of threads for a moment, which take no place among others."""
+    from opentelemetry.sdk.resources import OTELResourceDetector, get_aggregated_resources
+
+    for _ in range(6):
+        get_aggregated_resources([OTELResourceDetector()])
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(len, "abc").result()
+        assert [pool.completed for pool in agent.snapshot().pools] == [1]

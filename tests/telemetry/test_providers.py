@@ -251,6 +251,24 @@ def test_grpc_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         assert told <= {"MetricsService/Export", "TraceService/Export", "LogsService/Export"}
 
 
+def test_grpc_at_exit() -> None:
+    """The last spans go out over grpc while the interpreter ends, when no thread can be started any more (3.12)."""
+    program = (
+        "import asyncio, sys, time, loopwatch\n"
+        "loopwatch.install(threshold=0.05, log_level='CRITICAL', otlp_endpoint=sys.argv[1], export_interval=60)\n"
+        "async def main():\n"
+        "    await asyncio.sleep(0.1); time.sleep(0.1); await asyncio.sleep(0.1)\n"
+        "asyncio.run(main())\n"
+    )
+    environment = os.environ | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_BSP_SCHEDULE_DELAY": "60000"}
+    with grpc_receiver() as (url, lines):
+        command = [sys.executable, "-W", "error", "-c", program, url]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+        told = {lines.readline().split()[0].rpartition(".")[2] for _ in range(3)}
+    assert told == {"MetricsService/Export", "TraceService/Export", "LogsService/Export"}
+    assert "cannot" not in done.stderr and "switched off" not in done.stderr
+
+
 def test_disabled_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """``OTEL_SDK_DISABLED`` wins over everything."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
