@@ -64,12 +64,27 @@ def of_stall(stall: Stall) -> Attributes:
         found["thread.name"] = stall.thread
     if stall.pid:  # the resource of a provider that was made before a fork names the wrong process, or none
         found["process.pid"] = stall.pid
-    return {**found, **_labels(stall.context)}
+    return clean({**found, **_labels(stall.context)})
 
 
 def blame(stall: Stall) -> Attributes:
     """Return who blocked and why."""
     return {CAUSE: stall.cause.value, CULPRIT: culprit_key(stall)[:MAX_TEXT]}
+
+
+def utf8(text: str) -> str:
+    """Return ``text`` as UTF-8 can have it: names that the system gave may hold bytes that are none.
+
+    Example:
+        >>> utf8("caf\\udce9")
+        'caf?'
+    """
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def clean(found: Attributes) -> Attributes:
+    """Return attributes as an exporter can encode them, which would log an error for each that it cannot."""
+    return {utf8(key): utf8(value) if isinstance(value, str) else value for key, value in found.items()}
 
 
 def _task(stall: Stall) -> Attributes:
@@ -93,7 +108,7 @@ def of_flagged(function: FlaggedFunction) -> Attributes:
         "loopwatch.flagged.offloadable": function.offloadable,
         **_code(function.culprit),
     }
-    return found | {REMEDY: function.remedy} if function.remedy else found
+    return clean(found | {REMEDY: function.remedy} if function.remedy else found)
 
 
 def stack_text(stack: Sequence[Frame]) -> str:

@@ -85,7 +85,7 @@ class StallRecords:
                 context=context_of(span),
                 severity_text=severity.name,
                 severity_number=severity,
-                body=body,
+                body=attributes.utf8(body),
                 attributes=found | ({attributes.HELD_BACK: held} if held else {}),
                 event_name=event,
             )

@@ -17,6 +17,8 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from loopwatch._patches import loaded
+from loopwatch.telemetry import descriptors
+from loopwatch.telemetry.attributes import utf8
 from loopwatch.telemetry.ports import is_worker
 
 Attributes = Mapping[str, str | int]
@@ -61,7 +63,8 @@ def attributes(environ: Mapping[str, str] | None = None) -> Attributes:
         own["loopwatch.worker.name"] = worker
     if "service.instance.id" in given and is_worker():  # all workers have inherited the same
         given["service.instance.id"] += f"/{os.getpid()}"
-    return {**own, **{key: value for key, value in given.items() if key != "service.name"}}
+    told = {**own, **{key: value for key, value in given.items() if key != "service.name"}}
+    return {utf8(key): utf8(value) if isinstance(value, str) else value for key, value in told.items()}
 
 
 def given_attributes(text: str) -> dict[str, str]:
@@ -111,6 +114,11 @@ class _Slot(NamedTuple):
 
     number: int
     holder: socket.socket
+    mark: descriptors.Mark
+
+    def close(self) -> None:
+        """Let go of it, which in a forked child does not take it from the parent."""
+        descriptors.close_socket(self.holder, self.mark)
 
 
 _slots: dict[int, _Slot] = {}
@@ -127,7 +135,7 @@ def worker_index() -> int | None:
     if pid in _slots:
         return _slots[pid].number
     while _slots:
-        _slots.popitem()[1].holder.close()
+        _slots.popitem()[1].close()
     if sys.platform != "linux" or not is_worker():
         return None
     for number in range(MOST_WORKERS):
@@ -137,7 +145,7 @@ def worker_index() -> int | None:
         except OSError:  # another has it
             holder.close()
             continue
-        kept = _slots.setdefault(pid, _Slot(number, holder))
+        kept = _slots.setdefault(pid, _Slot(number, holder, descriptors.mark(holder.fileno())))
         if kept.holder is not holder:  # another thread was faster
             holder.close()
         return kept.number

@@ -90,7 +90,7 @@ def _event(notice: Notice) -> attributes.Attributes:
     }
     if notice.ongoing:
         found[attributes.ONGOING] = True
-    return found if foreseen is None else found | attributes.blame(foreseen)
+    return attributes.clean(found if foreseen is None else found | attributes.blame(foreseen))
 
 
 def _at(seconds: float) -> int:
