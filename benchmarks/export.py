@@ -32,7 +32,8 @@ from loopwatch.pools.reading import PoolReading
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.readings import Inputs, LoopReading, Reading, Readings
+from loopwatch.telemetry.points import Inputs, LoopReading, Reading
+from loopwatch.telemetry.readings import Readings
 from loopwatch.telemetry.targets import Signal, targets_of
 
 BEAT = 0.001

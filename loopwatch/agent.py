@@ -30,7 +30,7 @@ from loopwatch.pools.watch import PoolWatch
 from loopwatch.probes.probe import Loop
 from loopwatch.sinks import Sinks
 from loopwatch.telemetry.otel import Telemetry
-from loopwatch.telemetry.readings import Inputs, LoopReading
+from loopwatch.telemetry.points import Inputs, LoopReading
 from loopwatch.telemetry.scraped import Scraped
 from loopwatch.telemetry.targets import Signal
 from loopwatch.telemetry.traces import Traces

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loopwatch.telemetry.attributes import utf8
 from loopwatch.telemetry.catalog import CATALOG, LOOP, Kind, Metric
 from loopwatch.telemetry.exemplars import Exemplar, Exemplars
-from loopwatch.telemetry.readings import Point, Reading, Spread
+from loopwatch.telemetry.points import Point, Reading, Spread
 
 Family = Any
 """A ``prometheus_client.metrics_core.Metric``."""
@@ -52,14 +53,8 @@ def label(attribute: str) -> str:
 
 
 def text(value: object) -> str:
-    """Return an attribute's value as UTF-8 can have it: names that the system gave may hold bytes that are none.
-
-    Example:
-        >>> text("caf\\udce9")
-        'caf?'
-    """
-    found = str(value)
-    return found if found.isascii() else found.encode("utf-8", "replace").decode()
+    """Return an attribute's value as UTF-8 can have it."""
+    return utf8(str(value))
 
 
 def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.bounds import Key
 from loopwatch.telemetry.catalog import BY_NAME, CATALOG, Kind, Metric
 from loopwatch.telemetry.exemplars import Exemplar, Exemplars
-from loopwatch.telemetry.readings import Reading
+from loopwatch.telemetry.points import Reading
 
 Pause = Callable[[], None]
 Read = Callable[[Pause], Reading | None]

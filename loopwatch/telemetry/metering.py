@@ -19,7 +19,7 @@ from opentelemetry.sdk.resources import Resource
 
 from loopwatch.telemetry.catalog import AGENT, LOOPS, OFFLOAD, POOLS
 from loopwatch.telemetry.instruments import Account, Instruments
-from loopwatch.telemetry.readings import Reading
+from loopwatch.telemetry.points import Reading
 from loopwatch.telemetry.spreads import Spreads
 from loopwatch.telemetry.targets import Temporality
 

@@ -17,8 +17,9 @@ from loopwatch.config import Config
 from loopwatch.events import Stall
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
+from loopwatch.telemetry.points import Inputs, LoopReading, Reading
 from loopwatch.telemetry.providers import Providers
-from loopwatch.telemetry.readings import Inputs, LoopReading, Reading, Readings
+from loopwatch.telemetry.readings import Readings
 from loopwatch.telemetry.targets import Signal
 
 if TYPE_CHECKING:

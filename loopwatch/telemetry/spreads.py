@@ -16,7 +16,7 @@ from opentelemetry.sdk.metrics.export import Metric as Told
 from loopwatch.telemetry.bounds import Key
 from loopwatch.telemetry.catalog import CATALOG, LOOP, Metric
 from loopwatch.telemetry.exemplars import Exemplar, Exemplars
-from loopwatch.telemetry.readings import Reading, Spread
+from loopwatch.telemetry.points import Reading, Spread
 
 _NANO = 1_000_000_000
 

@@ -18,7 +18,7 @@ from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, Kind
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import MOST_RECORDS, Account, Instruments, instruments_of
-from loopwatch.telemetry.readings import Point, Reading, Spread
+from loopwatch.telemetry.points import Point, Reading, Spread
 
 LAG = "asyncio.eventloop.lag"
 PASSES = "asyncio.eventloop.passes"

@@ -14,7 +14,7 @@ from loopwatch.telemetry.catalog import BY_NAME, CATALOG, LAG_BOUNDS, Kind
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.metering import GROUPS, PIECE, Metering
-from loopwatch.telemetry.readings import Point, Reading, Spread
+from loopwatch.telemetry.points import Point, Reading, Spread
 from loopwatch.telemetry.targets import Temporality
 
 LAG = "asyncio.eventloop.lag"

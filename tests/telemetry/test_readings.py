@@ -27,7 +27,8 @@ from loopwatch.events import (
 from loopwatch.pools.reading import PoolReading
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.catalog import BY_NAME, MAX_SAMPLES, OTHER, Kind
-from loopwatch.telemetry.readings import Inputs, LoopReading, Reading, Readings
+from loopwatch.telemetry.points import Inputs, LoopReading, Reading
+from loopwatch.telemetry.readings import Readings
 
 Told = dict[tuple[str, ...], float]
 

@@ -34,7 +34,7 @@ from loopwatch.telemetry import ports, webserver
 from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.readings import Point, Reading, Spread
+from loopwatch.telemetry.points import Point, Reading, Spread
 from loopwatch.telemetry.scrape import Scrape
 
 Run = Callable[[Any], Any]

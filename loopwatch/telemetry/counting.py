@@ -1,0 +1,381 @@
+"""Counts what loops, stalls, pools and offloaded calls do, each with its bounds. Pure: no clock, no files.
+
+What is gone keeps what it has counted, in its series or in that of :data:`~loopwatch.telemetry.catalog.OTHER`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from loopwatch.events import LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState
+from loopwatch.pools.reading import PoolReading
+from loopwatch.telemetry.attributes import utf8
+from loopwatch.telemetry.bounds import Growth, Key, Places, Spans, Totals, foremost
+from loopwatch.telemetry.catalog import BY_NAME, MAX_CULPRITS, MAX_LOOPS, MAX_POOLS, OTHER
+from loopwatch.telemetry.log import culprit_key
+from loopwatch.telemetry.points import LoopReading, Point, Spread
+
+LONGEST = 256
+"""Characters of an attribute's value."""
+DIRECT = "WorkerPool.run"
+"""What stands for the function of calls that a pool was given directly."""
+UNKNOWN = "unknown"
+_MIXED_CULPRITS = 3
+"""Sets of (loop, cause) for culprits that are not told apart; further ones are told as :data:`OTHER` in all three."""
+PENDING = 1000
+"""Stalls that wait for the next reading before they are counted."""
+_SPREAD_POOLS = 4
+_STATES = len(WorkerState)
+_UNWELL = frozenset({WorkerState.ZOMBIE, WorkerState.ORPHAN, WorkerState.HUNG})
+
+
+Points = dict[str, tuple[Point, ...]]
+Spreads = dict[str, tuple[Spread, ...]]
+
+
+def key_of(*values: str) -> Key:
+    return tuple(utf8(str(value)[:LONGEST]) for value in values)
+
+
+def points_of(found: Iterable[tuple[Key, float]]) -> tuple[Point, ...]:
+    return tuple(Point(name, value) for name, value in found)
+
+
+def gathered(values: Mapping[Key, float], sets: int) -> tuple[Point, ...]:
+    """Return the greatest values, and the sum of the others, in ``sets`` points at most."""
+    if len(values) <= sets:
+        return points_of(sorted(values.items()))
+    own = foremost(values, sets - 1)
+    rest = (OTHER,) * len(next(iter(values)))
+    return points_of([*sorted((key, values[key]) for key in own), (rest, _sum(values, own))])
+
+
+def _sum(values: Mapping[Key, float], without: Iterable[Key]) -> float:
+    left_out = set(without)
+    return sum(value for key, value in values.items() if key not in left_out)
+
+
+class Counted:
+    """Counts by key that were counted elsewhere, with a bound to the keys that are told apart.
+
+    Args:
+        most: keys told apart.
+        common: under which name others are told.
+    """
+
+    def __init__(self, most: int, common: Callable[[Key], Key]) -> None:
+        self._places = Places(most, common)
+        self._growth = Growth[Key]()
+        self._totals = Totals()
+
+    def count(self, counts: Mapping[Key, float], whose: Key = ()) -> None:
+        """Take counts as they are now.
+
+        Args:
+            counts: by key.
+            whose: tells apart who counted, where several count the same key.
+        """
+        for key, count in counts.items():
+            (grown,) = self._growth.of((*whose, *key), (count,))
+            if grown > 0:
+                self._totals.add(self._places.name(key, grown), (grown,))
+
+    def settle(self) -> None:
+        self._places.settle()
+
+    def points(self) -> tuple[Point, ...]:
+        return points_of(self._totals.of(self._places.told))
+
+
+# -- loops ------------------------------------------------------------------------------------------------------------
+
+_LAGS = ("min", "mean", "stddev", "p50", "p90", "p99", "max")
+_BUSY, _IDLE, _PASSES, _CALLBACKS, _VICTIMS = range(5)
+
+
+_IDLE_SHARE = 0.05
+"""A loop that is busy for a smaller share of the time has no claim to the place of another."""
+
+
+class Loops:
+    """Figures of loops; the busiest and those that stall are told apart, until they are over."""
+
+    def __init__(self) -> None:
+        self._places = Places(MAX_LOOPS, lambda _key: (OTHER,))
+        self._growth = Growth[int]()
+        self._blocked = Growth[int]()
+        self.busy_share = 0.0
+        """Of the busiest loop, between the last two readings."""
+        self._totals = Totals(5)
+        self._has: dict[Key, set[int]] = {}
+        self._spans = Spans[int]()
+
+    def name_of(self, loop: str) -> str:
+        """Return under which name the loop with this name is told."""
+        return self._places.known_name(key_of(loop))[0]
+
+    def count(self, loop: LoopReading) -> Key:
+        """Take the figures of a loop as they are now; return under which name it is told."""
+        stats = loop.stats
+        figures = (stats.busy, stats.idle, stats.passes, loop.callbacks, loop.victims)
+        # The heartbeat's count comes first: it tells whether this is another loop.
+        grown = self._growth.of(loop.key, (loop.lags.count, *(figure or 0 for figure in figures)))
+        busy, idle = grown[1 + _BUSY], grown[1 + _IDLE]
+        (blocked,) = self._blocked.of(loop.key, (stats.blocked,))
+        works = busy > _IDLE_SHARE * (busy + idle)
+        name = self._places.name(key_of(stats.name), 10 * blocked + (busy if works else 0.0))
+        self._totals.add(name, grown[1:])
+        known = self._has.setdefault(name, set())
+        known.update(at for at, figure in enumerate(figures) if figure is not None)
+        self._spans.add(name, loop.key, loop.lags)
+        if stats.busy is None or stats.idle is None:
+            self.busy_share = 1.0
+        elif busy + idle > 0:
+            self.busy_share = max(self.busy_share, busy / (busy + idle))
+        return name
+
+    def settle(self) -> None:
+        self._places.settle()
+
+    def gone(self, loop: LoopReading) -> None:
+        """A loop is over."""
+        self._places.leave([key_of(loop.stats.name)])
+
+    def tell(self, loops: Iterable[LoopReading], points: Points, spreads: Spreads, pause: Callable[[], None]) -> None:
+        self.busy_share = 0.0
+        by_name: dict[Key, list[LoopStats]] = {}
+        for loop in loops:
+            by_name.setdefault(self.count(loop), []).append(loop.stats)
+            pause()
+        self._tell_now(by_name, points)
+        names = self._places.told
+        spreads["asyncio.eventloop.lag"] = tuple(Spread(name, found) for name, found in self._spans.of(names))
+        for at, metric in ((_PASSES, "passes"), (_CALLBACKS, "callbacks"), (_VICTIMS, "stall.victims")):
+            points[f"asyncio.eventloop.{metric}"] = points_of(self._totals.of(self._with(names, at), at))
+        points["asyncio.eventloop.time"] = tuple(
+            Point((*name, state), value)
+            for at, state in ((_BUSY, "busy"), (_IDLE, "idle"))
+            for name, value in self._totals.of(self._with(names, at), at)
+        )
+
+    def _with(self, names: Iterable[Key], at: int) -> list[Key]:
+        return [name for name in names if at in self._has.get(name, ())]
+
+    def _tell_now(self, by_name: Mapping[Key, list[LoopStats]], points: Points) -> None:
+        lags = {name: _worst([each.lag for each in stats if each.lag is not None]) for name, stats in by_name.items()}
+        for which in _LAGS:
+            points[f"asyncio.eventloop.lag.{which}"] = tuple(
+                Point(name, getattr(lag, which)) for name, lag in lags.items() if lag is not None
+            )
+        shares = {
+            name: [each.utilization for each in stats if each.utilization is not None]
+            for name, stats in by_name.items()
+        }
+        points["asyncio.eventloop.utilization"] = tuple(
+            Point(name, max(found)) for name, found in shares.items() if found
+        )
+        points["asyncio.eventloop.blocked_for"] = tuple(
+            Point(name, max(each.blocked_for for each in stats)) for name, stats in by_name.items()
+        )
+
+
+def _worst(lags: Sequence[LagStats]) -> LagStats | None:
+    """Return what stands for several loops: of each figure that of the loop where it is worst."""
+    if len(lags) < 2:
+        return lags[0] if lags else None
+    count = sum(each.count for each in lags)
+    worst = {which: max(getattr(each, which) for each in lags) for which in ("p50", "p90", "p99", "max", "stddev")}
+    mean = sum(each.mean * each.count for each in lags) / count
+    return LagStats(count=count, min=min(each.min for each in lags), mean=mean, **worst)
+
+
+class Stalls:
+    """Stalls by loop, cause and culprit.
+
+    Args:
+        name_of: returns under which name a loop is told.
+    """
+
+    def __init__(self, name_of: Callable[[str], str]) -> None:
+        self._name_of = name_of
+        self._mixed = Places(_MIXED_CULPRITS, lambda _key: (OTHER,) * 3, lasting=True)
+        self._places = Places(MAX_CULPRITS, self._common)
+        self._totals = Totals(2)
+        self._pending: list[tuple[Key, float]] = []
+
+    @property
+    def most(self) -> int:
+        return self._places.most
+
+    @most.setter
+    def most(self, most: int) -> None:
+        self._places.most = min(most, MAX_CULPRITS)
+
+    def _common(self, key: Key) -> Key:
+        loop, cause, _ = key
+        return self._mixed.name((loop, cause, OTHER), 0.0)
+
+    def count(self, stall: Stall) -> None:
+        self._pending.append((key_of(stall.loop, stall.cause, culprit_key(stall)), stall.duration))
+        if len(self._pending) >= PENDING:
+            self._count_pending()
+
+    def _count_pending(self) -> None:
+        """Count what is pending: a loop is known from the first reading on that comes after its first stall."""
+        pending, self._pending = self._pending, []
+        for (loop, cause, culprit), duration in pending:
+            name = self._places.name((self._name_of(loop), cause, culprit), duration)
+            self._totals.add(name, (1, duration))
+
+    def tell(self, points: Points) -> None:
+        self._count_pending()
+        names = self._places.told
+        points["asyncio.eventloop.stalls"] = points_of(self._totals.of(names, 0))
+        points["asyncio.eventloop.stall.duration"] = points_of(self._totals.of(names, 1))
+
+    def settle(self) -> None:
+        self._places.settle()
+
+
+# -- pools ------------------------------------------------------------------------------------------------------------
+
+_REST = (OTHER, OTHER)
+
+
+_TROUBLE = 1000
+"""Tasks that a worker in trouble counts for, when pools are told apart."""
+
+
+def _unwell(pool: PoolStats) -> int:
+    return sum(worker.state in _UNWELL for worker in pool.workers) + sum(pool.crashes.values())
+
+
+class Pools:
+    """Figures of pools; those in trouble and those with the most tasks are told apart, until they are over."""
+
+    def __init__(self) -> None:
+        self._places = Places(MAX_POOLS, lambda _key: _REST)
+        self._spread_places = Places(_SPREAD_POOLS, lambda _key: _REST)
+        self._growth = Growth[Key]()
+        self._totals = Totals(3)
+        self._waits, self._runs = Spans[Key](), Spans[Key]()
+        self._failed = Counted(BY_NAME["loopwatch.pool.failed"].sets - 1, lambda _key: (OTHER,) * 3)
+        self._crashes = Counted(BY_NAME["loopwatch.pool.crashes"].sets - 1, lambda _key: (OTHER,) * 3)
+
+    def tell(self, pools: Sequence[PoolReading], points: Points, spreads: Spreads, pause: Callable[[], None]) -> None:
+        by_name: dict[Key, list[PoolStats]] = {}
+        alive = {key_of(each.stats.name, each.stats.kind) for each in pools}
+        for places in (self._places, self._spread_places):
+            places.leave([key for key in places.taken if key not in alive])
+        seen: dict[Key, int] = {}
+        for each in pools:
+            key = key_of(each.stats.name, each.stats.kind)
+            seen[key] = seen.get(key, 0) + 1
+            by_name.setdefault(self._count(each, key, (*key, str(seen[key]))), []).append(each.stats)
+            pause()
+        self._tell_now(by_name, points)
+        names = self._places.told
+        for at, metric in enumerate(("completed", "started", "cpu.time")):
+            points[f"loopwatch.pool.{metric}"] = points_of(self._totals.of(names, at))
+        pause()
+        points["loopwatch.pool.failed"] = self._failed.points()
+        points["loopwatch.pool.crashes"] = self._crashes.points()
+        apart = self._spread_places.told
+        for metric, spans in (("wait", self._waits), ("run", self._runs)):
+            spreads[f"loopwatch.pool.task.{metric}"] = tuple(Spread(name, found) for name, found in spans.of(apart))
+
+    def settle(self) -> None:
+        for part in (self._places, self._spread_places, self._failed, self._crashes):
+            part.settle()
+
+    def _count(self, pool: PoolReading, key: Key, own: Key) -> Key:
+        """Take the figures of a pool as they are now; return under which name it is told."""
+        stats = pool.stats
+        taken = max(stats.submitted, stats.completed + stats.failed)
+        grown = self._growth.of(own, (taken, stats.completed, stats.started, stats.cpu))
+        name = self._places.name(key, grown[0] + stats.queued + _TROUBLE * _unwell(stats))
+        self._totals.add(name, grown[1:])
+        if pool.waits.count or pool.runs.count:
+            spread = self._spread_places.name(key, grown[0])
+            self._waits.add(spread, own, pool.waits)
+            self._runs.add(spread, own, pool.runs)
+        failures = {(*key, utf8(str(error)[:LONGEST])): float(count) for error, count in stats.failures.items()}
+        rest = stats.failed - sum(stats.failures.values())
+        if rest > 0:
+            failures[(*key, UNKNOWN)] = failures.get((*key, UNKNOWN), 0.0) + rest
+        self._failed.count(failures, own)
+        self._crashes.count({(*key, utf8(str(why)[:LONGEST])): float(count) for why, count in stats.crashes.items()}, own)
+        return name
+
+    def _tell_now(self, by_name: Mapping[Key, list[PoolStats]], points: Points) -> None:
+        def gauge(metric: str, value: Callable[[PoolStats], float | None]) -> None:
+            found = ((name, [value(each) for each in stats]) for name, stats in by_name.items())
+            known = ((name, [each for each in values if each is not None]) for name, values in found)
+            points[f"loopwatch.pool.{metric}"] = points_of((name, sum(values)) for name, values in known if values)
+
+        gauge("max_workers", lambda pool: pool.max_workers)
+        gauge("queue.depth", lambda pool: pool.queued)
+        gauge("in_flight", lambda pool: pool.running)
+        gauge("memory", lambda pool: sum(worker.memory for worker in pool.workers))
+        points["loopwatch.pool.utilization"] = tuple(
+            Point(name, max(each.utilization for each in stats)) for name, stats in by_name.items()
+        )
+        points["loopwatch.pool.workers"] = self._workers(by_name)
+
+    @staticmethod
+    def _workers(by_name: Mapping[Key, list[PoolStats]]) -> tuple[Point, ...]:
+        """Return workers by state: those that are unwell first, if there is no room for all."""
+        counts: dict[Key, float] = {}
+        for name, stats in by_name.items():
+            for pool in stats:
+                for state in (WorkerState.IDLE, WorkerState.BUSY) if pool.workers else ():
+                    counts.setdefault((*name, str(state)), 0)  # a line that drops to 0 rather than ends
+                for worker in pool.workers:
+                    counts[(*name, str(worker.state))] = counts.get((*name, str(worker.state)), 0) + 1
+        sets = BY_NAME["loopwatch.pool.workers"].sets
+        if len(counts) <= sets:
+            return points_of(sorted(counts.items()))
+        ranked = sorted(counts, key=lambda key: (key[-1] not in _UNWELL, not counts[key], key[0] == OTHER, key))
+        own = ranked[: sets - _STATES]
+        rest: dict[Key, float] = {}
+        for key in ranked[sets - _STATES :]:
+            gathered = (*_REST, key[-1])
+            rest[gathered] = rest.get(gathered, 0) + counts[key]
+        merged = {key: counts[key] + rest.pop(key, 0) for key in own}
+        return points_of(sorted({**merged, **rest}.items()))
+
+
+# -- offloading -------------------------------------------------------------------------------------------------------
+
+_PLACES = ("inline", "thread", "process", "backend")
+
+
+class Offload:
+    """Figures of calls that run somewhere else, or may."""
+
+    def __init__(self) -> None:
+        sets = BY_NAME["loopwatch.offload.calls"].sets
+        self._calls = Counted(sets - len(_PLACES), lambda key: (OTHER, key[1]))
+        self._growth = Growth[str]()
+        self._totals = Totals(2)
+        self._saved = 0.0
+
+    def tell(self, snapshot: Snapshot, points: Points) -> None:
+        for function in snapshot.offload:
+            counts = {key_of(function.name, place): float(getattr(function, place)) for place in _PLACES}
+            self._calls.count(counts, (function.way,))
+        for place in snapshot.places:
+            self._calls.count({key_of(DIRECT, place.place): float(place.calls)}, ("direct",))
+            # Backwards it cannot go: what was saved is counted so that it only grows.
+            _, run, trip, saved = self._growth.of(place.place, (0, place.run, place.trip, place.saved))
+            self._totals.add((place.place,), (run, trip))
+            self._saved += max(saved, 0.0)
+        points["loopwatch.offload.calls"] = self._calls.points()
+        names: list[Key] = [(place,) for place in _PLACES]
+        points["loopwatch.offload.run.time"] = points_of(self._totals.of(names, 0))
+        points["loopwatch.offload.trip.time"] = points_of(self._totals.of(names[1:], 1))
+        if snapshot.places:
+            points["loopwatch.offload.saved"] = (Point((), self._saved),)
+
+    def settle(self) -> None:
+        self._calls.settle()
