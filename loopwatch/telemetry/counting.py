@@ -304,7 +304,8 @@ class Pools:
         if rest > 0:
             failures[(*key, UNKNOWN)] = failures.get((*key, UNKNOWN), 0.0) + rest
         self._failed.count(failures, own)
-        self._crashes.count({(*key, utf8(str(why)[:LONGEST])): float(count) for why, count in stats.crashes.items()}, own)
+        crashes = {(*key, utf8(str(why)[:LONGEST])): float(count) for why, count in stats.crashes.items()}
+        self._crashes.count(crashes, own)
         return name
 
     def _tell_now(self, by_name: Mapping[Key, list[PoolStats]], points: Points) -> None:
