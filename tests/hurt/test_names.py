@@ -1,0 +1,60 @@
+"""Names that hold bytes which are no UTF-8, as the system gives them to files, hurt nobody wherever they are told."""
+
+from __future__ import annotations
+
+from hostproc import succeeded
+from test_descriptors import receiver
+
+NAMES = r"""
+    import logging, urllib.request
+    from concurrent.futures import ThreadPoolExecutor
+    import loopwatch
+    heard = []
+    class Heard(logging.Handler):
+        def emit(self, record):
+            heard.append(record)
+    logging.getLogger().addHandler(Heard())
+    bad = "caf\udce9"
+
+    def work():
+        time.sleep(0.01)
+    work.__qualname__ = work.__module__ = bad
+    class Odd(Exception):
+        pass
+    Odd.__qualname__ = bad
+    def fails():
+        raise Odd
+    names = {}
+    exec(compile("import time\ndef culprit(): time.sleep(0.1)", f"{bad}.py", "exec"), names)
+    culprit = names["culprit"]
+    culprit.__code__ = culprit.__code__.replace(co_name=bad, co_qualname=bad)
+
+    sys.argv[0] = f"{bad}.py"
+    agent = loopwatch.install(prometheus_port=0, otlp_endpoint=sys.argv[1], export_interval=0.1, threshold=0.03)
+
+    async def main():
+        asyncio.current_task().set_name(bad)
+        with ThreadPoolExecutor(2, thread_name_prefix=bad) as pool:
+            for task in (work, fails):
+                await asyncio.gather(asyncio.get_running_loop().run_in_executor(pool, task), return_exceptions=True)
+            for _ in range(3):
+                await asyncio.sleep(0.1)
+                culprit()
+            await asyncio.sleep(0.1)
+            agent.flush()
+            return await asyncio.to_thread(lambda: urllib.request.urlopen(agent.snapshot().agent.prometheus).read())
+
+    text = asyncio.run(main()).decode()
+    exporter = agent._telemetry.providers._private._exporter
+    loopwatch.uninstall()
+    say(errors=[each.name for each in heard if each.levelname == "ERROR" or not each.name.startswith("loopwatch")],
+        told=bool(exporter.told), dropped=sum(exporter.dropped.values()), faults=agent.snapshot().agent.faults,
+        scraped=text.count('pool_name="caf?"') > 3 and 'error_type="__main__.caf?"' in text)
+"""
+
+
+def test_bytes_that_are_no_utf8() -> None:
+    """Of tasks, errors, threads, files, the program: exported and scraped with a question mark, without an error."""
+    with receiver() as url:
+        found = succeeded(NAMES, url)
+    assert found == {"errors": [], "told": True, "dropped": 0, "faults": {}, "scraped": True}
