@@ -9,6 +9,11 @@ from __future__ import annotations
 import os
 import socket
 
+
+class LostError(OSError):
+    """Descriptors of ours were closed by others."""
+
+
 Mark = tuple[int, int] | None
 """What is behind a descriptor: device and inode, which every socket has too; None where that cannot be told."""
 

@@ -6,6 +6,7 @@ those who ask for OpenMetrics. prometheus_client writes it; its registry, which 
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS, Faults
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry import exposition, ports, resource
+from loopwatch.telemetry import descriptors, exposition, ports, resource
 from loopwatch.telemetry.exposition import Family
 from loopwatch.telemetry.instruments import Account
 from loopwatch.telemetry.ports import Place
@@ -113,7 +114,7 @@ class Scrape:
         if self._place is not None:
             self._server = WebServer(self._place.listener, self._answer)
             try:
-                self._server.start(self._faults.guard(PART))
+                self._server.start(self._reviving())
             except RuntimeError as exc:  # the system allows no more threads
                 self._faults.add(PART, exc)
                 self.close()
@@ -143,24 +144,36 @@ class Scrape:
         threading.Thread(target=self._later, name=f"{OWN_THREADS}scrape", daemon=True).start()
 
     def _later(self) -> None:
+        with self._reviving():
+            self._serve_later()
+
+    @contextlib.contextmanager
+    def _reviving(self) -> Iterator[None]:
+        """Keep faults inside; where a daemon-to-be has closed our descriptors, it is scraped on new ones."""
         with self._faults.guard(PART):
-            if self._closed.wait(SETTLE) or ports.is_inside_pool():
-                return
             try:
-                place = ports.take(self._host, self._port, self._addresses, first_free=True)
-            except ConfigError as exc:
-                self._faults.say(
-                    logging.WARNING, "loopwatch: Prometheus cannot scrape process %d: %s", os.getpid(), exc
-                )
+                yield
+            except descriptors.LostError:
+                with self._lock:
+                    self._place = self._server = None
+                self._serve_later()
+
+    def _serve_later(self) -> None:
+        if self._closed.wait(SETTLE) or ports.is_inside_pool():
+            return
+        try:
+            place = ports.take(self._host, self._port, self._addresses, first_free=True)
+        except ConfigError as exc:
+            self._faults.say(logging.WARNING, "loopwatch: Prometheus cannot scrape process %d: %s", os.getpid(), exc)
+            return
+        with self._lock:
+            if self._closed.is_set():
+                place.listener.close()
                 return
-            with self._lock:
-                if self._closed.is_set():
-                    place.listener.close()
-                    return
-                self._place = place
-                self._server = server = WebServer(place.listener, self._answer)
-            self._announce(place)
-            server.serve()
+            self._place = place
+            self._server = server = WebServer(place.listener, self._answer)
+        self._announce(place)
+        server.serve()
 
     def _announce(self, place: Place) -> None:
         self._faults.say(logging.INFO, "loopwatch: Prometheus can scrape process %d at %s", os.getpid(), place.url)

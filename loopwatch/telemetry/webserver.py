@@ -132,7 +132,11 @@ class WebServer:
         self._thread = thread
 
     def serve(self) -> None:
-        """Serve in this thread until the server is closed."""
+        """Serve in this thread until the server is closed.
+
+        Raises:
+            LostError: its descriptors are somebody else's by now.
+        """
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_all)
             # Neither epoll nor kqueue: a forked child would share it.
@@ -191,7 +195,7 @@ class WebServer:
         happened = selector.select(max(min(ends) - now, 0.0) if ends else None)
         now = time.monotonic()  # and not after all is done: to answer one may take longer than another may wait
         if not self._closing and not self._is_whole():
-            raise OSError(errno.EBADF, "the program has closed descriptors that are not its own")
+            raise descriptors.LostError(errno.EBADF, "the program has closed descriptors that are not its own")
         for key, events in happened:
             if self._closing:
                 return

@@ -79,6 +79,8 @@ CLOSES_ALL = """
     except OSError:
         pass
     run(busy(20))
+    until(lambda: agent().snapshot().agent.prometheus not in ("", url))
+    scraped = len(urllib.request.urlopen(agent().snapshot().agent.prometheus).read())
     clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
     listener.settimeout(10)
     accepted = [listener.accept()[0] for _ in clients]
@@ -92,14 +94,17 @@ CLOSES_ALL = """
 
     say(same=[(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in mine] == before,
         written=[os.stat(each.name).st_size for each in files if os.stat(each.name).st_size],
-        heard=[str(found) for each in pairs if (found := heard(each))], accepted=len(accepted))
+        heard=[str(found) for each in pairs if (found := heard(each))], accepted=len(accepted), scraped=scraped > 1000)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc/self/fd")
 def test_numbers_of_descriptors_that_were_closed_are_the_programs(tmp_path: Path) -> None:
-    """Journal, hang file, scrape, export and the board of a pool touch nothing that has the numbers of theirs now."""
+    """Journal, hang file, scrape, export and the board of a pool touch nothing that has the numbers of theirs now.
+
+    The process is scraped on, at a port that is opened anew.
+    """
     with receiver() as url:
         source = CLOSES_ALL.replace("run(busy(20))", 'runner("asyncio")(busy(20))')
         found = succeeded(source, tmp_path / "journal", url)
-    assert found == {"same": True, "written": [], "heard": [], "accepted": 3}
+    assert found == {"same": True, "written": [], "heard": [], "accepted": 3, "scraped": True}
