@@ -42,12 +42,12 @@ def receiver() -> Iterator[str]:
 
 
 CLOSES_ALL = """
-    import socket, urllib.request
+    import gc, socket, urllib.request
     from concurrent.futures import ProcessPoolExecutor
     import loopwatch
     quiet()
     place, endpoint = sys.argv[1:3]
-    loopwatch.install(prometheus_port=0, otlp_endpoint=endpoint, export_interval=0.1, journal=place, threshold=0.05)
+    loopwatch.install(prometheus_port=0, otlp_endpoint=endpoint, export_interval=1.0, journal=place, threshold=0.05)
 
     async def busy(passes):
         for _ in range(passes):
@@ -63,6 +63,8 @@ CLOSES_ALL = """
     url = agent().snapshot().agent.prometheus
     urllib.request.urlopen(url).read()
     until(lambda: agent()._telemetry.providers._private._exporter.told)
+    del pool
+    gc.collect()  # what the standard library would close later
     highest = max(map(int, os.listdir("/proc/self/fd")))
     os.closerange(3, highest + 1)
 
