@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.base_subprocess
 import concurrent.futures
 import contextlib
 import gc
@@ -36,6 +37,7 @@ PATCHED = {
     ),
     subprocess.Popen: ("__init__", "_handle_exitstatus"),
     multiprocessing.Process.__base__: ("start",),
+    asyncio.base_subprocess.BaseSubprocessTransport: ("_process_exited",),
     asyncio.subprocess.Process: ("send_signal", "terminate", "kill"),
     asyncio.subprocess.SubprocessStreamProtocol: ("process_exited",),
 }  # fmt: skip

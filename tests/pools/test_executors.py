@@ -35,6 +35,7 @@ from loopwatch.pools.watch import PoolWatch
 
 HERE = Path(__file__).name
 REPLACED = {
+    Future: ("set_exception", "cancel"),
     concurrent.futures.thread: ("_WorkItem",),
     concurrent.futures.ThreadPoolExecutor: ("__init__", "submit", "shutdown"),
     concurrent.futures.process: ("_WorkItem", "_process_worker"),

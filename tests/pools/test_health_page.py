@@ -86,7 +86,7 @@ def test_each_kind_of_finding_with_its_figures() -> None:
         "pool-per-call": [advice.POOLS_PER_CALL, advice.PROCESSES_PER_CALL, advice.PER_CALL_WINDOW],
         "costly-payloads": [1],
         "memory-growth": [advice.MEMORY_SPAN, advice.MEMORY_GROWTH >> 20, advice.MEMORY_SHARE * 100],
-        "neglected-errors": [20, advice.WINDOW],
+        "neglected-errors": [advice.NEGLECT_WINDOW, 20, advice.WINDOW],
         "crash-loop": [advice.CRASHES, advice.CRASH_WINDOW],
         "queue-growth": [20, advice.WINDOW],
         "zombies": [advice.ZOMBIES],

@@ -500,10 +500,16 @@ def test_a_provider_of_the_application_that_fails(caplog: pytest.LogCaptureFixtu
     """It is one log line and a fault; the program, and whoever else is told, go on."""
 
     class Broken(MeterProvider):
-        def get_meter(self, *_: Any, **__: Any) -> Any:
-            raise RuntimeError("no meters today")
+        fails = False
 
-    metrics.set_meter_provider(Broken(shutdown_on_exit=False))
+        def get_meter(self, *args: Any, **settings: Any) -> Any:
+            if self.fails:
+                raise RuntimeError("no meters today")
+            return super().get_meter(*args, **settings)
+
+    provider = Broken(shutdown_on_exit=False)
+    metrics.set_meter_provider(provider)  # libraries that wait for one ask it at once
+    provider.fails = True
     agent = install()
     block(agent)
     assert agent._faults.counts == {"providers": 1}
