@@ -100,6 +100,8 @@ class History:
         memory: of each worker, by process id.
         first_seen, last_seen: when.
         crashed: (reason, at) of crashes since it was first seen.
+        neglected: failed calls whose error nobody can ask for any more, by type as far as that is told.
+        neglected_at: when they were last seen to become more.
     """
 
     stats: PoolStats
@@ -109,6 +111,8 @@ class History:
     failures: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
     memory: dict[int, deque[Memory]] = field(default_factory=dict)
     crashed: deque[tuple[str, float]] = field(default_factory=lambda: deque(maxlen=100))
+    neglected: dict[str, int] = field(default_factory=dict)
+    neglected_at: float = float("-inf")
 
     def add(self, reading: PoolReading, now: float) -> None:
         """Take note of a reading."""
@@ -117,6 +121,9 @@ class History:
             # One that is broken when it is first seen has been made a moment ago.
             known = before.crashes.get(reason, 0) if self.points else 0
             self.crashed.extend([(reason, now)] * min(max(count - known, 0), CRASHES))
+        if (stats.neglected or 0) > (before.neglected or 0 if self.points else 0):
+            self.neglected_at = now
+        self.neglected = dict(reading.neglected or stats.failures)
         self.stats, self.last_seen = stats, now
         if self.points and now - self.points[-1].at < EVERY:
             return
@@ -559,12 +566,20 @@ def _growth(kept: Sequence[Memory]) -> Growth | None:
     return Growth(grown, last.at - first.at, last.done - first.done, grown / (last.at - first.at))
 
 
+NEGLECT_WINDOW = 300.0
+"""s for which it is told that nobody asked for an error."""
+
+
 def neglected(scene: Scene) -> Iterator[Finding]:
-    """Errors that nobody asks for; where that cannot be told, a pool in which most calls fail in the same way."""
+    """Errors that nobody asks for; where that cannot be told, a pool in which most calls fail in the same way.
+
+    It cannot of calls by ``run_in_executor``, of which a loop's default executor has most: the loop takes their errors.
+    """
     for each in scene.histories:
         stats = each.stats
-        if stats.neglected:
-            kinds = sorted(stats.failures, key=lambda name: -stats.failures[name])[:3]
+        if stats.neglected and scene.now - each.neglected_at <= NEGLECT_WINDOW:
+            by_type = each.neglected
+            kinds = sorted(by_type, key=lambda name: -by_type[name])[:3]
             yield Finding(
                 Kinds.ERRORS,
                 stats.name,
@@ -575,7 +590,7 @@ def neglected(scene: Scene) -> Iterator[Finding]:
                 "that nobody asks for is lost without a trace.",
                 {"neglected": float(stats.neglected), "failed": float(stats.failed)},
             )
-        elif stats.neglected is None:
+        elif stats.neglected is None or stats.kind == "default":
             yield from _failing(each)
 
 

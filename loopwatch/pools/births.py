@@ -1,7 +1,7 @@
 """Notes which child processes the program starts, where, which it tells to end, and how those ended it waited for.
 
-Nothing is waited for here: what the program learns of an exit is overheard. Children that C code starts without Python
-are not noted; they are found by looking (:mod:`loopwatch.pools.children`).
+Nothing is waited for here: what the program learns of an exit is overheard. Children that C code starts without Python,
+and those that were there before us, are found by looking (:mod:`loopwatch.pools.children`) and adopted.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Birth:
         aborted: whether the program sent it SIGABRT, as supervisors do to what does not answer any more.
         exitcode: how it ended, negative for the number of a signal; None as far as nobody has waited for it.
         ended_at: when it was waited for.
+        adopted: whether it was found by looking, and its start was not seen.
     """
 
     pid: int
@@ -63,6 +64,7 @@ class Birth:
     aborted: bool = False
     exitcode: int | None = None
     ended_at: float | None = None
+    adopted: bool = False
 
 
 class Births:
@@ -96,6 +98,7 @@ class Births:
                 if hasattr(os, name):
                     self._patches.around(os, name, around)
         self._when_imported("subprocess", self._patch_subprocess)
+        self._when_imported("asyncio.base_subprocess", self._patch_asyncio)
         self._when_imported("multiprocessing.process", self._patch_multiprocessing)
         self._when_imported("multiprocessing.popen_forkserver", self._patch_forkserver)
         self._when_imported("uvloop", self._patch_uvloop)
@@ -109,12 +112,25 @@ class Births:
     def exit_of(self, pid: int) -> int | None:
         """Return how ``pid`` ended, None as far as nobody has waited for it."""
         birth = self.known.get(pid)
-        return None if birth is None else birth.exitcode
+        return self._early.get(pid, (None, 0.0))[0] if birth is None else birth.exitcode
+
+    def adopt(self, pid: int) -> Birth:
+        """Take note of a child that nobody has noted: from now on it is heard of how it ends."""
+        birth = self.known.get(pid)
+        if birth is None:
+            self._make_room()
+            found = Birth(pid, _started_at(pid), executes=not _is_copy(pid), adopted=True)
+            birth = self.known.setdefault(pid, found)
+            ended = self._early.pop(pid, None)
+            if ended is not None and birth.exitcode is None:
+                birth.exitcode, birth.ended_at = ended
+        return birth
 
     def forget(self, pids: Iterable[int]) -> None:
-        """Forget ``pids``, which have ended and are dealt with."""
+        """Forget ``pids``, which have ended and are dealt with, or are looked after by others."""
         for pid in pids:
             self.known.pop(pid, None)
+            self._early.pop(pid, None)
 
     def after_fork_in_child(self) -> None:
         """None of them is a child of this process."""
@@ -130,15 +146,22 @@ class Births:
             self._add(Birth(pid, time.monotonic(), made.place, made.pool, **known))
 
     def _add(self, birth: Birth) -> None:
-        self.known.pop(birth.pid, None)  # so that it goes to the end
+        before = self.known.pop(birth.pid, None)  # so that it goes to the end
+        if before is not None and before.adopted and before.exitcode is None:  # it was seen before it was noted
+            before.place, before.pool, before.name = birth.place, birth.pool, birth.name
+            before.executes, before.remote, before.adopted = birth.executes, birth.remote, False
+            birth = before
         ended = self._early.pop(birth.pid, None)
         if ended is not None and birth.at - ended[1] < EARLY:
             birth.exitcode, birth.ended_at = ended
+        self._make_room()
         self.known[birth.pid] = birth
         self.changes += 1
-        if len(self.known) > MOST:
-            self.known.pop(next(iter(self.known)), None)
         self._born()
+
+    def _make_room(self) -> None:
+        if len(self.known) >= MOST:
+            self.known.pop(next(iter(self.known)), None)
 
     def _ended(self, pid: int, exitcode: int) -> None:
         birth, now = self.known.get(pid), time.monotonic()
@@ -177,7 +200,7 @@ class Births:
 
     def _killed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Before it is sent: the child may be dead and waited for by the time it is.
-        if self.known and len(args) == 2 and (args[1] in ENDING or args[1] == signal.SIGABRT):
+        if len(args) == 2 and (args[1] in ENDING or args[1] == signal.SIGABRT):
             with self._faults.guard(PART):
                 if args[1] == signal.SIGABRT:
                     self._aborted(args[0])
@@ -186,7 +209,7 @@ class Births:
         return original(*args, **kwargs)
 
     def _aborted(self, pid: int) -> None:
-        birth = self.known.get(pid)
+        birth = self._child(pid)
         if birth is not None:
             birth.aborted = True
 
@@ -200,9 +223,13 @@ class Births:
                 self._told(pid)
 
     def _told(self, pid: int) -> None:
-        birth = self.known.get(pid)
+        birth = self._child(pid)
         if birth is not None and peek(pid) is None:  # supervisors also kill what has just died by itself
             birth.told = True
+
+    def _child(self, pid: int) -> Birth | None:
+        """Return a process that is told something, None if it is no child of ours."""
+        return self.adopt(pid) if pid not in self.known and _is_child(pid) else self.known.get(pid)
 
     def _waited(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = original(*args, **kwargs)
@@ -268,6 +295,16 @@ class Births:
         self._after(subprocess.Popen, "__init__", started)
         if hasattr(subprocess.Popen, "_handle_exitstatus"):
             self._after(subprocess.Popen, "_handle_exitstatus", exited)
+
+    def _patch_asyncio(self, base_subprocess: Any) -> None:
+        def exited(transport: Any, _result: Any, _kwargs: dict[str, Any]) -> None:
+            # A thread of the child watcher may have begun to wait before we could hear of it.
+            pid, code = transport.get_pid(), transport.get_returncode()
+            birth = self.known.get(pid)
+            if birth is not None and birth.exitcode is None and code is not None:
+                self._ended(pid, code)
+
+        self._after(base_subprocess.BaseSubprocessTransport, "_process_exited", exited)
 
     def _patch_multiprocessing(self, process: Any) -> None:
         def started(made: Any, _result: Any, _kwargs: dict[str, Any]) -> None:
@@ -336,6 +373,62 @@ def peek(pid: int) -> int | None:
     if found is None:
         return None
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def _is_child(pid: int) -> bool:
+    """Whether a process is a child of this one that nobody has waited for; its status stays to be waited for."""
+    if pid <= 0 or not hasattr(os, "waitid"):
+        return False
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:  # ECHILD
+        return False
+    return True
+
+
+STARTED, STACK = 19, 25
+"""Where in ``/proc/PID/stat``, after the name: the tick it was started at, and where its stack begins (proc(5))."""
+
+
+def _stat(pid: int | str) -> list[int]:
+    """Return the numbers of ``/proc/PID/stat`` after the name and the state; none where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - a Path costs as much as the reading
+            return [0, *map(int, file.read().rpartition(b")")[2].split()[1:])]
+    except (OSError, ValueError):  # it has ended, or is not ours to look at
+        return []
+
+
+def _started_at(pid: int) -> float:
+    """Return when a process was started, ``time.monotonic`` s; now, where the system does not say."""
+    now, fields = time.monotonic(), _stat(pid)
+    if len(fields) <= STARTED or not hasattr(time, "CLOCK_BOOTTIME"):
+        return now
+    lived = time.clock_gettime(time.CLOCK_BOOTTIME) - fields[STARTED] / os.sysconf("SC_CLK_TCK")
+    return now - max(lived, 0.0)
+
+
+def _is_copy(pid: int) -> bool:
+    """Whether a process is a fork of this one that runs no program of its own.
+
+    A fork has its stack where its parent has, which is random for each program that is run; where it may not be looked
+    at, or is not random, their command lines tell. What multiprocessing spawns is as good as a copy.
+    """
+    own, other = _stat("self"), _stat(pid)
+    command = _command_line(pid)
+    if b"--multiprocessing-fork" in command:
+        return True
+    if len(own) > STACK and len(other) > STACK and own[STACK] and other[STACK]:
+        return own[STACK] == other[STACK]
+    return bool(command) and command == _command_line("self")
+
+
+def _command_line(pid: int | str) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 - a Path costs as much as the reading
+            return file.read().split(b"\0")
+    except OSError:  # it has ended, or is not ours to look at
+        return []
 
 
 def _group_of(pid: int) -> int | None:

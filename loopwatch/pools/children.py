@@ -70,6 +70,17 @@ class Children:
         self._crashes: Counter[str] = Counter()
         self._cpu = 0.0
 
+    def begin(self) -> None:
+        """Adopt the children that are there already: how they end is heard of from now on.
+
+        Where every process of the system would have to be asked, those are adopted that later looks find.
+        """
+        if _is_listed() and has_children():
+            now, theirs = self._clock(), _helpers()
+            for pid in child_pids():
+                if pid not in self._births.known and pid not in theirs:
+                    self._members[pid] = _Child(pid, self._births.adopt(pid), now, counted=False)
+
     # -- what the monitor asks ------------------------------------------------------------------------------------
 
     @property
@@ -95,6 +106,8 @@ class Children:
             if birth is not None and birth.pool is not None:
                 continue
             if member is not None and member.birth is None:
+                if birth is None and now - member.first_seen >= NOTED_WITHIN:
+                    birth = self._births.adopt(pid)
                 member.birth = birth  # it was seen before it was noted
             if member is None or member.birth is not birth:
                 # Of one that nobody noted a pool may say a moment later that it is its own.
@@ -104,7 +117,9 @@ class Children:
             else:
                 self._count(member)
         for pid in theirs & self._members.keys():
-            del self._members[pid]
+            birth = self._members.pop(pid).birth
+            if birth is not None and birth.adopted:  # whoever claims it hears of its end
+                self._births.forget([pid])
         self._note_short_lives(births, now)
 
     def _count(self, member: _Child) -> None:
@@ -255,7 +270,7 @@ def child_pids() -> list[int]:
     if not has_children() and hasattr(os, "waitid"):
         return []
     try:
-        if Path(f"/proc/self/task/{os.getpid()}/children").exists():
+        if _is_listed():
             return [pid for task in Path("/proc/self/task").iterdir() for pid in _children_of(task)]
     except OSError:  # no descriptor left, or not ours to look at: the next time, perhaps
         return []
@@ -265,6 +280,10 @@ def child_pids() -> list[int]:
         return [child.pid for child in psutil.Process().children()]
     except (psutil.Error, OSError):
         return []
+
+
+def _is_listed() -> bool:
+    return Path(f"/proc/self/task/{os.getpid()}/children").exists()
 
 
 def _children_of(task: Path) -> list[int]:

@@ -16,6 +16,7 @@ from loopwatch.pools.futures import ProcessPools, WatchedProcesses
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.multiprocessing_pool import MultiprocessingPools, WatchedPool
 from loopwatch.pools.naming import pool_name
+from loopwatch.pools.neglected import Neglected
 from loopwatch.pools.noting import Notes
 from loopwatch.pools.origin import origin
 from loopwatch.pools.other import WatchedOther
@@ -54,6 +55,7 @@ class Executors:
     ) -> None:
         self._hooks = Hooks(patches, faults)
         self._add, self._remove, self._hung_after, self._exiting = add, remove, hung_after, exiting
+        self._neglected = Neglected(self._hooks)
         self._inherited: Address | None = None
         self._defaults = Defaults(self._hooks, self._found, loop_name, self._is_default)
         self._begin()
@@ -71,6 +73,7 @@ class Executors:
 
     def start(self) -> None:
         """Find executors from now on."""
+        self._hooks.when_imported("concurrent.futures._base", self._neglected.start)
         self._hooks.when_imported("concurrent.futures.thread", self._start_threads)
         self._hooks.when_imported("concurrent.futures.process", self._start_processes)
         for name in LOKY_MODULES:
@@ -81,6 +84,7 @@ class Executors:
     def stop(self) -> None:
         """Find no more; the patches are undone by their owner."""
         self._hooks.stop()
+        self._neglected.stop()
         self._inherited = None
         for each in self._watched:
             each.close()
@@ -104,7 +108,9 @@ class Executors:
 
     def _start_threads(self, module: Any) -> None:
         self._go_first_at_exit()
-        ThreadPools(self._hooks, self._found).start(module)
+        threads = ThreadPools(self._hooks, self._found)
+        threads.start(module)
+        self._neglected.of_thread = threads.tally_of
         self._hooks.after(module.ThreadPoolExecutor, "__init__", self._made)
         for thread in list(getattr(module, "_threads_queues", ())):
             pool = pool_of(thread)
@@ -122,7 +128,7 @@ class Executors:
 
     def _start_pools(self, module: Any) -> None:
         self._go_first_at_exit()
-        MultiprocessingPools(self._hooks, self._found, self.each, self._target).start(module)
+        MultiprocessingPools(self._hooks, self._found, self.each, self._target, self._neglected).start(module)
         self._hooks.both(module.Pool, "__init__", self._making, self._made, always=False)
         util = loaded("multiprocessing.util")  # where pools see to it that they are ended at exit
         for finalizer in list(getattr(util, "_finalizer_registry", {}).values()):

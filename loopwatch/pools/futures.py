@@ -20,9 +20,10 @@ from loopwatch.pools.board import Board
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import error_name, task_name
+from loopwatch.pools.neglected import Onlooker, error_of
 from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.staff import Staff
-from loopwatch.pools.tally import Outcome
+from loopwatch.pools.tally import Outcome, Tally
 from loopwatch.pools.target import Target
 from loopwatch.pools.watched import Identity, Watched
 
@@ -33,6 +34,8 @@ CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 
 class WatchedProcesses(Watched):
     """A process pool with futures under watch."""
+
+    knows_neglected = True
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class WatchedProcesses(Watched):
         if future._state in CANCELLED:
             self.tally.cancelled += 1
             return
-        error = future._exception
+        error = error_of(future)
         self._over.append((number, submitted, None if error is None else error_name(error)))
         if len(self._over) >= TOGETHER:
             self.count()
@@ -264,13 +267,18 @@ class ProcessPools:
             found.broke(manager)
 
 
-class _Submitted:
+class _Submitted(Onlooker):
     """Is told when a task is over; has no reference to its future, which has one to it."""
 
     __slots__ = ("_at", "_number", "_watched")
 
     def __init__(self, watched: WatchedProcesses, number: int, at: float) -> None:
         self._watched, self._number, self._at = watched, number, at
+
+    @property
+    def tally(self) -> Tally:
+        """Of its pool."""
+        return self._watched.tally
 
     def __call__(self, future: Any) -> None:
         self._watched.over(self._number, self._at, future)

@@ -111,6 +111,7 @@ class Monitor:
         self._running = True
         with self._faults.guard("children"):
             self._births.start()
+            self._children.begin()
         self.tick(time.monotonic())
 
     def stop(self, timeout: float = 1.0) -> None:

@@ -20,6 +20,7 @@ from loopwatch.pools.board import RING, Board, Run
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import error_name, task_name
+from loopwatch.pools.neglected import RESULT, Neglected
 from loopwatch.pools.noting import SHIFT, job_number
 from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.staff import Staff, Work
@@ -44,6 +45,8 @@ class _Job(NamedTuple):
 
 class WatchedPool(Watched):
     """A pool of :mod:`multiprocessing` under watch."""
+
+    knows_neglected = True
 
     def __init__(
         self,
@@ -260,6 +263,7 @@ class MultiprocessingPools:
         found: returns what watches a pool, None for one that is not watched.
         each: returns everything that is watched.
         target: makes what stands for the module's function for workers.
+        neglected: follows results that have failed.
     """
 
     def __init__(
@@ -268,7 +272,9 @@ class MultiprocessingPools:
         found: Callable[[Any], Watched | None],
         each: Callable[[], Sequence[Watched]],
         target: Callable[[Any, str, Callable[..., Any]], Target],
+        neglected: Neglected,
     ) -> None:
+        self._neglected = neglected
         self._hooks, self._found, self._each, self._target = hooks, found, each, target
         self._here = threading.local()
 
@@ -279,6 +285,7 @@ class MultiprocessingPools:
             module: :mod:`multiprocessing.pool`.
         """
         hooks, pool = self._hooks, module.Pool
+        self._neglected.resume()
         in_thread = hooks.guarded(self._in_thread)
         hooks.patches.replace(module, "worker", lambda original, _patch: self._target(original, PLACE, in_thread))
         hooks.patches.replace(pool, "_join_exited_workers", _static).state = (
@@ -317,6 +324,9 @@ class MultiprocessingPools:
         watched = None if pool is None else self._found(pool)
         if isinstance(watched, WatchedPool):
             watched.over(result._job, index, outcome)
+            success, error = outcome
+            if not success and not getattr(result, "_error_callback", True):  # what imap() returns has none
+                self._neglected.follow(result, RESULT, watched.tally, error_name(error))
 
     # -- workers --------------------------------------------------------------------------------------------------
 

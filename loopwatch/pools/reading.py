@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from loopwatch.events import PoolStats
@@ -17,6 +17,7 @@ class PoolReading:
     Attributes:
         stats: what is told to people.
         waits, runs: how long its tasks waited and ran since it was made, s; a copy that nobody writes to.
+        neglected: failed calls whose error nobody can ask for any more, by type; empty also where that is not known.
         number: tells it from a later pool of its name; the monitor's business, 0 before.
     """
 
@@ -24,6 +25,7 @@ class PoolReading:
     waits: Histogram
     runs: Histogram
     number: int = 0
+    neglected: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter, deque
 from typing import NamedTuple
 
@@ -55,6 +56,12 @@ class Tally:
         """s that tasks which are over have run."""
         self.cpu: float | None = None
         """s of processor time that they used, None as far as that is not known."""
+        self.ref = weakref.ref(self)
+        """Kept here, as the garbage collector clears weak references that it finds in cycles."""
+        self.neglected: Counter[str] = Counter()
+        """Failed tasks whose error nobody has asked for and nobody can any more, by type."""
+        self._neglected: deque[str] = deque()
+        self._sorting = threading.Lock()  # never waited for
         self._lock = threading.RLock()  # a signal handler or a finalizer of the program may come in between
 
     def add(self, outcome: Outcome) -> None:
@@ -62,6 +69,29 @@ class Tally:
         self.latest.append(outcome)
         if len(self.latest) >= TOGETHER:
             self.fold(wait=False)
+
+    def neglect(self, error: str) -> None:
+        """Note a failed task whose error nobody can ask for any more; may be called from a finalizer.
+
+        Example:
+            >>> tally = Tally()
+            >>> tally.neglect("ValueError")
+            >>> tally.fold()
+            >>> dict(tally.neglected)
+            {'ValueError': 1}
+        """
+        self._neglected.append(error)
+        if len(self._neglected) >= TOGETHER:
+            self._sort_neglected()
+
+    def _sort_neglected(self) -> None:
+        if not self._sorting.acquire(blocking=False):  # another thread does it, or this one was interrupted at it
+            return
+        try:
+            while self._neglected:
+                _count(self.neglected, self._neglected.popleft())
+        finally:
+            self._sorting.release()
 
     def fold(self, *, wait: bool = True) -> None:
         """Count what is not counted yet.
@@ -72,6 +102,7 @@ class Tally:
         if not self._lock.acquire(blocking=wait):
             return
         try:
+            self._sort_neglected()
             latest = self.latest
             outcomes = [latest.popleft() for _ in range(len(latest))]
             errors = [error for _, _, error, _ in outcomes if error is not None]
@@ -84,8 +115,7 @@ class Tally:
                 self.cpu = (self.cpu or 0.0) + sum(cpus)
             self.completed += len(outcomes) - len(errors)
             for error in errors:
-                known = error in self.failures or len(self.failures) < MOST_TYPES
-                self.failures[error if known else OTHER] += 1
+                _count(self.failures, error)
         finally:
             self._lock.release()
 
@@ -93,6 +123,10 @@ class Tally:
     def failed(self) -> int:
         """How many tasks raised."""
         return sum(self.failures.values())
+
+
+def _count(by_type: Counter[str], error: str) -> None:
+    by_type[error if error in by_type or len(by_type) < MOST_TYPES else OTHER] += 1
 
 
 class Window:

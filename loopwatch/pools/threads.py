@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from loopwatch import evidence
@@ -18,9 +19,10 @@ from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import error_name, task_name
+from loopwatch.pools.neglected import error_of
 from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.staff import Work
-from loopwatch.pools.tally import TOGETHER
+from loopwatch.pools.tally import TOGETHER, Tally
 from loopwatch.pools.watched import Identity, Watched
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
@@ -57,6 +59,8 @@ class Seat:
 
 class WatchedThreads(Watched):
     """A pool of threads under watch."""
+
+    knows_neglected = True
 
     def __init__(
         self, pool: Any, identity: Identity, hung_after: Callable[[], float], collected: Callable[[Any], object]
@@ -157,6 +161,12 @@ class ThreadPools:
         if isinstance(watched, WatchedThreads):
             watched.waiting = 0
 
+    def tally_of(self, future: Any) -> Tally | None:
+        """Return what counts the task that the calling thread runs, if ``future`` is its future."""
+        seat: Seat | None = getattr(self.here, "seat", None)
+        item = None if seat is None else seat.item
+        return seat.watched.tally if seat is not None and getattr(item, "future", None) is future else None
+
     def seat(self) -> Seat | None:
         """Find the seat of the calling thread, None if it is not of a pool that is watched."""
         if self._hooks.is_off:
@@ -209,7 +219,8 @@ def _watched_item(original: Any, patch: Patch) -> Any:
                 future = self.future
                 if future._state not in _CANCELLED:
                     seat.done = done = seat.done + 1
-                    run, error, tally = end - start, future._exception, seat.watched.tally
+                    error = future._exception if type(future) is Future else error_of(future)
+                    run, tally = end - start, seat.watched.tally
                     if run > WORTH_A_CLOCK or not done % CLOCK_EVERY:
                         seat.cpu = thread_time()
                     name = None if error is None else error_name(error)

@@ -45,6 +45,9 @@ class Watched:
         collected: called when nobody has a reference to the executor any more.
     """
 
+    knows_neglected = False
+    """Whether it is known of failed tasks that nobody asks for their error."""
+
     def __init__(
         self,
         pool: Any,
@@ -121,7 +124,7 @@ class Watched:
         """Return its figures, given what was polled of its processes."""
         last = self._last
         if last is not None:
-            return last
+            return self._with_neglected(last)
         pool = self.ref()
         fate = self._fate_of_gone() if pool is None else self.fate(pool)
         if fate is not self._fate:
@@ -130,13 +133,24 @@ class Watched:
         self.count()
         self.tally.fold()
         stats = self.read(pool, facts, now)
-        reading = PoolReading(stats, self.tally.waits.copy(), self.tally.runs.copy())
+        reading = PoolReading(
+            stats, self.tally.waits.copy(), self.tally.runs.copy(), neglected=dict(self.tally.neglected)
+        )
         if is_over:
             if self._over_at is None:
                 self._over_at = now
             elif now - self._over_at > SETTLE:  # nothing changes any more
                 self._last = reading
         return reading
+
+    def _with_neglected(self, last: PoolReading) -> PoolReading:
+        """Return a reading that nothing else changes: results may be kept for longer than their pool."""
+        self.tally.fold()
+        count = self.tally.neglected.total()
+        if self.knows_neglected and count != last.stats.neglected:
+            stats = replace(last.stats, neglected=count)
+            last = self._last = replace(last, stats=stats, neglected=dict(self.tally.neglected))
+        return last
 
     def _fate_of_gone(self) -> Executor:
         if self._fate not in (Executor.OPEN, Executor.ENDING):
@@ -252,6 +266,7 @@ class Watched:
             run=tally.runs.stats(),
             utilization=self._window.share(now, tally.busy + running_for, alive),
             closed=self._fate is not Executor.OPEN,
+            neglected=tally.neglected.total() if self.knows_neglected else None,
             **{"task_cpu": tally.cpu, **others},
         )
 

@@ -7,6 +7,7 @@ import asyncio.base_subprocess
 import concurrent.futures
 import contextlib
 import gc
+import inspect
 import multiprocessing
 import multiprocessing.util
 import os
@@ -27,7 +28,7 @@ from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import PoolStats, WorkerState
-from loopwatch.pools.children import KIND, child_pids, has_children
+from loopwatch.pools.children import KIND, NOTED_WITHIN, child_pids, has_children
 from loopwatch.pools.monitor import Monitor
 
 PATCHED = {
@@ -44,8 +45,8 @@ PATCHED = {
 SPAWN = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture
-def monitor() -> Iterator[Monitor]:
+@contextlib.contextmanager
+def watching() -> Iterator[Monitor]:
     """A monitor of its own; its faults are none, and what it replaced is put back."""
     before = {(owner, name): vars(owner).get(name) for owner, names in PATCHED.items() for name in names}
     patches, faults, config = PatchSet(), Faults(), Config(log_level="CRITICAL")
@@ -56,6 +57,13 @@ def monitor() -> Iterator[Monitor]:
     patches.undo_all()
     assert faults.counts == {}
     assert {(owner, name): vars(owner).get(name) for owner, name in before} == before
+
+
+@pytest.fixture
+def monitor() -> Iterator[Monitor]:
+    """The same for the whole of a test."""
+    with watching() as monitor:
+        yield monitor
 
 
 def children(monitor: Monitor) -> PoolStats:
@@ -226,6 +234,139 @@ def test_a_child_that_nobody_noted(monitor: Monitor) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert children(monitor).workers == ()
+
+
+def crash(*pids: int | None) -> None:
+    """Kill as somebody else does: the program does not hear of it."""
+    original = inspect.unwrap(os.kill)
+    for pid in pids:
+        assert pid is not None
+        original(pid, signal.SIGUSR2)
+
+
+def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
+    """Started in four ways before us: each is counted once, its crash is heard of and told, and that of nobody else."""
+
+    async def main() -> PoolStats:
+        made = subprocess.Popen(sleeps())
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process.start()
+        forked = os.fork()
+        if forked == 0:
+            time.sleep(60)
+            os._exit(0)
+        child = await asyncio.create_subprocess_exec(*sleeps())
+        told, quiet = subprocess.Popen(sleeps()), subprocess.Popen(("/bin/sh", "-c", "read line; exit 3"), stdin=-1)
+        pids = {made.pid, process.pid, forked, child.pid, told.pid, quiet.pid}
+        with watching() as monitor:
+            births = monitor._births.known
+            assert births.keys() == pids
+            assert {pid: births[pid].executes for pid in births} == {
+                pid: pid not in (process.pid, forked) for pid in pids
+            }
+            now = time.monotonic()
+            assert all(-1.0 < now - birth.at < 60.0 and birth.adopted for birth in births.values())
+            crash(made.pid, process.pid, forked, child.pid)
+            assert made.wait() == -signal.SIGUSR2
+            process.join()
+            assert os.waitpid(forked, 0) == (forked, signal.SIGUSR2)
+            assert await child.wait() == -signal.SIGUSR2
+            told.terminate()
+            assert told.wait() == -signal.SIGTERM
+            quiet.communicate()
+            stats = await asyncio.to_thread(children, monitor)
+            ends = {end.pid: (end.reason, end.is_accident) for end in monitor._children.ends}
+            assert ends == {
+                **dict.fromkeys((made.pid, process.pid, forked, child.pid), ("SIGUSR2", True)),
+                told.pid: (None, False),
+                quiet.pid: ("exit 3", False),
+            }
+            assert monitor._births.known == {}
+        return stats
+
+    stats = run(main())
+    assert (stats.crashes, stats.started, stats.workers) == ({"SIGUSR2": 4, "exit 3": 1}, 6, ())
+
+
+def test_workers_of_pools_that_were_there_before() -> None:
+    """Pools are found after the children are adopted, and claim theirs: nothing is counted twice."""
+    with subprocess.Popen(sleeps()) as worker, watching() as monitor:
+        assert worker.pid in monitor._births.known
+        monitor._children.look([worker.pid])
+        assert monitor._births.known == {}
+        crash(worker.pid)
+        assert worker.wait() == -signal.SIGUSR2
+        stats = children(monitor)
+        assert (stats.crashes, stats.started, stats.workers) == ({}, 0, ())
+
+
+def test_children_that_nobody_notes_crash(monitor: Monitor) -> None:
+    """C code starts them: one that is seen for a while is adopted; of one that ends before, what is heard counts."""
+
+    def start() -> int:
+        with Path(os.devnull).open() as null:
+            return multiprocessing.util.spawnv_passfds(b"/bin/sleep", ["sleep", "60"], [null.fileno()])  # type: ignore[attr-defined,no-any-return]
+
+    now = [time.monotonic()]
+    monitor._children._clock = lambda: now[0]
+    seen, adopted, killed = start(), start(), start()
+    assert len(children(monitor).workers) == 3
+    assert monitor._births.known == {}
+    crash(seen)
+    os.waitpid(seen, 0)
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert children(monitor).crashes == {"SIGUSR2": 1}
+    now[0] += NOTED_WITHIN
+    assert len(children(monitor).workers) == 1
+    birth = monitor._births.known[adopted]
+    assert (birth.adopted, birth.executes, birth.place) == (True, True, "")
+    crash(adopted)
+    os.waitpid(adopted, 0)
+    assert birth.exitcode == -signal.SIGUSR2
+    stats = children(monitor)
+    assert (stats.crashes, stats.started, stats.workers) == ({"SIGUSR2": 2}, 3, ())
+    assert monitor._births.known == {}
+
+
+def test_one_that_is_adopted_before_it_is_noted(monitor: Monitor) -> None:
+    """Another thread may look while a child is being started: it stays the same child, and gets what is known of it."""
+    births = monitor._births
+    with subprocess.Popen(sleeps()) as child:
+        noted = births.known.pop(child.pid)
+        adopted = births.adopt(child.pid)
+        assert adopted.adopted and births.adopt(child.pid) is adopted
+        children(monitor)
+        births._add(noted)
+        assert births.known[child.pid] is adopted
+        assert (adopted.adopted, adopted.place, adopted.name) == (False, noted.place, "sleep")
+        stats = children(monitor)
+        assert (len(stats.workers), stats.started) == (1, 1)
+        child.kill()
+
+
+def test_a_supervisor_hears_of_the_crash_of_a_worker_that_was_there_before() -> None:
+    """In a program of its own: the finding of a crash loop, the log line and the counter, on, off and on again."""
+    program = """
+import os, signal, time, loopwatch
+def fork():
+    pid = os.fork()
+    if not pid:
+        time.sleep(60)
+        os._exit(0)
+    return pid
+for _ in range(2):
+    pids = [fork() for _ in range(2)]
+    agent = loopwatch.install()
+    for pid in pids:
+        os.system(f"kill -SEGV {pid}")
+        os.waitpid(pid, 0)
+    (pool,) = agent.snapshot().pools
+    print(pool.crashes, pool.started - len(pool.workers))
+    loopwatch.uninstall()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("{'SIGSEGV': 2} 2\n" * 2, 0), done.stderr
 
 
 def test_no_exit_status_is_taken_from_anybody(monitor: Monitor) -> None:

@@ -416,6 +416,7 @@ executor.submit(int).result()
 cycle = [kept]
 cycle.append(cycle)
 print([pool.neglected for pool in agent.snapshot().pools])
+executor.shutdown()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("[0]\n", "", 0)
