@@ -13,6 +13,7 @@ Its name is ``loopwatch``: in ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``, and in 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -29,6 +30,7 @@ except ModuleNotFoundError as exc:
 
 logger = logging.getLogger("loopwatch")
 
+_HELPER = "multiprocessing.resource_tracker"
 _PROVIDERS = ("tracer_provider", "meter_provider", "logger_provider")
 
 
@@ -56,6 +58,8 @@ class LoopwatchInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped 
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
+        if not kwargs and any(_HELPER in argument for argument in sys.orig_argv):
+            return  # started by multiprocessing, with nothing of the program in it
         providers = {name: kwargs.pop(name) for name in _PROVIDERS if name in kwargs}
         was_there = loopwatch.current_agent() is not None
         try:

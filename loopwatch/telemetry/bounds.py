@@ -10,7 +10,7 @@ from loopwatch.probes.histogram import Histogram
 Key = tuple[str, ...]
 """Values of attributes, which make a series."""
 
-EVER = 8
+EVER = 16
 """Times as many keys as are told apart at a time may ever have been; afterwards none gives up its place any more.
 
 Each is a series for ever in the memory of an SDK, and of whoever stores what is told.
@@ -22,7 +22,8 @@ ADVANTAGE = 2.0
 OVER = -1.0
 """The weight of a key that is over."""
 AGAIN = 2
-"""Times that a key must have been seen before it takes another's place: those that happen once gain nothing by it."""
+"""Times that a key must have been seen before it has a place, but for the first ones: those that happen once, such as a
+loop that a job runs in a thread of its own, would use up what there can ever be."""
 
 
 class Places:
@@ -64,6 +65,11 @@ class Places:
         return set(self._weights)
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether there are places that nobody has had yet."""
+        return len(self._ever) < self.most
+
+    @property
     def told(self) -> list[Key]:
         """All names that are told now."""
         taken = self.taken
@@ -79,10 +85,10 @@ class Places:
         if key in self._weights:
             self._weights[key] = max(self._weights[key], 0.0) + weight
             return key
-        if len(self._weights) < self.most and self._may_have_one(key):
-            self._take(key, self._waiting.get(key, (0.0, 0))[0] + weight)
-            return key
         before, times = self._waiting.get(key, (0.0, 0))
+        if len(self._weights) < self.most and self._may_have_one(key) and (self.is_fresh or times + 1 >= AGAIN):
+            self._take(key, before + weight)
+            return key
         self._wait(key, before + weight, times + 1)
         return self.known_name(key)
 
@@ -112,7 +118,7 @@ class Places:
             lighter = self._weights[lightest]
             if lighter != OVER and (self._lasting or weight <= ADVANTAGE * lighter):
                 return  # nor do those that are lighter still
-            if self._may_have_one(key) and (lighter == OVER or times >= AGAIN):
+            if self._may_have_one(key) and times >= AGAIN:
                 self._leave(lightest)
                 self._take(key, weight)
 

@@ -114,7 +114,7 @@ class Loops:
         """Return under which name the loop with this name is told."""
         return self._places.known_name(key_of(loop))[0]
 
-    def count(self, loop: LoopReading) -> Key:
+    def count(self, loop: LoopReading, *, is_over: bool = False) -> Key:
         """Take the figures of a loop as they are now; return under which name it is told."""
         stats = loop.stats
         figures = (stats.busy, stats.idle, stats.passes, loop.callbacks, loop.victims)
@@ -123,7 +123,10 @@ class Loops:
         busy, idle = grown[1 + _BUSY], grown[1 + _IDLE]
         (blocked,) = self._blocked.of(loop.key, (stats.blocked,))
         works = busy > _IDLE_SHARE * (busy + idle)
-        name = self._places.name(key_of(stats.name), 10 * blocked + (busy if works else 0.0))
+        weight = 10 * blocked + (busy if works else 0.0)
+        key = key_of(stats.name)
+        claims = not is_over or self._places.is_fresh
+        name = self._places.name(key, weight) if claims else self._places.known_name(key)
         self._totals.add(name, grown[1:])
         known = self._has.setdefault(name, set())
         known.update(at for at, figure in enumerate(figures) if figure is not None)
@@ -138,7 +141,8 @@ class Loops:
         self._places.settle()
 
     def gone(self, loop: LoopReading) -> None:
-        """A loop is over."""
+        """A loop is over; take its last figures."""
+        self.count(loop, is_over=True)
         self._places.leave([key_of(loop.stats.name)])
 
     def tell(self, loops: Iterable[LoopReading], points: Points, spreads: Spreads, pause: Callable[[], None]) -> None:
@@ -242,6 +246,8 @@ class Stalls:
 _REST = (OTHER, OTHER)
 
 
+_NO_POOL = "children"
+"""The kind of child processes that belong to no pool: they have neither tasks nor a queue."""
 _TROUBLE = 1000
 """Tasks that a worker in trouble counts for, when pools are told apart."""
 
@@ -276,7 +282,8 @@ class Pools:
         self._tell_now(by_name, points)
         names = self._places.told
         for at, metric in enumerate(("completed", "started", "cpu.time")):
-            points[f"loopwatch.pool.{metric}"] = points_of(self._totals.of(names, at))
+            told = names if metric != "completed" else [name for name in names if name[1] != _NO_POOL]
+            points[f"loopwatch.pool.{metric}"] = points_of(self._totals.of(told, at))
         pause()
         points["loopwatch.pool.failed"] = self._failed.points()
         points["loopwatch.pool.crashes"] = self._crashes.points()
@@ -293,7 +300,9 @@ class Pools:
         stats = pool.stats
         taken = max(stats.submitted, stats.completed + stats.failed)
         grown = self._growth.of(own, (taken, stats.completed, stats.started, stats.cpu))
-        name = self._places.name(key, grown[0] + stats.queued + _TROUBLE * _unwell(stats))
+        weight = grown[0] + stats.queued + _TROUBLE * _unwell(stats)
+        claims = not stats.closed or self._places.is_fresh
+        name = self._places.name(key, weight) if claims else self._places.known_name(key)
         self._totals.add(name, grown[1:])
         if pool.waits.count or pool.runs.count:
             spread = self._spread_places.name(key, grown[0])
@@ -309,18 +318,20 @@ class Pools:
         return name
 
     def _tell_now(self, by_name: Mapping[Key, list[PoolStats]], points: Points) -> None:
-        def gauge(metric: str, value: Callable[[PoolStats], float | None]) -> None:
-            found = ((name, [value(each) for each in stats]) for name, stats in by_name.items())
+        def gauge(metric: str, value: Callable[[PoolStats], float | None], *, of_all: bool = False) -> None:
+            of = {name: [each for each in stats if of_all or each.kind != _NO_POOL] for name, stats in by_name.items()}
+            found = ((name, [value(each) for each in stats]) for name, stats in of.items())
             known = ((name, [each for each in values if each is not None]) for name, values in found)
             points[f"loopwatch.pool.{metric}"] = points_of((name, sum(values)) for name, values in known if values)
 
         gauge("max_workers", lambda pool: pool.max_workers)
         gauge("queue.depth", lambda pool: pool.queued)
         gauge("in_flight", lambda pool: pool.running)
-        gauge("memory", lambda pool: sum(worker.memory for worker in pool.workers))
-        points["loopwatch.pool.utilization"] = tuple(
-            Point(name, max(each.utilization for each in stats)) for name, stats in by_name.items()
-        )
+        gauge("memory", lambda pool: sum(worker.memory for worker in pool.workers), of_all=True)
+        shares = {
+            name: [each.utilization for each in stats if each.kind != _NO_POOL] for name, stats in by_name.items()
+        }
+        points["loopwatch.pool.utilization"] = points_of((name, max(found)) for name, found in shares.items() if found)
         points["loopwatch.pool.workers"] = self._workers(by_name)
 
     @staticmethod

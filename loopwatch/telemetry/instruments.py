@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ MOST_RECORDS = 500
 """Durations of one series that are recorded at a collection; of more, an even sample."""
 _RECORDS = 32
 """Durations that are recorded in one go, a fifth of a millisecond."""
+_NEW, _TIED = 60.0, 256
+"""s for which the lag that a stall caused is waited for; stalls remembered whose lag is recorded."""
 _BEAT = 0.06
 """s; a stall is longer than the lag it causes by what is left until the next beat of a busy loop, 0.05 by default."""
 _LAG = "asyncio.eventloop.lag"
@@ -81,7 +84,7 @@ class Instruments:
         self._begun = False
         self._histograms: dict[str, Any] = {}
         self._recorded: dict[tuple[str, Key], Histogram] = {}
-        self._tied: dict[str, float] = {}
+        self._tied: deque[float] = deque(maxlen=_TIED)
         for metric in metrics:
             if with_histograms or metric.kind is not Kind.HISTOGRAM:
                 self._create(metric)
@@ -90,7 +93,8 @@ class Instruments:
         """Tell what ``account`` has from now on."""
         self._lock = threading.Lock()
         self._reading, self._asked, self._begun = None, set(), False
-        self._recorded, self._tied = {}, {}
+        self._recorded = {}
+        self._tied.clear()
         self._account = account
 
     def detach(self) -> None:
@@ -143,17 +147,15 @@ class Instruments:
                 grown = spread.histogram if before is None else spread.histogram.since(before)
                 if not self._begun and grown.count > MOST_RECORDS:
                     continue  # a provider that was set late begins with what comes from then on
-                found = self._news(spread.attributes[0], told) if metric.name == _LAG else {}
+                found = self._news(spread.attributes[0], told, reading.at) if metric.name == _LAG else {}
                 attributes = dict(zip(metric.attributes, spread.attributes, strict=True))
                 self._replay(self._histograms[metric.name], grown, attributes, found)
         self._begun = True
 
-    def _news(self, loop: str, told: set[str]) -> dict[int, Exemplar]:
-        """Return the exemplars of a loop that are not recorded yet, by bucket."""
-        since = self._tied.get(loop, 0.0)
-        found = {at: each for at, each in self._account.exemplars.of(loop, told).items() if each.at > since}
-        self._tied[loop] = max((each.at for each in found.values()), default=since)
-        return found
+    def _news(self, loop: str, told: set[str], now: float) -> dict[int, Exemplar]:
+        """Return the exemplars of a loop that are new and not recorded yet, by bucket."""
+        found = self._account.exemplars.of(loop, told).items()
+        return {bucket: each for bucket, each in found if now - each.at < _NEW and each.at not in self._tied}
 
     def _replay(
         self, instrument: Any, grown: Histogram, attributes: Mapping[str, str], exemplars: dict[int, Exemplar]
@@ -162,6 +164,8 @@ class Instruments:
             if not number % _RECORDS:
                 self.pause()
             caused = _cause_of(value, exemplars)
+            if caused is not None:
+                self._tied.append(caused.at)
             instrument.record(value, attributes, self._nowhere if caused is None else _within(caused))
 
 

@@ -49,7 +49,6 @@ class Readings:
 
     def loop_gone(self, loop: LoopReading) -> None:
         """Keep what a loop has counted that is not watched any more."""
-        self._loops.count(loop)
         self._loops.gone(loop)
 
     def read(self, inputs: Inputs, pause: Callable[[], None] = lambda: None) -> Reading:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry.bounds import EVER, Growth, Key, Places, Spans, Totals, foremost
+from loopwatch.telemetry.bounds import AGAIN, EVER, Growth, Key, Places, Spans, Totals, foremost
 
 OTHER: Key = ("other",)
 
@@ -70,12 +70,13 @@ def test_one_that_is_back_keeps_its_place() -> None:
 
 
 def test_keys_that_ever_had_a_place_are_bounded() -> None:
-    """Each is a series for ever: after eight times as many as are told at a time, newcomers find no place any more."""
+    """Each is a series for ever: after so many times as many as are told at a time, newcomers find no place any more."""
     found = places(2, lasting=True)
     told = set()
     for number in range(1000):
         key = (str(number),)
-        found.name(key, 1.0)
+        for _ in range(AGAIN):
+            found.name(key, 1.0)
         found.settle()
         told.add(found.name(key, 1.0))
         found.leave([key])
@@ -83,6 +84,20 @@ def test_keys_that_ever_had_a_place_are_bounded() -> None:
     found.name(("0",), 1.0)
     found.settle()
     assert found.name(("0",), 1.0) == ("0",), "those that are known find theirs again"
+
+
+def test_keys_that_come_and_go_use_up_nothing() -> None:
+    """A thousand loops of jobs were seen once each: the one that stays has a place."""
+    found = places(2)
+    for number in range(1000):
+        key = (str(number),)
+        found.name(key, 0.5)
+        found.settle()
+        found.leave([key])
+    for _ in range(AGAIN):
+        found.name(("main",), 0.1)
+    found.settle()
+    assert found.name(("main",), 0.1) == ("main",)
 
 
 def test_fewer_places_at_run_time() -> None:
