@@ -236,8 +236,8 @@ LOOPS = (
         (LOOP,),
         _LOOPS,
         question="Are there too many small callbacks?",
-        is_not="Not counted by every loop; uvloop counts events of sockets and pipes instead. Absent where there is "
-        "none.",
+        is_not="Not counted on loops of asyncio, where that would cost each of them something: absent there. uvloop "
+        "counts events of sockets and pipes.",
         example="50,000 a second in 100 passes: 500 callbacks in each pass, and nobody is served in between.",
     ),
     Metric(
@@ -252,7 +252,8 @@ LOOPS = (
         "the most blocked time are told apart; `other` has the rest. One that gives up its place to a heavier "
         "one goes on in `other`, so rates are always right, and the total of its own series is found again "
         "when it comes back.",
-        example='{cause="io", culprit="app.users:load"} grows by 3 a minute: that function reads a socket or file on '
+        example='{loopwatch_cause="io", loopwatch_culprit="app.users:load"} grows by 3 a minute: that function '
+        'reads a socket or file on '
         "the loop; its log line names file, line and remedy.",
     ),
     Metric(
@@ -348,7 +349,8 @@ POOLS = (
         is_not="Not a verdict on tasks: a worker is `hung` when it has a task and uses neither processor nor I/O for "
         "`hung_after` seconds, which a task that waits for a slow server does too. States in which there is "
         "no worker are absent but for `idle` and `busy`.",
-        example='{name="thumbnails", state="busy"} 4, {state="idle"} 0, {state="hung"} 1: five workers, none free.',
+        example='{loopwatch_pool_name="thumbnails", loopwatch_worker_state="busy"} 4, '
+        '{loopwatch_worker_state="idle"} 0, {loopwatch_worker_state="hung"} 1: five workers, none free.',
     ),
     Metric(
         "loopwatch.pool.max_workers",
@@ -371,7 +373,8 @@ POOLS = (
         _POOLS,
         question="Does work pile up in front of the workers?",
         is_not="Not those that a worker has already; and a moment's value: `loopwatch.pool.task.wait` has the history.",
-        example='120 for {kind="default"}: name lookups and file reads of the whole program wait in this queue.',
+        example='120 for {loopwatch_pool_kind="default"}: name lookups and file reads of the whole program wait in '
+        'this queue.',
     ),
     Metric(
         "loopwatch.pool.in_flight",
@@ -431,7 +434,7 @@ POOLS = (
         question="Do tasks fail that nobody asks about?",
         is_not="Not necessarily an error that somebody sees: a future that is never awaited keeps it to itself, "
         "which is why it is counted here.",
-        example='{type="ValueError"} grows by 30 a minute while the log is silent: results are not awaited.',
+        example='{error_type="ValueError"} grows by 30 a minute while the log is silent: results are not awaited.',
     ),
     Metric(
         "loopwatch.pool.crashes",
@@ -442,7 +445,8 @@ POOLS = (
         12,
         question="Do workers die, and of what?",
         is_not="Not tasks that raise; those are in `loopwatch.pool.failed`.",
-        example='{reason="oom"} 3: the kernel killed three workers for want of memory; {reason="SIGSEGV"}: a bug in '
+        example='{loopwatch_crash_reason="oom"} 3: the kernel killed three workers for want of memory; '
+        '{loopwatch_crash_reason="SIGSEGV"}: a bug in '
         "C code.",
     ),
     Metric(
@@ -500,7 +504,7 @@ POOLS = (
         12,
         question="Is something set up badly?",
         is_not="Not an error: advice with figures, that the log and `agent.snapshot().findings` give in words.",
-        example='{finding="cpu-bound-threads"} 1: one thread pool runs Python code that computes.',
+        example='{loopwatch_finding="cpu-bound-threads"} 1: one thread pool runs Python code that computes.',
     ),
 )
 """Of worker pools and child processes."""
@@ -515,7 +519,8 @@ OFFLOAD = (
         8,
         question="Which functions keep blocking, and what should be done about each?",
         is_not="Not all culprits: only those of several stalls within `flag_window`, of causes that offloading cures.",
-        example='{function="app.images:resize", cause="native_gil"} 4.1: it has blocked for 4.1 of the last 60 s.',
+        example='{loopwatch_function="app.images:resize", loopwatch_cause="native_gil"} 4.1: it has blocked for 4.1 '
+        'of the last 60 s.',
     ),
     Metric(
         "loopwatch.offload.calls",
@@ -526,7 +531,8 @@ OFFLOAD = (
         16,
         question="Where do calls run, and does the policy move what blocks?",
         is_not="Not all calls of a pool: those that `WorkerPool.run` was given directly stand under that name.",
-        example='{function="app:report", to="inline"} stands at 12 and {to="process"} grows: it was moved.',
+        example='{loopwatch_function="app:report", loopwatch_offload_to="inline"} stands at 12 and '
+        '{loopwatch_offload_to="process"} grows: it was moved.',
     ),
     Metric(
         "loopwatch.offload.run.time",
@@ -537,7 +543,8 @@ OFFLOAD = (
         4,
         question="How much work is done elsewhere?",
         is_not="Not processor time; of a coroutine, what it waited is part of it.",
-        example='{to="process"} grows by 30 a minute: half a processor\'s worth of work is off the loop.',
+        example='{loopwatch_offload_to="process"} grows by 30 a minute: half a processor\'s worth of work is off '
+        'the loop.',
     ),
     Metric(
         "loopwatch.offload.trip.time",
@@ -601,7 +608,8 @@ AGENT = (
         1,
         question="Does it watch at all?",
         is_not="Not 0 for other states: those are absent.",
-        example='{state="watching"} 1 is well; waiting: no loop runs yet; paused and off: nothing is watched.',
+        example='{loopwatch_agent_state="watching"} 1 is well; waiting: no loop runs yet; paused and off: nothing '
+        'is watched.',
     ),
     Metric(
         "loopwatch.agent.start_time",
@@ -621,7 +629,8 @@ AGENT = (
         6,
         question="Has a part of the agent failed?",
         is_not="Not faults of the program.",
-        example='{part="journal"} 1: its disk was full; stalls are still logged and told, but not written down.',
+        example='{loopwatch_agent_part="journal"} 1: its disk was full; stalls are still logged and told, but not '
+        'written down.',
     ),
     Metric(
         "loopwatch.agent.dropped",
@@ -632,7 +641,8 @@ AGENT = (
         4,
         question="Is something missing from what I see?",
         is_not="Not lost figures: metrics are totals, and the next export that succeeds tells all of them.",
-        example='{signal="traces"} 500: the collector was away for so long that 500 spans found no room.',
+        example='{loopwatch_agent_signal="traces"} 500: the collector was away for so long that 500 spans found no '
+        'room.',
     ),
 )
 """Of the agent itself."""
