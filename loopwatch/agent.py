@@ -598,7 +598,10 @@ class Agent:
     def _begin_export(self) -> None:
         """Export from now on, if there is something to watch: a loop, or pools and children."""
         loops = bool(self._watcher.loops)
-        if (loops or self._pools.in_use) and not self._faults.is_off("telemetry"):
+        if not loops and not self._pools.in_use:
+            return
+        self._scraped.begin()
+        if not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
                 self._telemetry.begin(forks=not loops)
 

@@ -22,7 +22,10 @@ starts.
 
 Whatever happens in a process, it tells at most {catalog.MAX_SAMPLES} samples: {catalog.MAX_LOOPS} loops, \
 {catalog.MAX_POOLS} pools and {catalog.MAX_CULPRITS} culprits are told apart (`max_culprits` lowers that), and \
-what is beyond a bound is told together as `{catalog.OTHER}`: the sum of what can be added, and of shares and lags the worst. In all there can be {{samples}}. Those that are busiest, in trouble, or have the most tasks are told apart; one that came after the first has to last for two readings. "In the last window" means 10 s; the first window of a loop is one second long.
+what is beyond a bound is told together as `{catalog.OTHER}`: the sum of what can be added, and of shares and lags \
+the worst. In all there can be {{samples}}. Those that are busiest, in trouble, or have the most tasks are told apart; \
+one that came after the first has to last for two readings. "In the last window" means 10 s; the first window of a \
+loop is one second long.
 """
 _PARTS = (
     ("Event loops and the interpreter", catalog.LOOPS),

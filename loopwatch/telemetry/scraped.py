@@ -26,6 +26,7 @@ class Scraped:
     def __init__(self, account: Account, faults: Faults) -> None:
         self._account, self._faults = account, faults
         self._scrape: Scrape | None = None
+        self._waits = False
 
     @property
     def url(self) -> str:
@@ -56,6 +57,13 @@ class Scraped:
         if self._scrape is not None:
             self._scrape.start()
 
+    def begin(self) -> None:
+        """There is something to watch now: a forked child takes its port."""
+        if self._waits and self._scrape is not None:
+            self._waits = False
+            with self._faults.guard(PART):
+                self._scrape.start_soon()
+
     def move(self, old: Config, new: Config) -> None:
         """Be scraped elsewhere; where that cannot be, at the same place as before.
 
@@ -84,13 +92,12 @@ class Scraped:
         """Let go of the parent's port in a forked child.
 
         Args:
-            again: whether the child takes one of its own.
+            again: whether the child takes one of its own, once there is something to watch: of workers of process
+                pools, which have no loop, their parent tells.
         """
         parents, self._scrape = self._scrape, None
         if parents is None:
             return
         with self._faults.guard(PART):
             own = parents.in_child()
-            if again and own is not None:
-                self._scrape = own
-                own.start_soon()
+            self._scrape, self._waits = (own, True) if again else (None, False)

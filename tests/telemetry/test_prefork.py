@@ -121,13 +121,13 @@ def all_different(*said: Mapping[str, str]) -> None:
 
 
 FORKS = """
-    import os, time, loopwatch
+    import asyncio, os, loopwatch
     loopwatch.install(prometheus_port=BASE)
 
     def child():
         pid = os.fork()
         if not pid:
-            time.sleep(600)
+            asyncio.run(asyncio.sleep(600))
             os._exit(0)
         return pid
 
@@ -140,8 +140,8 @@ FORKS = """
 
 
 def test_forked_children(start: Start) -> None:
-    """Each forked child takes the next port; a child in place of one that was killed takes its; the parent's is free
-    the moment that it dies, although its children live on."""
+    """Each forked child that runs a loop takes the next port; one in place of a child that was killed takes its; the
+    parent's is free the moment that it dies, although its children live on."""
     program = start(python(FORKS))
     parent, first, second = (program.who(index) for index in range(3))
     all_different(parent, first, second)
@@ -163,17 +163,37 @@ def test_forked_children(start: Start) -> None:
     assert program.who(2)["process_pid"] == second["process_pid"]
 
 
+def test_forked_workers_of_a_pool_take_no_port(start: Start) -> None:
+    """They run no loop, and their parent tells of them: ports are left to those who need them."""
+    source = """
+        import time, multiprocessing, loopwatch
+        from concurrent.futures import ProcessPoolExecutor
+        loopwatch.install(prometheus_port=BASE)
+        pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork"))
+        print(sum(pool.map(len, ["ab", "c"] * 10)), flush=True)
+        time.sleep(600)
+    """
+    program = start(python(source))
+    until_said(program)
+    url = program.url(0)
+    assert until(lambda: _values(url, "loopwatch_pool_completed_total", {"loopwatch_pool_kind": "process"}) == [20.0])
+    assert targets(url).keys() == {f"127.0.0.1:{program.base}"}
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(start: Start, tmp_path: Path, method: str) -> None:
     """Children of multiprocessing that install as their parent does take the next ports, and say their names."""
     (tmp_path / "main.py").write_text(
         textwrap.dedent(f"""
-            import multiprocessing, time, loopwatch
+            import asyncio, multiprocessing, loopwatch
             loopwatch.install(prometheus_port=int(__import__("sys").argv[1]))
+
+            def work():
+                asyncio.run(asyncio.sleep(600))
 
             if __name__ == "__main__":
                 context = multiprocessing.get_context("{method}")
-                children = [context.Process(target=time.sleep, args=(600,)) for _ in range(2)]
+                children = [context.Process(target=work) for _ in range(2)]
                 for each in children:
                     each.start()
                 for each in children:
@@ -360,7 +380,7 @@ def test_a_pool_takes_no_ports(start: Start, tmp_path: Path) -> None:
 def test_no_port_left(start: Start) -> None:
     """A worker for which no port is left runs, is watched, and says so in one line."""
     source = """
-        import os, sys, time, logging, loopwatch
+        import asyncio, os, loopwatch
         from loopwatch.telemetry import ports
         ports.SPAN = 1
         loopwatch.install(prometheus_port=BASE)
@@ -368,7 +388,7 @@ def test_no_port_left(start: Start) -> None:
         if pid:
             os.waitpid(pid, 0)
         else:
-            time.sleep(0.5)
+            asyncio.run(asyncio.sleep(0.5))
             print(loopwatch.current_agent().snapshot().agent, flush=True)
             os._exit(0)
     """
