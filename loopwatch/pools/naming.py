@@ -62,6 +62,9 @@ def pool_name(kind: str, place: str, taken: Container[str], given: str = "") -> 
         >>> pool_name("ThreadPoolExecutor", "/srv/app.py:12 in main", {"ThreadPoolExecutor at app.py:12"})
         'ThreadPoolExecutor at app.py:12 #2'
     """
-    where = place.partition(" in ")[0].replace("\\", "/").rpartition("/")[2]
+    *folders, where = place.partition(" in ")[0].replace("\\", "/").split("/")
+    if where.startswith("__init__.py") and folders:
+        where = f"{folders[-1]}/{where}"
+    given = "".join(letter if letter.isprintable() else "?" for letter in given)  # it stands in lines of the log
     name = (given or (f"{kind} at {where}" if where else kind))[:LONGEST]
     return next(free for n in count(1) if (free := name if n == 1 else f"{name} #{n}") not in taken)

@@ -30,6 +30,7 @@ from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import PoolStats, WorkerState
 from loopwatch.pools import health
+from loopwatch.pools.naming import pool_name
 from loopwatch.pools.tally import Window
 from loopwatch.pools.watch import PoolWatch
 
@@ -452,3 +453,10 @@ def test_pools_of_the_sdk_are_nobodys_business(agent: loopwatch.Agent) -> None:
     with ThreadPoolExecutor(1) as executor:
         executor.submit(len, "abc").result()
         assert [pool.completed for pool in agent.snapshot().pools] == [1]
+
+
+def test_names_fit_a_line_and_say_which_package() -> None:
+    """A prefix with a line break stays one line, and a pool made in a package's own file says of which package."""
+    assert pool_name("ThreadPoolExecutor", "", set(), given="a\nb\x1b") == "a?b?"
+    place = "/site-packages/shop/__init__.py:7 in start"
+    assert pool_name("ThreadPoolExecutor", place, set()) == "ThreadPoolExecutor at shop/__init__.py:7"
