@@ -74,7 +74,7 @@ class News:
             if reading.stats.kind != "children":
                 lines += self._of_crashes(reading.stats, now, interval)
         if len(lines) > MOST_LINES:
-            lines[MOST_LINES:] = [Line(f"pools and processes: {len(lines) - MOST_LINES} more lines like these are left out")]
+            lines[MOST_LINES:] = [Line(f"{len(lines) - MOST_LINES} more lines about pools and processes are left out")]
         return lines
 
     def _of_findings(self, findings: Iterable[Finding], now: float, interval: float) -> list[Line]:

@@ -419,7 +419,7 @@ def test_a_storm_is_cut_short() -> None:
     findings = [Finding("zombies", f"pool {n}", "so it is", "do this") for n in range(300)]
     lines = told(News(), 0, findings=findings)
     assert len(lines) == MOST_LINES + 1
-    assert lines[-1] == f"{300 - MOST_LINES} more things are wrong with pools and processes"
+    assert lines[-1] == f"{300 - MOST_LINES} more lines about pools and processes are left out"
 
 
 def test_what_is_remembered_of_names_is_bounded() -> None:
