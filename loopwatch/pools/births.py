@@ -122,7 +122,7 @@ class Births:
             found = Birth(pid, _started_at(pid), executes=not _is_copy(pid), adopted=True)
             birth = self.known.setdefault(pid, found)
             ended = self._early.pop(pid, None)
-            if ended is not None and birth.exitcode is None:
+            if ended is not None and birth.exitcode is None and ended[1] >= birth.at:  # else another one had its number
                 birth.exitcode, birth.ended_at = ended
         return birth
 

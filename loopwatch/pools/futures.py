@@ -19,8 +19,8 @@ from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.board import Board
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks
-from loopwatch.pools.naming import error_name, task_name
-from loopwatch.pools.neglected import Onlooker, error_of
+from loopwatch.pools.naming import task_name
+from loopwatch.pools.neglected import Onlooker, failure_of
 from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.staff import Staff
 from loopwatch.pools.tally import Outcome, Tally
@@ -120,8 +120,7 @@ class WatchedProcesses(Watched):
         if future._state in CANCELLED:
             self.tally.cancelled += 1
             return
-        error = error_of(future)
-        self._over.append((number, submitted, None if error is None else error_name(error)))
+        self._over.append((number, submitted, failure_of(future)))
         if len(self._over) >= TOGETHER:
             self.count()
 

@@ -326,7 +326,7 @@ class MultiprocessingPools:
             watched.over(result._job, index, outcome)
             success, error = outcome
             if not success and not getattr(result, "_error_callback", True):  # what imap() returns has none
-                self._neglected.follow(result, RESULT, watched.tally, error_name(error))
+                self._neglected.follow(result, RESULT, watched.tally, error)
 
     # -- workers --------------------------------------------------------------------------------------------------
 

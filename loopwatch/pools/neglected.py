@@ -7,11 +7,14 @@ what is watched: whoever asks, in whatever way and since whenever, reads it, and
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+from loopwatch._patches import Patch
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import error_name
 from loopwatch.pools.tally import Tally
@@ -71,7 +74,10 @@ class Neglected:
             module: :mod:`concurrent.futures._base`.
         """
         self.resume()
-        self._hooks.both(module.Future, "set_exception", self._failing, self._failed)
+        self._hooks.patches.replace(module.Future, "set_exception", _set_exception).state = (
+            self._hooks.guarded(self._failing),
+            self._hooks.guarded(self._failed),
+        )
         self._hooks.after(module.Future, "cancel", self._cancelled)
 
     def resume(self) -> None:
@@ -85,49 +91,51 @@ class Neglected:
 
     # -- futures --------------------------------------------------------------------------------------------------
 
-    def _failing(self, future: Any, exception: BaseException, *_: Any) -> None:
+    def _failing(self, future: Any, exception: BaseException) -> None:
         """A future is about to fail: nobody can have asked yet."""
-        tally = next((each.tally for each in future._done_callbacks if isinstance(each, Onlooker)), None)
-        tally = self.of_thread(future) if tally is None else tally
+        tally = self.of_thread(future)
+        if tally is None:
+            tally = next((each.tally for each in future._done_callbacks if isinstance(each, Onlooker)), None)
         if tally is not None and not _is_told(future):
-            self.follow(future, FUTURE, tally, error_name(exception))
+            self.follow(future, FUTURE, tally, exception)
 
-    def _failed(self, future: Any, _result: None) -> None:
-        if BASE in vars(type(future)) and _is_told(future):  # since a moment ago
+    def _failed(self, future: Any) -> None:
+        if _is_told(future):  # since a moment ago
             let_go(future)
 
     def _cancelled(self, future: Any, result: bool) -> None:
         """Whoever tries to cancel it does not want to know: ``Executor.map`` does that to all that follow an error."""
         if not result:
-            vars(future)[GIVEN_UP] = True
+            setattr(future, GIVEN_UP, True)
             let_go(future)
 
     # -- any ------------------------------------------------------------------------------------------------------
 
-    def follow(self, result: Any, shape: Shape, tally: Tally, error: str) -> None:
+    def follow(self, result: Any, shape: Shape, tally: Tally, error: Any) -> None:
         """Follow ``result``, which is about to be told that it failed; nothing is done where that cannot be.
 
         Args:
             result: what the caller has.
             shape: what it is like.
             tally: who counts it if it is neglected.
-            error: what is counted.
+            error: what it is about to be told; counted by its type.
         """
         base = type(result)
-        if not self._is_on or BASE in vars(base):
+        if not self._is_on or hasattr(base, BASE):
             return
         if base not in self._kinds:
             self._kinds[base] = None if hasattr(base, "__del__") else _kind(base, shape, self._gone)
         kind = self._kinds[base]
         if kind is None:
             return
-        kept = vars(result)
-        kept[NOTE] = tally.ref, error
+        # Kept before it is followed: what stands in the instance is hidden then, and its __dict__ costs as it is made.
+        setattr(result, shape.error, error)
+        setattr(result, NOTE, (tally.ref, error_name(error)))
         try:
             result.__class__ = kind
         except TypeError:  # of another layout
             self._kinds[base] = None
-            del kept[NOTE]
+            delattr(result, NOTE)
 
     def _is_gone(self, note: tuple[weakref.ref[Tally], str]) -> None:
         """Called by the garbage collector, on any thread, at any time."""
@@ -138,27 +146,50 @@ class Neglected:
 
 def let_go(result: Any) -> None:
     """Have ``result`` be what it was: somebody has asked."""
-    base = vars(type(result)).get(BASE)
+    base = getattr(type(result), BASE, None)
     if base is not None:
-        vars(result).pop(NOTE, None)
         result.__class__ = base
+        with suppress(AttributeError):  # another thread has asked, too
+            delattr(result, NOTE)
 
 
-def error_of(future: Any) -> BaseException | None:
-    """Return the error of a future that is done, without asking for it."""
-    if BASE in vars(type(future)):
-        error: BaseException | None = vars(future)[FUTURE.error]
-        return error
-    return future._exception  # type: ignore[no-any-return]
+def failure_of(future: Any) -> str | None:
+    """Return the name of the error of a future that is done, None if it has none, without asking for it."""
+    if hasattr(type(future), BASE):
+        note = getattr(future, NOTE, None)
+        if note is not None:
+            name: str = note[1]
+            return name
+    error = future._exception  # somebody has asked
+    return None if error is None else error_name(error)
 
 
 def _is_told(future: Any) -> bool:
     """Whether somebody else hears of the error, or does not want to."""
-    return (
-        GIVEN_UP in vars(future)
-        or any(not isinstance(each, Onlooker) for each in future._done_callbacks)
-        or any(getattr(each, "stop_on_exception", False) for each in future._waiters)  # wait(FIRST_EXCEPTION)
-    )
+    for callback in future._done_callbacks:
+        if not isinstance(callback, Onlooker):
+            return True
+    for waiter in future._waiters:
+        if getattr(waiter, "stop_on_exception", False):  # wait(FIRST_EXCEPTION)
+            return True
+    return hasattr(future, GIVEN_UP)
+
+
+def _set_exception(original: Any, patch: Patch) -> Any:
+    """Return a ``set_exception`` that has notes taken before and after it does what it did."""
+
+    @functools.wraps(original)
+    def set_exception(self: Any, exception: Any) -> None:
+        if not patch.active:
+            original(self, exception)
+            return
+        before, after = patch.state
+        before(self, exception)
+        original(self, exception)
+        if hasattr(type(self), BASE):
+            after(self)
+
+    return set_exception
 
 
 def _kind(base: type, shape: Shape, gone: Callable[[Any], object]) -> type:
@@ -167,16 +198,15 @@ def _kind(base: type, shape: Shape, gone: Callable[[Any], object]) -> type:
 
     def read(self: Any) -> Any:
         let_go(self)
-        try:
-            return vars(self)[name]
-        except KeyError:
-            raise AttributeError(name) from None
+        return getattr(self, name)
 
     def write(self: Any, value: Any) -> None:
-        vars(self)[name] = value
+        """What it is about to be told is kept already."""
+        if vars(self).get(name) is not value:
+            vars(self)[name] = value
 
     def collected(self: Any) -> None:
-        note = vars(self).pop(NOTE, None)
+        note = getattr(self, NOTE, None)
         if note is not None:
             gone(note)
 

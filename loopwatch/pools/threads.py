@@ -18,8 +18,8 @@ from loopwatch._patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks
-from loopwatch.pools.naming import error_name, task_name
-from loopwatch.pools.neglected import error_of
+from loopwatch.pools.naming import task_name
+from loopwatch.pools.neglected import failure_of
 from loopwatch.pools.reading import ProcessFacts
 from loopwatch.pools.staff import Work
 from loopwatch.pools.tally import TOGETHER, Tally
@@ -219,15 +219,13 @@ def _watched_item(original: Any, patch: Patch) -> Any:
                 future = self.future
                 if future._state not in _CANCELLED:
                     seat.done = done = seat.done + 1
-                    error = future._exception if type(future) is Future else error_of(future)
+                    name = failure_of(future) if type(future) is not Future or future._exception is not None else None
                     run, tally = end - start, seat.watched.tally
                     if run > WORTH_A_CLOCK or not done % CLOCK_EVERY:
                         seat.cpu = thread_time()
-                    name = None if error is None else error_name(error)
                     tally.latest.append((start - self.made_at, run, name, None))
                     if len(tally.latest) >= TOGETHER:
                         tally.fold(wait=False)
-                    del error
                 else:
                     seat.watched.tally.cancelled += 1
                 del self, future

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
-from loopwatch.pools.advice import CLEAR_AFTER, RULES, Advisor, Kinds
+from loopwatch.pools.advice import CLEAR_AFTER, NEGLECT_WINDOW, RULES, Advisor, Kinds
 from loopwatch.pools.reading import End, PoolReading
 from loopwatch.probes.histogram import Histogram
 
@@ -404,6 +404,27 @@ def test_errors_that_nobody_asks_for() -> None:
     assert only(found, Kinds.ERRORS).evidence == {"neglected": 2.0, "failed": 2.0}
     assert "2 calls of pool failed and nobody asked for their result (ValueError)" in found[0].text
     assert advised(lambda now: [pool(kind="thread", failed=9, neglected=0, failures={"ValueError": 9})]) == []
+
+
+def test_errors_that_nobody_asked_for_long_ago() -> None:
+    """They are told for a while after the last of them, and again when there are more."""
+
+    def round_of(later: int) -> Round:
+        return lambda now: [pool(kind="thread", failed=9, neglected=2 if now < 1000 else later)]
+
+    assert only(advised(round_of(2), NEGLECT_WINDOW - 10), Kinds.ERRORS).evidence["neglected"] == 2
+    assert advised(round_of(2), 1010) == []
+    assert only(advised(round_of(3), 1010), Kinds.ERRORS).evidence["neglected"] == 3
+
+
+def test_errors_that_a_loop_takes() -> None:
+    """Of a default executor not all is known: most of its calls failing in one way is a finding though none is lost."""
+
+    def failing(kind: str) -> Round:
+        return lambda now: [pool(kind=kind, neglected=0, failed=int(6 * now), failures={"KeyError": int(6 * now)})]
+
+    assert "failed with KeyError" in only(advised(failing("default")), Kinds.ERRORS).text
+    assert advised(failing("thread")) == []
 
 
 def test_most_calls_fail_in_one_way() -> None:
