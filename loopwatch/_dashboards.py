@@ -18,7 +18,7 @@ _LEFT_OUT = frozenset({"__init__.py", "__pycache__", "source", "tests"})
 
 
 def export(target: Path, *, overwrite: bool = False) -> tuple[Path, ...]:
-    """Write dashboards, rules, the compose file and what it needs into a folder, and return what was written.
+    """Write dashboards, rules, runbook, the compose file and what it needs into a folder; return what was written.
 
     A file that is there and the same is left alone.
 

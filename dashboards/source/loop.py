@@ -112,7 +112,8 @@ def _lag(scope: Scope) -> Row:
                 heat(
                     "Lag",
                     "How often timers were how late. Cells above 0.1 s are stalls; blue dots are examples with a "
-                    "trace: click one to see the request that waited.",
+                    "trace: click one to see what blocked, and what it belongs to. Requests that waited have a link to "
+                    "that span.",
                     Query(scope.buckets(name, way="increase"), "{{le}}", form="heatmap", exemplars=True),
                 ),
                 series(
@@ -237,7 +238,8 @@ def _work(scope: Scope) -> Row:
                 ),
                 series(
                     "Callbacks per second",
-                    "What the loop has run (uvloop: events). Thousands in each pass: the cause overload.",
+                    "Events of I/O that a loop of uvloop has taken up. Thousands in each pass: the cause overload. "
+                    "Empty for loops of asyncio, which count passes only: see beside.",
                     Query(scope.rate("asyncio.eventloop.callbacks", *WHOLE_LOOP), legend(*_THIS), rare=True),
                 ),
             ],

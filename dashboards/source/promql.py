@@ -111,11 +111,18 @@ class Scope:
         series = self.of(name, *matchers)
         return f"sum{by(*keep)} (({series} unless {series} offset {window}) or increase({series}[{window}]))"
 
+    def pace(self, name: str, *keep: str, seconds: int = 1) -> str:
+        """Return the growth of a counter within so many ``seconds``, its first value counted.
+
+        That is :meth:`rate` where names come and go: of a pool that is made for each call, all lies in first values.
+        """
+        return f"{self.grown(name, *keep)} / ($__rate_interval_ms / {1000 * seconds})"
+
     def share(self, name: str, *keep: str) -> str:
         """Return the share of the time by which a counter of seconds grows, its first value counted."""
         if metric(name).unit != "s":
             raise ValueError(f"{name} is counted in {metric(name).unit}, not in seconds")
-        return f"{self.grown(name, *keep)} / ($__rate_interval_ms / 1000)"
+        return self.pace(name, *keep)
 
     def buckets(self, name: str, *keep: str, window: str = RATE, way: str = "rate") -> str:
         """Return the buckets of a histogram."""

@@ -38,7 +38,10 @@ def workers() -> Board:
         uid=WORKERS,
         title="loopwatch / Workers",
         about="Are the workers around the loop alive, busy, leaking, dead? All pools of a process, of loopwatch and of "
-        "others, and its child processes. Work that waits too long for a worker is as late as work on a blocked loop.",
+        "others, and its child processes. Work that waits too long for a worker is as late as work on a blocked loop. "
+        "Pool children: child processes of no pool, which have states, crashes, memory and processor time, but no "
+        "queue and no tasks. Pool other: all pools beyond the eight that are told apart; counts are their sum, shares "
+        "(such as the utilization) those of the worst of them.",
         variables=(JOB, INSTANCE, catalog.POOL),
         rows=(_now(scope), _states(scope), _queue(scope), _outcome(scope), _resources(scope), _findings(scope)),
         marks=(crash_marks(scope), restart_marks(scope), stall_marks(scope, shown=False)),
@@ -53,7 +56,8 @@ def _now(scope: Scope) -> Row:
     first = (
         tile(
             "Workers",
-            "Workers in any state. 0 while tasks wait: the pool cannot start any, see its log.",
+            "Workers in any state, child processes of no pool among them. 0 while tasks wait: the pool cannot start "
+            "any, see its log.",
             Query(scope.now("loopwatch.pool.workers", how="sum")),
             width=3,
         ),
@@ -165,7 +169,7 @@ def _states(scope: Scope) -> Row:
                     "Workers started, a minute",
                     "Starts that never end while the number of workers stays: they crash, are recycled, or a pool is "
                     "made per call.",
-                    Query(f"{scope.rate('loopwatch.pool.started', *WHOLE_POOL)} * 60", legend(*_THIS)),
+                    Query(scope.pace("loopwatch.pool.started", *WHOLE_POOL, seconds=60), legend(*_THIS)),
                 ),
                 series(
                     "Workers, of those allowed",
@@ -208,13 +212,14 @@ def _queue(scope: Scope) -> Row:
                 ),
                 series(
                     "Tasks in flight",
-                    "Tasks that workers have. At the number of workers a pool is full.",
+                    "Tasks that workers have. At the number of workers a pool is full. Of other, the sum of its pools.",
                     Query(scope.now("loopwatch.pool.in_flight", *WHOLE_POOL), legend(*_THIS)),
                     width=8,
                 ),
                 series(
                     "Utilization",
-                    "Share of the workers' time in which they ran tasks. Above 90 %: more workers; below 10 %: fewer.",
+                    "Share of the workers' time in which they ran tasks. Above 90 %: more workers; below 10 %: fewer. "
+                    "Of other, the busiest pool in it. Child processes of no pool have no tasks, and no line here.",
                     Query(scope.now("loopwatch.pool.utilization", *WHOLE_POOL), legend(*_THIS)),
                     unit="percentunit",
                     steps=BUSY,
@@ -249,8 +254,8 @@ def _outcome(scope: Scope) -> Row:
             [
                 series(
                     "Tasks done per second",
-                    "Tasks that returned.",
-                    Query(scope.rate("loopwatch.pool.completed", *WHOLE_POOL), legend(*_THIS)),
+                    "Tasks that returned. Child processes of no pool are no tasks.",
+                    Query(scope.pace("loopwatch.pool.completed", *WHOLE_POOL), legend(*_THIS)),
                     width=8,
                 ),
                 series(
@@ -297,7 +302,7 @@ def _resources(scope: Scope) -> Row:
                     "Processor",
                     "Cores that workers use. Far below the number of busy workers: they wait, threads would do. At the "
                     "number of processors: the machine is full.",
-                    Query(scope.rate("loopwatch.pool.cpu.time", *WHOLE_POOL), legend(*_THIS)),
+                    Query(scope.pace("loopwatch.pool.cpu.time", *WHOLE_POOL), legend(*_THIS)),
                 ),
             ]
         ],

@@ -116,6 +116,10 @@ def test_the_first_event_of_a_series_counts(server: Prometheus) -> None:
     assert value(server, scope.grown("asyncio.eventloop.stalls"), just_after) == 2, "one for each of the two culprits"
     series = scope.of("asyncio.eventloop.stalls")
     assert value(server, f"sum (increase({series}[$__rate_interval]))", just_after) == 0
+    crashes = "loopwatch.pool.crashes"
+    assert value(server, scope.pace(crashes, catalog.POOL, seconds=60), just_after) == pytest.approx(1), "a minute"
+    assert value(server, scope.rate(crashes, catalog.POOL), just_after) == 0
+    assert value(server, scope.pace(crashes)) == value(server, scope.rate(crashes)) == pytest.approx(1 / 15)
     # Later on it is what increase() says: four steps of 15 s in 60 s, two culprits.
     assert value(server, scope.grown("asyncio.eventloop.stalls")) == pytest.approx(8)
     assert value(server, scope.grown("asyncio.eventloop.stalls"), server.end - LENGTH + LATE - 5) == 0

@@ -19,7 +19,7 @@ from loopwatch.telemetry.catalog import CATALOG, Kind
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "prometheus"
-RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+RUNBOOK = (ROOT / "dashboards" / "runbook.md").read_text(encoding="utf-8")
 SUITES = sorted((RULES / "tests").glob("*.yml"))
 
 if shutil.which("promtool") is None:
@@ -129,6 +129,8 @@ def test_rule_is_true_to_the_catalog(rule: dict[str, Any]) -> None:
         if type(node).__name__ == "Call" and node.func.name in ("rate", "increase"):
             (name,) = [item.name for item in nodes(node) if type(item).__name__ == "VectorSelector"]
             assert name.endswith(("_total", "_bucket", "_count", "_sum"))
+        if type(node).__name__ == "Call" and node.func.name == "label_replace":
+            seen.add(node.args[1].val)
     for node in nodes(tree):
         if type(node).__name__ == "AggregateExpr":
             assert node.modifier is not None and str(node.modifier.type).endswith("By")
@@ -154,7 +156,7 @@ def test_alert_says_what_to_do(alert: dict[str, Any]) -> None:
     if alert["alert"] not in ("LoopwatchAgentDisabled", "LoopwatchTargetDown", "LoopwatchJobAbsent"):
         assert "$value" in notes["description"]
     assert notes["runbook_url"] == (
-        "{{ with $externalLabels.runbooks }}{{ . }}{{ else }}docs/runbook.md{{ end }}#" + anchor(alert["alert"])
+        "{{ with $externalLabels.runbooks }}{{ . }}{{ else }}runbook.md{{ end }}#" + anchor(alert["alert"])
     )
     found = re.fullmatch(r"\{\{ \$externalLabels\.grafana \}\}/d/([\w-]+)\?(.*)", notes["dashboard"])
     assert found is not None
