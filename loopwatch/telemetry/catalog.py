@@ -253,7 +253,7 @@ LOOPS = (
         "one goes on in `other`, so rates are always right, and the total of its own series is found again "
         "when it comes back.",
         example='{loopwatch_cause="io", loopwatch_culprit="app.users:load"} grows by 3 a minute: that function '
-        'reads a socket or file on '
+        "reads a socket or file on "
         "the loop; its log line names file, line and remedy.",
     ),
     Metric(
@@ -374,7 +374,7 @@ POOLS = (
         question="Does work pile up in front of the workers?",
         is_not="Not those that a worker has already; and a moment's value: `loopwatch.pool.task.wait` has the history.",
         example='120 for {loopwatch_pool_kind="default"}: name lookups and file reads of the whole program wait in '
-        'this queue.',
+        "this queue.",
     ),
     Metric(
         "loopwatch.pool.in_flight",
@@ -520,7 +520,7 @@ OFFLOAD = (
         question="Which functions keep blocking, and what should be done about each?",
         is_not="Not all culprits: only those of several stalls within `flag_window`, of causes that offloading cures.",
         example='{loopwatch_function="app.images:resize", loopwatch_cause="native_gil"} 4.1: it has blocked for 4.1 '
-        'of the last 60 s.',
+        "of the last 60 s.",
     ),
     Metric(
         "loopwatch.offload.calls",
@@ -544,7 +544,7 @@ OFFLOAD = (
         question="How much work is done elsewhere?",
         is_not="Not processor time; of a coroutine, what it waited is part of it.",
         example='{loopwatch_offload_to="process"} grows by 30 a minute: half a processor\'s worth of work is off '
-        'the loop.',
+        "the loop.",
     ),
     Metric(
         "loopwatch.offload.trip.time",
@@ -609,7 +609,7 @@ AGENT = (
         question="Does it watch at all?",
         is_not="Not 0 for other states: those are absent.",
         example='{loopwatch_agent_state="watching"} 1 is well; waiting: no loop runs yet; paused and off: nothing '
-        'is watched.',
+        "is watched.",
     ),
     Metric(
         "loopwatch.agent.start_time",
@@ -630,7 +630,7 @@ AGENT = (
         question="Has a part of the agent failed?",
         is_not="Not faults of the program.",
         example='{loopwatch_agent_part="journal"} 1: its disk was full; stalls are still logged and told, but not '
-        'written down.',
+        "written down.",
     ),
     Metric(
         "loopwatch.agent.dropped",
@@ -642,7 +642,7 @@ AGENT = (
         question="Is something missing from what I see?",
         is_not="Not lost figures: metrics are totals, and the next export that succeeds tells all of them.",
         example='{loopwatch_agent_signal="traces"} 500: the collector was away for so long that 500 spans found no '
-        'room.',
+        "room.",
     ),
 )
 """Of the agent itself."""
