@@ -156,10 +156,6 @@ class Cell:
         block.cpu = time.thread_time() - cpu
         block.process_cpu = time.process_time() - process_cpu
 
-    def _due_timers(self, now: float) -> int:
-        """Count the timers that are due."""
-        return len(self._due(now))
-
     def _due(self, now: float) -> list[Any]:
         """Return the timers that are due, walking only that part of the heap."""
         heap = getattr(self._loop(), "_scheduled", ())
