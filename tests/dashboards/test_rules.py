@@ -15,6 +15,8 @@ import pytest
 import yaml
 from boards import committed
 
+from loopwatch.pools.advice import family
+from loopwatch.pools.naming import pool_name
 from loopwatch.telemetry.catalog import CATALOG, Kind
 
 ROOT = Path(__file__).parents[2]
@@ -141,6 +143,22 @@ def test_rule_is_true_to_the_catalog(rule: dict[str, Any]) -> None:
         kept = [set(node.modifier.labels) - {"le"} for node in nodes(tree) if type(node).__name__ == "AggregateExpr"]
         recorded = [name for name in RECORDED if name in rule["expr"]]
         assert LEVELS[level] in kept or any(name.split(":")[0] == level for name in recorded)
+
+
+def test_pools_that_are_made_anew_are_one() -> None:
+    """The number that a name is given when it is taken falls away in the rule as it does in findings."""
+    (pattern,) = re.findall(
+        r'"loopwatch_pool_family", "\$1", "loopwatch_pool_name", "(.+)"',
+        RECORDED["pool:loopwatch_pool_crashes:moments15m"]["expr"],
+    )
+    names = [pool_name("ProcessPoolExecutor", "/srv/app.py:12 in main", set())]
+    for _ in range(11):
+        names.append(pool_name("ProcessPoolExecutor", "/srv/app.py:12 in main", set(names)))
+    assert names[-1].endswith(" #12")
+    first, names = names[0], [*names, "lane #a", "#7", "other"]
+    found = [re.fullmatch(pattern, name) for name in names]
+    assert [match and match[1] for match in found] == [family(name) for name in names]
+    assert [family(name) for name in names] == [first] * 12 + ["lane #a", "#7", "other"]
 
 
 @pytest.mark.parametrize("alert", ALERTS.values(), ids=ALERTS)
