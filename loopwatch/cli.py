@@ -200,7 +200,7 @@ def _add_dashboards(commands: argparse._SubParsersAction[_Parser]) -> None:
         "export",
         help="write them into a folder",
         description="Writes dashboards (grafana/*.json), rules (prometheus/*.yml), what to do about each alert "
-        "(runbook.md), compose.yaml and what it needs.",
+        "(docs/runbook.md), compose.yaml and what it needs.",
         epilog="examples:\n  loopwatch dashboards export monitoring/\n  docker compose -f monitoring/compose.yaml up\n",
         formatter_class=raw,
         allow_abbrev=False,

@@ -74,7 +74,7 @@ def test_a_wheel_exports_everything(tmp_path: Path) -> None:
     found = written(target)
     assert found == {name: (DASHBOARDS / name).read_bytes() for name in found}
     assert found.keys() >= BOARDS | {"compose.yaml", "compose/collector.yaml", "compose/service/Dockerfile"}
-    assert {"prometheus/alerts.yml", "prometheus/recording.yml", "runbook.md"} <= found.keys()
+    assert {"prometheus/alerts.yml", "prometheus/recording.yml", "docs/runbook.md"} <= found.keys()
     assert f"{len(found)} files are in {target}" in done.stdout
     assert len(found) == len(shipped) - 1, "what is shipped is exported, but for __init__.py"
 

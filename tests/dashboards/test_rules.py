@@ -21,7 +21,7 @@ from loopwatch.telemetry.catalog import CATALOG, Kind
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "prometheus"
-RUNBOOK = (ROOT / "dashboards" / "runbook.md").read_text(encoding="utf-8")
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
 SUITES = sorted((RULES / "tests").glob("*.yml"))
 
 if shutil.which("promtool") is None:
@@ -174,7 +174,7 @@ def test_alert_says_what_to_do(alert: dict[str, Any]) -> None:
     if alert["alert"] not in ("LoopwatchAgentDisabled", "LoopwatchTargetDown", "LoopwatchJobAbsent"):
         assert "$value" in notes["description"]
     assert notes["runbook_url"] == (
-        "{{ with $externalLabels.runbooks }}{{ . }}{{ else }}runbook.md{{ end }}#" + anchor(alert["alert"])
+        "{{ with $externalLabels.runbooks }}{{ . }}{{ else }}docs/runbook.md{{ end }}#" + anchor(alert["alert"])
     )
     found = re.fullmatch(r"\{\{ \$externalLabels\.grafana \}\}/d/([\w-]+)\?(.*)", notes["dashboard"])
     assert found is not None

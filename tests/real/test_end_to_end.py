@@ -279,7 +279,7 @@ def assert_is_readable(alert: dict[str, Any]) -> None:
     """The texts of an alert have no hole, its links lead somewhere."""
     notes = alert["annotations"]
     assert "<no value>" not in f"{notes}" and "<error" not in f"{notes}", notes
-    assert notes["runbook_url"] == f"runbook.md#{alert['labels']['alertname'].lower()}"
+    assert notes["runbook_url"] == f"docs/runbook.md#{alert['labels']['alertname'].lower()}"
     assert re.fullmatch(r"/d/loopwatch-\w+\?var-job=[\w-]+(&var-\w+=[^&\s]+)*", notes["dashboard"]), notes
 
 
