@@ -361,7 +361,11 @@ for _ in range(2):
     for pid in pids:
         os.system(f"kill -SEGV {pid}")
         os.waitpid(pid, 0)
-    (pool,) = agent.snapshot().pools
+    for _ in range(600):  # a snapshot takes 5 ms at most: on a busy machine it may have seen one of them only
+        (pool,) = agent.snapshot().pools
+        if not pool.workers:
+            break
+        time.sleep(0.05)
     print(pool.crashes, pool.started - len(pool.workers))
     loopwatch.uninstall()
 """

@@ -52,7 +52,7 @@ def test_processes(run: Run) -> None:
             assert 0.3 <= first.run < 3
             assert first.trip >= 0.05  # four calls, two workers: two of them waited
             assert 0 < first.held < first.trip
-            assert first.saved == pytest.approx(first.run - first.held)
+            assert 0 < first.saved <= first.run - first.held + 1e-6  # less where calls before had been a loss
         assert grown("process", before) == first  # the pool is closed
 
     run(main(loopwatch.WorkerPool(workers=2)))
