@@ -212,7 +212,7 @@ from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.pools.monitor import Monitor
 
-monitor, release, found = Monitor(Config, PatchSet(), Faults()), [], []
+monitor, release, warned, threads = Monitor(Config, PatchSet(), Faults()), [], [], []
 os.register_at_fork(
     before=lambda: release.append(monitor.hold_for_fork()),
     after_in_parent=lambda: release.pop()(),
@@ -220,17 +220,20 @@ os.register_at_fork(
 )
 monitor.start()
 warnings.simplefilter("always")
-warnings.showwarning = lambda *what: found.append(what)
+warnings.showwarning = lambda *what: warned.append(what)
 for _ in range(20):
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    found += [threading.active_count()]
-print(found)
+    threads += [threading.active_count()]
+print(len(warned), threads)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str([2] * 20)
+    # 3.12 counts the system's threads, and one that was joined may be there for a moment; 3.13 waits for its real end.
+    warned, _, threads = done.stdout.strip().partition(" ")
+    assert int(warned) <= (10 if sys.version_info[:2] == (3, 12) else 0)
+    assert threads == str([2] * 20)
 
 
 def test_figures_of_a_snapshot_are_fresh(watching: Watching, child: subprocess.Popen[bytes]) -> None:
