@@ -23,6 +23,7 @@ from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
+from loopwatch.leaving import Leaving
 from loopwatch.moving import Moving
 from loopwatch.observation import Observation
 from loopwatch.pools.reading import PoolReading
@@ -88,6 +89,8 @@ class Agent:
         self._scraped = Scraped(self._telemetry.account, self._faults)
         self._pools = PoolWatch(lambda: self._config, self._patches, self._faults, self._name_of, self._begin_export)
         self._moving = Moving(self._open_loops, self._patches, self._faults)
+        self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
+        self._has_begun = False
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -141,6 +144,7 @@ class Agent:
             if not discover:
                 return
             self._start_pools()
+            self._leaving.start()
             self._discovery = Discovery(
                 self._patches,
                 self._loop_started,
@@ -169,6 +173,7 @@ class Agent:
             self._state, self._reason = "off", "stopped"
             if self._discovery is not None:
                 self._discovery.stop()
+            self._leaving.stop()
             self._moving.stop()
             self._pools.stop(timeout)
             self._patches.undo_all()
@@ -205,7 +210,7 @@ class Agent:
         self._make_parts()
         old.abandon()
         sinks.abandon()
-        self._started_at = time.time()
+        self._started_at, self._has_begun = time.time(), False
         self._telemetry.after_fork_in_child()
         self._pools.after_fork_in_child()
         self._scraped.after_fork_in_child(again=was_on and self._config.follow_fork)
@@ -600,10 +605,16 @@ class Agent:
         loops = bool(self._watcher.loops)
         if not loops and not self._pools.in_use:
             return
+        self._has_begun = True
         self._scraped.begin()
         if not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
                 self._telemetry.begin(forks=not loops)
+
+    def _end_of_child(self) -> None:
+        """Tell what there is, at the end of a child that runs no ``atexit`` functions."""
+        if self._has_begun:
+            self.stop(leaving=True)
 
     def _do(self, action: Action) -> bool:
         return self._teller.do(action)  # a later one, after stop() and in a forked child

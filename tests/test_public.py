@@ -29,6 +29,7 @@ LAYERS = [
         "loopwatch.watcher",
         "loopwatch.victims",
         "loopwatch.discovery",
+        "loopwatch.leaving",
         "loopwatch.pools",
         "loopwatch.governor",
         "loopwatch.diagnosis",

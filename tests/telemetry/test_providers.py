@@ -269,6 +269,39 @@ def test_grpc_at_exit() -> None:
     assert "cannot" not in done.stderr and "switched off" not in done.stderr
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_children_of_multiprocessing_tell_at_their_end(method: str, tmp_path: Path) -> None:
+    """They run no ``atexit`` functions: what they have seen last is told all the same, before they are gone."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(f"""
+            import asyncio, multiprocessing, sys, time, loopwatch
+            loopwatch.install(threshold=0.05, log_level="CRITICAL", otlp_endpoint=sys.argv[1], export_interval=60)
+
+            async def main():
+                await asyncio.sleep(0.1)
+                time.sleep(0.15)
+
+            def work():
+                asyncio.run(main())
+
+            if __name__ == "__main__":
+                child = multiprocessing.get_context("{method}").Process(target=work)
+                child.start()
+                child.join()
+                print(child.pid, child.exitcode)
+        """)
+    )
+    with receiver() as server:
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", str(program), server.url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        pid, exitcode = done.stdout.split()
+        assert exitcode == "0", done.stderr
+        assert server.resource("traces")["process.pid"] == int(pid)
+        assert server.resource("logs")["process.pid"] == int(pid)
+        assert any("asyncio.eventloop.stalls" in points_of(each) for each in server.of("metrics"))
+
+
 def test_disabled_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     """``OTEL_SDK_DISABLED`` wins over everything."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
