@@ -121,18 +121,23 @@ def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run
         re.match(r"(a+)+$", "a" * length + "b")
         return time.monotonic() - began
 
-    length = next(length for length in range(16, 40) if seconds(length) > 0.1) + 1
+    length = next(length for length in range(16, 40) if seconds(length) > 0.2)
 
     def catastrophic() -> None:
         re.match(r"(a+)+$", "a" * length + "b")
 
-    run(around(catastrophic))
-    stall = max(sink.wait(), key=lambda stall: stall.duration)
+    for _ in range(5):
+        sink.stalls.clear()
+        run(around(catastrophic))
+        stall = max(sink.wait(), key=lambda stall: stall.duration)
+        waited_for_a_processor = max(stall.evidence.watcher_starved, stall.evidence.run_queue or 0.0)
+        if waited_for_a_processor < 0.1 * stall.duration:  # else the machine is too busy to tell
+            break
+    else:
+        pytest.skip("this machine gives no processor to a thread that wants one")
     assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function.endswith("catastrophic")
-    waited_for_a_processor = max(stall.evidence.watcher_starved, stall.evidence.run_queue or 0.0)
-    if waited_for_a_processor < 0.1 * stall.duration:  # else the machine is too busy to tell
-        assert stall.cause is Cause.NATIVE_GIL, stall.evidence
+    assert stall.cause is Cause.NATIVE_GIL, stall.evidence
     assert stall.evidence.watcher_late > 0.1
 
 
