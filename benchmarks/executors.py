@@ -1,7 +1,7 @@
 """What watching costs a caller of an executor: submit and result of a call that does nothing, with and without.
 
-The agent is switched on and off in one process, in blocks that alternate, each with an executor of its own; the ratio of
-each pair, and the median of all. The control (A/A) is the same without an agent.
+The agent is switched on and off in one process, in blocks that alternate, each with an executor of its own: the median
+of the ratios of all pairs. The control (A/A) is the same without an agent.
 
     python benchmarks/executors.py
 """
