@@ -78,8 +78,12 @@ ROUNDS = """
     grown = memory() - some
     now = attributes()
     changed = sorted(str(key) for key in now[0].keys() | before[0].keys() if now[0].get(key) != before[0].get(key))
-    say(changed=changed[:5], lists=now[1:] == before[1:], counts=counts() == there, grown=grown,
-        many=len(now[0]) > 2000, faults=agent.snapshot().agent.faults)
+    threads, descriptors, files = counts()
+    # Fewer descriptors: the first installation's may have been closed a moment later.
+    same = (threads, files) == (there[0], there[2]) and descriptors <= there[1]
+    counted = same or (threads, descriptors, files, there)
+    say(changed=changed[:5], lists=now[1:] == before[1:], counts=counted, grown=grown, many=len(now[0]) > 2000,
+        faults=agent.snapshot().agent.faults)
 """
 
 UVLOOP = pytest.param(
