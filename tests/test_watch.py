@@ -138,7 +138,7 @@ def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run
     assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function.endswith("catastrophic")
     assert stall.cause is Cause.NATIVE_GIL, stall.evidence
-    assert stall.evidence.watcher_late > 0.1
+    assert stall.evidence.watcher_late > 0.3 * stall.duration  # but for the time until it wanted to look
 
 
 def test_many_small_callbacks_are_overload(agent: Agent, sink: RecordingSink, run: Run) -> None:
