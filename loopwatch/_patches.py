@@ -13,10 +13,12 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import wrapt
+
+from loopwatch._imports import WhenImported
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Called with the original (bound), the positional and the keyword arguments; returns what the caller gets."""
@@ -257,6 +259,19 @@ class PatchSet:
                     return patch
                 return None
         return None
+
+
+def when_imported(name: str, callback: Callable[[ModuleType], object]) -> list[ListItem]:
+    """Call back with a module: now if the program has imported it, else as soon as it does; we never do.
+
+    Returns:
+        What waits for that, to be undone by whoever waits no more; empty where the module was there.
+    """
+    module = loaded(name)
+    if module is None:
+        return [ListItem(sys.meta_path, WhenImported(name, callback), first=True)]
+    callback(module)
+    return []
 
 
 def _reference(owner: Any) -> tuple[Callable[[], Any] | None, Any]:

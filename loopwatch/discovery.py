@@ -10,13 +10,10 @@ import asyncio
 import asyncio.base_events
 import asyncio.events
 import gc
-import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
-from loopwatch._imports import WhenImported
-from loopwatch._patches import ListItem, PatchSet, loaded
+from loopwatch._patches import ListItem, PatchSet, loaded, when_imported
 from loopwatch.probes.probe import Loop
 from loopwatch.stacks import below, current_frames, uncollected
 
@@ -48,8 +45,8 @@ class Discovery:
     def start(self) -> None:
         """Begin to listen."""
         self._patches.around(asyncio.events, "_set_running_loop", self._set_running_loop)
-        self._when_imported("uvloop", self._patch_uvloop)
-        self._when_imported("trio", self._patch_trio)
+        self._hooks += when_imported("uvloop", self._patch_uvloop)
+        self._hooks += when_imported("trio", self._patch_trio)
 
     def stop(self) -> None:
         """Stop listening; the patches are undone by their owner."""
@@ -69,13 +66,6 @@ class Discovery:
             # Compiled loops have no frames, but the collector knows who refers to their class (a heap type).
             found += [item for item in gc.get_referrers(uvloop.Loop) if isinstance(item, uvloop.Loop)]
         yield from (loop for loop in found if loop is not own and not loop.is_closed() and loop.is_running())
-
-    def _when_imported(self, name: str, callback: Callable[[ModuleType], object]) -> None:
-        module = loaded(name)
-        if module is not None:
-            callback(module)
-        else:
-            self._hooks.append(ListItem(sys.meta_path, WhenImported(name, callback), first=True))
 
     def _set_running_loop(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = asyncio._get_running_loop()

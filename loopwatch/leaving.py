@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from loopwatch._faults import Faults
-from loopwatch._imports import WhenImported
-from loopwatch._patches import ListItem, PatchSet, loaded
+from loopwatch._patches import ListItem, PatchSet, when_imported
 
 PART = "leaving"
 
@@ -25,21 +23,17 @@ class Leaving:
 
     def __init__(self, patches: PatchSet, faults: Faults, leave: Callable[[], object]) -> None:
         self._patches, self._faults, self._leave = patches, faults, leave
-        self._hook: ListItem | None = None
+        self._hooks: list[ListItem] = []
 
     def start(self) -> None:
         """Wait for the end, if multiprocessing is imported or will be; we do not import it."""
-        module = loaded("multiprocessing.util")
-        if module is not None:
-            self._patch(module)
-        else:
-            self._hook = ListItem(sys.meta_path, WhenImported("multiprocessing.util", self._patch), first=True)
+        self._hooks += when_imported("multiprocessing.util", self._patch)
 
     def stop(self) -> None:
         """Wait no more; the patch is undone by its owner."""
-        if self._hook is not None:
-            self._hook.undo()
-            self._hook = None
+        for hook in self._hooks:
+            hook.undo()
+        self._hooks.clear()
 
     def _patch(self, util: ModuleType) -> None:
         with self._faults.guard(PART):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -18,8 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from loopwatch._faults import Faults
-from loopwatch._imports import WhenImported
-from loopwatch._patches import ListItem, Patch, PatchSet, loaded
+from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
 from loopwatch.pools.origin import origin
 
 MOST = 4096
@@ -254,11 +252,7 @@ class Births:
             with self._faults.guard(PART):
                 callback(module)
 
-        module = loaded(name)
-        if module is not None:
-            guarded(module)
-        else:
-            self._hooks.append(ListItem(sys.meta_path, WhenImported(name, guarded), first=True))
+        self._hooks += when_imported(name, guarded)
 
     def _after(self, owner: Any, name: str, note: Callable[[Any, Any, dict[str, Any]], object]) -> None:
         """Have ``note(instance, result, kwargs)`` called after each call of a method.

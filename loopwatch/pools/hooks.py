@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from loopwatch._faults import Faults
-from loopwatch._imports import WhenImported
-from loopwatch._patches import ListItem, Patch, PatchSet, loaded
+from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
 
 Note = Callable[..., Any]
 
@@ -109,11 +107,7 @@ class Hooks:
             with self._faults.guard(part):
                 callback(module)
 
-        module = loaded(name)
-        if module is not None:
-            guarded(module)
-        else:
-            self.add_item(sys.meta_path, WhenImported(name, guarded), first=True)
+        self._items += when_imported(name, guarded)
 
     def add_item(self, target: list[Any], item: Any, *, first: bool = False) -> None:
         """Add to a list that others use too, until :meth:`stop`."""
