@@ -10,12 +10,12 @@ import os
 import platform
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from loopwatch._patches import ListItem
+from loopwatch.core.originals import time
 
 MAX_THREADS = 256
 """Threads of the process whose clocks are compared to find who burns a processor."""

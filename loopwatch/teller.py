@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
 from loopwatch._faults import OWN_THREADS, Action, Faults
+from loopwatch.core.originals import time
 from loopwatch.observation import Observation
 
 MAX_WAITING = 1000

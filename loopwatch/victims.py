@@ -23,7 +23,6 @@ import functools
 import gc
 import os
 import threading
-import time
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -32,6 +31,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.core.originals import time
 from loopwatch.probes.probe import LET_IN, Loop
 from loopwatch.watched import Case, Episode, WatchedLoop
 

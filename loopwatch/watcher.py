@@ -10,7 +10,6 @@ import os
 import statistics
 import sys
 import threading
-import time
 import weakref
 from _thread import allocate_lock
 from collections import Counter
@@ -22,6 +21,7 @@ from loopwatch import labels, stacks
 from loopwatch._faults import Faults
 from loopwatch.config import Config
 from loopwatch.contention import LATE, Contention, Hindrance
+from loopwatch.core.originals import time
 from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
 from loopwatch.evidence import GcMonitor

@@ -15,6 +15,7 @@ import loopwatch
 ROOT = Path(loopwatch.__file__).parent
 
 LAYERS = [
+    {"loopwatch.core"},
     {"loopwatch.events", "loopwatch.errors", "loopwatch.flagging"},
     {"loopwatch.config", "loopwatch._patches", "loopwatch._imports", "loopwatch._faults"},
     {

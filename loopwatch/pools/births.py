@@ -10,7 +10,6 @@ import functools
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,6 +17,7 @@ from typing import Any
 
 from loopwatch._faults import Faults
 from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
+from loopwatch.core.originals import time
 from loopwatch.pools.origin import origin
 
 MOST = 4096

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loopwatch._patches import loaded
+from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.births import Birth, Births
 from loopwatch.pools.health import Situation, Verdict, crash_reason, judge

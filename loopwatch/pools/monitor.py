@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import threading
-import time
 from _thread import allocate_lock
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from loopwatch import evidence
 from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config
+from loopwatch.core.originals import time
 from loopwatch.events import Finding, WorkerState
 from loopwatch.pools import cgroup
 from loopwatch.pools.advice import THREADS, Advisor

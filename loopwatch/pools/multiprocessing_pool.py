@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loopwatch import evidence
 from loopwatch._patches import Patch
+from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.board import RING, Board, Run
 from loopwatch.pools.health import Executor

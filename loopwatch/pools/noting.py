@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import os
 import pkgutil
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from loopwatch.core.originals import time
 from loopwatch.pools.board import Address, Slot, claim
 
 Function = Callable[..., Any]

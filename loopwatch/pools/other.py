@@ -7,13 +7,13 @@ run time goes from ``submit`` to the result.
 from __future__ import annotations
 
 import functools
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 from loopwatch._patches import Patch
+from loopwatch.core.originals import time
 from loopwatch.events import PoolStats
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from loopwatch.core.originals import time
 from loopwatch.events import WorkerState, WorkerStats
 from loopwatch.pools.health import Situation, judge
 from loopwatch.pools.reading import PoolReading, ProcessFacts

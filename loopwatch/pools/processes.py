@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 
 import psutil
 
+from loopwatch.core.originals import time
 from loopwatch.pools.births import peek
 from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import ProcessFacts

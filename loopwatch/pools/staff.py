@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from loopwatch.core.originals import time
 from loopwatch.pools.board import Board, Now, Run
 from loopwatch.pools.health import crash_reason
 from loopwatch.pools.reading import ProcessFacts

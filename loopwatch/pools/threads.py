@@ -7,7 +7,6 @@ tracebacks of those are what they were.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from typing import Any
 
 from loopwatch import evidence
 from loopwatch._patches import Patch
+from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.health import Executor, Situation, judge
 from loopwatch.pools.reading import PoolReading, ProcessFacts

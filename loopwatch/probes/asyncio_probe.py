@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import select
 import selectors
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Self
 
 from loopwatch._patches import Patch, PatchSet
+from loopwatch.core.originals import time
 from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop, Taker
 
 MARK_EVERY = 0.01

@@ -6,12 +6,12 @@ Where nothing better can be had it is also the probe that finds blocks: then its
 from __future__ import annotations
 
 import sys
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from types import CodeType
 
+from loopwatch.core.originals import time
 from loopwatch.probes.histogram import Histogram
 from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop, Taker
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from loopwatch._patches import loaded
+from loopwatch.core.originals import time
 from loopwatch.probes.probe import IDLE, Block, Counters, Loop, Taker
 
 _UV_METRICS_IDLE_TIME = 1

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.core.originals import time
 from loopwatch.telemetry.instruments import NAP
 from loopwatch.telemetry.sending import Answer, Sender
 from loopwatch.telemetry.targets import Signal, Targets, Temporality

@@ -7,7 +7,6 @@ again by the next agent; without an agent they tell nothing.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopwatch._patches import loaded
+from loopwatch.core.originals import time
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.bounds import Key
 from loopwatch.telemetry.catalog import BY_NAME, CATALOG, Kind, Metric

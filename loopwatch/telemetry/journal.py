@@ -19,11 +19,11 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from loopwatch import __version__
+from loopwatch.core.originals import time
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.files import open_private

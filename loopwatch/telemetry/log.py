@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
+from loopwatch.core.originals import time
 from loopwatch.events import Cause, FlaggedFunction, Stall
 
 logger = logging.getLogger("loopwatch")

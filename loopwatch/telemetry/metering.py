@@ -6,7 +6,6 @@ a single go; histograms are added as they are. Imports the SDK.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider, Observa
 from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 
+from loopwatch.core.originals import time
 from loopwatch.telemetry.catalog import AGENT, LOOPS, OFFLOAD, POOLS
 from loopwatch.telemetry.instruments import Account, Instruments
 from loopwatch.telemetry.points import Reading

@@ -13,13 +13,13 @@ import os
 import selectors
 import socket
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopwatch._patches import loaded
+from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError
 
 SPAN = 64

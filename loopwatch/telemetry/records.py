@@ -5,10 +5,10 @@ One record a stall, one more where a hang is announced while it lasts. In a stor
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
+from loopwatch.core.originals import time
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry import attributes
 from loopwatch.telemetry.log import describe, describe_flagged

@@ -12,12 +12,12 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry import descriptors, exposition, ports, resource
 from loopwatch.telemetry.exposition import Family

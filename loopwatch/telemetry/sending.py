@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import socket
-import time
 import zlib
 from base64 import b64encode
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.targets import Protocol, Signal, Target

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
+
+from loopwatch.core.originals import time
 
 MINUTE = 60.0
 

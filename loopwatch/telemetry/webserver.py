@@ -11,12 +11,12 @@ import errno
 import selectors
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS
+from loopwatch.core.originals import time
 from loopwatch.telemetry import descriptors
 
 MOST = 16

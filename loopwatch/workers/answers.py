@@ -6,10 +6,10 @@ import asyncio
 import functools
 import logging
 import pickle
-import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
+from loopwatch.core.originals import time
 from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.workers import payload, wire
 from loopwatch.workers.calls import Call, in_turns

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from loopwatch.core.originals import time
 from loopwatch.errors import NotPicklable
 from loopwatch.workers import payload
 from loopwatch.workers.options import CallOptions

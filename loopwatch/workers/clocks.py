@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from typing import NamedTuple
 
+from loopwatch.core.originals import time
 from loopwatch.evidence import scheduled
 
 

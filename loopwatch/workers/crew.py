@@ -8,12 +8,12 @@ import logging
 import os
 import pickle
 import threading
-import time
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from loopwatch.core.originals import time
 from loopwatch.errors import OffloadError
 from loopwatch.workers import handles, launch, payload, tracing, wire
 from loopwatch.workers.link import IDLE, Link, State

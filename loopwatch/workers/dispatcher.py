@@ -10,9 +10,9 @@ import asyncio
 import functools
 import logging
 import os
-import time
 from pathlib import Path
 
+from loopwatch.core.originals import time
 from loopwatch.errors import OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
 from loopwatch.pools.health import crash_reason

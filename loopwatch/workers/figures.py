@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.naming import error_name, task_name
 from loopwatch.pools.reading import PoolReading

@@ -13,11 +13,11 @@ import os
 import signal
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
 
+from loopwatch.core.originals import time
 from loopwatch.errors import OffloadError
 from loopwatch.workers import handles, wire
 from loopwatch.workers.calls import Call

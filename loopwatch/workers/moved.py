@@ -6,13 +6,13 @@ import contextvars
 import functools
 import inspect
 import threading
-import time
 import types
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
+from loopwatch.core.originals import time
 from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.workers import clocks, defaults, launch, settings, worker

@@ -17,11 +17,11 @@ import os
 import select
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from loopwatch.core.originals import time
 from loopwatch.workers import handles
 
 log = logging.getLogger("loopwatch")

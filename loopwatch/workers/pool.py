@@ -12,12 +12,12 @@ import contextlib
 import functools
 import itertools
 import os
-import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
+from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
 from loopwatch.pools.origin import origin

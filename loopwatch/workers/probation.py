@@ -12,11 +12,11 @@ import io
 import math
 import pickle
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any, NamedTuple
 
+from loopwatch.core.originals import time
 from loopwatch.workers.belonging import CODE, FIXED, Call, is_of_a_loop, of_no_use_elsewhere
 from loopwatch.workers.bytecode import calls_itself, names_of
 

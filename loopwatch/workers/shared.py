@@ -14,12 +14,12 @@ import os
 import struct
 import sys
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError
 from loopwatch.workers import handles
 

@@ -15,12 +15,12 @@ import logging
 import os
 import queue
 import threading
-import time
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
+from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
 from loopwatch.probes.histogram import Histogram

@@ -18,9 +18,10 @@ import contextvars
 import functools
 import logging
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from loopwatch.core.originals import time
 
 log = logging.getLogger("loopwatch")
 

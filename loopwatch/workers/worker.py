@@ -19,13 +19,14 @@ import socket
 import struct
 import sys
 import threading
-import time
 import traceback
 import types
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from loopwatch.core.originals import time
 
 try:
     import fcntl
