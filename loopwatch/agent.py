@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -28,6 +29,7 @@ from loopwatch.moving import Moving
 from loopwatch.observation import Observation
 from loopwatch.pools.reading import PoolReading
 from loopwatch.pools.watch import PoolWatch
+from loopwatch.probes.choice import is_known, keeps_real_time, make_probe
 from loopwatch.probes.probe import Loop
 from loopwatch.sinks import Sinks
 from loopwatch.telemetry.otel import Telemetry
@@ -38,12 +40,15 @@ from loopwatch.telemetry.traces import Traces
 from loopwatch.telemetry.victims import current_span_variable
 from loopwatch.teller import Teller
 from loopwatch.victims import Victims
-from loopwatch.watched import Case, WatchedLoop, make_probe
+from loopwatch.watched import Case, WatchedLoop
 from loopwatch.watcher import Watcher
 from loopwatch.workers import settings as offloading
 
 FORK_PATIENCE = 0.02
 """s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
+
+MAX_KINDS = 20
+"""Kinds of loop of which it is said that they are left alone."""
 
 _TELEMETRY = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
 """Settings after a change of which telemetry begins anew."""
@@ -84,6 +89,7 @@ class Agent:
         self._reason = "not started"
         self._discovery: Discovery | None = None
         self._slow_told = False
+        self._left_alone: set[str] = set()
         self._started_at = time.time()
         self._telemetry = Telemetry(self._inputs, self._do, self._faults, __version__)
         self._scraped = Scraped(self._telemetry.account, self._faults)
@@ -141,10 +147,6 @@ class Agent:
             self._sinks.open()
             self._watcher.gc.start()
             self._moving.start(self._config)
-            if not discover:
-                return
-            self._start_pools()
-            self._leaving.start()
             self._discovery = Discovery(
                 self._patches,
                 self._loop_started,
@@ -152,10 +154,14 @@ class Agent:
                 self._loop_closing,
                 lambda text: self._faults.say(logging.WARNING, text),
             )
+            if not discover:
+                return
+            self._start_pools()
+            self._leaving.start()
             self._discovery.start()
             with self._faults.guard("search"):  # apart from the discovery of loops that start later
                 for loop in self._discovery.running():
-                    self.watch_loop(loop)
+                    self._take(loop)
                     self._pools.adopt(loop)
 
     def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
@@ -176,10 +182,10 @@ class Agent:
             self._leaving.stop()
             self._moving.stop()
             self._pools.stop(timeout)
-            self._patches.undo_all()
+            with self._faults.guard("watcher"):
+                self._watcher.stop(timeout)
+            self._patches.undo_all()  # only now: a loop of uvloop must not close unseen while it is read
         self._scraped.close(timeout)
-        with self._faults.guard("watcher"):
-            self._watcher.stop(timeout)
         with self._faults.guard("victims"):
             self._victims.stop(timeout)
         with self._faults.guard("teller"):
@@ -414,13 +420,7 @@ class Agent:
             )
         if loop.is_closed():
             raise ConfigError(f"watch_loop({loop!r}): the loop is closed; pass one that is open")
-        known = self._find(loop)
-        if known is not None:
-            known.name = name or known.name
-        elif _runs_here(loop):
-            self._loop_started(loop, name)
-        else:
-            loop.call_soon_threadsafe(self._loop_started, loop, name)
+        self._take(loop, name, given=True)
 
     def watch_executor(self, executor: Any, name: str | None = None) -> None:
         """Watch ``executor``: one that is not found by itself, or to give one a name.
@@ -488,19 +488,29 @@ class Agent:
 
     # -- loops ----------------------------------------------------------------------------------------------------
 
+    def _take(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
+        """Watch a loop that may run already, in any thread; ``given`` by the program, which wants it to be watched."""
+        known = self._find(loop)
+        if known is not None:
+            known.name = name or known.name
+        elif _runs_here(loop) or not (given or is_known(loop)):
+            self._loop_started(loop, name, given=given)
+        else:
+            loop.call_soon_threadsafe(functools.partial(self._loop_started, loop, name, given=given))
+
     def _find(self, loop: Loop) -> WatchedLoop | None:
         return next((known for known in self._watcher.loops if known.ref() is loop), None)
 
-    def _loop_started(self, loop: Loop, name: str | None = None) -> None:
+    def _loop_started(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
         """On the loop's thread, before it runs."""
         with self._faults.guard("discovery"):
             if self._state != "on" or self._faults.is_off("watcher") or self._faults.is_off("discovery"):
                 return
             if not threading.main_thread().is_alive():
                 return  # the interpreter is about to exit and starts no more threads
-            known = self._find(loop)
+            known = self._find(loop) or self._attach(loop, name, given=given)
             if known is None:
-                known = self._attach(loop, name)
+                return
             known.started()
             self._watcher.ensure_thread()
             self._begin_export()
@@ -509,12 +519,36 @@ class Agent:
     def _open_loops(self) -> list[Loop]:
         return [loop for known in self._watcher.loops if (loop := known.ref()) is not None]
 
-    def _attach(self, loop: Loop, name: str | None) -> WatchedLoop:
+    def _attach(self, loop: Loop, name: str | None, *, given: bool) -> WatchedLoop | None:
+        """Begin to watch ``loop``; return None, and say so once a kind, if it is of a kind that must be left alone."""
         self._watcher.remove(known for known in self._watcher.loops if known.gone)
-        probe = make_probe(loop, self._limit(), self._patches, lambda exc: self._faults.add("probe", exc))
-        known = WatchedLoop(loop, name or self._name(), probe, self._config.heartbeat)
+        if self._discovery is not None:
+            self._discovery.see_closing()
+
+        def failed(exc: BaseException) -> None:
+            self._faults.add("probe", exc)
+
+        probe = make_probe(loop, self._limit(), self._patches, failed, given=given)
+        if probe is None:
+            self._leave_alone(type(loop))
+            return None
+        beats = given or keeps_real_time(loop)
+        heartbeat = self._config.heartbeat if beats else None
+        known = WatchedLoop(loop, name or self._name(), probe, heartbeat, failed)
         self._watcher.add(known)
         return known
+
+    def _leave_alone(self, kind: type) -> None:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name in self._left_alone or len(self._left_alone) >= MAX_KINDS:
+            return
+        self._left_alone.add(name)
+        self._faults.say(
+            logging.INFO,
+            "loopwatch: loops of %s are not watched: their time may be simulated, and a timer would be seen there; "
+            "agent.watch_loop(loop) watches one all the same",
+            name,
+        )
 
     def _loop_stopped(self, loop: Loop) -> None:
         """On the loop's thread, after it ran."""
@@ -529,9 +563,7 @@ class Agent:
     def _loop_closing(self, loop: Loop) -> None:
         """Right before the memory of a loop of uvloop goes away."""
         with self._faults.guard("discovery"):
-            known = self._find(loop)
-            if known is not None:
-                self._watcher.remove((known,))
+            self._watcher.detach(loop)
 
     def _name_of(self, loop: Loop) -> str | None:
         known = self._find(loop)

@@ -41,6 +41,7 @@ class Discovery:
         self._patches = patches
         self._started, self._stopped, self._closing = started, stopped, closing
         self._hooks: list[ListItem] = []
+        self._sees_closing = False
 
     def start(self) -> None:
         """Begin to listen."""
@@ -49,7 +50,7 @@ class Discovery:
         self._hooks += when_imported("trio", self._patch_trio)
 
     def stop(self) -> None:
-        """Stop listening; the patches are undone by their owner."""
+        """Stop listening; the patches are undone by their owner, once no loop is read any more."""
         for hook in self._hooks:
             hook.undo()
         self._hooks.clear()
@@ -89,13 +90,22 @@ class Discovery:
             finally:
                 self._stopped(loop)
 
+        self._patches.around(uvloop.Loop, "run_forever", run_forever)
+        self.see_closing()
+
+    def see_closing(self) -> None:
+        """Announce loops of uvloop that are about to close; needed before the first of them is read."""
+        uvloop = loaded("uvloop")
+        if self._sees_closing or uvloop is None:
+            return
+
         def close(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             loop = original.__self__  # type: ignore[attr-defined]
             if not loop.is_running():
                 self._closing(loop)
             return original(*args, **kwargs)
 
-        self._patches.around(uvloop.Loop, "run_forever", run_forever)
+        self._sees_closing = True
         self._patches.around(uvloop.Loop, "close", close)
 
     def _patch_trio(self, trio: Any) -> None:

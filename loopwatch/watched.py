@@ -6,19 +6,16 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from loopwatch._patches import PatchSet, loaded
 from loopwatch.core.originals import time
 from loopwatch.events import LagStats, LoopStats, Stall
 from loopwatch.evidence import Clocks, ThreadFacts
 from loopwatch.observation import Sample
-from loopwatch.probes.asyncio_probe import AsyncioProbe
-from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
+from loopwatch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
 from loopwatch.probes.histogram import Histogram
-from loopwatch.probes.probe import IDLE, Block, Counters, Loop, Probe
+from loopwatch.probes.probe import IDLE, Block, Counters, Failed, Loop, Probe
 
 
 @dataclass(slots=True)
@@ -92,23 +89,9 @@ _keys = itertools.count()
 """Tell loops apart for ever; their ids are used again."""
 
 
-def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Callable[[BaseException], None]) -> Probe:
-    """Return the best probe for ``loop``; one that cannot be had is reported and the heartbeat serves instead."""
-    try:
-        if AsyncioProbe.reads(loop):
-            return AsyncioProbe(loop, limit, patches)
-        uvloop = loaded("uvloop")
-        if uvloop is not None and isinstance(loop, uvloop.Loop):
-            from loopwatch.probes.uvloop_probe import UvloopProbe  # ctypes is paid for by those who need it
-
-            return UvloopProbe(loop, limit)
-    except (AttributeError, TypeError, OSError) as exc:
-        failed(exc)
-    return HeartbeatProbe(limit)
-
-
 WINDOW, FIRST_WINDOW = 10.0, 1.0
 """s: figures of a loop are those of its last complete window of this length; the first is shorter, to be told soon."""
+NEVER = float("-inf")
 SCHEDULER_EVERY = 0.5
 """s between two readings of the scheduler's figures, which cost a file; what a thread waits in that time is little."""
 
@@ -120,14 +103,23 @@ BUSY_PASSES, OWN_PASSES = 30.0, 4
 
 
 class WatchedLoop:
-    """A loop and what is known of it. Holds the loop weakly: watching keeps nothing alive."""
+    """A loop and what is known of it. Holds the loop weakly: watching keeps nothing alive.
 
-    def __init__(self, loop: Loop, name: str, probe: Probe, heartbeat: float) -> None:
+    Args:
+        loop: the loop.
+        name: what it is called.
+        probe: reads it.
+        heartbeat: s between two beats; None: it must not see a timer of ours, and its lag is not known.
+        failed: takes what went wrong on the loop's thread.
+    """
+
+    def __init__(self, loop: Loop, name: str, probe: Probe, heartbeat: float | None, failed: Failed) -> None:
         self.ref: weakref.ref[Loop] = weakref.ref(loop)
         self.name = name
         self.key = next(_keys)
         self.probe = probe
-        self.heart = Heartbeat(loop, heartbeat, self._utilization_since_beat, probe.on_beat)
+        self._has_heart = heartbeat is not None
+        self.heart = Heartbeat(loop, heartbeat or LONGEST, self._utilization_since_beat, probe.on_beat, failed)
         if isinstance(probe, HeartbeatProbe):
             probe.listen(self.heart)
         self.thread: ThreadFacts | None = None
@@ -163,12 +155,13 @@ class WatchedLoop:
         """The loop begins to run; on its thread."""
         self.thread = ThreadFacts.here()
         self._baselines.clear()
-        now = time.monotonic()
-        self.renew_baseline(now, self.probe.counters(now).idle or 0.0)
+        # No file is read on the loop's thread: the watcher adds the run queue at its first tick.
+        clocks = self.thread.clocks(files=False)
+        self._baselines.append(Baseline(clocks, NEVER, self.probe.counters(clocks.at).idle or 0.0))
         self.probe.running(True)
         if self._beating:
             self.heart.resume()
-        else:
+        elif self._has_heart:
             self._beating = True
             self.heart.start()
         self.is_running = True
@@ -185,7 +178,7 @@ class WatchedLoop:
         return before[-1] if before else next(iter(known), None)
 
     def renew_baseline(self, now: float, idle: float, pace: float = 1.0) -> None:
-        """Read the clocks of the loop's thread, now that it is not blocked.
+        """Read the clocks of the loop's thread, now that it is not blocked; in the watcher's thread.
 
         Args:
             now: ``time.monotonic`` seconds.
@@ -196,7 +189,10 @@ class WatchedLoop:
         if thread is None:
             return
         if before is None or now - before.run_queue_at >= SCHEDULER_EVERY * pace:
-            self._baselines.append(Baseline(thread.clocks(), now, idle))
+            clocks = thread.clocks()
+            if before is not None and before.run_queue_at == NEVER:
+                before.clocks = before.clocks._replace(run_queue=clocks.run_queue)
+            self._baselines.append(Baseline(clocks, now, idle))
         else:
             clocks = Clocks(now, thread.cpu(), time.process_time(), before.clocks.run_queue)
             self._baselines.append(Baseline(clocks, before.run_queue_at, idle))
@@ -248,7 +244,7 @@ class WatchedLoop:
         self.stalls += 1
         self.blocked += length
         self.victims += block.victims or 0
-        if not self.heart.was_due(block.start, block.end):
+        if self._has_heart and not self.heart.was_due(block.start, block.end):
             with self._lags_lock:
                 self._between_beats.record(max(length - self.heart.interval / 2, 0.0))
 

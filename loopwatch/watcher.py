@@ -26,7 +26,7 @@ from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
 from loopwatch.evidence import GcMonitor
 from loopwatch.observation import Observation, Sample
-from loopwatch.probes.probe import IDLE, Block
+from loopwatch.probes.probe import IDLE, Block, Loop
 from loopwatch.usage import usage
 from loopwatch.victims import Victims
 from loopwatch.watched import QUIET_SPELL, Caller, Case, Episode, WatchedLoop
@@ -77,6 +77,7 @@ class Watcher:
         self._faults = faults
         self._each_tick = each_tick
         self.loops: tuple[WatchedLoop, ...] = ()
+        self._retiring: set[WatchedLoop] = set()
         self.gc = GcMonitor(lambda exc: faults.add("gc", exc))
         self.stretch = 1.0
         self.cpu = 0.0
@@ -122,13 +123,31 @@ class Watcher:
         with self._guard:
             gone &= set(self.loops)
             self.loops = tuple(loop for loop in self.loops if loop not in gone)
+            self._retiring |= gone
         for loop in gone:
-            with self._faults.guard("probe"):
-                try:
+            try:
+                with self._faults.guard("probe"):
                     self.collect(loop)
                     self.retired(loop)
-                finally:  # whatever happens: a loop of uvloop that is about to close must not be read again
-                    loop.detach()
+            finally:
+                self._detach(loop)
+
+    def detach(self, target: Loop) -> None:
+        """Stop watching ``target``, whose memory goes away once this has returned: nobody reads it any more.
+
+        Also where another thread has begun to stop watching it, and still reads what it has last seen.
+        """
+        self.remove([loop for loop in self.loops if loop.ref() is target])
+        with self._guard:
+            retiring = [loop for loop in self._retiring if loop.ref() is target]
+        for loop in retiring:
+            self._detach(loop)
+
+    def _detach(self, loop: WatchedLoop) -> None:
+        with self._faults.guard("probe"):
+            loop.detach()
+        with self._guard:
+            self._retiring.discard(loop)
 
     def wake(self) -> None:
         """Have the thread tick now."""

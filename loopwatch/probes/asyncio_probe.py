@@ -20,8 +20,9 @@ from types import FunctionType
 from typing import Any, NamedTuple, Self
 
 from loopwatch._patches import Patch, PatchSet
-from loopwatch.core.originals import time
-from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop, Taker
+from loopwatch.core.originals import release_gil, time
+from loopwatch.core.signals import raised_by_handler
+from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
 
 MARK_EVERY = 0.01
 """s: clocks are read at most this often, so that a block's processor time is known to this."""
@@ -36,6 +37,9 @@ MAX_LET_IN = 20
 
 MAX_COUNTED = 10_000
 """Waiting timers are counted up to this number."""
+
+MAX_FAILURES = 10
+"""Failures of one loop's probe after which it takes no more notes."""
 
 MAX_HANDED = 200
 """Ready handles that are handed over at the end of a block."""
@@ -70,10 +74,21 @@ class Timed(NamedTuple):
 
 
 class Cell:
-    """What happens behind a timed ``select``, rarely; on the loop's thread."""
+    """What happens behind a timed ``select``, rarely; on the loop's thread.
 
-    def __init__(self, loop: Loop, limit: float) -> None:
-        self.limit = limit
+    Args:
+        loop: whose it is.
+        limit: s, passes at least this long are kept.
+        real_time: whether its timers are due by ``time.monotonic``.
+
+    Attributes:
+        report: takes what went wrong here.
+    """
+
+    def __init__(self, loop: Loop, limit: float, *, real_time: bool = True) -> None:
+        self.limit, self._real_time = limit, real_time
+        self._failures = 0
+        self.report: Failed
         self.blocks: deque[Block] = deque(maxlen=1000)
         self.awaiting_events: Block | None = None
         self.alarm: Callable[[], None] | None = None
@@ -102,7 +117,21 @@ class Cell:
         self._let_in += 1
         if self._let_in >= MAX_LET_IN:
             self.visit = IDLE
-        time.sleep(LET_IN)
+        release_gil(LET_IN)
+
+    def failed(self, exc: Exception) -> None:
+        """Count a failure of what was done here; after too many, nothing is done any more.
+
+        Raises:
+            Exception: ``exc``, if a signal handler of the program has raised it.
+        """
+        if raised_by_handler(exc):
+            raise exc
+        self.latest = self.awaiting_events = self.alarm = None
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            self.limit = self.visit = IDLE
+        self.report(exc)
 
     def end_pass(self, now: float, pace: Pace) -> None:
         """Keep a long pass, with what only this thread can know cheaply, at this moment."""
@@ -130,11 +159,11 @@ class Cell:
         """Return the handles that run next; other threads may be adding to them."""
         return [self._ready[index] for index in range(min(len(self._ready), MAX_HANDED))]
 
-    def polled(self, events: int) -> None:
+    def polled(self, events: Any) -> None:
         """The first poll after a long pass is over: its events had to wait for that pass."""
         block, self.awaiting_events = self.awaiting_events, None
         if block is not None:
-            block.victims = (block.victims or 0) + events
+            block.victims = (block.victims or 0) + len(events)
 
     def end_sleep(self, timeout: float | None, start: float, end: float, events: int, idle: float) -> None:
         """Keep a poll that returned much later than it had to."""
@@ -158,7 +187,7 @@ class Cell:
 
     def _due(self, now: float) -> list[Any]:
         """Return the timers that are due, walking only that part of the heap."""
-        heap = getattr(self._loop(), "_scheduled", ())
+        heap = getattr(self._loop(), "_scheduled", ()) if self._real_time else ()
         due: list[Any] = []
         todo = [0]
         while todo and len(due) < MAX_COUNTED:
@@ -261,38 +290,48 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
         idle += end - start
         since = end
         if end >= due:
-            woken(timeout, start, end, len(events))
+            woken(timeout, start, end, events)
         return events
 
     def closely(timeout: float | None, now: float) -> Any:
         nonlocal since, passes, due
-        if since > 0 and now - since >= cell.limit:
-            cell.end_pass(now, pace())
-        elif cell.latest is not None:
-            cell.look_again()
-        due = cell.take_mark(now, idle)
+        try:
+            if since > 0 and now - since >= cell.limit:
+                cell.end_pass(now, pace())
+            elif cell.latest is not None:
+                cell.look_again()
+            due = cell.take_mark(now, idle)
+            if timeout == 0 and now >= cell.visit:
+                cell.let_in()
+        except Exception as exc:  # noqa: BLE001 - the seam between the loop and what is noted of it
+            due = now + MARK_EVERY
+            cell.failed(exc)
         passes += 1
         if timeout == 0:
-            if now >= cell.visit:
-                cell.let_in()
             since = now
             events = chosen(timeout)
         else:
             events = wait(timeout, now)
-        cell.polled(len(events))
-        if cell.latest is not None:
-            due = 0.0
-        return events
-
-    def woken(timeout: float | None, start: float, end: float, events: int) -> None:
-        nonlocal due
-        alarm, cell.alarm = cell.alarm, None
-        if alarm is not None:
-            alarm()
-        if end - start >= cell.limit:
-            cell.end_sleep(timeout, start, end, events, idle)
+        try:
+            cell.polled(events)
             if cell.latest is not None:
                 due = 0.0
+        except Exception as exc:  # noqa: BLE001 - the same seam
+            cell.failed(exc)
+        return events
+
+    def woken(timeout: float | None, start: float, end: float, events: Any) -> None:
+        nonlocal due
+        try:
+            alarm, cell.alarm = cell.alarm, None
+            if alarm is not None:
+                alarm()
+            if end - start >= cell.limit:
+                cell.end_sleep(timeout, start, end, len(events), idle)
+                if cell.latest is not None:
+                    due = 0.0
+        except Exception as exc:  # noqa: BLE001 - the same seam
+            cell.failed(exc)
 
     def pace() -> Pace:
         if since < 0:  # it waits, since then
@@ -324,6 +363,8 @@ class AsyncioProbe:
         loop: a loop with ``_selector`` (:class:`asyncio.SelectorEventLoop` and what derives from it).
         limit: s, blocks at least this long are reported.
         patches: where the replacement of ``select`` is kept.
+        failed: called with what went wrong on the loop's thread; the loop goes on.
+        real_time: whether the timers of the loop are due by ``time.monotonic``.
 
     Raises:
         AttributeError, TypeError: the loop has no selector, or one whose ``select`` cannot be replaced.
@@ -332,7 +373,7 @@ class AsyncioProbe:
     kind = "asyncio"
     handles = True
 
-    def __init__(self, loop: Loop, limit: float, patches: PatchSet) -> None:
+    def __init__(self, loop: Loop, limit: float, patches: PatchSet, failed: Failed, *, real_time: bool = True) -> None:
         self._patches = patches
         self._ran = 0.0
         self._started: float | None = None
@@ -342,15 +383,11 @@ class AsyncioProbe:
             cell.timed = timed_select(cell, original, Epoll.of(loop._selector))
             return cell.timed.select
 
-        self._patch = patches.replace(loop._selector, "select", make, Cell(loop, limit))
-        self._cell: Cell = self._patch.state
+        self._patch = patches.replace(loop._selector, "select", make, Cell(loop, limit, real_time=real_time))
+        self._cell: Cell = self._patch.state  # perhaps that of an earlier probe
+        self._cell.report = failed
         self._timed = self._cell.timed
         self.set_limit(limit)
-
-    @staticmethod
-    def reads(loop: Loop) -> bool:
-        """Whether ``loop`` is of this kind."""
-        return callable(getattr(getattr(loop, "_selector", None), "select", None)) and hasattr(loop, "_run_once")
 
     def on_beat(self, due: float, now: float) -> None:
         """Nothing: passes and polls are timed exactly."""

@@ -5,21 +5,27 @@ Where nothing better can be had it is also the probe that finds blocks: then its
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
 from types import CodeType
 
-from loopwatch.core.originals import time
+from loopwatch.core.originals import release_gil, time
+from loopwatch.core.signals import raised_by_handler
 from loopwatch.probes.histogram import Histogram
-from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Loop, Taker
+from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
 
 LONGEST = 1.0
 """s between two beats of an idle loop."""
 
-MOST_NAPS = 3
-"""Times that what a beat sleeps for the watcher doubles, if the watcher does not come."""
+MOST_DOUBLED = 3
+"""Times that the time for which a beat releases the GIL doubles, if the watcher does not come."""
+
+MAX_FAILURES = 10
+"""Failures of one loop's heartbeat after which it beats no more."""
 
 REMEMBERED = 64
 """Beats of which it is known when they were due."""
@@ -37,6 +43,7 @@ class Heartbeat:
         utilization: returns the share of time the loop was busy since the last call, None if unknown; then the
             interval never stretches.
         on_beat: called on the loop's thread with (due, now) of each beat, in ``time.monotonic`` seconds.
+        failed: takes what went wrong in a beat; the loop does not learn of it.
     """
 
     def __init__(
@@ -44,20 +51,24 @@ class Heartbeat:
         loop: Loop,
         interval: float,
         utilization: Callable[[], float | None],
-        on_beat: Callable[[float, float], None] | None = None,
+        on_beat: Callable[[float, float], None],
+        failed: Failed,
     ) -> None:
         self._loop = weakref.ref(loop)
         self._interval = interval
         self._current = interval
         self._utilization = utilization
         self._on_beat = on_beat
+        self._failed, self._failures = failed, 0
+        # Not in that of whoever runs the loop, whose objects would be kept.
+        self._options = {"context": contextvars.Context()} if isinstance(loop, asyncio.AbstractEventLoop) else {}
         self._stopped = False
         self._window = Histogram()
         self._dues: deque[float] = deque(maxlen=REMEMBERED)
         self.due = float("inf")
         self.last = time.monotonic()
         self._invited = IDLE
-        self._naps = 0
+        self._doubled = 0
         self._wake: Callable[[], None] | None = None
         self.base: tuple[int, CodeType] | None = None
         """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
@@ -89,7 +100,7 @@ class Heartbeat:
             when: ``time.monotonic`` seconds.
             wake: wakes the watcher.
         """
-        self._invited, self._wake, self._naps = when, wake, 0
+        self._invited, self._wake, self._doubled = when, wake, 0
         return max(self.due, when) + self._current
 
     def left(self) -> None:
@@ -119,31 +130,49 @@ class Heartbeat:
         loop = self._loop()
         if loop is not None and not loop.is_closed():
             self.due = now + self._current
-            loop.call_later(self._current, self._beat)
+            loop.call_later(self._current, self._beat, **self._options)
 
     def _beat(self) -> None:
         if self._stopped:
             return
-        now = time.monotonic()
-        self._window.record(now - self.due)
-        self._dues.append(self.due)
-        if self._on_beat is not None:
-            self._on_beat(self.due, now)
         caller = sys._getframe(1)
         self.base = (id(caller), caller.f_code)
+        now = time.monotonic()
+        try:
+            self._guarded(self._take_note, now)
+        finally:
+            self._guarded(self._schedule, now)
+        self._guarded(self._let_watcher_in, now)
+
+    def _guarded(self, part: Callable[[float], None], now: float) -> None:
+        """Do a part of a beat; the loop, whose exception handler would be called, does not learn of its failure."""
+        try:
+            part(now)
+        except Exception as exc:
+            if raised_by_handler(exc):
+                raise
+            self._failures += 1
+            self._stopped = self._stopped or self._failures >= MAX_FAILURES
+            self._failed(exc)
+
+    def _take_note(self, now: float) -> None:
+        self._window.record(now - self.due)
+        self._dues.append(self.due)
+        self._on_beat(self.due, now)
         utilization = self._utilization()
         if utilization is not None and utilization < IDLE_SHARE:
             self._current = min(max(self._current * 2, self._interval), max(LONGEST, self._interval))
         else:
             self._current = self._interval
         self.last = now
-        self._schedule(now)
+
+    def _let_watcher_in(self, now: float) -> None:
         wake = self._wake
         if now >= self._invited and wake is not None:
-            if not self._naps:
+            if not self._doubled:
                 wake()
-            time.sleep(LET_IN * 2**self._naps)  # the last one was too short
-            self._naps = min(self._naps + 1, MOST_NAPS)
+            release_gil(LET_IN * 2**self._doubled)  # the last time was too short
+            self._doubled = min(self._doubled + 1, MOST_DOUBLED)
 
 
 class HeartbeatProbe:

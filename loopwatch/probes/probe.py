@@ -11,7 +11,7 @@ IDLE = float("inf")
 
 
 LET_IN = 1e-4
-"""s that a busy loop sleeps to let the watcher have the GIL.
+"""s for which a busy loop releases the GIL, so that the watcher can have it.
 
 A loop that never waits gives up the GIL in each poll, one of uvloop between two callbacks, but only for a microsecond.
 A thread that waits for the GIL is woken each time, comes too late, and begins anew to wait for the switch interval,
@@ -22,6 +22,10 @@ until then each release pays for a wake-up.
 
 Taker = Callable[[float, float, float, Iterable[Any]], None]
 """Takes a block's key, start and end, and the handles of those who waited; on the loop's thread, never raises."""
+
+
+Failed = Callable[[BaseException], object]
+"""Takes an exception of ours that was caught on the loop's thread, of which the loop must not learn; never raises."""
 
 
 class Counters(NamedTuple):

@@ -6,7 +6,8 @@ so that it moves while the loop waits) and ``uv_metrics_info`` (passes of the lo
 is blocked while neither idle time nor passes move.
 
 A loop that was closed must never be read: its memory is gone. ``uvloop.Loop.close`` is therefore wrapped (see
-:mod:`loopwatch.discovery`), and every read holds the lock that ``detach`` takes.
+:mod:`loopwatch.discovery`): it detaches the probe first. Each call into libuv is made with the lock that ``detach``
+takes, and with a pointer that was looked at right before it.
 """
 
 from __future__ import annotations
@@ -225,14 +226,22 @@ class UvloopProbe:
 
     def _read(self, now: float) -> Reading | None:
         with self._lock:
-            pointer = self._pointer
-            if pointer is None:
+            loop = self._loop()
+            if loop is None or loop.is_closed():  # somebody has put the stock close() back
+                self._pointer = None
+            libuv, metrics = self._libuv, self._metrics
+            reference = ctypes.byref(metrics)
+            # Between two calls a signal handler or finalizer in this thread, which the lock lets in, may close it.
+            if (pointer := self._pointer) is None:
                 return None
-            idle = self._libuv.idle_time(pointer)
-            self._libuv.info(pointer, ctypes.byref(self._metrics))
+            idle = libuv.idle_time(pointer)
+            if (pointer := self._pointer) is None:
+                return None
+            libuv.info(pointer, reference)
+            if (pointer := self._pointer) is None:
+                return None
             # Idle time includes the poll under way: if it moves between two calls, the loop is in its poll.
-            later = self._libuv.idle_time(pointer)
-            metrics = self._metrics
+            later = libuv.idle_time(pointer)
             return Reading(now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting)
 
     def at_rest(self) -> bool:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import heapq
 import selectors
+import signal
 import time
 from typing import Any
 
 import pytest
-from conftest import runner
+from conftest import raised
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loopwatch._patches import PatchSet
 from loopwatch.agent import Agent
 from loopwatch.config import Config
-from loopwatch.probes.asyncio_probe import LET_IN, MAX_COUNTED, MAX_LET_IN, AsyncioProbe, Cell, timed_select
+from loopwatch.probes.asyncio_probe import (
+    LET_IN,
+    MAX_COUNTED,
+    MAX_FAILURES,
+    MAX_LET_IN,
+    AsyncioProbe,
+    Cell,
+    timed_select,
+)
+from loopwatch.probes.choice import make_probe
 from loopwatch.probes.heartbeat import HeartbeatProbe
 from loopwatch.probes.probe import IDLE, Block
 from loopwatch.testing import FakeClock, RecordingSink
-from loopwatch.watched import make_probe
 
 LIMIT = 0.1
 
@@ -62,6 +71,8 @@ class Faked:
         self.cell = Cell(self.loop, limit)
         self._lasts, self._events = 0.0, 0
         self.since_in_poll: list[float] = []
+        self.failed: list[BaseException] = []
+        self.cell.report = self.failed.append
         self.cell.timed = self.timed = timed_select(self.cell, self._original, clock=self.clock)
 
     def _original(self, timeout: float | None) -> list[int]:
@@ -290,7 +301,7 @@ def test_detach_restores_select(real: Any) -> None:
     """select is replaced on the instance and gone after detach; a second detach does nothing."""
     selector = real._selector
     before = selector.select
-    probe = AsyncioProbe(real, LIMIT, PatchSet())
+    probe = AsyncioProbe(real, LIMIT, PatchSet(), raised)
     assert "select" in vars(selector)
     probe.detach()
     assert "select" not in vars(selector)
@@ -303,7 +314,7 @@ def test_off_on_off_on(real: Any) -> None:
     """Three probes one after the other leave one layer, and each works."""
     patches = PatchSet()
     for _ in range(3):
-        probe = AsyncioProbe(real, 0.02, patches)
+        probe = AsyncioProbe(real, 0.02, patches, raised)
         probe.running(True)
         real.run_until_complete(_blocked(0.03))
         probe.running(False)
@@ -320,7 +331,7 @@ async def _blocked(seconds: float) -> None:
 
 def test_counters_of_a_real_loop(real: Any) -> None:
     """Busy and idle add up to the time the loop ran, and what was idle is what it waited."""
-    probe = AsyncioProbe(real, LIMIT, PatchSet())
+    probe = AsyncioProbe(real, LIMIT, PatchSet(), raised)
     began = time.monotonic()
     probe.running(True)
 
@@ -345,7 +356,7 @@ def test_counters_of_a_real_loop(real: Any) -> None:
 
 def test_time_between_runs_is_neither_busy_nor_idle(real: Any) -> None:
     """A loop that does not run is not watched: no block, no busy time, no activity."""
-    probe = AsyncioProbe(real, 0.02, PatchSet())
+    probe = AsyncioProbe(real, 0.02, PatchSet(), raised)
     probe.running(True)
     real.run_until_complete(asyncio.sleep(0))
     probe.running(False)
@@ -415,25 +426,11 @@ async def _blocked_in_peace(seconds: float) -> None:
     await asyncio.sleep(0.12)
 
 
-def test_what_is_no_selector_loop_is_left_alone() -> None:
-    """Only a loop with a selector and passes is read this way."""
-    assert not AsyncioProbe.reads(object())
-    uvloop = pytest.importorskip("uvloop")
-    loop = uvloop.new_event_loop()
-    assert not AsyncioProbe.reads(loop)
-    loop.close()
-    assert runner("asyncio")(_reads_itself())
-
-
-async def _reads_itself() -> bool:
-    return AsyncioProbe.reads(asyncio.get_running_loop())
-
-
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that the loop's thread was made to sleep, each time; it does not."""
     slept: list[float] = []
-    monkeypatch.setattr("loopwatch.probes.asyncio_probe.time.sleep", slept.append)
+    monkeypatch.setattr("loopwatch.probes.asyncio_probe.release_gil", slept.append)
     return slept
 
 
@@ -489,3 +486,77 @@ def test_a_loop_that_waits_need_not_let_anybody_in(naps: list[float]) -> None:
         faked.work(0.0001)
         faked.poll(lasts=0.001)
     assert naps == []
+
+
+def failing(exc: Exception) -> Faked:
+    """A loop under a probe whose hand-over of waiting handles fails."""
+    faked = Faked()
+
+    def taker(*_: object) -> None:
+        raise exc
+
+    faked.cell.taker = taker
+    faked.poll(timeout=0)
+    return faked
+
+
+def test_a_failure_of_ours_does_not_reach_the_loop() -> None:
+    """What goes wrong at the end of a block is reported once a block; the loop and the time of later blocks go on."""
+    faked = failing(RuntimeError("ours"))
+    for _ in range(3):
+        faked.work(0.2)
+        faked.poll(timeout=0, events=2)
+    assert [str(exc) for exc in faked.failed] == ["ours"] * 3
+    faked.cell.taker = None
+    faked.work(0.3)
+    faked.poll(events=1)
+    (block,) = faked.blocks()
+    assert block.end - block.start == pytest.approx(0.3)
+
+
+def test_a_probe_that_always_fails_gives_up() -> None:
+    """After ten failures nothing is noted of this loop any more, and its select does what it always did."""
+    faked = failing(RuntimeError("ours"))
+    for _ in range(30):
+        faked.work(0.2)
+        faked.poll(timeout=0)
+    assert len(faked.failed) == MAX_FAILURES
+    assert faked.timed.pace().passes == 31
+
+
+def test_events_that_cannot_be_counted_are_handed_on() -> None:
+    """A select of the program's own may return what has no length: the loop gets it, and nobody else is disturbed."""
+    clock, cell = FakeClock(1000.0), Cell(FakeLoop(), LIMIT)
+    failed: list[BaseException] = []
+    cell.report = failed.append
+    found = iter([("key", 1)])
+    cell.timed = timed = timed_select(cell, lambda _timeout: found, clock=clock)
+    timed.begin(clock.now)
+    clock.advance(0.3)
+    assert timed.select(0) is found
+    assert len(failed) == 1
+    assert isinstance(failed[0], TypeError)
+
+
+def test_a_signal_handler_of_the_program_may_raise_there() -> None:
+    """A time-out by a signal that comes while we take notes is the program's: it is raised, not kept."""
+
+    class TimedOut(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise TimedOut
+
+    def taker(*_: object) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    faked = failing(RuntimeError("not this"))
+    faked.cell.taker = taker
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        faked.work(0.2)
+        with pytest.raises(TimedOut):
+            faked.poll(timeout=0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert faked.failed == []

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import gc
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+from conftest import raised
 
-from loopwatch.probes.heartbeat import Heartbeat, HeartbeatProbe
+from loopwatch.probes.heartbeat import MAX_FAILURES, Heartbeat, HeartbeatProbe
 from loopwatch.probes.probe import IDLE, Block
 from loopwatch.testing import FakeClock
 
@@ -45,7 +49,14 @@ class Beating:
         self.loop = FakeLoop(clock)
         self.share: float | None = None
         self.beats: list[tuple[float, float]] = []
-        self.heart = Heartbeat(self.loop, interval, lambda: self.share, lambda due, now: self.beats.append((due, now)))
+        self.failed: list[BaseException] = []
+        self.heart = Heartbeat(
+            self.loop,
+            interval,
+            lambda: self.share,
+            lambda due, now: self.beats.append((due, now)),
+            self.failed.append,
+        )
         self.heart.start()
 
 
@@ -200,13 +211,55 @@ def test_base_is_the_frame_that_calls_the_beats(beating: Beating) -> None:
     assert beating.heart.base[1] is FakeLoop.fire.__code__
 
 
+def test_a_failure_of_a_beat_does_not_reach_the_loop(beating: Beating) -> None:
+    """What goes wrong in a beat is reported, and the next beat comes; after ten failures there is none any more."""
+
+    def wrong() -> float:
+        raise RuntimeError("ours")
+
+    beating.heart._utilization = wrong
+    while beating.loop.timers:
+        beating.loop.fire()
+    assert [str(exc) for exc in beating.failed] == ["ours"] * MAX_FAILURES
+
+
+def test_a_timer_that_cannot_be_set_does_not_reach_the_loop(beating: Beating, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop whose call_later raises is not told of it through its exception handler."""
+    monkeypatch.setattr(FakeLoop, "call_later", lambda *_, **__: 1 / 0)
+    beating.loop.fire()
+    assert [type(exc) for exc in beating.failed] == [ZeroDivisionError]
+
+
+def test_a_beat_keeps_no_context_alive() -> None:
+    """What is set in the context of whoever runs a loop is not kept by the timers of its heartbeat."""
+
+    class Kept:
+        pass
+
+    variable: contextvars.ContextVar[Kept | None] = contextvars.ContextVar("variable", default=None)
+    loop = asyncio.new_event_loop()
+    heart = Heartbeat(loop, 0.001, lambda: None, lambda _due, _now: None, raised)
+
+    def started() -> weakref.ref[Kept]:
+        value = Kept()
+        variable.set(value)
+        heart.start()
+        return weakref.ref(value)
+
+    kept = contextvars.Context().run(started)
+    loop.run_until_complete(asyncio.sleep(0.01))
+    heart.stop()
+    assert kept() is None
+    loop.close()
+
+
 class Probed(Beating):
     """A loop with no other probe than its heartbeat, limit 0.1 s."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.probe = HeartbeatProbe(0.1)
         self.clock, self.loop = clock, FakeLoop(clock)
-        self.heart = Heartbeat(self.loop, 0.05, lambda: None, self.probe.on_beat)
+        self.heart = Heartbeat(self.loop, 0.05, lambda: None, self.probe.on_beat, raised)
         self.probe.listen(self.heart)
         self.probe.running(True)
         self.heart.start()

@@ -1,0 +1,92 @@
+"""Which probe reads a loop: decided by what the loop is, without a call that it could notice."""
+
+from __future__ import annotations
+
+import time
+from asyncio import base_events
+from types import BuiltinFunctionType
+from typing import Any
+
+from loopwatch._patches import PatchSet, loaded
+from loopwatch.probes.asyncio_probe import AsyncioProbe
+from loopwatch.probes.heartbeat import HeartbeatProbe
+from loopwatch.probes.probe import Failed, Loop, Probe
+
+REAL_TIME = frozenset({"PySide6", "gbulb", "qasync", "quamash", "rloop", "winloop"})
+"""Packages with loops of their own whose timers run by the machine's clock."""
+
+
+def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Failed, *, given: bool = False) -> Probe | None:
+    """Return the best probe for ``loop``, None if it must be left alone.
+
+    A probe that cannot be had is reported, and the heartbeat serves instead.
+
+    Args:
+        loop: any object that runs as an event loop, also a mock of one.
+        limit: s, blocks at least this long are reported.
+        patches: where replaced attributes are kept.
+        failed: called with what went wrong.
+        given: whether the program itself wants this loop to be watched: then it may see a timer of ours.
+    """
+    if not (given or is_known(loop)):
+        return None
+    try:
+        if _has_timed_selector(loop):
+            return AsyncioProbe(loop, limit, patches, failed, real_time=keeps_real_time(loop))
+        if _is_uvloop(loop):
+            from loopwatch.probes.uvloop_probe import UvloopProbe  # ctypes is paid for by those who need it
+
+            return UvloopProbe(loop, limit)
+    except (AttributeError, TypeError, OSError) as exc:
+        failed(exc)
+    return HeartbeatProbe(limit) if given or keeps_real_time(loop) else None
+
+
+def is_known(loop: Loop) -> bool:
+    """Return whether ``loop`` can be read so that it does not notice."""
+    return keeps_real_time(loop) or _has_timed_selector(loop) or _is_uvloop(loop)
+
+
+def keeps_real_time(loop: Loop) -> bool:
+    """Return whether the timers of ``loop`` run by the machine's monotonic clock.
+
+    Simulators, and tests, have loops with a time of their own that jumps to the next timer, or ends the run when there
+    is none (``TestLoop`` of CPython's Lib/test/test_asyncio/utils.py, async-solipsism, looptime). A timer of ours would
+    be seen there, and would have to be waited for.
+    """
+    kind = type(loop)
+    if "time" in getattr(loop, "__dict__", ()):
+        return False
+    if issubclass(kind, base_events.BaseEventLoop):
+        return kind.time is base_events.BaseEventLoop.time and _is_stock_clock()
+    if _is_uvloop(loop):
+        return bool(kind.time is loaded("uvloop").Loop.time)  # its timers run by libuv's clock
+    return kind.__module__.partition(".")[0] in REAL_TIME
+
+
+def _is_stock_clock() -> bool:
+    """Whether asyncio's loops ask the machine's clock: their class is as it was, and so is what it calls."""
+    code = getattr(base_events.BaseEventLoop.time, "__code__", None)
+    is_stock = code is not None and code.co_filename == base_events.__file__
+    return is_stock and type(time.monotonic) is BuiltinFunctionType
+
+
+def _is_uvloop(loop: Loop) -> bool:
+    uvloop = loaded("uvloop")
+    return uvloop is not None and issubclass(type(loop), uvloop.Loop)
+
+
+def _has_timed_selector(loop: Loop) -> bool:
+    """Whether ``loop`` makes passes around a selector that can be timed.
+
+    With a clock of its own only if its passes are asyncio's: then it does not notice.
+    """
+    kind = type(loop)
+    if not issubclass(kind, base_events.BaseEventLoop) or "_run_once" in getattr(loop, "__dict__", ()):
+        return False
+    stock = kind._run_once is base_events.BaseEventLoop._run_once  # type: ignore[attr-defined]
+    return (stock or keeps_real_time(loop)) and _is_real(getattr(loop, "_selector", None))
+
+
+def _is_real(selector: Any) -> bool:
+    return callable(getattr(type(selector), "select", None))  # a mock has it on the instance, if at all
