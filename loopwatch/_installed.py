@@ -11,6 +11,7 @@ from typing import Any
 from loopwatch._patches import PatchSet
 from loopwatch.agent import Agent
 from loopwatch.config import Config, field_names, from_env
+from loopwatch.core.off_loop import off_loop
 from loopwatch.errors import ConfigError
 
 logger = logging.getLogger("loopwatch")
@@ -61,7 +62,7 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
             if settings:
                 _process.agent.configure(**settings)
             return _process.agent
-        agent = Agent(config or from_env(**settings), patches=_process.patches)
+        agent = off_loop(lambda: Agent(config or from_env(**settings), patches=_process.patches))
         agent.start()
         _process.agent = agent
         _handle_process()

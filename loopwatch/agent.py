@@ -16,6 +16,7 @@ from loopwatch import __version__, stacks
 from loopwatch._faults import Action, Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config, ContextSource
+from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
 from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
@@ -129,15 +130,24 @@ class Agent:
             ConfigError: ``prometheus_port`` cannot be opened, or a standard ``OTEL_*`` variable is not allowed; nothing
                 has started then.
         """
+        own = running_loop()
+        if not off_loop(lambda: self._start(discover=discover, own=own)) or own is None:
+            return
+        with self._faults.guard("search"):
+            self._take(own)
+            self._pools.adopt(own)
+
+    def _start(self, *, discover: bool, own: Loop | None) -> bool:
+        """Start, and watch the loops that run already but for ``own``; return whether loops are discovered now."""
         with self._lock:
             if self._state != "off":
-                return
+                return False
             refusal = "disabled by configuration (enabled=False)" if not self._config.enabled else _unsupported()
             if refusal and self._config.enabled:
                 self._faults.say(logging.ERROR, "loopwatch: not started: %s", refusal)
             if refusal:
                 self._reason = refusal
-                return
+                return False
             tell = self._telemetry.prepare(self._config)
             self._scraped.open(self._config)
             self._state, self._reason = "on", ""
@@ -155,14 +165,16 @@ class Agent:
                 lambda text: self._faults.say(logging.WARNING, text),
             )
             if not discover:
-                return
+                return False
             self._start_pools()
             self._leaving.start()
             self._discovery.start()
             with self._faults.guard("search"):  # apart from the discovery of loops that start later
                 for loop in self._discovery.running():
-                    self._take(loop)
-                    self._pools.adopt(loop)
+                    if loop is not own:
+                        self._take(loop)
+                        self._pools.adopt(loop)
+            return True
 
     def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
         """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s.
@@ -172,6 +184,9 @@ class Agent:
             leaving: the interpreter exits: providers of the program that shut down after us can still collect what was
                 counted.
         """
+        off_loop(lambda: self._stop(timeout, leaving=leaving))
+
+    def _stop(self, timeout: float, *, leaving: bool) -> None:
         with self._lock:
             if self._state == "off":
                 return
@@ -262,6 +277,17 @@ class Agent:
             >>> Agent().configure(threshold=0.05)
             {'threshold': (0.1, 0.05)}
         """
+        changes = off_loop(lambda: self._configure(settings))
+        if changes:
+            for loop in self._watcher.loops:
+                loop.heart.set_interval(self._config.heartbeat)
+            self._apply_limits()
+            self._watcher.wake()
+            told = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items())
+            self._faults.say(logging.INFO, "loopwatch: reconfigured: %s", told)
+        return changes
+
+    def _configure(self, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         with self._lock:
             new = self._config.replaced(**settings)
             changes = new.changes_from(self._config)
@@ -284,12 +310,6 @@ class Agent:
                 self._moving.configure(new, changes)
             if "enabled" in changes:
                 self.start() if new.enabled else self.stop()
-        for loop in self._watcher.loops:
-            loop.heart.set_interval(new.heartbeat)
-        self._apply_limits()
-        self._watcher.wake()
-        told = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items())
-        self._faults.say(logging.INFO, "loopwatch: reconfigured: %s", told)
         return changes
 
     # -- what the user asks ---------------------------------------------------------------------------------------
@@ -314,7 +334,7 @@ class Agent:
 
     def snapshot(self) -> Snapshot:
         """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
-        return self._snapshot(self._pools.readings())
+        return self._snapshot(off_loop(self._pools.readings))
 
     def _snapshot(self, pools: Sequence[PoolReading]) -> Snapshot:
         now = time.monotonic()
@@ -478,7 +498,7 @@ class Agent:
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Wait until what has been seen so far is told, at most ``timeout`` s; return whether it is. For tests."""
-        return self._watcher.settle(timeout) and self._teller.flush(timeout)
+        return off_loop(lambda: self._watcher.settle(timeout) and self._teller.flush(timeout))
 
     def cut(self, loop: Loop) -> None:
         """End what holds ``loop`` right now as if it had gone idle; call it on the loop's thread. For tests."""
@@ -726,9 +746,9 @@ class Agent:
 
     def _relay(self, action: Action) -> bool:
         """Leave a log line to the teller where a loop or the watcher would have to wait for the handler."""
-        asyncio = loaded("asyncio")
-        on_loop = asyncio is not None and asyncio._get_running_loop() is not None
-        return (on_loop or self._watcher.is_own_thread(threading.get_ident())) and self._teller.do(action)
+        return (running_loop() is not None or self._watcher.is_own_thread(threading.get_ident())) and self._teller.do(
+            action
+        )
 
     def _switched_off(self, part: str) -> None:
         if part in ("watcher", "hang"):
@@ -747,8 +767,7 @@ def _call_name(stack: stacks.RawStack) -> str | None:
 
 
 def _runs_here(loop: Loop) -> bool:
-    asyncio = loaded("asyncio")
-    return asyncio is not None and loop is not None and asyncio._get_running_loop() is loop
+    return loop is not None and running_loop() is loop
 
 
 def _discard(items: list[Any], item: Any) -> None:

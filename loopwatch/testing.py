@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 
 from loopwatch.agent import Agent
 from loopwatch.config import Config
+from loopwatch.core.off_loop import off_loop
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import Stall
 from loopwatch.telemetry.log import describe
@@ -52,7 +53,7 @@ class assert_not_blocked:  # noqa: N801 - reads as a statement
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
             raise LoopwatchError("assert_not_blocked: no event loop runs here; use it inside a coroutine") from None
-        self._agent = Agent(self._config)
+        self._agent = off_loop(lambda: Agent(self._config))
         self._agent.start(discover=False)
         self._agent.watch_loop(self._loop)
         return self

@@ -26,11 +26,12 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch.core.off_loop import wait_until
 from loopwatch.core.originals import time
 from loopwatch.probes.probe import LET_IN, Loop
 from loopwatch.watched import Case, Episode, WatchedLoop
@@ -72,7 +73,7 @@ class Notice(NamedTuple):
 @dataclass(slots=True)
 class _Job:
     run: Callable[[], object]
-    done: Any = field(default_factory=allocate_lock)
+    is_done: bool = False
 
 
 class Victims:
@@ -156,17 +157,16 @@ class Victims:
                 job = self._jobs.popleft()
                 with self._between, self._faults.guard("victims"):
                     job.run()
-                job.done.release()
+                job.is_done = True
                 del job  # it would keep the program's objects until the next one
             self.cpu = time.thread_time()
 
     def _do(self, run: Callable[[], object], patience: float = 0.0) -> None:
         job = _Job(run)
-        job.done.acquire()
         self._jobs.append(job)
         self._wake()
         if patience > 0:
-            job.done.acquire(True, patience)
+            wait_until(lambda: job.is_done, patience)
 
     # -- during a block, in the watcher's thread --------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loopwatch._patches import loaded
+from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.bounds import Key
@@ -202,8 +202,7 @@ def _within(exemplar: Exemplar) -> Any:
 
 def nap_off_the_loop() -> None:
     """Give up the GIL for a moment, so that no loop waits long for it; not on the thread of a loop that collects."""
-    asyncio = loaded("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
+    if running_loop() is None:
         time.sleep(NAP)
 
 

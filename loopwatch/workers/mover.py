@@ -22,7 +22,8 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from loopwatch._patches import Around, CodePatch, Patch, PatchSet, loaded
+from loopwatch._patches import Around, CodePatch, Patch, PatchSet
+from loopwatch.core.off_loop import running_loop
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
@@ -221,7 +222,7 @@ class Mover:
         if place == "inline":
             return self._inline(listed, moved, args, kwargs)
         if not self._bridges.is_open():
-            if _on_a_loop():
+            if running_loop() is not None:
                 moved.left[OUTSIDE] += 1
             return self._inline(listed, moved, args, kwargs)
         against = "" if self._bridges.is_in_own_context() else WITHIN_CONTEXT
@@ -237,7 +238,7 @@ class Mover:
 
     def _inline(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call here; if that holds the loop, nobody else can want the function moved meanwhile."""
-        if listed.patch is None or not _on_a_loop():
+        if listed.patch is None or running_loop() is None:
             return moved.inline(args, kwargs)
         with listed.patch.paused():
             return moved.inline(args, kwargs)
@@ -311,11 +312,6 @@ class Mover:
 
 _within: contextvars.ContextVar[tuple[Moved, ...]] = contextvars.ContextVar("loopwatch_moved_within", default=())
 """The functions of the list in which a context is, outermost first."""
-
-
-def _on_a_loop() -> bool:
-    asyncio = loaded("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _main_is_guarded() -> bool:

@@ -1,0 +1,70 @@
+"""Runs what reads files, or waits, off the thread of an event loop."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from loopwatch.core.originals import release_gil, time
+
+Result = TypeVar("Result")
+
+STEP = 5e-5
+"""s between two looks whether it is done."""
+
+
+def running_loop() -> Any:
+    """Return the event loop that the calling thread runs, None if it runs none; asyncio is not imported for it."""
+    events = sys.modules.get("asyncio.events")
+    return None if events is None else events._get_running_loop()
+
+
+def wait_until(happened: Callable[[], bool], timeout: float = float("inf")) -> bool:
+    """Wait for what another thread does; return whether it ``happened`` within ``timeout`` s.
+
+    A lock would be waited for in fewer wake-ups, but that is a blocking call where a loop runs.
+    """
+    ends = time.monotonic() + timeout
+    while not happened():
+        if time.monotonic() >= ends:
+            return False
+        release_gil(STEP)
+    return True
+
+
+def off_loop(action: Callable[[], Result]) -> Result:
+    """Return what ``action`` returns; where the calling thread runs a loop, it is called in a thread of its own.
+
+    The caller waits all the same, as it wants the result. But detectors of blocking calls replace ``open``, ``os.stat``
+    and their like by functions that raise where a loop runs: they must not take our files for the program's, nor our
+    wait, which only releases the GIL.
+
+    Raises:
+        BaseException: what ``action`` raises.
+
+    Example:
+        >>> off_loop(lambda: 6 * 7)
+        42
+    """
+    if running_loop() is None:
+        return action()
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(action())
+        except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
+            errors.append(exc)
+
+    thread = threading.Thread(target=run, name="loopwatch-call", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is about to exit, or the system allows no more threads
+        return action()
+    wait_until(lambda: not thread.is_alive())
+    if errors:
+        raise errors[0]
+    return results[0]
