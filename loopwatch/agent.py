@@ -23,6 +23,7 @@ from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
+from loopwatch.expectations import Expectation
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
 from loopwatch.leaving import Leaving
@@ -32,6 +33,7 @@ from loopwatch.pools.reading import PoolReading
 from loopwatch.pools.watch import PoolWatch
 from loopwatch.probes.choice import is_known, keeps_real_time, make_probe
 from loopwatch.probes.probe import Loop
+from loopwatch.server_start import LONGEST, ServerStarts
 from loopwatch.sinks import Sinks
 from loopwatch.telemetry.otel import Telemetry
 from loopwatch.telemetry.points import Inputs, LoopReading
@@ -96,6 +98,7 @@ class Agent:
         self._scraped = Scraped(self._telemetry.account, self._faults)
         self._pools = PoolWatch(lambda: self._config, self._patches, self._faults, self._name_of, self._begin_export)
         self._moving = Moving(self._open_loops, self._patches, self._faults)
+        self._starts = ServerStarts(self._patches, self._faults, self._find, self._longest_start, self._report_start)
         self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
         self._has_begun = False
         self._make_parts()
@@ -168,6 +171,7 @@ class Agent:
                 return False
             self._start_pools()
             self._leaving.start()
+            self._starts.start()
             self._discovery.start()
             with self._faults.guard("search"):  # apart from the discovery of loops that start later
                 for loop in self._discovery.running():
@@ -195,6 +199,7 @@ class Agent:
             if self._discovery is not None:
                 self._discovery.stop()
             self._leaving.stop()
+            self._starts.stop()
             self._moving.stop()
             self._pools.stop(timeout)
             with self._faults.guard("watcher"):
@@ -228,6 +233,7 @@ class Agent:
         was_on, old, sinks = self._state == "on", self._watcher, self._sinks
         self._ring.clear()
         self._flagging.clear()
+        self._starts.forget()
         self._make_parts()
         old.abandon()
         sinks.abandon()
@@ -245,6 +251,7 @@ class Agent:
             old.gc.stop()
             if self._discovery is not None:
                 self._discovery.stop()
+            self._starts.stop()
             self._pools.stop(0.0)
             self._patches.undo_all()
             self._telemetry.stop(0.0)
@@ -532,6 +539,7 @@ class Agent:
             if known is None:
                 return
             known.started()
+            self._starts.loop_started(known)
             self._watcher.ensure_thread()
             self._begin_export()
             self._moving.loop_started(loop)
@@ -578,6 +586,7 @@ class Agent:
             known = self._find(loop)
             if known is not None:
                 known.stopped()
+                self._starts.loop_stopped(known)
                 self._watcher.wake_if_blocked(known)
 
     def _loop_closing(self, loop: Loop) -> None:
@@ -614,6 +623,11 @@ class Agent:
         if stall is None:
             self._traces.forget(seen.id)
             return
+        if seen.expectation is not None:
+            self._traces.forget(seen.id)
+            seen.expectation.count(stall)
+            self._sinks.record_expected(stall)
+            return
         self._ring.append(stall)
         if not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
@@ -628,6 +642,19 @@ class Agent:
         configured = (self._config.on_stall,) if self._config.on_stall is not None else ()
         for callback in (*configured, *self._callbacks):
             self._call(callback, stall)
+
+    def _longest_start(self) -> float:
+        return max(LONGEST, self._config.hang_after)
+
+    def _report_start(self, expectation: Expectation, listens: bool) -> None:
+        """The start of a server is over: log what held its loop, after what was handed on before."""
+
+        def log() -> None:
+            blocks = expectation.counted
+            if blocks.blocks:
+                self._sinks.log_expected(blocks, "" if listens else "it has not come to listen")
+
+        self._teller.do(log)
 
     def _foresee(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
         """In the watcher's thread, while a loop is blocked: have it said what that looks like, for its victims."""
@@ -696,6 +723,7 @@ class Agent:
         )
 
     def _loop_retired(self, loop: WatchedLoop) -> None:
+        self._starts.retired(loop)
         if not self._faults.is_off("telemetry"):
             with self._faults.guard("telemetry"):
                 self._telemetry.loop_gone(_loop_reading(loop, time.monotonic()))
@@ -738,6 +766,7 @@ class Agent:
                 "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
                 self._governor.share * 100, self._config.cpu_budget,
             )  # fmt: skip
+        self._starts.tick(now)
         self._sinks.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
         self._telemetry.tick()
 

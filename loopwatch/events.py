@@ -170,6 +170,8 @@ class Stall:
         profile: distinct stacks seen and how often, most frequent first, bounded; empty if only ``stack``.
         thread: name of the loop's thread.
         pid: process id.
+        expected: why this block was expected, such as ``start-up of uvicorn``: it is counted and journaled, and not
+            reported; None for a stall.
     """
 
     id: str
@@ -192,6 +194,7 @@ class Stall:
     profile: tuple[StackCount, ...] = ()
     thread: str = ""
     pid: int = 0
+    expected: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping; see :meth:`from_dict`."""
@@ -292,6 +295,32 @@ class LagStats:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedBlocks:
+    """Blocks of a loop that were expected for one reason: counted, not reported as stalls.
+
+    Attributes:
+        reason: such as ``start-up of uvicorn``.
+        loop: name of the loop.
+        blocks: how many.
+        blocked: seconds blocked by them.
+        longest: seconds of the longest.
+        culprit, cause: of the longest.
+    """
+
+    reason: str
+    loop: str
+    blocks: int = 0
+    blocked: float = 0.0
+    longest: float = 0.0
+    culprit: Frame | None = None
+    cause: Cause = Cause.UNKNOWN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able mapping."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class LoopStats:
     """One loop, over the agent's last complete window.
 
@@ -309,7 +338,8 @@ class LoopStats:
         lag: lateness of the heartbeat in the window, None before the first window is complete.
         stalls: stalls since the loop is watched.
         blocked: seconds blocked by them.
-        blocked_for: seconds the loop is blocked right now, 0 if it is not.
+        blocked_for: seconds the loop is blocked right now, 0 if it is not, or if that is expected.
+        expected: blocks that were expected, such as those while its server started; not among ``stalls``.
     """
 
     name: str
@@ -326,6 +356,7 @@ class LoopStats:
     stalls: int = 0
     blocked: float = 0.0
     blocked_for: float = 0.0
+    expected: tuple[ExpectedBlocks, ...] = ()
 
     def utilization_since(self, earlier: LoopStats) -> float | None:
         """Return busy / (busy + idle) between ``earlier`` and this reading, None if it cannot be told."""

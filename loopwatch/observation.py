@@ -9,6 +9,7 @@ from typing import Any
 
 from loopwatch.events import Evidence
 from loopwatch.evidence import Clocks
+from loopwatch.expectations import Expectation
 from loopwatch.stacks import RawStack
 
 
@@ -56,6 +57,7 @@ class Observation:
         hog: stack of the other thread that used most processor time meanwhile.
         task, coroutine, context: of the callback.
         span: context of the span of OpenTelemetry that is current in it.
+        expectation: what the block was expected by, None for a stall.
     """
 
     id: str
@@ -77,3 +79,4 @@ class Observation:
     context: Mapping[str, str] = field(default_factory=dict)
     span: Any = None
     pid: int = 0
+    expectation: Expectation | None = None

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet
 from loopwatch.config import Config
-from loopwatch.events import FlaggedFunction, Frame, Stall
+from loopwatch.events import ExpectedBlocks, FlaggedFunction, Frame, Stall
 from loopwatch.observation import Observation
 from loopwatch.telemetry.files import journal_path
 from loopwatch.telemetry.hang import HangTimer, leftover_hangs
@@ -97,6 +97,18 @@ class Sinks:
                 self._journal.write(stall)
                 if flagged is not None:
                     self._journal.write_flagged(flagged)
+
+    def record_expected(self, stall: Stall) -> None:
+        """Journal a block that was expected: it is not logged as a stall is."""
+        if self._journal is not None and not self._faults.is_off("journal"):
+            with self._faults.guard("journal"):
+                self._journal.write(stall)
+
+    def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
+        """Log how long a loop was held by blocks that were expected, in one line."""
+        if not self._faults.is_off("log"):
+            with self._faults.guard("log"):
+                self._log.expected(blocks, note)
 
     def dump_of(self, seen: Observation) -> tuple[Frame, ...]:
         """Return the stack that the timer wrote down during a block, empty if it did not."""

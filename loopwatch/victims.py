@@ -249,6 +249,8 @@ class Victims:
         *,
         ongoing: bool = False,
     ) -> None:
+        if loop.expectations.of(start, end) is not None:
+            return
         began, until = _since_the_epoch(start), time.monotonic() + PATIENCE
         for index in range(0, len(contexts), BATCH):
             self._tell(Notice(case, loop.name, began, end - start, ongoing, contexts[index : index + BATCH]))

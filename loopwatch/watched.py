@@ -12,6 +12,7 @@ from typing import Any
 from loopwatch.core.originals import time
 from loopwatch.events import LagStats, LoopStats, Stall
 from loopwatch.evidence import Clocks, ThreadFacts
+from loopwatch.expectations import Expectations
 from loopwatch.observation import Sample
 from loopwatch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
 from loopwatch.probes.histogram import Histogram
@@ -128,6 +129,7 @@ class WatchedLoop:
         self.episodes: dict[float, Episode] = {}
         self.latest_case: Case | None = None
         self.pending: Any = None
+        self.expectations = Expectations()
         self.blocked_since: float | None = None
         self.since = IDLE
         self.quiet = False
@@ -300,6 +302,7 @@ class WatchedLoop:
             stalls=self.stalls,
             blocked=self.blocked,
             blocked_for=max(blocked_for, 0.0),
+            expected=self.expectations.stats(),
         )
 
 

@@ -25,6 +25,7 @@ from loopwatch.core.originals import time
 from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
 from loopwatch.evidence import GcMonitor
+from loopwatch.expectations import Expectation
 from loopwatch.observation import Observation, Sample
 from loopwatch.probes.probe import IDLE, Block, Loop
 from loopwatch.usage import usage
@@ -268,7 +269,7 @@ class Watcher:
         overdue = max(now - loop.heart.due, 0.0)
         since = loop.since = loop.probe.busy_since(now, late, overdue) if loop.is_running else IDLE
         age = now - since
-        loop.blocked_since = since if age >= config.threshold else None
+        loop.blocked_since = since if age >= config.threshold and loop.expectations.at(now) is None else None
         return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
 
     def _collect_and_forget(self, loop: WatchedLoop, now: float) -> None:
@@ -368,6 +369,8 @@ class Watcher:
             episode.samples.append(sample)
             if len(episode.samples) > MAX_SAMPLES:
                 del episode.samples[1::2]
+            if loop.expectations.at(now) is not None:
+                continue
             if self.victims is not None and self.victims.in_use:
                 self._see_to_victims(self.victims, loop, since, episode, now)
             if now - since >= max(config.hang_after, config.threshold) and not episode.announced:
@@ -461,11 +464,23 @@ class Watcher:
                 block.victims -= 1  # ours ran there, so that one of them was left for the next pass, and counted
         if reached is not None and not loop.probe.handles:
             block.end = max(min(block.end, reached), block.start)  # what came then was the wait for its victims' traces
-        loop.count(block)
-        self._hand_on(loop, block, episode, ongoing=False)
+        expectation = None if episode.announced else loop.expectations.of(block.start, block.end)
+        if expectation is None:
+            loop.count(block)
+        self._hand_on(loop, block, episode, ongoing=False, expectation=expectation)
 
-    def _hand_on(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> None:
-        self._tell(self._observation(loop, block, episode, ongoing=ongoing))
+    def _hand_on(
+        self,
+        loop: WatchedLoop,
+        block: Block,
+        episode: Episode,
+        *,
+        ongoing: bool,
+        expectation: Expectation | None = None,
+    ) -> None:
+        seen = self._observation(loop, block, episode, ongoing=ongoing)
+        seen.expectation = expectation
+        self._tell(seen)
 
     def _observation(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> Observation:
         hindrance = self._contention.during(block)

@@ -16,6 +16,7 @@ from loopwatch.events import (
     AgentStats,
     Cause,
     Evidence,
+    ExpectedBlocks,
     FlaggedFunction,
     Frame,
     LagStats,
@@ -58,7 +59,18 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
     return records(hint)
 
 
-ALL = (Frame, Evidence, StackCount, Stall, FlaggedFunction, LagStats, LoopStats, AgentStats, Snapshot)
+ALL = (
+    Frame,
+    Evidence,
+    StackCount,
+    Stall,
+    FlaggedFunction,
+    LagStats,
+    ExpectedBlocks,
+    LoopStats,
+    AgentStats,
+    Snapshot,
+)
 
 FRAME = Frame("Images.resize", "app.images", "/srv/app/images.py", 41)
 STALL = Stall(
@@ -112,8 +124,11 @@ def test_flagged_function_through_json(function: FlaggedFunction) -> None:
 def test_snapshot_is_json(snapshot: Snapshot) -> None:
     """A snapshot, with all that is in it, is JSON whose figures are those of the records."""
     data = through_json(snapshot.to_dict())
-    assert [LoopStats(**{**loop, "lag": None}) for loop in data["loops"]] == [
-        dataclasses.replace(loop, lag=None) for loop in snapshot.loops
+    assert [LoopStats(**{**loop, "lag": None, "expected": ()}) for loop in data["loops"]] == [
+        dataclasses.replace(loop, lag=None, expected=()) for loop in snapshot.loops
+    ]
+    assert [loop["expected"] for loop in data["loops"]] == [
+        [through_json(blocks.to_dict()) for blocks in loop.expected] for loop in snapshot.loops
     ]
     assert [loop["lag"] and LagStats(**loop["lag"]) for loop in data["loops"]] == [loop.lag for loop in snapshot.loops]
     assert AgentStats(**data["agent"]) == snapshot.agent

@@ -24,6 +24,8 @@ LAYERS = [
         "loopwatch.stacks",
         "loopwatch.labels",
         "loopwatch.observation",
+        "loopwatch.expectations",
+        "loopwatch.server_start",
         "loopwatch.contention",
         "loopwatch.usage",
         "loopwatch.watched",
@@ -59,6 +61,7 @@ PURE = {
     "loopwatch.governor",
     "loopwatch.events",
     "loopwatch.flagging",
+    "loopwatch.expectations",
     "loopwatch.pools.health",
     "loopwatch.pools.advice",
 }

@@ -87,6 +87,7 @@ def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallNam
         loop=seen.loop,
         thread=seen.thread,
         pid=seen.pid,
+        expected=None if seen.expectation is None else seen.expectation.reason,
         started_at=seen.started_at,
         duration=seen.end - seen.start,
         uncertainty=_uncertainty(seen, spans, cause),

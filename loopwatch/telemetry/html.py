@@ -145,6 +145,7 @@ def _payload(contents: JournalContents) -> dict[str, object]:
         "runs": len(report.processes(contents)),
         "flagged": [_flagged(row) for row in report.flagged(contents)],
         "hangs": [report.hang_sentence(hang) for hang in report.unended(contents)],
+        "expected": [report.expected_sentence(row) for row in report.expected(contents)],
         "skipped": skipped,
         "facts": [field.name.replace("_", " ") for field in fields(Evidence)],
         "versions": sorted({printable(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from loopwatch.core.originals import time
-from loopwatch.events import Cause, FlaggedFunction, Stall
+from loopwatch.events import Cause, ExpectedBlocks, FlaggedFunction, Stall
 
 logger = logging.getLogger("loopwatch")
 
@@ -49,6 +49,11 @@ class LogSink:
     def flagged(self, function: FlaggedFunction) -> None:
         """Write the line for ``function``, which has just been flagged."""
         logger.log(self.level, "%s", describe_flagged(function), extra={"loopwatch_flagged": function.to_dict()})
+
+    def expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
+        """Write the line for ``blocks``, which are over; its record carries them as ``record.loopwatch_expected``."""
+        extra = {"loopwatch_expected": blocks.to_dict()}
+        logger.log(self.level, "%s", describe_expected(blocks) + (f"; {note}" if note else ""), extra=extra)
 
     def _key(self, stall: Stall) -> str:
         key = culprit_key(stall)
@@ -114,6 +119,18 @@ def describe_flagged(function: FlaggedFunction) -> str:
         f"loopwatch: {function.name} blocked the loop {times} in the last {function.window:g} s, "
         f"{_duration(function.blocked)} in all ({function.cause.value})" + (f": {'; '.join(advice)}" if advice else "")
     )
+
+
+def describe_expected(blocks: ExpectedBlocks) -> str:
+    """Return one line: why blocks were expected, how long they held the loop, and what held it longest.
+
+    Example: ``loopwatch: start-up of uvicorn held the loop 'main' for 1.15 s in 3 blocks; longest 900 ms by load
+    (/srv/app/models.py:7): running Python code (python)``
+    """
+    held = f"loopwatch: {blocks.reason} held the loop {blocks.loop!r} for {_duration(blocks.blocked)}"
+    longest = f" in {blocks.blocks} blocks; longest {_duration(blocks.longest)}" if blocks.blocks > 1 else ""
+    by = "" if blocks.culprit is None else f" by {blocks.culprit}"
+    return f"{held}{longest}{by}: {_DID[blocks.cause]} ({blocks.cause.value})"
 
 
 def _duration(seconds: float) -> str:

@@ -71,6 +71,7 @@ class JournalContents:
 
     Attributes:
         stalls: in order of ``started_at``; the early notice of a block is there only if its end was not journaled.
+        expected: blocks that were expected, which are no stalls; in the same order.
         headers: in order of ``started_at``, one for each run of a process.
         hangs: last dump of each loop in each hang file.
         skipped: what was passed over.
@@ -78,6 +79,7 @@ class JournalContents:
     """
 
     stalls: tuple[Stall, ...] = ()
+    expected: tuple[Stall, ...] = ()
     headers: tuple[Header, ...] = ()
     hangs: tuple[HangDump, ...] = ()
     skipped: tuple[Skipped, ...] = ()
@@ -284,8 +286,10 @@ def _merge(parts: Iterable[_Part], faults: Iterable[Skipped]) -> JournalContents
             known = stalls.get(key)
             if known is None or (known.ongoing, stall.duration) >= (stall.ongoing, known.duration):
                 stalls[key] = stall
+    blocks = sorted(stalls.values(), key=lambda stall: (stall.started_at, stall.pid, stall.id))
     return JournalContents(
-        stalls=tuple(sorted(stalls.values(), key=lambda stall: (stall.started_at, stall.pid, stall.id))),
+        stalls=tuple(block for block in blocks if block.expected is None),
+        expected=tuple(block for block in blocks if block.expected is not None),
         headers=tuple(sorted(headers.values(), key=lambda header: (header.started_at, header.pid))),
         hangs=tuple(sorted((dump for part in parts for dump in part.hangs), key=lambda dump: (dump.at, dump.pid))),
         skipped=(*(fault for part in parts for fault in part.skipped), *faults),

@@ -104,6 +104,24 @@ class CauseRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedRow:
+    """Blocks that were expected for one reason, over all processes; times in seconds.
+
+    Attributes:
+        reason: such as ``start-up of uvicorn``.
+        times, total: number of blocks, seconds in total.
+        processes: in how many runs of processes.
+        longest: of the longest: name of its culprit, file, line, seconds.
+    """
+
+    reason: str
+    times: int
+    total: float
+    processes: int
+    longest: tuple[str, str, int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessRow:
     """One run of one process; times in seconds.
 
@@ -289,6 +307,27 @@ def by_cause(contents: JournalContents) -> tuple[CauseRow, ...]:
     return tuple(sorted(rows, key=lambda row: (-row.total, row.cause)))
 
 
+def expected(contents: JournalContents) -> tuple[ExpectedRow, ...]:
+    """Return the blocks that were expected, by reason, the most blocked time first."""
+    runs = Runs(contents.headers)
+    groups: dict[str, list[Stall]] = defaultdict(list)
+    for block in contents.expected:
+        groups[block.expected or ""].append(block)
+    rows = []
+    for reason, blocks in groups.items():
+        longest = max(blocks, key=lambda block: block.duration)
+        place = (longest.culprit.file, longest.culprit.line) if longest.culprit else ("", 0)
+        row = ExpectedRow(
+            reason=reason,
+            times=len(blocks),
+            total=math.fsum(block.duration for block in blocks),
+            processes=len({runs.of(block.pid, block.started_at) for block in blocks}),
+            longest=(culprit_name(longest), *place, longest.duration),
+        )
+        rows.append(row)
+    return tuple(sorted(rows, key=lambda row: (-row.total, row.reason)))
+
+
 def blocked(contents: JournalContents) -> float:
     """Return the seconds that all loops together were held."""
     return math.fsum(stall.duration for stall in contents.stalls)
@@ -357,7 +396,7 @@ def unended(contents: JournalContents) -> tuple[Unended, ...]:
     runs = Runs(contents.headers)
     ends: dict[tuple[tuple[int, int], str], float] = {}
     found: dict[tuple[tuple[int, int], str], Unended] = {}
-    for stall in contents.stalls:
+    for stall in (*contents.stalls, *contents.expected):
         run = runs.of(stall.pid, stall.started_at)
         end = stall.started_at + stall.duration
         if not stall.ongoing:
@@ -436,6 +475,7 @@ def to_text(contents: JournalContents, width: int = 100, top: int = 10) -> str:
         _section("WORST CULPRITS", _text_culprits(contents, width, top)),
         _section("FLAGGED FUNCTIONS", _text_flagged(contents, width, top)),
         _section("BY CAUSE", _text_causes(contents)),
+        _section("EXPECTED, NOT COUNTED ABOVE", [_text_expected(row, width) for row in expected(contents)]),
         _section("TIMELINE", _text_timeline(contents, width, top)),
         _section("PROCESSES", _text_processes(contents, top)),
         _section("PASSED OVER", [_text_skipped(contents)]),
@@ -594,6 +634,18 @@ def _text_causes(contents: JournalContents) -> list[list[str]]:
     ]
 
 
+def _text_expected(row: ExpectedRow, width: int) -> list[str]:
+    return textwrap.wrap(expected_sentence(row), width - 2, subsequent_indent="  ")
+
+
+def expected_sentence(row: ExpectedRow) -> str:
+    """Return what is known of blocks that were expected for one reason, in one sentence."""
+    name, file, line, longest = row.longest
+    where = _plural(row.processes, "process", "es")
+    took = f"{row.reason}: {times(row.times)}, {seconds(row.total)} in total, in {where}"
+    return f"{printable(took)}; longest {seconds(longest)} by {printable(name)}{_place(file, line)}"
+
+
 def _text_timeline(contents: JournalContents, width: int, top: int) -> list[list[str]]:
     if not contents.stalls:
         return []
@@ -663,6 +715,8 @@ def to_json(contents: JournalContents) -> str:
         flagged    [{name, file, line, flagged, first_at, processes, stalls, blocked, worst_minute, victims,
                      cause, causes: {cause: times}, remedy}]                   see FlaggedRow
         causes     [{cause, times, total, max, share}]                         see CauseRow
+        expected   [{reason, times, total, processes, longest: [name, file, line, seconds]}]
+                                                                               see ExpectedRow
         processes  [{name, pid, argv0, python, version, started_at, loops, times, total, max}]
         unended    [{process, pid, loop, at, blocked, where, stack, cause}]    see Unended
         skipped    [{file, lines, reason}]
@@ -684,6 +738,7 @@ def to_json(contents: JournalContents) -> str:
         "culprits": rows,
         "flagged": [{**dataclasses.asdict(row), "causes": dict(row.causes)} for row in flagged(contents)],
         "causes": [dataclasses.asdict(row) for row in by_cause(contents)],
+        "expected": [dataclasses.asdict(row) for row in expected(contents)],
         "processes": [dataclasses.asdict(row) for row in processes(contents)],
         "unended": [dataclasses.asdict(hang) for hang in unended(contents)],
         "skipped": [dataclasses.asdict(item) for item in contents.skipped],

@@ -257,7 +257,9 @@ def test_json_shape_is_stable() -> None:
     """The documented keys, no more and no less; infinity becomes null."""
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
     data = json.loads(report.to_json(make_contents(stall)))
-    assert " ".join(data) == "schema from to times blocked culprits flagged causes processes unended skipped stalls"
+    assert " ".join(data) == (
+        "schema from to times blocked culprits flagged causes expected processes unended skipped stalls"
+    )
     (row,) = data["culprits"]
     assert " ".join(row) == "name file line lines times total max p50 causes victims routes remedy"
     assert (row["causes"], row["routes"]) == ({"python": 1}, {"/a": 1})

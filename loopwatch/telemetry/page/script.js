@@ -431,6 +431,7 @@ $("process").append(...["All processes", ...data.processes].map((name, i) => {
 }));
 const notes = [];
 if (data.leftOut) notes.push(`The longest ${count(all.length)} stalls are shown, ${count(data.leftOut)} are left out.`);
+if (data.expected.length) notes.push("Expected, and not counted above: " + data.expected.join("; ") + ".");
 if (data.skipped.length) notes.push("Passed over: " + data.skipped.join("; ") + ".");
 if (data.versions.length) notes.push("Written by loopwatch " + data.versions.join(", ") + ".");
 $("notes").append(...notes.map((note) => el("p", "", note)));
