@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loopwatch.events import Cause, Evidence, FlaggedFunction, Frame, Stall
+from loopwatch.events import Cause, Evidence, ExpectedBlocks, FlaggedFunction, Frame, Stall
 from loopwatch.telemetry.log import LogSink, culprit_key, describe, describe_flagged
 from loopwatch.testing import FakeClock
 
@@ -252,6 +252,36 @@ def test_flagged_line_of_what_no_decorator_helps(fields: dict[str, Any]) -> None
     """A lambda, or a cause that stays with the function wherever it runs: only the remedy is told, if there is one."""
     assert describe_flagged(flagged(**fields)).endswith(" (python): Move it off the loop")
     assert describe_flagged(flagged(**fields, remedy="")).endswith(" in all (python)")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "line"),
+    [
+        (
+            ExpectedBlocks("start-up of uvicorn", "main", 3, 1.15, 0.9, frame("load"), Cause.PYTHON),
+            "loopwatch: start-up of uvicorn held the loop 'main' for 1.15 s in 3 blocks; longest 900 ms by load "
+            "(/srv/app/views.py:41): running Python code (python)",
+        ),
+        (
+            ExpectedBlocks("start-up of uvicorn", "main", 1, 0.25, 0.25, frame("load"), Cause.SLEEP),
+            "loopwatch: start-up of uvicorn held the loop 'main' for 250 ms by load (/srv/app/views.py:41): "
+            "sleeping (sleep)",
+        ),
+        (
+            ExpectedBlocks("start-up of uvicorn", "main", 1, 0.25, 0.25),
+            "loopwatch: start-up of uvicorn held the loop 'main' for 250 ms: for an unknown reason (unknown)",
+        ),
+    ],
+)
+def test_expected_line(blocks: ExpectedBlocks, line: str, logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
+    """Blocks that were expected are one line with the figures; the allowance of the culprit is untouched."""
+    logged.sink.expected(blocks)
+    logged.sink.expected(blocks, "it has not come to listen")
+    logged.sink(stall("load"))
+    assert logged.lines[:2] == [line, f"{line}; it has not come to listen"]
+    assert len(logged.lines) == 3
+    assert vars(caplog.records[0])["loopwatch_expected"] == blocks.to_dict()
+    assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_culprit_key() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,9 +14,10 @@ from stalls import T0, frame, make_contents, make_stall
 from stalls import stalls as any_stall
 
 from loopwatch.events import Cause, Evidence, StackCount, Stall
-from loopwatch.telemetry import report
+from loopwatch.telemetry import html, report
 from loopwatch.telemetry.hangfile import HangDump
-from loopwatch.telemetry.reading import TORN, Header, JournalContents, Skipped
+from loopwatch.telemetry.journal import JournalWriter
+from loopwatch.telemetry.reading import TORN, Header, JournalContents, Skipped, read_journals
 
 lists_of_stalls = st.lists(any_stall, max_size=6)
 
@@ -214,6 +216,41 @@ def test_the_text_holds_what_an_operator_asks() -> None:
     assert len(re.findall(r"▕.{96}▏", text)) == 2
     assert "app.py (pid 101): once held, 2.00 s in total" in text
     assert "NEVER ENDED" not in text
+
+
+def test_expected_blocks_stand_apart(tmp_path: Path) -> None:
+    """Blocks of a server's start are in a row of their own, and among no culprits, causes, sums or stacks."""
+    start = "start-up of uvicorn"
+    load = frame("app.models.load", 9)
+    writer = JournalWriter(tmp_path / "j.100.jsonl", 1 << 20)
+    for block in (
+        make_stall(0, duration=0.9, expected=start, culprit=load),
+        make_stall(1, duration=0.25, expected=start),
+        make_stall(2, duration=0.5),
+    ):
+        writer.write(block)
+    writer.close()
+    contents = read_journals(str(tmp_path))
+    assert [block.id for block in contents.stalls] == ["s2"]
+    assert [block.id for block in contents.expected] == ["s0", "s1"]
+    assert report.expected(contents) == (
+        report.ExpectedRow(start, 2, 1.15, 1, ("app.models.load", "/srv/app/models.py", 9, 0.9)),
+    )
+    text = report.to_text(contents)
+    assert "app.models.load" not in text[: text.index("EXPECTED, NOT COUNTED ABOVE")]
+    assert "start-up of uvicorn: 2 times, 1.15 s in total, in 1 process; longest 900 ms by app.models.load" in text
+    data = json.loads(report.to_json(contents))
+    assert (data["times"], data["blocked"], len(data["culprits"])) == (1, 0.5, 1)
+    assert data["expected"][0]["total"] == pytest.approx(1.15)
+    assert "load" not in report.to_collapsed(contents)
+    assert "start-up of uvicorn: 2 times" in html.render(contents)
+
+
+def test_expected_block_ends_a_hang() -> None:
+    """Whatever comes later from the same loop shows that it got on."""
+    hang = make_stall(0, ongoing=True)
+    assert len(report.unended(make_contents(hang))) == 1
+    assert report.unended(make_contents(hang, expected=(make_stall(1, expected="start-up of uvicorn"),))) == ()
 
 
 def test_no_stall_is_said_plainly() -> None:
