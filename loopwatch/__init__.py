@@ -10,7 +10,7 @@ Example:
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module as _import_module  # bound: programs replace it by one that raises on a loop
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing would cost more than all the rest
 
@@ -109,7 +109,7 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'loopwatch' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(_import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
