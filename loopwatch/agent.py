@@ -23,6 +23,7 @@ from loopwatch.diagnosis.stall import diagnose
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
+from loopwatch.evidence import thread_name
 from loopwatch.expectations import Expectation
 from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
@@ -599,8 +600,7 @@ class Agent:
         return None if known is None else known.name
 
     def _name(self) -> str:
-        thread = threading.current_thread()
-        name = "main" if thread is threading.main_thread() else thread.name
+        name = "main" if threading.get_ident() == threading.main_thread().ident else thread_name()
         taken = {known.name for known in self._watcher.loops}
         return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)
 

@@ -88,7 +88,7 @@ class ThreadFacts:
     @classmethod
     def here(cls) -> ThreadFacts:
         """Return the facts of the calling thread."""
-        return cls(threading.get_ident(), threading.get_native_id(), threading.current_thread().name)
+        return cls(threading.get_ident(), threading.get_native_id(), thread_name())
 
     def cpu(self) -> float | None:
         """Return the processor seconds of the thread, None where the system has no such clock."""
@@ -119,6 +119,17 @@ class ThreadFacts:
         name = _NAMES.get(int(number), f"syscall {number}") if number.lstrip("-").isdigit() else None
         found = _read(f"/proc/self/task/{self.native_id}/wchan") if channel else None
         return name, found if found not in ("", "0") else None
+
+
+def thread_name() -> str:
+    """Return the name of the calling thread.
+
+    One that C code has started has no object yet; ``threading.current_thread()`` would make one, for good, that the
+    program would see (``_DummyThread`` in CPython's Lib/threading.py).
+    """
+    ident = threading.get_ident()
+    known = threading._active.get(ident)  # type: ignore[attr-defined]
+    return f"thread {threading.get_native_id()}" if known is None else str(known.name)
 
 
 def scheduled(native_id: int) -> Scheduled | None:

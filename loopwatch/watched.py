@@ -232,6 +232,14 @@ class WatchedLoop:
         return self.quiet
 
     @property
+    def is_blind(self) -> bool:
+        """Whether the probe has lost sight of a loop of asyncio: another selector, or another ``select``, is called.
+
+        A pass has room for one beat; if two have come since the pass began, it is long over.
+        """
+        return self.probe.handles and self.heart.before_last > self.since
+
+    @property
     def rests(self) -> bool:
         """Whether the loop was quiet, waited when it was looked at last, and nothing seen of it is kept."""
         return self.quiet and self.since == IDLE and not self.episodes

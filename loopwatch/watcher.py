@@ -6,6 +6,7 @@ files of ``/proc`` only afterwards, because reading them gives up the GIL and th
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import sys
@@ -268,6 +269,13 @@ class Watcher:
         """Return the loop and the start of what holds it, if it may be blocked."""
         overdue = max(now - loop.heart.due, 0.0)
         since = loop.since = loop.probe.busy_since(now, late, overdue) if loop.is_running else IDLE
+        if loop.is_blind:
+            self._faults.say(
+                logging.INFO, "loopwatch: the selector of loop %r was replaced: it is not watched until it runs again",
+                loop.name,
+            )  # fmt: skip
+            self.remove((loop,))
+            return None
         age = now - since
         loop.blocked_since = since if age >= config.threshold and loop.expectations.at(now) is None else None
         return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None

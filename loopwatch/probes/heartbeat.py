@@ -66,7 +66,7 @@ class Heartbeat:
         self._window = Histogram()
         self._dues: deque[float] = deque(maxlen=REMEMBERED)
         self.due = float("inf")
-        self.last = time.monotonic()
+        self.last = self.before_last = time.monotonic()
         self._invited = IDLE
         self._doubled = 0
         self._wake: Callable[[], None] | None = None
@@ -164,7 +164,7 @@ class Heartbeat:
             self._current = min(max(self._current * 2, self._interval), max(LONGEST, self._interval))
         else:
             self._current = self._interval
-        self.last = now
+        self.before_last, self.last = self.last, now
 
     def _let_watcher_in(self, now: float) -> None:
         wake = self._wake

@@ -282,6 +282,38 @@ def test_mocks_of_loops_and_selectors_are_not_touched() -> None:
     assert succeeded(MOCKED) == {"fake": 0, "polls": 1, "found": 1, "faults": {}}
 
 
+SWAPPED = """
+    import selectors
+    import loopwatch
+    quiet()
+    agent = loopwatch.install(threshold=0.1, hang_after=0.5, cpu_budget=1.0)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0.1)
+        selector = loop._selector
+        stock = type(selector).select
+        selector.select = lambda timeout: stock(selector, timeout)
+        ends = time.monotonic() + 5
+        while agent.snapshot().loops and time.monotonic() < ends:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.6)
+        del selector.select
+
+    asyncio.run(main())
+    loops = len(agent.snapshot().loops)
+    asyncio.run(blocked(0.2))
+    agent.flush()
+    say(stalls=[(stall.ongoing, stall.duration > 1) for stall in agent.stalls()], loops=loops,
+        faults=dict(agent.snapshot().agent.faults))
+"""
+
+
+def test_a_select_that_is_replaced_while_the_loop_runs() -> None:
+    """A loop that polls past our select is not called blocked; it is watched again when it runs again."""
+    assert succeeded(SWAPPED) == {"stalls": [[False, False]], "loops": 0, "faults": {}}
+
+
 SIGNALLED = """
     import loopwatch
     quiet()
