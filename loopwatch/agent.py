@@ -300,7 +300,7 @@ class Agent:
             new = self._config.replaced(**settings)
             changes = new.changes_from(self._config)
             tell = self._telemetry.prepare(new) if new.enabled and _TELEMETRY & set(changes) else None
-            if {"prometheus_port", "prometheus_host"} & set(changes) and self._state == "on":
+            if {"prometheus_port", "prometheus_host", "prometheus_names"} & set(changes) and self._state == "on":
                 self._scraped.move(self._config, new)
             self._config = new
             if not changes:

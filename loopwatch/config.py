@@ -63,6 +63,8 @@ class Config:
         prometheus_port: port on which Prometheus can scrape this process, None for none; worker processes of a server
             take the next free ones. Needs the extra ``loopwatch[prometheus]``.
         prometheus_host: address on which that port is opened.
+        prometheus_names: names under which that port is asked, beside addresses, ``localhost`` and the machine's host
+            name: ``("shop", "*.svc.cluster.local")``; ``("*",)`` allows any. Requests under other names are refused.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -101,6 +103,7 @@ class Config:
     export_interval: float | None = None
     prometheus_port: int | None = None
     prometheus_host: str = "127.0.0.1"
+    prometheus_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -317,6 +320,18 @@ def _host(name: str, value: Any) -> str:
     return value
 
 
+_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\.?")
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    good = not isinstance(value, str) and all(
+        isinstance(item, str) and _NAME.fullmatch(item) for item in _items(name, value)
+    )
+    if not good:
+        raise _bad(name, value, "a sequence of host names without ports, such as ('shop', '*.example.com')")
+    return tuple(dict.fromkeys(value))
+
+
 _SECONDS = "a number of seconds above 0, such as 0.1"
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
@@ -349,6 +364,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "export_interval": _interval,
     "prometheus_port": _port,
     "prometheus_host": _host,
+    "prometheus_names": _names,
 }
 
 
@@ -429,4 +445,5 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "export_interval": _parse_number,
     "prometheus_port": _parse_count,
     "prometheus_host": str.strip,
+    "prometheus_names": _parse_list,
 }

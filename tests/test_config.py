@@ -40,6 +40,7 @@ BEAT = "a number of seconds from 0.001 to 60"
 ENDPOINT = "a URL such as 'http://127.0.0.1:4318', or None"
 PORT = "a port from 1 to 65535, 0 for any free one, or None"
 HOST = "an address to listen on, such as '127.0.0.1' or '0.0.0.0'"
+NAMES = "a sequence of host names without ports, such as ('shop', '*.example.com')"
 EXPORT = "a number of seconds from 0.1 to 3600, or None"
 NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 
@@ -92,6 +93,10 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "export_interval": [(value, EXPORT) for value in (0, 0.09, 3601, NAN, INF, "10", True)],
     "prometheus_port": [(value, PORT) for value in (-1, 65536, 9464.0, "9464", True)],
     "prometheus_host": [(value, HOST) for value in ("", " ", None, 5, b"0.0.0.0")],
+    "prometheus_names": [
+        *[(value, NAMES) for value in ("shop", ["shop:80"], ["a b"], [""], ["x.*"], ["*.*"], [5], ["a..b"], ["[::1]"])],
+        (None, "a sequence"),
+    ],
 }
 
 
@@ -281,6 +286,10 @@ GOOD_TEXT: dict[str, list[tuple[str, Any]]] = {
     "export_interval": [("2.5", 2.5)],
     "prometheus_port": [("9464", 9464), ("0", 0)],
     "prometheus_host": [("0.0.0.0 ", "0.0.0.0")],
+    "prometheus_names": [
+        ("shop_api, *.svc.cluster.local,shop_api", ("shop_api", "*.svc.cluster.local")),
+        ("*", ("*",)),
+    ],
 }
 NUMBER, WHOLE = "a number, such as 0.1", "a whole number"
 FLAGS = "one of 1, true, yes, on, 0, false, no, off"
@@ -317,6 +326,7 @@ BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     "export_interval": [("10s", NUMBER), ("0", EXPORT)],
     "prometheus_port": [("http", WHOLE), ("70000", PORT)],
     "prometheus_host": [(" ", HOST)],
+    "prometheus_names": [("http://shop", NAMES)],
 }
 
 

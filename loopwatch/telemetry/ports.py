@@ -6,30 +6,21 @@ from there on which nobody listens: one that is started in place of another take
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
-import selectors
 import socket
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loopwatch._patches import loaded
-from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError
 
 SPAN = 64
 """Ports from the configured one on that the processes of a program may take."""
 BACKLOG = 16
 """Connections that may wait to be accepted."""
-PATIENCE = 0.5
-"""s in which who listens on a port says who it is."""
-ANSWER = 4096
-"""Bytes of what it says at most."""
 _FORKED = 0x40
 """``PF_FORKNOEXEC`` of a process's flags (include/linux/sched.h): forked, and has executed no program since."""
 
@@ -179,95 +170,3 @@ def is_inside_pool() -> bool:
     if worker is not None and worker.INSIDE:
         return True
     return any("from loopwatch.workers import worker" in word for word in sys.orig_argv[1:3])  # its fork server
-
-
-def gives_way(port: int, addresses: list[Address]) -> bool:
-    """Whether who listens on ``port`` is of our family, so that the next one does for us.
-
-    That is loopwatch in a process that we descend from; or loopwatch at all where the port comes from the environment,
-    which every process of a session or container may have inherited.
-    """
-    holder = ask(addresses, (port,))
-    from_environment = os.environ.get("LOOPWATCH_PROMETHEUS_PORT", "").strip() == str(port)
-    return any(from_environment or _is_relative(who) for who in holder.values())
-
-
-def _is_relative(who: Mapping[str, Any]) -> bool:
-    if who.get("pid") in _ancestors():
-        return True
-    # Elsewhere than on Linux a worker that was forked is not known as such: see is_worker.
-    return not Path("/proc/self/stat").exists() and who.get("parent") == os.getppid() != 1
-
-
-def _ancestors() -> list[int]:
-    found: list[int] = []
-    pid = os.getppid()
-    while pid > 1 and len(found) < 64:
-        found.append(pid)
-        try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            break
-    return found
-
-
-def ask(addresses: Iterable[Address], at: Iterable[int], patience: float = PATIENCE) -> dict[int, Mapping[str, Any]]:
-    """Ask who listens on each port, all at once; return what those that are loopwatch say of themselves, by port.
-
-    Args:
-        addresses: where, as :func:`resolve` returned them.
-        at: ports.
-        patience: s that all of it may take.
-    """
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-    asked = [
-        (family, (everywhere.get(address[0], address[0]), port, *address[2:]))
-        for family, address in addresses
-        for port in at
-    ]
-    heard: dict[socket.socket, bytearray] = {}
-    said: dict[int, Mapping[str, Any]] = {}
-    ends = time.monotonic() + patience
-    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for family, address in asked:
-            client = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            client.setblocking(False)
-            if client.connect_ex(address) in (0, errno.EINPROGRESS):
-                selector.register(client, selectors.EVENT_WRITE, address[1])
-        while selector.get_map() and (left := ends - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
-                client = key.fileobj  # type: ignore[assignment]
-                try:
-                    done = _converse(client, heard)
-                except OSError:  # nobody listens there, or it hung up
-                    done = True
-                if not done:
-                    selector.modify(client, selectors.EVENT_READ, key.data)
-                    continue
-                selector.unregister(client)
-                who = _identity(bytes(heard.get(client, b"")))
-                if who is not None:
-                    said[key.data] = who
-    return said
-
-
-def _converse(client: socket.socket, heard: dict[socket.socket, bytearray]) -> bool:
-    """Go on with one conversation; return whether it is over."""
-    if client not in heard:
-        heard[client] = bytearray()
-        client.sendall(b"GET /self HTTP/1.0\r\n\r\n")  # a few bytes always fit
-        return False
-    data = client.recv(ANSWER)
-    heard[client] += data
-    return not data or len(heard[client]) > ANSWER
-
-
-def _identity(answer: bytes) -> Mapping[str, Any] | None:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if b" 200 " not in head.partition(b"\r\n")[0]:
-        return None
-    try:
-        who = json.loads(body)
-    except ValueError:
-        return None
-    return who if isinstance(who, dict) and "loopwatch" in who else None

@@ -14,14 +14,14 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from loopwatch._faults import OWN_THREADS, Faults
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry import descriptors, exposition, ports, resource
+from loopwatch.telemetry import descriptors, exposition, hosts, ports, resource
 from loopwatch.telemetry.exposition import Family
 from loopwatch.telemetry.instruments import Account
+from loopwatch.telemetry.neighbours import Neighbour, Survey, gives_way
 from loopwatch.telemetry.ports import Place
 from loopwatch.telemetry.webserver import Answer, Request, Response, WebServer, text
 
@@ -35,6 +35,11 @@ SLICE = 0.0003
 NAP = 0.0002
 """s; long enough for whoever waits for the GIL to get it."""
 HINT = "loopwatch: the metrics are at /metrics, the ports of all processes at /targets"
+NOT_FOR_PAGES = "loopwatch: requests of web pages are not answered"
+UNKNOWN_NAME = (
+    "loopwatch: asked under a name that is not known to be this machine's: use an address, localhost, the machine's "
+    "host name, or one that is listed in prometheus_names (LOOPWATCH_PROMETHEUS_NAMES)"
+)
 PART = "prometheus"
 """What its faults are counted under."""
 
@@ -52,6 +57,7 @@ class Scrape:
         host, port: as configured.
         account: where what is told comes from.
         faults: of the agent.
+        names: names by which it is asked, beside this machine's own, see :func:`loopwatch.telemetry.hosts.is_known`.
         addresses: what ``host`` means, None to have it found out.
 
     Raises:
@@ -64,6 +70,8 @@ class Scrape:
         port: int,
         account: Account,
         faults: Faults,
+        *,
+        names: tuple[str, ...] = (),
         addresses: list[ports.Address] | None = None,
     ) -> None:
         try:
@@ -77,7 +85,9 @@ class Scrape:
                 f"prometheus_port={port!r}: needs prometheus_client: pip install 'loopwatch[prometheus]'"
             ) from None
         self._host, self._port, self._account, self._faults = host, port, account, faults
+        self._names = names
         self._addresses = addresses or ports.resolve(host)
+        self._survey = Survey(self._addresses)
         self._place: Place | None = None
         self._server: WebServer | None = None
         self._closed = threading.Event()
@@ -105,7 +115,7 @@ class Scrape:
         try:
             self._place = ports.take(self._host, self._port, self._addresses, first_free=ports.is_worker())
         except ConfigError:
-            if not self._port or not ports.gives_way(self._port, self._addresses):
+            if not self._port or not gives_way(self._port, self._addresses):
                 raise
             self._place = ports.take(self._host, self._port, self._addresses, first_free=True)
 
@@ -137,7 +147,8 @@ class Scrape:
             self._server.abandon()
         elif self._place is not None:
             self._place.listener.close()
-        return Scrape(self._host, self._port, self._account, self._faults, self._addresses)
+        self._survey.abandon()
+        return Scrape(self._host, self._port, self._account, self._faults, names=self._names, addresses=self._addresses)
 
     def start_soon(self) -> None:
         """Take a port in a little while, and answer on it, in a thread; where none is free, that is logged."""
@@ -181,13 +192,18 @@ class Scrape:
     # -- what is told ---------------------------------------------------------------------------------------------
 
     def _answer(self, request: Request) -> Answer:
+        if "origin" in request.headers:
+            return text(403, NOT_FOR_PAGES)
+        host = request.headers.get("host", "")
+        if host and not hosts.is_known(host, (self._host, *self._names)):  # without one: no browser (RFC 9112, 3.2)
+            return text(403, UNKNOWN_NAME)
         match request.path:
             case "/metrics":
                 return self._safely(lambda: self._page.get(request))
             case "/self":
                 return self._safely(lambda: _json(self._identity()))
             case "/targets":
-                return lambda: self._safely(lambda: self._targets(request.headers.get("host", "")))
+                return lambda wanted: self._safely(lambda: self._targets(hosts.name_of(host), wanted))
         return text(404, HINT)
 
     def _safely(self, answer: Callable[[], Response]) -> Response:
@@ -217,30 +233,29 @@ class Scrape:
             "index": attributes.get("loopwatch.worker.index", ""),
         }
 
-    def _targets(self, asked: str) -> Response:
+    def _targets(self, host: str, wanted: Callable[[], bool]) -> Response:
         """Return all ports of loopwatch from the configured one on as Prometheus' ``http_sd_configs`` wants them.
 
         Args:
-            asked: the host, as the client knows it: it can reach the others there too.
+            host: as the client knows it, "" if it did not say: it can reach the others there too.
+            wanted: returns False once nobody waits for it.
         """
         place = self._place
         if place is None:
             return _json([])
-        try:
-            host = urlsplit(f"//{asked}").hostname or place.host
-        except ValueError:  # brackets that do not match
-            host = place.host
         span = ports.SPAN if self._port else 1  # any free port is nobody's first
         others = [port for port in range(place.base, min(place.base + span, 65536)) if port != place.port]
-        found = {**ports.ask(self._addresses, others), place.port: self._identity()}
+        own = self._identity()
+        here = Neighbour(own["pid"], own["parent"], str(own["service"]), str(own["index"]))
+        found = {**self._survey.find(others, wanted), place.port: here}
         return _json(
             [
                 {
-                    "targets": [ports.authority(host, port)],
+                    "targets": [ports.authority(host or place.host, port)],
                     "labels": {
-                        "__meta_loopwatch_service": str(who.get("service", "")),
-                        "__meta_loopwatch_worker_index": str(who.get("index", "")),
-                        "__meta_loopwatch_pid": str(who.get("pid", "")),
+                        "__meta_loopwatch_service": who.service,
+                        "__meta_loopwatch_worker_index": who.index,
+                        "__meta_loopwatch_pid": str(who.pid),
                     },
                 }
                 for port, who in sorted(found.items())

@@ -48,7 +48,8 @@ class Scraped:
             return
         from loopwatch.telemetry.scrape import Scrape
 
-        scrape = Scrape(config.prometheus_host, config.prometheus_port, self._account, self._faults)
+        host, port, names = config.prometheus_host, config.prometheus_port, config.prometheus_names
+        scrape = Scrape(host, port, self._account, self._faults, names=names)
         scrape.open()
         self._scrape = scrape
 

@@ -11,6 +11,7 @@ import errno
 import selectors
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -30,9 +31,14 @@ LONGEST = 8192
 REST = 1.0
 """s without new connections when the process has no descriptor left for one."""
 
+SHARE = 4
+"""How much longer a thread of the server rests than it has worked: a flood costs no more than a fifth of a core."""
+LONGEST_REST = 0.02
+"""s; the work that takes more than a part of this is bounded by what asks for it."""
+
 _REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 500: "Internal Server Error",
-    503: "Service Unavailable",
+    403: "Forbidden", 503: "Service Unavailable",
 }  # fmt: skip
 
 
@@ -68,8 +74,10 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Answer = Response | Callable[[], Response]
-"""What is to be sent, or what finds that out in a thread of its own, because it takes long."""
+Search = Callable[[Callable[[], bool]], Response]
+"""Finds an answer in a thread of its own, because it takes long; it is given what returns False once nobody waits."""
+Answer = Response | Search
+"""What is to be sent, or what finds that out."""
 
 
 def text(status: int, words: str, **headers: str) -> Response:
@@ -87,8 +95,10 @@ class _Client:
         self.heard = b""
         self.is_asked = False
         """Whether its request was understood, or not."""
+        self.is_searched = False
+        """Whether a thread of its own finds its answer."""
         self.found: memoryview | None = None
-        """Its answer, where a thread of its own has found it."""
+        """Its answer, where that thread has found it."""
         self.answer: memoryview | None = None
         """What it has not got yet of its answer."""
         self.is_over = False
@@ -103,7 +113,7 @@ class WebServer:
         answer: called with each request; must not raise.
 
     Attributes:
-        cpu: processor s of its thread.
+        cpu: processor s of its threads.
     """
 
     def __init__(self, listener: socket.socket, answer: Callable[[Request], Answer]) -> None:
@@ -114,6 +124,10 @@ class WebServer:
         self._woken.setblocking(False)
         self._marks = {each: descriptors.mark(each.fileno()) for each in (listener, self._woken, self._waker)}
         self._thread: threading.Thread | None = None
+        self._searches: deque[tuple[_Client, Search, bool]] = deque()
+        self._searcher: threading.Thread | None = None
+        self._search_lock = threading.Lock()
+        self._search_cpu = 0.0
         self._rests_until = 0.0
         self._turns = 0
         self._closing = False
@@ -143,17 +157,22 @@ class WebServer:
             selector = stack.enter_context(getattr(selectors, "PollSelector", selectors.SelectSelector)())
             selector.register(self._woken, selectors.EVENT_READ)
             selector.register(self._listener, selectors.EVENT_READ)
+            used = time.thread_time()
             while not self._closing:
                 self._turn(selector)
-                self.cpu = time.thread_time()
+                before, used = used, time.thread_time()
+                self.cpu = used + self._search_cpu
+                _rest(used - before)
 
     def close(self, timeout: float = 1.0) -> None:
         """Stop listening at once, and end the thread; waits at most ``timeout`` s."""
         self._closing = True
         self._wake()
+        ends = time.monotonic() + timeout
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+        for each in (thread, self._searcher):
+            if each is not None and each is not threading.current_thread():
+                each.join(max(ends - time.monotonic(), 0.0))
         if thread is None or not thread.is_alive():
             self._close_all()
 
@@ -182,6 +201,22 @@ class WebServer:
         with guard:
             self.serve()
 
+    def _search(self) -> None:
+        """Find one answer after the other, in a thread that ends when there are none to be found."""
+        while True:
+            with self._search_lock:
+                if not self._searches:
+                    self._searcher = None
+                    return
+                client, search, with_body = self._searches.popleft()
+            if client in self._clients and not self._closing:
+                before = time.thread_time()
+                client.found = _packed(search(self._is_awaited), with_body=with_body)
+                self._wake()
+                worked = time.thread_time() - before
+                self._search_cpu += worked
+                _rest(worked)
+
     # -- in its thread --------------------------------------------------------------------------------------------
 
     def _turn(self, selector: selectors.BaseSelector) -> None:
@@ -206,7 +241,7 @@ class WebServer:
             elif key.data is not None and key.data in self._clients:  # it may have made room for another in this turn
                 self._go_on(selector, key.data, events)
         for client in [client for client in self._clients if client.found is not None]:
-            client.answer, client.found = client.found, None
+            client.answer, client.found, client.is_searched = client.found, None, False
             self._go_on(selector, client, selectors.EVENT_WRITE)
         for client in [client for client in self._clients if client.ends <= now]:
             self._drop(selector, client)
@@ -222,8 +257,8 @@ class WebServer:
                 self._rests_until = time.monotonic() + REST
                 return
             connection.setblocking(False)
-            while len(self._clients) >= MOST:
-                self._drop(selector, self._clients[0])
+            while len(self._clients) >= MOST:  # first one that has said nothing yet, or has all of its answer
+                self._drop(selector, min(self._clients, key=lambda each: each.is_asked and not each.is_over))
             client = _Client(connection)
             self._clients.append(client)
             selector.register(connection, selectors.EVENT_READ, client)
@@ -266,16 +301,22 @@ class WebServer:
         if isinstance(answer, Response):
             client.answer = _packed(answer, with_body=with_body)
             return
-        find = answer
+        with self._search_lock:
+            client.is_searched = True
+            self._searches.append((client, answer, with_body))
+            if self._searcher is not None and self._searcher.is_alive():
+                return
+            self._searcher = threading.Thread(target=self._search, name=f"{OWN_THREADS}scrape-search", daemon=True)
+            try:
+                self._searcher.start()
+            except RuntimeError:  # the system allows no more threads
+                self._searches.clear()
+                client.is_searched = False
+                client.answer = _packed(text(503, "loopwatch: there can be no more threads"), with_body=with_body)
 
-        def find_out() -> None:
-            client.found = _packed(find(), with_body=with_body)
-            self._wake()
-
-        try:
-            threading.Thread(target=find_out, name=f"{OWN_THREADS}scrape-more", daemon=True).start()
-        except RuntimeError:  # the system allows no more threads
-            client.answer = _packed(text(503, "loopwatch: there can be no more threads"), with_body=with_body)
+    def _is_awaited(self) -> bool:
+        """Whether a client waits for a search."""
+        return not self._closing and any(client.is_searched for client in list(self._clients))
 
     def _send(self, selector: selectors.BaseSelector, client: _Client) -> None:
         assert client.answer is not None
@@ -294,6 +335,10 @@ class WebServer:
         self._clients.remove(client)
         selector.unregister(client.connection)
         client.connection.close()
+
+
+def _rest(worked: float) -> None:
+    time.sleep(min(SHARE * worked, LONGEST_REST))
 
 
 def _packed(response: Response, *, with_body: bool = True) -> memoryview:
@@ -316,7 +361,9 @@ def parse(heard: bytes, turn: int = 0) -> Request | None:
     words = first.split(" ")
     if not end or len(words) != 3 or not words[2].startswith("HTTP/1."):
         return None
-    pairs = (line.partition(":") for line in lines)
+    pairs = [line.partition(":") for line in lines]
+    if sum(name.strip().lower() == "host" for name, _, _ in pairs) > 1:  # RFC 9112, 3.2
+        return None
     try:
         path = urlsplit(words[1]).path
     except ValueError:  # brackets that do not match

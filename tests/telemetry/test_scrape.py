@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import selectors
 import shutil
 import socket
 import subprocess
@@ -30,7 +31,7 @@ import loopwatch
 from loopwatch import ConfigError
 from loopwatch._faults import Faults
 from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry import ports, webserver
+from loopwatch.telemetry import neighbours, ports, webserver
 from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
@@ -60,8 +61,9 @@ def serve() -> Iterator[Callable[..., Scrape]]:
     """Serve what a function reads; closed at the end."""
     opened: list[Scrape] = []
 
-    def serve(read: Callable[[], Reading | None], faults: Faults | None = None, host: str = "127.0.0.1") -> Scrape:
-        scrape = Scrape(host, 0, Account(lambda _pause: read(), Exemplars()), faults or Faults())
+    def serve(read: Callable[[], Reading | None], faults: Faults | None = None, **options: Any) -> Scrape:
+        settings = {"host": "127.0.0.1", "port": 0, **options}
+        scrape = Scrape(account=Account(lambda _pause: read(), Exemplars()), faults=faults or Faults(), **settings)
         scrape.open()
         scrape.start()
         opened.append(scrape)
@@ -215,9 +217,58 @@ def test_whatever_a_client_accepts(serve: Callable[..., Scrape], accept: str, ki
     """Headers that are no sense are no fault of ours: an answer in a format that exists."""
     faults = Faults()
     url = serve(full_reading, faults).url
-    assert fetch(url, Accept=accept, Accept_Encoding="gzip;q=0", Host="[nonsense")[0].startswith(kind)
-    assert len(json.loads(fetch(url.replace("metrics", "targets"), Host="[nonsense")[1])) == 1
+    assert fetch(url, Accept=accept, Accept_Encoding="gzip;q=0")[0].startswith(kind)
     assert faults.counts == {}
+
+
+def answered(scrape: Scrape, lines: str) -> int:
+    """Return the status that a request with these header lines gets."""
+    with socket.create_connection(("127.0.0.1", urlsplit(scrape.url).port), timeout=30) as client:
+        client.sendall(f"GET /targets HTTP/1.1\r\n{lines}\r\n".encode())
+        return int(client.makefile("rb").read().split()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:9464", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:9464", 200),
+        ("10.0.0.7:9464", 200),
+        ("LocalHost:80", 200),
+        ("localhost.", 200),
+        (socket.gethostname(), 200),
+        ("", 200),
+        ("shop:9464", 200),
+        ("pod-7.shop.svc.cluster.local:9464", 200),
+        ("svc.cluster.local:9464", 403),
+        ("evilsvc.cluster.local", 403),
+        ("evil.example:9464", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("[nonsense", 403),
+        ("a" * 5000, 403),
+    ],
+)
+def test_hosts_that_are_asked_for(serve: Callable[..., Scrape], host: str, status: int) -> None:
+    """Addresses, the machine's own names and configured ones are answered; a name that a web page could point here is
+    not (DNS rebinding)."""
+    faults = Faults()
+    scrape = serve(full_reading, faults, names=("shop", "*.svc.cluster.local"))
+    assert answered(scrape, f"Host: {host}\r\n") == status
+    assert faults.counts == {}
+
+
+def test_who_else_is_refused(serve: Callable[..., Scrape]) -> None:
+    """Scripts of web pages get nothing, nor do two hosts in one request; who names no host is no browser; with ``*``
+    any name is answered."""
+    scrape = serve(full_reading)
+    assert answered(scrape, "Host: 127.0.0.1\r\nOrigin: https://evil.example\r\n") == 403
+    assert answered(scrape, "Host: 127.0.0.1\r\nOrigin: null\r\n") == 403
+    assert answered(scrape, "Host: 127.0.0.1\r\nHost: evil.example\r\n") == 400
+    assert answered(scrape, "") == 200
+    assert answered(scrape, "Host: shop.example\r\n") == 403
+    assert answered(serve(full_reading, names=("*",)), "Host: shop.example\r\n") == 200
 
 
 def test_many_scrapers_cost_no_more_than_one(serve: Callable[..., Scrape]) -> None:
@@ -306,6 +357,90 @@ def test_a_reading_that_fails_is_counted(serve: Callable[..., Scrape], caplog: p
     assert len(scraped(url)) > 500
     assert faults.counts == {"prometheus": 2}
     assert len([record for record in caplog.records if "no figures" in record.message]) == 1
+
+
+class Mute:
+    """Listens on ports, and takes connections without a word; counts those that are open at once."""
+
+    def __init__(self, ports: range) -> None:
+        self.listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
+        self.most = self.taken = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._take)
+        self._thread.start()
+
+    def _take(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for each in self.listeners:
+                selector.register(each, selectors.EVENT_READ, True)
+            while not self._closing.is_set():
+                for key, _ in selector.select(0.01):
+                    if key.data:
+                        client = key.fileobj.accept()[0]  # type: ignore[union-attr]
+                        self.taken += 1
+                        selector.register(client, selectors.EVENT_READ, False)
+                    elif not key.fileobj.recv(999):  # type: ignore[union-attr]
+                        selector.unregister(key.fileobj)
+                        key.fileobj.close()  # type: ignore[union-attr]
+                self.most = max(self.most, len(selector.get_map()) - len(self.listeners))
+            for key in list(selector.get_map().values()):
+                key.fileobj.close()  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._closing.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def mute() -> Iterator[Callable[[range], Mute]]:
+    made: list[Mute] = []
+    yield lambda ports: made.append(Mute(ports)) or made[-1]  # type: ignore[func-returns-value]
+    for each in made:
+        each.close()
+
+
+def test_a_flood_for_targets_is_bounded(serve: Callable[..., Scrape], mute: Callable[[range], Mute]) -> None:
+    """Requests for /targets beside mute listeners share one search, which has a handful of sockets and one thread."""
+    base = free_range(12)
+    beside = mute(range(base + 1, base + 11))
+    scrape = serve(full_reading, port=base)
+    before, threads, most, running = psutil.Process().num_fds(), threading.active_count(), 0, 0
+    clients: list[socket.socket] = []
+    for _ in range(200):
+        client = socket.create_connection(("127.0.0.1", base), timeout=30)
+        client.sendall(b"GET /targets HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        clients.append(client)
+        if len(clients) > 10:
+            clients.pop(0).close()
+        most = max(most, psutil.Process().num_fds())
+        running = max(running, threading.active_count())
+    assert most <= before + 11 + webserver.MOST + 4 * neighbours.AT_ONCE  # both ends are in this process
+    assert running <= threads + 1
+    assert beside.most <= neighbours.AT_ONCE
+    (only,) = json.loads(fetch(scrape.url.replace("metrics", "targets"))[1])
+    assert only["targets"] == [f"127.0.0.1:{base}"]
+    for client in clients:
+        client.close()
+
+
+def test_a_search_ends_with_those_who_asked(serve: Callable[..., Scrape], mute: Callable[[range], Mute]) -> None:
+    """A search is given up when its client hangs up, and when the port is closed; neither leaves a thread or socket."""
+    base = free_range(22)
+    beside = mute(range(base + 1, base + 21))
+    scrape = serve(full_reading, port=base)
+    names = lambda: {thread.name for thread in threading.enumerate()}  # noqa: E731
+    for ending in ("client", "port"):
+        before, taken = psutil.Process().num_fds(), beside.taken
+        with socket.create_connection(("127.0.0.1", base), timeout=30) as client:
+            client.sendall(b"GET /targets HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            until(lambda: beside.taken > taken)  # noqa: B023
+            if ending == "port":
+                scrape.close(30)
+                assert "loopwatch-scrape-search" not in names()
+        assert until(lambda: "loopwatch-scrape-search" not in names())
+        assert until(lambda: psutil.Process().num_fds() <= before)  # noqa: B023
+        assert beside.taken - taken <= 3 * neighbours.AT_ONCE  # a whole search asks all twenty
 
 
 # ------------------------------------------------------------------------------------------------ the port
