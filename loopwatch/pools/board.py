@@ -1,8 +1,8 @@
 """Memory that the workers of process pools write to and their parent reads: what each one runs, and since when.
 
 It is a file without a name (``memfd_create``): workers find it as ``/proc/PID/fd/N`` of their parent, and nothing is
-left of it once all who have mapped it are gone, however they end. Loaded in workers too, so that it imports nothing but
-the standard library.
+left of it once all who have mapped it are gone, however they end. Loaded in workers too, so that it imports next to
+nothing.
 
 Every worker has one slot, and only it writes to that; words are 8 bytes, which processors store in one piece.
 """
@@ -14,6 +14,8 @@ import os
 import sys
 from struct import Struct
 from typing import NamedTuple
+
+from loopwatch.core import memfd
 
 try:
     import fcntl
@@ -107,9 +109,8 @@ class Board:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self._fd = os.memfd_create("loopwatch-pools", os.MFD_CLOEXEC)
+        self._fd = memfd.sealed("loopwatch-pools", SIZE)
         try:
-            os.ftruncate(self._fd, SIZE)
             self._map = mmap.mmap(self._fd, SIZE)
             found = os.fstat(self._fd)
         except BaseException:

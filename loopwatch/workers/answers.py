@@ -99,7 +99,14 @@ class Answers:
     def relay(self, frame: Frame) -> None:
         """Hand a log record of a worker to the logger of the same name here."""
         try:
-            record = logging.makeLogRecord(pickle.loads(frame.pickle))
+            fields = pickle.loads(frame.pickle)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - what it is made of may even exit
+            self._figures.counts["logs_lost"] += 1
+            return
+        try:
+            record = logging.makeLogRecord(fields)
             target = logging.getLogger(record.name)
             if target.isEnabledFor(record.levelno):
                 target.handle(record)

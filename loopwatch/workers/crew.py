@@ -173,7 +173,10 @@ class Crew:
         if frame.head.kind != Kind.READY:
             self._employer.on_frame(link, frame)
         elif frame.head.id:  # it ends by itself
-            words, where = pickle.loads(frame.pickle)
+            try:
+                words, where = pickle.loads(frame.pickle)
+            except Exception as exc:
+                raise wire.BrokenFrame(f"its failure cannot be read: {exc}") from exc
             link.failure = OffloadError(f"worker {link.pid} of {self._options.name} could not get ready: {words}")
             link.failure.__cause__ = RemoteTraceback(where)
         elif link.state is State.STARTING:

@@ -206,7 +206,7 @@ class Dispatcher:
         if head.kind == LOG:
             self.answers.relay(frame)
             return
-        received = [link.received.popleft() for _ in range(head.descriptors)] if head.descriptors else []
+        received = link.take(head.descriptors) if head.descriptors else []
         call = link.calls.pop(head.id, None)
         if head.kind != SKIPPED:
             link.done += 1

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from loopwatch.core import memfd
 from loopwatch.errors import OffloadError
 from loopwatch.workers.worker import SHARED_SIZE, STATUS
 
@@ -55,9 +56,8 @@ class Launched:
             stack.callback(os.close, lifeline)
             self._their_ends = stack.enter_context(ExitStack())
             self._their_ends.callback(os.close, self._read)
-            self._file = _anonymous_file()
+            self._file = _anonymous_file(SHARED_SIZE)
             self._their_ends.callback(os.close, self._file)
-            os.ftruncate(self._file, SHARED_SIZE)
             self.shared = stack.enter_context(mmap.mmap(self._file, SHARED_SIZE))
             self._their_ends.enter_context(self._theirs)
             self._ends = stack.pop_all()
@@ -74,6 +74,14 @@ class Launched:
         """The worker's descriptors, in the order in which ``worker.run`` takes them."""
         return [self._theirs.fileno(), self._read, self._file]
 
+    def kill(self) -> None:
+        """Kill the process; one that has taken its number since is left alone where the system has pidfds."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.pidfd is not None:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+
     def runs_as(self, pid: int) -> Launched:
         """Take note of the process, which has its ends now."""
         self.pid = pid
@@ -84,12 +92,13 @@ class Launched:
         return self
 
 
-def _anonymous_file() -> int:
+def _anonymous_file(size: int) -> int:
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("loopwatch-worker")
+        return memfd.sealed("loopwatch-worker", size)
     import tempfile
 
     with tempfile.TemporaryFile() as file:
+        file.truncate(size)
         return os.dup(file.fileno())
 
 

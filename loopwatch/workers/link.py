@@ -7,10 +7,8 @@ answers for at most :data:`TURN` seconds.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
-import signal
 import socket
 import struct
 from collections import deque
@@ -25,6 +23,8 @@ from loopwatch.workers.launch import Launched, Launcher
 from loopwatch.workers.wire import Frame, Kind
 from loopwatch.workers.worker import FINISHED_AT, SKIPS, STARTED, UNWANTED
 
+MOST_DESCRIPTORS = (SKIPS + 1) * handles.MOST
+"""Descriptors that may have come with what was not handled yet: a worker is never sent more than so many calls."""
 TURN = 0.001
 """s of one turn of the loop that answers of one worker are handled for."""
 FIRST_LOOK, LAST_LOOK = 0.002, 0.5
@@ -95,6 +95,8 @@ class Link:
         self._handling = False
         self._skips = 0
         self._ended = False
+        self._broken = False
+        """Whether what it sends is no frames, and not read any more."""
         loop.add_reader(self._channel.fileno(), self._readable)
         if launched.pidfd is not None:
             loop.add_reader(launched.pidfd, self._exited)
@@ -182,31 +184,23 @@ class Link:
             self._handle()
 
     def _readable(self) -> None:
+        if self._handling:
+            return  # first what is there: a worker must not fill the memory of its parent
         if self._receive() and self._frames and not self._handling:
             self._handle()
 
     def _receive(self) -> bool:
         """Receive one slice; return False at the end of what can be received."""
         try:
-            target = self._receiver.target
-            if target is not None:
-                count = self._channel.recv_into(target[: wire.SLICE])
-                if count:
-                    self._receiver.filled(count)
-            else:
-                data, ancillary, flags, _ = self._channel.recvmsg(wire.FEED, handles.ANCILLARY)
-                if ancillary:
-                    self.received.extend(handles.received(ancillary))
-                count = len(data)
-                if flags & handles.TRUNCATED:  # nobody can tell which are missing
-                    self.kill("descriptors that it had sent were lost: too many are open here")
-                    self._channel.shutdown(socket.SHUT_RD)
-                elif count:
-                    self._receiver.feed(data)
+            count = self._receive_some()
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:
             count = 0
+        except wire.BrokenFrame as exc:
+            count = self._break_with(f"it has sent what makes no sense: {exc}")
+        except MemoryError:
+            count = self._break_with("there is not enough memory here for what it has sent")
         if not count:
             self._loop.remove_reader(self._channel.fileno())
             if self._launched.pidfd is None:
@@ -214,13 +208,57 @@ class Link:
             return False
         return True
 
+    def _receive_some(self) -> int:
+        """Receive one slice; return its size, 0 at the end."""
+        target = self._receiver.target
+        if target is not None:
+            count = self._channel.recv_into(target[: wire.SLICE])
+            if count:
+                self._receiver.filled(count)
+            return count
+        data, ancillary, flags, _ = self._channel.recvmsg(wire.FEED, handles.ANCILLARY)
+        if ancillary:
+            self.received.extend(handles.received(ancillary))
+        if flags & handles.TRUNCATED:  # nobody can tell which are missing
+            return self._break_with("descriptors that it had sent were lost: too many are open here")
+        if len(self.received) > MOST_DESCRIPTORS:
+            return self._break_with("it has sent descriptors that belong to nothing")
+        if data:
+            self._receiver.feed(data)
+        return len(data)
+
+    def _break_with(self, why: str) -> int:
+        """Kill the worker, and read nothing more of it; return 0, as if it had sent no more."""
+        self._broken = True
+        self.kill(why)
+        return 0
+
+    def take(self, count: int) -> list[int]:
+        """Return the next ``count`` of the descriptors that came with frames.
+
+        Raises:
+            BrokenFrame: there are not as many.
+        """
+        if count > len(self.received):
+            raise wire.BrokenFrame(f"{count} descriptors, of which {len(self.received)} came")
+        return [self.received.popleft() for _ in range(count)]
+
+    def _hand_on(self) -> None:
+        """Handle the next frame."""
+        try:
+            self._on_frame(self, self._frames.popleft())
+        except wire.BrokenFrame as exc:
+            self._break_with(f"it has sent what makes no sense: {exc}")
+            self._loop.remove_reader(self._channel.fileno())
+            self._frames.clear()
+
     def _handle(self) -> None:
         """Handle answers for a turn; what is left is handled in the next."""
         self._handling = False
         if len(self._frames) > 1:
             self._handle_several()
         elif self._frames and self.state is not State.DEAD:
-            self._on_frame(self, self._frames.popleft())
+            self._hand_on()
 
     def _handle_several(self) -> None:
         """As above; the calls that take the place of what was answered are sent together."""
@@ -228,7 +266,7 @@ class Link:
         self._held = True
         try:
             while self._frames and self.state is not State.DEAD:
-                self._on_frame(self, self._frames.popleft())
+                self._hand_on()
                 if self._frames and time.perf_counter() >= ends:
                     break
         finally:  # a log handler of the program may raise to end the loop, which may go on later
@@ -312,8 +350,7 @@ class Link:
         """End the worker now."""
         if self.cause is None and not self._ended:
             self.cause = cause
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self._launched.kill()
 
     def _exited(self) -> None:
         if self._ended:
@@ -334,7 +371,7 @@ class Link:
             self.timer.cancel()
         self._drain()
         while self._frames:
-            self._on_frame(self, self._frames.popleft())
+            self._hand_on()
         self._loop.remove_reader(self._channel.fileno())
         try:
             self._on_death(self, code)
@@ -344,7 +381,7 @@ class Link:
 
     def _drain(self) -> None:
         """Receive what lies in the socket: answers that were complete before the worker died."""
-        while True:
+        while not self._broken:
             try:
                 if not self._channel.recv(1, socket.MSG_PEEK):
                     return

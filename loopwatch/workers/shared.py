@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
+from loopwatch.core import memfd
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError
 from loopwatch.workers import handles
@@ -321,15 +322,7 @@ def _allocate(nbytes: int) -> int:
         with tempfile.TemporaryFile() as file:
             file.truncate(nbytes)
             return os.dup(file.fileno())
-    fd = os.memfd_create("loopwatch", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, nbytes)
-        if hasattr(fcntl, "F_ADD_SEALS"):  # another process could cut it, and the next access here were a SIGBUS
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return memfd.sealed("loopwatch", nbytes)
 
 
 def _signed(value: int) -> int:

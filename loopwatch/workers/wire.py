@@ -29,6 +29,9 @@ LEAST_APART = 1 << 16
 MOST_BUFFERS = (1 << 16) - 1
 """Buffers beside one pickle."""
 
+LARGEST = 1 << 47
+"""Bytes of a pickle or buffer: more than a process has room for is garbage."""
+
 _HEAD = struct.Struct("<QQQQQBBHH")
 _BUFFER = struct.Struct("<QB")
 HEAD_SIZE = _HEAD.size
@@ -92,6 +95,19 @@ PLEASE_RECYCLE = 2
 """The worker has grown beyond its limit and is to be replaced."""
 NAMED = 4
 """The pickle begins with that of the function, which is known by its name."""
+_ALL_FLAGS = SLICED | PLEASE_RECYCLE | NAMED
+_LAST_KIND = max(Kind)
+
+
+class BrokenFrame(ValueError):  # noqa: N818 - what it is
+    """What has arrived is no frame: the other side has gone mad, or something else writes to its socket."""
+
+
+def _head_of(data: Any, start: int = 0) -> Head:
+    head = Head._make(_HEAD.unpack_from(data, start))
+    if head.kind > _LAST_KIND or head.flags > _ALL_FLAGS:
+        raise BrokenFrame(f"kind {head.kind} with flags {head.flags}")
+    return head
 
 
 class Frame(NamedTuple):
@@ -182,9 +198,14 @@ class Receiver:
             self._next_object()
 
     def feed(self, data: Any) -> None:
-        """Take bytes that were received in no particular place."""
+        """Take bytes that were received in no particular place.
+
+        Raises:
+            BrokenFrame: they are no frame; nothing more can be made of what follows. :meth:`filled` raises it, too.
+            MemoryError: there is no room for a frame; the same holds.
+        """
         if not self._rest and self._target is None and len(data) >= HEAD_SIZE:
-            head = Head._make(_HEAD.unpack_from(data))
+            head = _head_of(data)
             if not head.buffers and len(data) == HEAD_SIZE + head.size < LEAST_APART:  # one frame, as most are
                 self._deliver(Frame(head, data[HEAD_SIZE:], []))
                 return
@@ -202,7 +223,7 @@ class Receiver:
                 continue
             if len(data) - start < HEAD_SIZE:
                 break
-            head = Head._make(_HEAD.unpack_from(data, start))
+            head = _head_of(data, start)
             body = start + HEAD_SIZE + _BUFFER.size * head.buffers
             if len(data) < body:
                 break
@@ -224,6 +245,8 @@ class Receiver:
         assert self._head is not None
         while len(self._objects) < len(self._table):
             size, readonly = self._table[len(self._objects)]
+            if size > LARGEST:
+                raise BrokenFrame(f"{size:,} bytes")
             made, view = room(size, readonly=bool(readonly)) if size else (b"" if readonly else bytearray(), None)
             self._objects.append(made)
             if view is not None:

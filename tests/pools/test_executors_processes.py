@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import multiprocessing
 import os
 import pickle
+import random
 import subprocess
 import sys
 import traceback
@@ -28,7 +30,7 @@ from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import WorkerState
 from loopwatch.pools import health
-from loopwatch.pools.board import SLOTS, Address, Board, claim
+from loopwatch.pools.board import SIZE, SLOTS, Address, Board, claim
 from loopwatch.pools.multiprocessing_pool import LOST, MANY
 from loopwatch.pools.watch import PoolWatch
 
@@ -384,6 +386,40 @@ def test_board() -> None:
     board.close()
     assert claim(address, 1) is None
     gc.collect()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd and its seals are Linux's")
+def test_a_board_cannot_be_cut() -> None:
+    """A worker that truncates the board is refused: its parent would die of a SIGBUS at the next look."""
+    board = Board()
+    with open(f"/proc/self/fd/{board.address.fd}", "r+b") as file:  # noqa: PTH123 - as a worker finds it
+        for size in (0, SIZE + 1):
+            with pytest.raises(PermissionError):
+                file.truncate(size)
+    assert board.slot_of(1) is None
+    board.close()
+
+
+def test_garbage_on_the_board(watch: PoolWatch) -> None:
+    """Whatever workers scribble on the board, nothing is raised, tasks go on, and figures stay numbers."""
+    noise = random.Random(7)
+    with ProcessPoolExecutor(2) as executor:
+        assert executor.submit(tasks.double, 1).result() == 2
+        board = watch._executors._board
+        assert board is not None
+        for turn in range(30):
+            for slot in range(SLOTS):
+                pid = board._words[slot * (SIZE // SLOTS // 8)]
+                start = slot * (SIZE // SLOTS)
+                if pid:  # all but the pid, or that too
+                    board._map[start + 8 * (turn % 2 == 0) : start + SIZE // SLOTS] = noise.randbytes(
+                        SIZE // SLOTS - 8 * (turn % 2 == 0)
+                    )
+            assert executor.submit(tasks.double, turn).result() == 2 * turn
+            stats = only(watch)
+            for spread in (stats.wait, stats.run):
+                assert spread is None or all(map(math.isfinite, (spread.min, spread.mean, spread.p99, spread.max)))
+        assert watch._faults.counts == {}
 
 
 def test_what_is_at_the_address_of_a_board_by_now_is_left_alone(tmp_path: Path) -> None:
