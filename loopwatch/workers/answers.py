@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
 from loopwatch.core.originals import time
+from loopwatch.core.signals import raised_by_handler
 from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.workers import payload, wire
 from loopwatch.workers.calls import Call, in_turns
@@ -100,9 +101,9 @@ class Answers:
         """Hand a log record of a worker to the logger of the same name here."""
         try:
             fields = pickle.loads(frame.pickle)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 - what it is made of may even exit
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt) or raised_by_handler(exc):
+                raise
             self._figures.counts["logs_lost"] += 1
             return
         try:
