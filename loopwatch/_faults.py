@@ -63,6 +63,16 @@ class Faults:
             )  # fmt: skip
             self._switched_off(part)
 
+    def add_one(self, part: str, exc: BaseException) -> None:
+        """Count a fault of one of the objects that are watched as ``part``; the first is logged, nothing goes off."""
+        self.counts[part] = self.counts.get(part, 0) + 1
+        if self.counts[part] == 1:
+            self.say(
+                logging.WARNING,
+                "loopwatch: one %s could not be watched and is left alone (the program is not affected): %s: %s",
+                part, type(exc).__name__, exc, exc=exc if logger.isEnabledFor(logging.DEBUG) else None,
+            )  # fmt: skip
+
     def is_off(self, part: str) -> bool:
         """Whether ``part`` has failed."""
         return part in self.counts

@@ -31,19 +31,37 @@ class Patch:
 
     Attributes:
         active: False once undone; the replacement must then act as the original does.
+        lives_with_owner: whether only the replacement keeps it alive, and the owner that; no cycle is made.
         state: what the replacement works on, kept for a later patch that finds it as a residue.
     """
 
-    __slots__ = ("_before", "_owner", "_strong", "active", "name", "replacement", "state")
+    __slots__ = (
+        "__weakref__", "_before", "_owner", "_replacement", "_strong", "active", "lives_with_owner", "name", "state",
+    )  # fmt: skip
 
-    def __init__(self, owner: Any, name: str, make: Callable[[Any, Patch], Any], state: Any = None) -> None:
+    def __init__(
+        self,
+        owner: Any,
+        name: str,
+        make: Callable[[Any, Patch], Any],
+        state: Any = None,
+        *,
+        lives_with_owner: bool = False,
+    ) -> None:
         self.name = name
         self.active = True
         self.state = state
+        self.lives_with_owner = lives_with_owner
         self._before = vars(owner).get(name, _ABSENT)
         self._owner, self._strong = _reference(owner)
-        self.replacement = make(getattr(owner, name), self)
-        setattr(owner, name, self.replacement)
+        replacement = make(getattr(owner, name), self)
+        setattr(owner, name, replacement)
+        self._replacement = weakref.ref(replacement) if lives_with_owner else replacement
+
+    @property
+    def replacement(self) -> Any:
+        """What stands in its place, None if that is gone."""
+        return self._replacement() if self.lives_with_owner else self._replacement
 
     @property
     def owner(self) -> Any:
@@ -53,8 +71,8 @@ class Patch:
     @property
     def in_place(self) -> bool:
         """Whether the attribute is our replacement itself, so that it can be put back."""
-        owner = self.owner
-        return owner is not None and vars(owner).get(self.name) is self.replacement
+        owner, replacement = self.owner, self.replacement
+        return owner is not None and replacement is not None and vars(owner).get(self.name) is replacement
 
     def undo(self) -> bool:
         """Stop intercepting; return whether the attribute is now as it was before us."""
@@ -196,6 +214,7 @@ class PatchSet:
     def __init__(self) -> None:
         self._active: list[Patch | CodePatch] = []
         self._residues: list[Patch] = []
+        self._of_objects: weakref.WeakSet[Patch] = weakref.WeakSet()
 
     def around(self, owner: Any, name: str, around: Around) -> Patch:
         """Wrap the function or method ``owner.name``; signature and binding stay as they were.
@@ -217,14 +236,32 @@ class PatchSet:
             return patch
         return self.replace(owner, name, make, around)
 
-    def replace(self, owner: Any, name: str, make: Callable[[Any, Patch], Any], state: Any = None) -> Patch:
+    def replace(
+        self,
+        owner: Any,
+        name: str,
+        make: Callable[[Any, Patch], Any],
+        state: Any = None,
+        *,
+        lives_with_owner: bool = False,
+    ) -> Patch:
         """Replace ``owner.name`` by ``make(original, patch)``, for callers that need every nanosecond.
 
         A residue of an earlier patch is activated instead, with the ``state`` it had: look at ``patch.state``.
+
+        Args:
+            owner, name: what is replaced.
+            make: must return a function that has ``patch``.
+            state: of the patch.
+            lives_with_owner: for an object that comes and goes: nothing of it is kept here.
         """
-        patch = self._residue_of(owner, name) or Patch(owner, name, make, state)
+        if lives_with_owner:
+            patch = self._residue_on(owner, name) or Patch(owner, name, make, state, lives_with_owner=True)
+            self._of_objects.add(patch)
+        else:
+            patch = self._residue_of(owner, name) or Patch(owner, name, make, state)
+            self._active.append(patch)
         patch.active = True
-        self._active.append(patch)
         return patch
 
     def inside(self, function: FunctionType, around: Around) -> CodePatch:
@@ -247,6 +284,8 @@ class PatchSet:
 
     def undo_all(self) -> None:
         """Take every patch back, last one first."""
+        for each in list(self._of_objects):
+            each.undo()
         for patch in reversed(list(self._active)):
             self.undo(patch)
 
@@ -258,6 +297,15 @@ class PatchSet:
                 if _reachable(getattr(owner, name), patch.replacement):
                     return patch
                 return None
+        return None
+
+    def _residue_on(self, owner: Any, name: str) -> Patch | None:
+        """The same, of patches that live with their owner."""
+        for patch in list(self._of_objects):
+            if not patch.active and patch.owner is owner and patch.name == name:
+                replacement = patch.replacement
+                if replacement is not None and _reachable(getattr(owner, name), replacement):
+                    return patch
         return None
 
 

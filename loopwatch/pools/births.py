@@ -18,6 +18,7 @@ from typing import Any
 from loopwatch._faults import Faults
 from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
 from loopwatch.core.originals import time
+from loopwatch.pools.isolation import Isolation
 from loopwatch.pools.origin import origin
 
 MOST = 4096
@@ -79,6 +80,7 @@ class Births:
         self.changes = 0
         """Goes up with each that was started or waited for."""
         self._patches, self._faults, self._born = patches, faults, born
+        self._isolation = Isolation(faults, "child")
         self._early: dict[int, tuple[int, float]] = {}
         self._local = threading.local()
         self._hooks: list[ListItem] = []
@@ -136,12 +138,10 @@ class Births:
 
     # -- what the program does ------------------------------------------------------------------------------------
 
-    def _note(self, pid: int, **known: Any) -> None:
-        with self._faults.guard(PART):
-            if self._faults.is_off(PART):
-                return
+    def _note(self, pid: Any, **known: Any) -> None:
+        if isinstance(pid, int) and pid > 0:  # a mock has none
             made = origin()
-            self._add(Birth(pid, time.monotonic(), made.place, made.pool, **known))
+            self._add(Birth(int(pid), time.monotonic(), made.place, made.pool, **known))
 
     def _add(self, birth: Birth) -> None:
         before = self.known.pop(birth.pid, None)  # so that it goes to the end
@@ -161,7 +161,9 @@ class Births:
         if len(self.known) >= MOST:
             self.known.pop(next(iter(self.known)), None)
 
-    def _ended(self, pid: int, exitcode: int) -> None:
+    def _ended(self, pid: Any, exitcode: Any) -> None:
+        if not isinstance(pid, int) or not isinstance(exitcode, int):
+            return  # what it was is not known, as of a mock
         birth, now = self.known.get(pid), time.monotonic()
         if birth is not None:
             birth.exitcode, birth.ended_at = exitcode, now
@@ -187,13 +189,16 @@ class Births:
         finally:
             self._local.is_forking = False
         pid = result[0] if isinstance(result, tuple) else result  # forkpty() returns a descriptor, too
-        if pid:
-            self._note(pid)
+        if pid and not self._faults.is_off(PART):
+            with self._faults.guard(PART):
+                self._note(pid)
         return result
 
     def _spawned(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pid = original(*args, **kwargs)
-        self._note(pid, executes=True, name=_base(args[0] if args else ""))
+        if not self._faults.is_off(PART):
+            with self._faults.guard(PART):
+                self._note(pid, executes=True, name=_base(args[0] if args else ""))
         return pid
 
     def _killed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -271,11 +276,18 @@ class Births:
             return method
 
         def guarded(instance: Any, result: Any, kwargs: dict[str, Any]) -> None:
-            if not self._faults.is_off(PART):
-                with self._faults.guard(PART):
-                    note(instance, result, kwargs)
+            self._isolated(instance, note, instance, result, kwargs)
 
         self._patches.replace(owner, name, make).state = guarded
+
+    def _isolated(self, thing: Any, note: Callable[..., object], *args: Any) -> None:
+        """Call ``note``; if it raises, leave ``thing`` alone from now on: an odd subclass harms no other child."""
+        if self._isolation.has(thing) or self._faults.is_off(PART):
+            return
+        try:
+            note(*args)
+        except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
+            self._isolation.add(thing, exc)
 
     def _patch_subprocess(self, subprocess: Any) -> None:
         def started(popen: Any, _result: Any, kwargs: dict[str, Any]) -> None:
@@ -321,24 +333,35 @@ class Births:
         async def started(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             made = origin()
             transport, protocol = await original(*args, **kwargs)
-            with self._faults.guard(PART):
+
+            def note() -> None:
                 pid = transport.get_pid()
                 name = _program(args[1] if len(args) > 1 else "", original.__name__ == "subprocess_shell")
                 self._add(Birth(pid, time.monotonic(), made.place, made.pool, name, executes=True))
+
+            self._isolated(transport, note)
             return transport, protocol
 
         def exiting(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            with self._faults.guard(PART):
-                transport: Any = getattr(getattr(original, "__self__", None), "_transport", None)
+            protocol: Any = getattr(original, "__self__", None)
+
+            def note() -> None:
+                transport: Any = getattr(protocol, "_transport", None)
                 code = None if transport is None else transport.get_returncode()
                 if code is not None:
                     self._ended(transport.get_pid(), code)
+
+            self._isolated(protocol, note)
             return original(*args, **kwargs)
 
         def telling(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            with self._faults.guard(PART):
+            process: Any = getattr(original, "__self__", None)
+
+            def note() -> None:
                 if original.__name__ != "send_signal" or (args and args[0] in ENDING):
-                    self._told(getattr(getattr(original, "__self__", None), "pid", 0))
+                    self._told(process.pid)
+
+            self._isolated(process, note)
             return original(*args, **kwargs)
 
         for name in ("subprocess_exec", "subprocess_shell"):

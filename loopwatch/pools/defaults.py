@@ -47,14 +47,14 @@ class Defaults:
         """Take note of the default executor that ``loop`` has already."""
         pool = getattr(loop, "_default_executor", None)
         if pool is not None:
-            self._set(loop, pool)
+            self._hooks.guarded(self._set, at=1)(loop, pool)
 
     def _patch_asyncio(self, module: Any) -> None:
-        self._hooks.before(module.BaseEventLoop, "set_default_executor", self._set)
+        self._hooks.before(module.BaseEventLoop, "set_default_executor", self._hooks.guarded(self._set, at=1))
 
     def _patch_uvloop(self, module: Any) -> None:
         self._hooks.patches.replace(module.Loop, "run_in_executor", _run_in_executor).state = self._here
-        self._hooks.before(module.Loop, "set_default_executor", self._set)
+        self._hooks.before(module.Loop, "set_default_executor", self._hooks.guarded(self._set, at=1))
 
     def _set(self, loop: Any, executor: Any) -> None:
         watched = self._found(executor)

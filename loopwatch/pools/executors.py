@@ -28,6 +28,8 @@ from loopwatch.pools.watched import Identity, Watched
 MOST = 200
 """Pools that are watched at a time, those counted that are over and still told."""
 LOKY_MODULES = ("loky.process_executor", "joblib.externals.loky.process_executor")
+PROCESS_MODULES = {"concurrent.futures.process": "process", **dict.fromkeys(LOKY_MODULES, "loky")}
+"""Where process pools with futures are made, and what they are called."""
 
 
 class Executors:
@@ -39,7 +41,6 @@ class Executors:
         add, remove: called with a pool that is to be looked after, and no more.
         hung_after: s, as ``Config.hung_after``.
         loop_name: returns what an event loop is called, None for one that is not known.
-        exiting: called when the interpreter begins to end, before it ends executors.
     """
 
     def __init__(
@@ -51,10 +52,9 @@ class Executors:
         remove: Callable[[Source], object],
         hung_after: Callable[[], float],
         loop_name: Callable[[Any], str | None],
-        exiting: Callable[[], object],
     ) -> None:
-        self._hooks = Hooks(patches, faults)
-        self._add, self._remove, self._hung_after, self._exiting = add, remove, hung_after, exiting
+        self._hooks = Hooks(patches, faults, self._dropped)
+        self._add, self._remove, self._hung_after = add, remove, hung_after
         self._neglected = Neglected(self._hooks)
         self._inherited: Address | None = None
         self._defaults = Defaults(self._hooks, self._found, loop_name, self._is_default)
@@ -64,7 +64,6 @@ class Executors:
         self._lock = threading.RLock()
         self._watched: list[Watched] = []
         self._by_id: dict[int, Watched] = {}
-        self._unended: list[Watched] = []
         self._aside: dict[int, weakref.ref[Any]] = {}
         self._board: Board | None = None
         self._has_no_board = False
@@ -100,14 +99,7 @@ class Executors:
             board.close()
         self._begin()
 
-    def _go_first_at_exit(self) -> None:
-        """Be called before what was registered up to now: executors end theirs so (``threading._register_atexit``)."""
-        callbacks = getattr(threading, "_threading_atexits", None)
-        if isinstance(callbacks, list):
-            self._hooks.add_item(callbacks, self._exiting)
-
     def _start_threads(self, module: Any) -> None:
-        self._go_first_at_exit()
         threads = ThreadPools(self._hooks, self._found)
         threads.start(module)
         self._neglected.of_thread = threads.tally_of
@@ -115,19 +107,17 @@ class Executors:
         for thread in list(getattr(module, "_threads_queues", ())):
             pool = pool_of(thread)
             if pool is not None:
-                self._found(pool)
+                self._noted(pool)
 
     def _start_processes(self, module: Any) -> None:
-        self._go_first_at_exit()
         ProcessPools(self._hooks, self._found, self.each, self._target).start(module)
         self._hooks.after(module.ProcessPoolExecutor, "__init__", self._made)
         for manager in list(getattr(module, "_threads_wakeups", ())):
             pool = manager.executor_reference()
             if pool is not None:
-                self._found(pool)
+                self._noted(pool)
 
     def _start_pools(self, module: Any) -> None:
-        self._go_first_at_exit()
         MultiprocessingPools(self._hooks, self._found, self.each, self._target, self._neglected).start(module)
         self._hooks.both(module.Pool, "__init__", self._making, self._made, always=False)
         util = loaded("multiprocessing.util")  # where pools see to it that they are ended at exit
@@ -135,7 +125,7 @@ class Executors:
             ref = getattr(finalizer, "_weakref", None)
             pool = None if ref is None else ref()
             if isinstance(pool, module.Pool):
-                self._found(pool)
+                self._noted(pool)
 
     # -- what is watched ------------------------------------------------------------------------------------------
 
@@ -149,14 +139,12 @@ class Executors:
         Raises:
             TypeError: it is of a kind that is not known, and its methods cannot be replaced.
         """
+        if self._hooks.is_left_alone(pool):
+            return None
         watched = self._found(pool, origin().place, any_kind=True)
         if watched is not None and name:
             self._rename(watched, name)
         return watched
-
-    def owns(self, thread: threading.Thread) -> bool:
-        """Whether ``thread`` belongs to an executor, and ends with it."""
-        return any(each.owns(thread) for each in self._watched)
 
     def adopt(self, loop: Any) -> None:
         """Take note of the default executor of a loop that was there before us."""
@@ -185,6 +173,17 @@ class Executors:
         else:
             self._found(pool, made.place)
 
+    def _noted(self, pool: Any) -> None:
+        """Watch a pool that was there before us; if it cannot be, others still are."""
+        self._hooks.guarded(self._found)(pool)
+
+    def _dropped(self, thing: Any) -> None:
+        """An object of the program has failed, or what watches it: look after it no more."""
+        with self._lock:
+            for each in [each for each in self._watched if each is thing or each.ref() is thing]:
+                self._watched.remove(each)
+                self._remove(each)
+
     def _found(self, pool: Any, place: str = "", *, any_kind: bool = False) -> Watched | None:
         if id(pool) in self._aside:
             return None
@@ -205,15 +204,21 @@ class Executors:
     def _make(self, pool: Any, place: str, *, any_kind: bool) -> Watched | None:
         collected = functools.partial(_forget, self._by_id, id(pool))
         taken = {each.identity.name for each in self._watched}
-        if _has(pool, "_threads", "_work_queue", "_shutdown", "_broken", "_max_workers", "_thread_name_prefix"):
+        if _is_a(pool, "concurrent.futures.thread", "ThreadPoolExecutor"):
+            if not _has(pool, "_threads", "_work_queue", "_shutdown", "_broken", "_max_workers", "_thread_name_prefix"):
+                return None  # it was not made by its base class
             identity = self._defaults.identify(pool, place, taken)
             return WatchedThreads(pool, identity, self._hung_after, collected)
-        if _has(pool, "_processes", "_pending_work_items", "_queue_count", "_max_workers"):
-            identity = Identity(pool_name(type(pool).__name__, place, taken), _kind_of(pool), place)
-            return WatchedProcesses(pool, identity, self._hung_after, collected, self._board_here())
-        if _has(pool, "_pool", "_cache", "_taskqueue", "_inqueue", "_state"):
-            threads = loaded("multiprocessing.pool")
-            kind = "thread" if threads is not None and isinstance(pool, threads.ThreadPool) else "multiprocessing"
+        for module, kind in PROCESS_MODULES.items():
+            if _is_a(pool, module, "ProcessPoolExecutor"):
+                if not _has(pool, "_processes", "_pending_work_items", "_queue_count", "_max_workers"):
+                    return None
+                identity = Identity(pool_name(type(pool).__name__, place, taken), kind, place)
+                return WatchedProcesses(pool, identity, self._hung_after, collected, self._board_here())
+        if _is_a(pool, "multiprocessing.pool", "Pool"):
+            if not _has(pool, "_pool", "_cache", "_taskqueue", "_inqueue", "_state", "_processes"):
+                return None
+            kind = "thread" if _is_a(pool, "multiprocessing.pool", "ThreadPool") else "multiprocessing"
             identity = Identity(pool_name(type(pool).__name__, place, taken), kind, place)
             return WatchedPool(pool, identity, self._hung_after, collected, self._board_here())
         if any_kind:
@@ -249,17 +254,19 @@ class Executors:
         return Target(original, place, self._address, in_thread)
 
 
+def _is_a(pool: Any, module: str, name: str) -> bool:
+    """Whether it is one indeed: what a mock says of its class is not asked."""
+    kind = getattr(loaded(module), name, None)
+    return isinstance(kind, type) and issubclass(type(pool), kind)
+
+
 def _has(pool: Any, *names: str) -> bool:
     return all(hasattr(pool, name) for name in names)
-
-
-def _kind_of(pool: Any) -> str:
-    module = loaded("concurrent.futures.process")
-    return "process" if module is not None and isinstance(pool, module.ProcessPoolExecutor) else "loky"
 
 
 def _forget(by_id: dict[int, Watched], key: int, ref: Any) -> None:
     """The executor with this id is collected; another one may have it soon."""
     watched = by_id.get(key)
     if watched is not None and watched.ref is ref:
+        watched.keys = ()
         del by_id[key]

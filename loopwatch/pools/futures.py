@@ -54,32 +54,38 @@ class WatchedProcesses(Watched):
         self._over: deque[tuple[int, float, str | None]] = deque()
         self._lost: dict[int, str] = {}
         """Names of the tasks whose workers have died, by number."""
-        self.staff.look(self._processes(pool), time.monotonic(), are_new=False)
+        self._see_manager(pool)
+        self.staff.look(self._processes(), time.monotonic(), are_new=False)
 
     # -- what it has ----------------------------------------------------------------------------------------------
 
-    def _processes(self, pool: Any) -> dict[int, Any]:
-        """Return its workers by process id, also those of a pool that was shut down or collected.
-
-        The thread that manages them has them then. They are not kept here, as each holds descriptors.
-        """
-        found = getattr(pool, "_processes", None)
-        if not found and self._manager is not None:
-            found = getattr(self._manager(), "processes", None)
-        return {process.pid: process for process in Staff.living(dict(found or {}).values())}
-
-    def _pending(self, pool: Any) -> Mapping[int, Any]:
-        """Return its tasks without a result by number: the pool's own mapping, which may be large."""
-        if self._manager is None:
-            return getattr(pool, "_pending_work_items", None) or {}
-        return getattr(self._manager(), "pending_work_items", None) or {}
-
-    def look(self, pool: Any) -> None:
-        """See which workers it has now, and count what is over."""
+    def _see_manager(self, pool: Any) -> None:
+        """Take note of the thread that manages its workers, which has them and its tasks; the first task starts it."""
         manager = getattr(pool, "_executor_manager_thread", None)
         if manager is not None and (self._manager is None or self._manager() is not manager):
             self._manager = weakref.ref(manager)
-        self.staff.look(self._processes(pool), time.monotonic(), count=self.count)
+
+    def _managed(self, name: str) -> Mapping[int, Any]:
+        """Return a mapping that its manager has, which may be large; empty where there is no manager any more."""
+        manager = None if self._manager is None else self._manager()
+        return getattr(manager, name, None) or {}
+
+    def _processes(self) -> list[int]:
+        """Return its workers by process id, also those of a pool that was shut down or collected."""
+        return [process.pid for process in Staff.living(list(self._managed("processes").values()))]
+
+    def _pending(self) -> Mapping[int, Any]:
+        """Return its tasks without a result, by number."""
+        return self._managed("pending_work_items")
+
+    def look(self) -> None:
+        """See which workers it has now, and count what is over."""
+        self.staff.look(self._processes(), time.monotonic(), count=self.count)
+
+    def look_at(self, pool: Any) -> None:
+        """The same, after ``pool`` may have begun to have workers."""
+        self._see_manager(pool)
+        self.look()
 
     def has_changed(self, pool: Any) -> bool:
         """Whether it has other workers than when they were looked at; cheap, and asked after each task."""
@@ -100,18 +106,14 @@ class WatchedProcesses(Watched):
         self._lost = {each.task: self._name_of(each.task) for each in self.staff.dead if each.task is not None}
 
     def _name_of(self, number: int) -> str:
-        return _name_in(self._pending(self.ref()), number)
+        return _name_in(self._pending(), number)
 
     def _lost_words(self, number: int) -> str:
         return f"while it ran {self._lost.get(number) or 'a task'}"
 
-    def owns(self, thread: threading.Thread) -> bool:
+    def is_managed_by(self, thread: threading.Thread) -> bool:
         """Whether ``thread`` manages its workers."""
         return self._manager is not None and self._manager() is thread
-
-    def is_left(self) -> bool:
-        """Whether it takes calls still and has workers; loky's are made to be left."""
-        return self.identity.kind != "loky" and super().is_left()
 
     # -- what became of a task ------------------------------------------------------------------------------------
 
@@ -155,18 +157,17 @@ class WatchedProcesses(Watched):
 
     def has_workers(self) -> bool:
         """Whether one of its workers is left, or how one ended is still to be found out."""
-        return bool(self._processes(self.ref())) or self.staff.is_unsettled
+        return bool(self._processes()) or self.staff.is_unsettled
 
     def pids(self) -> Sequence[int]:
         """Return its workers."""
-        pool = self.ref()
-        self.look(pool)
+        self.look()
         return self.staff.pids()
 
-    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return its figures."""
-        self.look(pool)
-        pending = self._pending(pool)
+        self.look()
+        pending = self._pending()
         self.staff.settle(facts)
         present = self.staff.present()
         workers = [self._worker(pid, pending, facts.get(pid), now) for pid in present]
@@ -228,26 +229,34 @@ class ProcessPools:
 
     def watched(self, pool: Any) -> WatchedProcesses | None:
         """Return what watches ``pool``, None if nothing does."""
-        if self._hooks.is_off:
+        if self._hooks.is_left_alone(pool):
             return None
         try:
             found = self._found(pool)
         except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
-            self._hooks.failed(exc)
+            self._hooks.failed(pool, exc)
             return None
         return found if isinstance(found, WatchedProcesses) else None
 
     def has_submitted(self, watched: WatchedProcesses, pool: Any) -> None:
         """See which workers a task has made ``pool`` start."""
         try:
-            watched.look(pool)
+            if watched.has_changed(pool):
+                watched.look_at(pool)
         except Exception as exc:  # noqa: BLE001 - the same seam
-            self._hooks.failed(exc)
+            self._hooks.failed(pool, exc)
+
+    def over(self, submitted: _Submitted, future: Any) -> None:
+        """Note that a task is over."""
+        try:
+            submitted.watched.over(submitted.number, submitted.at, future)
+        except Exception as exc:  # noqa: BLE001 - the same seam
+            self._hooks.failed(submitted.watched, exc)
 
     def _ending(self, pool: Any, wait: bool = True, **_options: Any) -> None:
         watched = self._found(pool)
         if isinstance(watched, WatchedProcesses):
-            watched.look(pool)
+            watched.look_at(pool)
             watched.staff.is_ending = watched.ended_by_program = True
             watched.waiting += wait
 
@@ -261,7 +270,8 @@ class ProcessPools:
         if pool is not None:
             found = self._found(pool)
         else:
-            found = next((each for each in self._each() if each.owns(manager)), None)
+            processes = (each for each in self._each() if isinstance(each, WatchedProcesses))
+            found = next((each for each in processes if each.is_managed_by(manager)), None)
         if isinstance(found, WatchedProcesses):
             found.broke(manager)
 
@@ -269,18 +279,18 @@ class ProcessPools:
 class _Submitted(Onlooker):
     """Is told when a task is over; has no reference to its future, which has one to it."""
 
-    __slots__ = ("_at", "_number", "_watched")
+    __slots__ = ("_pools", "at", "number", "watched")
 
-    def __init__(self, watched: WatchedProcesses, number: int, at: float) -> None:
-        self._watched, self._number, self._at = watched, number, at
+    def __init__(self, pools: ProcessPools, watched: WatchedProcesses, number: int, at: float) -> None:
+        self._pools, self.watched, self.number, self.at = pools, watched, number, at
 
     @property
     def tally(self) -> Tally:
         """Of its pool."""
-        return self._watched.tally
+        return self.watched.tally
 
     def __call__(self, future: Any) -> None:
-        self._watched.over(self._number, self._at, future)
+        self._pools.over(self, future)
 
 
 def _submit(original: Any, patch: Patch) -> Any:
@@ -297,8 +307,7 @@ def _submit(original: Any, patch: Patch) -> Any:
             future = original(self, *args, **kwargs)
         finally:
             here.now = None
-        if watched.has_changed(self):
-            patch.state.has_submitted(watched, self)
+        patch.state.has_submitted(watched, self)
         return future
 
     return submit
@@ -319,7 +328,7 @@ def _watched_item(original: Any, patch: Patch) -> Any:
             now = getattr(patch.state.here, "now", None) if patch.active else None
             if now is not None:
                 watched, pool = now
-                future.add_done_callback(_Submitted(watched, pool._queue_count, monotonic()))
+                future.add_done_callback(_Submitted(patch.state, watched, pool._queue_count, monotonic()))
 
     _WorkItem.__qualname__, _WorkItem.__module__ = original.__qualname__, original.__module__
     return _WorkItem

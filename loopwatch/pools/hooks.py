@@ -9,11 +9,14 @@ from typing import Any
 
 from loopwatch._faults import Faults
 from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
+from loopwatch.pools.isolation import Isolation
 
 Note = Callable[..., Any]
 
 PART = "executors"
 """What the watching of foreign pools is called among the parts that may fail."""
+ONE = "executor"
+"""What a single one is called that fails, which is no matter for the others."""
 
 
 class Hooks:
@@ -21,21 +24,28 @@ class Hooks:
 
     Args:
         patches: where the replaced attributes are kept.
-        faults: where failures are counted; after the first, nothing is noted any more.
+        faults: where failures are counted.
+        drop: called with an object of the program that has failed, and of which nothing is noted any more.
     """
 
-    def __init__(self, patches: PatchSet, faults: Faults) -> None:
-        self.patches, self._faults = patches, faults
+    def __init__(self, patches: PatchSet, faults: Faults, drop: Callable[[Any], object] = lambda _thing: None) -> None:
+        self.patches, self._faults, self._drop = patches, faults, drop
+        self._isolation = Isolation(faults, ONE)
         self._items: list[ListItem] = []
 
     @property
     def is_off(self) -> bool:
-        """Whether something has failed."""
+        """Whether the part as a whole has failed, as for a version of a module that is not known."""
         return self._faults.is_off(PART)
 
-    def failed(self, exc: Exception) -> None:
-        """Count a failure."""
-        self._faults.add(PART, exc)
+    def is_left_alone(self, thing: object) -> bool:
+        """Whether nothing is to be noted of ``thing``."""
+        return self._isolation.has(thing) or self.is_off
+
+    def failed(self, thing: object, exc: Exception) -> None:
+        """Note that ``thing`` has failed: an executor, a future, whatever it is that the program has given us."""
+        if self._isolation.add(thing, exc):
+            self._drop(thing)
 
     def after(self, owner: Any, name: str, note: Note) -> None:
         """Have ``note(instance, result)`` called after each call of a method."""
@@ -81,15 +91,22 @@ class Hooks:
         state = [None if note is None else self.guarded(note) for note in (before, after)]
         self.patches.replace(owner, name, make).state = (*state, always)
 
-    def guarded(self, note: Note) -> Note:
-        """Return ``note`` such that it harms nobody: what it raises is counted."""
+    def guarded(self, note: Note, whose: object = None, at: int = 0) -> Note:
+        """Return ``note`` such that it harms nobody: what it raises is counted, once for each object.
+
+        Args:
+            note: what is to be called.
+            whose: the object that fails if it raises; None for one of its arguments.
+            at: which of them.
+        """
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            if not self.is_off:
+            thing = args[at] if whose is None else whose
+            if not self.is_left_alone(thing):
                 try:
                     return note(*args, **kwargs)
                 except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
-                    self.failed(exc)
+                    self.failed(thing, exc)
             return None
 
         return guarded
@@ -108,10 +125,6 @@ class Hooks:
                 callback(module)
 
         self._items += when_imported(name, guarded)
-
-    def add_item(self, target: list[Any], item: Any, *, first: bool = False) -> None:
-        """Add to a list that others use too, until :meth:`stop`."""
-        self._items.append(ListItem(target, item, first=first))
 
     def stop(self) -> None:
         """Take back what is in lists; patches are undone by their owner."""

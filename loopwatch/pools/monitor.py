@@ -346,7 +346,7 @@ class Monitor:
     def _drop(self, source: Source, exc: Exception) -> None:
         """A pool that cannot be read is looked after no more."""
         self.remove(source)
-        self._faults.add("pool", exc)
+        self._faults.add_one("pool", exc)
 
 
 def _on_loop() -> bool:

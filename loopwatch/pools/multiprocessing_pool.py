@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,10 +24,10 @@ from loopwatch.pools.naming import error_name, task_name
 from loopwatch.pools.neglected import RESULT, Neglected
 from loopwatch.pools.noting import SHIFT, job_number
 from loopwatch.pools.reading import ProcessFacts
+from loopwatch.pools.seats import Seat, Seats
 from loopwatch.pools.staff import Staff, Work
 from loopwatch.pools.tally import Outcome
 from loopwatch.pools.target import Target
-from loopwatch.pools.threads import Seat
 from loopwatch.pools.watched import Identity, Watched
 
 LOST = "lost"
@@ -59,35 +60,44 @@ class WatchedPool(Watched):
         super().__init__(pool, identity, hung_after, collected)
         self.staff = Staff(board)
         self.jobs: dict[int, _Job] = {}
-        self.members: list[Any] = pool._pool
-        """Its workers; the pool changes the list in place."""
-        self.calls: Any = pool._inqueue
+        self.keys = id(pool._pool), id(pool._inqueue)
         self.waiting = 0
         """Threads that wait for it to end."""
-        self._cache: dict[int, Any] = pool._cache
+        self._max_workers = pool._processes
+        self._cache = weakref.ref(pool._cache)
         self._lost: set[int] = set()
         self.has_threads = identity.kind == "thread"
-        self._seats: dict[threading.Thread, ThreadNotes] = {}
-        self.look(are_new=bool(identity.place))
+        self._workers: tuple[weakref.ref[Any], ...] = ()
+        self.seats = Seats(self, ThreadNotes)
+        self.take(pool._pool, are_new=bool(identity.place))
 
     # -- its workers ----------------------------------------------------------------------------------------------
 
-    def _living(self) -> list[Any]:
-        """Return the workers that are there."""
-        members = self.members.copy()
-        if self.has_threads:
-            return [member for member in members if member.is_alive()]
-        return Staff.living(members)
-
-    def look(self, *, are_new: bool = True) -> None:
-        """See which workers it has now.
+    def take(self, members: list[Any], *, are_new: bool = True) -> None:
+        """Take note of the workers that it has now.
 
         Args:
+            members: its own list, which it changes in place.
             are_new: whether those not seen before have just been started.
         """
+        self._workers = tuple(weakref.ref(member) for member in members.copy())
+        self.look(are_new=are_new)
+
+    def _members(self) -> list[Any]:
+        """Return the workers that it had when they were last taken note of, as far as they have not been let go of."""
+        return [member for ref in self._workers if (member := ref()) is not None]
+
+    def _living(self) -> list[Any]:
+        """Return those of them that are there."""
+        if self.has_threads:
+            return [member for member in self._members() if member.is_alive()]
+        return Staff.living(self._members())
+
+    def look(self, *, are_new: bool = True) -> None:
+        """See which of its workers are there."""
         if not self.has_threads:
-            present = self._living() if self.staff.is_ending else self.members.copy()
-            self.staff.look((process.pid for process in present), time.monotonic(), are_new=are_new)
+            present = self._living() if self.staff.is_ending else self._members()
+            self.staff.look([process.pid for process in present], time.monotonic(), are_new=are_new)
 
     def ended(self, processes: Sequence[Any]) -> None:
         """Note how workers ended, before the pool replaces them."""
@@ -106,11 +116,7 @@ class WatchedPool(Watched):
 
     def notes_of(self, thread: threading.Thread) -> ThreadNotes:
         """Return what notes for a worker that is a thread."""
-        return self._seats.get(thread) or self._seats.setdefault(thread, ThreadNotes(self, time.monotonic()))
-
-    def owns(self, thread: threading.Thread) -> bool:
-        """Whether ``thread`` is one of its workers."""
-        return self.has_threads and thread in self.members
+        return self.seats.of(thread, time.monotonic())
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -130,7 +136,7 @@ class WatchedPool(Watched):
         self.tally.add(Outcome(wait, run.end - run.start, name, run.cpu))
 
     def _run_of(self, number: int) -> Run | None:
-        runs = (each.run_of(number) for each in list(self._seats.values()))
+        runs = (each.run_of(number) for each in self.seats.all())
         return next((run for run in runs if run is not None), None)
 
     def _pending(self) -> int:
@@ -138,7 +144,7 @@ class WatchedPool(Watched):
 
         Of very many jobs only the number is looked at.
         """
-        cache = self._cache
+        cache = self._cache() or {}
         self._forget_jobs()
         self._lost = {number for number in self._lost if number >> SHIFT in cache}
         count = len(cache) if len(cache) > MANY else sum(_left(result) for result in list(cache.values()))
@@ -151,7 +157,7 @@ class WatchedPool(Watched):
 
     def _forget_jobs(self) -> None:
         """Forget those that are over once they are more than the others: whoever looks after pools may be slow."""
-        cache = self._cache
+        cache = self._cache() or {}
         if len(self.jobs) > 2 * len(cache) + MANY:
             for job in [job for job in list(self.jobs) if job not in cache]:
                 self.jobs.pop(job, None)
@@ -181,13 +187,13 @@ class WatchedPool(Watched):
         self.look()
         return self.staff.pids()
 
-    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return its figures."""
         self.look()
         self.staff.settle(facts)
         if self.has_threads:
             workers = [self._thread(thread, now) for thread in self._living()]
-            self.started = len(self._seats)
+            self.started = self.seats.count
         else:
             workers = [self._process(pid, facts.get(pid), now) for pid in self.staff.present()]
             self.started, self.recycled = self.staff.started, self.staff.recycled
@@ -198,9 +204,9 @@ class WatchedPool(Watched):
         return self.stats(
             [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(pending - busy, 0), running=busy,
             running_for=sum(worker.running_for or 0.0 for worker in workers),
-            max_workers=getattr(pool, "_processes", None), crashed=sum(self.staff.crashes.values()),
+            max_workers=self._max_workers, crashed=sum(self.staff.crashes.values()),
             crashes=dict(self.staff.crashes), decoding=self.staff.overhead(),
-            cpu=sum(each.seat.cpu for each in self._seats.values()) if self.has_threads else self.staff.cpu(facts),
+            cpu=self.seats.cpu if self.has_threads else self.staff.cpu(facts),
         )  # fmt: skip
 
     def _lost_words(self, number: int) -> str:
@@ -212,8 +218,8 @@ class WatchedPool(Watched):
         return self.worker(pid, work, self.staff.born(pid, now), now, facts=facts)
 
     def _thread(self, thread: threading.Thread, now: float) -> WorkerStats:
-        notes, native_id = self.notes_of(thread), thread.native_id or 0
-        seat, number, since = notes.seat, notes.number, notes.seat.since
+        seat, native_id = self.notes_of(thread), thread.native_id or 0
+        number, since = seat.number, seat.since
         cpu = evidence.thread_cpu(native_id)
         if cpu is not None:
             seat.cpu = max(seat.cpu, cpu)
@@ -224,11 +230,13 @@ class WatchedPool(Watched):
         return self.worker(native_id, work, seat.born, now, cpu=cpu, still_for=still)
 
 
-class ThreadNotes:
+class ThreadNotes(Seat):
     """What a worker that is a thread runs now, and has run; written by that thread."""
 
-    def __init__(self, watched: WatchedPool, born: float) -> None:
-        self.seat = Seat(watched, born)
+    __slots__ = ("_cpu", "_runs", "number")
+
+    def __init__(self, watched: WatchedPool, thread: threading.Thread, born: float) -> None:
+        super().__init__(watched, thread, born)
         self.number: int | None = None
         self._runs: deque[tuple[int, Run]] = deque(maxlen=RING)
         self._cpu = 0.0
@@ -239,16 +247,16 @@ class ThreadNotes:
     def begin(self, number: int) -> None:
         """Task ``number`` was taken."""
         self._cpu = time.thread_time()
-        self.seat.since = time.monotonic()
+        self.since = time.monotonic()
         self.number = number
 
     def end(self) -> None:
         """The task is over."""
         number, self.number = self.number, None
         if number is not None:
-            self.seat.cpu = cpu = time.thread_time()
-            self.seat.done += 1
-            self._runs.append((number, Run(self.seat.since, time.monotonic(), cpu - self._cpu)))
+            self.cpu = cpu = time.thread_time()
+            self.done += 1
+            self._runs.append((number, Run(self.since, time.monotonic(), cpu - self._cpu)))
 
     def run_of(self, number: int) -> Run | None:
         """Return how task ``number`` went, None if it did not run here."""
@@ -290,14 +298,14 @@ class MultiprocessingPools:
         hooks.patches.replace(module, "worker", lambda original, _patch: self._target(original, PLACE, in_thread))
         hooks.patches.replace(pool, "_join_exited_workers", _static).state = (
             hooks.guarded(self._exiting),
-            hooks.guarded(self._exited),
+            hooks.guarded(self._exited, at=1),
         )
         hooks.patches.replace(pool, "_repopulate_pool_static", _static).state = (
             _nothing,
-            hooks.guarded(self._populated),
+            hooks.guarded(self._populated, at=4),
         )
         for name in ("apply_async", "_map_async", "imap", "imap_unordered"):
-            hooks.before(pool, name, self._asked)
+            hooks.both(pool, name, self._asked, self._was_asked)
         for result in (module.ApplyResult, module.IMapIterator):
             hooks.after(result, "__init__", self._begun)
         for result in (module.ApplyResult, module.MapResult, module.IMapIterator, module.IMapUnorderedIterator):
@@ -310,6 +318,9 @@ class MultiprocessingPools:
 
     def _asked(self, pool: Any, func: Any = None, *_args: Any, **_kwargs: Any) -> None:
         self._here.asked = (pool, func)
+
+    def _was_asked(self, _pool: Any, _result: Any) -> None:
+        self._here.asked = (None, None)  # it may have refused, and have begun nothing
 
     def _begun(self, result: Any, _nothing: None) -> None:
         pool, func = getattr(self._here, "asked", (None, None))
@@ -330,9 +341,13 @@ class MultiprocessingPools:
 
     # -- workers --------------------------------------------------------------------------------------------------
 
-    def _of(self, members: list[Any]) -> WatchedPool | None:
+    def _of(self, part: Any) -> WatchedPool | None:
+        """Return what watches the pool that a list of workers, or a queue of calls, belongs to.
+
+        The pool is not touched: this is called by threads of its own, in which it is not to be ended.
+        """
         for watched in self._each():
-            if isinstance(watched, WatchedPool) and watched.members is members:
+            if id(part) in watched.keys and isinstance(watched, WatchedPool):
                 return watched
         return None
 
@@ -350,19 +365,18 @@ class MultiprocessingPools:
         if before is not None:
             watched, found = before
             watched.ended([process for process in found if process not in members])
+            watched.take(members)
             watched.staff.kept -= {process.pid for process in found}
 
     def _populated(self, _before: None, _context: Any, _process: Any, _count: int, members: list[Any], *_: Any) -> None:
         watched = self._of(members)
         if watched is not None:
-            watched.look()
+            watched.take(members)
 
     def _in_thread(self, calls: Any) -> ThreadNotes | None:
         """Return what notes for the calling thread, a worker that asks for tasks in ``calls``."""
-        for watched in self._each():
-            if isinstance(watched, WatchedPool) and watched.calls is calls:
-                return watched.notes_of(threading.current_thread())
-        return None
+        watched = self._of(calls)
+        return None if watched is None else watched.notes_of(threading.current_thread())
 
     def _closing(self, pool: Any) -> None:
         watched = self._found(pool)

@@ -124,7 +124,9 @@ class Neglected:
         if not self._is_on or hasattr(base, BASE):
             return
         if base not in self._kinds:
-            self._kinds[base] = None if hasattr(base, "__del__") else _kind(base, shape, self._gone)
+            if not _is_known(base):
+                return
+            self._kinds[base] = _kind(base, shape, self._gone)
         kind = self._kinds[base]
         if kind is None:
             return
@@ -142,6 +144,14 @@ class Neglected:
         tally = note[0]()
         if tally is not None and self._is_on and not sys.is_finalizing():
             tally.neglect(note[1])
+
+
+_LIBRARIES = ("concurrent", "multiprocessing", "loky", "joblib")
+
+
+def _is_known(base: type) -> bool:
+    """Whether it is a library's own class: one of the program's is neither derived from nor kept here."""
+    return base.__module__.partition(".")[0] in _LIBRARIES and not hasattr(base, "__del__")
 
 
 def let_go(result: Any) -> None:

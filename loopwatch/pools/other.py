@@ -44,16 +44,16 @@ class WatchedOther(Watched):
         super().__init__(pool, identity, hung_after, collected)
         self._pending: dict[_Task, weakref.ref[Any]] = {}
         self._is_shut_down = False
-        self._over = hooks.guarded(self.over)
-        hooks.patches.replace(pool, "submit", functools.partial(_noting, self.ref)).state = (
-            time.monotonic,
-            hooks.guarded(self._submitted),
-        )
+        most = getattr(pool, "_max_workers", None)
+        self._max_workers = most if isinstance(most, int) else None
+        self._over = hooks.guarded(self.over, whose=self)
+        self._replace(hooks, pool, "submit", time.monotonic, hooks.guarded(self._submitted, whose=self))
         if callable(getattr(pool, "shutdown", None)):
-            hooks.patches.replace(pool, "shutdown", functools.partial(_noting, self.ref)).state = (
-                hooks.guarded(self._ending),
-                _nothing,
-            )
+            self._replace(hooks, pool, "shutdown", hooks.guarded(self._ending, whose=self), _nothing)
+
+    def _replace(self, hooks: Hooks, pool: Any, name: str, *notes: Callable[..., object]) -> None:
+        patch = hooks.patches.replace(pool, name, functools.partial(_noting, self.ref), lives_with_owner=True)
+        patch.state = notes
 
     def _submitted(self, future: Any, at: float) -> None:
         task = _Task(self._over, at)
@@ -80,11 +80,7 @@ class WatchedOther(Watched):
         """Whether it has any is not known: whether it has a task."""
         return bool(self._pending)
 
-    def is_left(self) -> bool:
-        """It is not known whether it has workers."""
-        return False
-
-    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
         """Return its figures."""
         running = queued = 0
         looked_at = list(islice(self._pending.copy().items(), MANY))
@@ -97,10 +93,7 @@ class WatchedOther(Watched):
             else:
                 queued += 1
         queued += max(len(self._pending) - len(looked_at), 0)
-        most = getattr(pool, "_max_workers", None)
-        return self.stats(
-            (), now, queued=queued, running=running, max_workers=most if isinstance(most, int) else None
-        )  # fmt: skip
+        return self.stats((), now, queued=queued, running=running, max_workers=self._max_workers)
 
 
 class _Task:

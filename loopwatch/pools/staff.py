@@ -186,7 +186,10 @@ class Staff:
 
     @staticmethod
     def living(processes: Iterable[Any]) -> list[Any]:
-        """Return those that nobody has waited for; to ask one whether it is alive would be to wait for it."""
+        """Return those that nobody has waited for; to ask one whether it is alive would be to wait for it.
+
+        They are not to be kept: each has descriptors.
+        """
         return [each for each in processes if getattr(getattr(each, "_popen", None), "returncode", 0) is None]
 
     def settle(self, facts: Mapping[int, ProcessFacts]) -> None:

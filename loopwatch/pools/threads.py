@@ -21,6 +21,7 @@ from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import task_name
 from loopwatch.pools.neglected import failure_of
 from loopwatch.pools.reading import ProcessFacts
+from loopwatch.pools.seats import Seat, Seats
 from loopwatch.pools.staff import Work
 from loopwatch.pools.tally import TOGETHER, Tally
 from loopwatch.pools.watched import Identity, Watched
@@ -30,31 +31,6 @@ WORTH_A_CLOCK, CLOCK_EVERY = 0.001, 32
 """s of a task's run, and number of tasks, after which its thread's processor clock is read: that is a system call."""
 STILL = 1.0
 """s without progress after which it is asked what a thread waits in."""
-
-
-class Seat:
-    """One thread of a pool. What it runs is written by that thread and read by any."""
-
-    __slots__ = ("born", "cpu", "done", "io", "item", "moved_at", "moved_cpu", "since", "watched")
-
-    def __init__(self, watched: Watched, born: float) -> None:
-        self.watched, self.born = watched, born
-        self.item: Any = None
-        self.since = 0.0
-        self.done = 0
-        self.cpu = 0.0
-        self.moved_at, self.moved_cpu, self.io = born, -1.0, -1
-
-    def still_for(self, now: float, native_id: int, cpu: float) -> float:
-        """Return for how many s the thread has used neither processor nor I/O, as far as it was looked at."""
-        if cpu > self.moved_cpu:
-            self.moved_at, self.moved_cpu = now, cpu
-        else:
-            done = _io_of(native_id)
-            if done > self.io >= 0:
-                self.moved_at = now
-            self.io = done
-        return max(now - max(self.moved_at, self.since), 0.0)
 
 
 class WatchedThreads(Watched):
@@ -68,18 +44,16 @@ class WatchedThreads(Watched):
         super().__init__(pool, identity, hung_after, collected)
         self.waiting = 0
         """Threads that wait for it to end."""
-        self._threads: set[threading.Thread] = pool._threads
-        self._queue = pool._work_queue
         self._max_workers = pool._max_workers
-        self._seats: dict[threading.Thread, Seat] = {}
+        self._queue = weakref.ref(pool._work_queue)
+        self.seats = Seats[Seat](self)
+        self._look(pool)
 
-    def owns(self, thread: threading.Thread) -> bool:
-        """Whether ``thread`` is one of its workers."""
-        return thread in self._threads
-
-    def seat_of(self, thread: threading.Thread, now: float) -> Seat:
-        """Return the seat of one of its threads."""
-        return self._seats.get(thread) or self._seats.setdefault(thread, Seat(self, now))
+    def _look(self, pool: Any) -> None:
+        """See which threads it has; those to come sit down with their first task."""
+        now = time.monotonic()
+        for thread in list(pool._threads):
+            self.seats.of(thread, now)
 
     def fate(self, pool: Any) -> Executor:
         """Return whether ``pool`` takes calls."""
@@ -91,14 +65,13 @@ class WatchedThreads(Watched):
 
     def has_workers(self) -> bool:
         """Whether one of its threads runs."""
-        return any(thread.is_alive() for thread in list(self._threads))
+        return bool(self.seats.living())
 
-    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
         """Return its figures."""
-        threads = list(self._threads)
-        self.started = len(threads)
-        workers = [self._worker(thread, now) for thread in threads if thread.is_alive()]
-        cpu = sum(seat.cpu for seat in list(self._seats.values()))
+        workers = [self._worker(thread, now) for thread in self.seats.living()]
+        self.started = self.seats.count
+        cpu = self.seats.cpu
         return self.stats(
             workers, now, queued=self._queued(), running=sum(worker.calls for worker in workers),
             running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=self._max_workers,
@@ -106,11 +79,12 @@ class WatchedThreads(Watched):
         )  # fmt: skip
 
     def _queued(self) -> int:
-        depth: int = self._queue.qsize()
+        queue = self._queue()
+        depth: int = 0 if queue is None else queue.qsize()
         return max(depth - (self._fate is not Executor.OPEN), 0)  # what ends its threads is in the queue, too
 
     def _worker(self, thread: threading.Thread, now: float) -> WorkerStats:
-        seat, native_id = self.seat_of(thread, now), thread.native_id or 0
+        seat, native_id = self.seats.of(thread, now), thread.native_id or 0
         item, since = seat.item, seat.since
         cpu = evidence.thread_cpu(native_id)
         if cpu is not None:  # threads of a pool do nothing else than its tasks
@@ -177,11 +151,30 @@ class ThreadPools:
             pool = pool_of(thread)
             watched = None if pool is None else self._found(pool)
             if isinstance(watched, WatchedThreads):
-                seat = watched.seat_of(thread, time.monotonic())
+                seat = watched.seats.of(thread, time.monotonic())
         except Exception as exc:  # noqa: BLE001 - the seam between the program's task and what is noted of it
-            self._hooks.failed(exc)
+            self._hooks.failed(threading.current_thread(), exc)
         self.here.seat = seat
         return seat
+
+    def over(self, seat: Seat, future: Any, made_at: float, end: float) -> None:
+        """Note what became of the task of ``seat``, which its thread is done with at ``end``."""
+        watched: Watched = seat.watched
+        try:
+            tally = watched.tally
+            if future._state in _CANCELLED:
+                tally.cancelled += 1
+                return
+            seat.done = done = seat.done + 1
+            name = failure_of(future) if type(future) is not Future or future._exception is not None else None
+            run = end - seat.since
+            if run > WORTH_A_CLOCK or not done % CLOCK_EVERY:
+                seat.cpu = time.thread_time()
+            tally.latest.append((seat.since - made_at, run, name, None))
+            if len(tally.latest) >= TOGETHER:
+                tally.fold(wait=False)
+        except Exception as exc:  # noqa: BLE001 - the same seam: a future may be of the program's own kind
+            self._hooks.failed(watched, exc)
 
 
 def _watched_item(original: Any, patch: Patch) -> Any:
@@ -190,7 +183,7 @@ def _watched_item(original: Any, patch: Patch) -> Any:
     An item is let go of at its end, as the original does: the frame of ``run`` belongs to the traceback of what the
     task has raised.
     """
-    monotonic, thread_time = time.monotonic, time.thread_time
+    monotonic = time.monotonic
 
     class _WorkItem(original):  # type: ignore[misc]
         __slots__ = ("made_at",)
@@ -209,26 +202,15 @@ def _watched_item(original: Any, patch: Patch) -> Any:
             if seat is None:
                 original.run(self, *args)
                 return
-            start = seat.since = monotonic()
+            seat.since = monotonic()
             seat.item = self
             try:
                 original.run(self, *args)
             finally:
                 end = monotonic()
                 seat.item = None
-                future = self.future
-                if future._state not in _CANCELLED:
-                    seat.done = done = seat.done + 1
-                    name = failure_of(future) if type(future) is not Future or future._exception is not None else None
-                    run, tally = end - start, seat.watched.tally
-                    if run > WORTH_A_CLOCK or not done % CLOCK_EVERY:
-                        seat.cpu = thread_time()
-                    tally.latest.append((start - self.made_at, run, name, None))
-                    if len(tally.latest) >= TOGETHER:
-                        tally.fold(wait=False)
-                else:
-                    seat.watched.tally.cancelled += 1
-                del self, future
+                patch.state.over(seat, self.future, self.made_at, end)
+                del self
 
     _WorkItem.__qualname__, _WorkItem.__module__ = original.__qualname__, original.__module__
     return _WorkItem
@@ -248,12 +230,3 @@ def _function_of(item: Any) -> str:
         task = getattr(item, "task", None)
         function = task[0] if isinstance(task, tuple) and task else task
     return task_name(function)
-
-
-def _io_of(native_id: int) -> int:
-    """Return how much a thread of this process has read and written, in calls and bytes; -1 where that is not told."""
-    try:
-        with open(f"/proc/self/task/{native_id}/io") as file:  # noqa: PTH123 - a Path costs as much as the reading
-            return sum(int(line.rpartition(" ")[2]) for line in file)
-    except (OSError, ValueError):
-        return -1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +13,6 @@ from loopwatch.pools.executors import Executors
 from loopwatch.pools.monitor import Monitor
 from loopwatch.pools.own import OwnPool, WatchedOwn
 from loopwatch.pools.reading import PoolReading
-from loopwatch.pools.watched import Watched
-
-MOST_TOLD = 20
-"""Executors that were never shut down, told one by one at exit."""
 
 
 class PoolWatch:
@@ -44,10 +38,8 @@ class PoolWatch:
         self._monitor = Monitor(config, patches, faults, polled)
         self._executors = Executors(
             patches, faults, add=self._monitor.add, remove=self._monitor.remove, loop_name=loop_name,
-            hung_after=self._hung_after, exiting=self._exiting,
+            hung_after=self._hung_after,
         )  # fmt: skip
-        self._left: list[Watched] = []
-        self._is_exiting = False
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -64,8 +56,7 @@ class PoolWatch:
             self._executors.adopt(loop)
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End the thread, and say which executors were left at exit; the patches are undone by their owner."""
-        self._tell_left()
+        """End the thread; the patches are undone by their owner."""
         with self._faults.guard("executors"):
             self._executors.stop()
         with self._faults.guard("health"):
@@ -77,7 +68,6 @@ class PoolWatch:
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child."""
-        self._left.clear()
         with self._faults.guard("executors"):
             self._executors.after_fork_in_child()
         with self._faults.guard("health"):
@@ -115,31 +105,3 @@ class PoolWatch:
     def watch(self, executor: Any, name: str | None) -> bool:
         """Watch an executor that is not found by itself, or give one a name; return whether it is watched."""
         return self._executors.watch(executor, name) is not None
-
-    # -- at exit --------------------------------------------------------------------------------------------------
-
-    def _exiting(self) -> None:
-        """Before the interpreter ends the executors that are left, in the midst of its end."""
-        if self._is_exiting:
-            return
-        self._is_exiting = True
-        self._left = [each for each in self._executors.each() if each.is_left()]
-        main = threading.main_thread()
-        others = [t for t in threading.enumerate() if t is not main and not t.daemon]
-        if not any(not self._executors.owns(thread) for thread in others):
-            self._tell_left()  # it may wait for a task that never ends
-
-    def _tell_left(self) -> None:
-        left = [each for each in self._left if not each.ended_by_program]
-        self._left = []
-        for each in left[:MOST_TOLD]:
-            identity = each.identity
-            made = f" (made at {identity.place})" if identity.place else ""
-            self._faults.say(
-                logging.WARNING,
-                "loopwatch: %s%s was never shut down and had workers at exit; make it in a with statement, or shut it "
-                "down", identity.name, made,
-            )  # fmt: skip
-        if len(left) > MOST_TOLD:
-            more = len(left) - MOST_TOLD
-            self._faults.say(logging.WARNING, "loopwatch: %d more executors were never shut down", more)

@@ -1,8 +1,11 @@
-"""What the watched pools of all kinds have in common: who they are, whether they are open, what their tasks became."""
+"""What the watched pools of all kinds have in common: who they are, whether they are open, what their tasks became.
+
+Nothing of the program's is held here but weakly: pools, threads, processes, queues and results go when the program lets
+go of them, whatever is still to be said of them. What is said afterwards are numbers and names.
+"""
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -38,6 +41,8 @@ class Identity(NamedTuple):
 class Watched:
     """One pool under watch, held weakly. Kinds of pools differ in how they are looked into.
 
+    A pool is looked at for an instant only: whoever holds it last ends it, and that is to be the program.
+
     Args:
         pool: the executor.
         identity: what it is called.
@@ -56,6 +61,8 @@ class Watched:
         collected: Callable[[Any], object] | None = None,
     ) -> None:
         self.ref = weakref.ref(pool, collected)
+        self.keys: tuple[int, ...] = ()
+        """Ids of objects by which calls are recognized as its own, as long as it is there."""
         self.identity = identity
         self.tally = Tally()
         self.started = self.recycled = 0
@@ -88,25 +95,14 @@ class Watched:
         """Return the worker processes whose facts are wanted."""
         return ()
 
-    def read(self, pool: Any, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return the figures; what is the same for all kinds is filled in later.
 
         Args:
-            pool: the executor, None once it is collected.
             facts: of its processes.
             now: ``time.monotonic``.
         """
         raise NotImplementedError
-
-    def owns(self, thread: threading.Thread) -> bool:  # noqa: ARG002 - most have none
-        """Whether ``thread`` is one of its workers, or manages them."""
-        return False
-
-    def is_left(self) -> bool:
-        """Whether it takes calls still, and has workers: to be asked when the interpreter ends."""
-        pool = self.ref()
-        is_open = pool is None or self.fate(pool) is Executor.OPEN
-        return is_open and not self.ended_by_program and self.has_workers()
 
     # -- what the monitor asks ------------------------------------------------------------------------------------
 
@@ -125,14 +121,13 @@ class Watched:
         last = self._last
         if last is not None:
             return self._with_neglected(last)
-        pool = self.ref()
-        fate = self._fate_of_gone() if pool is None else self.fate(pool)
+        fate = self._fate_now()
         if fate is not self._fate:
             self._fate, self._fate_at = fate, now
         is_over = fate is not Executor.OPEN and not self.has_workers()
         self.count()
         self.tally.fold()
-        stats = self.read(pool, facts, now)
+        stats = self.read(facts, now)
         reading = PoolReading(
             stats, self.tally.waits.copy(), self.tally.runs.copy(), neglected=dict(self.tally.neglected)
         )
@@ -152,7 +147,10 @@ class Watched:
             last = self._last = replace(last, stats=stats, neglected=dict(self.tally.neglected))
         return last
 
-    def _fate_of_gone(self) -> Executor:
+    def _fate_now(self) -> Executor:
+        pool = self.ref()
+        if pool is not None:
+            return self.fate(pool)
         if self._fate not in (Executor.OPEN, Executor.ENDING):
             return self._fate
         return Executor.SHUT_DOWN if self.ended_by_program else Executor.COLLECTED
