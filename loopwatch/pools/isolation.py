@@ -1,0 +1,61 @@
+"""Keeps the failure of one object of the program from all others: it is left alone from then on, and only it."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import Any
+
+from loopwatch._faults import Faults
+
+MOST = 1000
+"""Objects remembered; of more than that the oldest are forgotten, and may fail once more."""
+
+
+class Isolation:
+    """Objects that failed while they were watched, such as a mock in place of an executor; held weakly.
+
+    Args:
+        faults: where each of them is counted, once.
+        part: under which name.
+
+    Example:
+        >>> class Odd: pass
+        >>> isolation, odd = Isolation(Faults(), "executor"), Odd()
+        >>> isolation.add(odd, ValueError())
+        True
+        >>> isolation.has(odd), isolation.has(Odd())
+        (True, False)
+    """
+
+    def __init__(self, faults: Faults, part: str) -> None:
+        self._faults, self._part = faults, part
+        self._failed: dict[int, weakref.ref[Any] | None] = {}
+
+    def has(self, thing: object) -> bool:
+        """Whether ``thing`` has failed."""
+        failed = self._failed
+        if not failed or id(thing) not in failed:
+            return False
+        ref = failed.get(id(thing))
+        return ref is None or ref() is thing
+
+    def add(self, thing: object, exc: BaseException) -> bool:
+        """Leave ``thing`` alone from now on; return False if it had failed before."""
+        if self.has(thing):
+            return False
+        failed, key = self._failed, id(thing)
+        if len(failed) >= MOST:
+            failed.pop(next(iter(failed)), None)
+        try:
+            failed[key] = weakref.ref(thing, functools.partial(_forget, failed, key))
+        except TypeError:  # it cannot be referenced weakly
+            failed[key] = None
+        self._faults.add_one(self._part, exc)
+        return True
+
+
+def _forget(failed: dict[int, weakref.ref[Any] | None], key: int, ref: weakref.ref[Any]) -> None:
+    """It is collected; another object may have its id soon."""
+    if failed.get(key) is ref:
+        failed.pop(key, None)

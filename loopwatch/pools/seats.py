@@ -1,0 +1,119 @@
+"""The threads of one pool, held weakly: what each runs is written by that thread and read by any."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, Generic, TypeVar
+
+MOST_GONE = 64
+"""Threads that have ended of which is kept what they ran; of more only how many they were."""
+
+
+class Seat:
+    """One thread of a pool.
+
+    Args:
+        watched: what watches the pool.
+        thread: held weakly.
+        born: ``time.monotonic`` s when it was first seen.
+    """
+
+    __slots__ = ("born", "cpu", "done", "io", "item", "moved_at", "moved_cpu", "since", "thread", "watched")
+
+    def __init__(self, watched: Any, thread: threading.Thread, born: float) -> None:
+        self.watched, self.born = watched, born
+        self.thread = weakref.ref(thread)
+        self.item: Any = None
+        """What it runs now, which it has itself."""
+        self.since = 0.0
+        self.done = 0
+        self.cpu = 0.0
+        self.moved_at, self.moved_cpu, self.io = born, -1.0, -1
+
+    def still_for(self, now: float, native_id: int, cpu: float) -> float:
+        """Return for how many s the thread has used neither processor nor I/O, as far as it was looked at."""
+        if cpu > self.moved_cpu:
+            self.moved_at, self.moved_cpu = now, cpu
+        else:
+            done = _io_of(native_id)
+            if done > self.io >= 0:
+                self.moved_at = now
+            self.io = done
+        return max(now - max(self.moved_at, self.since), 0.0)
+
+
+S = TypeVar("S", bound=Seat)
+
+
+class Seats(Generic[S]):
+    """The seats of one pool.
+
+    Args:
+        watched: what watches the pool.
+        kind: what each seat is.
+
+    Example:
+        >>> seats, me = Seats(None), threading.current_thread()
+        >>> seats.of(me, 0.0) is seats.of(me, 1.0), seats.count, seats.living() == [me]
+        (True, 1, True)
+    """
+
+    def __init__(self, watched: Any, kind: type[S] = Seat) -> None:  # type: ignore[assignment]
+        self._watched, self._kind = watched, kind
+        self._by_id: dict[int, S] = {}
+        self._gone: list[S] = []
+        self._sweep_at = MOST_GONE
+        self._gone_before = 0
+        self._cpu_before = 0.0
+
+    def of(self, thread: threading.Thread, now: float) -> S:
+        """Return the seat of ``thread``, which is made if it has none."""
+        key = id(thread)
+        seat = self._by_id.get(key)
+        if seat is not None and seat.thread() is thread:
+            return seat
+        if seat is not None:  # of one that is gone, whose id was given again
+            self._retire(key, seat)
+        if len(self._by_id) >= self._sweep_at:
+            for old, gone in self._by_id.copy().items():
+                if gone.thread() is None:
+                    self._retire(old, gone)
+            self._sweep_at = 2 * len(self._by_id) + MOST_GONE
+        return self._by_id.setdefault(key, self._kind(self._watched, thread, now))
+
+    def _retire(self, key: int, seat: S) -> None:
+        if self._by_id.pop(key, None) is seat:
+            self._gone.append(seat)
+        if len(self._gone) > MOST_GONE:
+            oldest = self._gone.pop(0)
+            self._gone_before += 1
+            self._cpu_before += oldest.cpu
+
+    def all(self) -> list[S]:
+        """Return those that are there, and the last of those that are not."""
+        return [*self._gone.copy(), *self._by_id.copy().values()]
+
+    def living(self) -> list[threading.Thread]:
+        """Return the threads that run."""
+        found = (seat.thread() for seat in self._by_id.copy().values())
+        return [thread for thread in found if thread is not None and thread.is_alive()]
+
+    @property
+    def count(self) -> int:
+        """How many threads there were so far."""
+        return self._gone_before + len(self._gone) + len(self._by_id)
+
+    @property
+    def cpu(self) -> float:
+        """s of processor time that they have used."""
+        return self._cpu_before + sum(seat.cpu for seat in self.all())
+
+
+def _io_of(native_id: int) -> int:
+    """Return how much a thread of this process has read and written, in calls and bytes; -1 where that is not told."""
+    try:
+        with open(f"/proc/self/task/{native_id}/io", "rb") as file:  # noqa: PTH123 - a Path costs as much as the reading
+            return sum(int(line.rpartition(b" ")[2]) for line in file)
+    except (OSError, ValueError):
+        return -1
