@@ -13,7 +13,7 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-from loopwatch.events import Finding, PoolStats, WorkerState
+from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.reading import End, PoolReading
 
 WINDOW = 30.0
@@ -38,6 +38,36 @@ PROCESSES = frozenset({"process", "loky", "multiprocessing", "loopwatch"})
 THREADS = frozenset({"thread", "default"})
 _BUSY = (WorkerState.BUSY, WorkerState.HUNG)
 _MIB = 1 << 20
+
+
+UNWAITED_AFTER = 10.0
+"""s after which a program that starts further processes has passed over a zombie."""
+
+
+class Unwaited:
+    """Zombies of one pool that the program passes over: it has started others long after they had exited.
+
+    Programs start many and wait for them in turn, however long the first one takes; others wait for what has ended
+    whenever they start the next. Both are healthy, and one zombie does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[int, float] = {}
+        self._started: dict[int, int] = {}
+
+    def of(self, stats: PoolStats, now: float) -> list[WorkerStats]:
+        """Return those that are there, given the latest figures.
+
+        Example:
+            >>> unwaited, dead = Unwaited(), (WorkerStats(7, WorkerState.ZOMBIE, 0, 0, 1.0, 0),)
+            >>> [len(unwaited.of(PoolStats("children", workers=dead, started=n), 20.0 * n)) for n in (1, 2, 3)]
+            [0, 0, 1]
+        """
+        zombies = [worker for worker in stats.workers if worker.state == WorkerState.ZOMBIE]
+        self._since = {worker.pid: self._since.get(worker.pid, now) for worker in zombies}
+        old = [worker for worker in zombies if now - self._since[worker.pid] >= UNWAITED_AFTER]
+        self._started = {worker.pid: self._started.get(worker.pid, stats.started) for worker in old}
+        return [worker for worker in old if stats.started > self._started[worker.pid]]
 
 
 class Kinds:
@@ -96,23 +126,26 @@ class History:
     Attributes:
         stats: the latest.
         points: of the last :data:`WINDOW`, oldest first.
-        failures: (at, failures by type) in the same time.
         memory: of each worker, by process id.
         first_seen, last_seen: when.
         crashed: (reason, at) of crashes since it was first seen.
         neglected: failed calls whose error nobody can ask for any more, by type as far as that is told.
         neglected_at: when they were last seen to become more.
+        run: s that its calls have run.
+        zombies: those that the program has passed over.
     """
 
     stats: PoolStats
     first_seen: float
     last_seen: float
     points: deque[Point] = field(default_factory=deque)
-    failures: deque[tuple[float, dict[str, int]]] = field(default_factory=deque)
     memory: dict[int, deque[Memory]] = field(default_factory=dict)
     crashed: deque[tuple[str, float]] = field(default_factory=lambda: deque(maxlen=100))
     neglected: dict[str, int] = field(default_factory=dict)
     neglected_at: float = float("-inf")
+    run: float = 0.0
+    zombies: Sequence[WorkerStats] = ()
+    _unwaited: Unwaited = field(default_factory=Unwaited)
 
     def add(self, reading: PoolReading, now: float) -> None:
         """Take note of a reading."""
@@ -124,7 +157,8 @@ class History:
         if (stats.neglected or 0) > (before.neglected or 0 if self.points else 0):
             self.neglected_at = now
         self.neglected = dict(reading.neglected or stats.failures)
-        self.stats, self.last_seen = stats, now
+        self.stats, self.last_seen, self.run = stats, now, reading.runs.total
+        self.zombies = self._unwaited.of(stats, now)
         if self.points and now - self.points[-1].at < EVERY:
             return
         is_known = stats.encoding is not None or stats.decoding is not None
@@ -141,10 +175,8 @@ class History:
                 {worker.pid: worker.starved for worker in stats.workers if worker.starved is not None},
             )
         )
-        self.failures.append((now, dict(stats.failures)))
         while self.points[0].at < now - WINDOW and len(self.points) > 2:
             self.points.popleft()
-            self.failures.popleft()
         self._add_memory(stats, now)
 
     def _add_memory(self, stats: PoolStats, now: float) -> None:
@@ -440,6 +472,8 @@ def starved(scene: Scene) -> Iterator[Finding]:
 
 POOLS_PER_CALL, PROCESSES_PER_CALL, PER_CALL_WINDOW = 5, 10, 60.0
 """Pools, and processes, made at one place within so many s: that is no start-up any more."""
+WORTH_THREADS, WORTH_PROCESSES = 0.01, 0.5
+"""s of work for which a pool of threads, or a process, may be made: ten times and more what it takes to start them."""
 
 
 def per_call(scene: Scene) -> Iterator[Finding]:
@@ -452,6 +486,9 @@ def per_call(scene: Scene) -> Iterator[Finding]:
     for (kind, place), made in places.items():
         few = [each for each in made if each.stats.submitted <= max(2 * (each.stats.max_workers or 1), 2)]
         over = [each for each in few if each.stats.closed]
+        worth = WORTH_PROCESSES if kind in PROCESSES else WORTH_THREADS
+        if made and sum(each.run for each in made) / len(made) >= worth:
+            continue
         if len(over) >= POOLS_PER_CALL and len(few) >= 0.8 * len(made):
             calls = sum(each.stats.submitted for each in made) / len(made)
             yield Finding(
@@ -466,11 +503,11 @@ def per_call(scene: Scene) -> Iterator[Finding]:
     by_place: dict[str, list[End]] = defaultdict(list)
     for end in scene.ends:
         copy = not end.executes or end.name.startswith("python")
-        if end.reason is None and end.place and copy and scene.now - end.at <= PER_CALL_WINDOW and end.lived < 10:
+        if end.reason is None and end.place and copy and scene.now - end.at <= PER_CALL_WINDOW:
             by_place[end.place].append(end)
     for place, ends in by_place.items():
-        if len(ends) >= PROCESSES_PER_CALL:
-            lived = median(end.lived for end in ends)
+        lived = median(end.lived for end in ends)
+        if len(ends) >= PROCESSES_PER_CALL and lived < WORTH_PROCESSES:
             yield Finding(
                 Kinds.PER_CALL,
                 place,
@@ -571,9 +608,10 @@ NEGLECT_WINDOW = 300.0
 
 
 def neglected(scene: Scene) -> Iterator[Finding]:
-    """Errors that nobody asks for; where that cannot be told, a pool in which most calls fail in the same way.
+    """Errors that nobody asks for.
 
-    It cannot of calls by ``run_in_executor``, of which a loop's default executor has most: the loop takes their errors.
+    That calls fail is no sign of it: programs poll, and handle what they get. The loop takes the errors of calls by
+    ``run_in_executor``, and itself logs those that nobody retrieves.
     """
     for each in scene.histories:
         stats = each.stats
@@ -590,25 +628,6 @@ def neglected(scene: Scene) -> Iterator[Finding]:
                 "that nobody asks for is lost without a trace.",
                 {"neglected": float(stats.neglected), "failed": float(stats.failed)},
             )
-        elif stats.neglected is None or stats.kind == "default":
-            yield from _failing(each)
-
-
-def _failing(each: History) -> Iterator[Finding]:
-    if each.span < SHORTEST:
-        return
-    before, now = each.failures[0][1], each.failures[-1][1]
-    rose = {name: count - before.get(name, 0) for name, count in now.items()}
-    name, count = max(rose.items(), key=lambda pair: pair[1], default=("", 0))
-    finished = each.points[-1].finished - each.points[0].finished
-    if count >= 20 and count >= 0.5 * finished:
-        yield Finding(
-            Kinds.ERRORS,
-            each.stats.name,
-            f"{count} of the last {finished} calls of {each.stats.name} failed with {name}{_made(each.stats)}",
-            f"See to the {name}: if nobody notices that most calls fail, nobody looks at their results.",
-            {"failed": float(count), "finished": float(finished)},
-        )
 
 
 CRASHES, CRASH_WINDOW = 3, 300.0
@@ -685,7 +704,7 @@ ZOMBIES = 3
 def zombies(scene: Scene) -> Iterator[Finding]:
     """Children that have exited and still stand in the table of processes, which is finite."""
     for each in scene.histories:
-        found = [worker for worker in each.stats.workers if worker.state == WorkerState.ZOMBIE]
+        found = each.zombies
         if len(found) >= ZOMBIES:
             places = sorted(
                 {worker.reason.rpartition("made at ")[2] for worker in found if "made at " in worker.reason}
@@ -698,7 +717,8 @@ def zombies(scene: Scene) -> Iterator[Finding]:
             yield Finding(
                 Kinds.ZOMBIES,
                 each.stats.name,
-                f"{len(found)} child processes have exited and nobody has waited for them{where}",
+                f"{len(found)} child processes have exited and nobody has waited for them, while others were started"
+                f"{where}",
                 "Wait for each child: process.wait() or communicate(), await asyncio's process.wait(), "
                 "Process.join(), os.waitpid(); or run what needs no answer with subprocess.run().",
                 {"zombies": float(len(found))},

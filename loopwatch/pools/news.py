@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
-from loopwatch.pools.advice import family
+from loopwatch.pools.advice import THREADS, Unwaited, family
 from loopwatch.pools.reading import End, PoolReading
 
 logger = logging.getLogger("loopwatch")
 
-ZOMBIE_AFTER = 4.0
-"""s: whoever waits for a child has done so by then."""
+ORPHAN_AFTER = 60.0
+"""s that a task may take which runs on when its executor is shut down or gone: whoever does not wait may mean it."""
 MOST_KEYS = 500
 """Things whose last line is remembered."""
 MOST_LINES = 5
@@ -42,6 +42,7 @@ class News:
     def __init__(self) -> None:
         self._findings: set[tuple[str, str]] = set()
         self._workers: dict[tuple[str, int, str], float] = {}
+        self._unwaited: dict[str, Unwaited] = {}
         self._crashes: dict[str, dict[str, int]] = {}
         self._ends_at = float("-inf")
         self._last: dict[str, float] = {}
@@ -71,6 +72,8 @@ class News:
         self._workers = {key: since for key, since in self._workers.items() if key in present}
         for reading in readings:
             lines += self._of_workers(reading.stats, now, interval)
+        self._unwaited = {each.stats.name: self._unwaited[each.stats.name] for each in readings}
+        for reading in readings:
             if reading.stats.kind != "children":
                 lines += self._of_crashes(reading.stats, now, interval)
         if len(lines) > MOST_LINES:
@@ -102,12 +105,13 @@ class News:
 
     def _of_workers(self, stats: PoolStats, now: float, interval: float) -> list[Line]:
         lines = []
+        unwaited = self._unwaited.setdefault(stats.name, Unwaited()).of(stats, now)
         for worker in stats.workers:
             key = (stats.name, worker.pid, str(worker.state))
             if worker.state not in _TOLD:
                 continue
             since = self._workers.setdefault(key, now)
-            if since < 0 or (worker.state == WorkerState.ZOMBIE and now - since < ZOMBIE_AFTER):
+            if since < 0 or not _is_harm(stats, worker, now - since, unwaited):
                 continue
             self._workers[key] = -1.0  # told
             about = f"{worker.state} {family(stats.name)}"
@@ -148,6 +152,16 @@ class News:
     def _more(self, key: str) -> str:
         held = self._held.pop(key, 0)
         return f" [{held} more since the last line]" if held else ""
+
+
+def _is_harm(stats: PoolStats, worker: WorkerStats, since: float, unwaited: Sequence[WorkerStats]) -> bool:
+    """Whether the state that a worker has had for ``since`` s is more than what healthy programs do."""
+    if worker.state == WorkerState.ZOMBIE:
+        return worker in unwaited
+    if worker.state == WorkerState.ORPHAN:
+        return not worker.calls or since >= ORPHAN_AFTER
+    # Threads that consume a queue or serve for as long as the program runs wait, too: nobody waits for them.
+    return stats.kind not in THREADS or stats.queued > 0
 
 
 def _worker_words(stats: PoolStats, worker: WorkerStats) -> str:

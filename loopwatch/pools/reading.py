@@ -67,6 +67,10 @@ class ProcessFacts:
     starved: float | None = None
 
 
+REQUESTS = frozenset({"SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE"})
+"""Signals by which an operator, a terminal, or a reader that has read enough ends a process."""
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """How a child process that belongs to no pool has ended.
@@ -91,8 +95,15 @@ class End:
 
     @property
     def is_accident(self) -> bool:
-        """Whether it is a crash beyond doubt: a signal, or the exit code of a copy of this process."""
-        return self.reason is not None and not (self.executes and self.reason.startswith("exit "))
+        """Whether it is a crash beyond doubt.
+
+        That is a signal which nobody sends for a good reason, or, of a copy of this process, the exit code of an
+        uncaught exception. Other exit codes are answers: billiard's workers end with 155 to be replaced
+        (``EX_RECYCLE``), gunicorn's with 3 and 4.
+        """
+        if self.reason is None or self.reason in REQUESTS:
+            return False
+        return not self.reason.startswith("exit ") or (self.reason == "exit 1" and not self.executes)
 
 
 class Source(Protocol):

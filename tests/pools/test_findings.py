@@ -17,7 +17,7 @@ from tests_of_pools import until
 import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.events import Finding
-from loopwatch.pools import monitor
+from loopwatch.pools import advice, monitor
 from loopwatch.pools.advice import CRASHES, POOLS_PER_CALL, Kinds
 
 
@@ -88,12 +88,20 @@ def test_children_that_die_again_and_again(watching: Agent) -> None:
     assert children.crashes == {signal.Signals.SIGSEGV.name: CRASHES}
 
 
-def test_zombies_that_pile_up(watching: Agent) -> None:
-    """Four children that nobody waits for; once somebody does they are gone."""
+def test_zombies_that_pile_up(watching: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four children that nobody waits for, and others are started; once somebody does they are gone."""
+    monkeypatch.setattr(advice, "UNWAITED_AFTER", 0.5)
+    monkeypatch.setattr(advice, "RULES", tuple((rule, 0.0) for rule, _ in advice.RULES))
     children = [subprocess.Popen(["/bin/true"]) for _ in range(4)]
+
+    def passed_over() -> Finding | None:
+        subprocess.run(["/bin/true"], check=True)
+        return found(watching, Kinds.ZOMBIES)
+
+    until(passed_over, 40)
     told = finding(watching, Kinds.ZOMBIES)
     assert told.evidence == {"zombies": 4}
     assert f"made at {__file__}" in told.text
     for child in children:
         child.wait()
-    assert all(pool.workers == () for pool in watching.snapshot().pools if pool.kind == "children")
+    until(lambda: all(pool.workers == () for pool in watching.snapshot().pools if pool.kind == "children"))

@@ -63,8 +63,9 @@ def test_each_state_and_in_which_order() -> None:
 def test_figures_of_states() -> None:
     """As they are in the code."""
     when = {row[0].strip("`"): row[1] for row in rows("States")}
-    assert numbers(when["zombie"]) == [news.ZOMBIE_AFTER]
-    assert numbers(when["stopping"]) == numbers(when["orphan"]) == [health.GRACE]
+    assert numbers(when["zombie"]) == [advice.UNWAITED_AFTER]
+    assert numbers(when["stopping"]) == [health.GRACE]
+    assert numbers(when["orphan"]) == [health.GRACE, news.ORPHAN_AFTER]
     assert numbers(when["hung"]) == [Config().hung_after]
 
 
@@ -83,13 +84,19 @@ def test_each_kind_of_finding_with_its_figures() -> None:
         "io-bound-processes": [advice.WAITING * 100],
         "cpu-bound-threads": [advice.GIL_WAIT * 1000],
         "starved-executor": [dict(advice.RULES)[advice.starved]],
-        "pool-per-call": [advice.POOLS_PER_CALL, advice.PROCESSES_PER_CALL, advice.PER_CALL_WINDOW],
+        "pool-per-call": [
+            advice.POOLS_PER_CALL,
+            advice.PROCESSES_PER_CALL,
+            advice.PER_CALL_WINDOW,
+            advice.WORTH_THREADS * 1000,
+            advice.WORTH_PROCESSES * 1000,
+        ],
         "costly-payloads": [1],
         "memory-growth": [advice.MEMORY_SPAN, advice.MEMORY_GROWTH >> 20, advice.MEMORY_SHARE * 100],
-        "neglected-errors": [advice.NEGLECT_WINDOW, 20, advice.WINDOW],
+        "neglected-errors": [advice.NEGLECT_WINDOW],
         "crash-loop": [advice.CRASHES, advice.CRASH_WINDOW],
         "queue-growth": [20, advice.WINDOW],
-        "zombies": [advice.ZOMBIES],
+        "zombies": [advice.ZOMBIES, advice.UNWAITED_AFTER],
     }
     assert set(told) == {name for key, name in vars(advice.Kinds).items() if key.isupper()}
     assert f"over {advice.CLEAR_AFTER:.0f} s after its cause" in PAGE

@@ -19,10 +19,10 @@ from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools import monitor as module
-from loopwatch.pools.advice import GIL_WAIT
+from loopwatch.pools.advice import GIL_WAIT, UNWAITED_AFTER
 from loopwatch.pools.health import Situation, judge
 from loopwatch.pools.monitor import LONGEST_PERIOD, PERIOD, Monitor, gil_wait, period
-from loopwatch.pools.news import MOST_LINES, ZOMBIE_AFTER, News
+from loopwatch.pools.news import MOST_LINES, ORPHAN_AFTER, News
 from loopwatch.pools.reading import End, PoolReading, ProcessFacts
 from loopwatch.probes.histogram import Histogram
 
@@ -384,12 +384,38 @@ def told(news: News, now: float, *readings: PoolReading, interval: float = 60.0,
     return [line.text for line in news.of(readings, findings, ends, now, interval)]  # type: ignore[arg-type]
 
 
-def test_a_zombie_is_told_once_and_not_at_once() -> None:
-    """Whoever waits for its child has done so by then; when it has gone, nothing is said."""
-    news, zombie = News(), reading(worker(7, WorkerState.ZOMBIE, "sh; it has exited"), name="children", kind="children")
-    assert told(news, 0, zombie) == []
-    assert told(news, ZOMBIE_AFTER + 1, zombie) == ["child process 7 is a zombie: sh; it has exited"]
-    assert told(news, 100, zombie) == told(news, 110) == []
+def test_a_zombie_is_told_once_the_program_has_passed_it_over() -> None:
+    """That is, once and only if others are started long after it had exited; when it has gone, nothing is said."""
+
+    def zombie(started: int) -> PoolReading:
+        dead = worker(7, WorkerState.ZOMBIE, "sh; it has exited")
+        return reading(dead, name="children", kind="children", started=started)
+
+    news = News()
+    assert told(news, 0, zombie(1)) == told(news, 5, zombie(2)) == told(news, UNWAITED_AFTER, zombie(2)) == []
+    assert told(news, 3600, zombie(2)) == []
+    assert told(news, 3602, zombie(3)) == ["child process 7 is a zombie: sh; it has exited"]
+    assert told(news, 3700, zombie(4)) == told(news, 3710) == []
+
+
+def test_a_thread_that_waits_is_told_where_calls_wait_for_it() -> None:
+    """One that consumes a queue for as long as the program runs does no harm; a process that does nothing is told."""
+    hung = worker(7, WorkerState.HUNG, "it has run app:consume for 99 s")
+    for kind in ("thread", "default"):
+        news = News()
+        assert told(news, 0, reading(hung, kind=kind)) == told(news, 600, reading(hung, kind=kind)) == []
+        (line,) = told(news, 602, reading(hung, kind=kind, queued=1))
+        assert line == f"worker of pool ({kind}) 7 is hung: it has run app:consume for 99 s"
+    assert len(told(News(), 0, reading(hung))) == 1
+
+
+def test_a_task_that_outlives_its_executor_is_told_if_it_takes_long() -> None:
+    """Who shuts down and does not wait may mean it; a worker without a task is told at once."""
+    task = replace(worker(7, WorkerState.ORPHAN, "it is alive"), calls=1)
+    news = News()
+    assert told(news, 0, reading(task)) == told(news, ORPHAN_AFTER - 1, reading(task)) == []
+    assert told(news, ORPHAN_AFTER, reading(task)) == ["worker of pool (process) 7 is an orphan: it is alive"]
+    assert len(told(News(), 0, reading(replace(task, calls=0)))) == 1
 
 
 def test_crashes_of_pools_are_told_by_reason() -> None:
@@ -406,14 +432,21 @@ def test_crashes_of_pools_are_told_by_reason() -> None:
 
 
 def test_crashes_of_children_are_told_and_answers_are_not() -> None:
-    """A signal, or the exit code of a copy of this program; not that of a command, nor an end that was wanted."""
+    """A signal, or an uncaught exception of a copy of this program; no answer, no request, no end that was wanted."""
     ends = [
         End(1, 5.0, 9.0, "SIGKILL", "app.py:2 in run", "worker"),
         End(2, 5.0, 9.0, "exit 1", "app.py:3 in run", "grep", executes=True),
         End(3, 5.0, 9.0, None, "app.py:4 in run", "worker"),
+        End(4, 5.0, 9.0, "SIGTERM", "app.py:5 in run", "worker"),
+        End(5, 5.0, 9.0, "SIGPIPE", "app.py:6 in run", "yes", executes=True),
+        End(6, 5.0, 9.0, "exit 155", "app.py:7 in run", "worker"),
+        End(7, 5.0, 9.0, "exit 1", "app.py:8 in run", "worker"),
     ]
     news = News()
-    assert told(news, 6, ends=ends) == ["child process 1 (worker), made at app.py:2 in run, died: SIGKILL"]
+    assert told(news, 6, ends=ends) == [
+        "child process 1 (worker), made at app.py:2 in run, died: SIGKILL",
+        "child process 7 (worker), made at app.py:8 in run, died: exit 1",
+    ]
     assert told(news, 7, ends=ends) == []
 
 
