@@ -70,7 +70,7 @@ class Faults:
             self.say(
                 logging.WARNING,
                 "loopwatch: one %s could not be watched and is left alone (the program is not affected): %s: %s",
-                part, type(exc).__name__, exc, exc=exc if logger.isEnabledFor(logging.DEBUG) else None,
+                part, type(exc).__name__, _text(exc), exc=exc if logger.isEnabledFor(logging.DEBUG) else None,
             )  # fmt: skip
 
     def is_off(self, part: str) -> bool:
@@ -88,3 +88,11 @@ class Faults:
 
         if logger.isEnabledFor(level) and not self._relay(write):
             write()
+
+
+def _text(exc: BaseException) -> str:
+    """Return what it says: a record that had the exception itself would keep the frames of the program alive."""
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001 - it is the program's own and may be odd, too; its type is logged
+        return "(it cannot be printed)"

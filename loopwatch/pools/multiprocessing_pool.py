@@ -109,6 +109,8 @@ class WatchedPool(Watched):
             at = self.staff.now(process.pid)
             if exitcode == 0 and (at is None or at.number is None):
                 continue
+            if exitcode > 0 and at is not None and at.number is None and at.done > 0:
+                continue  # it had done its part: forked from an executor's thread, it fails to join itself at its end
             dead = self.staff.crashed(process.pid, exitcode, now)
             if dead.task is not None:
                 self._lost.add(dead.task)

@@ -41,6 +41,8 @@ class WatchedOther(Watched):
         collected: Callable[[Any], object],
         hooks: Hooks,
     ) -> None:
+        if not _has_really(pool, "submit"):
+            raise TypeError("it is made up when it is asked for, as that of a mock")
         super().__init__(pool, identity, hung_after, collected)
         self._pending: dict[_Task, weakref.ref[Any]] = {}
         self._is_shut_down = False
@@ -48,7 +50,7 @@ class WatchedOther(Watched):
         self._max_workers = most if isinstance(most, int) else None
         self._over = hooks.guarded(self.over, whose=self)
         self._replace(hooks, pool, "submit", time.monotonic, hooks.guarded(self._submitted, whose=self))
-        if callable(getattr(pool, "shutdown", None)):
+        if _has_really(pool, "shutdown"):
             self._replace(hooks, pool, "shutdown", hooks.guarded(self._ending, whose=self), _nothing)
 
     def _replace(self, hooks: Hooks, pool: Any, name: str, *notes: Callable[..., object]) -> None:
@@ -106,6 +108,11 @@ class _Task:
 
     def __call__(self, future: Any) -> None:
         self._note(self, future)
+
+
+def _has_really(pool: Any, name: str) -> bool:
+    """Whether it has a method that can be put back: in its own dictionary, or by its class."""
+    return name in vars(pool) or callable(getattr(type(pool), name, None))
 
 
 def _nothing(_result: Any, _before: Any) -> None:
