@@ -145,7 +145,9 @@ class Births:
 
     def _add(self, birth: Birth) -> None:
         before = self.known.pop(birth.pid, None)  # so that it goes to the end
-        if before is not None and before.adopted and before.exitcode is None:  # it was seen before it was noted
+        # It was seen before it was noted, or is noted twice: by os.fork(), and by what calls that.
+        is_same = before is not None and (before.adopted or birth.at - before.at < EARLY)
+        if before is not None and is_same and before.exitcode is None:
             before.place, before.pool, before.name = birth.place, birth.pool, birth.name
             before.executes, before.remote, before.adopted = birth.executes, birth.remote, False
             birth = before

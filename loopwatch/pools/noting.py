@@ -69,12 +69,12 @@ class SlotNotes:
     have computed all the time; what arguments and results cost beside short tasks is reckoned from the samples.
     """
 
-    __slots__ = ("_count", "_cpu", "_is_long", "_number", "_slot", "_start")
+    __slots__ = ("_count", "_cpu", "_is_long", "_measured", "_number", "_slot", "_start")
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._number: int | None = None
-        self._start = self._count = 0
+        self._start = self._count = self._measured = 0
         self._is_long = False
         self._cpu: int | None = None
         """The processor's clock when the last task ended, and when the present one began, as far as it was read."""
@@ -91,7 +91,9 @@ class SlotNotes:
         if before is not None or is_sample:
             now = time.process_time_ns()
             if before is not None:
-                between = (now - before) * (1 if self._is_long else SAMPLE)
+                # It stands for those before it, not for those to come: a worker may be replaced after a few.
+                between = (now - before) * (self._count - 1 - self._measured)
+                self._measured = self._count - 1
             self._cpu = now if is_sample else None
         self._number, self._start = number, time.monotonic_ns()
         self._slot.begin(number, self._start, between)

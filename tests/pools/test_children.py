@@ -503,3 +503,25 @@ def test_taken_back_in_any_order(monitor: Monitor) -> None:
     finally:
         del subprocess.Popen.__init__
         subprocess.Popen.__init__ = ours.__wrapped__  # type: ignore[method-assign, attr-defined]
+
+
+def test_one_that_is_noted_twice_is_one(monitor: Monitor) -> None:
+    """By ``os.fork`` and by what calls it: whoever has seen the first note hears that it was told to end."""
+    births = monitor._births
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    noted = births._note
+    looked: list[int] = []
+
+    def look(pid: int, **known: Any) -> None:
+        if known:  # between the two
+            monitor.poll_now()
+            looked.append(pid)
+        noted(pid, **known)
+
+    births._note = look  # type: ignore[method-assign]
+    process.start()
+    process.kill()
+    process.join()
+    assert looked == [process.pid]
+    until(lambda: not children(monitor).workers)
+    assert (children(monitor).crashes, children(monitor).started) == ({}, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import math
 import multiprocessing
@@ -29,9 +30,10 @@ from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import WorkerState
-from loopwatch.pools import health
+from loopwatch.pools import health, noting
 from loopwatch.pools.board import SIZE, SLOTS, Address, Board, claim
 from loopwatch.pools.multiprocessing_pool import LOST, MANY
+from loopwatch.pools.noting import SAMPLE, SlotNotes
 from loopwatch.pools.watch import PoolWatch
 
 __all__ = ["watch"]
@@ -430,3 +432,22 @@ def test_what_is_at_the_address_of_a_board_by_now_is_left_alone(tmp_path: Path) 
         found = os.fstat(file.fileno())
         assert claim(Address(os.getpid(), file.fileno(), found.st_dev, found.st_ino + 1), 1) is None
     assert path.read_bytes() == b"theirs"
+
+
+def test_what_is_between_tasks_is_not_reckoned_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap that is measured stands for those before it: a worker that is replaced after two tasks has had one."""
+    clock = itertools.count(0, 1000)  # 1 us of the processor between two looks at its clock
+    board = Board()
+    slot = claim(board.address, pid=os.getpid())
+    assert slot is not None
+    monkeypatch.setattr(noting.time, "process_time_ns", lambda: next(clock))
+    notes, overheads = SlotNotes(slot), []
+    for number in range(2 * SAMPLE + 2):
+        notes.begin(number)
+        notes.end()
+        index = board.slot_of(os.getpid())
+        assert index is not None
+        overheads.append(round(board.now(index).overhead * 1e6))
+    assert overheads == [0, *[1] * SAMPLE, *[1 + SAMPLE] * SAMPLE, 1 + 2 * SAMPLE]
+    slot.close()
+    board.close()

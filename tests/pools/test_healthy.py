@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tasks_of_pools as tasks
-from tests_of_pools import until
+from tests_of_pools import Gate, until
 
 import loopwatch
 from loopwatch.agent import Agent
@@ -273,18 +274,23 @@ def test_a_supervisor_that_recycles_its_workers(silent: Agent) -> None:
         worker.join()
 
 
-def test_many_that_are_waited_for_in_turn(silent: Agent) -> None:
+def test_many_that_are_waited_for_in_turn(silent: Agent, tmp_path: Path) -> None:
     """However long the first one takes, what has ended meanwhile is waited for: of each kind eight."""
     first = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
-    children = [subprocess.Popen(["/bin/true"]) for _ in range(8)]
-    processes = [FORK.Process(target=int) for _ in range(8)]
-    for process in processes:
-        process.start()
+    with Gate(tmp_path) as gate:
+        children = [subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) for _ in range(8)]
+        processes = [FORK.Process(target=tasks.until_there, args=(str(gate),)) for _ in range(8)]
+        for process in processes:
+            process.start()
+        silent._pools._monitor.poll_now()  # all of them are known
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.close()
 
     def zombies() -> int:
         return sum(w.state == "zombie" for pool in silent.snapshot().pools for w in pool.workers)
 
-    until(lambda: zombies() >= 9)
+    until(lambda: zombies() == 16)
     for _ in range(20):
         silent._pools._monitor.poll_now()
         time.sleep(0.05)
@@ -296,7 +302,7 @@ def test_many_that_are_waited_for_in_turn(silent: Agent) -> None:
 
 
 def test_pools_of_processes_that_are_recycled_and_made_for_jobs(silent: Agent) -> None:
-    """``maxtasksperchild``, also forked from an executor's thread, where workers end with 1 (``thread._python_exit``)."""
+    """``maxtasksperchild``, also forked from an executor's thread, whose copies end with 1 (``_python_exit``)."""
 
     def work() -> None:
         with FORK.Pool(2, maxtasksperchild=2) as pool:
