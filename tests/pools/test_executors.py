@@ -62,9 +62,9 @@ def replaced() -> dict[tuple[str, str], object]:
 
 @pytest.fixture
 def watch() -> Iterator[PoolWatch]:
-    """A watch of its own, for which a worker hangs after 0.2 s; it has no faults and puts everything back."""
+    """A watch of its own, for which a worker hangs after 1 s; it has no faults and puts everything back."""
     before = replaced()
-    patches, faults, config = PatchSet(), Faults(), Config(log_level="CRITICAL", hung_after=0.2)
+    patches, faults, config = PatchSet(), Faults(), Config(log_level="CRITICAL", hung_after=1.0)
     watch = PoolWatch(lambda: config, patches, faults, lambda _loop: "main")
     watch.start()
     yield watch
