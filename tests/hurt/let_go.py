@@ -121,8 +121,11 @@ def pool(made: Any) -> Iterator[object]:
         result = pool.apply_async(give, (thing,))
         yield result
         result.wait()
-        yield pool.map_async(give, range(4))
-        yield pool.imap(give, [thing])
+        mapped, iterated = pool.map_async(give, range(4)), pool.imap(give, [thing])
+        yield mapped
+        mapped.wait()  # what is open at the end is in a cycle with its pool
+        yield iterated
+        assert len(list(iterated)) == 1
         failed = pool.apply_async(fail, (thing,))
         failed.wait()
         yield failed
