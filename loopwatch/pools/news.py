@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from loopwatch import _log
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.advice import family
 from loopwatch.pools.reading import End, PoolReading
-
-logger = logging.getLogger("loopwatch")
 
 ZOMBIE_AFTER = 4.0
 """s: whoever waits for a child has done so by then."""
@@ -30,7 +28,7 @@ class Line(NamedTuple):
 
     def write(self, level: int) -> None:
         """Write it to the logger ``loopwatch``."""
-        logger.log(level, "loopwatch: %s", self.text, extra=self.extra)
+        _log.write(level, "loopwatch: %s", self.text, extra=self.extra)
 
 
 class News:
