@@ -83,7 +83,7 @@ class Faults:
     Args:
         relay: has an action done by another thread and returns True, or returns False: do it here. A log handler may
             block, and neither a loop nor the watcher may wait for it.
-        switched_off: called with the name of each part that is switched off, each time; must not raise.
+        failed: called with the name of a part at each fault; must not raise.
         clock: monotonic seconds.
 
     Attributes:
@@ -100,12 +100,12 @@ class Faults:
     def __init__(
         self,
         relay: Callable[[Action], bool] = lambda _action: False,
-        switched_off: Callable[[str], object] = lambda _part: None,
+        failed: Callable[[str], object] = lambda _part: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts: dict[str, int] = {}
         self._relay = relay
-        self._switched_off = switched_off
+        self._failed = failed
         self._clock = clock
         # No lock: single operations on dicts, as faults come from any thread, in signal handlers and around forks.
         self._parts: dict[str, _Part] = {}
@@ -150,6 +150,7 @@ class Faults:
             for_good: it cannot come back, as a thread or hook has ended with it.
         """
         first = self.count(part) == 1
+        self._failed(part)
         state, now = self._parts.setdefault(part, _Part()), self._clock()
         if part in self._off:
             return
@@ -170,7 +171,6 @@ class Faults:
             times = f"{self.counts[part]} times " if self.counts[part] > 1 else ""
             what = f"failed {times}and is switched off {until} (the program is not affected)"
             self._tell(part, f"{what}: {error_text(exc)}", exc)
-        self._switched_off(part)
 
     def count(self, part: str) -> int:
         """Count a fault that needs nothing else; return how many there are of ``part``."""
@@ -205,7 +205,7 @@ class Faults:
             try:
                 _log.write(level, text, *args, error=exc)
             except Exception:  # noqa: BLE001 - there is nowhere left to tell it
-                self.count("log")
+                self.counts.setdefault("log", 1)
 
         if _log.logger.isEnabledFor(level) and not self._relay(write):
             write()

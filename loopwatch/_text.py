@@ -30,11 +30,11 @@ def printable(text: object, most: int = MAX_NAME) -> str:
 
     Args:
         text: anything; None is no text.
-        most: characters, 3 or more.
+        most: characters, 12 or more.
 
     Example:
-        >>> printable("a\\nb\\x1b[31m"), printable("x" * 300, 9), printable(b"name"), printable(None)
-        ('a\\\\nb\\\\x1b[31m', 'xxx...xxx', '<bytes>', '')
+        >>> printable("a\\nb\\x1b[31m"), printable("x" * 300, 12), printable(b"name"), printable(None)
+        ('a\\\\nb\\\\x1b[31m', 'xxxxx...xxxx', '<bytes>', '')
     """
     exact = text if type(text) is str else _exact(text)
     if len(exact) <= most:

@@ -83,7 +83,7 @@ class Agent:
     def __init__(self, config: Config | None = None, *, patches: PatchSet | None = None) -> None:
         self._config = config or Config()
         self._patches = patches or PatchSet()
-        self._faults = Faults(self._relay, self._switched_off)
+        self._faults = Faults(self._relay, self._part_failed)
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._ring: deque[Stall] = deque(maxlen=self._config.max_stalls)
@@ -780,7 +780,7 @@ class Agent:
             action
         )
 
-    def _switched_off(self, part: str) -> None:
+    def _part_failed(self, part: str) -> None:
         if part in ("watcher", "hang"):
             self._sinks.disarm()
 

@@ -65,10 +65,12 @@ def labels(
         context: a copy of the callback's context; the original is in use by the loop's thread and cannot be entered.
         sources: names of context variables, and callables that return labels.
         attempt: asks one of them: what fails gives no labels and takes none from the others; parts are ``trace`` for
-            OpenTelemetry and ``context`` for the sources. Default without a net.
+            OpenTelemetry and ``context``, ``context 2``, ... for the sources. Default without a net.
     """
     asked = [attempt("trace", lambda: context.run(_trace), None)]
-    asked += [attempt("context", functools.partial(_asked, context, source), None) for source in sources]
+    for number, source in enumerate(sources, 1):
+        part = "context" if number == 1 else f"context {number}"
+        asked.append(attempt(part, functools.partial(_asked, context, source), None))
     return {key: value for found in asked if found for key, value in found.items()}
 
 

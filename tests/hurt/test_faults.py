@@ -1,4 +1,4 @@
-"""Each part may fail: it is counted, logged once and switched off; the rest works, the program sees nothing."""
+"""Each part may fail: it is counted, logged, left out for a while if it goes on; the program sees nothing of it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,11 @@ def faults(agent: Agent) -> dict[str, int]:
 
 
 def failures(lines: Lines) -> list[str]:
-    return [line for line in lines.lines if "switched off" in line or "is removed" in line]
+    return [line for line in lines.lines if " failed" in line or "is removed" in line]
+
+
+def off_lines(lines: Lines) -> list[str]:
+    return [line for line in lines.lines if "is switched off" in line]
 
 
 @pytest.mark.parametrize("exc", [RuntimeError("theirs"), SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()])
@@ -119,7 +123,7 @@ def test_callback(run: Run, sink: RecordingSink, lines: Lines, unraisable: list[
 def test_context_callable(
     agent: Agent, run: Run, sink: RecordingSink, lines: Lines, *, unraisable: list[Any], exc: BaseException
 ) -> None:
-    """A callable that labels stalls and raises is not asked again; stalls come with culprit and task as before."""
+    """A callable that labels stalls and raises is left out after three stalls; they come with culprit as before."""
     calls: list[int] = []
 
     def bad() -> dict[str, str]:
@@ -127,20 +131,22 @@ def test_context_callable(
         raise exc
 
     agent.add_context(bad)
+    agent.add_context(lambda: {"other": "label"})
     assert run(blocks(3)) == "the program's result"
     agent.flush()
     found = long(sink.stalls)
     assert [stall.culprit.function for stall in found if stall.culprit] == ["sleeper"] * 3
-    assert [stall.context for stall in found] == [{}] * 3
-    assert len(calls) == 1
-    assert faults(agent) == {"context": 1}
-    assert len(failures(lines)) == 1
+    assert [stall.context for stall in found] == [{"other": "label"}] * 3
+    assert len(calls) == 3
+    assert faults(agent) == {"context": 3}
+    assert len(failures(lines)) == 2
+    assert len(off_lines(lines)) == 1
     assert unraisable == []
 
 
 @pytest.mark.parametrize("exc", [ValueError("broken handler"), OSError(28, "No space left on device")])
 def test_log_handler(run: Run, sink: RecordingSink, unraisable: list[Any], exc: Exception) -> None:
-    """A log handler that raises is asked once for the stall and once for the fault; every stall is told otherwise."""
+    """A log handler that raises is asked for three stalls and two lines of ours; every stall is told otherwise."""
     agent = loopwatch.install(threshold=0.1, log_interval=0, on_stall=sink, cpu_budget=1.0)
     calls: list[str] = []
 
@@ -157,8 +163,9 @@ def test_log_handler(run: Run, sink: RecordingSink, unraisable: list[Any], exc: 
     finally:
         logging.getLogger("loopwatch").removeHandler(handler)
     assert len(long(sink.stalls)) == 3
-    assert faults(agent) == {"log": 1}
-    assert len(calls) == 2
+    assert faults(agent) == {"log": 3}
+    assert len(calls) == 5
+    assert set(agent.snapshot().agent.switched_off) == {"log"}
     assert unraisable == []
 
 
@@ -184,7 +191,7 @@ def test_log_handler_that_raises_into_install() -> None:
 
 
 def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> None:
-    """A journal that cannot be written (here: a link in its place) is given up; stalls go everywhere else."""
+    """A journal that cannot be written (here: a link in its place) is left out; stalls go everywhere else."""
     import os
 
     from loopwatch.telemetry.files import journal_path
@@ -195,38 +202,43 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
     assert run(blocks(3)) == "the program's result"
     agent.flush()
     assert len(long(sink.stalls)) == 3
-    assert faults(agent) == {"journal": 1}
-    assert len(failures(lines)) == 1
+    assert faults(agent) == {"journal": 3}
+    assert len(failures(lines)) == 2
+    assert "it is a symbolic link; remove it, or set journal to a directory" in failures(lines)[0]
+    assert str(path) in failures(lines)[0]
+    assert set(agent.snapshot().agent.switched_off) == {"journal"}
 
 
 def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A diagnosis that fails is not tried again; the figures of the loop still count the stalls."""
+    """What cannot be diagnosed is told as a stall without a cause; the figures of the loop count it."""
     monkeypatch.setattr(loopwatch.agent, "diagnose", raising(RuntimeError("ours")))
     seen = []
 
     async def main() -> str:
-        result = await blocks(3)
+        result = await blocks(4)
         agent.flush()
         seen.extend(agent.snapshot().loops)
         return result
 
     assert run(main()) == "the program's result"
     agent.flush()
-    assert sink.stalls == []
-    assert faults(agent) == {"diagnosis": 1}
-    assert len(failures(lines)) == 1
-    assert seen[0].stalls >= 3
-    assert seen[0].blocked >= 3 * LONG * 0.9
+    found = long(sink.stalls)
+    assert [(stall.cause, stall.culprit, stall.loop) for stall in found] == [("unknown", None, "main")] * 4
+    assert all(stall.evidence.wall >= LONG * 0.9 for stall in found)
+    assert faults(agent) == {"diagnosis": 3}
+    assert len(failures(lines)) == 2
+    assert seen[0].stalls >= 4
+    assert seen[0].blocked >= 4 * LONG * 0.9
 
 
 def test_flagging(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flagging that fails is not tried again and flags nobody; stalls are told as before."""
+    """Flagging that fails flags nobody and is left out after three stalls; stalls are told as before."""
     monkeypatch.setattr(Flagging, "add", raising(RuntimeError("ours")))
     assert run(blocks(3)) == "the program's result"
     agent.flush()
     assert len(long(sink.stalls)) == 3
-    assert faults(agent) == {"flagging": 1}
-    assert len(failures(lines)) == 1
+    assert faults(agent) == {"flagging": 3}
+    assert len(failures(lines)) == 2
     assert agent.flagged() == agent.snapshot().flagged == ()
 
 
@@ -234,8 +246,8 @@ def test_flagged_functions_that_cannot_be_read(agent: Agent, lines: Lines, monke
     """A reading that fails is counted, and neither it nor a snapshot raises."""
     monkeypatch.setattr(Flagging, "flagged", raising(RuntimeError("ours")))
     assert agent.flagged() == agent.snapshot().flagged == ()
-    assert faults(agent) == {"flagging": 1}
-    assert len(failures(lines)) == 1
+    assert faults(agent)["flagging"] >= 2
+    assert len(failures(lines)) >= 1
 
 
 def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,13 +268,13 @@ def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkey
 
 
 def test_discovery(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A discovery that fails is off: no loop is found by itself any more, the program's loops run as ever."""
+    """A discovery that fails is left out for a while: no loop is found, the program's loops run as ever."""
     agent = loopwatch.install(threshold=0.1, cpu_budget=1.0)
     monkeypatch.setattr(agent, "_attach", raising(RuntimeError("ours")))
     for _ in range(3):
         assert run(blocks(1)) == "the program's result"
-    assert faults(agent) == {"discovery": 1}
-    assert len(failures(lines)) == 1
+    assert set(faults(agent)) == set(agent.snapshot().agent.switched_off) == {"discovery"}
+    assert len(failures(lines)) == 2
     assert agent.snapshot().loops == ()
 
 
@@ -290,11 +302,11 @@ def test_hang_timer(tmp_path: Any) -> None:
         asyncio.run(blocked(0.3))
         agent.flush()
         found = [stall for stall in agent.stalls() if stall.duration > 0.25 and not stall.ongoing]
-        say(faults=dict(agent.snapshot().agent.faults), found=len(found), culprit=found[0].culprit.function)
+        say(faults=[*agent.snapshot().agent.faults], found=len(found), culprit=found[0].culprit.function)
     """
     ended = program(source, tmp_path)
-    assert (ended.code, ended.last) == (0, {"faults": {"hang": 1}, "found": 2, "culprit": "nap"})
-    assert len([line for line in ended.out if "its hang failed" in line.get("line", "")]) == 1
+    assert (ended.code, ended.last) == (0, {"faults": ["hang"], "found": 2, "culprit": "nap"})
+    assert len([line for line in ended.out if "its hang failed (" in line.get("line", "")]) == 1
 
 
 def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
@@ -319,19 +331,20 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
             while part not in agent.snapshot().agent.faults:
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.7)
-            say(armed=hang._armed, exists=hang.path.exists(), faults=dict(agent.snapshot().agent.faults))
+            written = hang.path.read_text() if hang.path.exists() else ""
+            say(armed=hang._armed, dumped="Timeout" in written, faults=[*agent.snapshot().agent.faults])
 
         asyncio.run(main())
     """
     for part in ("hang", "watcher"):
-        assert succeeded(source, tmp_path, part) == {"armed": False, "exists": False, "faults": {part: 1}}
+        assert succeeded(source, tmp_path, part) == {"armed": False, "dumped": False, "faults": [part]}
 
 
 @pytest.mark.parametrize("seam", ["probe", "stacks", "evidence"])
 def test_whatever_fails_in_the_watcher(
     seam: str, agent: Agent, run: Run, lines: Lines, *, unraisable: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A probe, the sampling of stacks or the reading of evidence that raises is counted and logged once, no more."""
+    """A probe, the sampling of stacks or the reading of evidence that raises is counted, and logged twice at most."""
     if seam == "probe":
         from loopwatch.probes import uvloop_probe
 
@@ -346,7 +359,7 @@ def test_whatever_fails_in_the_watcher(
     agent.flush()
     assert sum(faults(agent).values()) >= 1
     assert len(faults(agent)) == 1
-    assert len(failures(lines)) == 1
+    assert 1 <= len(failures(lines)) <= 2
     assert unraisable == []
     stats = agent.snapshot().agent
     assert stats.state in ("watching", "waiting") or (stats.state, stats.reason) == ("off", "its watcher failed")
