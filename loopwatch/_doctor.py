@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from loopwatch import __version__
-from loopwatch._text import shown
 from loopwatch.config import ENV_PREFIX, Config, field_names, from_env
+from loopwatch.core.text import shown
 from loopwatch.errors import ConfigError
 
 SCHEMA = "loopwatch.doctor/1"

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from loopwatch import _log
-from loopwatch._text import error_text
+from loopwatch.core import log
+from loopwatch.core.originals import time
+from loopwatch.core.text import error_text
 
 Action = Callable[[], object]
 Found = TypeVar("Found")
@@ -203,11 +203,11 @@ class Faults:
 
         def write() -> None:
             try:
-                _log.write(level, text, *args, error=exc)
+                log.write(level, text, *args, error=exc)
             except Exception:  # noqa: BLE001 - there is nowhere left to tell it
                 self.counts.setdefault("log", 1)
 
-        if _log.logger.isEnabledFor(level) and not self._relay(write):
+        if log.logger.isEnabledFor(level) and not self._relay(write):
             write()
 
     def _works_again(self, part: str) -> None:
@@ -220,7 +220,7 @@ class Faults:
             self._tell(part, f"works again, after {self.counts[part]} faults in all", None)
 
     def _tell(self, part: str, what: str, exc: BaseException | None) -> None:
-        shown = exc if _log.logger.isEnabledFor(logging.DEBUG) else None
+        shown = exc if log.logger.isEnabledFor(logging.DEBUG) else None
         self.say(logging.WARNING, "loopwatch: its %s %s", part, what, exc=shown)
 
 

@@ -8,10 +8,10 @@ import os
 import threading
 from typing import Any
 
-from loopwatch import _log
 from loopwatch._patches import PatchSet
 from loopwatch.agent import Agent
 from loopwatch.config import Config, field_names, from_env
+from loopwatch.core import log
 from loopwatch.core.off_loop import off_loop
 from loopwatch.errors import ConfigError
 
@@ -102,10 +102,10 @@ def install_from_environment() -> None:
         install()
     except ConfigError as exc:
         if not str(exc).startswith("prometheus_"):
-            _log.write(logging.ERROR, "loopwatch: not started: %s", exc)
+            log.write(logging.ERROR, "loopwatch: not started: %s", exc)
             return
         # Not the value is wrong, which would name its variable.
-        _log.write(logging.ERROR, "loopwatch: Prometheus cannot scrape this process: %s", exc)
+        log.write(logging.ERROR, "loopwatch: Prometheus cannot scrape this process: %s", exc)
         install(prometheus_port=None)
 
 

@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from loopwatch import __version__, _log, stacks
+from loopwatch import __version__, stacks
 from loopwatch._faults import Action, Faults
 from loopwatch._patches import PatchSet, loaded
-from loopwatch._text import error_text, printable
 from loopwatch.config import Config, ContextSource
+from loopwatch.core import log
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
+from loopwatch.core.text import error_text, printable
 from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose, undiagnosed
 from loopwatch.discovery import Discovery
@@ -154,7 +155,7 @@ class Agent:
             if refusal:
                 self._reason = refusal
                 return False
-            _log.stderr.begin()
+            log.stderr.begin()
             tell = self._telemetry.prepare(self._config)
             self._scraped.open(self._config)
             self._state, self._reason = "on", ""
@@ -216,7 +217,7 @@ class Agent:
             self._teller.stop(timeout)
         self._telemetry.stop(timeout, leaving=leaving)
         self._sinks.close()
-        _log.stderr.flush()
+        log.stderr.flush()
         self._make_parts()
 
     def hold_for_fork(self) -> Callable[[], None]:
@@ -767,9 +768,9 @@ class Agent:
         self._starts.tick(now)
         self._sinks.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
         self._telemetry.tick()
-        if _log.stderr.waiting and now >= self._next_flush:
+        if log.stderr.waiting and now >= self._next_flush:
             self._next_flush = now + 1.0
-            self._teller.do(_log.stderr.flush)
+            self._teller.do(log.stderr.flush)
 
     def _threads_of_loops(self) -> dict[int, str]:
         return {loop.thread.ident: loop.name for loop in self._watcher.loops if loop.thread and loop.is_running}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from loopwatch import __version__
-from loopwatch._text import shown
+from loopwatch.core.text import shown
 from loopwatch.errors import LoopwatchError
 
 _EXAMPLES = """\

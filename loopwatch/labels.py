@@ -11,8 +11,8 @@ from typing import Any
 
 from loopwatch._faults import Attempt, plainly
 from loopwatch._patches import loaded
-from loopwatch._text import printable
 from loopwatch.config import ContextSource
+from loopwatch.core.text import printable
 from loopwatch.probes.probe import Loop
 
 

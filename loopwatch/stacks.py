@@ -21,7 +21,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from loopwatch._text import MAX_PATH, printable
+from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.events import Frame
 from loopwatch.evidence import GcMonitor
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Run
 
-from loopwatch._text import MAX_NAME
+from loopwatch.core.text import MAX_NAME
 from loopwatch.labels import context_of, labels, names_of, running_task, task_of
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")

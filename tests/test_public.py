@@ -62,7 +62,7 @@ PURE = {
     "loopwatch.events",
     "loopwatch.flagging",
     "loopwatch.expectations",
-    "loopwatch._text",
+    "loopwatch.core.text",
     "loopwatch.pools.health",
     "loopwatch.pools.advice",
 }

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from loopwatch._text import shown
+from loopwatch.core.text import shown
 from loopwatch.demo.truth import EXPORT, HEALTH_EVERY, THRESHOLD, Habit, Seen
 from loopwatch.events import Cause, Frame, Stall
 from loopwatch.telemetry.report import seconds as in_words

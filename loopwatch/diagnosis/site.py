@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
 
-from loopwatch._text import MAX_PATH, printable
+from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.events import Frame
 
 AGREE = 0.6

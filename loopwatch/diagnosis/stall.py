@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from loopwatch._faults import Attempt, plainly
-from loopwatch._text import MAX_LINE, printable
+from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
 from loopwatch.diagnosis.remedy import remedy
 from loopwatch.diagnosis.site import Site, Stack, Verdict
@@ -86,7 +86,7 @@ def diagnose(
 ) -> Stall | None:
     """Return the stall that ``seen`` amounts to, None if a debugger held the program.
 
-    All text in it is printable and bounded, see :mod:`loopwatch._text`.
+    All text in it is printable and bounded, see :mod:`loopwatch.core.text`.
 
     Args:
         seen: what the watcher saw.

@@ -17,8 +17,8 @@ from typing import Any
 
 from loopwatch._faults import Faults
 from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
-from loopwatch._text import printable
 from loopwatch.core.originals import time
+from loopwatch.core.text import printable
 from loopwatch.pools.origin import origin
 
 MOST = 4096

@@ -7,7 +7,7 @@ from collections.abc import Container
 from itertools import count
 from typing import Any
 
-from loopwatch._text import printable
+from loopwatch.core.text import printable
 
 LONGEST = 100
 """Characters of a name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from loopwatch import _log
+from loopwatch.core import log
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.advice import family
 from loopwatch.pools.reading import End, PoolReading
@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
     def write(self, level: int) -> None:
         """Write it to the logger ``loopwatch``."""
-        _log.write(level, "loopwatch: %s", self.text, extra=self.extra)
+        log.write(level, "loopwatch: %s", self.text, extra=self.extra)
 
 
 class News:

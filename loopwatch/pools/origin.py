@@ -6,7 +6,7 @@ import sys
 from types import FrameType
 from typing import NamedTuple
 
-from loopwatch._text import MAX_PATH, printable
+from loopwatch.core.text import MAX_PATH, printable
 
 MOST = 60
 """Frames looked at."""

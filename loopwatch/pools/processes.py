@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import psutil
 
-from loopwatch._text import printable
 from loopwatch.core.originals import time
+from loopwatch.core.text import printable
 from loopwatch.pools.births import peek
 from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import ProcessFacts

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import fields
 from importlib.resources import files
 
-from loopwatch._text import shown
+from loopwatch.core.text import shown
 from loopwatch.events import Evidence, Frame, Stall
 from loopwatch.telemetry import report
 from loopwatch.telemetry.reading import TORN, JournalContents

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loopwatch import _log
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.events import Cause, ExpectedBlocks, FlaggedFunction, Stall
 
@@ -42,11 +42,11 @@ class LogSink:
         self._last[key] = now
         held = self._held.pop(key, 0)
         text = describe(stall) + (f" [{held} more from here since the last line]" if held else "")
-        _log.write(self.level, text, extra={"loopwatch": stall.to_dict()})
+        log.write(self.level, text, extra={"loopwatch": stall.to_dict()})
 
     def flagged(self, function: FlaggedFunction) -> None:
         """Write the line for ``function``, which has just been flagged."""
-        _log.write(self.level, describe_flagged(function), extra={"loopwatch_flagged": function.to_dict()})
+        log.write(self.level, describe_flagged(function), extra={"loopwatch_flagged": function.to_dict()})
 
     def expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
         """Write the line for ``blocks``, which are over; its record carries them as ``record.loopwatch_expected``."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loopwatch._text import shown
+from loopwatch.core.text import shown
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import FlaggedFunction, Frame, StackCount, Stall
 from loopwatch.telemetry.files import base_of

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from loopwatch._text import shown
 from loopwatch.config import Config
+from loopwatch.core.text import shown
 from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
 from loopwatch.flagging import OFFLOADABLE, Flagging
 from loopwatch.telemetry.reading import TORN, Header, JournalContents

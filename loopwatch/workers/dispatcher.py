@@ -12,7 +12,7 @@ import logging
 import os
 from pathlib import Path
 
-from loopwatch import _log
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.errors import OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
@@ -361,7 +361,7 @@ class Dispatcher:
         try:
             told(PoolEvent(kind, self._options.name, pid, detail, time.time()))
         except Exception as exc:  # noqa: BLE001 - code of the program
-            _log.write(logging.ERROR, "loopwatch: on_event of %s failed", self._options.name, error=exc)
+            log.write(logging.ERROR, "loopwatch: on_event of %s failed", self._options.name, error=exc)
 
 
 def _again(error: OffloadError) -> OffloadError:

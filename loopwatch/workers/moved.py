@@ -12,8 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from loopwatch._text import MAX_LINE, printable
 from loopwatch.core.originals import time
+from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.workers import clocks, defaults, launch, settings, worker

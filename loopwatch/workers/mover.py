@@ -23,8 +23,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from loopwatch._patches import Around, CodePatch, Patch, PatchSet
-from loopwatch._text import printable
 from loopwatch.core.off_loop import running_loop
+from loopwatch.core.text import printable
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop

@@ -21,7 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from loopwatch import _log
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.workers import handles
 
@@ -65,7 +65,7 @@ class Output:
                 ours.append(read)
                 os.set_blocking(read, False)
         except OSError as exc:
-            _log.write(logging.WARNING, "loopwatch: the output of worker %d is not prefixed: %s", pid, exc)
+            log.write(logging.WARNING, "loopwatch: the output of worker %d is not prefixed: %s", pid, exc)
             for each in ours:
                 os.close(each)
             return handles.NONE

@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
-from loopwatch import _log
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
@@ -373,7 +373,7 @@ class ThreadBackend:
                         return
                     del call, result, error
         except Exception as exc:  # noqa: BLE001 - code of the program
-            _log.write(
+            log.write(
                 logging.ERROR, "loopwatch: a thread of %s could not put away what it ran its calls with", self.name,
                 error=exc,
             )  # fmt: skip

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from loopwatch import _log
+from loopwatch.core import log
 from loopwatch.core.originals import time
 
 FLUSH_WITHIN = 500
@@ -252,7 +252,7 @@ def flush() -> None:
 
 @functools.cache
 def _say(kind: str) -> None:
-    _log.write(
+    log.write(
         logging.WARNING, "loopwatch: a call could not be traced as it should be (%s); logged once", kind,
         error=sys.exception(),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from loopwatch import labels
-from loopwatch._text import MAX_LINE, MAX_NAME, MAX_PATH
+from loopwatch.core.text import MAX_LINE, MAX_NAME, MAX_PATH
 from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose
 from loopwatch.events import AgentStats, Cause, Evidence, FlaggedFunction, Snapshot, Stall
@@ -168,7 +168,7 @@ def test_no_file_name_breaks_the_search_for_a_call(file: str) -> None:
 
 PROGRAM = r"""
     import loopwatch
-    from loopwatch._text import printable
+    from loopwatch.core.text import printable
     names = ["\ud800.py", "a\nb.py", "\x00.py", "\x1b[31m.py", "\u202e.py", "x" * 10_000_000 + ".py"]
     agent = loopwatch.install(threshold=0.05, log_interval=0.0, journal=sys.argv[1])
 

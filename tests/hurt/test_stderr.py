@@ -13,7 +13,7 @@ from hostproc import DEADLINE, PRELUDE, program, succeeded
 
 STALL = """
 import loopwatch
-from loopwatch import _log
+from loopwatch.core import log
 agent = loopwatch.install(threshold=0.05)
 
 def stall():
@@ -57,7 +57,7 @@ def test_captured_output_stays_the_programs() -> None:
         """
         import contextlib, io
         with contextlib.redirect_stderr(io.StringIO()) as captured:
-            _log.write(30, "loopwatch: a line")
+            log.write(30, "loopwatch: a line")
         assert captured.getvalue() == "", captured.getvalue()
         """,
         stderr=subprocess.PIPE,
@@ -107,9 +107,9 @@ def test_nothing_keeps_the_pipe_of_a_daemon_open() -> None:
     """A program that gives up its stderr ends the wait of whoever reads it, while the agent goes on."""
     process = subprocess.Popen(
         [sys.executable, "-c", PRELUDE + STALL + textwrap.dedent("""
-            _log.write(30, "loopwatch: before")
+            log.write(30, "loopwatch: before")
             os.dup2(os.open(os.devnull, os.O_RDWR), 2)
-            _log.write(30, "loopwatch: after")
+            log.write(30, "loopwatch: after")
             stall()
             sys.stdin.read()
         """)],
@@ -131,10 +131,10 @@ def test_no_descriptor_is_kept(tmp_path: Path) -> None:
     source = """
         before = len(os.listdir("/proc/self/fd"))
         import loopwatch
-        from loopwatch import _log
+        from loopwatch.core import log
         loopwatch.install()
         for _ in range(100):
-            _log.write(40, "loopwatch: a line")
+            log.write(40, "loopwatch: a line")
         during = len(os.listdir("/proc/self/fd"))
         loopwatch.uninstall()
         say(before=before, during=during, after=len(os.listdir("/proc/self/fd")))
@@ -150,7 +150,7 @@ def test_a_forked_child_repeats_nothing() -> None:
         """
         saved = os.dup(2)
         os.dup2(os.open(os.devnull, os.O_RDWR), 2)
-        _log.write(30, "loopwatch: it waits")
+        log.write(30, "loopwatch: it waits")
         if (pid := os.fork()) == 0:
             os.dup2(saved, 2)
             loopwatch.uninstall()
@@ -167,12 +167,12 @@ def test_a_handler_of_the_program_has_the_line_alone() -> None:
     """Once logging is set up, lines go there and nowhere else; below WARNING nothing goes to stderr."""
     source = """
         import io, logging, loopwatch
-        from loopwatch import _log
+        from loopwatch.core import log
         loopwatch.install()
-        _log.write(logging.INFO, "loopwatch: no news")
+        log.write(logging.INFO, "loopwatch: no news")
         told = io.StringIO()
         logging.basicConfig(stream=told)
-        _log.write(logging.WARNING, "loopwatch: %s", "a\\nb\\x1b[31m")
+        log.write(logging.WARNING, "loopwatch: %s", "a\\nb\\x1b[31m")
         say(told=told.getvalue())
     """
     assert succeeded(source) == {"told": "WARNING:loopwatch:loopwatch: a\\nb\\x1b[31m\n"}

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from loopwatch._text import MAX_LINE, printable
+from loopwatch.core.text import MAX_LINE, printable
 
 try:
     from fcntl import F_DUPFD_CLOEXEC, fcntl

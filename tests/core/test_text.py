@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch._text import MAX_LINE, MAX_NAME, error_text, printable
+from loopwatch.core.text import MAX_LINE, MAX_NAME, error_text, printable
 
 NASTY = (
     "a\nb", "a\r\nb", "\x1b[2J\x1b[31m", "\u202eevil\u2066", "\x00", "\ud800", "\udcff", "\u2028", "\x85", "\u200b",
