@@ -104,15 +104,12 @@ class Sinks:
 
     def record_expected(self, stall: Stall) -> None:
         """Journal a block that was expected: it is not logged as a stall is."""
-        if self._journal is not None and not self._faults.is_off("journal"):
-            with self._faults.guard("journal"):
-                self._journal.write(stall)
+        if (journal := self._journal) is not None:
+            self._faults.attempt("journal", lambda: journal.write(stall), None)
 
     def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
         """Log how long a loop was held by blocks that were expected, in one line."""
-        if not self._faults.is_off("log"):
-            with self._faults.guard("log"):
-                self._log.expected(blocks, note)
+        self._faults.attempt("log", lambda: self._log.expected(blocks, note), None)
 
     def dump_of(self, seen: Observation) -> tuple[Frame, ...]:
         """Return the stack that the timer wrote down during a block, empty if it did not."""

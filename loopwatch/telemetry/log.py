@@ -51,7 +51,7 @@ class LogSink:
     def expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
         """Write the line for ``blocks``, which are over; its record carries them as ``record.loopwatch_expected``."""
         extra = {"loopwatch_expected": blocks.to_dict()}
-        logger.log(self.level, "%s", describe_expected(blocks) + (f"; {note}" if note else ""), extra=extra)
+        log.write(self.level, describe_expected(blocks) + (f"; {note}" if note else ""), extra=extra)
 
     def _key(self, stall: Stall) -> str:
         key = culprit_key(stall)

@@ -641,7 +641,7 @@ def expected_sentence(row: ExpectedRow) -> str:
     name, file, line, longest = row.longest
     where = _plural(row.processes, "process", "es")
     took = f"{row.reason}: {times(row.times)}, {seconds(row.total)} in total, in {where}"
-    return f"{printable(took)}; longest {seconds(longest)} by {printable(name)}{_place(file, line)}"
+    return f"{shown(took)}; longest {seconds(longest)} by {shown(name)}{_place(file, line)}"
 
 
 def _text_timeline(contents: JournalContents, width: int, top: int) -> list[list[str]]:
