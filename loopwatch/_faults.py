@@ -51,8 +51,8 @@ def plainly(_part: str, do: Callable[[], Found], _otherwise: Other, /) -> Found 
     return do()
 
 
-NEVER_OFF = frozenset({"callback", "fork", "pool", "probe", "search", "teller"})
-"""Parts that leave out by themselves the one thing that has failed (a loop's probe, a pool, a callback, an action)."""
+NEVER_OFF = frozenset({"callback", "fork", "pool", "probe", "prometheus", "search", "teller"})
+"""Parts that leave out by themselves the one thing that has failed (a loop's probe, a pool, a scrape, an action)."""
 
 
 _NEVER = float("inf")
