@@ -26,6 +26,7 @@ from typing import Any
 
 from loopwatch import __version__
 from loopwatch.config import ENV_PREFIX, Config, field_names, from_env
+from loopwatch.core.text import shown
 from loopwatch.errors import ConfigError
 
 SCHEMA = "loopwatch.doctor/1"
@@ -100,7 +101,7 @@ def to_text(checks: Sequence[Check]) -> str:
     lines = [f"loopwatch {__version__}"]
     for check in checks:
         advice = f" -> {check.advice}" if check.advice else ""
-        lines.append(f"{check.name:<{width}}  {check.state:<7}  {check.detail}{advice}")
+        lines.append(f"{check.name:<{width}}  {check.state:<7}  {shown(f'{check.detail}{advice}')}")
     broken = [check.name for check in checks if check.essential and check.state is State.NO]
     lines.append(f"loopwatch cannot work here: {', '.join(broken)}" if broken else "loopwatch works here.")
     return "\n".join(lines) + "\n"

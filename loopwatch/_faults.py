@@ -1,4 +1,9 @@
-"""What happens when a part of the agent itself fails: it is counted, logged once, and the part is switched off."""
+"""What happens when a part of the agent itself fails: it is counted, logged, and left out for a while if it goes on.
+
+A fault of one stall, pool or loop costs that one something, never the part. Only a part that fails on :data:`OCCASIONS`
+occasions within :data:`WINDOW` seconds is switched off, for :data:`FIRST_PAUSE` seconds; then it is tried again. If it
+fails again, it is off for twice as long, at most :data:`LONGEST_PAUSE`; that it works again is logged too.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,71 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-logger = logging.getLogger("loopwatch")
+from loopwatch.core import log
+from loopwatch.core.originals import time
+from loopwatch.core.signals import raised_by_handler
+from loopwatch.core.text import error_text
 
 Action = Callable[[], object]
+Found = TypeVar("Found")
+Other = TypeVar("Other")
 
 OWN_THREADS = "loopwatch-"
 """How the names of the agent's threads begin."""
+
+OCCASIONS = 3
+"""Faults on different occasions within :data:`WINDOW` that switch a part off."""
+WINDOW = 60.0
+"""s."""
+APART = 0.1
+"""s between two faults on different occasions."""
+FIRST_PAUSE = 10.0
+"""s for which a part is off the first time."""
+LONGEST_PAUSE = 600.0
+"""s for which a part is off at most; one that has worked for as long begins anew."""
+TRIAL = 10.0
+"""s without a fault after which a part counts as working again where nothing shows it earlier."""
+
+
+class Attempt(Protocol):
+    """Does what may fail without harm, such as code of the program; as :meth:`Faults.attempt`."""
+
+    def __call__(self, part: str, do: Callable[[], Found], otherwise: Other, /) -> Found | Other:
+        """Return ``do()``, or ``otherwise`` if it fails, which is then counted under the name of the part."""
+
+
+def plainly(_part: str, do: Callable[[], Found], _otherwise: Other, /) -> Found | Other:
+    """Return ``do()``, whatever it raises."""
+    return do()
+
+
+NEVER_OFF = frozenset({"callback", "fork", "pool", "probe", "prometheus", "search", "teller"})
+"""Parts that leave out by themselves the one thing that has failed (a loop's probe, a pool, a scrape, an action)."""
+
+
+_NEVER = float("inf")
+
+
+@dataclass(slots=True)
+class _Part:
+    """One part that has failed.
+
+    Attributes:
+        occasions: when it failed, lately.
+        about: what the last fault was about.
+        pause: s for which it is off the next time.
+        well_since: when it worked again after it was off.
+        said: whether it was logged that it is off, and not yet that it works again.
+    """
+
+    occasions: list[float] = field(default_factory=list)
+    about: object = None
+    pause: float = FIRST_PAUSE
+    well_since: float = float("-inf")
+    said: bool = False
 
 
 class Faults:
@@ -21,28 +84,43 @@ class Faults:
     Args:
         relay: has an action done by another thread and returns True, or returns False: do it here. A log handler may
             block, and neither a loop nor the watcher may wait for it.
-        switched_off: called with the name of each part that fails, the first time; must not raise.
+        failed: called with the name of a part at each fault; must not raise.
+        clock: monotonic seconds.
+
+    Attributes:
+        counts: faults by part, since the start.
 
     Example:
         >>> faults = Faults()
         >>> with faults.guard("journal"):
         ...     raise OSError("no space left")
         >>> faults.counts, faults.is_off("journal")
-        ({'journal': 1}, True)
+        ({'journal': 1}, False)
     """
 
     def __init__(
         self,
         relay: Callable[[Action], bool] = lambda _action: False,
-        switched_off: Callable[[str], object] = lambda _part: None,
+        failed: Callable[[str], object] = lambda _part: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counts: dict[str, int] = {}
         self._relay = relay
-        self._switched_off = switched_off
+        self._failed = failed
+        self._clock = clock
+        # No lock: single operations on dicts, as faults come from any thread, in signal handlers and around forks.
+        self._parts: dict[str, _Part] = {}
+        self._off: dict[str, float] = {}  # when each is tried again
+        self._trials: dict[str, float] = {}  # since when each is
 
     @contextmanager
-    def guard(self, part: str) -> Iterator[None]:
-        """Keep an exception of ``part`` inside, and switch the part off."""
+    def guard(self, part: str, about: object = None, *, for_good: bool = False) -> Iterator[None]:
+        """Keep an exception of ``part`` inside, and count it.
+
+        Args:
+            part: its name.
+            about, for_good: as of :meth:`add`.
+        """
         try:
             yield
         except BaseException as exc:
@@ -50,49 +128,121 @@ class Faults:
             # they come from a callback (``sys.exit()``, a cancelled future) and would end that thread unseen.
             if not isinstance(exc, Exception) and not threading.current_thread().name.startswith(OWN_THREADS):
                 raise
-            self.add(part, exc)
+            if raised_by_handler(exc):
+                raise
+            self.add(part, exc, about, for_good=for_good)
+        else:
+            if part in self._trials:
+                self._works_again(part)
 
-    def add(self, part: str, exc: BaseException) -> None:
-        """Count a fault of ``part``; the first one is logged and switches it off."""
-        self.counts[part] = self.counts.get(part, 0) + 1
-        if self.counts[part] == 1:
-            self.say(
-                logging.WARNING,
-                "loopwatch: its %s failed and is switched off (the program is not affected): %s: %s",
-                part, type(exc).__name__, exc, exc=exc if logger.isEnabledFor(logging.DEBUG) else None,
-            )  # fmt: skip
-            self._switched_off(part)
+    def attempt(self, part: str, do: Callable[[], Found], otherwise: Other, about: object = None) -> Found | Other:
+        """Return what ``do()`` returns; ``otherwise`` if it fails or ``part`` is switched off."""
+        if not self.is_off(part):
+            with self.guard(part, about):
+                return do()
+        return otherwise
+
+    def add(self, part: str, exc: BaseException, about: object = None, *, for_good: bool = False) -> None:
+        """Count a fault of ``part``; the first one is logged, repeated ones switch it off for a while.
+
+        Args:
+            part: its name.
+            exc: the fault.
+            about: what it was about, such as the id of a stall, never an object of the program: several faults about
+                the same are one occasion.
+            for_good: it cannot come back, as a thread or hook has ended with it.
+        """
+        first = self.count(part) == 1
+        self._failed(part)
+        state, now = self._parts.setdefault(part, _Part()), self._clock()
+        if part in self._off:
+            return
+        on_trial = self._trials.pop(part, None) is not None
+        if not (for_good or on_trial or (_is_repeated(state, now, about) and part not in NEVER_OFF)):
+            if first:
+                self._tell(part, f"failed (the program is not affected): {error_text(exc)}", exc)
+            return
+        if not on_trial and now - state.well_since >= LONGEST_PAUSE:
+            state.pause = FIRST_PAUSE
+        pause = _NEVER if for_good else state.pause
+        self._off[part] = now + pause
+        state.pause = min(2 * state.pause, LONGEST_PAUSE)
+        state.occasions.clear()
+        if not state.said:
+            state.said = True
+            until = "until the agent is installed anew" if for_good else f"for {pause:g} s, and tried again then"
+            times = f"{self.counts[part]} times " if self.counts[part] > 1 else ""
+            what = f"failed {times}and is switched off {until} (the program is not affected)"
+            self._tell(part, f"{what}: {error_text(exc)}", exc)
+
+    def count(self, part: str) -> int:
+        """Count a fault that needs nothing else; return how many there are of ``part``."""
+        self.counts[part] = found = self.counts.get(part, 0) + 1
+        return found
 
     def add_one(self, part: str, exc: BaseException) -> None:
         """Count a fault of one of the objects that are watched as ``part``; the first is logged, nothing goes off."""
-        self.counts[part] = self.counts.get(part, 0) + 1
-        if self.counts[part] == 1:
+        if self.count(part) == 1:
             self.say(
                 logging.WARNING,
-                "loopwatch: one %s could not be watched and is left alone (the program is not affected): %s: %s",
-                part, type(exc).__name__, _text(exc), exc=exc if logger.isEnabledFor(logging.DEBUG) else None,
-            )  # fmt: skip
+                "loopwatch: one %s could not be watched and is left alone (the program is not affected): %s",
+                part,
+                error_text(exc),
+                exc=exc if log.logger.isEnabledFor(logging.DEBUG) else None,
+            )
 
     def is_off(self, part: str) -> bool:
-        """Whether ``part`` has failed."""
-        return part in self.counts
+        """Whether ``part`` is switched off; costs next to nothing while no part is."""
+        if not self._off and not self._trials:
+            return False
+        ends, begun = self._off.get(part), self._trials.get(part)
+        if ends is None:
+            if begun is not None and self._clock() - begun >= TRIAL:
+                self._works_again(part)
+            return False
+        now = self._clock()
+        if now < ends:
+            return True
+        self._trials[part] = now
+        self._off.pop(part, None)
+        return False
+
+    def off(self) -> dict[str, float | None]:
+        """Return the parts that are switched off, and for how many s from now; None for good."""
+        now = self._clock()
+        return {part: None if ends == _NEVER else ends - now for part, ends in self._off.copy().items() if ends > now}
 
     def say(self, level: int, text: str, *args: object, exc: BaseException | None = None) -> None:
         """Log a line about the agent itself. A log handler that raises is counted as a fault of ``log``."""
 
         def write() -> None:
             try:
-                logger.log(level, text, *args, exc_info=exc)
+                log.write(level, text, *args, error=exc)
             except Exception:  # noqa: BLE001 - there is nowhere left to tell it
                 self.counts.setdefault("log", 1)
 
-        if logger.isEnabledFor(level) and not self._relay(write):
+        if log.logger.isEnabledFor(level) and not self._relay(write):
             write()
 
+    def _works_again(self, part: str) -> None:
+        if self._trials.pop(part, None) is None:
+            return  # another thread was faster
+        state = self._parts[part]
+        state.well_since = self._clock()
+        if state.said:
+            state.said = False
+            self._tell(part, f"works again, after {self.counts[part]} faults in all", None)
 
-def _text(exc: BaseException) -> str:
-    """Return what it says: a record that had the exception itself would keep the frames of the program alive."""
-    try:
-        return str(exc)
-    except Exception:  # noqa: BLE001 - it is the program's own and may be odd, too; its type is logged
-        return "(it cannot be printed)"
+    def _tell(self, part: str, what: str, exc: BaseException | None) -> None:
+        shown = exc if log.logger.isEnabledFor(logging.DEBUG) else None
+        self.say(logging.WARNING, "loopwatch: its %s %s", part, what, exc=shown)
+
+
+def _is_repeated(state: _Part, now: float, about: object) -> bool:
+    """Note a fault; return whether there were enough lately, on different occasions."""
+    known = state.occasions
+    if known and (now - known[-1] < APART or (about is not None and about == state.about)):
+        return False
+    state.about = about
+    state.occasions = [at for at in known if now - at < WINDOW] + [now]
+    return len(state.occasions) >= OCCASIONS

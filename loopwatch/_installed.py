@@ -11,10 +11,9 @@ from typing import Any
 from loopwatch._patches import PatchSet
 from loopwatch.agent import Agent
 from loopwatch.config import Config, field_names, from_env
+from loopwatch.core import log
 from loopwatch.core.off_loop import off_loop
 from loopwatch.errors import ConfigError
-
-logger = logging.getLogger("loopwatch")
 
 
 class _Process:
@@ -103,10 +102,10 @@ def install_from_environment() -> None:
         install()
     except ConfigError as exc:
         if not str(exc).startswith("prometheus_"):
-            logger.error("loopwatch: not started: %s", exc)
+            log.write(logging.ERROR, "loopwatch: not started: %s", exc)
             return
         # Not the value is wrong, which would name its variable.
-        logger.error("loopwatch: Prometheus cannot scrape this process: %s", exc)
+        log.write(logging.ERROR, "loopwatch: Prometheus cannot scrape this process: %s", exc)
         install(prometheus_port=None)
 
 

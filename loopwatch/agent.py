@@ -16,13 +16,15 @@ from loopwatch import __version__, stacks
 from loopwatch._faults import Action, Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config, ContextSource
+from loopwatch.core import log
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
+from loopwatch.core.text import error_text, printable
 from loopwatch.diagnosis.site import Site
-from loopwatch.diagnosis.stall import diagnose
+from loopwatch.diagnosis.stall import diagnose, undiagnosed
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Frame, Snapshot, Stall
 from loopwatch.evidence import thread_name
 from loopwatch.expectations import Expectation
 from loopwatch.flagging import Flagging
@@ -82,7 +84,7 @@ class Agent:
     def __init__(self, config: Config | None = None, *, patches: PatchSet | None = None) -> None:
         self._config = config or Config()
         self._patches = patches or PatchSet()
-        self._faults = Faults(self._relay, self._switched_off)
+        self._faults = Faults(self._relay, self._part_failed)
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._ring: deque[Stall] = deque(maxlen=self._config.max_stalls)
@@ -102,6 +104,7 @@ class Agent:
         self._starts = ServerStarts(self._patches, self._faults, self._find, self._longest_start, self._report_start)
         self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
         self._has_begun = False
+        self._next_flush = 0.0
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -152,6 +155,7 @@ class Agent:
             if refusal:
                 self._reason = refusal
                 return False
+            log.stderr.begin()
             tell = self._telemetry.prepare(self._config)
             self._scraped.open(self._config)
             self._state, self._reason = "on", ""
@@ -213,6 +217,7 @@ class Agent:
             self._teller.stop(timeout)
         self._telemetry.stop(timeout, leaving=leaving)
         self._sinks.close()
+        log.stderr.flush()
         self._make_parts()
 
     def hold_for_fork(self) -> Callable[[], None]:
@@ -335,17 +340,15 @@ class Agent:
         Args:
             now: s since the epoch at which the window ends, default the present.
         """
-        if not self._faults.is_off("flagging"):
-            with self._faults.guard("flagging"):
-                return self._flagging.flagged(time.time() if now is None else now)
-        return ()
+        at = time.time() if now is None else now
+        return self._faults.attempt("flagging", lambda: self._flagging.flagged(at), ())
 
     def snapshot(self) -> Snapshot:
         """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
         return self._snapshot(off_loop(self._pools.readings))
 
     def _snapshot(self, pools: Sequence[PoolReading]) -> Snapshot:
-        now = time.monotonic()
+        now, off = time.monotonic(), self._faults.off()
         return Snapshot(
             at=time.time(),
             pid=os.getpid(),
@@ -356,11 +359,12 @@ class Agent:
             places=self._moving.places(),
             agent=AgentStats(
                 state=self._describe_state(),
-                reason=self._reason or ("its watcher failed" if self._faults.is_off("watcher") else ""),
+                reason=self._reason or ("its watcher failed" if "watcher" in off else ""),
                 cpu=self._cpu(),
                 cpu_share=self._governor.share,
                 stretch=self._watcher.stretch,
                 faults=dict(self._faults.counts),
+                switched_off=off,
                 dropped=self._teller.dropped,
                 prometheus=self._scraped.url,
             ),
@@ -532,7 +536,7 @@ class Agent:
     def _loop_started(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
         """On the loop's thread, before it runs."""
         with self._faults.guard("discovery"):
-            if self._state != "on" or self._faults.is_off("watcher") or self._faults.is_off("discovery"):
+            if self._state != "on" or self._faults.is_off("discovery"):
                 return
             if not threading.main_thread().is_alive():
                 return  # the interpreter is about to exit and starts no more threads
@@ -563,7 +567,7 @@ class Agent:
             return None
         beats = given or keeps_real_time(loop)
         heartbeat = self._config.heartbeat if beats else None
-        known = WatchedLoop(loop, name or self._name(), probe, heartbeat, failed)
+        known = WatchedLoop(loop, printable(name) or self._name(), probe, heartbeat, failed)
         self._watcher.add(known)
         return known
 
@@ -600,7 +604,7 @@ class Agent:
         return None if known is None else known.name
 
     def _name(self) -> str:
-        name = "main" if threading.get_ident() == threading.main_thread().ident else thread_name()
+        name = "main" if threading.get_ident() == threading.main_thread().ident else printable(thread_name())
         taken = {known.name for known in self._watcher.loops}
         return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)
 
@@ -629,16 +633,10 @@ class Agent:
             self._sinks.record_expected(stall)
             return
         self._ring.append(stall)
-        if not self._faults.is_off("telemetry"):
-            with self._faults.guard("telemetry"):
-                self._telemetry.saw(stall)
+        self._faults.attempt("telemetry", lambda: self._telemetry.saw(stall), None)
         flagged = self._newly_flagged(stall)
         self._sinks.tell(stall, flagged)
-        if not self._faults.is_off("traces"):
-            with self._faults.guard("traces"):
-                self._traces.tell(stall, seen.span)
-                if flagged is not None:
-                    self._traces.tell_flagged(flagged)
+        self._faults.attempt("traces", lambda: self._tell_traces(stall, flagged, seen.span), None)
         configured = (self._config.on_stall,) if self._config.on_stall is not None else ()
         for callback in (*configured, *self._callbacks):
             self._call(callback, stall)
@@ -656,22 +654,22 @@ class Agent:
 
         self._teller.do(log)
 
+    def _tell_traces(self, stall: Stall, flagged: FlaggedFunction | None, span: Any) -> None:
+        self._traces.tell(stall, span)
+        if flagged is not None:
+            self._traces.tell_flagged(flagged)
+
     def _foresee(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
         """In the watcher's thread, while a loop is blocked: have it said what that looks like, for its victims."""
 
         def judge() -> None:
-            if not self._faults.is_off("diagnosis"):
-                with self._faults.guard("diagnosis"):
-                    case.foreseen = diagnose(seen, self._site, self._config.threshold, _call_name)
+            case.foreseen = self._faults.attempt("diagnosis", lambda: self._diagnose(seen), None)
             then()
 
         self._teller.do(judge)
 
     def _newly_flagged(self, stall: Stall) -> FlaggedFunction | None:
-        flagged = None
-        if not self._faults.is_off("flagging"):
-            with self._faults.guard("flagging"):
-                flagged = self._flagging.add(stall)
+        flagged = self._faults.attempt("flagging", lambda: self._flagging.add(stall), None)
         if flagged is not None:
             offloading.causes[flagged.name] = flagged.cause
         self._moving.saw(stall)
@@ -686,9 +684,7 @@ class Agent:
             return
         self._has_begun = True
         self._scraped.begin()
-        if not self._faults.is_off("telemetry"):
-            with self._faults.guard("telemetry"):
-                self._telemetry.begin(forks=not loops)
+        self._faults.attempt("telemetry", lambda: self._telemetry.begin(forks=not loops), None)
 
     def _end_of_child(self) -> None:
         """Tell what there is, at the end of a child that runs no ``atexit`` functions."""
@@ -724,9 +720,9 @@ class Agent:
 
     def _loop_retired(self, loop: WatchedLoop) -> None:
         self._starts.retired(loop)
-        if not self._faults.is_off("telemetry"):
-            with self._faults.guard("telemetry"):
-                self._telemetry.loop_gone(_loop_reading(loop, time.monotonic()))
+        self._faults.attempt(
+            "telemetry", lambda: self._telemetry.loop_gone(_loop_reading(loop, time.monotonic())), None
+        )
 
     def _start_pools(self) -> None:
         self._pools.start()
@@ -736,20 +732,23 @@ class Agent:
             self._pools.own(pool)
 
     def _diagnosed(self, seen: Observation) -> Stall | None:
+        """Return the stall; one without a cause where it cannot be diagnosed, None where there is none."""
         dump = self._sinks.dump_of(seen)
-        if not self._faults.is_off("diagnosis"):
-            with self._faults.guard("diagnosis"):
-                return diagnose(seen, self._site, self._config.threshold, _call_name, dump)
-        return None
+        bare = undiagnosed(seen, self._config.threshold)
+        return self._faults.attempt("diagnosis", lambda: self._diagnose(seen, dump), bare, about=seen.id)
+
+    def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
+        return diagnose(seen, self._site, self._config.threshold, _call_name, dump, attempt=self._faults.attempt)
 
     def _call(self, callback: Callback, stall: Stall) -> None:
         try:
             callback(stall)
         except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the teller
-            self._faults.counts["callback"] = self._faults.counts.get("callback", 0) + 1
+            self._faults.count("callback")
             self._faults.say(
-                logging.ERROR, "loopwatch: the on_stall callback %r raised %r and is removed", callback, exc, exc=exc
-            )
+                logging.ERROR, "loopwatch: the on_stall callback %r raised %s and is removed",
+                callback, error_text(exc), exc=exc,
+            )  # fmt: skip
             _discard(self._callbacks, callback)
             if callback is self._config.on_stall:
                 self._config = self._config.replaced(on_stall=None)
@@ -769,6 +768,9 @@ class Agent:
         self._starts.tick(now)
         self._sinks.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
         self._telemetry.tick()
+        if log.stderr.waiting and now >= self._next_flush:
+            self._next_flush = now + 1.0
+            self._teller.do(log.stderr.flush)
 
     def _threads_of_loops(self) -> dict[int, str]:
         return {loop.thread.ident: loop.name for loop in self._watcher.loops if loop.thread and loop.is_running}
@@ -779,7 +781,7 @@ class Agent:
             action
         )
 
-    def _switched_off(self, part: str) -> None:
+    def _part_failed(self, part: str) -> None:
         if part in ("watcher", "hang"):
             self._sinks.disarm()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from loopwatch import __version__
+from loopwatch.core.text import shown
 from loopwatch.errors import LoopwatchError
 
 _EXAMPLES = """\
@@ -73,13 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except LoopwatchError as exc:
-        print(f"loopwatch: {' '.join(str(exc).split())}", file=sys.stderr)  # noqa: T201
+        print(f"loopwatch: {shown(' '.join(str(exc).split()))}", file=sys.stderr)  # noqa: T201
         return 2
     except BrokenPipeError:
         _drop_output()
         return _SIGPIPE_EXIT
     except OSError as exc:  # stdout on a full disk, a working directory that was removed
-        print(f"loopwatch: {exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}", file=sys.stderr)  # noqa: T201
+        what = f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}"
+        print(f"loopwatch: {shown(what)}", file=sys.stderr)  # noqa: T201
         _drop_output()
         return 2
     except KeyboardInterrupt:

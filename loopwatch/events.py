@@ -376,7 +376,8 @@ class AgentStats:
         cpu: processor time of the agent's own threads in seconds.
         cpu_share: the same as a share of one core over the last window.
         stretch: factor by which the governor has lengthened the agent's intervals; 1 within budget.
-        faults: faults of the agent itself, by part; a part that failed is switched off.
+        faults: faults of the agent itself since it was installed, by part.
+        switched_off: parts that failed repeatedly and are left out, and s until each is tried again; None: it is not.
         dropped: stalls not told because the agent's queue was full.
         prometheus: URL where Prometheus can scrape this process, empty where it cannot.
     """
@@ -389,6 +390,7 @@ class AgentStats:
     faults: Mapping[str, int] = field(default_factory=dict)
     dropped: int = 0
     prometheus: str = ""
+    switched_off: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from loopwatch._faults import Attempt, plainly
 from loopwatch._patches import loaded
 from loopwatch.config import ContextSource
+from loopwatch.core.text import printable
 from loopwatch.probes.probe import Loop
-
-MAX_LABEL = 200
-"""Characters kept of one label."""
 
 
 def running_task(loop: Loop) -> Any:
@@ -36,9 +36,10 @@ def names_of(task: Any) -> tuple[str | None, str | None]:
     if task is None:
         return None, None
     coroutine = task.get_coro()
-    return task.get_name(), getattr(coroutine, "__qualname__", None) or (
-        type(coroutine).__name__ if coroutine else None
-    )
+    name = getattr(coroutine, "__qualname__", None)
+    if name is None and coroutine is not None:
+        name = type(coroutine).__name__
+    return printable(task.get_name()), None if name is None else printable(name)
 
 
 def context_of(task: Any, handle: Any) -> contextvars.Context | None:
@@ -55,25 +56,27 @@ def context_of(task: Any, handle: Any) -> contextvars.Context | None:
     return next((item for item in gc.get_referents(task) if isinstance(item, contextvars.Context)), None)
 
 
-def labels(context: contextvars.Context, sources: Sequence[ContextSource]) -> dict[str, str]:
-    """Return what ``sources`` and OpenTelemetry say of the callback that runs in ``context``.
+def labels(
+    context: contextvars.Context, sources: Sequence[ContextSource], attempt: Attempt = plainly
+) -> dict[str, str]:
+    """Return what ``sources`` and OpenTelemetry say of the callback that runs in ``context``, printable.
 
     Args:
         context: a copy of the callback's context; the original is in use by the loop's thread and cannot be entered.
         sources: names of context variables, and callables that return labels.
-
-    Raises:
-        Exception: whatever a callable of ``sources`` raises.
+        attempt: asks one of them: what fails gives no labels and takes none from the others; parts are ``trace`` for
+            OpenTelemetry and ``context``, ``context 2``, ... for the sources. Default without a net.
     """
-    found: dict[str, str] = {}
-    found.update(context.run(_trace))
-    for source in sources:
-        if callable(source):
-            said: Mapping[str, str] | None = context.run(source)
-            found.update(said or {})
-        else:
-            found.update(_variable(context, source))
-    return {str(key): str(value)[:MAX_LABEL] for key, value in found.items()}
+    asked = [attempt("trace", lambda: context.run(_trace), None)]
+    for number, source in enumerate(sources, 1):
+        part = "context" if number == 1 else f"context {number}"
+        asked.append(attempt(part, functools.partial(_asked, context, source), None))
+    return {key: value for found in asked if found for key, value in found.items()}
+
+
+def _asked(context: contextvars.Context, source: ContextSource) -> dict[str, str]:
+    said: Mapping[str, str] | None = context.run(source) if callable(source) else _variable(context, source)
+    return {printable(str(key)): printable(str(value)) for key, value in (said or {}).items()}
 
 
 def span_of(context: contextvars.Context) -> Any:

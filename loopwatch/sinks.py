@@ -1,6 +1,6 @@
 """The sinks within the process: standard logging, the journal, the timer that writes hangs down.
 
-Each fails by itself, and is switched off then.
+Each fails by itself, and is switched off by itself.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sinks:
             leftovers: whether hangs that ended with their process, before this one, are told.
         """
         setting = self._config.journal
-        if setting is None or self._faults.is_off("journal"):
+        if setting is None:
             return
         with self._faults.guard("journal"):
             self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
@@ -87,35 +87,36 @@ class Sinks:
 
     def tell(self, stall: Stall, flagged: FlaggedFunction | None = None) -> None:
         """Tell a stall, and the function that it has flagged."""
-        if not self._faults.is_off("log"):
-            with self._faults.guard("log"):
-                self._log(stall)
-                if flagged is not None:
-                    self._log.flagged(flagged)
-        if self._journal is not None and not self._faults.is_off("journal"):
-            with self._faults.guard("journal"):
-                self._journal.write(stall)
-                if flagged is not None:
-                    self._journal.write_flagged(flagged)
+        self._faults.attempt("log", lambda: self._write_lines(stall, flagged), None)
+        if (journal := self._journal) is not None:
+            self._faults.attempt("journal", lambda: self._write_down(journal, stall, flagged), None)
+
+    def _write_lines(self, stall: Stall, flagged: FlaggedFunction | None) -> None:
+        self._log(stall)
+        if flagged is not None:
+            self._log.flagged(flagged)
+
+    @staticmethod
+    def _write_down(journal: JournalWriter, stall: Stall, flagged: FlaggedFunction | None) -> None:
+        journal.write(stall)
+        if flagged is not None:
+            journal.write_flagged(flagged)
 
     def record_expected(self, stall: Stall) -> None:
         """Journal a block that was expected: it is not logged as a stall is."""
-        if self._journal is not None and not self._faults.is_off("journal"):
-            with self._faults.guard("journal"):
-                self._journal.write(stall)
+        if (journal := self._journal) is not None:
+            self._faults.attempt("journal", lambda: journal.write(stall), None)
 
     def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
         """Log how long a loop was held by blocks that were expected, in one line."""
-        if not self._faults.is_off("log"):
-            with self._faults.guard("log"):
-                self._log.expected(blocks, note)
+        self._faults.attempt("log", lambda: self._log.expected(blocks, note), None)
 
     def dump_of(self, seen: Observation) -> tuple[Frame, ...]:
         """Return the stack that the timer wrote down during a block, empty if it did not."""
-        if self.hang is not None and not self._faults.is_off("hang"):
-            with self._faults.guard("hang"):
-                return self.hang.dump_of(seen.loop, seen.started_at, seen.started_at + seen.end - seen.start)
-        return ()
+        if (hang := self.hang) is None:
+            return ()
+        ended_at = seen.started_at + seen.end - seen.start
+        return self._faults.attempt("hang", lambda: hang.dump_of(seen.loop, seen.started_at, ended_at), ())
 
     def tick(self, now: float, threads: Mapping[int, str], longest_sleep: float) -> None:
         """Wind the timer; in the watcher's thread.
@@ -125,21 +126,19 @@ class Sinks:
             threads: names of the loops that run, by the ident of their threads.
             longest_sleep: s until the next tick at most.
         """
-        if self.hang is not None and not self._faults.is_off("hang"):
-            with self._faults.guard("hang"):
-                self.hang.tick(now, dict(threads), longest_sleep)
+        if (hang := self.hang) is not None:
+            self._faults.attempt("hang", lambda: hang.tick(now, dict(threads), longest_sleep), None)
 
     def disarm(self) -> None:
-        """Stop the timer for good, as nobody winds it any more: it would take a healthy program for one that hangs."""
+        """Stop the timer while nobody winds it: it would take a healthy program for one that hangs."""
         if self.hang is not None:
             with self._faults.guard("hang"):
-                self.hang.close()
+                self.hang.disarm()
 
     def _tell_leftover(self, stall: Stall) -> None:
         self._faults.say(
             logging.WARNING, "loopwatch: process %d ended while its loop %r was blocked: %s", stall.pid, stall.loop,
             stall.remedy,
         )  # fmt: skip
-        if self._journal is not None and not self._faults.is_off("journal"):
-            with self._faults.guard("journal"):
-                self._journal.write(stall)
+        if (journal := self._journal) is not None:
+            self._faults.attempt("journal", lambda: journal.write(stall), None)

@@ -11,6 +11,7 @@ import asyncio.base_events
 import asyncio.events
 import gc
 import linecache
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,10 +21,18 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.events import Frame
 from loopwatch.evidence import GcMonitor
 
 _NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None)))
+
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What the parser raises, the last two for what is nested too deeply (``Parser/pegen.c``)."""
+
+MAX_SOURCE = 10_000
+"""Characters of source that are read to name a call."""
 
 MAX_WALK = 2000
 """Frames walked from the innermost one; a deeper recursion is cut there."""
@@ -112,7 +121,7 @@ def take(
                     code,
                     current.f_lineno or code.co_firstlineno,
                     current.f_lasti,
-                    current.f_globals.get("__name__") or "",
+                    _module_of(current),
                 )
             )
         elif code is _GC_CALLBACK:
@@ -121,6 +130,12 @@ def take(
     stack.frames, stack.globals = _bounded(frames, max_frames), names
     stack.fresh = tell_calls_apart and outermost is not None and _is_new_call(outermost)
     return stack, handle
+
+
+def _module_of(frame: FrameType) -> str:
+    # Past what a subclass of dict or str may have of its own: nothing of the program's code runs in the watcher.
+    name: object = dict.get(frame.f_globals, "__name__")
+    return name if type(name) is str else ""
 
 
 def below(frame: FrameType) -> FrameType | None:
@@ -168,8 +183,9 @@ def is_own(file: str) -> bool:
 
 
 def to_frame(raw: RawFrame) -> Frame:
-    """Name a raw frame."""
-    return Frame(raw.code.co_qualname, raw.module, raw.code.co_filename, raw.line)
+    """Name a raw frame; the names are printable and bounded."""
+    code = raw.code
+    return Frame(printable(code.co_qualname), printable(raw.module), printable(code.co_filename, MAX_PATH), raw.line)
 
 
 def to_frames(raw: Iterable[RawFrame]) -> tuple[Frame, ...]:
@@ -202,13 +218,20 @@ def _source_range(code: CodeType, lasti: int) -> tuple[int, int, int, int] | Non
 
 
 def _source_of(code: CodeType, lasti: int) -> str | None:
-    if lasti < 0:
+    file = code.co_filename
+    if lasti < 0 or type(file) is not str or len(file) > MAX_SOURCE:
         return None
     found = _source_range(code, lasti)
     if found is None or found[1] - found[0] > 50:
         return None
     first, last, begin, end = found
-    lines = [linecache.getline(code.co_filename, number).encode() for number in range(first, last + 1)]
+    try:
+        texts = [linecache.getline(file, number) for number in range(first, last + 1)]
+    except (OSError, ValueError):  # a name that no file can have: a null character, a surrogate (os.stat)
+        return None
+    if sum(map(len, texts)) > MAX_SOURCE:
+        return None
+    lines = [text.encode("utf-8", "surrogatepass") for text in texts]
     if not lines or not lines[0]:
         return None
     # Columns are byte offsets.
@@ -220,9 +243,11 @@ def _source_of(code: CodeType, lasti: int) -> str | None:
 @lru_cache(maxsize=512)
 def _called_path(text: str) -> tuple[str, ...] | None:
     """Return the dotted path of the function that the expression ``text`` calls; "" stands for an object unknown."""
+    # The parser warns of escapes such as "\\d", and its warnings are the program's; strings do not matter here.
+    text = _ESCAPE.sub(lambda match: " " if match[0].endswith("\n") else "_", text)
     try:
         node: ast.AST = ast.parse(f"({text})", mode="eval").body
-    except (SyntaxError, ValueError):
+    except _UNREADABLE:
         node = _first_import(text) or ast.Pass()
     if isinstance(node, ast.Await):
         node = node.value
@@ -242,7 +267,7 @@ def _called_path(text: str) -> tuple[str, ...] | None:
 def _first_import(text: str) -> ast.stmt | None:
     try:
         return ast.parse(text.strip()).body[0]
-    except (SyntaxError, ValueError, IndexError):
+    except (*_UNREADABLE, IndexError):
         return None
 
 

@@ -6,6 +6,7 @@ files of ``/proc`` only afterwards, because reading them gives up the GIL and th
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import statistics
@@ -80,7 +81,7 @@ class Watcher:
         self._each_tick = each_tick
         self.loops: tuple[WatchedLoop, ...] = ()
         self._retiring: set[WatchedLoop] = set()
-        self.gc = GcMonitor(lambda exc: faults.add("gc", exc))
+        self.gc = GcMonitor(lambda exc: faults.add("gc", exc, for_good=True))
         self.stretch = 1.0
         self.cpu = 0.0
         self.sources: list[Any] = []
@@ -211,22 +212,32 @@ class Watcher:
 
     def _run(self) -> None:
         planned = time.monotonic()
-        try:
-            while not self._stopping:
-                planned = self._tick(planned)
-                self.cpu = time.thread_time()
-                with self._ticked:
-                    self._ticks += 1
-                    self._ticked.notify_all()
-                self._announce_visit(planned)
-                # Without loops there is nothing to do until one is added.
-                woken = self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1)
-                if woken:
-                    # It wanted to run from then on; until the GIL was free it could not.
-                    planned, self._rest_ends = self._woken_at, 0.0
-        except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is watched
-            self._faults.add("watcher", exc)
-            self.remove(self.loops)
+        while not self._stopping:
+            # The thread's outermost seam: without it, nothing is watched.
+            after = self._faults.attempt("watcher", functools.partial(self._turn, planned), None)
+            if after is None:
+                self._sit_out()
+            planned = time.monotonic() if after is None else after
+
+    def _turn(self, planned: float) -> float:
+        """Tick, and sleep until the next one; return when that was to be."""
+        planned = self._tick(planned)
+        self.cpu = time.thread_time()
+        with self._ticked:
+            self._ticks += 1
+            self._ticked.notify_all()
+        self._announce_visit(planned)
+        # Without loops there is nothing to do until one is added.
+        if self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1):
+            # It wanted to run from then on; until the GIL was free it could not.
+            planned, self._rest_ends = self._woken_at, 0.0
+        return planned
+
+    def _sit_out(self) -> None:
+        """Look at nothing for a moment after a fault, and while the watcher is switched off; probes go on."""
+        ends = time.monotonic() + LONGEST_TICK
+        while not self._stopping and (time.monotonic() < ends or self._faults.is_off("watcher")):
+            self._alarm.acquire(True, LONGEST_TICK)
 
     def _announce_visit(self, when: float) -> None:
         """Have busy loops let the watcher have the GIL when it comes."""
@@ -247,7 +258,7 @@ class Watcher:
         if not self.paused:
             suspects = [found for found in self._each(lambda loop: self._suspect(loop, now, config, late)) if found]
             if (suspects or late >= LATE) and not self._faults.is_off("sampling"):
-                with self._faults.guard("sampling"):
+                with self._faults.guard("sampling", about=suspects[0][1] if suspects else None):
                     self._sample(suspects, planned, now, late, config)
             self._each(lambda loop: self._collect_and_forget(loop, now))
         self._each(lambda loop: loop.end_window(now) if loop.window_is_over(now) else None)
@@ -416,11 +427,11 @@ class Watcher:
         if unnamed and stack.frames:
             callback = object() if stack.fresh or not before else before[-1].callback
         sample = Sample(now, late, stack, callback, waiting=len(getattr(target, "_ready", ())) if by_handle else None)
-        with self._faults.guard("context"):
-            sample.task, sample.coroutine = labels.names_of(task)
-            context = labels.context_of(task, handle)
-            # A copy: by the time it is read the callback may have moved on and reset its variables.
-            sample.context = context.copy() if context is not None else None
+        attempt = self._faults.attempt
+        sample.task, sample.coroutine = attempt("task", lambda: labels.names_of(task), (None, None))
+        context = attempt("task", lambda: labels.context_of(task, handle), None)
+        # A copy: by the time it is read the callback may have moved on and reset its variables.
+        sample.context = context.copy() if context is not None else None
         return sample
 
     def _identify(self, episode: Episode, sample: Sample, config: Config) -> None:
@@ -429,10 +440,10 @@ class Watcher:
         if sample.callback in episode.callers or len(episode.callers) >= MAX_CALLERS:
             return
         episode.callers[sample.callback] = caller = Caller(sample.task, sample.coroutine)
-        if context is not None and not self._faults.is_off("context"):
-            with self._faults.guard("context"):
-                caller.span = labels.span_of(context)
-                caller.context = labels.labels(context, (*config.context, *self.sources))
+        if context is not None:
+            attempt = self._faults.attempt
+            caller.span = attempt("trace", lambda: labels.span_of(context), None)
+            caller.context = labels.labels(context, (*config.context, *self.sources), attempt)
 
     def _ask_kernel(self, loop: WatchedLoop, sample: Sample) -> None:
         if loop.thread is not None:

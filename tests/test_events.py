@@ -52,6 +52,8 @@ def _of(hint: Any) -> st.SearchStrategy[Any]:
     if hint in _BY_HINT:
         return _BY_HINT[hint]
     arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Mapping:
+        return st.dictionaries(st.text(max_size=8), _of(arguments[1]), max_size=3)
     if typing.get_origin(hint) is tuple:
         return st.lists(_of(arguments[0]), max_size=3).map(tuple)
     if type(None) in arguments:

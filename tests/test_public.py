@@ -62,6 +62,7 @@ PURE = {
     "loopwatch.events",
     "loopwatch.flagging",
     "loopwatch.expectations",
+    "loopwatch.core.text",
     "loopwatch.pools.health",
     "loopwatch.pools.advice",
 }

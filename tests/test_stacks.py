@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from loopwatch import stacks
-from loopwatch.stacks import MAX_WALK, RawFrame, RawStack, call_at, take, to_frames
+from loopwatch.stacks import MAX_WALK, RawFrame, RawStack, _called_path, call_at, take, to_frames
 from loopwatch.testing import RecordingSink
 
 
@@ -288,6 +289,16 @@ def test_call_is_named(tmp_path: Path, source: str, expected: str) -> None:
         sys.modules.pop(module, None)
     found = calls_of(tmp_path, source)
     assert expected in found
+
+
+def test_odd_source_warns_nobody() -> None:
+    """Escapes such as "\\d", of which the parser warns in the program's name, and great depth are nothing to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _called_path('time.sleep(len("\\d\\.") * 0)') == ("time", "sleep")
+        assert _called_path("subprocess \\\n.run('\\'')") == ("subprocess", "run")
+    assert _called_path("f(" * 500 + ")" * 500) is None
+    assert _called_path("-" * 9000 + "1") is None
 
 
 def test_nested_calls_are_told_apart(tmp_path: Path) -> None:

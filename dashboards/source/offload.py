@@ -237,8 +237,10 @@ def _agent(scope: Scope) -> Row:
                 ),
                 series(
                     "Faults by part",
-                    "Parts that failed and are off, in each interval shown. Report the line in the log.",
+                    "Faults of its parts, in each interval shown, and how many parts are left out now. Report the line "
+                    "in the log.",
                     Query(scope.grown("loopwatch.agent.faults", catalog.PART), legend(catalog.PART), rare=True),
+                    Query(scope.now("loopwatch.agent.parts_off", how="sum"), "parts off now", rare=True),
                     stacked=True,
                     width=8,
                 ),

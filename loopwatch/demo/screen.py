@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from loopwatch.core.text import shown
 from loopwatch.demo.truth import EXPORT, HEALTH_EVERY, THRESHOLD, Habit, Seen
 from loopwatch.events import Cause, Frame, Stall
-from loopwatch.telemetry.files import printable
 from loopwatch.telemetry.report import seconds as in_words
 from loopwatch.telemetry.report import times
 
@@ -57,7 +57,7 @@ class Screen:
 
     def item(self, name: str, text: str) -> None:
         """Write one fact, on as many lines as it takes."""
-        for number, line in enumerate(textwrap.wrap(printable(text), WIDTH - 16, break_on_hyphens=False)):
+        for number, line in enumerate(textwrap.wrap(shown(text), WIDTH - 16, break_on_hyphens=False)):
             self.line(f"         {name if not number else '':<6} {line}")
 
 

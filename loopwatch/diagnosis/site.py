@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
 
+from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.events import Frame
 
 AGREE = 0.6
@@ -47,9 +48,13 @@ class Site:
 
     @classmethod
     def here(cls, user_code: Sequence[str] = (), library_code: Sequence[str] = ()) -> Site:
-        """Return the rules for this interpreter."""
+        """Return the rules for this interpreter; frames are compared as they are shown."""
         paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(sysconfig.__file__).parent)}
-        return cls(tuple(sorted(path for path in paths if path)), tuple(user_code), tuple(library_code))
+        return cls(
+            tuple(sorted(printable(path, MAX_PATH) for path in paths if path)),
+            tuple(printable(prefix, MAX_PATH) for prefix in user_code),
+            tuple(printable(prefix, MAX_PATH) for prefix in library_code),
+        )
 
     def is_user(self, frame: Frame) -> bool:
         """Whether ``frame`` is the user's own code: not the standard library, not an installed package."""

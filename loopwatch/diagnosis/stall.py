@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from loopwatch._faults import Attempt, plainly
+from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
 from loopwatch.diagnosis.remedy import remedy
 from loopwatch.diagnosis.site import Site, Stack, Verdict
@@ -51,8 +53,40 @@ CallName = Callable[[RawStack], str | None]
 """Returns the dotted name of what the innermost frame of a stack is calling."""
 
 
-def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallName, dump: Stack = ()) -> Stall | None:
+def undiagnosed(seen: Observation, threshold: float) -> Stall:
+    """Return the stall for something that cannot be diagnosed: what was measured, and no cause."""
+    return Stall(
+        id=seen.id,
+        loop=printable(seen.loop),
+        thread=printable(seen.thread),
+        pid=seen.pid,
+        expected=None if seen.expectation is None else printable(seen.expectation.reason),
+        started_at=seen.started_at,
+        duration=seen.end - seen.start,
+        uncertainty=seen.uncertainty,
+        ongoing=seen.ongoing,
+        cause=Cause.UNKNOWN,
+        samples=(0, len(seen.samples)),
+        task=None if seen.task is None else printable(seen.task),
+        coroutine=None if seen.coroutine is None else printable(seen.coroutine),
+        context={printable(key): printable(value) for key, value in seen.context.items()},
+        victims=seen.victims,
+        evidence=dataclasses.replace(seen.evidence, threshold=threshold),
+    )
+
+
+def diagnose(
+    seen: Observation,
+    site: Site,
+    threshold: float,
+    call_name: CallName,
+    dump: Stack = (),
+    *,
+    attempt: Attempt = plainly,
+) -> Stall | None:
     """Return the stall that ``seen`` amounts to, None if a debugger held the program.
+
+    All text in it is printable and bounded, see :mod:`loopwatch.core.text`.
 
     Args:
         seen: what the watcher saw.
@@ -60,49 +94,49 @@ def diagnose(seen: Observation, site: Site, threshold: float, call_name: CallNam
         threshold: s, the limit in force.
         call_name: names the call at the innermost line of a stack.
         dump: stack that faulthandler wrote during the block, used where no sample shows the user's code.
+        attempt: does what a stall can do without: the names of calls (part ``source``), the culprit, the cause, the
+            remedy; default without a net.
     """
     stacks = [to_frames(sample.stack.frames) for sample in seen.samples]
     if any(_in_debugger(stack) for stack in stacks):
         return None
-    verdict = site.judge([stack for stack in stacks if stack])
+
+    def judge(found: Sequence[Stack]) -> Verdict:
+        return attempt("culprit", lambda: site.judge(found), Verdict(None, found[-1] if found else (), 0))
+
+    def name_call(stack: RawStack) -> str | None:
+        name = attempt("source", lambda: call_name(stack), None)
+        return None if name is None else printable(name)
+
+    verdict = judge([stack for stack in stacks if stack])
     if verdict.culprit is None and dump:
-        verdict = site.judge([dump])
+        verdict = judge([dump])
     leaf = verdict.stack[-1] if verdict.stack else None
     inner = _sample_of(verdict, seen.samples, stacks)
-    call = call_name(inner.stack) if inner is not None else None
+    call = name_call(inner.stack) if inner is not None else None
     spans = _spans(seen)
     evidence = _complete(seen, spans, leaf, call, threshold)
-    cause = decide(evidence)
+    cause = attempt("cause", lambda: decide(evidence), Cause.UNKNOWN)
     if cause is Cause.SUSPENDED and evidence.traced:
         return None
     misplaced = cause is Cause.NATIVE_GIL and len(seen.samples) == 1 and call in CHEAP and not dump
     if cause in NO_CULPRIT or misplaced or (cause is Cause.GIL and seen.hog is None):
         verdict = Verdict(None, verdict.stack, 0)
     elif cause is Cause.GIL and seen.hog is not None:
-        verdict = dataclasses.replace(site.judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
+        verdict = dataclasses.replace(judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
         leaf = verdict.stack[-1] if verdict.stack else leaf
-        call = call_name(seen.hog)
-    return Stall(
-        id=seen.id,
-        loop=seen.loop,
-        thread=seen.thread,
-        pid=seen.pid,
-        expected=None if seen.expectation is None else seen.expectation.reason,
-        started_at=seen.started_at,
-        duration=seen.end - seen.start,
+        call = name_call(seen.hog)
+    calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
+    return dataclasses.replace(
+        undiagnosed(seen, threshold),
         uncertainty=_uncertainty(seen, spans, cause),
-        ongoing=seen.ongoing,
         cause=cause,
         culprit=verdict.culprit,
         leaf=leaf,
         stack=verdict.stack,
         samples=(verdict.agreeing, len(seen.samples)),
-        task=seen.task,
-        coroutine=seen.coroutine,
-        context=dict(seen.context),
-        victims=seen.victims,
         evidence=evidence,
-        remedy=remedy(cause, _calls(verdict, call if cause is not Cause.PYTHON else None, site), verdict.culprit),
+        remedy=printable(attempt("remedy", lambda: remedy(cause, calls, verdict.culprit), ""), MAX_LINE),
         profile=_profile(stacks),
     )
 

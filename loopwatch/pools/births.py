@@ -18,6 +18,7 @@ from typing import Any
 from loopwatch._faults import Faults
 from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
 from loopwatch.core.originals import time
+from loopwatch.core.text import printable
 from loopwatch.pools.isolation import Isolation
 from loopwatch.pools.origin import origin
 
@@ -467,6 +468,6 @@ def _program(args: Any, shell: bool) -> str:
 
 def _base(path: Any) -> str:
     try:
-        return os.path.basename(os.fsdecode(path)) or ""  # noqa: PTH119 - may be bytes
+        return printable(os.path.basename(os.fsdecode(path)))  # noqa: PTH119 - may be bytes
     except TypeError:  # an open descriptor
         return ""

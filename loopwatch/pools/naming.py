@@ -7,6 +7,8 @@ from collections.abc import Container
 from itertools import count
 from typing import Any
 
+from loopwatch.core.text import printable
+
 LONGEST = 100
 """Characters of a name."""
 
@@ -31,7 +33,7 @@ def task_name(function: Any) -> str:
         function = type(function)
         name = function.__qualname__
     module = getattr(function, "__module__", None)
-    return (f"{module}:{name}" if isinstance(module, str) else name)[:LONGEST]
+    return printable(f"{module}:{name}" if isinstance(module, str) else name, LONGEST)
 
 
 _AROUND = ("_process_chunk", "_process_chunk_with_context")
@@ -46,7 +48,8 @@ def error_name(error: BaseException) -> str:
         ('ValueError', 'json.decoder.JSONDecodeError')
     """
     kind = type(error)
-    return (kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}")[:LONGEST]
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return printable(name, LONGEST)
 
 
 def pool_name(kind: str, place: str, taken: Container[str], given: str = "") -> str:
@@ -65,6 +68,5 @@ def pool_name(kind: str, place: str, taken: Container[str], given: str = "") -> 
     *folders, where = place.partition(" in ")[0].replace("\\", "/").split("/")
     if where.startswith("__init__.py") and folders:
         where = f"{folders[-1]}/{where}"
-    given = "".join(letter if letter.isprintable() else "?" for letter in given)  # it stands in lines of the log
-    name = (given or (f"{kind} at {where}" if where else kind))[:LONGEST]
+    name = printable(given or (f"{kind} at {where}" if where else kind), LONGEST)
     return next(free for n in count(1) if (free := name if n == 1 else f"{name} #{n}") not in taken)

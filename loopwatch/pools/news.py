@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from loopwatch.core import log
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.advice import THREADS, Unwaited, family
 from loopwatch.pools.reading import End, PoolReading
-
-logger = logging.getLogger("loopwatch")
 
 ORPHAN_AFTER = 60.0
 """s that a task may take which runs on when its executor is shut down or gone: whoever does not wait may mean it."""
@@ -30,7 +28,7 @@ class Line(NamedTuple):
 
     def write(self, level: int) -> None:
         """Write it to the logger ``loopwatch``."""
-        logger.log(level, "loopwatch: %s", self.text, extra=self.extra)
+        log.write(level, "loopwatch: %s", self.text, extra=self.extra)
 
 
 class News:

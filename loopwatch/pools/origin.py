@@ -6,6 +6,8 @@ import sys
 from types import FrameType
 from typing import NamedTuple
 
+from loopwatch.core.text import MAX_PATH, printable
+
 MOST = 60
 """Frames looked at."""
 
@@ -55,7 +57,7 @@ def origin(skip: int = 1) -> Origin:
             pool = module
         if not _within(module, _MACHINERY) or _within(module, _SHOWN):
             code = frame.f_code
-            place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+            place = f"{printable(code.co_filename, MAX_PATH)}:{frame.f_lineno} in {printable(code.co_qualname)}"
             return Origin(place, pool, _within(module, _ASIDE))
         frame = frame.f_back
     return Origin("", pool)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import psutil
 
 from loopwatch.core.originals import time
+from loopwatch.core.text import printable
 from loopwatch.pools.births import peek
 from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import ProcessFacts
@@ -117,7 +118,7 @@ class Processes:
     def _read(self, process: psutil.Process, now: float, before: ProcessFacts | None) -> ProcessFacts:
         pid = process.pid
         letter = _LETTERS.get(process.status())
-        started_at, name = (process.create_time(), process.name()) if before is None else _same(before)
+        started_at, name = (process.create_time(), printable(process.name())) if before is None else _same(before)
         if letter in ("Z", "X"):
             return _zombie(pid, now, before or ProcessFacts(pid, now, alive=True, started_at=started_at, name=name))
         times = process.cpu_times()

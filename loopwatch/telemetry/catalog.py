@@ -624,13 +624,22 @@ AGENT = (
         "loopwatch.agent.faults",
         "{fault}",
         Kind.COUNTER,
-        "Faults of the agent by part; a part that fails is switched off.",
+        "Faults of the agent by part; one that keeps failing is left out for a while.",
         (PART,),
         6,
         question="Has a part of the agent failed?",
         is_not="Not faults of the program.",
-        example='{loopwatch_agent_part="journal"} 1: its disk was full; stalls are still logged and told, but not '
-        "written down.",
+        example='{loopwatch_agent_part="journal"} 3: its disk was full; stalls are still logged and exported, but for '
+        "a while not written down.",
+    ),
+    Metric(
+        "loopwatch.agent.parts_off",
+        "{part}",
+        Kind.GAUGE,
+        "Parts of the agent that are switched off now.",
+        question="Does the agent do all of its work at present?",
+        is_not="Not faults: a part is switched off after three within a minute, for 10 s at first and 10 min at most.",
+        example="1: a part keeps failing; the counter of faults names it, and the log says why.",
     ),
     Metric(
         "loopwatch.agent.dropped",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 
 class LostError(OSError):
@@ -31,6 +32,15 @@ def mark(fd: int) -> Mark:
     try:
         found = os.fstat(fd)
     except OSError:  # nothing any more; or a socket of Windows
+        return None
+    return found.st_dev, found.st_ino
+
+
+def mark_of(path: Path) -> Mark:
+    """Return what stands at ``path`` now, where it is not followed if it is a link."""
+    try:
+        found = path.stat(follow_symlinks=False)
+    except OSError:
         return None
     return found.st_dev, found.st_ino
 

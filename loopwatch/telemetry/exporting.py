@@ -29,6 +29,8 @@ LEAST_TO_SAY = 300.0
 KEPT_METRICS = 8
 """Exports of metrics that wait where they tell differences, which would be lost; of totals the latest will do."""
 LONGEST_SLEEP = 60.0
+AFTER_FAULT = 1.0
+"""s without an attempt after a fault of ours."""
 
 Encode = Callable[[Sequence[Any]], bytes]
 
@@ -220,23 +222,37 @@ class Exporter:
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._silence_instrumentation()
         try:
+            with self._faults.guard(PART):
+                self._silence_instrumentation()
             while not self._stopping:
-                self._wake.wait(min(max(self._next() - time.monotonic(), 0.0), LONGEST_SLEEP))
-                self._wake.clear()
-                self._round()
-                self.cpu = time.thread_time()
-                if not self._boxes:
+                has_work = self._faults.attempt(PART, self._turn, None)
+                if has_work is None:
+                    self._sit_out()
+                elif not has_work:
                     return
-            self._round(last=True)
-        except Exception as exc:  # noqa: BLE001 - the thread's outermost seam
-            self._faults.add(PART, exc)
+            with self._faults.guard(PART):
+                self._round(last=True)
         finally:
             self.cpu = time.thread_time()
             for box in list(self._boxes.values()):
                 with self._faults.guard(PART):
                     box.sender.close()
+
+    def _turn(self) -> bool:
+        """Wait for what is due and send it; return whether there is anything left to export."""
+        self._wake.wait(min(max(self._next() - time.monotonic(), 0.0), LONGEST_SLEEP))
+        self._wake.clear()
+        self._round()
+        self.cpu = time.thread_time()
+        return bool(self._boxes)
+
+    def _sit_out(self) -> None:
+        """Send nothing for a moment after a fault, and while exporting is switched off."""
+        ends = time.monotonic() + AFTER_FAULT
+        while not self._stopping and (time.monotonic() < ends or self._faults.is_off(PART)):
+            self._wake.wait(AFTER_FAULT)
+            self._wake.clear()
 
     @staticmethod
     def _silence_instrumentation() -> None:

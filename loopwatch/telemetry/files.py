@@ -7,13 +7,22 @@ import os
 import stat
 from pathlib import Path
 
-CLOEXEC, NOFOLLOW = getattr(os, "O_CLOEXEC", 0), getattr(os, "O_NOFOLLOW", 0)
-"""Flags of open(2) that Windows does not have."""
+FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"))
+"""Flags of open(2), as far as the system has them, with which nothing is followed, waited for or taken as terminal."""
 
 
-def is_ours(found: os.stat_result) -> bool:
-    """Whether a file belongs to this process's user; always where files have no such owner."""
-    return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
+def why_not_ours(found: os.stat_result) -> str:
+    """Return why an opened file is left alone, "" for a file of this process's user that has this one name.
+
+    Whoever may write to the directory could have laid it out, to read along or to have a file of ours changed.
+    """
+    if not stat.S_ISREG(found.st_mode):
+        return "it is not a regular file"
+    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if found.st_nlink > 1:
+        return f"it is a hard link to a file that has {found.st_nlink} names"
+    return ""
 
 
 def journal_path(setting: str, pid: int) -> Path:
@@ -45,32 +54,31 @@ def base_of(setting: str) -> Path:
     return path.with_suffix("") if path.suffix == ".jsonl" else path
 
 
-def printable(text: str) -> str:
-    """Return ``text`` on one line, with what could steer a terminal (or not be encoded) shown as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
 def open_private(path: Path) -> int:
     """Open a file for appending that nobody else may read, making it if need be; return the descriptor.
 
     Raises:
-        OSError: it is a symbolic link, no regular file or another user's, or cannot be opened.
+        OSError: it is a link of either kind, no regular file or another user's (which is left as it is), or cannot be
+            opened; the text names the path, why, and what to do.
     """
     # O_RDWR: the last byte is read, and a named pipe opens at once (fifo(7)), to be refused below.
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | CLOEXEC | NOFOLLOW
-    fd = os.open(path, flags, 0o600)
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        # In a directory that others may write, somebody else could have laid it out to read along.
-        if not is_ours(found):
-            raise PermissionError(errno.EPERM, "the file belongs to another user", str(path))
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | FLAGS, 0o600)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise _refused(path, "it is a symbolic link") from None
+        raise
+    try:
+        if reason := why_not_ours(os.fstat(fd)):
+            raise _refused(path, reason)
         if hasattr(os, "fchmod"):
             os.fchmod(fd, 0o600)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _refused(path: Path, reason: str) -> OSError:
+    advice = "remove it, or set journal to a directory that only this user may write to"
+    return PermissionError(errno.EPERM, f"not written to, as {reason}; {advice}", str(path))

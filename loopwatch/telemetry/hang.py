@@ -12,7 +12,6 @@ import dataclasses
 import faulthandler
 import os
 import re
-import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from typing import Any
 from loopwatch._patches import Patch, PatchSet, loaded
 from loopwatch.events import Cause, Evidence, Frame, Stall
 from loopwatch.telemetry import descriptors
-from loopwatch.telemetry.files import CLOEXEC, NOFOLLOW, hang_path, is_ours, open_private
+from loopwatch.telemetry.files import FLAGS, hang_path, open_private, why_not_ours
 from loopwatch.telemetry.hangfile import HangDump, hang_header, parse_hang
 
 _NEVER = float("-inf")
@@ -104,6 +103,12 @@ class HangTimer:
             ]
         return during[-1] if during else ()
 
+    def disarm(self) -> None:
+        """Disarm the timer; the next tick arms it again."""
+        with self._lock:
+            self._disarm()
+            self._armed_at = _NEVER
+
     def close(self) -> None:
         """Disarm the timer and remove the file."""
         with self._lock:
@@ -114,7 +119,8 @@ class HangTimer:
             if self._file is not None:
                 descriptors.close(self._file, self._mark)
                 self._file = None
-                self.path.unlink(missing_ok=True)
+                if self._mark is not None and self._mark == descriptors.mark_of(self.path):
+                    self.path.unlink(missing_ok=True)  # not what somebody has put in its place
 
     def abandon(self) -> None:
         """Drop the file in a forked child: it is the parent's, and so was the timer."""
@@ -187,8 +193,7 @@ class HangTimer:
 def leftover_hangs(setting: str, hang_after: float) -> list[Stall]:
     """Return the hangs in which earlier processes of this journal ended, and remove their files.
 
-    Of several processes that look at the same time, one gets each. Symbolic links and files of other users are left
-    alone.
+    Of several processes that look at the same time, one gets each. Links and files of other users are left alone.
 
     Args:
         setting: ``Config.journal``.
@@ -211,12 +216,12 @@ def leftover_hangs(setting: str, hang_after: float) -> list[Stall]:
 def _taken(path: Path) -> list[HangDump]:
     """Read a hang file and remove it; nothing if it is not ours, or somebody else was first."""
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | CLOEXEC | NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | FLAGS)
     except OSError:
         return []
     with open(fd, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a descriptor
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or not is_ours(status):
+        if why_not_ours(status):
             return []
         dumps = [dataclasses.replace(dump, at=status.st_mtime) for dump in parse_hang(file.read())]
     try:

@@ -13,9 +13,9 @@ from collections.abc import Hashable
 from dataclasses import fields
 from importlib.resources import files
 
+from loopwatch.core.text import shown
 from loopwatch.events import Evidence, Frame, Stall
 from loopwatch.telemetry import report
-from loopwatch.telemetry.files import printable
 from loopwatch.telemetry.reading import TORN, JournalContents
 
 MAX_STALLS = 20_000
@@ -90,11 +90,11 @@ class _Payload:
             (self._stack(stack or _stand_in(stall)), round(share, 6)) for stack, share in report.weighted_stacks(stall)
         ]
         row: dict[str, object] = {
-            "id": printable(stall.id),
+            "id": shown(stall.id),
             "at": stall.started_at,
             "s": stall.duration,
             "c": str(stall.cause),
-            "w": self.culprits.number(who, [printable(name) for name in who]),
+            "w": self.culprits.number(who, [shown(name) for name in who]),
             "line": culprit.line if culprit else 0,
             "p": self.processes.number(self.runs.of(stall.pid, stall.started_at)),
             "k": stacks,
@@ -107,29 +107,29 @@ class _Payload:
             "n": list(stall.samples),
             "u": stall.uncertainty,
             "on": int(stall.ongoing),
-            "x": [[printable(str(name)), printable(str(value))] for name, value in stall.context.items()],
+            "x": [[shown(str(name)), shown(str(value))] for name, value in stall.context.items()],
             "e": [_fact(field.name, getattr(stall.evidence, field.name)) for field in fields(Evidence)],
         }
         return row
 
     def _string(self, text: str) -> int:
-        return self.strings.number(printable(text))
+        return self.strings.number(shown(text))
 
     def _stack(self, stack: tuple[Frame, ...]) -> int:
         return self.stacks.number(stack, [self._frame(frame) for frame in stack])
 
     def _frame(self, frame: Frame) -> int:
-        name = printable(report.frame_name(frame))
+        name = shown(report.frame_name(frame))
         return self.frames.number(frame, [self._string(name), self._string(frame.file), frame.line])
 
 
 def _payload(contents: JournalContents) -> dict[str, object]:
     collected = _Payload(contents)
-    shown = contents.stalls
-    if len(shown) > MAX_STALLS:
-        longest = sorted(shown, key=lambda stall: -stall.duration)[:MAX_STALLS]
-        shown = tuple(sorted(longest, key=lambda stall: stall.started_at))
-    rows = [collected.row(stall) for stall in shown]
+    kept = contents.stalls
+    if len(kept) > MAX_STALLS:
+        longest = sorted(kept, key=lambda stall: -stall.duration)[:MAX_STALLS]
+        kept = tuple(sorted(longest, key=lambda stall: stall.started_at))
+    rows = [collected.row(stall) for stall in kept]
     runs = [run for run in collected.processes.rows if isinstance(run, tuple)]
     skipped = [
         report.skipped_sentence(item.file, item.lines, item.reason) for item in contents.skipped if item.reason != TORN
@@ -141,19 +141,19 @@ def _payload(contents: JournalContents) -> dict[str, object]:
         "frames": collected.frames.rows,
         "stacks": collected.stacks.rows,
         "culprits": collected.culprits.rows,
-        "processes": [printable(collected.runs.name(run)) for run in runs],
+        "processes": [shown(collected.runs.name(run)) for run in runs],
         "runs": len(report.processes(contents)),
         "flagged": [_flagged(row) for row in report.flagged(contents)],
         "hangs": [report.hang_sentence(hang) for hang in report.unended(contents)],
         "expected": [report.expected_sentence(row) for row in report.expected(contents)],
         "skipped": skipped,
         "facts": [field.name.replace("_", " ") for field in fields(Evidence)],
-        "versions": sorted({printable(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),
+        "versions": sorted({shown(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),
     }
 
 
 def _flagged(row: report.FlaggedRow) -> list[str]:
-    name, place, remedy = (printable(text) for text in (row.name, f"{row.file}:{row.line}", row.remedy))
+    name, place, remedy = (shown(text) for text in (row.name, f"{row.file}:{row.line}", row.remedy))
     return [str(row.cause), name, place, report.flagged_sentence(row), remedy]
 
 
@@ -180,4 +180,4 @@ def _fact(name: str, value: object) -> str:
         return f"{value * 1000:.1f} ms" if value < 1 else report.seconds(value)
     if isinstance(value, float) and name in _SHARES:
         return f"{value:.0%}"
-    return "yes" if value is True else printable(str(value))
+    return "yes" if value is True else shown(str(value))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.events import Cause, ExpectedBlocks, FlaggedFunction, Stall
-
-logger = logging.getLogger("loopwatch")
 
 OTHER = "other"
 
@@ -44,16 +42,16 @@ class LogSink:
         self._last[key] = now
         held = self._held.pop(key, 0)
         text = describe(stall) + (f" [{held} more from here since the last line]" if held else "")
-        logger.log(self.level, "%s", text, extra={"loopwatch": stall.to_dict()})
+        log.write(self.level, text, extra={"loopwatch": stall.to_dict()})
 
     def flagged(self, function: FlaggedFunction) -> None:
         """Write the line for ``function``, which has just been flagged."""
-        logger.log(self.level, "%s", describe_flagged(function), extra={"loopwatch_flagged": function.to_dict()})
+        log.write(self.level, describe_flagged(function), extra={"loopwatch_flagged": function.to_dict()})
 
     def expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
         """Write the line for ``blocks``, which are over; its record carries them as ``record.loopwatch_expected``."""
         extra = {"loopwatch_expected": blocks.to_dict()}
-        logger.log(self.level, "%s", describe_expected(blocks) + (f"; {note}" if note else ""), extra=extra)
+        log.write(self.level, describe_expected(blocks) + (f"; {note}" if note else ""), extra=extra)
 
     def _key(self, stall: Stall) -> str:
         key = culprit_key(stall)

@@ -23,8 +23,8 @@ from typing import TypeGuard
 import psutil
 
 from loopwatch.core.originals import time
+from loopwatch.core.text import printable
 from loopwatch.telemetry import descriptors, listeners
-from loopwatch.telemetry.files import printable
 from loopwatch.telemetry.listeners import Listener
 from loopwatch.telemetry.ports import Address
 

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from loopwatch.core.text import shown
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import FlaggedFunction, Frame, StackCount, Stall
-from loopwatch.telemetry.files import base_of, printable
+from loopwatch.telemetry.files import base_of
 from loopwatch.telemetry.foreign import fits, json_object
 from loopwatch.telemetry.hangfile import HangDump, hang_threads, parse_hang
 from loopwatch.telemetry.journal import SCHEMA
@@ -105,7 +106,7 @@ def read_journals(target: str) -> JournalContents:
     try:
         paths, named = _find(target)
     except OSError as exc:
-        raise LoopwatchError(f"{printable(target)}: {exc.strerror}; check its name and who may read it") from None
+        raise LoopwatchError(f"{shown(target)}: {exc.strerror}; check its name and who may read it") from None
     parts: list[_Part] = []
     faults: list[Skipped] = []
     for path in paths:
@@ -113,13 +114,13 @@ def read_journals(target: str) -> JournalContents:
             parts.append(_read_hang(path) if path.suffix == ".hang" else _read_journal(path))
         except _NotOursError as exc:
             if named and path == paths[0]:
-                raise LoopwatchError(f"{printable(str(path))}: {exc}; {exc.remedy}") from None
+                raise LoopwatchError(f"{shown(str(path))}: {exc}; {exc.remedy}") from None
             faults.append(Skipped(str(path), None, str(exc)))
     if not parts:
         first = faults[0]
-        name, more = printable(Path(first.file).name), f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        name, more = shown(Path(first.file).name), f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise LoopwatchError(
-            f"{printable(target)}: no loopwatch journal in it: {name} {first.reason}{more}; "
+            f"{shown(target)}: no loopwatch journal in it: {name} {first.reason}{more}; "
             "give the file or directory that is configured as journal"
         )
     return _merge(parts, faults)
@@ -151,7 +152,7 @@ def _find(target: str) -> tuple[list[Path], bool]:
         found = [entry for entry in path.iterdir() if entry.suffix in (".jsonl", ".hang")]
         if not found:
             raise LoopwatchError(
-                f"{printable(target)}: no *.jsonl file in this directory; "
+                f"{shown(target)}: no *.jsonl file in this directory; "
                 "set journal to it (LOOPWATCH_JOURNAL) and let a stall happen"
             )
         return sorted(found), False
@@ -169,7 +170,7 @@ def _find(target: str) -> tuple[list[Path], bool]:
     matched = [entry for entry in matched if not entry.is_dir()]
     if not matched:
         raise LoopwatchError(
-            f"{printable(target)}: no such journal; "
+            f"{shown(target)}: no such journal; "
             "give the file or directory that is configured as journal (LOOPWATCH_JOURNAL)"
         )
     return sorted(matched), False
@@ -195,7 +196,7 @@ def _read_journal(path: Path) -> _Part:
             pass  # its stalls say the same, and it may be rotated away while the function goes on blocking
         else:
             if record and kind == "header" and str(record.get("schema")).startswith("loopwatch.journal/"):
-                foreign = printable(str(record["schema"]))
+                foreign = shown(str(record["schema"]))
             reason = f"of schema {foreign}" if foreign else _why_passed_over(record, kind, whole)
             counts[reason] = counts.get(reason, 0) + 1
         if number + 1 >= _FOREIGN_AFTER and not (part.headers or part.stalls):

@@ -110,6 +110,7 @@ class Readings:
         points["loopwatch.agent.start_time"] = (Point((), inputs.started_at),)
         self._faults.count({key_of(part): float(count) for part, count in agent.faults.items()})
         points["loopwatch.agent.faults"] = self._faults.points()
+        points["loopwatch.agent.parts_off"] = (Point((), len(agent.switched_off)),)
         for signal, count in sorted(inputs.dropped.items())[: BY_NAME["loopwatch.agent.dropped"].sets]:
             self._dropped.add((signal,), self._dropped_growth.of(signal, (count,)))
         points["loopwatch.agent.dropped"] = points_of(self._dropped.of(self._dropped.names))

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from loopwatch.config import Config
+from loopwatch.core.text import shown
 from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
 from loopwatch.flagging import OFFLOADABLE, Flagging
-from loopwatch.telemetry.files import printable
 from loopwatch.telemetry.reading import TORN, Header, JournalContents
 
 SCHEMA = "loopwatch.report/1"
@@ -516,7 +516,7 @@ def flagged_sentence(row: FlaggedRow) -> str:
     cost = f"{seconds(row.blocked)} in total, {seconds(row.worst_minute)} in its worst minute"
     waited = f", {row.victims} waited" if row.victims else ""
     told = f"flagged {times(row.flagged)}, {first}, in {where}"
-    return printable(f"{told}: {_plural(row.stalls, 'stall')}, {cost}{waited} ({_tally(row.causes)})")
+    return shown(f"{told}: {_plural(row.stalls, 'stall')}, {cost}{waited} ({_tally(row.causes)})")
 
 
 def cut(line: str, width: int) -> str:
@@ -539,7 +539,7 @@ def headline(contents: JournalContents) -> str:
     worst = culprits(contents)[0]
     whole = blocked(contents)
     count = len(contents.stalls)
-    who = f"by {printable(worst.name)}{_place(worst.file, worst.line)}"
+    who = f"by {shown(worst.name)}{_place(worst.file, worst.line)}"
     if count == 1:
         return f"The event loop was held once, for {seconds(whole)}, {who}."
     share = f"{worst.total / whole:.0%}" if worst.total < whole else "all"
@@ -550,7 +550,7 @@ def hang_sentence(hang: Unended) -> str:
     """Return what is known of a block that never ended, in one sentence."""
     where = f"in {frame_name(hang.where)} ({hang.where.file}:{hang.where.line})" if hang.where else "in unknown code"
     span = f", for at least {seconds(hang.blocked)}" if hang.blocked else ""
-    return printable(f"{hang.process}, loop {hang.loop}: last seen blocked {where}{span}, at {clock(hang.at)} UTC")
+    return shown(f"{hang.process}, loop {hang.loop}: last seen blocked {where}{span}, at {clock(hang.at)} UTC")
 
 
 def _section(title: str, blocks: Sequence[Sequence[str]]) -> list[str]:
@@ -571,7 +571,7 @@ def _text_unended(hang: Unended, width: int) -> list[str]:
 
 
 def _place(file: str, line: int) -> str:
-    return f" ({printable(file)}:{line})" if file else ""
+    return f" ({shown(file)}:{line})" if file else ""
 
 
 def _plural(count: int, noun: str, ending: str = "s") -> str:
@@ -592,14 +592,12 @@ def _text_culprit(number: int, row: CulpritRow, width: int) -> list[str]:
     more = f" and {_plural(row.lines - 1, 'other line')}" if row.lines > 1 else ""
     numbers = f"{times(row.times)}, {seconds(row.total)} in total, p50 {seconds(row.p50)}, longest {seconds(row.max)}"
     waited = f", {row.victims} waited" if row.victims else ""
-    lines = [f"{number:>2}. {printable(row.name)}{_place(row.file, row.line)}{more}", f"    {numbers}{waited}"]
+    lines = [f"{number:>2}. {shown(row.name)}{_place(row.file, row.line)}{more}", f"    {numbers}{waited}"]
     lines.append(f"    cause: {_tally(row.causes)}")
     if row.routes:
         lines.append(f"    routes: {_tally(row.routes)}")
     if row.remedy:
-        lines.extend(
-            textwrap.wrap(printable(row.remedy), width - 2, initial_indent="    -> ", subsequent_indent=" " * 7)
-        )
+        lines.extend(textwrap.wrap(shown(row.remedy), width - 2, initial_indent="    -> ", subsequent_indent=" " * 7))
     return lines
 
 
@@ -611,14 +609,14 @@ def _text_flagged(contents: JournalContents, width: int, top: int) -> list[list[
 
 def _text_flagged_row(row: FlaggedRow, width: int) -> list[str]:
     return [
-        f"{printable(row.name)}{_place(row.file, row.line)}",
+        f"{shown(row.name)}{_place(row.file, row.line)}",
         *textwrap.wrap(flagged_sentence(row), width - 2, initial_indent="    ", subsequent_indent="    "),
-        *textwrap.wrap(printable(row.remedy), width - 2, initial_indent="    -> ", subsequent_indent=" " * 7),
+        *textwrap.wrap(shown(row.remedy), width - 2, initial_indent="    -> ", subsequent_indent=" " * 7),
     ]
 
 
 def _tally(counts: Sequence[tuple[str, int]], top: int = 4) -> str:
-    named = [f"{printable(name)} {count}" for name, count in counts[:top]]
+    named = [f"{shown(name)} {count}" for name, count in counts[:top]]
     return ", ".join(named) + (f", and {len(counts) - top} more" if len(counts) > top else "")
 
 
@@ -643,7 +641,7 @@ def expected_sentence(row: ExpectedRow) -> str:
     name, file, line, longest = row.longest
     where = _plural(row.processes, "process", "es")
     took = f"{row.reason}: {times(row.times)}, {seconds(row.total)} in total, in {where}"
-    return f"{printable(took)}; longest {seconds(longest)} by {printable(name)}{_place(file, line)}"
+    return f"{shown(took)}; longest {seconds(longest)} by {shown(name)}{_place(file, line)}"
 
 
 def _text_timeline(contents: JournalContents, width: int, top: int) -> list[list[str]]:
@@ -661,7 +659,7 @@ def _text_timeline(contents: JournalContents, width: int, top: int) -> list[list
     blocks = []
     for name, lane in slices.items():
         bars = "".join(_bar(bucket.blocked, highest) for bucket in lane)
-        blocks.append([printable(name), f"▕{bars}▏"] if len(lanes) > 1 else [f"▕{bars}▏"])
+        blocks.append([shown(name), f"▕{bars}▏"] if len(lanes) > 1 else [f"▕{bars}▏"])
     first, last = clock(span[0]), clock(span[1]).split(" ")[-1]
     blocks.append([f" {first}{last:>{max(columns - len(first), len(last) + 1)}}"])
     blocks.append([f" one column is {seconds((span[1] - span[0]) / columns)}, a full one {seconds(highest)} blocked"])
@@ -678,10 +676,10 @@ def _text_processes(contents: JournalContents, top: int) -> list[list[str]]:
     rows = processes(contents)
     blocks = [
         [
-            f"{printable(row.name)}: {times(row.times) if row.times else 'never'} held"
+            f"{shown(row.name)}: {times(row.times) if row.times else 'never'} held"
             + (f", {seconds(row.total)} in total" if row.times else "")
             + (f"; since {clock(row.started_at)}" if row.started_at else "")
-            + (f", Python {printable(row.python)}" if row.python else "")
+            + (f", Python {shown(row.python)}" if row.python else "")
         ]
         for row in rows[:top]
     ]
@@ -695,7 +693,7 @@ def _text_skipped(contents: JournalContents) -> list[str]:
 
 def skipped_sentence(file: str, lines: int | None, reason: str) -> str:
     """Return what was passed over in one file, in one line."""
-    return printable(f"{file}: {reason}" if lines is None else f"{file}: {_plural(lines, 'line')} {reason}")
+    return shown(f"{file}: {reason}" if lines is None else f"{file}: {_plural(lines, 'line')} {reason}")
 
 
 # --------------------------------------------------------------------------------- for other programs
@@ -797,4 +795,4 @@ def _whole(weights: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], in
 
 
 def _escaped(name: str) -> str:
-    return printable(name).replace(";", "\\x3b") or "?"
+    return shown(name).replace(";", "\\x3b") or "?"

@@ -12,6 +12,7 @@ import logging
 import os
 from pathlib import Path
 
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.errors import OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
@@ -25,8 +26,6 @@ from loopwatch.workers.figures import Figures
 from loopwatch.workers.link import BUSY, IDLE, Link
 from loopwatch.workers.options import PoolOptions
 from loopwatch.workers.wire import LOG, SKIPPED, Frame
-
-log = logging.getLogger("loopwatch")
 
 SHORT = 0.001
 """s: calls that take less on average are sent ahead, so that a worker need not wait for the next one."""
@@ -361,8 +360,8 @@ class Dispatcher:
             return
         try:
             told(PoolEvent(kind, self._options.name, pid, detail, time.time()))
-        except Exception:
-            log.exception("loopwatch: on_event of %s failed", self._options.name)
+        except Exception as exc:  # noqa: BLE001 - code of the program
+            log.write(logging.ERROR, "loopwatch: on_event of %s failed", self._options.name, error=exc)
 
 
 def _again(error: OffloadError) -> OffloadError:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from loopwatch.core.originals import time
+from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.workers import clocks, defaults, launch, settings, worker
@@ -63,7 +64,7 @@ class Moved:
         way: str = "offload",
     ) -> None:
         self.function, self.options, self.pool, self.way = function, options, pool, way
-        self.name = f"{function.__module__}:{function.__qualname__}"
+        self.name = f"{printable(function.__module__)}:{printable(function.__qualname__)}"
         self.bound = self.stays = ""
         self.shares_context = False
         self.probation: Probation | None = None
@@ -336,12 +337,12 @@ class Moved:
             name=self.name,
             way=self.way,
             to=decision.to,
-            reason=decision.reason,
+            reason=printable(decision.reason, MAX_LINE),
             **known,
             backend=sum(counts.values()) - sum(known.values()),
             run=runs[len(runs) // 2] if runs else None,
-            left=dict(self.left),
-            changes=tuple(self._changes),
+            left={printable(why, MAX_LINE): count for why, count in self.left.items()},
+            changes=tuple(Decision(each.to, printable(each.reason, MAX_LINE)) for each in self._changes),
         )
 
     def explain(self) -> str:

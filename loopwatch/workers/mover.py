@@ -24,6 +24,7 @@ from typing import Any, cast
 
 from loopwatch._patches import Around, CodePatch, Patch, PatchSet
 from loopwatch.core.off_loop import running_loop
+from loopwatch.core.text import printable
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
@@ -66,7 +67,7 @@ class Listed:
     @property
     def name(self) -> str:
         """``module:qualname``."""
-        return f"{self.found.function.__module__}:{self.found.function.__qualname__}"
+        return f"{printable(self.found.function.__module__)}:{printable(self.found.function.__qualname__)}"
 
 
 class Mover:

@@ -21,10 +21,9 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.workers import handles
-
-log = logging.getLogger("loopwatch")
 
 READ = 1 << 15
 """Bytes read of one pipe in one turn of the loop."""
@@ -66,7 +65,7 @@ class Output:
                 ours.append(read)
                 os.set_blocking(read, False)
         except OSError as exc:
-            log.warning("loopwatch: the output of worker %d is not prefixed: %s", pid, str(exc))
+            log.write(logging.WARNING, "loopwatch: the output of worker %d is not prefixed: %s", pid, exc)
             for each in ours:
                 os.close(each)
             return handles.NONE

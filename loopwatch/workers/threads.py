@@ -20,6 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
+from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
@@ -30,8 +31,6 @@ from loopwatch.workers.calls import Call, Outcome
 from loopwatch.workers.options import CallOptions, check_count, usable_cpus
 from loopwatch.workers.spent import Spent, spent_by
 from loopwatch.workers.worker import undecorated
-
-log = logging.getLogger("loopwatch")
 
 IDLE_FOR = 10.0
 """s after which a thread with nothing to do ends."""
@@ -373,8 +372,11 @@ class ThreadBackend:
                     if not self._end(thread, call, result, error):
                         return
                     del call, result, error
-        except Exception:
-            log.exception("loopwatch: a thread of %s could not put away what it ran its calls with", self.name)
+        except Exception as exc:  # noqa: BLE001 - code of the program
+            log.write(
+                logging.ERROR, "loopwatch: a thread of %s could not put away what it ran its calls with", self.name,
+                error=exc,
+            )  # fmt: skip
         finally:
             with self._lock:
                 was_left = thread in self._left

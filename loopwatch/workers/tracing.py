@@ -21,9 +21,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from loopwatch.core import log
 from loopwatch.core.originals import time
-
-log = logging.getLogger("loopwatch")
 
 FLUSH_WITHIN = 500
 """ms that a worker that ends may take to hand over its own spans."""
@@ -253,7 +252,10 @@ def flush() -> None:
 
 @functools.cache
 def _say(kind: str) -> None:
-    log.warning("loopwatch: a call could not be traced as it should be (%s); told once", kind, exc_info=True)
+    log.write(
+        logging.WARNING, "loopwatch: a call could not be traced as it should be (%s); logged once", kind,
+        error=sys.exception(),
+    )  # fmt: skip
 
 
 def _failed(exc: Exception) -> None:

@@ -14,8 +14,9 @@ import pytest
 from hostproc import finish, journals, program, start, succeeded
 
 from loopwatch import Stall
+from loopwatch._patches import PatchSet
 from loopwatch.telemetry.files import hang_path, journal_path
-from loopwatch.telemetry.hang import leftover_hangs
+from loopwatch.telemetry.hang import HangTimer, leftover_hangs
 from loopwatch.telemetry.hangfile import hang_header
 from loopwatch.telemetry.reading import read_journals
 
@@ -350,12 +351,29 @@ def test_the_hang_file_follows_no_symbolic_link(tmp_path: Path) -> None:
         agent = loopwatch.install(threshold=0.05, hang_after=0.2, journal=sys.argv[1], log_level="DEBUG")
         asyncio.run(blocked(0.3))
         agent.flush()
-        say(target=open(target).read(), faults=dict(agent.snapshot().agent.faults),
+        say(target=open(target).read(), faults=[*agent.snapshot().agent.faults],
             found=max(agent.stalls(), key=lambda stall: stall.duration).culprit.function)
     """
     ended = program(source, tmp_path)
-    assert ended.last == {"target": "precious", "faults": {"hang": 1}, "found": "nap"}
-    assert len([line for line in ended.out if "its hang failed" in line.get("line", "")]) == 1
+    assert ended.last == {"target": "precious", "faults": ["hang"], "found": "nap"}
+    assert len([line for line in ended.out if "its hang failed (" in line.get("line", "")]) == 1
+
+
+def test_the_hang_file_is_no_hard_link(tmp_path: Path) -> None:
+    """A second name of a foreign file in the place of the hang file is refused, and no leftover is read through one."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    timer = HangTimer(str(tmp_path), 2.0, PatchSet())
+    timer.path.hardlink_to(precious)
+    with pytest.raises(PermissionError, match="hard link to a file that has 2 names"):
+        timer._begin({1: "main"})  # pytest has the timer itself
+    timer.close()
+    assert precious.read_text() == "precious"
+    assert timer.path.exists()
+    pid = dead_pid()
+    (tmp_path / "second").hardlink_to(leave_a_hang(str(tmp_path), pid))
+    assert leftover_hangs(str(tmp_path), 2.0) == []
+    assert hang_path(str(tmp_path), pid).exists()
 
 
 def test_eight_workers_that_start_together_tell_a_leftover_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each part may fail: it is counted, logged once and switched off; the rest works, the program sees nothing."""
+"""Each part may fail: it is counted, logged, left out for a while if it goes on; the program sees nothing of it."""
 
 from __future__ import annotations
 
@@ -74,6 +74,16 @@ async def blocks(times: int) -> str:
     return "the program's result"
 
 
+async def blocks_until_off(agent: Agent, part: str) -> int:
+    """Block the loop until ``part`` is switched off; return how often: more than thrice where stalls are told late."""
+    for times in range(1, 30):
+        await blocks(1)
+        await asyncio.to_thread(agent.flush)
+        if part in agent.snapshot().agent.switched_off:
+            return times
+    raise AssertionError(f"{part} is not switched off: {agent.snapshot().agent}")
+
+
 def raising(exc: BaseException) -> Callable[..., Any]:
     """Return a function that always fails."""
 
@@ -92,7 +102,11 @@ def faults(agent: Agent) -> dict[str, int]:
 
 
 def failures(lines: Lines) -> list[str]:
-    return [line for line in lines.lines if "switched off" in line or "is removed" in line]
+    return [line for line in lines.lines if " failed" in line or "is removed" in line]
+
+
+def off_lines(lines: Lines) -> list[str]:
+    return [line for line in lines.lines if "is switched off" in line]
 
 
 @pytest.mark.parametrize("exc", [RuntimeError("theirs"), SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()])
@@ -119,7 +133,7 @@ def test_callback(run: Run, sink: RecordingSink, lines: Lines, unraisable: list[
 def test_context_callable(
     agent: Agent, run: Run, sink: RecordingSink, lines: Lines, *, unraisable: list[Any], exc: BaseException
 ) -> None:
-    """A callable that labels stalls and raises is not asked again; stalls come with culprit and task as before."""
+    """A callable that labels stalls and raises is left out after three stalls; they come with culprit as before."""
     calls: list[int] = []
 
     def bad() -> dict[str, str]:
@@ -127,20 +141,22 @@ def test_context_callable(
         raise exc
 
     agent.add_context(bad)
-    assert run(blocks(3)) == "the program's result"
+    agent.add_context(lambda: {"other": "label"})
+    times = run(blocks_until_off(agent, "context"))
+    run(blocks(1))
     agent.flush()
     found = long(sink.stalls)
-    assert [stall.culprit.function for stall in found if stall.culprit] == ["sleeper"] * 3
-    assert [stall.context for stall in found] == [{}] * 3
-    assert len(calls) == 1
-    assert faults(agent) == {"context": 1}
-    assert len(failures(lines)) == 1
+    assert [stall.culprit.function for stall in found if stall.culprit] == ["sleeper"] * (times + 1)
+    assert [stall.context for stall in found] == [{"other": "label"}] * (times + 1)
+    assert faults(agent) == {"context": len(calls)}
+    assert len(failures(lines)) == 2
+    assert len(off_lines(lines)) == 1
     assert unraisable == []
 
 
 @pytest.mark.parametrize("exc", [ValueError("broken handler"), OSError(28, "No space left on device")])
 def test_log_handler(run: Run, sink: RecordingSink, unraisable: list[Any], exc: Exception) -> None:
-    """A log handler that raises is asked once for the stall and once for the fault; every stall is told otherwise."""
+    """A log handler that raises is left out after some stalls and two lines of ours; every stall is told otherwise."""
     agent = loopwatch.install(threshold=0.1, log_interval=0, on_stall=sink, cpu_budget=1.0)
     calls: list[str] = []
 
@@ -152,13 +168,15 @@ def test_log_handler(run: Run, sink: RecordingSink, unraisable: list[Any], exc: 
     handler = Bad()
     logging.getLogger("loopwatch").addHandler(handler)
     try:
-        assert run(blocks(3)) == "the program's result"
+        times = run(blocks_until_off(agent, "log"))
+        asked = len(calls)
+        run(blocks(1))
         agent.flush()
     finally:
         logging.getLogger("loopwatch").removeHandler(handler)
-    assert len(long(sink.stalls)) == 3
-    assert faults(agent) == {"log": 1}
-    assert len(calls) == 2
+    assert len(long(sink.stalls)) == times + 1
+    assert faults(agent) == {"log": asked - 2}
+    assert len(calls) == asked
     assert unraisable == []
 
 
@@ -184,7 +202,7 @@ def test_log_handler_that_raises_into_install() -> None:
 
 
 def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> None:
-    """A journal that cannot be written (here: a link in its place) is given up; stalls go everywhere else."""
+    """A journal that cannot be written (here: a link in its place) is left out; stalls go everywhere else."""
     import os
 
     from loopwatch.telemetry.files import journal_path
@@ -192,41 +210,45 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
     path = journal_path(str(tmp_path), os.getpid())
     path.symlink_to("/dev/full")
     agent = loopwatch.install(threshold=0.1, journal=tmp_path, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
-    assert run(blocks(3)) == "the program's result"
+    times = run(blocks_until_off(agent, "journal"))
+    run(blocks(1))
     agent.flush()
-    assert len(long(sink.stalls)) == 3
-    assert faults(agent) == {"journal": 1}
-    assert len(failures(lines)) == 1
+    assert len(long(sink.stalls)) == times + 1
+    assert set(faults(agent)) == {"journal"}
+    assert len(failures(lines)) == 2
+    assert "it is a symbolic link; remove it, or set journal to a directory" in failures(lines)[0]
+    assert str(path) in failures(lines)[0]
 
 
 def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A diagnosis that fails is not tried again; the figures of the loop still count the stalls."""
+    """What cannot be diagnosed is told as a stall without a cause; the figures of the loop count it."""
     monkeypatch.setattr(loopwatch.agent, "diagnose", raising(RuntimeError("ours")))
     seen = []
 
-    async def main() -> str:
-        result = await blocks(3)
-        agent.flush()
+    async def main() -> int:
+        times = await blocks_until_off(agent, "diagnosis")
+        await blocks(1)
+        await asyncio.to_thread(agent.flush)
         seen.extend(agent.snapshot().loops)
-        return result
+        return times + 1
 
-    assert run(main()) == "the program's result"
-    agent.flush()
-    assert sink.stalls == []
-    assert faults(agent) == {"diagnosis": 1}
-    assert len(failures(lines)) == 1
-    assert seen[0].stalls >= 3
-    assert seen[0].blocked >= 3 * LONG * 0.9
+    times = run(main())
+    found = long(sink.stalls)
+    assert [(stall.cause, stall.culprit, stall.loop) for stall in found] == [("unknown", None, "main")] * times
+    assert all(stall.evidence.wall >= LONG * 0.9 for stall in found)
+    assert set(faults(agent)) == {"diagnosis"}
+    assert len(failures(lines)) == 2
+    assert seen[0].stalls >= times
+    assert seen[0].blocked >= times * LONG * 0.9
 
 
 def test_flagging(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flagging that fails is not tried again and flags nobody; stalls are told as before."""
+    """Flagging that fails flags nobody and is left out after three stalls; stalls are told as before."""
     monkeypatch.setattr(Flagging, "add", raising(RuntimeError("ours")))
-    assert run(blocks(3)) == "the program's result"
-    agent.flush()
-    assert len(long(sink.stalls)) == 3
-    assert faults(agent) == {"flagging": 1}
-    assert len(failures(lines)) == 1
+    times = run(blocks_until_off(agent, "flagging"))
+    assert len(long(sink.stalls)) == times
+    assert set(faults(agent)) == {"flagging"}
+    assert len(failures(lines)) == 2
     assert agent.flagged() == agent.snapshot().flagged == ()
 
 
@@ -234,8 +256,8 @@ def test_flagged_functions_that_cannot_be_read(agent: Agent, lines: Lines, monke
     """A reading that fails is counted, and neither it nor a snapshot raises."""
     monkeypatch.setattr(Flagging, "flagged", raising(RuntimeError("ours")))
     assert agent.flagged() == agent.snapshot().flagged == ()
-    assert faults(agent) == {"flagging": 1}
-    assert len(failures(lines)) == 1
+    assert faults(agent)["flagging"] >= 2
+    assert len(failures(lines)) >= 1
 
 
 def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,13 +278,16 @@ def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkey
 
 
 def test_discovery(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A discovery that fails is off: no loop is found by itself any more, the program's loops run as ever."""
+    """A discovery that fails is left out for a while: no loop is found, the program's loops run as ever."""
     agent = loopwatch.install(threshold=0.1, cpu_budget=1.0)
     monkeypatch.setattr(agent, "_attach", raising(RuntimeError("ours")))
-    for _ in range(3):
+    for _ in range(30):
         assert run(blocks(1)) == "the program's result"
-    assert faults(agent) == {"discovery": 1}
-    assert len(failures(lines)) == 1
+        if agent.snapshot().agent.switched_off:
+            break
+    assert set(faults(agent)) == set(agent.snapshot().agent.switched_off) == {"discovery"}
+    agent.flush()
+    assert len(failures(lines)) == 2
     assert agent.snapshot().loops == ()
 
 
@@ -290,11 +315,11 @@ def test_hang_timer(tmp_path: Any) -> None:
         asyncio.run(blocked(0.3))
         agent.flush()
         found = [stall for stall in agent.stalls() if stall.duration > 0.25 and not stall.ongoing]
-        say(faults=dict(agent.snapshot().agent.faults), found=len(found), culprit=found[0].culprit.function)
+        say(faults=[*agent.snapshot().agent.faults], found=len(found), culprit=found[0].culprit.function)
     """
     ended = program(source, tmp_path)
-    assert (ended.code, ended.last) == (0, {"faults": {"hang": 1}, "found": 2, "culprit": "nap"})
-    assert len([line for line in ended.out if "its hang failed" in line.get("line", "")]) == 1
+    assert (ended.code, ended.last) == (0, {"faults": ["hang"], "found": 2, "culprit": "nap"})
+    assert len([line for line in ended.out if "its hang failed (" in line.get("line", "")]) == 1
 
 
 def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
@@ -319,19 +344,20 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
             while part not in agent.snapshot().agent.faults:
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.7)
-            say(armed=hang._armed, exists=hang.path.exists(), faults=dict(agent.snapshot().agent.faults))
+            written = hang.path.read_text() if hang.path.exists() else ""
+            say(armed=hang._armed, dumped="Timeout" in written, faults=[*agent.snapshot().agent.faults])
 
         asyncio.run(main())
     """
     for part in ("hang", "watcher"):
-        assert succeeded(source, tmp_path, part) == {"armed": False, "exists": False, "faults": {part: 1}}
+        assert succeeded(source, tmp_path, part) == {"armed": False, "dumped": False, "faults": [part]}
 
 
 @pytest.mark.parametrize("seam", ["probe", "stacks", "evidence"])
 def test_whatever_fails_in_the_watcher(
     seam: str, agent: Agent, run: Run, lines: Lines, *, unraisable: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A probe, the sampling of stacks or the reading of evidence that raises is counted and logged once, no more."""
+    """A probe, the sampling of stacks or the reading of evidence that raises is counted, and logged twice at most."""
     if seam == "probe":
         from loopwatch.probes import uvloop_probe
 
@@ -346,7 +372,7 @@ def test_whatever_fails_in_the_watcher(
     agent.flush()
     assert sum(faults(agent).values()) >= 1
     assert len(faults(agent)) == 1
-    assert len(failures(lines)) == 1
+    assert 1 <= len(failures(lines)) <= 2
     assert unraisable == []
     stats = agent.snapshot().agent
     assert stats.state in ("watching", "waiting") or (stats.state, stats.reason) == ("off", "its watcher failed")
@@ -450,3 +476,54 @@ def test_faults_of_a_running_loop_are_logged_elsewhere(lines: Lines, monkeypatch
         logging.getLogger("loopwatch").setLevel("NOTSET")
     assert len(lines.lines) == 2
     assert lines.threads == {"loopwatch-teller"}
+
+
+def test_a_part_comes_back(run: Run, lines: Lines, tmp_path: Any) -> None:
+    """A journal that could not be written is written again after its pause; log and snapshot say both."""
+    import os
+
+    from loopwatch.telemetry.files import journal_path
+
+    path = journal_path(str(tmp_path), os.getpid())
+    path.mkdir()
+    agent = loopwatch.install(threshold=0.1, journal=tmp_path, log_level="DEBUG", cpu_budget=1.0)
+    run(blocks_until_off(agent, "journal"))
+    path.rmdir()
+    agent._faults._off["journal"] -= 3600  # an hour passes
+    run(blocks(1))
+    agent.flush()
+    assert path.read_bytes().count(b'"type":"stall"') >= 1
+    assert agent.snapshot().agent.switched_off == {}
+    assert "is switched off for 10 s, and tried again then" in lines.lines[-2]
+    assert lines.lines[-1].startswith("loopwatch: its journal works again, after ")
+
+
+def test_a_watcher_that_fails_comes_back(agent: Agent, run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watcher's thread outlives its faults: when it looks again, stalls are found as before."""
+    tick = agent._watcher._tick
+    broken = threading.Event()
+    broken.set()
+
+    def flaky(planned: float) -> float:
+        if broken.is_set():
+            raise RuntimeError("ours")
+        return tick(planned)
+
+    monkeypatch.setattr(agent._watcher, "_tick", flaky)
+
+    async def main() -> None:
+        while "watcher" not in agent.snapshot().agent.switched_off:
+            await asyncio.sleep(0.05)
+        stats = agent.snapshot().agent
+        assert (stats.state, stats.reason) == ("off", "its watcher failed")
+        broken.clear()
+        agent._faults._off["watcher"] -= 3600  # an hour passes
+        while not long(list(agent.stalls())):
+            await asyncio.sleep(0.3)
+            sleeper()
+        assert agent.snapshot().agent.state == "watching"
+
+    run(asyncio.wait_for(main(), 60))
+    agent.flush()
+    assert len(failures(lines)) == 2
+    assert "loopwatch: its watcher works again, after 3 faults in all" in lines.lines

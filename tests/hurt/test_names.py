@@ -49,12 +49,12 @@ NAMES = r"""
     loopwatch.uninstall()
     say(errors=[each.name for each in heard if each.levelname == "ERROR" or not each.name.startswith("loopwatch")],
         told=bool(exporter.told), dropped=sum(exporter.dropped.values()), faults=agent.snapshot().agent.faults,
-        scraped=text.count('pool_name="caf?"') > 3 and 'error_type="__main__.caf?"' in text)
+        scraped=text.count(r'pool_name="caf\\udce9"') > 3 and r'error_type="__main__.caf\\udce9"' in text)
 """
 
 
 def test_bytes_that_are_no_utf8() -> None:
-    """Of tasks, errors, threads, files, the program: exported and scraped with a question mark, without an error."""
+    """Of tasks, errors, threads, files, the program: exported and scraped as an escape, without an error."""
     with receiver() as url:
         found = succeeded(NAMES, url)
     assert found == {"errors": [], "told": True, "dropped": 0, "faults": {}, "scraped": True}

@@ -42,10 +42,11 @@ NO_THREADS = """
 
 
 def test_no_thread_can_be_started(tmp_path: Path) -> None:
-    """install() does not raise, and what needs a thread is switched off and counted; results are what they were."""
+    """install() does not raise, and what needs a thread goes without and is counted; results are what they were."""
     found = succeeded(NO_THREADS, tmp_path)
     assert (found["told"], found["threads"], found["prometheus"]) == ([2, 3, 2], 1, "")
-    assert found["faults"]["prometheus"] == found["faults"]["health"] == 1
+    assert found["faults"]["prometheus"] == 1
+    assert found["faults"]["health"] >= 1
 
 
 def test_a_look_within_a_look() -> None:

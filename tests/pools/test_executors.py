@@ -450,6 +450,6 @@ def test_pools_of_the_sdk_are_nobodys_business(agent: loopwatch.Agent) -> None:
 
 def test_names_fit_a_line_and_say_which_package() -> None:
     """A prefix with a line break stays one line, and a pool made in a package's own file says of which package."""
-    assert pool_name("ThreadPoolExecutor", "", set(), given="a\nb\x1b") == "a?b?"
+    assert pool_name("ThreadPoolExecutor", "", set(), given="a\nb\x1b") == "a\\nb\\x1b"
     place = "/site-packages/shop/__init__.py:7 in start"
     assert pool_name("ThreadPoolExecutor", place, set()) == "ThreadPoolExecutor at shop/__init__.py:7"

@@ -156,6 +156,57 @@ def test_a_trap_laid_at_the_name_is_refused(tmp_path: Path, kind: str) -> None:
     assert victim.read_text() == "precious"
 
 
+def test_a_hard_link_to_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    """A journal's name that is a second name of another file: neither its content nor its mode changes."""
+    path, victim = tmp_path / "j.1.jsonl", tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o644)
+    path.hardlink_to(victim)
+    with pytest.raises(
+        PermissionError, match=r"hard link to a file that has 2 names; remove it, or set journal to"
+    ) as caught:
+        JournalWriter(path, MIB).write(make_stall())
+    assert str(path) in str(caught.value)
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("precious", 0o644)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    """A file that belongs to somebody else stays as it is, even where we may write to it."""
+    path = tmp_path / "j.1.jsonl"
+    path.write_text("theirs")
+    path.chmod(0o666)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(PermissionError, match="it belongs to another user; remove it"):
+        JournalWriter(path, MIB).write(make_stall())
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("theirs", 0o666)
+
+
+def test_a_link_made_later_does_not_stop_rotation(tmp_path: Path) -> None:
+    """A backup that hard-links the journal while it is written keeps what it has linked; ours is rotated as ever."""
+    path = tmp_path / "j.1.jsonl"
+    writer = JournalWriter(path, 8192)
+    writer.write(make_stall())
+    (tmp_path / "backup").hardlink_to(path)
+    for number in range(1, 20):
+        writer.write(make_stall(number))
+    writer.close()
+    assert path.stat().st_size <= 4096
+    assert (tmp_path / "j.1.1.jsonl").stat().st_size <= 4096
+
+
+def test_a_rotation_that_does_nothing_is_an_error(tmp_path: Path) -> None:
+    """Where old and new name are one file, rename() does nothing (rename(2)): that is raised, nothing grows."""
+    path = tmp_path / "j.1.jsonl"
+    writer = JournalWriter(path, 8192)
+    writer.write(make_stall())
+    (tmp_path / "j.1.1.jsonl").hardlink_to(path)
+    with pytest.raises(PermissionError, match="hard link"):
+        for number in range(1, 20):
+            writer.write(make_stall(number))
+    assert path.stat().st_size <= 4096
+
+
 @pytest.mark.parametrize("how", ["removed", "moved"])
 def test_a_file_taken_away_is_begun_anew(tmp_path: Path, how: str) -> None:
     """After logrotate or a clean-up the next stall goes to a new file of the right name, with a header."""

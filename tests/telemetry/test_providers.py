@@ -29,6 +29,7 @@ import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry import exporting
+from loopwatch.testing import FakeClock
 
 STALLS = "asyncio.eventloop.stalls"
 
@@ -568,7 +569,14 @@ def test_a_reading_that_fails_once_is_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert agent._faults.counts == {}
     monkeypatch.setattr(telemetry, "_look", fails)
     assert [telemetry.read() for _ in range(5)] == [None] * 5
-    assert agent._faults.counts == {"telemetry": 1}
+    assert agent._faults.counts == {"telemetry": 3}  # from the third on
+    agent._faults._clock = FakeClock(time.monotonic())
+    while not agent._faults.is_off("telemetry"):
+        agent._faults._clock.advance(1.0)
+        telemetry.read()
+    counted = agent._faults.counts["telemetry"]
+    assert telemetry.read() is None
+    assert agent._faults.counts["telemetry"] == counted
 
 
 # -- fork -------------------------------------------------------------------------------------------------------------

@@ -110,5 +110,5 @@ def test_an_exporter_that_raises_hurts_nobody(
     run(main())
     assert agent.flush(5)
     assert len(agent.stalls()) == 2
-    assert agent.snapshot().agent.faults == {"traces": 1}
+    assert agent.snapshot().agent.faults == {"traces": 2}
     assert sum("its traces failed" in record.getMessage() for record in caplog.records) == 1

@@ -1,0 +1,239 @@
+"""Names of any content and length, from the frames of a program to every sink: clean there, and no stall is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common._internal import _encode_attributes
+from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from loopwatch import labels
+from loopwatch.core.text import MAX_LINE, MAX_NAME, MAX_PATH
+from loopwatch.diagnosis.site import Site
+from loopwatch.diagnosis.stall import diagnose
+from loopwatch.events import AgentStats, Cause, Evidence, FlaggedFunction, Snapshot, Stall
+from loopwatch.flagging import Flagging
+from loopwatch.observation import Observation, Sample
+from loopwatch.stacks import RawFrame, RawStack, call_at
+from loopwatch.telemetry import attributes, report
+from loopwatch.telemetry.exposition import families
+from loopwatch.telemetry.hangfile import hang_header, hang_threads
+from loopwatch.telemetry.html import render
+from loopwatch.telemetry.journal import JournalWriter
+from loopwatch.telemetry.log import LogSink
+from loopwatch.telemetry.points import Inputs
+from loopwatch.telemetry.reading import read_journals
+from loopwatch.telemetry.readings import Readings
+
+MIB = 1 << 20
+HERE = Site.here()
+NASTY = (
+    "a\nloop 'main' blocked 9 s", "\r\x1b[2K", "\u202eevil\u2066", "\x00", "\ud800", "caf\udce9", "\u2028", "\x85",
+    "名前", "",
+    "x" * 10_000_000, "\n" * 1_000_000, "</script><!--", "%s%n", "{0}", "a;b", '"', "\\", "__proto__",
+)  # fmt: skip
+names = st.sampled_from(NASTY) | st.text(st.characters(), max_size=40)
+
+
+class Task:
+    """A task of somebody else's kind."""
+
+    def __init__(self, name: object, coroutine: object) -> None:
+        self._name = name
+        vars(self)["__qualname__"] = coroutine
+
+    def get_name(self) -> Any:
+        return self._name
+
+    def get_coro(self) -> Any:
+        return self
+
+
+def blocker(function: str, file: str, module: str) -> RawFrame:
+    """Return a frame in the midst of a call, with odd names."""
+    found: dict[str, Any] = {}
+    exec(compile("def f(g):\n    g()\n", "<made>", "exec"), found)
+    code = found["f"].__code__.replace(co_name=function, co_qualname=function, co_filename=file)
+    return RawFrame(code, 2, 4, module)
+
+
+@st.composite
+def observations(draw: st.DrawFn) -> Observation:
+    """A block with odd names everywhere."""
+    frame = blocker(draw(names), draw(names), draw(names))
+    odd = names | st.integers() | st.none() | st.binary(max_size=3)
+    task, coroutine = labels.names_of(Task(draw(odd), draw(odd)))
+    samples = [Sample(1.0 + at / 10, 0.0, RawStack((frame,), {}), 1, "clock_nanosleep") for at in range(3)]
+    evidence = Evidence(wall=0.5, cpu=0.0, samples=3, syscall="clock_nanosleep", syscall_share=1.0)
+    context = {"http.route": draw(names), draw(names): draw(names)}
+    return Observation(
+        "7f", draw(names), draw(names), 1e9, 1.0, 1.5, evidence, samples=samples, task=task, coroutine=coroutine,
+        context=context, pid=7,
+    )  # fmt: skip
+
+
+def texts(value: object) -> Iterator[str]:
+    """Return every text in a record that was made JSON-able, keys of mappings among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from (key, *texts(item))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts(item)
+
+
+class _Page(Collector):
+    def __init__(self, stall: Stall) -> None:
+        readings = Readings()
+        readings.saw(stall)
+        snapshot = Snapshot(1.0, 7, (), AgentStats("watching"))
+        self._reading = readings.read(Inputs(snapshot))
+
+    def collect(self) -> Iterator[Any]:
+        return families(self._reading)
+
+
+def flagged_by(stall: Stall) -> FlaggedFunction | None:
+    return Flagging(1, 60.0, 10).add(stall)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=60)
+@given(seen=observations())
+def test_every_sink_gets_clean_names(
+    seen: Observation, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever things are called: one short line of the log, a journal that reads, attributes and pages that encode."""
+    stall = diagnose(seen, HERE, 0.1, lambda stack: call_at(stack.frames[0], stack.globals))
+    assert stall is not None
+    assert stall.cause is Cause.SLEEP
+    assert stall.culprit is not None
+    assert stall.remedy
+    for text in texts(stall.to_dict()):
+        assert text.isprintable()
+        assert len(text) <= MAX_LINE
+    assert max(map(len, (stall.loop, stall.thread, stall.culprit.function, stall.culprit.module))) <= MAX_NAME
+    assert len(stall.culprit.file) <= MAX_PATH
+    flagged = flagged_by(stall)
+    assert flagged is not None
+
+    caplog.clear()
+    sink = LogSink(logging.WARNING, 60.0, 20)
+    sink(stall)
+    sink.flagged(flagged)
+    for record in caplog.records:
+        assert record.getMessage().isprintable()
+        assert len(record.getMessage()) <= MAX_LINE
+
+    path = tmp_path_factory.mktemp("odd") / "j.7.jsonl"
+    writer = JournalWriter(path, MIB)
+    assert writer.write(stall)
+    assert writer.write_flagged(flagged)
+    writer.close()
+    contents = read_journals(str(path))
+    assert contents.stalls == (stall,)
+    text = report.to_text(contents)
+    assert all(line.isprintable() for line in text.splitlines())
+    assert json.loads(report.to_json(contents))["stalls"][0]["id"] == "7f"
+    assert len(report.to_collapsed(contents).splitlines()) == 1
+    assert "</script><!--" not in render(contents)
+
+    assert hang_threads(hang_header(7, {1: stall.loop})) == (7, {"0x0000000000000001": stall.loop})
+    for found in (attributes.of_stall(stall), attributes.of_flagged(flagged)):
+        encoded = _encode_attributes(found)
+        assert encoded is not None
+        assert len(encoded) == len(found)
+        assert all(each.SerializeToString() for each in encoded)
+    page = generate_latest(_Page(stall)).decode()
+    assert "asyncio_eventloop_stalls_total{" in page
+    assert all(line.isprintable() for line in page.splitlines())
+    assert json.dumps(Snapshot(1.0, 7, (), AgentStats("watching"), flagged=(flagged,)).to_dict(), allow_nan=False)
+
+
+@given(file=names)
+def test_no_file_name_breaks_the_search_for_a_call(file: str) -> None:
+    """Where source cannot be had, a call has no name; nothing is raised."""
+    assert call_at(blocker("f", file, "m"), {}) is None
+
+
+PROGRAM = r"""
+    import loopwatch
+    from loopwatch.core.text import printable
+    names = ["\ud800.py", "a\nb.py", "\x00.py", "\x1b[31m.py", "\u202e.py", "x" * 10_000_000 + ".py"]
+    agent = loopwatch.install(threshold=0.05, log_interval=0.0, journal=sys.argv[1])
+
+    async def main():
+        await asyncio.sleep(0.2)
+        for name in names:
+            made = {"__name__": name}
+            exec(compile("import time\ndef f(): time.sleep(0.15)", name.replace("\x00", ""), "exec"), made)
+            f = made["f"]
+            f.__code__ = f.__code__.replace(co_name=name, co_qualname=name, co_filename=name)
+            asyncio.current_task().set_name(name)
+            f()
+            await asyncio.sleep(0.05)
+        nap(0.15)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(main())
+    agent.flush()
+    found = [stall for stall in agent.stalls() if stall.duration > 0.12 and not stall.ongoing]
+    json.dumps(agent.snapshot().to_dict())
+    loopwatch.uninstall()
+    say(expected=[printable(name) for name in [*names, "nap"]], found=len(found), last=found[-1].culprit.function,
+        names=[stall.culprit.function for stall in found if stall.culprit], faults=agent.snapshot().agent.faults)
+"""
+
+
+def test_stalls_with_odd_names_are_told_as_all_others(tmp_path: Path) -> None:
+    """In a real program: a stall each, none lost afterwards, no fault of ours, one bounded printable line each."""
+    from hostproc import program
+
+    ended = program(PROGRAM, tmp_path)
+    assert ended.code == 0, ended.err[-2000:]
+    assert ended.last["found"] == 7
+    assert ended.last["faults"] == {}
+    assert set(ended.last["names"]) <= set(ended.last["expected"])
+    lines = ended.err.splitlines()
+    assert all(line.startswith(("loop ", "loopwatch: ")) for line in lines)
+    assert all(line.isprintable() and len(line) <= MAX_LINE for line in lines)
+    assert len(read_journals(str(tmp_path)).stalls) >= 7
+
+
+def test_reading_a_hostile_journal_is_bounded(tmp_path: Path) -> None:
+    """A journal that somebody else wrote shows no control characters and no line of ten megabytes."""
+    path, began = tmp_path / "j.7.jsonl", time.time()
+    record = {
+        "id": "1",
+        "loop": "\x1b[2J",
+        "started_at": began,
+        "duration": 1.0,
+        "cause": "io",
+        "evidence": {"wall": 1.0},
+    }
+    frame = {"function": "x" * 10_000_000, "module": "\n", "file": "\u202e" * 100_000, "line": 1}
+    header = {
+        "type": "header",
+        "schema": "loopwatch.journal/1",
+        "pid": 7,
+        "started_at": began - 1,
+        "argv0": "\x1b]0;a\x07",
+    }
+    path.write_text(
+        "".join(json.dumps(each) + "\n" for each in (header, {"type": "stall", **record, "culprit": frame}))
+    )
+    contents = read_journals(str(path))
+    text = report.to_text(contents)
+    assert all(line.isprintable() and len(line) <= MAX_LINE for line in text.splitlines())
+    assert len(render(contents)) < MIB
+    assert len(report.to_collapsed(contents)) <= MAX_LINE * 2
