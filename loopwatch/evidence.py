@@ -49,6 +49,8 @@ _SYSCALLS: Mapping[str, Mapping[int, str]] = {
 _NAMES = _SYSCALLS.get(platform.machine(), {})
 
 _LINUX = sys.platform == "linux"
+_PAGE = 4096
+_open, _read, _close = os.open, os.read, os.close
 
 RUNNING = "running"
 """What stands for the system call of a thread that is on a processor, or waits for one."""
@@ -110,14 +112,14 @@ class ThreadFacts:
         Args:
             channel: whether to ask for the kernel function.
         """
-        text = _read(f"/proc/self/task/{self.native_id}/syscall")
+        text = read_kernel(f"/proc/self/task/{self.native_id}/syscall")
         if text is None:
             return None, None
         number = text.partition(" ")[0].strip()
         if number == RUNNING:
             return RUNNING, None
         name = _NAMES.get(int(number), f"syscall {number}") if number.lstrip("-").isdigit() else None
-        found = _read(f"/proc/self/task/{self.native_id}/wchan") if channel else None
+        found = read_kernel(f"/proc/self/task/{self.native_id}/wchan") if channel else None
         return name, found if found not in ("", "0") else None
 
 
@@ -134,7 +136,7 @@ def thread_name() -> str:
 
 def scheduled(native_id: int) -> Scheduled | None:
     """Return run time and run-queue delay of a thread of this process."""
-    text = _read(f"/proc/self/task/{native_id}/schedstat")
+    text = read_kernel(f"/proc/self/task/{native_id}/schedstat")
     fields = text.split() if text else ()
     return Scheduled(int(fields[0]) / 1e9, int(fields[1]) / 1e9) if len(fields) >= 2 else None
 
@@ -169,7 +171,7 @@ def thread_clocks() -> dict[ThreadId, float]:
 def throttled() -> float | None:
     """Return the seconds this process's cgroup was held back by its processor quota, None if it has none."""
     for path in _cpu_stat_paths():
-        text = _read(path)
+        text = read_kernel(path)
         if text is None:
             continue
         for line in text.splitlines():
@@ -182,7 +184,7 @@ def throttled() -> float | None:
 
 
 def _cpu_stat_paths() -> list[str]:
-    text = _read("/proc/self/cgroup") or ""
+    text = read_kernel("/proc/self/cgroup") or ""
     paths = []
     for line in text.splitlines():
         _, _, rest = line.partition(":")
@@ -198,24 +200,37 @@ def _cpu_stat_paths() -> list[str]:
 
 def traced() -> bool:
     """Whether a debugger is attached to this process (``TracerPid`` in ``/proc/self/status``)."""
-    text = _read("/proc/self/status") or ""
+    text = read_kernel("/proc/self/status") or ""
     return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in text.splitlines())
 
 
-def _read(path: str) -> str | None:
+def read_kernel(path: str, *, whole: bool = False) -> str | None:
+    """Return the text of a file of ``/proc`` or ``/sys``; None where there is none, or it is not ours to read.
+
+    Ten times cheaper than a file object, and these files are read while a loop is blocked. By functions that were bound
+    at import: programs that replace ``open`` or ``os.read`` watch what they do on the threads of their loops.
+
+    Args:
+        path: of the file.
+        whole: whether it may be longer than 4 KiB; else one reading must do.
+    """
     if not _LINUX:
         return None
-    # Ten times cheaper than a file object, and these files are read while a loop is blocked.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # no such file here, or the thread has ended
         return None
+    parts = []
     try:
-        return os.read(descriptor, 4096).decode(errors="replace")
+        while part := _read(descriptor, _PAGE):
+            parts.append(part)
+            if not whole:
+                break
     except OSError:
         return None
     finally:
-        os.close(descriptor)
+        _close(descriptor)
+    return b"".join(parts).decode(errors="replace")
 
 
 class GcMonitor:

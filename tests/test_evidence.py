@@ -193,7 +193,7 @@ def test_names_of_system_calls_fit_this_machine() -> None:
 def test_what_the_kernel_may_say(monkeypatch: pytest.MonkeyPatch, text: str, name: str | None) -> None:
     """Each form of /proc/.../syscall is understood; what is not gives None."""
     monkeypatch.setattr(evidence, "_NAMES", {230: "clock_nanosleep"})
-    monkeypatch.setattr(evidence, "_read", lambda path: text if path.endswith("syscall") else "0")
+    monkeypatch.setattr(evidence, "read_kernel", lambda path: text if path.endswith("syscall") else "0")
     assert ThreadFacts(1, 1, "x").waiting_in() == (name, None)
 
 
@@ -218,7 +218,7 @@ def test_throttling_of_both_kinds_of_cgroup(
     monkeypatch: pytest.MonkeyPatch, cgroup: str, files: dict[str, str], seconds: float | None
 ) -> None:
     """The quota's file is found under version 1 and 2, on the host and in a container, and read in its own unit."""
-    monkeypatch.setattr(evidence, "_read", {"/proc/self/cgroup": cgroup, **files}.get)
+    monkeypatch.setattr(evidence, "read_kernel", {"/proc/self/cgroup": cgroup, **files}.get)
     assert throttled() == seconds
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from loopwatch.evidence import read_kernel
+
 ROOT = Path("/")
 
 
@@ -79,7 +81,4 @@ def members(group: Path) -> frozenset[int]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, ValueError):  # not there, not ours to read
-        return ""
+    return read_kernel(str(path), whole=True) or ""
