@@ -288,6 +288,6 @@ def _is_listed() -> bool:
 
 def _children_of(task: Path) -> list[int]:
     try:
-        return [int(word) for word in (task / "children").read_text().split()]
+        return [int(word) for word in (task / "children").read_text(encoding="ascii").split()]
     except OSError:  # the thread has ended
         return []

@@ -212,7 +212,7 @@ def _text(path: str) -> str:
     if sys.platform != "linux":
         return ""
     try:
-        with open(path) as file:  # noqa: PTH123 - a Path costs as much as the reading
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a Path costs as much as the reading
             return file.read().strip()
     except OSError:  # it has ended, or is not ours to look at
         return ""

@@ -334,7 +334,7 @@ def _ancestors() -> list[int]:
     while pid > 1 and len(found) < 64:
         found.append(pid)
         try:
-            pid = int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1])
+            pid = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             break
     return found

@@ -158,7 +158,7 @@ def is_worker() -> bool:
     if process is not None and process.parent_process() is not None:
         return True
     try:
-        flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
+        flags = int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[6])
     except (OSError, ValueError, IndexError):
         return False
     return bool(flags & _FORKED)

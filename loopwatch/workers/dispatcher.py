@@ -375,7 +375,7 @@ def _oom_kills() -> int:
     """Return how many processes of this cgroup the kernel has killed for memory; 0 where that cannot be read."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
-            for line in Path(path).read_text().splitlines():
+            for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
                 key, value = line.split()
                 if key == "oom_kill":
                     return int(value)

@@ -31,9 +31,9 @@ def _cgroup_cpus() -> int:
         ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
     ):
         try:
-            quota, *period = Path(quota_file).read_text().split()
+            quota, *period = Path(quota_file).read_text(encoding="ascii").split()
             if period_file is not None:
-                period = [Path(period_file).read_text().strip()]
+                period = [Path(period_file).read_text(encoding="ascii").strip()]
             if quota not in ("max", "-1"):
                 return max(round(int(quota) / int(period[0])), 1)
         except (OSError, ValueError, IndexError, ZeroDivisionError):
