@@ -16,15 +16,13 @@ from typing import Protocol, TypeVar
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OWN_THREADS
 from loopwatch.core.signals import raised_by_handler
 from loopwatch.core.text import error_text
 
 Action = Callable[[], object]
 Found = TypeVar("Found")
 Other = TypeVar("Other")
-
-OWN_THREADS = "loopwatch-"
-"""How the names of the agent's threads begin."""
 
 OCCASIONS = 3
 """Faults on different occasions within :data:`WINDOW` that switch a part off."""

@@ -134,5 +134,6 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     _process.lock = threading.RLock()
+    _process.forking = threading.local()
     if _process.agent is not None:
         _process.agent.after_fork_in_child()

@@ -3,22 +3,29 @@
 Undo works in any order. Where somebody has wrapped our replacement in the meantime it cannot be taken out without
 taking theirs out too: it stays, does nothing but call the original, and is used again by the next patch of the same
 attribute, so that layers never stack.
+
+A warning or log record that names its caller never names a wrapper: see :mod:`loopwatch.core.unseen` and
+:meth:`PatchSet.beside`.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import pkgutil
 import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import wrapt
 
 from loopwatch._imports import WhenImported
+from loopwatch.core.unseen import unseen, unseen_code
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Called with the original (bound), the positional and the keyword arguments; returns what the caller gets."""
@@ -54,7 +61,7 @@ class Patch:
         self.lives_with_owner = lives_with_owner
         self._before = vars(owner).get(name, _ABSENT)
         self._owner, self._strong = _reference(owner)
-        replacement = make(getattr(owner, name), self)
+        replacement = unseen(make(getattr(owner, name), self))
         setattr(owner, name, replacement)
         self._replacement = weakref.ref(replacement) if lives_with_owner else replacement
 
@@ -110,9 +117,10 @@ class CodePatch:
         self._signed = "__signature__" not in function.__dict__
         if self._signed:  # read from the code otherwise
             function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-        self._code = _passing_on(function, self._around, around)
+        self._code = _passing_on(function, self._around, unseen(around))
         function.__code__ = self._code
 
+    @unseen
     def _around(self, around: Around, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return around(self.original, args, kwargs) if self.active else self.original(*args, **kwargs)
 
@@ -161,10 +169,11 @@ def _passing_on(function: FunctionType, call: Callable[..., Any], around: Around
     """Return code that calls ``call(around, args, kwargs)``, which stands in it as the constant ``...`` does above."""
     template = (_awaited if inspect.iscoroutinefunction(function) else _plain).__code__
 
+    @unseen
     def passed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return call(around, args, kwargs)
 
-    return template.replace(
+    return unseen_code(template).replace(
         co_consts=tuple(passed if each is ... else each for each in template.co_consts),
         co_name=function.__code__.co_name,
         co_qualname=function.__code__.co_qualname,
@@ -179,13 +188,18 @@ class _BoundWrapper(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
         return getattr, (self.__self__, self.__name__)
 
 
-class _Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg]
+class _ByName:
     """A function of ours, which can be copied and sent to other processes as the original can: by its name.
 
     Programs hand ``os.kill`` and its like to executors. Where they arrive nothing of ours need be installed.
     """
 
-    __bound_function_wrapper__ = _BoundWrapper
+    __module__: str
+    __qualname__: str
+    __wrapped__: Any
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return pkgutil.resolve_name, (f"{self.__module__}:{self.__qualname__}",)
@@ -195,6 +209,65 @@ class _Wrapper(wrapt.FunctionWrapper):  # type: ignore[type-arg]
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
+
+
+class _Wrapper(_ByName, wrapt.FunctionWrapper):  # type: ignore[type-arg]
+    """A function of ours that calls the original."""
+
+    __bound_function_wrapper__ = _BoundWrapper
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What is called at a call of a function, while none of it is on the stack below that function; none may raise.
+
+    Attributes:
+        before: before it.
+        over: as soon as it is over, however it ended.
+        after: with its result, after ``over``; not where it has raised.
+    """
+
+    before: Callable[[], object]
+    over: Callable[[], object]
+    after: Callable[[Any], object]
+
+
+class _OneCall(functools.partial[Any]):
+    """One call of a function: the chain that makes it lets go of it right after, whether it has raised or not."""
+
+    over: Callable[[], object]
+
+    def __del__(self) -> None:
+        self.over()
+
+
+class _Chain(_ByName, wrapt.ObjectProxy):  # type: ignore[type-arg]
+    """A function of ours without a frame of its own; ``__call__`` is set by a class for each."""
+
+
+def _chain(original: Callable[[], Any], patch: Patch) -> Any:
+    """Return what calls ``original``, which takes no arguments, from C alone: see :meth:`PatchSet.beside`."""
+
+    def begin() -> _OneCall:
+        call, beside = _OneCall(original), patch.state
+        call.over = beside.over if patch.active else _nothing
+        if patch.active:
+            beside.before()
+        return call
+
+    def ended(result: Any) -> Any:
+        if patch.active:
+            patch.state.after(result)
+        return result
+
+    # One step of it is one call. None of these iterators ever ends, or keeps anything from one step to the next.
+    calls = iter(begin, _ABSENT)
+    step = map(ended, map(operator.call, calls)).__next__
+    return type("_Chain", (_Chain,), {"__call__": staticmethod(step)})(original)
+
+
+def _nothing() -> None:
+    pass
 
 
 class PatchSet:
@@ -224,17 +297,30 @@ class PatchSet:
         """
 
         def make(original: Any, patch: Patch) -> Any:
+            @unseen
             def wrapper(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 return patch.state(wrapped, args, kwargs) if patch.active else wrapped(*args, **kwargs)
 
             return _Wrapper(original, wrapper)
 
-        patch = self._residue_of(owner, name)
-        if patch is not None:
-            patch.state, patch.active = around, True
-            self._active.append(patch)
-            return patch
-        return self.replace(owner, name, make, around)
+        return self._with(owner, name, make, unseen(around))
+
+    def beside(self, owner: Any, name: str, beside: Beside) -> Patch:
+        """Have something done at each call of ``owner.name``, which takes no arguments, with no frame of ours below it.
+
+        For functions in C that warn: what they emit names the very frame that runs, skipped or not (``setup_context``
+        in CPython's Python/_warnings.c with a ``stack_level`` of 1).
+
+        Raises:
+            AttributeError, TypeError: the attribute does not exist or cannot be replaced.
+        """
+        return self._with(owner, name, _chain, beside)
+
+    def _with(self, owner: Any, name: str, make: Callable[[Any, Patch], Any], state: Any) -> Patch:
+        """Replace ``owner.name``, or activate a residue of an earlier patch, with a new ``state``."""
+        patch = self.replace(owner, name, make, state)
+        patch.state = state
+        return patch
 
     def replace(
         self,

@@ -19,6 +19,7 @@ from loopwatch.config import Config, ContextSource
 from loopwatch.core import log
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.core.text import error_text, printable
 from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose, undiagnosed
@@ -50,8 +51,8 @@ from loopwatch.watched import Case, WatchedLoop
 from loopwatch.watcher import Watcher
 from loopwatch.workers import settings as offloading
 
-FORK_PATIENCE = 0.02
-"""s that a fork waits for a sink that is being told something, so that the child inherits no lock of it."""
+FORK = "fork"
+"""What faults around a fork are counted under."""
 
 MAX_KINDS = 20
 """Kinds of loop of which it is said that they are left alone."""
@@ -105,6 +106,13 @@ class Agent:
         self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
         self._has_begun = False
         self._next_flush = 0.0
+        self._site = Site.here(self._config.user_code, self._config.library_code)
+        self._forks = 0
+        """Forks under way: nothing is logged meanwhile, as a handler may wait or import."""
+        self._returning: deque[OwnThread] = deque()
+        """Threads that are to be back after a fork."""
+        self._is_new_child = False
+        """Whether this process was forked, and has run no loop since."""
         self._make_parts()
 
     def _make_parts(self) -> None:
@@ -117,7 +125,6 @@ class Agent:
         self._watcher.victims, self._watcher.foresee = self._victims, self._foresee
         self._watcher.retired = self._loop_retired
         self._governor = Governor(config.cpu_budget)
-        self._site = Site.here(config.user_code, config.library_code)
         self._sinks = Sinks(config, self._patches, self._faults)
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -221,38 +228,78 @@ class Agent:
         self._make_parts()
 
     def hold_for_fork(self) -> Callable[[], None]:
-        """Come to rest before a fork, so that the child finds sinks and timers whole; return what lets go again."""
-        held = contextlib.ExitStack()
-        with self._faults.guard("fork"):
-            held.callback(self._pools.hold_for_fork())
-            if self._teller.hold(FORK_PATIENCE):
-                held.callback(self._teller.release)
-            if self._victims.hold(FORK_PATIENCE):
-                held.callback(self._victims.release)
-            held.enter_context(self._sinks.held())
-        return held.close
+        """Come to rest before a fork; return what has everything go on after it.
+
+        The child is to be as it would be without us: no thread is there, so that no lock of a sink is held and no
+        module half imported; and its parent is not warned of threads that are not its own.
+        """
+        self._forks += 1
+        held, leaving, timer = self._own_threads(), [], contextlib.ExitStack()
+        for thread in held:
+            with self._faults.guard(FORK):
+                leaving.append(thread.hold())
+        with self._faults.guard(FORK):
+            until_gone([thread for thread in leaving if thread is not None])
+            timer.enter_context(self._sinks.held())
+
+        def go_on() -> None:
+            with self._faults.guard(FORK):
+                timer.close()
+            self._pools.when_forked(have_back)
+
+        def have_back() -> None:
+            self._forks -= 1
+            watcher = self._watcher.thread
+            self._returning.extend(thread for thread in held if thread is not watcher)
+            with self._faults.guard(FORK):
+                watcher.release()
+            if not watcher.exists:
+                self._have_others_back()
+
+        return go_on
+
+    def _have_others_back(self) -> None:
+        """In the watcher's thread, where there is one, so that who forks waits for the start of a single thread."""
+        while self._returning:
+            with self._faults.guard(FORK):
+                self._returning.popleft().release()
+
+    def _own_threads(self) -> list[OwnThread]:
+        parts = (self._watcher, self._teller, self._victims, self._telemetry, self._pools)
+        return [*(thread for part in parts if (thread := part.thread) is not None), *self._scraped.threads]
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever."""
+        """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever.
+
+        Nothing is imported, opened, logged or started here, as a module or handler may have been in use by a thread
+        that is no more: that comes with the first loop.
+        """
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._forks = 1
+        self._returning.clear()
         was_on, old, sinks = self._state == "on", self._watcher, self._sinks
         self._ring.clear()
         self._flagging.clear()
         self._starts.forget()
         self._make_parts()
+        self._teller.thread.hold()
+        self._is_new_child = True
         old.abandon()
         sinks.abandon()
         self._started_at, self._has_begun = time.time(), False
         self._telemetry.after_fork_in_child()
         self._pools.after_fork_in_child()
+        self._moving.after_fork_in_child()
         self._scraped.after_fork_in_child(again=was_on and self._config.follow_fork)
-        if not was_on:
-            return
+        if was_on:
+            self._go_on_in_child(old)
+        self._forks = 0
+
+    def _go_on_in_child(self, old: Watcher) -> None:
         if self._config.follow_fork:
             self._watcher.gc = old.gc
             self._watcher.paused = old.paused
-            self._sinks.open(leftovers=False)
         else:
             old.gc.stop()
             if self._discovery is not None:
@@ -540,6 +587,8 @@ class Agent:
                 return
             if not threading.main_thread().is_alive():
                 return  # the interpreter is about to exit and starts no more threads
+            if self._is_new_child:
+                self._wake_up_in_child()
             known = self._find(loop) or self._attach(loop, name, given=given)
             if known is None:
                 return
@@ -548,6 +597,11 @@ class Agent:
             self._watcher.ensure_thread()
             self._begin_export()
             self._moving.loop_started(loop)
+
+    def _wake_up_in_child(self) -> None:
+        self._is_new_child = False
+        self._teller.thread.release()
+        off_loop(lambda: self._sinks.open(leftovers=False))
 
     def _open_loops(self) -> list[Loop]:
         return [loop for known in self._watcher.loops if (loop := known.ref()) is not None]
@@ -755,6 +809,7 @@ class Agent:
 
     def _each_tick(self, now: float) -> None:
         """In the watcher's thread, once a tick."""
+        self._have_others_back()
         self._pools.tick(now)
         stretch = self._governor.update(now, self._cpu())
         self._watcher.stretch = stretch
@@ -777,9 +832,9 @@ class Agent:
 
     def _relay(self, action: Action) -> bool:
         """Leave a log line to the teller where a loop or the watcher would have to wait for the handler."""
-        return (running_loop() is not None or self._watcher.is_own_thread(threading.get_ident())) and self._teller.do(
-            action
-        )
+        in_watcher = self._watcher.is_own_thread(threading.get_ident())
+        must_not_wait = running_loop() is not None or in_watcher or self._forks > 0
+        return must_not_wait and self._teller.do(action)
 
     def _part_failed(self, part: str) -> None:
         if part in ("watcher", "hang"):

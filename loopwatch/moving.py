@@ -81,6 +81,11 @@ class Moving:
             with self._faults.guard(PART):
                 self._mover.loop_started(loop)
 
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, where a lock may be held for ever."""
+        if self._mover is not None:
+            self._mover.after_fork_in_child()
+
     def saw(self, stall: Stall) -> None:
         """Take note of a stall; in the teller's thread."""
         if self._mover is not None and not self._faults.is_off(PART):

@@ -21,7 +21,9 @@ from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.text import MAX_PATH, printable
+from loopwatch.core.unseen import UNSEEN
 from loopwatch.events import Frame
 from loopwatch.evidence import GcMonitor
 
@@ -40,11 +42,13 @@ MAX_WALK = 2000
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
 _OWN = str(Path(__file__).parent) + "/"
-_DISCOVERY_FILE = _OWN + "discovery.py"
+_DISCOVERY_FILE = _OWN + "discovery.py" + UNSEEN
 """Its ``run_forever`` stands where a compiled loop, which has no frames, was started."""
 _BRIDGE_FILE = _OWN + "workers/bridge.py"
 """Its ``_steps`` begins a stack of its own, with a greenlet, above that of the loop."""
 _GC_CALLBACK = GcMonitor._note.__code__
+_STARTS_OURS = OwnThread._begin.__code__
+"""Where the loop's thread has a thread of ours started and waits for it; what it was doing is below."""
 _SHOWN = (_OWN + "demo_app.py",)
 """Files of this package that play the user's part."""
 
@@ -67,6 +71,7 @@ class RawStack:
         globals: module namespace of the innermost frame, to resolve the name it is calling.
         fresh: the outermost frame belongs to a call that was not seen before; only where it was asked for.
         in_gc: the thread was in our own callback of the garbage collector.
+        starts_ours: it was having a thread of ours started, such as after a fork.
         position, planned: index of the handle among those of the pass, and their number; None if not seen.
     """
 
@@ -74,6 +79,7 @@ class RawStack:
     globals: Mapping[str, Any] | None = None
     fresh: bool = False
     in_gc: bool = False
+    starts_ours: bool = False
     position: int | None = None
     planned: int | None = None
 
@@ -126,6 +132,9 @@ def take(
             )
         elif code is _GC_CALLBACK:
             stack.in_gc = True
+        elif code is _STARTS_OURS:
+            stack.starts_ours = True
+            frames.clear()
         current = current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
     stack.fresh = tell_calls_apart and outermost is not None and _is_new_call(outermost)

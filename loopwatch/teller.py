@@ -5,13 +5,15 @@ Apart from the watcher, so that a slow disk, log handler or callback never makes
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import deque
 from collections.abc import Callable
 
-from loopwatch._faults import OWN_THREADS, Action, Faults
+from loopwatch._faults import Action, Faults
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.observation import Observation
 
 MAX_WAITING = 1000
@@ -31,12 +33,15 @@ class Teller:
         self._faults = faults
         self._queue: deque[Action] = deque()
         self._changed = threading.Condition()
-        self._between = threading.RLock()
-        self._thread: threading.Thread | None = None
+        self.thread = OwnThread("teller", self._run, self._wake, needed=lambda: self._queue)
         self._stopping = False
         self._busy = False
         self.dropped = 0
-        self.cpu = 0.0
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of its thread."""
+        return self.thread.cpu
 
     def put(self, seen: Observation) -> None:
         """Take an observation; never waits for a sink."""
@@ -51,14 +56,14 @@ class Teller:
                 self.dropped += 1
                 return False
             self._queue.append(action)
-            if self._thread is None:
-                self._start()
+            with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() tells what waits
+                self.thread.start()
             self._changed.notify_all()
             return True
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything taken so far is told, at most ``timeout`` seconds; return whether it is."""
-        if threading.current_thread() is self._thread:
+        if threading.get_ident() == self.thread.ident:
             return False
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
@@ -66,49 +71,28 @@ class Teller:
     def stop(self, timeout: float = 1.0) -> None:
         """Tell what is waiting, then end the thread; waits at most ``timeout`` seconds."""
         ends = time.monotonic() + timeout
-        thread = self._thread
-        if thread is not None:
+        had_thread = self.thread.ident is not None
+        if had_thread:
             self.flush(timeout)
         with self._changed:
             self._stopping = True
+        self.thread.end(max(ends - time.monotonic(), 0.0))
+        while not had_thread and self._queue and time.monotonic() < ends:
+            self._do(self._queue.popleft())
+
+    def _wake(self) -> None:
+        with self._changed:
             self._changed.notify_all()
-        if thread is None:
-            while self._queue and time.monotonic() < ends:
-                self._do(self._queue.popleft())
-        elif thread is not threading.current_thread():
-            thread.join(max(ends - time.monotonic(), 0.0))
-
-    def hold(self, timeout: float) -> bool:
-        """Have nothing told until :meth:`release`: a fork now finds no lock of a sink taken, unless one is slow.
-
-        Returns:
-            Whether it is held; waits at most ``timeout`` seconds for the sinks.
-        """
-        return self._between.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        """Go on after :meth:`hold`."""
-        self._between.release()
-
-    def _start(self) -> None:
-        thread = threading.Thread(target=self._run, name=f"{OWN_THREADS}teller", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is about to exit: what waits is told by stop()
-            return
-        self._thread = thread
 
     def _run(self) -> None:
-        while True:
+        while self.thread.stays():
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._stopping)
-                if not self._queue:
-                    return
+                self._changed.wait_for(lambda: self._queue or self.thread.is_asked)
+                if not self._queue or self.thread.is_asked:
+                    continue
                 action = self._queue.popleft()
                 self._busy = True
-            with self._between:
-                self._do(action)
-            self.cpu = time.thread_time()
+            self._do(action)
             del action  # it would keep the program's objects until the next one
             with self._changed:
                 self._busy = False

@@ -22,7 +22,6 @@ import contextvars
 import functools
 import gc
 import os
-import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -30,9 +29,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
-from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch._faults import Faults
 from loopwatch.core.off_loop import wait_until
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.probes.probe import LET_IN, Loop
 from loopwatch.watched import Case, Episode, WatchedLoop
 
@@ -101,10 +101,13 @@ class Victims:
         self._jobs: deque[_Job] = deque()
         self._alarm = allocate_lock()
         self._alarm.acquire()
-        self._between = threading.RLock()
-        self._thread: threading.Thread | None = None
+        self.thread = OwnThread("victims", self._run, self._wake, needed=lambda: self._jobs)
         self._stopping = False
-        self.cpu = 0.0
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of its thread."""
+        return self.thread.cpu
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -112,10 +115,8 @@ class Victims:
         """Find out whether somebody uses tracing now, and have the probes tell who waits if so; once a tick."""
         wanted = wanted and not self._stopping and not self._faults.is_off("victims")
         self._variable = self._find() if wanted else None
-        if self._variable is not None and self._thread is None:
-            thread = threading.Thread(target=self._run, name=f"{OWN_THREADS}victims", daemon=True)
-            thread.start()
-            self._thread = thread
+        if self._variable is not None:
+            self.thread.start()
         for loop in loops:
             if self._variable is None:
                 loop.probe.on_end(None)
@@ -131,18 +132,7 @@ class Victims:
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread; waits at most ``timeout`` seconds."""
         self._stopping, self._variable = True, None
-        self._wake()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-
-    def hold(self, timeout: float) -> bool:
-        """Have nobody told until :meth:`release`: a fork now finds no lock of a span taken; waits ``timeout`` s."""
-        return self._between.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        """Go on after :meth:`hold`."""
-        self._between.release()
+        self.thread.end(timeout)
 
     def _wake(self) -> None:
         try:
@@ -151,15 +141,15 @@ class Victims:
             pass
 
     def _run(self) -> None:
-        while not self._stopping:
-            self._alarm.acquire()
-            while self._jobs:
+        while self.thread.stays():
+            while self._jobs and not self.thread.is_asked:
                 job = self._jobs.popleft()
-                with self._between, self._faults.guard("victims"):
+                with self._faults.guard("victims"):
                     job.run()
                 job.is_done = True
                 del job  # it would keep the program's objects until the next one
-            self.cpu = time.thread_time()
+            if not self.thread.is_asked:
+                self._alarm.acquire()
 
     def _do(self, run: Callable[[], object], patience: float = 0.0) -> None:
         job = _Job(run)

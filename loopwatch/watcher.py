@@ -24,6 +24,7 @@ from loopwatch._faults import Faults
 from loopwatch.config import Config
 from loopwatch.contention import LATE, Contention, Hindrance
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
 from loopwatch.evidence import GcMonitor
@@ -83,20 +84,18 @@ class Watcher:
         self._retiring: set[WatchedLoop] = set()
         self.gc = GcMonitor(lambda exc: faults.add("gc", exc, for_good=True))
         self.stretch = 1.0
-        self.cpu = 0.0
+        self.thread = OwnThread("watcher", self._run, self.wake)
         self.sources: list[Any] = []
         self.victims: Victims | None = None
         self.retired: Callable[[WatchedLoop], object] = lambda _loop: None
         """Called with each loop that is not watched any more, while it can still be read; in any thread."""
         self.foresee: Callable[[Observation, Case, Callable[[], object]], object] = lambda _seen, _case, _then: None
-        self._thread: threading.Thread | None = None
         self._alarm = allocate_lock()
         self._alarm.acquire()
         self._guard = threading.RLock()  # a finalizer or signal handler of the program may come in between
         self._collecting = threading.RLock()
         self._ticked = threading.Condition()
         self._ticks = 0
-        self._stopping = False
         self.paused = False
         self._contention = Contention()
         self._woken_at = 0.0
@@ -113,11 +112,7 @@ class Watcher:
 
     def ensure_thread(self) -> None:
         """Start the thread unless it runs."""
-        with self._guard:
-            if self._thread is None and not self._stopping:
-                thread = threading.Thread(target=self._run, name="loopwatch-watcher", daemon=True)
-                thread.start()
-                self._thread = thread
+        self.thread.start()
         self.wake()
 
     def remove(self, loops: Iterable[WatchedLoop]) -> None:
@@ -162,12 +157,7 @@ class Watcher:
 
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
-        self._stopping = True
-        self.wake()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-        self._thread = None
+        self.thread.end(timeout)
         self.remove(self.loops)
         self.gc.stop()
 
@@ -202,17 +192,22 @@ class Watcher:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        return self.thread.exists
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of its thread."""
+        return self.thread.cpu
 
     def is_own_thread(self, ident: int) -> bool:
         """Whether ``ident`` is the watcher's thread."""
-        return self._thread is not None and self._thread.ident == ident
+        return self.thread.ident == ident
 
     # -- ticking --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        planned = time.monotonic()
-        while not self._stopping:
+        planned, self._rest_ends = time.monotonic(), 0.0
+        while self.thread.stays():
             # The thread's outermost seam: without it, nothing is watched.
             after = self._faults.attempt("watcher", functools.partial(self._turn, planned), None)
             if after is None:
@@ -222,11 +217,12 @@ class Watcher:
     def _turn(self, planned: float) -> float:
         """Tick, and sleep until the next one; return when that was to be."""
         planned = self._tick(planned)
-        self.cpu = time.thread_time()
         with self._ticked:
             self._ticks += 1
             self._ticked.notify_all()
         self._announce_visit(planned)
+        if self.thread.is_asked:
+            return planned
         # Without loops there is nothing to do until one is added.
         if self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1):
             # It wanted to run from then on; until the GIL was free it could not.
@@ -236,7 +232,7 @@ class Watcher:
     def _sit_out(self) -> None:
         """Look at nothing for a moment after a fault, and while the watcher is switched off; probes go on."""
         ends = time.monotonic() + LONGEST_TICK
-        while not self._stopping and (time.monotonic() < ends or self._faults.is_off("watcher")):
+        while not self.thread.is_asked and (time.monotonic() < ends or self._faults.is_off("watcher")):
             self._alarm.acquire(True, LONGEST_TICK)
 
     def _announce_visit(self, when: float) -> None:
@@ -446,7 +442,7 @@ class Watcher:
             caller.context = labels.labels(context, (*config.context, *self.sources), attempt)
 
     def _ask_kernel(self, loop: WatchedLoop, sample: Sample) -> None:
-        if loop.thread is not None:
+        if loop.thread is not None and not sample.stack.starts_ours:
             # Each file gives up the GIL: where that is hard to get back one must do, or there are no further samples.
             easy = sample.late < LATE
             sample.syscall, sample.wait_channel = loop.thread.waiting_in(channel=easy)

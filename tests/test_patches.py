@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch._patches import ListItem, PatchSet
+from loopwatch._patches import Beside, ListItem, PatchSet
 
 
 def seen(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -46,6 +46,71 @@ def test_a_wrapped_function_travels(protocol: int) -> None:
         patches.undo_all()
     assert b"loopwatch" not in sent
     assert pickle.loads(sent)(0) is None
+
+
+class Told:
+    """What a call was heard of."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        hear = self.heard.append
+        self.beside = Beside(lambda: hear("before"), lambda: hear("over"), hear)
+
+
+def test_beside_a_call() -> None:
+    """Before, at the end and with the result; only the first two where it raises, each time anew; all is undone."""
+
+    def fails() -> None:
+        raise OSError("no more")
+
+    patches, told, target = PatchSet(), Told(), types.SimpleNamespace(works=lambda: 7, fails=fails)
+    before = dict(vars(target))
+    for name in before:
+        patches.beside(target, name, told.beside)
+    assert [target.works(), target.works()] == [7, 7]
+    assert told.heard == ["before", "over", 7] * 2
+    told.heard.clear()
+    for _ in range(2):
+        with pytest.raises(OSError, match="no more") as raised:
+            target.fails()
+        assert [each.name for each in raised.traceback] == ["test_beside_a_call", "fails"], "no frame of ours"
+    assert told.heard == ["before", "over"] * 2
+    with pytest.raises(TypeError):
+        target.works(1)
+    with pytest.raises(TypeError):
+        target.works(default=1)
+    patches.undo_all()
+    assert vars(target) == before
+
+
+def test_beside_looks_like_the_original() -> None:
+    """Name, signature, copies and pickles are those of the function in C."""
+    patches, plain = PatchSet(), os.getpid
+    patches.beside(os, "getpid", Told().beside)
+    try:
+        ours = os.getpid
+        assert ours is not plain and ours() == plain()
+        assert (ours.__name__, ours.__doc__, repr(ours)) == (plain.__name__, plain.__doc__, repr(plain))
+        assert inspect.signature(ours) == inspect.signature(plain) and inspect.isbuiltin(ours)
+        assert copy.copy(ours) is copy.deepcopy(ours) is ours
+        assert pickle.loads(pickle.dumps(ours)) is plain or pickle.loads(pickle.dumps(ours)) is ours
+    finally:
+        patches.undo_all()
+    assert os.getpid is plain
+
+
+def test_a_residue_beside_a_call_is_used_again() -> None:
+    """Under somebody else's wrapper it stays, says nothing, and is the one that the next patch uses."""
+    patches, told, target = PatchSet(), Told(), types.SimpleNamespace(f=lambda: "real")
+    patches.beside(target, "f", told.beside)
+    ours = target.f
+    foreign(target)
+    patches.undo_all()
+    assert (target.f(), told.heard) == ("foreign(real)", [])
+    again = Told()
+    patches.beside(target, "f", again.beside)
+    assert target.f() == "foreign(real)" and again.heard == ["before", "over", "real"]
+    assert ours() == "real" and told.heard == []
 
 
 def test_a_wrapped_method_travels() -> None:

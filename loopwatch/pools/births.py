@@ -7,6 +7,7 @@ and those that were there before us, are found by looking (:mod:`loopwatch.pools
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from loopwatch._faults import Faults
-from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
+from loopwatch._patches import Beside, ListItem, Patch, PatchSet, when_imported
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
 from loopwatch.pools.isolation import Isolation
@@ -88,8 +89,10 @@ class Births:
 
     def start(self) -> None:
         """Begin to listen."""
+        for name in ("fork", "forkpty"):
+            if hasattr(os, name):
+                self._patches.beside(os, name, Beside(self._forking, self._fork_over, self._forked))
         for names, around in (
-            (("fork", "forkpty"), self._forked),
             (("posix_spawn", "posix_spawnp"), self._spawned),
             (("kill", "killpg"), self._killed),
             (("waitpid", "wait", "wait3", "wait4"), self._waited),
@@ -136,6 +139,7 @@ class Births:
     def after_fork_in_child(self) -> None:
         """None of them is a child of this process."""
         self.known, self._early = {}, {}
+        self._local = threading.local()
 
     # -- what the program does ------------------------------------------------------------------------------------
 
@@ -176,26 +180,32 @@ class Births:
         if len(self._early) > MOST_EARLY:
             self._early.pop(next(iter(self._early)), None)
 
-    @property
-    def is_forking(self) -> bool:
-        """Whether the calling thread is within ``os.fork``, and ``born`` will be called once it is not."""
-        return getattr(self._local, "is_forking", False)
+    def when_forked(self, action: Callable[[], object]) -> None:
+        """Have ``action`` done as soon as the calling thread is not within ``os.fork`` any more.
 
-    def _forked(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        In 3.13 that looks for other threads when all handlers of the fork have run, and warns if there are some
+        (``os_fork_impl`` in CPython's Modules/posixmodule.c).
+        """
+        if getattr(self._local, "is_forking", False):
+            self._local.action = action
+        else:
+            action()
+
+    def _forking(self) -> None:
         self._local.is_forking = True
-        try:
-            result = original(*args, **kwargs)
-        except OSError:  # no more processes
-            self._local.is_forking = False
-            self._born()
-            raise
-        finally:
-            self._local.is_forking = False
+
+    def _fork_over(self) -> None:
+        self._local.is_forking = False
+        action = self._local.__dict__.pop("action", None)
+        if action is not None:
+            with self._faults.guard(PART):
+                action()
+
+    def _forked(self, result: Any) -> None:
         pid = result[0] if isinstance(result, tuple) else result  # forkpty() returns a descriptor, too
         if pid and not self._faults.is_off(PART):
             with self._faults.guard(PART):
                 self._note(pid)
-        return result
 
     def _spawned(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         pid = original(*args, **kwargs)
@@ -262,8 +272,8 @@ class Births:
 
         self._hooks += when_imported(name, guarded)
 
-    def _after(self, owner: Any, name: str, note: Callable[[Any, Any, dict[str, Any]], object]) -> None:
-        """Have ``note(instance, result, kwargs)`` called after each call of a method.
+    def _after(self, owner: Any, name: str, note: Callable[[Any, Any, tuple[Any, ...]], object]) -> None:
+        """Have ``note(instance, result, args)`` called after each call of a method.
 
         A plain function, as subclasses call ``Base.__init__(self)`` without binding it.
         """
@@ -273,13 +283,13 @@ class Births:
             def method(instance: Any, *args: Any, **kwargs: Any) -> Any:
                 result = original(instance, *args, **kwargs)
                 if patch.active:
-                    patch.state(instance, result, kwargs)
+                    patch.state(instance, result, args)
                 return result
 
             return method
 
-        def guarded(instance: Any, result: Any, kwargs: dict[str, Any]) -> None:
-            self._isolated(instance, note, instance, result, kwargs)
+        def guarded(instance: Any, result: Any, args: tuple[Any, ...]) -> None:
+            self._isolated(instance, note, instance, result, args)
 
         self._patches.replace(owner, name, make).state = guarded
 
@@ -293,20 +303,25 @@ class Births:
             self._isolation.add(thing, exc)
 
     def _patch_subprocess(self, subprocess: Any) -> None:
-        def started(popen: Any, _result: Any, kwargs: dict[str, Any]) -> None:
-            self._note(popen.pid, executes=True, name=_program(popen.args, bool(kwargs.get("shell"))))
+        # Not around ``__init__``: it looks at the frames below it for the one that it warns of (``_text_encoding``).
+        parameters = list(inspect.signature(subprocess.Popen._execute_child).parameters)
+        shell = parameters.index("shell") - 1 if "shell" in parameters else len(parameters)
 
-        def exited(popen: Any, _result: Any, _kwargs: dict[str, Any]) -> None:
+        def started(popen: Any, _result: Any, args: tuple[Any, ...]) -> None:
+            in_shell = bool(args[shell]) if shell < len(args) else False
+            self._note(popen.pid, executes=True, name=_program(popen.args, in_shell))
+
+        def exited(popen: Any, _result: Any, _args: tuple[Any, ...]) -> None:
             # Its own reference to os.waitpid is older than ours.
             if popen.returncode is not None:
                 self._ended(popen.pid, popen.returncode)
 
-        self._after(subprocess.Popen, "__init__", started)
+        self._after(subprocess.Popen, "_execute_child", started)
         if hasattr(subprocess.Popen, "_handle_exitstatus"):
             self._after(subprocess.Popen, "_handle_exitstatus", exited)
 
     def _patch_asyncio(self, base_subprocess: Any) -> None:
-        def exited(transport: Any, _result: Any, _kwargs: dict[str, Any]) -> None:
+        def exited(transport: Any, _result: Any, _args: tuple[Any, ...]) -> None:
             # A thread of the child watcher may have begun to wait before we could hear of it.
             pid, code = transport.get_pid(), transport.get_returncode()
             birth = self.known.get(pid)
@@ -316,14 +331,14 @@ class Births:
         self._after(base_subprocess.BaseSubprocessTransport, "_process_exited", exited)
 
     def _patch_multiprocessing(self, process: Any) -> None:
-        def started(made: Any, _result: Any, _kwargs: dict[str, Any]) -> None:
+        def started(made: Any, _result: Any, _args: tuple[Any, ...]) -> None:
             remote = getattr(made._popen, "method", "") == "forkserver"
             self._note(made.pid, name=str(made.name), remote=remote)
 
         self._after(process.BaseProcess, "start", started)
 
     def _patch_forkserver(self, popen_forkserver: Any) -> None:
-        def polled(popen: Any, result: Any, _kwargs: dict[str, Any]) -> None:
+        def polled(popen: Any, result: Any, _args: tuple[Any, ...]) -> None:
             if result is not None:
                 self._ended(popen.pid, result)
 

@@ -15,6 +15,7 @@ from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.events import Finding, WorkerState
 from loopwatch.pools import cgroup
 from loopwatch.pools.advice import THREADS, Advisor
@@ -37,7 +38,7 @@ FRESH = 0.5
 QUICK = 0.005
 """s that such a poll takes at most; what it did not come to keeps its last facts."""
 PATIENCE = 0.02
-"""s that a snapshot or a fork waits for a poll that is under way."""
+"""s that a snapshot waits for a poll that is under way."""
 NAP = 0.001
 """s for which the thread sleeps to see how late it gets the GIL back."""
 PART = "health"
@@ -72,11 +73,9 @@ class Monitor:
         *,
         cpus: Callable[[], float] = cgroup.usable_cpus,
     ) -> None:
-        self.cpu = 0.0
-        """s of processor time that its threads have used, of which at most one runs at a time."""
         self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
         self._polled = polled
-        self._births = Births(patches, faults, self._born)
+        self.births = Births(patches, faults, self._born)
         self._running = False
         self._next_number = count(1)
         self._begin()
@@ -89,14 +88,12 @@ class Monitor:
         self._sources: tuple[Source, ...] = ()
         self._numbers: dict[Source, int] = {}
         self._oom: Oom | None = None
-        self._children = Children(self._births, lambda: self._config().hung_after, self._oom_killed)
+        self._children = Children(self.births, lambda: self._config().hung_after, self._oom_killed)
         self._processes: Processes | None = None
         self._advisor = Advisor()
         self._findings: tuple[Finding, ...] = ()
         self._news = News()
-        self._thread: threading.Thread | None = None
-        self._ending = False
-        self._held = 0
+        self.thread = OwnThread("health", self._run, self._wake, needed=lambda: self._sources or self.births.known)
         self._polled_at = float("-inf")
         self._next_tick = 0.0
         self._cpus_now = 1.0
@@ -110,16 +107,16 @@ class Monitor:
         """Take note of children from now on; starts no thread before there is something to look after."""
         self._running = True
         with self._faults.guard("children"):
-            self._births.start()
+            self.births.start()
             self._children.begin()
         self.tick(time.monotonic())
 
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread, waiting at most ``timeout`` s; the patches are undone by their owner."""
         self._running = False
-        self._births.stop()
-        self._end_thread(timeout)
-        self._births.known = {}
+        self.births.stop()
+        self.thread.end(timeout)
+        self.births.known = {}
         self._begin()
 
     def add(self, source: Source) -> None:
@@ -147,31 +144,20 @@ class Monitor:
         Args:
             now: ``time.monotonic``.
         """
-        if now >= self._next_tick and self._running and self._thread is None:
+        if now >= self._next_tick and self._running and not self.thread.exists:
             self._next_tick = now + PERIOD
             if self._has_work():
                 self._ensure_thread()
 
     def hold_for_fork(self) -> Callable[[], None]:
-        """End the thread before a fork, so that none of its locks is held in the child; return what lets it go on.
-
-        Since 3.12 a fork beside another thread warns, and a process that only forks workers has no other. It looks for
-        threads when all is over (``os_fork_impl`` in posixmodule.c): the thread starts again after that.
-        """
-        self._held += 1
-        self._end_thread(PATIENCE)
-
-        def release() -> None:
-            self._held -= 1
-            if (self._sources or self._births.known) and not self._births.is_forking:
-                self._ensure_thread()
-
-        return release
+        """Have the thread away during a fork of the calling thread; return what has it back."""
+        thread = self.thread.hold()
+        until_gone(() if thread is None else (thread,))
+        return lambda: self.births.when_forked(self.thread.release)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, which has neither the thread nor the children."""
-        self._births.after_fork_in_child()
-        self.cpu = 0.0
+        self.births.after_fork_in_child()
         self._begin()
 
     # -- what is asked --------------------------------------------------------------------------------------------
@@ -179,14 +165,19 @@ class Monitor:
     @property
     def in_use(self) -> bool:
         """Whether there is a thread, as there is something to look after."""
-        return self._thread is not None
+        return self.thread.exists
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of its thread."""
+        return self.thread.cpu
 
     def readings(self) -> tuple[PoolReading, ...]:
         """Return the figures of all pools, and of child processes if there were any; takes milliseconds at most."""
         if self._faults.is_off(PART) or not self._running:
             return ()
         now = time.monotonic()
-        is_stale = now - self._polled_at > FRESH or self._births.changes != self._changes_seen
+        is_stale = now - self._polled_at > FRESH or self.births.changes != self._changes_seen
         is_stale = is_stale and self._has_work()
         if is_stale and self._polling.acquire(timeout=PATIENCE):
             try:
@@ -212,60 +203,43 @@ class Monitor:
             self._ensure_thread()
 
     def _ensure_thread(self) -> None:
-        if self._thread is not None or not self._running or self._held or self._faults.is_off(PART):
+        if self.thread.exists or not self._running or self._faults.is_off(PART):
             return
         if not threading.main_thread().is_alive():
             return  # the interpreter is about to exit and starts no more threads
-        with self._guard:
-            if self._thread is None:
-                self._ending = False
-                self._thread = threading.Thread(target=self._run, name="loopwatch-health", daemon=True)
-                try:
-                    self._thread.start()
-                except RuntimeError as exc:  # the system allows no more threads
-                    self._thread = None
-                    self._faults.add(PART, exc)
+        try:
+            self.thread.start()
+        except RuntimeError as exc:  # the system allows no more threads
+            self._faults.add(PART, exc)
 
-    def _end_thread(self, timeout: float) -> None:
-        with self._guard:
-            thread, self._thread = self._thread, None
-            self._ending = True
-        if thread is None or thread is threading.current_thread():
-            return
+    def _wake(self) -> None:
         try:
             self._alarm.release()
         except RuntimeError:  # it is on its way already
             pass
-        thread.join(timeout)
 
     def _run(self) -> None:
-        me, before, alarm = threading.current_thread(), self.cpu, self._alarm
+        thread, alarm = self.thread, self._alarm  # its own: all may have begun anew meanwhile
         if self._due is None:
             self._due = time.monotonic() + PERIOD
         try:
-            while True:
-                due = self._due or 0.0  # begun anew meanwhile: this thread is to end
-                alarm.acquire(True, max(due - time.monotonic(), 0.0))
-                if self._ending or self._thread is not me:
-                    return
+            while thread.stays():
+                alarm.acquire(True, max((self._due or 0.0) - time.monotonic(), 0.0))
+                if thread.is_asked:
+                    continue
                 began, imports = time.thread_time(), self._processes is None
                 self._poll()
                 self._polled()
                 used = 0.0 if imports else time.thread_time() - began
-                self.cpu = before + time.thread_time()
                 self._due = time.monotonic() + period(used, self._config().cpu_budget)
                 if not self._has_work():
                     self._due = None
                     return
         except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is looked after
             self._faults.add(PART, exc)
-        finally:
-            self.cpu = before + time.thread_time()
-            if self._thread is me:
-                self._thread = None
 
     def _has_work(self) -> bool:
-        return bool(self._sources or self._births.known or self._children.pids() or has_children())
+        return bool(self._sources or self.births.known or self._children.pids() or has_children())
 
     def _poll(self) -> None:
         if self._faults.is_off(PART):
@@ -306,7 +280,7 @@ class Monitor:
     def _look(self, *, quick: bool = False, facts: bool = True) -> None:
         """Poll the facts of all processes, or only see which there are."""
         oom = self._oom = self._oom or Oom()
-        before, complete, self._changes_seen = oom.look(), True, self._births.changes
+        before, complete, self._changes_seen = oom.look(), True, self.births.changes
         claimed = [pid for source in self._sources for pid in self._pids(source)]
         self._children.look(claimed)
         pids = [*claimed, *self._children.pids()]
@@ -314,7 +288,7 @@ class Monitor:
             if self._processes is None:
                 from loopwatch.pools.processes import Processes  # imports psutil
 
-                self._processes = Processes(self._births.exit_of, oom)
+                self._processes = Processes(self.births.exit_of, oom)
             until = time.monotonic() + QUICK if quick else None
             complete = self._processes.poll(pids, until=until, unique=not quick)
             self._processes.forget(self._children.settle(self._processes.facts))

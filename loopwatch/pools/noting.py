@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from loopwatch.core.originals import time
+from loopwatch.core.unseen import unseen
 from loopwatch.pools.board import Address, Slot, claim
 
 Function = Callable[..., Any]
@@ -35,6 +36,7 @@ def _run_at(place: str, address: Address, *args: Any, **kwargs: Any) -> Any:
     return run_noting(pkgutil.resolve_name(place), address, args, kwargs)
 
 
+@unseen
 def run_noting(function: Function, address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a pool's ``function`` for workers on queues that note what it does."""
     slot = claim(address, os.getpid())
@@ -43,6 +45,7 @@ def run_noting(function: Function, address: Address, args: tuple[Any, ...], kwar
     return run_with(SlotNotes(slot), function, args, kwargs)
 
 
+@unseen
 def run_with(notes: Notes, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a pool's ``function`` for workers with ``notes`` being taken."""
     results = Outcomes if function.__module__ == "multiprocessing.pool" else Results

@@ -15,6 +15,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from loopwatch.core.unseen import unseen
 from loopwatch.pools.board import Address
 from loopwatch.pools.noting import Function, Notes, noting, run_noting, run_with
 
@@ -42,6 +43,7 @@ class Target:
         functools.update_wrapper(self, original)
         self._original, self._place, self._address, self._in_thread = original, place, address, in_thread
 
+    @unseen
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it: in a worker that was forked, or in a thread that stands for one."""
         address = self._address()

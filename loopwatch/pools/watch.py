@@ -8,6 +8,7 @@ from typing import Any
 from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.events import Finding
 from loopwatch.pools.executors import Executors
 from loopwatch.pools.monitor import Monitor
@@ -62,9 +63,14 @@ class PoolWatch:
         with self._faults.guard("health"):
             self._monitor.stop(timeout)
 
-    def hold_for_fork(self) -> Callable[[], None]:
-        """Come to rest before a fork; return what lets it go on."""
-        return self._monitor.hold_for_fork()
+    @property
+    def thread(self) -> OwnThread:
+        """What looks after them."""
+        return self._monitor.thread
+
+    def when_forked(self, action: Callable[[], object]) -> None:
+        """Have ``action`` done once the fork of the calling thread is over; now, if it is."""
+        self._monitor.births.when_forked(action)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child."""

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 from loopwatch._patches import Patch, PatchSet
 from loopwatch.core.originals import release_gil, time
 from loopwatch.core.signals import raised_by_handler
+from loopwatch.core.unseen import unseen
 from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
 
 MARK_EVERY = 0.01
@@ -223,6 +224,7 @@ class Epoll(NamedTuple):
             return None
         return cls(selector._selector.poll, selector._fd_to_key)
 
+    @unseen
     def select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """Do what ``EpollSelector.select`` does."""
         # epoll_wait(2) counts in milliseconds: rounded up, so as not to wake too early.
@@ -259,6 +261,7 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
     since, passes, idle, due = IDLE, 0, 0.0, 0.0
     chosen: Select = original if epoll is None else epoll.select
 
+    @unseen
     def timed(timeout: float | None = None) -> Any:
         nonlocal since, passes
         now = clock()
@@ -270,6 +273,7 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
             return chosen(timeout)
         return wait(timeout, now)
 
+    @unseen
     def timed_epoll(timeout: float | None = None) -> Any:  # the same, without a call more for a poll that does not wait
         nonlocal since, passes
         now = clock()
@@ -282,6 +286,7 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
             return decode(found) if found else []
         return wait(timeout, now)
 
+    @unseen
     def wait(timeout: float | None, start: float) -> Any:
         nonlocal since, idle
         since = -start
@@ -293,6 +298,7 @@ def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of
             woken(timeout, start, end, events)
         return events
 
+    @unseen
     def closely(timeout: float | None, now: float) -> Any:
         nonlocal since, passes, due
         try:

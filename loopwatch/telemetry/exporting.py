@@ -7,6 +7,7 @@ small pieces with naps between them, so that a loop that wants the GIL never wai
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -14,8 +15,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch._faults import Faults
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.telemetry.instruments import NAP
 from loopwatch.telemetry.sending import Answer, Sender
 from loopwatch.telemetry.targets import Signal, Targets, Temporality
@@ -123,7 +125,7 @@ class Exporter:
         self._gone: list[Outbox] = []
         self._wake = threading.Event()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self.thread = OwnThread("export", self._run, self._wake.set)
         self._stopping = False
         self._ends = float("inf")
         self._ended: set[Signal] = set()
@@ -131,7 +133,6 @@ class Exporter:
         self._said_at = -LEAST_TO_SAY
         self._said = False
         self._metrics_due = float("inf")
-        self.cpu = 0.0
         self.told = 0
         """Messages that were delivered."""
 
@@ -163,14 +164,10 @@ class Exporter:
     def start(self) -> None:
         """Start the thread unless it runs."""
         with self._lock:
-            if self._thread is None and not self._stopping and self._boxes:
+            if not self.thread.exists and not self._stopping and self._boxes:
                 self._metrics_due = time.monotonic() + self._targets.interval
-                thread = threading.Thread(target=self._run, name=f"{OWN_THREADS}export", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # the interpreter is about to exit: stop() tells what waits
-                    return
-                self._thread = thread
+                with contextlib.suppress(RuntimeError):  # the interpreter is about to exit
+                    self.thread.start()
 
     def end(self, signal: Signal) -> None:
         """Send once more what there is of ``signal``, and then no more: somebody else exports it now."""
@@ -187,15 +184,11 @@ class Exporter:
         """
         self._ends = time.monotonic() + timeout
         self._stopping = True
-        self._wake.set()
-        thread = self._thread
-        if wait and thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
-            if thread.is_alive():
-                for box in list(self._boxes.values()):
-                    with self._faults.guard(PART):
-                        box.sender.abort()
-                thread.join(0.1)
+        if not self.thread.end(timeout if wait else 0.0) and wait:
+            for box in list(self._boxes.values()):
+                with self._faults.guard(PART):
+                    box.sender.abort()
+            self.thread.end(0.1)
 
     def abandon(self) -> None:
         """Let go in a forked child, where the thread does not exist and locks may be held for ever."""
@@ -207,12 +200,17 @@ class Exporter:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        return self.thread.exists
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of the thread."""
+        return self.thread.cpu
 
     @property
     def is_own_thread(self) -> bool:
         """Whether the calling thread is the exporter's."""
-        return threading.current_thread() is self._thread
+        return threading.get_ident() == self.thread.ident
 
     @property
     def dropped(self) -> dict[Signal, int]:
@@ -225,32 +223,34 @@ class Exporter:
         try:
             with self._faults.guard(PART):
                 self._silence_instrumentation()
-            while not self._stopping:
+            while self.thread.stays():
                 has_work = self._faults.attempt(PART, self._turn, None)
                 if has_work is None:
                     self._sit_out()
                 elif not has_work:
                     return
+            if not self._stopping:
+                return  # for the time of a fork
             with self._faults.guard(PART):
                 self._round(last=True)
         finally:
-            self.cpu = time.thread_time()
-            for box in list(self._boxes.values()):
-                with self._faults.guard(PART):
-                    box.sender.close()
+            if self._stopping or not self._boxes:  # else what is open stays open
+                for box in list(self._boxes.values()):
+                    with self._faults.guard(PART):
+                        box.sender.close()
 
     def _turn(self) -> bool:
         """Wait for what is due and send it; return whether there is anything left to export."""
         self._wake.wait(min(max(self._next() - time.monotonic(), 0.0), LONGEST_SLEEP))
         self._wake.clear()
-        self._round()
-        self.cpu = time.thread_time()
+        if not self.thread.is_asked:
+            self._round()
         return bool(self._boxes)
 
     def _sit_out(self) -> None:
         """Send nothing for a moment after a fault, and while exporting is switched off."""
         ends = time.monotonic() + AFTER_FAULT
-        while not self._stopping and (time.monotonic() < ends or self._faults.is_off(PART)):
+        while not self.thread.is_asked and (time.monotonic() < ends or self._faults.is_off(PART)):
             self._wake.wait(AFTER_FAULT)
             self._wake.clear()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from loopwatch._patches import Patch, PatchSet, loaded
+from loopwatch.core.own_thread import until_one_less
 from loopwatch.events import Cause, Evidence, Frame, Stall
 from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.files import FLAGS, hang_path, open_private, why_not_ours
@@ -139,7 +140,8 @@ class HangTimer:
         ever for the timer's thread (``cancel_dump_traceback_later`` in CPython's Modules/faulthandler.c).
         """
         with self._lock:
-            self._disarm()
+            if self._armed and not self._yielded:
+                until_one_less(self._disarm)
             self._armed_at = _NEVER
             yield
 

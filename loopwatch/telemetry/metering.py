@@ -52,7 +52,7 @@ class Metering:
         self._readers = [_Reader(temporality) for _ in GROUPS]
         self.instruments = []
         for reader, group in zip(self._readers, GROUPS, strict=True):
-            provider = MeterProvider([reader], resource, shutdown_on_exit=False)
+            provider = _Meters([reader], resource, shutdown_on_exit=False)
             instruments = Instruments(provider.get_meter("loopwatch", version), group, with_histograms=False)
             instruments.pause = pause
             instruments.attach(shared)
@@ -81,6 +81,13 @@ class Metering:
         """Tell nothing from now on."""
         for instruments in self.instruments:
             instruments.detach()
+
+
+class _Meters(MeterProvider):
+    """Does nothing in a forked child, as in :mod:`loopwatch.telemetry.private`."""
+
+    def _handle_fork(self) -> None:
+        """Nothing."""
 
 
 class _Reader(sdk.MetricReader):

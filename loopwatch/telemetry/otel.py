@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopwatch._faults import Action, Faults
 from loopwatch.config import Config
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.events import Stall
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
@@ -175,6 +176,11 @@ class Telemetry:
     def logger(self) -> Logger | None:
         """Return what emits log records, None where nobody would see them; costs next to nothing."""
         return self.providers.logger()
+
+    @property
+    def thread(self) -> OwnThread | None:
+        """What exports, None where nothing of ours does."""
+        return self.providers.thread
 
     @property
     def cpu(self) -> float:

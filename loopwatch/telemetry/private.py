@@ -17,6 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from loopwatch._faults import Faults
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.telemetry import resource as own_resource
 from loopwatch.telemetry.exporting import Exporter, nap
 from loopwatch.telemetry.instruments import Account
@@ -62,7 +63,7 @@ class Private:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._made = False
+        self._made = self._is_forked = False
         self._providers: dict[Signal, Any] = {}
         self._metering: Metering | None = None
         self._exporter = Exporter(self._targets, self._faults, self._collect)
@@ -84,9 +85,15 @@ class Private:
         child._targets, child._wanted, child._account = self._targets, self._wanted, self._account
         child._faults = self._faults
         child._version, child._senders = self._version, self._senders
-        child._resource = self._resource.merge(Resource(own_resource.attributes()))
+        child._resource = self._resource
         child._begin()
+        child._is_forked = True
         return child
+
+    @property
+    def thread(self) -> OwnThread:
+        """What exports."""
+        return self._exporter.thread
 
     @property
     def uses_grpc(self) -> bool:
@@ -133,16 +140,18 @@ class Private:
         with self._lock:
             if self._made:
                 return
+            if self._is_forked:
+                self._is_forked, self._resource = False, self._resource.merge(Resource(own_resource.attributes()))
             resource = self._resource
             silent = NoOpMeterProvider()  # the SDK's figures of itself: else it would look for a global provider
             if Signal.METRICS in self._wanted:
                 self._metering = Metering(self._account, resource, self._version, self._targets.temporality, nap)
             if Signal.TRACES in self._wanted:
-                tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=silent)
+                tracers = _Tracers(resource=resource, shutdown_on_exit=False, meter_provider=silent)
                 tracers.add_span_processor(_Spans(self._exporter))
                 self._providers[Signal.TRACES] = tracers
             if Signal.LOGS in self._wanted:
-                loggers = LoggerProvider(resource, shutdown_on_exit=False, meter_provider=silent)
+                loggers = _Loggers(resource, shutdown_on_exit=False, meter_provider=silent)
                 loggers.add_log_record_processor(_Records(self._exporter))
                 self._providers[Signal.LOGS] = loggers
             self._made = True
@@ -151,6 +160,24 @@ class Private:
         """Return the metrics as they are now as one message; in the exporting thread."""
         self._make()
         return None if self._metering is None else self._metering.message()
+
+
+class _Tracers(TracerProvider):
+    """Does nothing in a forked child: there :class:`Private` makes others, once they are needed.
+
+    Since 1.45 providers of the SDK ask there who the child is: they search for detectors, import them, start threads
+    and wait for those, up to 5 s each, and for ever where a thread of the parent was importing.
+    """
+
+    def _handle_fork(self) -> None:
+        """Nothing."""
+
+
+class _Loggers(LoggerProvider):
+    """Likewise."""
+
+    def _handle_fork(self) -> None:
+        """Nothing."""
 
 
 def _in_pieces(encode: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> bytes:

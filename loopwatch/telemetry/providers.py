@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loopwatch._faults import Faults
 from loopwatch._patches import loaded
 from loopwatch.config import Config
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry.instruments import Account, Instruments, instruments_of
 from loopwatch.telemetry.targets import Signal, Targets, targets_of
@@ -242,6 +243,12 @@ class Providers:
                 if provider is not None:
                     handle = self._handles[signal] = getattr(provider, get)(SCOPE, self._version)
         return handle
+
+    @property
+    def thread(self) -> OwnThread | None:
+        """What exports, None where the application does."""
+        private = self._private
+        return None if private is None else private.thread
 
     @property
     def cpu(self) -> float:

@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from loopwatch._faults import OWN_THREADS, Faults
+from loopwatch._faults import Faults
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry import descriptors, exposition, hosts, ports, resource
 from loopwatch.telemetry.exposition import Family
@@ -87,10 +88,15 @@ class Scrape:
         self._host, self._port, self._account, self._faults = host, port, account, faults
         self._names = names
         self._addresses = addresses or ports.resolve(host)
+        self._begin()
+
+    def _begin(self) -> None:
         self._survey = Survey(self._addresses)
+        self.thread = OwnThread("scrape", self._run, self._wake)
         self._place: Place | None = None
         self._server: WebServer | None = None
-        self._closed = threading.Event()
+        self._closed = False
+        self._woken = threading.Event()
         self._lock = threading.Lock()
         self._page = _Page(self._told)
 
@@ -101,8 +107,13 @@ class Scrape:
 
     @property
     def cpu(self) -> float:
-        """Processor s of its thread."""
-        return 0.0 if self._server is None else self._server.cpu
+        """Processor s of its threads."""
+        return sum(thread.cpu for thread in self.threads)
+
+    @property
+    def threads(self) -> list[OwnThread]:
+        """What answers, and what finds answers that take long."""
+        return [self.thread] if self._server is None else [self.thread, self._server.searching]
 
     def open(self) -> None:
         """Listen: on the port that was told, a worker process on the first free one from there on.
@@ -124,7 +135,7 @@ class Scrape:
         if self._place is not None:
             self._server = WebServer(self._place.listener, self._answer)
             try:
-                self._server.start(self._reviving())
+                self.thread.start()
             except RuntimeError as exc:  # the system allows no more threads
                 self._faults.add(PART, exc)
                 self.close()
@@ -133,11 +144,12 @@ class Scrape:
 
     def close(self, timeout: float = 1.0) -> None:
         """Stop listening; waits at most ``timeout`` s for the thread."""
-        self._closed.set()
+        self._closed = True
         with self._lock:
             server, place, self._server, self._place = self._server, self._place, None, None
+        self._woken.set()
         if server is not None:
-            server.close(timeout)
+            server.close(self.thread.end, timeout)
         elif place is not None:
             place.listener.close()
 
@@ -148,15 +160,28 @@ class Scrape:
         elif self._place is not None:
             self._place.listener.close()
         self._survey.abandon()
-        return Scrape(self._host, self._port, self._account, self._faults, names=self._names, addresses=self._addresses)
+        child = Scrape.__new__(Scrape)  # nothing is looked up or imported between a fork and what follows it
+        child._host, child._port, child._names, child._addresses = self._host, self._port, self._names, self._addresses
+        child._account, child._faults = self._account, self._faults
+        child._begin()
+        return child
 
     def start_soon(self) -> None:
         """Take a port in a little while, and answer on it, in a thread; where none is free, that is logged."""
-        threading.Thread(target=self._later, name=f"{OWN_THREADS}scrape", daemon=True).start()
+        self.thread.start()
 
-    def _later(self) -> None:
+    def _wake(self) -> None:
+        self._woken.set()
+        server = self._server
+        if server is not None:
+            server.wake()
+
+    def _run(self) -> None:
         with self._reviving():
-            self._serve_later()
+            if self._server is not None:
+                self._server.serve(self.thread.stays)
+            else:
+                self._serve_later()
 
     @contextlib.contextmanager
     def _reviving(self) -> Iterator[None]:
@@ -170,7 +195,13 @@ class Scrape:
                 self._serve_later()
 
     def _serve_later(self) -> None:
-        if self._closed.wait(SETTLE) or ports.is_inside_pool():
+        ends = time.monotonic() + SETTLE
+        while (left := ends - time.monotonic()) > 0:
+            if not self.thread.stays() or self._closed:
+                return
+            self._woken.wait(left)
+            self._woken.clear()
+        if ports.is_inside_pool():
             return
         try:
             place = ports.take(self._host, self._port, self._addresses, first_free=True)
@@ -178,13 +209,13 @@ class Scrape:
             self._faults.say(logging.WARNING, "loopwatch: Prometheus cannot scrape process %d: %s", os.getpid(), exc)
             return
         with self._lock:
-            if self._closed.is_set():
+            if self._closed:
                 place.listener.close()
                 return
             self._place = place
             self._server = server = WebServer(place.listener, self._answer)
         self._announce(place)
-        server.serve()
+        server.serve(self.thread.stays)
 
     def _announce(self, place: Place) -> None:
         self._faults.say(logging.INFO, "loopwatch: Prometheus can scrape process %d at %s", os.getpid(), place.url)

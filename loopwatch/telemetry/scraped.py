@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from loopwatch._faults import Faults
 from loopwatch.config import Config
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Scraped:
     def cpu(self) -> float:
         """Processor s of its thread."""
         return 0.0 if self._scrape is None else self._scrape.cpu
+
+    @property
+    def threads(self) -> list[OwnThread]:
+        """What answers; none while this process is not scraped."""
+        return [] if self._scrape is None else self._scrape.threads
 
     def open(self, config: Config) -> None:
         """Listen, if ``config`` names a port; what comes is answered from :meth:`start` on.

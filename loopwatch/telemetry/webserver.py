@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from loopwatch._faults import OWN_THREADS
 from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.telemetry import descriptors
 
 MOST = 16
@@ -106,74 +106,71 @@ class _Client:
 
 
 class WebServer:
-    """Answers requests on a listening socket until it is closed, in a daemon thread of its own.
+    """Answers requests on a listening socket until it is closed, in the thread that calls :meth:`serve`.
 
     Args:
         listener: does not block; belongs to the server from now on.
         answer: called with each request; must not raise.
 
     Attributes:
-        cpu: processor s of its threads.
+        searching: the thread in which answers are found that take long.
     """
 
     def __init__(self, listener: socket.socket, answer: Callable[[Request], Answer]) -> None:
-        self.cpu = 0.0
         self._listener, self._answer = listener, answer
         self._clients: list[_Client] = []
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
+        self._waker.setblocking(False)  # a byte that does not fit is one that is not needed
         self._marks = {each: descriptors.mark(each.fileno()) for each in (listener, self._woken, self._waker)}
-        self._thread: threading.Thread | None = None
         self._searches: deque[tuple[_Client, Search, bool]] = deque()
-        self._searcher: threading.Thread | None = None
+        self.searching = OwnThread("scrape-search", self._search, lambda: None, needed=lambda: self._searches)
         self._search_lock = threading.Lock()
-        self._search_cpu = 0.0
         self._rests_until = 0.0
         self._turns = 0
-        self._closing = False
+        self._closing = self._is_away = False
 
-    def start(self, guard: contextlib.AbstractContextManager[None]) -> None:
-        """Serve in a thread from now on.
-
-        Args:
-            guard: what that thread does happens within it.
-
-        Raises:
-            RuntimeError: there can be no more threads.
-        """
-        thread = threading.Thread(target=self._run, args=(guard,), name=f"{OWN_THREADS}scrape", daemon=True)
-        thread.start()
-        self._thread = thread
-
-    def serve(self) -> None:
-        """Serve in this thread until the server is closed.
+    def serve(self, stays: Callable[[], bool]) -> None:
+        """Serve in this thread until the server is closed, or ``stays`` returns False: then it may be called again.
 
         Raises:
             LostError: its descriptors are somebody else's by now.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self._close_all)
+            stack.callback(self._close_unless_away)
             # Neither epoll nor kqueue: a forked child would share it.
             selector = stack.enter_context(getattr(selectors, "PollSelector", selectors.SelectSelector)())
             selector.register(self._woken, selectors.EVENT_READ)
-            selector.register(self._listener, selectors.EVENT_READ)
+            if not self._rests_until:
+                selector.register(self._listener, selectors.EVENT_READ)
+            for client in self._clients:
+                awaited = selectors.EVENT_WRITE if client.answer and not client.is_over else selectors.EVENT_READ
+                selector.register(client.connection, awaited, client)
             used = time.thread_time()
-            while not self._closing:
+            while not self._closing and stays():
                 self._turn(selector)
                 before, used = used, time.thread_time()
-                self.cpu = used + self._search_cpu
                 _rest(used - before)
+            self._is_away = not self._closing
 
-    def close(self, timeout: float = 1.0) -> None:
-        """Stop listening at once, and end the thread; waits at most ``timeout`` s."""
+    def close(self, end: Callable[[float], bool], timeout: float = 1.0) -> None:
+        """Stop listening at once; waits at most ``timeout`` s.
+
+        Args:
+            end: ends the thread that serves, waiting at most so many s; returns whether it is gone.
+            timeout: s.
+        """
         self._closing = True
-        self._wake()
+        self.wake()
         ends = time.monotonic() + timeout
-        thread = self._thread
-        for each in (thread, self._searcher):
-            if each is not None and each is not threading.current_thread():
-                each.join(max(ends - time.monotonic(), 0.0))
-        if thread is None or not thread.is_alive():
+        if end(timeout):
+            self._close_all()
+        self.searching.end(max(ends - time.monotonic(), 0.0))
+
+    def _close_unless_away(self) -> None:
+        if self._is_away:
+            self._is_away = False
+        else:
             self._close_all()
 
     def abandon(self) -> None:
@@ -187,7 +184,8 @@ class WebServer:
             descriptors.close_socket(each, before)
         self._clients = []
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have it look what there is to do; from any thread."""
         if descriptors.mark(self._waker.fileno()) == self._marks[self._waker]:
             with contextlib.suppress(OSError):  # it has ended by itself
                 self._waker.send(b"x")
@@ -197,25 +195,19 @@ class WebServer:
         kept = [*self._marks.items(), *((client.connection, client.mark) for client in self._clients)]
         return all(descriptors.mark(each.fileno()) == before for each, before in kept)
 
-    def _run(self, guard: contextlib.AbstractContextManager[None]) -> None:
-        with guard:
-            self.serve()
-
     def _search(self) -> None:
         """Find one answer after the other, in a thread that ends when there are none to be found."""
-        while True:
+        while self.searching.stays():
             with self._search_lock:
                 if not self._searches:
-                    self._searcher = None
+                    self.searching.leave()
                     return
                 client, search, with_body = self._searches.popleft()
             if client in self._clients and not self._closing:
                 before = time.thread_time()
                 client.found = _packed(search(self._is_awaited), with_body=with_body)
-                self._wake()
-                worked = time.thread_time() - before
-                self._search_cpu += worked
-                _rest(worked)
+                self.wake()
+                _rest(time.thread_time() - before)
 
     # -- in its thread --------------------------------------------------------------------------------------------
 
@@ -304,11 +296,8 @@ class WebServer:
         with self._search_lock:
             client.is_searched = True
             self._searches.append((client, answer, with_body))
-            if self._searcher is not None and self._searcher.is_alive():
-                return
-            self._searcher = threading.Thread(target=self._search, name=f"{OWN_THREADS}scrape-search", daemon=True)
             try:
-                self._searcher.start()
+                self.searching.start()
             except RuntimeError:  # the system allows no more threads
                 self._searches.clear()
                 client.is_searched = False

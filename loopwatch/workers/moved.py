@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import os
 import threading
 import types
 import weakref
@@ -14,6 +15,7 @@ from typing import Any
 
 from loopwatch.core.originals import time
 from loopwatch.core.text import MAX_LINE, printable
+from loopwatch.core.unseen import unseen
 from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.workers import clocks, defaults, launch, settings, worker
@@ -117,6 +119,7 @@ class Moved:
         """Run one call where it is to run."""
         return await self.run(self.place(), args, kwargs)
 
+    @unseen
     async def run(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call at ``place``."""
         if place == "inline":
@@ -169,6 +172,7 @@ class Moved:
 
     # -- inline ---------------------------------------------------------------------------------------------------
 
+    @unseen
     def inline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call of a plain function here and now, and measure it."""
         self._counts["calls"] += 1
@@ -187,6 +191,7 @@ class Moved:
         self._after(before, args, kwargs, result)
         return result
 
+    @unseen
     async def _inline_to_its_end(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if not self._is_coroutine:
             result = self.inline(args, kwargs)
@@ -353,12 +358,23 @@ class Moved:
 _KNOWN: weakref.WeakSet[Moved] = weakref.WeakSet()
 
 
+def _begin_anew() -> None:
+    """This is a forked child, where a lock may be held for ever."""
+    for moved in list(_KNOWN):
+        moved._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 def known() -> list[Moved]:
     """Return the functions of this process that may run somewhere else, in order of their names."""
     return sorted(_KNOWN, key=lambda moved: (moved.name, moved.way))
 
 
 @types.coroutine
+@unseen
 def _in_steps(coroutine: Any, held: Callable[[float, float, float], None], *, exact: bool) -> Generator[Any, Any, Any]:
     """Await ``coroutine``; tell how long the longest of its steps held the loop, its processor s, and all of them."""
     longest, total = (0.0, 0.0), 0.0

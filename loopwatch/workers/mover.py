@@ -25,6 +25,7 @@ from typing import Any, cast
 from loopwatch._patches import Around, CodePatch, Patch, PatchSet
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.text import printable
+from loopwatch.core.unseen import unseen
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
@@ -112,6 +113,10 @@ class Mover:
     def start(self) -> None:
         """Look for the functions."""
         self._search.start()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, where the lock may be held for ever."""
+        self._lock = threading.RLock()
 
     def stop(self) -> None:
         """Have everything as it was before, and end the default pool and threads if nobody else uses them."""
@@ -211,6 +216,7 @@ class Mover:
                 self._patches.undo(listed.patch)
                 listed.moved.stays = CALLS_ITSELF
 
+    @unseen
     async def _awaited(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = moved.place()
         if place != "inline" and (against := self._why_inline(listed, args, kwargs)):
@@ -218,6 +224,7 @@ class Mover:
             place = "inline"
         return await moved.run(place, args, kwargs)
 
+    @unseen
     def _transparently(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place = moved.place()
         if place == "inline":
@@ -237,6 +244,7 @@ class Mover:
             raise result.error
         return result
 
+    @unseen
     def _inline(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call here; if that holds the loop, nobody else can want the function moved meanwhile."""
         if listed.patch is None or running_loop() is None:

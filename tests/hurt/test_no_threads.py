@@ -9,8 +9,10 @@ from hostproc import succeeded
 from loopwatch.pools.staff import Staff
 
 NO_THREADS = """
+    import warnings
     from concurrent.futures import ProcessPoolExecutor
     import loopwatch
+    warnings.simplefilter("ignore", DeprecationWarning)  # of the fork: threads of the pool have only just ended
     quiet()
     start = threading.Thread.start
 

@@ -36,7 +36,7 @@ PATCHED = {
         "fork", "forkpty", "posix_spawn", "posix_spawnp", "kill", "killpg",
         "waitpid", "wait", "wait3", "wait4", "waitid",
     ),
-    subprocess.Popen: ("__init__", "_handle_exitstatus"),
+    subprocess.Popen: ("_execute_child", "_handle_exitstatus"),
     multiprocessing.Process.__base__: ("start",),
     asyncio.base_subprocess.BaseSubprocessTransport: ("_process_exited",),
     asyncio.subprocess.Process: ("send_signal", "terminate", "kill"),
@@ -210,7 +210,7 @@ def test_to_look_is_not_to_wait(monitor: Monitor) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     for _ in range(3):
         assert has_children()
-    birth = monitor._births.known[pid]
+    birth = monitor.births.known[pid]
     assert (birth.exitcode, birth.ended_at) == (None, None)
     (worker,) = children(monitor).workers
     assert (worker.state, worker.exitcode) == (WorkerState.ZOMBIE, 3)
@@ -224,9 +224,9 @@ def test_a_child_that_nobody_noted(monitor: Monitor) -> None:
     with Path(os.devnull).open() as null:
         pid = multiprocessing.util.spawnv_passfds(b"/bin/sleep", ["sleep", "60"], [null.fileno()])  # type: ignore[attr-defined]
     try:
-        assert monitor._thread is None
+        assert not monitor.thread.exists
         monitor.tick(time.monotonic() + 10)
-        assert monitor._thread is not None
+        assert monitor.thread.exists
         (worker,) = children(monitor).workers
         assert (worker.pid, worker.task, "made at" in worker.reason) == (pid, "sleep", False)
         assert children(monitor).started == 1
@@ -259,7 +259,7 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
         told, quiet = subprocess.Popen(sleeps()), subprocess.Popen(("/bin/sh", "-c", "read line; exit 3"), stdin=-1)
         pids = {made.pid, process.pid, forked, child.pid, told.pid, quiet.pid}
         with watching() as monitor:
-            births = monitor._births.known
+            births = monitor.births.known
             assert births.keys() == pids
             assert {pid: births[pid].executes for pid in births} == {
                 pid: pid not in (process.pid, forked) for pid in pids
@@ -281,7 +281,7 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
                 told.pid: (None, False),
                 quiet.pid: ("exit 3", False),
             }
-            assert monitor._births.known == {}
+            assert monitor.births.known == {}
         return stats
 
     stats = run(main())
@@ -291,9 +291,9 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
 def test_workers_of_pools_that_were_there_before() -> None:
     """Pools are found after the children are adopted, and claim theirs: nothing is counted twice."""
     with subprocess.Popen(sleeps()) as worker, watching() as monitor:
-        assert worker.pid in monitor._births.known
+        assert worker.pid in monitor.births.known
         monitor._children.look([worker.pid])
-        assert monitor._births.known == {}
+        assert monitor.births.known == {}
         crash(worker.pid)
         assert worker.wait() == -signal.SIGUSR2
         stats = children(monitor)
@@ -311,7 +311,7 @@ def test_children_that_nobody_notes_crash(monitor: Monitor) -> None:
     monitor._children._clock = lambda: now[0]
     seen, adopted, killed = start(), start(), start()
     assert len(children(monitor).workers) == 3
-    assert monitor._births.known == {}
+    assert monitor.births.known == {}
     crash(seen)
     os.waitpid(seen, 0)
     os.kill(killed, signal.SIGKILL)
@@ -319,19 +319,19 @@ def test_children_that_nobody_notes_crash(monitor: Monitor) -> None:
     assert children(monitor).crashes == {"SIGUSR2": 1}
     now[0] += NOTED_WITHIN
     assert len(children(monitor).workers) == 1
-    birth = monitor._births.known[adopted]
+    birth = monitor.births.known[adopted]
     assert (birth.adopted, birth.executes, birth.place) == (True, True, "")
     crash(adopted)
     os.waitpid(adopted, 0)
     assert birth.exitcode == -signal.SIGUSR2
     stats = children(monitor)
     assert (stats.crashes, stats.started, stats.workers) == ({"SIGUSR2": 2}, 3, ())
-    assert monitor._births.known == {}
+    assert monitor.births.known == {}
 
 
 def test_one_that_is_adopted_before_it_is_noted(monitor: Monitor) -> None:
     """Another thread may look while a child is being started: it stays the same child, and gets what is known of it."""
-    births = monitor._births
+    births = monitor.births
     with subprocess.Popen(sleeps()) as child:
         noted = births.known.pop(child.pid)
         adopted = births.adopt(child.pid)
@@ -488,26 +488,25 @@ def test_a_child_has_no_children_of_its_parent(monitor: Monitor) -> None:
 def test_taken_back_in_any_order(monitor: Monitor) -> None:
     """Somebody who wrapped us keeps working after we are gone, and our part does nothing then."""
     seen = []
-    ours = subprocess.Popen.__init__
+    ours = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         seen.append(args)
         ours(self, *args, **kwargs)
 
-    subprocess.Popen.__init__ = wrapped  # type: ignore[method-assign]
+    subprocess.Popen._execute_child = wrapped  # type: ignore[attr-defined]
     try:
         monitor.stop()
         monitor._patches.undo_all()
         assert subprocess.Popen(exits(3)).wait() == 3
-        assert len(seen) == 1 and monitor._births.known == {}
+        assert len(seen) == 1 and monitor.births.known == {}
     finally:
-        del subprocess.Popen.__init__
-        subprocess.Popen.__init__ = ours.__wrapped__  # type: ignore[method-assign, attr-defined]
+        subprocess.Popen._execute_child = ours.__wrapped__  # type: ignore[attr-defined]
 
 
 def test_one_that_is_noted_twice_is_one(monitor: Monitor) -> None:
     """By ``os.fork`` and by what calls it: whoever has seen the first note hears that it was told to end."""
-    births = monitor._births
+    births = monitor.births
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     noted = births._note
     looked: list[int] = []

@@ -161,7 +161,7 @@ def test_a_child_starts_it(watching: Watching, quick: None, child: subprocess.Po
         child.kill()
         child.wait()
         until(lambda: not threads())
-        assert watching.monitor._births.known == {}
+        assert watching.monitor.births.known == {}
 
 
 def test_stopping_ends_it(watching: Watching) -> None:

@@ -1,0 +1,45 @@
+"""Wrappers that warnings and log records pass over, so that they name the program's line and never one of ours.
+
+``warnings`` and ``logging`` do not count the frames of the import system among those that ``stacklevel`` goes up by.
+They know them by the names of their files, which contain ``importlib`` and ``_bootstrap``: ``is_internal_filename`` in
+CPython's Python/_warnings.c, ``_is_internal_frame`` in Lib/warnings.py and in Lib/logging.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import CodeType, FunctionType
+from typing import TypeVar
+
+UNSEEN = " (skipped like importlib._bootstrap)"
+"""What the names of files end with in the code of wrappers."""
+
+T = TypeVar("T")
+
+
+def unseen(function: T) -> T:
+    """Have the frames of a wrapper passed over, and return it.
+
+    Of a class these are the methods that it defines; what is neither function, method nor class stays as it is.
+
+    Example:
+        >>> @unseen
+        ... def wrapper(original): return original()
+        >>> wrapper.__code__.co_filename.endswith(UNSEEN)
+        True
+    """
+    for part in list(vars(function).values()) if isinstance(function, type) else [function]:
+        plain = getattr(part, "__func__", part)
+        if type(plain) is FunctionType:
+            plain.__code__ = unseen_code(plain.__code__)
+    return function
+
+
+def unseen_code(code: CodeType) -> CodeType:
+    """Return ``code`` as that of a wrapper."""
+    return code if code.co_filename.endswith(UNSEEN) else _renamed(code, code.co_filename + UNSEEN)
+
+
+@functools.lru_cache(maxsize=256)  # the wrappers of one definition share their code, and what it has learned of types
+def _renamed(code: CodeType, file: str) -> CodeType:
+    return code.replace(co_filename=file)  # equal code may come from two files

@@ -1,0 +1,197 @@
+"""A thread of the agent that goes away for a fork and comes back: bounded, counted, never twice."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from loopwatch.core.own_thread import IMPORT_PATIENCE, OwnThread, until_gone
+
+SOON = 10.0
+
+
+class Service:
+    """Something with a thread of its own that counts its turns."""
+
+    def __init__(self) -> None:
+        self.woken = threading.Event()
+        self.turns = self.runs = 0
+        self.wanted = True
+        self.stuck: threading.Event | None = None
+        self.at_it = threading.Event()
+        self.thread = OwnThread("tried", self.run, self.woken.set, needed=lambda: self.wanted)
+
+    def run(self) -> None:
+        self.runs += 1
+        while self.thread.stays():
+            self.turns += 1
+            self.at_it.set()
+            if self.stuck is not None:
+                self.stuck.wait(SOON)
+            self.woken.wait(SOON)
+            self.woken.clear()
+
+
+def ours() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "loopwatch-tried"]
+
+
+@pytest.fixture
+def service() -> Service:
+    made = Service()
+    made.thread.start()
+    assert made.at_it.wait(SOON)
+    yield made  # type: ignore[misc]
+    if made.stuck is not None:
+        made.stuck.set()
+    assert made.thread.end(SOON)
+    assert ours() == []
+
+
+def held(service: Service) -> None:
+    thread = service.thread.hold()
+    if thread is not None:
+        until_gone([thread], SOON)
+
+
+def test_away_and_back(service: Service) -> None:
+    """While it is held neither Python nor the system knows it, and it can be told to start; then it goes on."""
+    native = ours()[0].native_id
+    held(service)
+    assert ours() == [] and service.thread.exists
+    if sys.platform == "linux":
+        assert not Path(f"/proc/self/task/{native}").exists()
+    service.thread.start()
+    assert ours() == []
+    service.at_it.clear()
+    service.thread.release()
+    assert service.at_it.wait(SOON) and len(ours()) == 1 and service.runs == 2
+
+
+def test_two_forks_at_once(service: Service) -> None:
+    """It is back when the last of those who hold it lets go."""
+    held(service)
+    held(service)
+    service.thread.release()
+    assert ours() == []
+    service.thread.release()
+    assert len(ours()) == 1
+
+
+def test_back_only_if_it_is_needed(service: Service) -> None:
+    """One that has nothing to do stays away until it is started."""
+    held(service)
+    service.wanted = False
+    service.thread.release()
+    assert ours() == [] and not service.thread.exists
+    service.thread.start()
+    assert len(ours()) == 1
+
+
+def test_one_that_is_busy_is_not_waited_for_long(service: Service) -> None:
+    """What is in the midst of something stays, and goes on after the fork as if nothing had been."""
+    service.stuck = threading.Event()
+    service.at_it.clear()
+    service.woken.set()
+    assert service.at_it.wait(SOON)
+    thread = service.thread.hold()
+    assert thread is not None
+    began = time.monotonic()
+    until_gone([thread], 0.02)
+    assert time.monotonic() - began < IMPORT_PATIENCE / 2
+    assert thread.is_alive()
+    service.thread.release()
+    stuck, service.stuck = service.stuck, None
+    stuck.set()
+    service.at_it.clear()
+    service.woken.set()
+    assert service.at_it.wait(SOON) and ours() == [thread] and service.runs == 1
+
+
+def test_one_that_leaves_late_comes_back(service: Service) -> None:
+    """It was too busy to leave before the fork, left during it, and is back after it."""
+    service.stuck = threading.Event()
+    service.at_it.clear()
+    service.woken.set()
+    assert service.at_it.wait(SOON)
+    thread = service.thread.hold()
+    assert thread is not None
+    until_gone([thread], 0.01)
+    stuck, service.stuck = service.stuck, None
+    stuck.set()
+    thread.join(SOON)
+    service.thread.release()
+    assert len(ours()) == 1 and ours() != [thread] and service.runs == 2
+
+
+def test_its_own_fork(service: Service) -> None:
+    """A fork by the thread itself, in a callback of the program, waits for nothing."""
+    found = []
+
+    def fork() -> None:
+        found.append(service.thread.hold())
+        service.thread.release()
+
+    service.stuck = type("Forks", (), {"wait": staticmethod(lambda _s: fork()), "set": staticmethod(fork)})()  # type: ignore[assignment]
+    service.at_it.clear()
+    service.woken.set()
+    assert service.at_it.wait(SOON)
+    deadline = time.monotonic() + SOON
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.001)
+    service.stuck = None
+    assert found[0] is None and len(ours()) == 1
+
+
+def test_its_clock_goes_on(service: Service) -> None:
+    """Its processor time counts all of its runs."""
+    before = service.thread.cpu
+    for _ in range(5):
+        held(service)
+        service.thread.release()
+    assert service.thread.cpu > before
+
+
+def test_one_that_imports_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is half imported at a fork could never be imported in the child."""
+    (tmp_path / "module_that_takes_long.py").write_text("import time\ntime.sleep(0.3)\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    begun = threading.Event()
+
+    def run() -> None:
+        begun.set()
+        importlib.import_module("module_that_takes_long")
+
+    thread = OwnThread("tried", run, lambda: None)
+    thread.start()
+    assert begun.wait(SOON)
+    while "module_that_takes_long" not in sys.modules:
+        time.sleep(0.001)
+    left = thread.hold()
+    assert left is not None
+    until_gone([left], 0.01)
+    assert not left.is_alive()
+    thread.release()
+    assert ours() == []
+    del sys.modules["module_that_takes_long"]
+
+
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system allows no thread, who starts it hears of it, and may try again."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    service = Service()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            service.thread.start()
+        assert not service.thread.exists
+    service.thread.start()
+    assert service.at_it.wait(SOON) and service.thread.end(SOON)
