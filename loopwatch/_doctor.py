@@ -156,11 +156,12 @@ def _gil(_environ: Mapping[str, str]) -> Iterator[Check]:
 
 def _dependencies(_environ: Mapping[str, str]) -> Iterator[Check]:
     try:
-        importlib.import_module("loopwatch.agent")
+        for module in ("loopwatch.agent", "loopwatch.pools.processes"):  # the latter needs psutil
+            importlib.import_module(module)
     except ImportError as exc:
         yield Check("agent", State.NO, _one_line(exc), "pip install --force-reinstall loopwatch", essential=True)
         return
-    yield Check("agent", State.OK, f"imports, with wrapt {importlib.metadata.version('wrapt')}", essential=True)
+    yield Check("agent", State.OK, f"imports, with psutil {importlib.metadata.version('psutil')}", essential=True)
 
 
 # --------------------------------------------------------------------------------------------------------- loops

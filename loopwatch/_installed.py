@@ -1,4 +1,7 @@
-"""The one global: the agent of this process, with the lock, fork and exit handling that go with it."""
+"""The one global: the agent of this process, with the lock, fork and exit handling that go with it.
+
+Loads the agent only when it is installed: under ``loopwatch run`` every process that imports asyncio comes by here.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,20 @@ import atexit
 import logging
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
 
-from loopwatch._patches import PatchSet
-from loopwatch.agent import Agent
-from loopwatch.config import Config, field_names, from_env
 from loopwatch.core import log
+from loopwatch.core.deferred import Deferred
 from loopwatch.core.off_loop import off_loop
 from loopwatch.errors import ConfigError
+
+TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    from loopwatch._patches import PatchSet
+    from loopwatch.agent import Agent
+    from loopwatch.config import Config
 
 
 class _Process:
@@ -22,7 +31,8 @@ class _Process:
     def __init__(self) -> None:
         self.agent: Agent | None = None
         self.lock = threading.RLock()
-        self.patches = PatchSet()  # outlives agents, so that the next one finds the residues of the last
+        self.patches: PatchSet | None = None  # outlives agents, so that the next one finds the residues of the last
+        self.deferred: Deferred | None = None
         self.is_handled = False  # its forks and its exit
         self.forking = threading.local()  # .release: what lets the agent go on after the fork of this thread
 
@@ -54,6 +64,10 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
     """
     if config is not None and settings:
         raise ConfigError("install(): give either a Config or single settings, not both; use config.replaced(...)")
+    from loopwatch._patches import PatchSet
+    from loopwatch.agent import Agent
+    from loopwatch.config import field_names, from_env
+
     with _process.lock:
         if _process.agent is not None:
             if config is not None:
@@ -61,8 +75,9 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
             if settings:
                 _process.agent.configure(**settings)
             return _process.agent
-        agent = off_loop(lambda: Agent(config or from_env(**settings), patches=_process.patches))
-        agent.start()
+        patches = _process.patches = _process.patches or PatchSet()
+        agent = off_loop(lambda: Agent(config or from_env(**settings), patches=patches))
+        _start(agent)
         _process.agent = agent
         _handle_process()
         return agent
@@ -83,14 +98,34 @@ def _leave() -> None:
 
 def _uninstall(*, leaving: bool) -> None:
     with _process.lock:
+        if _process.deferred is not None:
+            _process.deferred.cancel()
         agent, _process.agent = _process.agent, None
     if agent is not None:
         agent.stop(leaving=leaving)
 
 
 def current_agent() -> Agent | None:
-    """Return the installed agent, None if there is none."""
+    """Return the installed agent, None if there is none.
+
+    Under ``loopwatch run`` it is installed by this, if the process has not had anything to watch yet.
+    """
+    deferred = _process.deferred
+    if _process.agent is None and deferred is not None:
+        deferred.fire()
     return _process.agent
+
+
+def install_when_needed(failed: Callable[[Exception], object]) -> None:
+    """Install for a program that does not know of us, as soon as there is something to watch.
+
+    Args:
+        failed: called with what goes wrong then; must not raise.
+    """
+    with _process.lock:
+        if _process.agent is None and _process.deferred is None:
+            _process.deferred = Deferred(install_from_environment, _origin, failed)
+            _process.deferred.start()
 
 
 def install_from_environment() -> None:
@@ -107,6 +142,29 @@ def install_from_environment() -> None:
         # Not the value is wrong, which would name its variable.
         log.write(logging.ERROR, "loopwatch: Prometheus cannot scrape this process: %s", exc)
         install(prometheus_port=None)
+
+
+def _origin() -> str | None:
+    from loopwatch.pools.origin import origin
+
+    found = origin()
+    return None if found.aside else found.place
+
+
+def _start(agent: Agent) -> None:
+    """Start the agent in place of what waits for the first use, whose replacements must be gone before."""
+    deferred = _process.deferred
+    was_waiting = deferred is not None and deferred.is_waiting
+    if deferred is not None:
+        deferred.cancel()
+    try:
+        agent.start()
+    except ConfigError:
+        if deferred is not None and was_waiting:
+            deferred.start()
+        raise
+    for pool, place in deferred.pools() if deferred is not None else ():
+        agent.adopt_executor(pool, place)
 
 
 def _handle_process() -> None:

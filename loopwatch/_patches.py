@@ -1,4 +1,4 @@
-"""The only module that replaces an attribute it does not own, and the only one that puts it back.
+"""The only module of the agent that replaces an attribute it does not own, and the only one that puts it back.
 
 Undo works in any order. Where somebody has wrapped our replacement in the meantime it cannot be taken out without
 taking theirs out too: it stays, does nothing but call the original, and is used again by the next patch of the same
@@ -24,7 +24,7 @@ from typing import Any
 
 import wrapt
 
-from loopwatch._imports import WhenImported
+from loopwatch.core.import_hooks import WhenImported
 from loopwatch.core.unseen import unseen, unseen_code
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]

@@ -544,6 +544,11 @@ class Agent:
                 "watch the executor that it uses"
             ) from None
 
+    def adopt_executor(self, executor: Any, place: str) -> None:
+        """Watch an executor that was made before the agent, at ``place``: ``file:line in function``."""
+        if self._state == "on":
+            self._pools.found(executor, place)
+
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.
 

@@ -9,11 +9,9 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.errors import ConfigError
 from loopwatch.events import Stall
 
@@ -228,12 +226,12 @@ def _prefixes(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:([^\W\d]\w*(\.[^\W\d]\w*)*|\*)")
+_FUNCTION = r"[^\W\d]\w*(\.[^\W\d]\w*)*:([^\W\d]\w*(\.[^\W\d]\w*)*|\*)"
 
 
 def _functions(name: str, value: Any) -> tuple[str, ...]:
     good = not isinstance(value, str) and all(
-        isinstance(item, str) and _FUNCTION.fullmatch(item) for item in _items(name, value)
+        isinstance(item, str) and re.fullmatch(_FUNCTION, item) for item in _items(name, value)
     )
     if not good:
         raise _bad(name, value, "a sequence of names such as 'pkg.mod:function', 'pkg.mod:Class.method' or 'pkg.mod:*'")
@@ -281,6 +279,8 @@ def _journal(name: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise _bad(name, value, "a path or None")
+    from pathlib import Path  # 4 ms, for a setting that most programs do not have
+
     path = Path(value).absolute()
     folder = path if path.is_dir() or str(os.fspath(value)).endswith(os.sep) else path.parent
     if not folder.is_dir():
@@ -291,6 +291,8 @@ def _journal(name: str, value: Any) -> str | None:
 def _endpoint(name: str, value: Any) -> str | None:
     if value is None:
         return None
+    from urllib.parse import urlsplit  # 3 ms, for a setting that most programs do not have
+
     try:
         parts = urlsplit(value) if isinstance(value, str) else None
         good = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -6,11 +6,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from types import FrameType
 from typing import NamedTuple
 
 from loopwatch import evidence as facts
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.probes.probe import Block
 from loopwatch.stacks import RawStack, take
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import sys
 import threading
 from collections import deque
@@ -46,7 +45,7 @@ _SYSCALLS: Mapping[str, Mapping[int, str]] = {
         437: "openat2", 441: "epoll_pwait2", 449: "futex_waitv",
     },
 }  # fmt: skip
-_NAMES = _SYSCALLS.get(platform.machine(), {})
+_NAMES = _SYSCALLS.get(os.uname().machine if hasattr(os, "uname") else "", {})
 
 _LINUX = sys.platform == "linux"
 _PAGE = 4096

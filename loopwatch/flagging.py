@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
 
 OFFLOADABLE = frozenset({Cause.PYTHON, Cause.NATIVE_GIL, Cause.NATIVE, Cause.IO, Cause.SLEEP})

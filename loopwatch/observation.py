@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import Evidence
 from loopwatch.evidence import Clocks
 from loopwatch.expectations import Expectation

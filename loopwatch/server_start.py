@@ -14,12 +14,12 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from types import CodeType, CoroutineType, ModuleType
 from typing import Any
 
 from loopwatch._faults import Faults
 from loopwatch._patches import ListItem, PatchSet, when_imported
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.originals import time
 from loopwatch.expectations import Expectation
 from loopwatch.probes.probe import IDLE, Loop

@@ -9,16 +9,18 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import ExpectedBlocks, FlaggedFunction, Frame, Stall
 from loopwatch.observation import Observation
-from loopwatch.telemetry.files import journal_path
-from loopwatch.telemetry.hang import HangTimer, leftover_hangs
-from loopwatch.telemetry.journal import JournalWriter
 from loopwatch.telemetry.log import LogSink
+
+if TYPE_CHECKING:
+    from loopwatch.telemetry.hang import HangTimer
+    from loopwatch.telemetry.journal import JournalWriter
 
 _OF_FILES = frozenset({"journal", "journal_max_bytes", "hang_after"})
 
@@ -59,9 +61,14 @@ class Sinks:
         setting = self._config.journal
         if setting is None:
             return
-        with self._faults.guard("journal"):
+        with self._faults.guard("journal"):  # loaded only where there is one
+            from loopwatch.telemetry.files import journal_path
+            from loopwatch.telemetry.journal import JournalWriter
+
             self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
         with self._faults.guard("hang"):
+            from loopwatch.telemetry.hang import HangTimer, leftover_hangs
+
             for stall in leftover_hangs(str(setting), self._config.hang_after) if leftovers else ():
                 self._tell_leftover(stall)
             self.hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)

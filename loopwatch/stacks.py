@@ -3,6 +3,8 @@
 Never keeps a frame: a frame that outlives its call would have the program's objects freed in the watcher's thread.
 Locals are read of asyncio's own frames only (``Handle._run``, ``_run_once``) and of ours, never of the program's.
 """
+# To load pathlib takes 4 ms, in every process that is watched.
+# ruff: noqa: PTH120
 
 from __future__ import annotations
 
@@ -11,16 +13,16 @@ import asyncio.base_events
 import asyncio.events
 import gc
 import linecache
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.core.unseen import UNSEEN
@@ -41,7 +43,7 @@ MAX_WALK = 2000
 
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
-_OWN = str(Path(__file__).parent) + "/"
+_OWN = os.path.dirname(__file__) + "/"
 _DISCOVERY_FILE = _OWN + "discovery.py" + UNSEEN
 """Its ``run_forever`` stands where a compiled loop, which has no frames, was started."""
 _BRIDGE_FILE = _OWN + "workers/bridge.py"

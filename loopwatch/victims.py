@@ -25,11 +25,11 @@ import os
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 from loopwatch._faults import Faults
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.off_loop import wait_until
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread

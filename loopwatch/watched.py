@@ -6,9 +6,10 @@ import itertools
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.originals import time
 from loopwatch.events import LagStats, LoopStats, Stall
 from loopwatch.evidence import Clocks, ThreadFacts

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import statistics
 import sys
 import threading
 import weakref
@@ -23,6 +22,7 @@ from loopwatch import labels, stacks
 from loopwatch._faults import Faults
 from loopwatch.config import Config
 from loopwatch.contention import LATE, Contention, Hindrance
+from loopwatch.core.median import median
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
@@ -537,7 +537,7 @@ class Watcher:
             gc=self.gc.within(block.start, block.end),
             watcher_late=hindrance.late,
             watcher_starved=hindrance.starved,
-            gil_wait=statistics.median(sample.late for sample in samples) if samples else None,
+            gil_wait=median(sample.late for sample in samples) if samples else None,
             samples=len(samples),
             syscall=syscall,
             syscall_share=share,

@@ -17,7 +17,7 @@ ROOT = Path(loopwatch.__file__).parent
 LAYERS = [
     {"loopwatch.core"},
     {"loopwatch.events", "loopwatch.errors", "loopwatch.flagging"},
-    {"loopwatch.config", "loopwatch._patches", "loopwatch._imports", "loopwatch._faults"},
+    {"loopwatch.config", "loopwatch._patches", "loopwatch._faults"},
     {
         "loopwatch.probes",
         "loopwatch.evidence",

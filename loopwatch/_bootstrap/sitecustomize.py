@@ -1,8 +1,9 @@
-"""What the interpreter loads at start under ``loopwatch run``: has the agent installed once somebody imports asyncio.
+"""What the interpreter loads at start under ``loopwatch run``: installs the agent when there is something to watch.
 
 Starts nothing and imports nothing: a process that never imports asyncio (pip, multiprocessing's resource tracker) keeps
-a finder in ``sys.meta_path`` that never finds anything. The ``sitecustomize`` that would have been loaded without us is
-loaded in our place. Whatever of ours fails is one line on stderr; the program runs.
+a finder in ``sys.meta_path`` that never finds anything. One that does waits for its first loop, pool or worker process
+(:mod:`loopwatch.core.deferred`), and pays for the agent only then. The ``sitecustomize`` that would have been loaded
+without us is loaded in our place. Whatever of ours fails is one line on stderr; the program runs.
 """
 # Any interpreter of the machine may come by here, with loopwatch or without, also one older than loopwatch supports:
 # hence the syntax of Python 3.6, and no import of what is not loaded at this point anyway.
@@ -33,7 +34,7 @@ class _OnceAsyncioIsWanted:
             return None
         self._asked = True
         try:
-            from loopwatch._imports import WhenImported
+            from loopwatch.core.import_hooks import WhenImported
 
             finder = WhenImported(name, _install)
             # In place: the import system is iterating over this list.
@@ -46,9 +47,9 @@ class _OnceAsyncioIsWanted:
 
 def _install(_asyncio: object) -> None:
     try:
-        from loopwatch._installed import install_from_environment
+        from loopwatch._installed import install_when_needed
 
-        install_from_environment()
+        install_when_needed(_tell)
     except Exception as exc:
         _tell(exc)
 

@@ -6,9 +6,10 @@ A table of advice and the look-up in it; which line is to blame and why it block
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import Cause, Frame
 
 _PROCESS = "loop.run_in_executor with a ProcessPoolExecutor"
@@ -569,6 +570,7 @@ def is_generic(pattern: str) -> bool:
 _Index = Mapping[tuple[str, Cause], Advice]
 
 
+@cache  # a program that is never blocked need not have it
 def _index(*, generic: bool) -> _Index:
     return {
         (pattern, cause): advice
@@ -577,10 +579,6 @@ def _index(*, generic: bool) -> _Index:
         for cause in advice.causes
         if is_generic(pattern) is generic
     }
-
-
-_SPECIFIC = _index(generic=False)
-_GENERIC = _index(generic=True)
 
 
 def remedy(cause: Cause, calls: Sequence[str], culprit: Frame | None) -> str:
@@ -600,7 +598,7 @@ def remedy(cause: Cause, calls: Sequence[str], culprit: Frame | None) -> str:
     """
     if cause in BY_CAUSE_ALONE:
         return BY_CAUSE_ALONE[cause].format(call=_name(culprit, "the work of that thread"))
-    found = _find(_SPECIFIC, cause, calls) or _find(_GENERIC, cause, calls)
+    found = _find(_index(generic=False), cause, calls) or _find(_index(generic=True), cause, calls)
     if found is not None:
         advice, call = found
         return advice.text.format(call=_called(call), offload=_executor(cause))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import sysconfig
+import collections
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePath
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.events import Frame
+
+# What sysconfig and pathlib say, which take 6 ms to load in every process that is watched.
+_COLLECTIONS = (getattr(collections, "__file__", None) or "").rpartition("__init__.")[0]
+_SEPARATOR = _COLLECTIONS[-1:] or "/"
+_STDLIB = _COLLECTIONS.rstrip(_SEPARATOR).rpartition(_SEPARATOR)[0]
 
 AGREE = 0.6
 """Share of the samples that must show a function for it to be the culprit."""
@@ -49,9 +53,8 @@ class Site:
     @classmethod
     def here(cls, user_code: Sequence[str] = (), library_code: Sequence[str] = ()) -> Site:
         """Return the rules for this interpreter; frames are compared as they are shown."""
-        paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), str(Path(sysconfig.__file__).parent)}
         return cls(
-            tuple(sorted(printable(path, MAX_PATH) for path in paths if path)),
+            (printable(_STDLIB, MAX_PATH),) if _STDLIB else (),
             tuple(printable(prefix, MAX_PATH) for prefix in user_code),
             tuple(printable(prefix, MAX_PATH) for prefix in library_code),
         )
@@ -112,7 +115,7 @@ def _key(frame: Frame) -> tuple[str, str]:
 
 
 def _installed(file: str) -> bool:
-    parts = PurePath(file).parts
+    parts = file.replace("/", _SEPARATOR).split(_SEPARATOR)
     return "site-packages" in parts or "dist-packages" in parts
 
 

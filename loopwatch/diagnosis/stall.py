@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from loopwatch._faults import Attempt, plainly
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
 from loopwatch.diagnosis.remedy import remedy
@@ -149,7 +150,7 @@ def _uncertainty(seen: Observation, spans: Spans, cause: Cause) -> float:
     return min(seen.uncertainty, spans.slack) if spans.callbacks else seen.uncertainty
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Spans:
     """How the observed span divides among callbacks.
 

@@ -151,6 +151,11 @@ class Executors:
         if not self._hooks.is_off:
             self._defaults.adopt(loop)
 
+    def found(self, pool: Any, place: str) -> None:
+        """Watch a pool that was made before us, at ``place``."""
+        if not self._hooks.is_off:
+            self._found(pool, place)
+
     def _rename(self, watched: Watched, name: str, kind: str | None = None) -> None:
         with self._lock:
             taken = {each.identity.name for each in self._watched if each is not watched}

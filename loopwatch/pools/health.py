@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from signal import Signals
 from typing import NamedTuple
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import WorkerState
 from loopwatch.pools.reading import ProcessFacts
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 from _thread import allocate_lock
 from collections.abc import Callable
@@ -14,18 +13,18 @@ from loopwatch import evidence
 from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config
+from loopwatch.core.median import median
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.events import Finding, WorkerState
-from loopwatch.pools import cgroup
-from loopwatch.pools.advice import THREADS, Advisor
 from loopwatch.pools.births import Births
 from loopwatch.pools.children import Children, has_children
-from loopwatch.pools.news import News
-from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import PoolReading, ProcessFacts, Source
 
 if TYPE_CHECKING:
+    from loopwatch.pools.advice import Advisor
+    from loopwatch.pools.news import News
+    from loopwatch.pools.oom import Oom
     from loopwatch.pools.processes import Processes
 
 PERIOD = 2.0
@@ -44,6 +43,12 @@ NAP = 0.001
 PART = "health"
 
 _NOTHING: dict[int, ProcessFacts] = {}
+
+
+def _usable_cpus() -> float:
+    from loopwatch.pools import cgroup  # loaded once there is something to look at
+
+    return cgroup.usable_cpus()
 
 
 class Monitor:
@@ -71,7 +76,7 @@ class Monitor:
         faults: Faults,
         polled: Callable[[], object] = lambda: None,
         *,
-        cpus: Callable[[], float] = cgroup.usable_cpus,
+        cpus: Callable[[], float] = _usable_cpus,
     ) -> None:
         self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
         self._polled = polled
@@ -90,9 +95,9 @@ class Monitor:
         self._oom: Oom | None = None
         self._children = Children(self.births, lambda: self._config().hung_after, self._oom_killed)
         self._processes: Processes | None = None
-        self._advisor = Advisor()
+        self._advisor: Advisor | None = None
         self._findings: tuple[Finding, ...] = ()
-        self._news = News()
+        self._news: News | None = None
         self.thread = OwnThread("health", self._run, self._wake, needed=lambda: self._sources or self.births.known)
         self._polled_at = float("-inf")
         self._next_tick = 0.0
@@ -255,6 +260,10 @@ class Monitor:
         ends = tuple(self._children.ends)
         if not self._faults.is_off("advice"):
             with self._faults.guard("advice"):
+                if self._advisor is None:
+                    from loopwatch.pools.advice import Advisor  # loaded once there is something to look at
+
+                    self._advisor = Advisor()
                 gil_wait = self._gil_wait(readings)
                 if now >= self._next_cpus:
                     self._cpus_now, self._next_cpus = self._cpus(), now + LONGEST_PERIOD
@@ -263,12 +272,18 @@ class Monitor:
                 )
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):
+                if self._news is None:
+                    from loopwatch.pools.news import News
+
+                    self._news = News()
                 config = self._config()
                 for line in self._news.of(readings, self._findings, ends, now, config.log_interval):
                     line.write(config.log_level)
 
     def _gil_wait(self, readings: tuple[PoolReading, ...]) -> float | None:
         """Return how long this thread has to wait for the GIL, if threads are there that may compute."""
+        from loopwatch.pools.advice import THREADS
+
         busy = any(
             worker.state == WorkerState.BUSY
             for reading in readings
@@ -279,7 +294,11 @@ class Monitor:
 
     def _look(self, *, quick: bool = False, facts: bool = True) -> None:
         """Poll the facts of all processes, or only see which there are."""
-        oom = self._oom = self._oom or Oom()
+        if self._oom is None:
+            from loopwatch.pools.oom import Oom  # loaded once there is something to look at
+
+            self._oom = Oom()
+        oom = self._oom
         before, complete, self._changes_seen = oom.look(), True, self.births.changes
         claimed = [pid for source in self._sources for pid in self._pids(source)]
         self._children.look(claimed)
@@ -351,7 +370,7 @@ def gil_wait() -> float:
         time.sleep(NAP)
         late = time.perf_counter() - began - NAP
         waits.append(max(late - (_run_queue() - before), 0.0))
-    return statistics.median(waits)
+    return median(waits)
 
 
 def _run_queue() -> float:

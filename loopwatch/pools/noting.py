@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pkgutil
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -33,7 +32,9 @@ def noting(place: str, address: Address) -> Function:
 
 
 def _run_at(place: str, address: Address, *args: Any, **kwargs: Any) -> Any:
-    return run_noting(pkgutil.resolve_name(place), address, args, kwargs)
+    from pkgutil import resolve_name
+
+    return run_noting(resolve_name(place), address, args, kwargs)
 
 
 @unseen

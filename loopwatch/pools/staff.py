@@ -8,9 +8,9 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.originals import time
 from loopwatch.pools.board import Board, Now, Run
 from loopwatch.pools.health import crash_reason

@@ -2,24 +2,24 @@
 
 In the parent; :mod:`loopwatch.pools.noting` is the worker's side.
 """
+# To load pathlib takes 4 ms, in every process that is watched.
+# ruff: noqa: PTH120
 
 from __future__ import annotations
 
 import functools
 import os
-import pkgutil
 import sys
 import threading
 from collections.abc import Callable
 from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any
 
 from loopwatch.core.unseen import unseen
 from loopwatch.pools.board import Address
 from loopwatch.pools.noting import Function, Notes, noting, run_noting, run_with
 
-_FOLDER = Path(__file__).parent.parent
+_FOLDER = os.path.dirname(os.path.dirname(__file__))
 
 
 class Target:
@@ -58,7 +58,9 @@ class Target:
         """For a worker with an interpreter of its own, in which this package need not be."""
         address = self._address()
         if address is None or address.pid != os.getpid() or not importable():
-            return pkgutil.resolve_name, (self._place,)
+            from pkgutil import resolve_name
+
+            return resolve_name, (self._place,)
         return noting, (self._place, address)
 
 
@@ -100,7 +102,7 @@ def importable() -> bool:
     if any(_is_editable(finder) for finder in sys.meta_path):
         return True
     found = PathFinder.find_spec("loopwatch", sys.path)
-    return found is not None and found.origin is not None and Path(found.origin).parent == _FOLDER
+    return found is not None and found.origin is not None and os.path.dirname(found.origin) == _FOLDER
 
 
 def _is_editable(finder: object) -> bool:

@@ -56,6 +56,11 @@ class PoolWatch:
         with self._faults.guard("executors"):
             self._executors.adopt(loop)
 
+    def found(self, executor: Any, place: str) -> None:
+        """Watch an executor that was made before us, at ``place``."""
+        with self._faults.guard("executors"):
+            self._executors.found(executor, place)
+
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread; the patches are undone by their owner."""
         with self._faults.guard("executors"):

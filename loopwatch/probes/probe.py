@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+from loopwatch.core.dataclasses import dataclass
 
 IDLE = float("inf")
 """``busy_since`` of a loop that is waiting for events: its age is negative whatever the time is."""

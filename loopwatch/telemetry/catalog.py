@@ -6,8 +6,9 @@ them; what stands in braces is left out of names in Prometheus.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from loopwatch.core.dataclasses import dataclass
 
 MAX_LOOPS = 8
 """Loops told apart, the busiest and those that stall; further ones are told together as :data:`OTHER`."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import Stall
 from loopwatch.telemetry.catalog import LAG_BOUNDS, OTHER
 

@@ -10,12 +10,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import Frame
 from loopwatch.telemetry.foreign import fits, json_object
 
@@ -53,6 +52,8 @@ def hang_header(pid: int, threads: Mapping[int, str]) -> str:
     # As CPython's Python/traceback.c prints it: an unsigned long in hexadecimal, filled up with zeros.
     digits = struct.calcsize("L") * 2
     names = {f"0x{ident:0{digits}x}": name for ident, name in threads.items()}
+    import json
+
     return json.dumps({"schema": SCHEMA, "pid": pid, "threads": names}) + "\n"
 
 

@@ -10,9 +10,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
 from loopwatch.probes.histogram import Histogram

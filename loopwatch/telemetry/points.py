@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import LoopStats, Snapshot
 from loopwatch.pools.reading import PoolReading
 from loopwatch.probes.histogram import Histogram

@@ -3,16 +3,18 @@
 Nothing of OpenTelemetry is imported: a bad variable is an error of :func:`loopwatch.install`, and a program that
 exports nothing must not pay for an SDK.
 """
+# To load pathlib takes 4 ms, in every process that is watched.
+# ruff: noqa: PTH113
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.errors import ConfigError
 
 DEFAULT_INTERVAL = 10.0
@@ -82,6 +84,8 @@ class Target:
             >>> Target(Signal.METRICS, Protocol.HTTP, "http://me:secret@host:4318/v1/metrics?key=1").shown
             'http://host:4318/v1/metrics'
         """
+        from urllib.parse import urlsplit
+
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -167,7 +171,7 @@ def _target(read: _Reader, signal: Signal, endpoint: str | None) -> Target | Non
     return replace(target, url=url) if url and named else None
 
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """A header's name (RFC 9110, 5.6.2)."""
 
 
@@ -214,9 +218,11 @@ class _Reader:
         for item in value.split(","):
             if not item.strip():
                 continue
+            from urllib.parse import unquote
+
             key, equals, content = item.partition("=")
             key, content = unquote(key.strip()), unquote(content.strip())
-            if not equals or not _TOKEN.fullmatch(key) or not content.isprintable() or not content.isascii():
+            if not equals or not re.fullmatch(_TOKEN, key) or not content.isprintable() or not content.isascii():
                 # Its value may be a secret: only the name is told.
                 raise _bad(name, f"{key if equals else '...'}", "headers such as 'api-key=secret,tenant=a'")
             found.append((key, content))
@@ -224,7 +230,7 @@ class _Reader:
 
     def file(self, signal: Signal, what: str) -> str | None:
         name, value = self.first(signal, what)
-        if value and not Path(value).is_file():
+        if value and not os.path.isfile(value):
             raise _bad(name, value, "a file that exists")
         return value or None
 
@@ -240,6 +246,8 @@ class _Reader:
         url = self._checked(name, base, signal, protocol)
         if protocol is Protocol.GRPC:
             return url
+        from urllib.parse import urlsplit
+
         parts = urlsplit(url)
         path = re.sub(r"/v1/(metrics|traces|logs)/?$", "", parts.path).rstrip("/")
         return parts._replace(path=f"{path}/v1/{signal.value}").geturl()
@@ -248,6 +256,8 @@ class _Reader:
         if protocol is Protocol.GRPC and "://" not in url:  # gRPC's own way to write an address
             insecure = self.first(signal, "INSECURE")[1].lower() == "true"
             url = f"{'http' if insecure else 'https'}://{url}"
+        from urllib.parse import urlsplit
+
         try:
             parts = urlsplit(url)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

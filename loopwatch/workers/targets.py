@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Self
 
-from loopwatch._imports import WhenImported
 from loopwatch._patches import ListItem, loaded
+from loopwatch.core.import_hooks import WhenImported
 
 
 class Target(NamedTuple):

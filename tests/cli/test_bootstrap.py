@@ -55,8 +55,120 @@ def test_process_without_asyncio_loads_nothing_of_ours(tmp_path: Path) -> None:
     assert ours["finders"] == ["_OnceAsyncioIsWanted", *plain["finders"]]
 
 
-def test_agent_comes_with_asyncio_and_starts_no_thread(tmp_path: Path) -> None:
-    """The agent is there right after ``import asyncio``, not before; its threads wait for a running loop."""
+WAITING = {
+    "loopwatch", "loopwatch._installed", "loopwatch.core", "loopwatch.core.deferred", "loopwatch.core.import_hooks",
+    "loopwatch.core.stand_in", "loopwatch.errors",
+}  # fmt: skip
+"""All that a process has of ours as long as there is nothing to watch."""
+LOADED = """
+import json, sys
+def loaded():
+    return sorted(name for name in sys.modules if name.partition(".")[0] in ("loopwatch", "psutil", "opentelemetry"))
+"""
+
+
+def test_process_that_runs_no_loop_loads_no_agent(tmp_path: Path) -> None:
+    """Whoever imports asyncio, executors and multiprocessing, and makes a thread pool, has a few light modules of ours
+    and of the standard library nothing that it would not have had."""
+    code = (
+        "import asyncio, subprocess, concurrent.futures.process, concurrent.futures.thread, multiprocessing.pool\n"
+        "asyncio.new_event_loop().close()\n"
+        "concurrent.futures.ThreadPoolExecutor()\nsubprocess.run([sys.executable, '-c', ''])\n"
+        "print(json.dumps({'ours': loaded(), 'all': sorted(sys.modules)}))"
+    )
+    plain = facts(python(LOADED + code), tmp_path, environ())
+    ours = facts(python(LOADED + code), tmp_path, bootstrapped())
+    places = {"loopwatch.pools", "loopwatch.pools.origin"}  # where the thread pool was made
+    assert set(ours["ours"]) == WAITING | places
+    assert set(ours["all"]) - set(plain["all"]) <= WAITING | places | {
+        "__future__",
+        "typing",
+        "_typing",
+        "importlib.util",
+        "importlib._abc",
+    }
+
+
+USES = {
+    "loop": "asyncio.run(asyncio.sleep(0))",
+    "own loop": "loop = asyncio.new_event_loop(); loop.call_soon(loop.stop); loop.run_forever(); loop.close()",
+    "thread pool": "with concurrent.futures.ThreadPoolExecutor(1) as pool: pool.submit(len, '').result()",
+    "process pool": "concurrent.futures.ProcessPoolExecutor(1).shutdown()",
+    "multiprocessing pool": "multiprocessing.Pool(1).terminate()",
+    "process": "multiprocessing.get_context('spawn').Process(target=len, args=('',)).start()",
+    "fork": "os.fork() or os._exit(0); os.wait()",
+    "question": "import loopwatch; loopwatch.current_agent()",
+}
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_agent_comes_with_the_first_use(tmp_path: Path, kind: str) -> None:
+    """A loop, a pool that is used, a process that is started: the agent is there, was not before, and is whole."""
+    code = (
+        f"import asyncio, concurrent.futures, multiprocessing, multiprocessing.pool, os, warnings\n"
+        f"warnings.simplefilter('ignore')\nif __name__ == '__main__':\n    before = loaded()\n    {USES[kind]}\n"
+        "    after = loaded()\n    import loopwatch\n    agent = loopwatch.current_agent()\n"
+        "    print(json.dumps([before, 'loopwatch.agent' in after, agent.snapshot().agent.faults]))\n"
+    )
+    write(tmp_path, "uses.py", LOADED + code)
+    before, has_come, faults = facts(
+        [sys.executable, "uses.py"], tmp_path, bootstrapped(LOOPWATCH_LOG_LEVEL="CRITICAL")
+    )
+    assert set(before) == WAITING
+    assert (has_come, faults) == (True, {})
+
+
+def test_agent_comes_with_a_loop_of_uvloop(tmp_path: Path) -> None:
+    """uvloop has its own reference to what other loops announce themselves by; its loop is watched all the same."""
+    pytest.importorskip("uvloop")
+    code = (
+        "import uvloop, loopwatch\nbefore = loaded()\nasync def main():\n"
+        "    return [loop.name for loop in loopwatch.current_agent().snapshot().loops], 'loopwatch.agent' in early\n"
+        "async def first():\n    global early\n    early = loaded()\n    return await main()\n"
+        "spec = type(uvloop.__spec__).__name__, vars(uvloop.__spec__).get('loopwatch')\n"
+        "print(json.dumps([before, spec, *uvloop.run(first())]))"
+    )
+    before, spec, kinds, has_come = facts(python(LOADED + code), tmp_path, bootstrapped())
+    assert set(before) == WAITING
+    assert (spec, len(kinds), has_come) == (["ModuleSpec", None], 1, True)
+
+
+def test_what_waits_leaves_nothing(tmp_path: Path) -> None:
+    """``uninstall()`` before the first use and after it: functions, classes and finders are as they were."""
+    code = (
+        "import asyncio, concurrent.futures.process, multiprocessing.pool, multiprocessing.process, os, loopwatch\n"
+        "def state():\n"
+        "    owners = asyncio.events, os, concurrent.futures.ThreadPoolExecutor\n"
+        "    owners += concurrent.futures.ProcessPoolExecutor, multiprocessing.pool.Pool\n"
+        "    owners += (multiprocessing.process.BaseProcess,)\n"
+        "    names = '__init__', '_set_running_loop', 'fork', 'forkpty', 'start', 'submit'\n"
+        "    return [{name: vars(owner).get(name) for name in names} for owner in owners], list(sys.meta_path)\n"
+        "during = state()\nloopwatch.uninstall()\nafter = state()\n"
+        "asyncio.run(asyncio.sleep(0))\nloopwatch.install(); asyncio.run(asyncio.sleep(0)); loopwatch.uninstall()\n"
+        "changed = {name for a, b in zip(during[0], after[0]) for name in b if a[name] is not b[name]}\n"
+        "real = [os.fork.__module__, type(os.fork).__name__, type(asyncio.events._set_running_loop).__name__]\n"
+        "print(json.dumps([sorted(changed), after == state(), loopwatch.current_agent() is None, real]))"
+    )
+    changed, same, is_gone, real = facts(python(LOADED + code), tmp_path, bootstrapped())
+    assert changed == ["__init__", "_set_running_loop", "fork", "forkpty", "start", "submit"]
+    assert (same, is_gone, real) == (True, True, ["posix", *["builtin_function_or_method"] * 2])
+
+
+def test_thread_pool_made_before_the_first_loop_has_its_name(tmp_path: Path) -> None:
+    """A pool that a module makes for later is watched from the first loop on, and named after its line."""
+    code = (
+        "import asyncio, json, loopwatch\nfrom concurrent.futures import ThreadPoolExecutor\n"
+        "pool = ThreadPoolExecutor(1)\nasync def main():\n"
+        "    await asyncio.get_running_loop().run_in_executor(pool, len, '')\n"
+        "    print(json.dumps([each.name for each in loopwatch.current_agent().snapshot().pools]))\n"
+        "asyncio.run(main()); pool.shutdown()"
+    )
+    write(tmp_path, "early.py", code)
+    assert facts([sys.executable, "early.py"], tmp_path, bootstrapped()) == ["ThreadPoolExecutor at early.py:3"]
+
+
+def test_agent_comes_when_asked_for_and_starts_no_thread(tmp_path: Path) -> None:
+    """``current_agent()`` gives the agent right after ``import asyncio``; its threads wait for a running loop."""
     found = facts(python(AGENT), tmp_path, bootstrapped())
     assert found["early"] == []
     assert found["agent"]
@@ -235,7 +347,7 @@ def test_fault_of_ours_is_one_line_and_the_program_runs(tmp_path: Path, text: st
 
 def test_fault_while_installing_is_one_line_and_the_program_runs(tmp_path: Path) -> None:
     """An agent that cannot be installed costs one line, also with stderr closed."""
-    write(tmp_path, "broken/wrapt.py", "raise RuntimeError('broken')\n")
+    write(tmp_path, "broken/mmap.py", "raise RuntimeError('broken')\n")
     env = bootstrapped(PYTHONPATH=str(tmp_path / "broken"))
     code = "import asyncio; asyncio.run(asyncio.sleep(0)); print('ran')"
     done = execute(python(code), tmp_path, env)

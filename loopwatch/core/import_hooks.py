@@ -11,7 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class WhenImported:
@@ -80,3 +83,27 @@ class _Notifying:
         module.__loader__ = self._loader
         self._loader.exec_module(module)
         self._imported(module)
+
+
+class WhenComplete(ModuleSpec):
+    """Calls back once a module that is being imported right now, further up the stack, has been imported.
+
+    Stands in for the class of its ``__spec__`` until then: that the import is over is noted there
+    (``_load_unlocked`` in Lib/importlib/_bootstrap.py), and nowhere else.
+    """
+
+    @classmethod
+    def of(cls, module: ModuleType, callback: Callable[[ModuleType], object]) -> None:
+        """Call back with ``module``; not if its import fails."""
+        spec = module.__spec__
+        if type(spec) is ModuleSpec:
+            spec.loopwatch = module, callback  # type: ignore[attr-defined]
+            spec.__class__ = cls
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "_initializing" and not value:
+            module, callback = self.__dict__.pop("loopwatch")
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
+            if sys.modules.get(self.name) is module:
+                callback(module)

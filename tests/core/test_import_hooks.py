@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from loopwatch._imports import WhenImported
+from loopwatch.core.import_hooks import WhenImported
 
 NAMES = ("awaited_module", "awaited_package", "bystander", "builtin_like")
 

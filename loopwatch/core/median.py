@@ -1,0 +1,22 @@
+"""The median. To import ``statistics`` for it takes 5 ms, of every process that is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def median(values: Iterable[float]) -> float:
+    """Return the middle one of ``values``, or the mean of the two in the middle.
+
+    Raises:
+        ValueError: there are none.
+
+    Example:
+        >>> median([3, 1, 2]), median([4, 1, 2, 3])
+        (2, 2.5)
+    """
+    ordered = sorted(values)
+    if not ordered:
+        raise ValueError("median of no values")
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

@@ -1,0 +1,94 @@
+"""In place of a function that is not ours: called, bound, inspected, compared, copied and pickled as it is.
+
+Stands alone (standard library only, nothing heavy): it runs in every Python process under ``loopwatch run`` until the
+agent is loaded, and does what is needed there of what ``wrapt.FunctionWrapper`` does for the agent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class StandIn:
+    """Calls ``call(original, args, kwargs)`` where the original would be called.
+
+    Args:
+        original: a function, written in Python or not. As an attribute of a class it binds if the original does:
+            builtin functions do not.
+        call: is given the original, bound to the object that it was found on.
+
+    Example:
+        >>> stand_in = StandIn(len, lambda original, args, kwargs: original(*args) + 1)
+        >>> stand_in("abc"), stand_in.__name__, stand_in == len, isinstance(stand_in, type(len))
+        (4, 'len', True, True)
+    """
+
+    __slots__ = ("__weakref__", "_call", "_is_unbound", "_original")
+
+    def __init__(self, original: Any, call: Call, *, is_unbound: bool = False) -> None:
+        _set(self, "_original", original)
+        _set(self, "_call", call)
+        _set(self, "_is_unbound", is_unbound)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        original = _get(self, "_original")
+        if args and _get(self, "_is_unbound"):  # Class.method(instance, ...)
+            original, args = original.__get__(args[0], type(args[0])), args[1:]
+        return _get(self, "_call")(original, args, kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        original = _get(self, "_original")
+        bind = getattr(type(original), "__get__", None)
+        if bind is None:
+            return self
+        bound = bind(original, instance, owner)
+        return StandIn(bound, _get(self, "_call"), is_unbound=instance is None and bound is original)
+
+    def __getattribute__(self, name: str) -> Any:
+        original = _get(self, "_original")
+        if name == "__wrapped__":
+            return original
+        return _get(self, name) if name in _OWN else getattr(original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(_get(self, "_original"), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(_get(self, "_original"), name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(_get(self, "_original") == (_get(other, "_original") if type(other) is StandIn else other))
+
+    def __hash__(self) -> int:
+        return hash(_get(self, "_original"))
+
+    def __repr__(self) -> str:
+        return repr(_get(self, "_original"))
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """By its name, as the original: programs hand ``os.kill`` to processes where nothing of ours is installed."""
+        original = _get(self, "_original")
+        bound_to = getattr(original, "__self__", None)
+        if bound_to is not None and not isinstance(bound_to, type(functools)):  # that of a builtin is its module
+            return getattr, (bound_to, original.__name__)
+        import pkgutil
+
+        return pkgutil.resolve_name, (f"{original.__module__}:{original.__qualname__}",)
+
+
+_get, _set = object.__getattribute__, object.__setattr__
+_OWN = frozenset({"__call__", "__copy__", "__deepcopy__", "__get__", "__reduce_ex__"})
+"""What is looked for on the object, and is not the original's."""

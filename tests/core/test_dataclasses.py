@@ -1,0 +1,93 @@
+"""Dataclasses whose methods are compiled at the first instance: what they can, and what the standard ones can."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loopwatch import Config, Evidence, Frame
+from loopwatch.core.dataclasses import dataclass as ours
+
+KINDS = [{"frozen": True, "slots": True}, {"slots": True}, {"frozen": True}, {"frozen": True, "kw_only": True}, {}]
+FIELDS = ("a", "b", "c")
+
+
+def made(decorator: Callable[..., Any], kind: dict[str, bool], rows: int = 2) -> tuple[type, list[Any]]:
+    """Return a class with a field of each kind of default, and some instances."""
+
+    @decorator(**kind)
+    class Record:
+        """A record."""
+
+        a: int
+        b: str = "x"
+        c: list[int] = dataclasses.field(default_factory=list)
+
+        def __post_init__(self) -> None:
+            if self.a < 0:
+                raise ValueError("a")
+
+    return Record, [Record(a=1), Record(a=2, c=[1], b="y")][:rows]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_is_as_the_standard_one(kind: dict[str, bool]) -> None:
+    """Signature, text, equality, hash, order of fields, dictionary, copy, change, attributes: all the same."""
+    (own, own_rows), (real, real_rows) = made(ours, kind), made(dataclasses.dataclass, kind)
+
+    def told(cls: Any, rows: list[Any]) -> list[Any]:
+        return [
+            str(inspect.signature(cls)).replace("<factory>", ""), [field.name for field in dataclasses.fields(cls)],
+            getattr(cls, "__match_args__", None), getattr(cls, "__slots__", None), cls.__hash__ is None,
+            cls.__dataclass_params__.frozen, cls.__dataclass_params__.eq, cls.__doc__, cls.__qualname__,
+            [repr(row) for row in rows], [dataclasses.asdict(row) for row in rows],
+            [hasattr(row, "__dict__") for row in rows],
+            rows[0] == cls(a=1), rows[0] == rows[1], rows[0] == 1, dataclasses.replace(rows[0], b="z").b,
+            copy.deepcopy(rows[1]) == rows[1], rows[0].c is not cls(a=1).c,
+        ]  # fmt: skip
+
+    assert told(own, own_rows) == told(real, real_rows)
+    with pytest.raises(ValueError, match="a"):
+        own(a=-1)
+    for wrong in ({}, {"a": 1, "d": 2}):
+        with pytest.raises(TypeError, match="__init__"):
+            own(**wrong)
+
+
+@pytest.mark.parametrize("kind", [each for each in KINDS if "frozen" in each], ids=str)
+def test_frozen_cannot_be_changed(kind: dict[str, bool]) -> None:
+    """An attribute of a frozen one can be neither set nor deleted, in the words of the standard one."""
+    (_, (own, _)), (_, (real, _)) = made(ours, kind), made(dataclasses.dataclass, kind)
+    said = []
+    for record in (own, real):
+        for change in (lambda record: setattr(record, "a", 2), lambda record: delattr(record, "a")):
+            with pytest.raises(dataclasses.FrozenInstanceError) as caught:
+                change(record)
+            said.append(str(caught.value))
+    assert said[:2] == said[2:]
+    assert own.a == 1
+
+
+def test_records_of_ours_travel() -> None:
+    """Records are hashed, pickled and copied by what is in them."""
+    frame = Frame("f", "m", "m.py", 3)
+    assert pickle.loads(pickle.dumps(frame)) == copy.copy(frame) == frame
+    assert len({frame, Frame("f", "m", "m.py", 3)}) == 1
+    assert dataclasses.asdict(Evidence(1.0))["wall"] == 1.0
+    assert "threshold: 'float' = 0.1" in str(inspect.signature(Config))
+
+
+def test_a_dataclass_may_inherit() -> None:
+    """One of the standard decorator inherits from one of ours, with its fields."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Mine(Config):
+        extra: int = 3
+
+    assert (Mine(threshold=0.5).threshold, Mine().extra, Mine(extra=4) == Mine(extra=4)) == (0.5, 3, True)
