@@ -11,9 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from loopwatch.core import log
 from loopwatch.core.deferred import Deferred
-from loopwatch.core.off_loop import off_loop
 from loopwatch.errors import ConfigError
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
@@ -67,6 +65,7 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
     from loopwatch._patches import PatchSet
     from loopwatch.agent import Agent
     from loopwatch.config import field_names, from_env
+    from loopwatch.core.off_loop import off_loop
 
     with _process.lock:
         if _process.agent is not None:
@@ -133,6 +132,8 @@ def install_from_environment() -> None:
 
     It is watched even if the port for Prometheus cannot be opened.
     """
+    from loopwatch.core import log
+
     try:
         install()
     except ConfigError as exc:

@@ -73,17 +73,17 @@ class RawStack:
         globals: module namespace of the innermost frame, to resolve the name it is calling.
         fresh: the outermost frame belongs to a call that was not seen before; only where it was asked for.
         in_gc: the thread was in our own callback of the garbage collector.
-        starts_ours: it was having a thread of ours started, such as after a fork.
         position, planned: index of the handle among those of the pass, and their number; None if not seen.
+        starts_ours: it was having a thread of ours started, such as after a fork.
     """
 
     frames: tuple[RawFrame, ...]
     globals: Mapping[str, Any] | None = None
     fresh: bool = False
     in_gc: bool = False
-    starts_ours: bool = False
     position: int | None = None
     planned: int | None = None
+    starts_ours: bool = False
 
     @property
     def behind(self) -> int:

@@ -12,12 +12,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass  # not of ours: nothing is compiled around a fork
 from types import ModuleType
 from typing import Any
 
 from loopwatch._faults import Faults
 from loopwatch._patches import Beside, ListItem, Patch, PatchSet, when_imported
-from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
 from loopwatch.pools.isolation import Isolation
