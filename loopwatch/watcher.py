@@ -21,7 +21,8 @@ from loopwatch import evidence as facts
 from loopwatch import labels, stacks
 from loopwatch._faults import Faults
 from loopwatch.config import Config
-from loopwatch.contention import LATE, Contention, Hindrance
+from loopwatch.contention import LATE, Contention, Hindrance, Lateness
+from loopwatch.core.dataclasses import compile_now
 from loopwatch.core.median import median
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
@@ -33,7 +34,7 @@ from loopwatch.observation import Observation, Sample
 from loopwatch.probes.probe import IDLE, Block, Loop
 from loopwatch.usage import usage
 from loopwatch.victims import Victims
-from loopwatch.watched import QUIET_SPELL, Caller, Case, Episode, WatchedLoop
+from loopwatch.watched import QUIET_SPELL, Baseline, Caller, Case, Episode, WatchedLoop
 
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
@@ -206,6 +207,7 @@ class Watcher:
     # -- ticking --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        compile_now(Baseline, Block, Caller, Case, Episode, Lateness, Observation, stacks.RawStack, Sample)
         planned, self._rest_ends = time.monotonic(), 0.0
         while self.thread.stays():
             # The thread's outermost seam: without it, nothing is watched.

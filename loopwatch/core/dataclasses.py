@@ -46,6 +46,12 @@ else:
         return make
 
 
+def compile_now(*classes: Any) -> None:
+    """Compile the methods of ``classes``, where the first instance is no time to do that."""
+    for cls in classes:
+        cls.__init__  # noqa: B018 - looked for, see below
+
+
 class _Init:
     """In place of ``__init__`` until it is looked for: by an instance that is made, or by ``inspect.signature``."""
 
@@ -53,17 +59,19 @@ class _Init:
         self._cls = cls
 
     def __get__(self, instance: object, owner: type) -> Any:
-        init = self._cls.__init__ = _compiled(self._cls)
-        return init if instance is None else init.__get__(instance)
+        for name, method in _compiled(self._cls).items():
+            setattr(self._cls, name, method)
+        return self._cls.__init__ if instance is None else self._cls.__init__.__get__(instance)
 
 
-def _compiled(cls: Any) -> Any:
-    """Return ``__init__`` of a dataclass."""
+def _compiled(cls: Any) -> dict[str, Any]:
+    """Return ``__init__``, and those of ``__eq__`` and ``__hash__`` that the class has not written itself."""
     given: dict[str, Any] = {"_set": object.__setattr__, "_anew": _ANEW}
     positional: list[str] = []
     by_name: list[str] = []
     lines: list[str] = []
-    for field in dataclasses.fields(cls):
+    fields = dataclasses.fields(cls)
+    for field in fields:
         name = value = field.name
         parameter = name
         if field.default is not dataclasses.MISSING:
@@ -76,11 +84,18 @@ def _compiled(cls: Any) -> Any:
     if hasattr(cls, "__post_init__"):
         lines.append("self.__post_init__()")
     parameters = ", ".join(["self", *positional, *(["*", *by_name] if by_name else [])])
-    exec(f"def __init__({parameters}):\n {'; '.join(lines) or 'pass'}", given)
-    init = given["__init__"]
-    init.__module__, init.__qualname__ = cls.__module__, f"{cls.__qualname__}.__init__"
-    init.__annotations__ = {field.name: field.type for field in dataclasses.fields(cls)} | {"return": None}
-    return init
+    own, others = ("(" + "".join(f"{item}.{field.name}, " for field in fields) + ")" for item in ("self", "other"))
+    sources = {
+        "__init__": f"({parameters}):\n {'; '.join(lines) or 'pass'}",
+        "__eq__": f"(self, other):\n return {own} == {others} if type(other) is type(self) else NotImplemented",
+        "__hash__": f"(self):\n return hash({own})",
+    }
+    wanted = ["__init__", *(name for name, generic in _GENERIC.items() if vars(cls).get(name) is generic)]
+    exec("\n".join(f"def {name}{sources[name]}" for name in wanted), given)
+    for name in wanted:
+        given[name].__module__, given[name].__qualname__ = cls.__module__, f"{cls.__qualname__}.{name}"
+    given["__init__"].__annotations__ = {field.name: field.type for field in fields} | {"return": None}
+    return {name: given[name] for name in wanted}
 
 
 class _Anew:
@@ -130,3 +145,4 @@ _FROZEN: dict[str, Any] = {
     "__repr__": _repr, "__eq__": _eq, "__hash__": _hash, "__setattr__": _setattr, "__delattr__": _delattr,
     "__getstate__": _getstate, "__setstate__": _setstate,
 }  # fmt: skip
+_GENERIC = {"__eq__": _eq, "__hash__": _hash}
