@@ -69,6 +69,7 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
 
     with _process.lock:
         if _process.agent is not None:
+            _process.agent.expect_typed_code(False)
             if config is not None:
                 settings = {name: getattr(config, name) for name in field_names()}
             if settings:
@@ -130,19 +131,21 @@ def install_when_needed(failed: Callable[[Exception], object]) -> None:
 def install_from_environment() -> None:
     """Install for a program that does not know of us: a bad setting is logged and the program goes on without.
 
-    It is watched even if the port for Prometheus cannot be opened.
+    It is watched even if the port for Prometheus cannot be opened. Where it is a notebook or a prompt that runs what is
+    typed on its loop, that is what it is for; a call of install() there asks to see it.
     """
     from loopwatch.core import log
 
     try:
-        install()
+        agent = install()
     except ConfigError as exc:
         if not str(exc).startswith("prometheus_"):
             log.write(logging.ERROR, "loopwatch: not started: %s", exc)
             return
         # Not the value is wrong, which would name its variable.
         log.write(logging.ERROR, "loopwatch: Prometheus cannot scrape this process: %s", exc)
-        install(prometheus_port=None)
+        agent = install(prometheus_port=None)
+    agent.expect_typed_code(True)
 
 
 def _origin() -> str | None:

@@ -481,6 +481,10 @@ class Agent:
             given[signal] = provider
         self._telemetry.use(given)
 
+    def expect_typed_code(self, is_expected: bool) -> None:
+        """Set whether blocks by code that is typed at a prompt, or in a notebook, are expected; at first they are not."""
+        self._watcher.expects_typed = is_expected
+
     def watch_loop(self, loop: Loop, name: str | None = None) -> None:
         """Watch ``loop``: for loops that are not found by themselves, or to give one a name.
 
@@ -821,7 +825,7 @@ class Agent:
         if stretch > 1 and not self._slow_told:
             self._slow_told = True
             self._faults.say(
-                logging.WARNING,
+                logging.INFO,  # nothing is wrong with the program, and there is nothing to be done
                 "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
                 self._governor.share * 100, self._config.cpu_budget,
             )  # fmt: skip

@@ -72,6 +72,21 @@ class Expectations:
 
     def __init__(self) -> None:
         self._known: tuple[Expectation, ...] = ()
+        self._always: dict[str, Expectation] = {}
+
+    def always(self, reason: str, loop: str) -> Expectation:
+        """Return the account of blocks that are expected for what runs in them, whenever that is.
+
+        Example:
+            >>> expectations = Expectations()
+            >>> expectations.always("typed code", "main") is expectations.always("typed code", "main")
+            True
+        """
+        known = self._always.get(reason)
+        if known is None:
+            known = Expectation(reason, loop, float("-inf"), float("inf"))
+            self._always = {**self._always, reason: known}  # replaced, so that any thread may read it
+        return known
 
     def add(self, expectation: Expectation) -> None:
         """Expect blocks from now on."""
@@ -87,4 +102,4 @@ class Expectations:
 
     def stats(self) -> tuple[ExpectedBlocks, ...]:
         """Return the accounts of those that have covered a block, oldest first."""
-        return tuple(each.counted for each in self._known if each.counted.blocks)
+        return tuple(each.counted for each in (*self._known, *self._always.values()) if each.counted.blocks)

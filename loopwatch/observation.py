@@ -28,6 +28,7 @@ class Sample:
         context: its context, dropped as soon as its labels are read.
         waiting: ready callbacks behind the running one, None if unknown.
         clocks: of the loop's thread and of the process.
+        typed: it shows code of a prompt, and that is expected to hold the loop.
     """
 
     at: float
@@ -41,6 +42,7 @@ class Sample:
     context: contextvars.Context | None = None
     waiting: int | None = None
     clocks: Clocks | None = None
+    typed: bool = False
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from loopwatch import evidence as facts
-from loopwatch import labels, stacks
+from loopwatch import labels, prompts, stacks
 from loopwatch._faults import Faults
 from loopwatch.config import Config
 from loopwatch.contention import LATE, Contention, Hindrance, Lateness
@@ -98,6 +98,8 @@ class Watcher:
         self._ticked = threading.Condition()
         self._ticks = 0
         self.paused = False
+        self.expects_typed = False
+        """Whether blocks by code of a prompt are expected."""
         self._contention = Contention()
         self._woken_at = 0.0
         self._rest_ends = 0.0
@@ -286,7 +288,8 @@ class Watcher:
             self.remove((loop,))
             return None
         age = now - since
-        loop.blocked_since = since if age >= config.threshold and loop.expectations.at(now) is None else None
+        is_told = age >= config.threshold and loop.expectations.at(now) is None
+        loop.blocked_since = since if is_told and not _is_typed(loop.episodes.get(since)) else None
         return (loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
 
     def _collect_and_forget(self, loop: WatchedLoop, now: float) -> None:
@@ -383,10 +386,11 @@ class Watcher:
             episode = loop.episodes.get(since) or loop.episodes.setdefault(since, Episode(os.urandom(5).hex()))
             self._identify(episode, sample, config)
             self._ask_kernel(loop, sample)
+            sample.typed = self.expects_typed and prompts.is_typed(sample.stack.frames)
             episode.samples.append(sample)
             if len(episode.samples) > MAX_SAMPLES:
                 del episode.samples[1::2]
-            if loop.expectations.at(now) is not None:
+            if loop.expectations.at(now) is not None or _is_typed(episode):
                 continue
             if self.victims is not None and self.victims.in_use:
                 self._see_to_victims(self.victims, loop, since, episode, now)
@@ -482,6 +486,8 @@ class Watcher:
         if reached is not None and not loop.probe.handles:
             block.end = max(min(block.end, reached), block.start)  # what came then was the wait for its victims' traces
         expectation = None if episode.announced else loop.expectations.of(block.start, block.end)
+        if expectation is None and not episode.announced and _is_typed(episode):
+            expectation = loop.expectations.always(prompts.REASON, loop.name)
         if expectation is None:
             loop.count(block)
         self._hand_on(loop, block, episode, ongoing=False, expectation=expectation)
@@ -594,6 +600,11 @@ def _episode_of(loop: WatchedLoop, block: Block) -> Episode | None:
 
 def _own_threads() -> set[int | None]:
     return {thread.ident for thread in threading.enumerate() if thread.name.startswith("loopwatch-")}
+
+
+def _is_typed(episode: Episode | None) -> bool:
+    """Whether most of a block was found to be code of a prompt, where that is expected."""
+    return episode is not None and 2 * sum(sample.typed for sample in episode.samples) > len(episode.samples)
 
 
 def _main_caller(episode: Episode) -> Caller:

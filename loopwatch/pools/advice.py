@@ -485,6 +485,8 @@ def per_call(scene: Scene) -> Iterator[Finding]:
         if is_one and scene.now - each.first_seen <= PER_CALL_WINDOW:
             places[each.stats.kind, each.stats.created_at].append(each)
     for (kind, place), made in places.items():
+        if kind == "thread" and _is_of_a_library(place):
+            continue
         few = [each for each in made if each.stats.submitted <= max(2 * (each.stats.max_workers or 1), 2)]
         over = [each for each in few if each.stats.closed]
         worth = WORTH_PROCESSES if kind in PROCESSES else WORTH_THREADS
@@ -497,8 +499,7 @@ def per_call(scene: Scene) -> Iterator[Finding]:
                 place,
                 f"{len(made)} pools ({kind}) were made at {place} within {PER_CALL_WINDOW:.0f} s, for "
                 f"{calls:.1f} calls each",
-                "Make one pool when the program starts and keep it: starting workers takes longer than most calls, "
-                "and blocks the loop meanwhile.",
+                "Make one pool when the program starts and keep it: starting workers takes longer than most calls.",
                 {"pools": float(len(made)), "calls_each": calls, "window": PER_CALL_WINDOW},
             )
     by_place: dict[str, list[End]] = defaultdict(list)
@@ -517,6 +518,14 @@ def per_call(scene: Scene) -> Iterator[Finding]:
                 "an interpreter for each takes tens of milliseconds.",
                 {"processes": float(len(ends)), "lived": lived, "window": PER_CALL_WINDOW},
             )
+
+
+def _is_of_a_library(place: str) -> bool:
+    """Whether ``place`` is in an installed package: asgiref makes a thread for each call by design, and no user of it
+    can change that. Processes that a package makes for each call cost so much that they are worth a word.
+    """
+    file = place.replace("\\", "/")
+    return "/site-packages/" in file or "/dist-packages/" in file
 
 
 def payloads(scene: Scene) -> Iterator[Finding]:

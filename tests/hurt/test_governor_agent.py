@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 import pytest
@@ -20,6 +21,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_over_budget_it_backs_off_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     """Three times over budget the intervals double at each decision up to 16 times, with one log line in all."""
+    caplog.set_level(logging.INFO, "loopwatch")
     agent = Agent(loopwatch.Config(cpu_budget=0.02))
     stretches = []
     for step in range(8):
@@ -31,6 +33,7 @@ def test_over_budget_it_backs_off_and_says_so_once(caplog: pytest.LogCaptureFixt
     assert told(caplog) == [
         "loopwatch: its own processor time (6.0 % of a core) is over cpu_budget=0.02; it looks less often now"
     ]
+    assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
 def test_within_budget_it_comes_back() -> None:

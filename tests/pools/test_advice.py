@@ -291,11 +291,19 @@ def test_a_pool_for_each_call() -> None:
         made(9, created_at=""),  # it is not known where
         made(9, kind="thread", run=0.2),  # for work that is worth it
         made(9, run=5.0),
+        made(9, kind="thread", created_at="/venv/lib/python3.12/site-packages/asgiref/sync.py:363 in __call__"),
     ],
 )
 def test_pools_that_are_put_to_use(readings: list[PoolReading]) -> None:
-    """Few, or kept, or used, or of several places."""
+    """Few, or kept, or used, or of several places, or threads that a library makes."""
     assert advised(lambda now: readings if now == 0 else [], 4) == []
+
+
+def test_a_pool_of_processes_for_each_call_of_a_library() -> None:
+    """What costs a start of processes is worth a word wherever it is made."""
+    place = "/venv/lib/python3.12/site-packages/shop/orders.py:3 in total"
+    found = only(advised(lambda now: made(9, created_at=place) if now == 0 else [], 4), Kinds.PER_CALL)
+    assert (found.subject, found.evidence["pools"]) == (place, 9)
 
 
 def end(at: float, reason: str | None = None, **known: Any) -> End:

@@ -322,3 +322,16 @@ def test_batches_of_threads_that_are_worth_it(silent: Agent) -> None:
     for _ in range(8):
         with ThreadPoolExecutor(4) as executor:
             list(executor.map(time.sleep, [0.02] * 4))
+
+
+def test_coroutine_functions_called_from_threads_by_a_library(silent: Agent) -> None:
+    """Django under WSGI: asgiref makes a thread and a loop for each call of an asynchronous view."""
+    sync = pytest.importorskip("asgiref.sync")
+
+    async def view(number: int) -> int:
+        await asyncio.sleep(0)
+        return number
+
+    for number in range(8):
+        assert sync.async_to_sync(view)(number) == number
+    assert len([each for each in silent.snapshot().pools if "asgiref" in each.created_at]) >= 5
