@@ -482,7 +482,7 @@ class Agent:
         self._telemetry.use(given)
 
     def expect_typed_code(self, is_expected: bool) -> None:
-        """Set whether blocks by code that is typed at a prompt, or in a notebook, are expected; at first they are not."""
+        """Set whether blocks by code typed at a prompt or in a notebook are expected; at first they are not."""
         self._watcher.expects_typed = is_expected
 
     def watch_loop(self, loop: Loop, name: str | None = None) -> None:
