@@ -67,6 +67,8 @@ SERVERS = (
     Server("aiohttp", "aiohttp.web", ("BaseRunner.setup", "_run_app"), "BaseSite.start", lasting=("_run_app",)),
     # It runs the loop once for the application's lifespan, and then again for requests.
     Server("granian", "granian.asgi", ("LifespanProtocol.startup",)),
+    # Likewise, to build its routes.
+    Server("sanic", "sanic.app", ("Sanic._startup",)),
 )
 
 

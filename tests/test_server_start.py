@@ -133,6 +133,32 @@ def test_start_of_a_server_is_expected(
     assert blocks.culprit is None or f" by {blocks.culprit}: " in line
 
 
+def test_start_of_sanic_is_expected(agent: Agent, sink: RecordingSink, caplog: pytest.LogCaptureFixture) -> None:
+    """It runs its loop for its start alone: what holds that is in one line, and the next run of the loop is none."""
+    sanic = pytest.importorskip("sanic.app")
+    caplog.set_level(logging.DEBUG, "loopwatch")
+
+    class App(sanic.Sanic):  # type: ignore[misc, name-defined]
+        def finalize(self) -> None:
+            warm_up()
+            super().finalize()
+
+    async def serve() -> None:
+        await until(lambda: start_lines(caplog))
+        late()
+        await until(lambda: any(stall.culprit and stall.culprit.function == "late" for stall in sink.stalls))
+
+    app = App("started")
+    app.add_route(lambda _request: None, "/")
+    with asyncio.Runner() as runner:
+        runner.get_loop().run_until_complete(app._startup())
+        runner.run(serve())
+    agent.flush()
+    assert "warm_up" not in {stall.culprit.function for stall in agent.stalls() if stall.culprit}
+    (line,) = start_lines(caplog)
+    assert line.startswith("loopwatch: start-up of sanic held the loop 'main' for ")
+
+
 def test_start_that_is_long_is_reported(
     sink: RecordingSink, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

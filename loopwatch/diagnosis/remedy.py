@@ -262,7 +262,14 @@ TABLE: tuple[Advice, ...] = (
         _WAITS,
     ),
     _on(
-        "threading.Thread.start threading.Thread.join threading.Thread._wait_for_tstate_lock threading._shutdown",
+        # They wait until the new thread runs, and for nothing else.
+        "threading.Thread.start concurrent.futures.thread.ThreadPoolExecutor.submit",
+        "Start threads before they are needed and keep them: {call} waited for a new thread, which was given no "
+        "processor, or not the GIL.",
+        _WAITS,
+    ),
+    _on(
+        "threading.Thread.join threading.Thread._wait_for_tstate_lock threading._shutdown",
         "Start the work with asyncio.to_thread and await that, instead of {call}.",
         _WAITS,
     ),
