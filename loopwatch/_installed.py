@@ -93,7 +93,12 @@ def uninstall() -> None:
 
 
 def _leave() -> None:
+    from loopwatch.core.signals import end_by_interrupt, ended_by_interrupt
+
+    was_interrupted = ended_by_interrupt()
     _uninstall(leaving=True)
+    if was_interrupted:
+        end_by_interrupt()
 
 
 def _uninstall(*, leaving: bool) -> None:

@@ -91,7 +91,10 @@ def _compiled(cls: Any) -> dict[str, Any]:
         "__hash__": f"(self):\n return hash({own})",
     }
     wanted = ["__init__", *(name for name, generic in _GENERIC.items() if vars(cls).get(name) is generic)]
-    exec("\n".join(f"def {name}{sources[name]}" for name in wanted), given)
+    # A program that ends by Ctrl-C is killed by SIGINT at the very end, unless text is executed on the way there: that
+    # resets ``unhandled_keyboard_interrupt`` (Python/pythonrun.c, run_eval_code_obj). Compiled code does not.
+    code = compile("\n".join(f"def {name}{sources[name]}" for name in wanted), "<string>", "exec")
+    exec(code, given)
     for name in wanted:
         given[name].__module__, given[name].__qualname__ = cls.__module__, f"{cls.__qualname__}.{name}"
     given["__init__"].__annotations__ = {field.name: field.type for field in fields} | {"return": None}

@@ -1,8 +1,9 @@
-"""Tells an exception of our own from one that a signal handler of the program has raised in the midst of our code."""
+"""Exceptions that signal handlers of the program raise: in the midst of our code, and Ctrl-C that ends the program."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import CodeType
 from typing import Any
@@ -34,6 +35,32 @@ def raised_by_handler(exc: BaseException) -> bool:
             return True
         step = step.tb_next
     return False
+
+
+def ended_by_interrupt() -> bool:
+    """Return whether the program has come to its end by a KeyboardInterrupt that it did not catch; in an exit handler.
+
+    The interpreter is then killed by SIGINT as its last act, for the shell to see (``pymain_run_python`` and
+    ``exit_sigint`` in CPython's Modules/main.c).
+    """
+    exc = getattr(sys, "last_value", None)
+    if type(exc) is not KeyboardInterrupt or exc.__traceback__ is None or hasattr(sys, "ps1"):
+        return False
+    outermost = exc.__traceback__.tb_frame
+    names = (outermost.f_globals.get("__name__"), outermost.f_code.co_name)
+    return names in (("__main__", "<module>"), ("runpy", "_run_module_as_main"))
+
+
+def end_by_interrupt() -> None:
+    """Have the interpreter end as it does after an interrupt, whatever has run since.
+
+    It keeps that in mind until text is executed (``run_eval_code_obj`` in CPython's Python/pythonrun.c), as for every
+    ``NamedTuple`` of a module that is imported while we stop; an interrupt in such a text sets it again.
+    """
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        return
 
 
 def _code_of(handler: Any) -> CodeType | None:

@@ -80,6 +80,28 @@ ENDS = {
     run(stall_with(os.kill, os.getpid(), signal.SIGTERM))
     """,
     "keyboard_interrupt": "run(stall_with(os.kill, os.getpid(), signal.SIGINT))",
+    "keyboard_interrupt_with_an_executor": """
+    async def main():
+        await asyncio.to_thread(os.getpid)
+        await stall_with(os.kill, os.getpid(), signal.SIGINT)
+    run(main())
+    """,
+    "keyboard_interrupt_without_a_stall": """
+    async def main():
+        await asyncio.to_thread(os.getpid)
+        later(os.kill, os.getpid(), signal.SIGINT)
+        await asyncio.sleep(30)
+    run(main())
+    """,
+    "keyboard_interrupt_that_is_caught": """
+    async def main():
+        later(os.kill, os.getpid(), signal.SIGINT)
+        await asyncio.sleep(30)
+    try:
+        run(main())
+    except KeyboardInterrupt:
+        sys.exit(9)
+    """,
     "daemon_thread_with_a_loop": """
     threading.Thread(target=lambda: run(blocked(30)), daemon=True).start()
     time.sleep(0.4)
