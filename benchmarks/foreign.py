@@ -56,8 +56,8 @@ SIDES = (ALONE, WATCHED)
 RESTARTS = 50
 """New processes of one suite before it is given up: so many of its tests crash or hang."""
 
-EXIT = "(exit)"
-"""The name under which the end of a suite's process is compared: a test like the others."""
+EXIT, BROKEN = "(exit)", "(broken)"
+"""The names under which a process's end after all tests is compared, and one between two tests: like tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class Bench:
         """Whether the suite can be run: its tests are there."""
         if suite in PROJECTS:
             return suite in self._sources
-        code = f"import importlib.util as u; print(u.find_spec('test.{suite}') is not None)"
+        code = f"import importlib.util as u; print(u.find_spec('test.{suite.partition('.')[0]}') is not None)"
         return self.ask(code) == "True"
 
     def run(self, suite: str, side: str, only: Iterable[str] = ()) -> Run:
@@ -167,8 +167,8 @@ class Bench:
             with tempfile.TemporaryDirectory(prefix="foreign", ignore_cleanup_errors=True) as folder:
                 ended = self._process(suite, side, Path(folder), sorted(outcomes), only)
                 open_test, over = _read(Path(folder, "records"), outcomes)
-            if over or open_test is None:  # the process's own end, or it could not even begin
-                outcomes[EXIT] = ended
+            if over or open_test is None:
+                outcomes[EXIT if over else BROKEN] = ended
                 break
             outcomes[open_test] = ended
         if only:
@@ -334,9 +334,7 @@ def main() -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(pool.map(compared, suites))
     _print(found, [suite for suite in wanted if suite not in suites])
-    broken = [
-        one.suite for one in found if not any(o.word == "ok" for t, o in one.runs[0].outcomes.items() if t != EXIT)
-    ]
+    broken = [one.suite for one in found if BROKEN in one.runs[0].outcomes]
     if broken or (options.suites and len(suites) < len(wanted)):
         print(f"could not be run: {', '.join(broken) or 'what is not here'}", file=sys.stderr)
         return 2
@@ -348,9 +346,9 @@ def _print(found: Sequence[Compared], absent: Sequence[str]) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for one in found:
         alone, watched = one.runs
-        good = sum(outcome.word == "ok" for outcome in alone.outcomes.values())
+        tests = [outcome.word for test, outcome in alone.outcomes.items() if test not in (EXIT, BROKEN)]
         print(
-            f"| {one.suite} | {len(alone.outcomes)} | {good} | {alone.seconds:.1f} | {watched.seconds:.1f} "
+            f"| {one.suite} | {len(tests)} | {tests.count('ok')} | {alone.seconds:.1f} | {watched.seconds:.1f} "
             f"| {len(one.different)} | {len(one.flaky)} |"
         )
     if absent:

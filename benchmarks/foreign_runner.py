@@ -88,8 +88,8 @@ class _Result(unittest.TestResult):
 
     def stopTest(self, test: unittest.TestCase) -> None:  # noqa: N802
         super().stopTest(test)
-        assert self._verdict is not None
-        self._journal.end(test.id(), self._verdict.outcome, self._verdict.text)
+        if self._verdict is not None:  # CPython 3.12.1 stops a skipped test that it has not started (gh-106584)
+            self._journal.end(test.id(), self._verdict.outcome, self._verdict.text)
         self._verdict = None
 
     def addError(self, test: unittest.TestCase, err: Any) -> None:  # noqa: N802
