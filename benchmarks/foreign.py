@@ -1,10 +1,10 @@
 """Prints which tests of foreign suites end differently in a process that is watched: none should.
 
 Each suite runs in a process of its own, alone and under ``loopwatch run`` (which also brings the agent into its Python
-children). Outcomes are compared test by test. A test that differs is repeated three times on each side, in
-alternation: it counts as a difference unless the repetitions agree or it also wavers without the agent; those are
-named as flaky. A process that ends in the middle of a test, or says nothing for a while, costs that test; the rest goes
-on in a new one.
+children), after a loop has run in it. Outcomes are compared test by test. A test that differs is repeated three times
+on each side, in alternation: it counts as a difference unless the repetitions agree or it also wavers without the
+agent; those are named as flaky. A process that ends in the middle of a test, or says nothing for a while, costs that
+test; the rest goes on in a new one.
 
     python benchmarks/foreign.py                                  # CPython's own suites: half an hour and more
     python benchmarks/foreign.py --suites test_asyncio.test_tasks test_subprocess
@@ -166,7 +166,7 @@ class Bench:
         for _ in range(RESTARTS):
             with tempfile.TemporaryDirectory(prefix="foreign", ignore_cleanup_errors=True) as folder:
                 ended = self._process(suite, side, Path(folder), sorted(outcomes), only)
-                open_test, over = _read(Path(folder, "records"), outcomes)
+                open_test, over = _read(Path(folder, "records"), outcomes, side)
             if over or open_test is None:
                 outcomes[EXIT if over else BROKEN] = ended
                 break
@@ -225,8 +225,12 @@ class Bench:
         return hung
 
 
-def _read(records: Path, outcomes: dict[str, Outcome]) -> tuple[str | None, bool]:
-    """Add the outcomes in a file; return the test that began and never ended, and whether all were run."""
+def _read(records: Path, outcomes: dict[str, Outcome], side: str) -> tuple[str | None, bool]:
+    """Add the outcomes in a file; return the test that began and never ended, and whether all were run.
+
+    Raises:
+        RuntimeError: the agent was not where it should have been: nothing would have been compared.
+    """
     began, over = None, False
     for line in records.read_text().splitlines() if records.exists() else []:
         record: dict[str, Any] = json.loads(line)
@@ -238,6 +242,9 @@ def _read(records: Path, outcomes: dict[str, Outcome]) -> tuple[str | None, bool
             before = outcomes.get(record["end"])  # tests that share an id
             word = outcome.word if before is None else "+".join(sorted({*before.word.split("+"), outcome.word}))
             outcomes[record["end"]] = Outcome(word, outcome.text or (before.text if before else ""))
+        elif "watched" in record:
+            if record["watched"] is not (side == WATCHED):
+                raise RuntimeError(f"the agent was {'' if record['watched'] else 'not '}in the process that is {side}")
         else:
             over = True
     return began, over
@@ -312,6 +319,8 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Print the table and the names; return the exit code."""
     options = _options()
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):  # a shell's background job ignores them: tests do not
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     sources = {name: getattr(options, name) for name in PROJECTS if getattr(options, name)}
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

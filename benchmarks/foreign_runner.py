@@ -1,11 +1,12 @@
 """Runs one foreign test suite in this process and appends a JSON line for each test to a file: for ``foreign.py``.
 
 Imports little and nothing of loopwatch, as what it imports is there before the tests: ``loopwatch run`` brings the
-agent into this process or leaves it alone. The module is imported again by the children of ``multiprocessing``.
+agent into this process. The module is imported again by the children of ``multiprocessing``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -47,6 +48,10 @@ class Journal:
         """A test is over, or something around tests has failed."""
         seconds = round(_clock() - self._began, 3)
         self._append({"end": name, "outcome": outcome, "seconds": seconds, "text": text[-TEXT:]})
+
+    def watched(self, watched: bool) -> None:
+        """Whether the agent is in this process."""
+        self._append({"watched": watched})
 
     def over(self) -> None:
         """All tests are."""
@@ -196,6 +201,12 @@ def main() -> None:
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [entry for entry in sys.path if entry != here]  # our neighbours are none of the tests' business
     journal = Journal(task["records"])
+    # The agent comes with asyncio and starts with the first loop: so does the other side, for equality's sake.
+    import asyncio
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(asyncio.sleep(0))
+    journal.watched("loopwatch.agent" in sys.modules)
     done, only = set(task["done"]), set(task["only"])
     if task["suite"] == "anyio":
         run_pytest(task["source"], done, only, journal)
