@@ -75,6 +75,9 @@ class Outcome:
 
 MISSING = Outcome("not run")
 
+LOG_MARK = "loopwatch: "
+"""How lines of the agent's begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -100,8 +103,13 @@ class Difference:
 
     @property
     def is_flaky(self) -> bool:
-        """Whether the repetitions acquit the agent: both sides agree, or the test wavers without it as well."""
+        """Whether the repetitions acquit the agent: both sides agree, or the test wavers without it as well.
+
+        They do not where the traceback shows a line that the agent has logged.
+        """
         alone, watched = ({outcome.word for outcome in side} for side in self.repeats)
+        if any(LOG_MARK in outcome.text for outcome in (self.first[1], *self.repeats[1])):
+            return False
         return bool(alone) and (alone == watched or len(alone) > 1)
 
     def __str__(self) -> str:

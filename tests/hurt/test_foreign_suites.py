@@ -143,3 +143,6 @@ def test_flaky_is_what_wavers_without_the_agent_or_agrees_when_repeated(foreign:
         "+-+ ---": True,
     }
     assert not foreign.Difference("t", (foreign.Outcome("ok"), foreign.Outcome("hung"))).is_flaky
+    logged = foreign.Outcome("failed", "AssertionError: b'loopwatch: child process 1 is gone' != b''")
+    steady = (foreign.Outcome("ok"),) * 3
+    assert not foreign.Difference("t", (steady[0], logged), (steady, steady)).is_flaky
