@@ -189,8 +189,10 @@ def run_pytest(source: str, done: set[str], only: set[str], journal: Journal) ->
 
     os.chdir(source)
     files = sorted({name.partition("::")[0] for name in only}) or ["tests"]
-    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", source, *files]
-    pytest.main(arguments, plugins=[_Plugin(done, only, journal)])
+    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", source, "--continue-on-collection-errors", *files]
+    status = pytest.main(arguments, plugins=[_Plugin(done, only, journal)])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
+        sys.exit(f"pytest: {status!r}")
 
 
 def main() -> None:
