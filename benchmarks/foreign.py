@@ -79,6 +79,11 @@ LOG_MARK = "loopwatch: "
 """How lines of the agent's begin."""
 
 
+def is_grave(word: str) -> bool:
+    """Whether an outcome is one of the process rather than of the test."""
+    return word == "hung" or word.startswith(("signal", "exit code"))
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One side of a suite: what its tests came to, and s it took in all."""
@@ -105,12 +110,17 @@ class Difference:
     def is_flaky(self) -> bool:
         """Whether the repetitions acquit the agent: both sides agree, or the test wavers without it as well.
 
-        They do not where the traceback shows a line that the agent has logged.
+        They never do where the agent's log was seen, or where only the watched side hung or crashed, if only once.
         """
-        alone, watched = ({outcome.word for outcome in side} for side in self.repeats)
-        if any(LOG_MARK in outcome.text for outcome in (self.first[1], *self.repeats[1])):
+        if not self.repeats[0]:
             return False
-        return bool(alone) and (alone == watched or len(alone) > 1)
+        alone, watched = ({outcome.word for outcome in side} for side in self.repeats)
+        first, seen = self.first[0].word, (self.first[1], *self.repeats[1])
+        if any(LOG_MARK in outcome.text for outcome in seen):
+            return False
+        if not any(is_grave(word) for word in (first, *alone)) and any(is_grave(outcome.word) for outcome in seen):
+            return False
+        return alone == watched or len(alone) > 1
 
     def __str__(self) -> str:
         words = [

@@ -146,3 +146,6 @@ def test_flaky_is_what_wavers_without_the_agent_or_agrees_when_repeated(foreign:
     logged = foreign.Outcome("failed", "AssertionError: b'loopwatch: child process 1 is gone' != b''")
     steady = (foreign.Outcome("ok"),) * 3
     assert not foreign.Difference("t", (steady[0], logged), (steady, steady)).is_flaky
+    hung = foreign.Outcome("hung")
+    assert not foreign.Difference("t", (steady[0], hung), (steady, steady)).is_flaky
+    assert foreign.Difference("t", (steady[0], hung), ((hung, *steady), steady)).is_flaky
