@@ -67,10 +67,12 @@ class Outcome:
     Attributes:
         word: ``ok``, ``skipped``, ``failed``, ``error``, ``hung``, ``signal 11`` ...
         text: the end of its traceback, or the reason of its skip.
+        seconds: how long it took.
     """
 
     word: str
     text: str = ""
+    seconds: float = 0.0
 
 
 MISSING = Outcome("not run")
@@ -256,10 +258,11 @@ def _read(records: Path, outcomes: dict[str, Outcome], side: str) -> tuple[str |
             began = record["begin"]
         elif "end" in record:
             began = None
-            outcome = Outcome(record["outcome"], record["text"])
+            outcome = Outcome(record["outcome"], record["text"], record["seconds"])
             before = outcomes.get(record["end"])  # tests that share an id
             word = outcome.word if before is None else "+".join(sorted({*before.word.split("+"), outcome.word}))
-            outcomes[record["end"]] = Outcome(word, outcome.text or (before.text if before else ""))
+            text = outcome.text or (before.text if before else "")
+            outcomes[record["end"]] = Outcome(word, text, outcome.seconds + (before.seconds if before else 0.0))
         elif "watched" in record:
             if record["watched"] is not (side == WATCHED):
                 raise RuntimeError(f"the agent was {'' if record['watched'] else 'not '}in the process that is {side}")
@@ -317,7 +320,14 @@ def _document(found: Compared) -> dict[str, Any]:
         "tests": [len(run.outcomes) for run in found.runs],
         "different": [row(difference) for difference in found.different],
         "flaky": [row(difference) for difference in found.flaky],
+        "slower": _slower(*(run.outcomes for run in found.runs)),
     }
+
+
+def _slower(alone: Mapping[str, Outcome], watched: Mapping[str, Outcome]) -> dict[str, tuple[float, float]]:
+    """Return s without and with the agent of the tests that lost most."""
+    both = {test: (alone[test].seconds, watched[test].seconds) for test in alone if test in watched}
+    return dict(sorted(both.items(), key=lambda item: item[1][0] - item[1][1])[:20])
 
 
 def _options() -> argparse.Namespace:

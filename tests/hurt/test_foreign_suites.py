@@ -14,9 +14,19 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 SUITES = {
-    "event loops": (["test_asyncio.test_base_events", "test_asyncio.test_selector_events"], 220),
-    "futures and tasks": (["test_asyncio.test_futures", "test_asyncio.test_tasks"], 1000),
-    "subprocess": (["test_subprocess"], 300),
+    "event loops": (
+        ["test_asyncio.test_base_events", "test_asyncio.test_selector_events", "test_asyncio.test_unix_events"],
+        300,
+    ),
+    "futures and tasks": (
+        [
+            "test_asyncio.test_futures",
+            "test_asyncio.test_tasks.CTask_CFuture_Tests",
+            "test_asyncio.test_tasks.PyTask_PyFuture_Tests",
+        ],
+        350,
+    ),
+    "subprocess": (["test_subprocess.ProcessTestCase", "test_subprocess.POSIXProcessTestCase"], 150),
 }
 """Suites of CPython's, and fewer tests than they have."""
 
