@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from loopwatch.core.deferred import Deferred
+from loopwatch.core.subinterpreters import in_subinterpreter
 from loopwatch.errors import ConfigError
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
@@ -27,8 +28,10 @@ class _Process:
     """What this process has installed."""
 
     def __init__(self) -> None:
-        self.agent: Agent | None = None
+        self.agent: Agent | None = None  # that is wanted
+        self.begun: Agent | None = None  # that is on, or is being started or stopped
         self.lock = threading.RLock()
+        self.settling: int | None = None  # ident of the thread that starts and stops them
         self.patches: PatchSet | None = None  # outlives agents, so that the next one finds the residues of the last
         self.deferred: Deferred | None = None
         self.is_handled = False  # its forks and its exit
@@ -77,9 +80,11 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
             return _process.agent
         patches = _process.patches = _process.patches or PatchSet()
         agent = off_loop(lambda: Agent(config or from_env(**settings), patches=patches))
-        _start(agent)
-        _process.agent = agent
+        if _process.agent is None:  # else a signal handler has installed one meanwhile
+            _process.agent = agent
+        agent = _process.agent
         _handle_process()
+        _settle()
         return agent
 
 
@@ -105,9 +110,42 @@ def _uninstall(*, leaving: bool) -> None:
     with _process.lock:
         if _process.deferred is not None:
             _process.deferred.cancel()
-        agent, _process.agent = _process.agent, None
-    if agent is not None:
-        agent.stop(leaving=leaving)
+        _process.agent = None
+        _settle(leaving=leaving)
+
+
+def _settle(*, leaving: bool = False) -> None:
+    """Start and stop agents until the one that is wanted is on, and no other; with the lock.
+
+    Signal handlers, finalizers and callbacks of the program may install and uninstall in the midst of it, in this very
+    thread: they only change what is wanted.
+
+    Raises:
+        ConfigError: the one that was wanted cannot be started; none is wanted then.
+    """
+    if _process.settling is not None:
+        return
+    _process.settling = threading.get_ident()
+    try:
+        while _process.begun is not _process.agent:
+            old, _process.begun = _process.begun, None
+            if old is not None:
+                old.stop(leaving=leaving)
+            elif (new := _process.agent) is not None:
+                _process.begun = new
+                _begin(new)
+    finally:
+        _process.settling = None
+
+
+def _begin(agent: Agent) -> None:
+    try:
+        _start(agent)
+    except ConfigError:
+        _process.begun = None
+        if _process.agent is agent:
+            _process.agent = None
+        raise
 
 
 def current_agent() -> Agent | None:
@@ -127,6 +165,8 @@ def install_when_needed(failed: Callable[[Exception], object]) -> None:
     Args:
         failed: called with what goes wrong then; must not raise.
     """
+    if in_subinterpreter():
+        return
     with _process.lock:
         if _process.agent is None and _process.deferred is None:
             _process.deferred = Deferred(install_from_environment, _origin, failed)
@@ -202,5 +242,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     _process.lock = threading.RLock()
     _process.forking = threading.local()
+    if _process.settling != threading.get_ident():
+        _process.settling = None  # that thread is not there
     if _process.agent is not None:
         _process.agent.after_fork_in_child()

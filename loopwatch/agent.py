@@ -20,6 +20,7 @@ from loopwatch.core import log
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
+from loopwatch.core.subinterpreters import in_subinterpreter
 from loopwatch.core.text import error_text, printable
 from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose, undiagnosed
@@ -53,6 +54,8 @@ from loopwatch.workers import settings as offloading
 
 FORK = "fork"
 """What faults around a fork are counted under."""
+
+SUBINTERPRETER = "a sub-interpreter: only loops of the main interpreter are watched"
 
 MAX_KINDS = 20
 """Kinds of loop of which it is said that they are left alone."""
@@ -116,7 +119,7 @@ class Agent:
         self._make_parts()
 
     def _make_parts(self) -> None:
-        config = self._config
+        config, self._is_spent = self._config, False
         self._teller = Teller(self._tell, self._faults)
         self._watcher = Watcher(lambda: self._config, self._teller.put, self._faults, self._each_tick)
         self._watcher.sources = self._sources
@@ -158,10 +161,14 @@ class Agent:
                 return False
             refusal = "disabled by configuration (enabled=False)" if not self._config.enabled else _unsupported()
             if refusal and self._config.enabled:
-                self._faults.say(logging.ERROR, "loopwatch: not started: %s", refusal)
+                # A pool of sub-interpreters imports the program's modules, which may install, in each of them.
+                level = logging.INFO if refusal is SUBINTERPRETER else logging.ERROR
+                self._faults.say(level, "loopwatch: not started: %s", refusal)
             if refusal:
                 self._reason = refusal
                 return False
+            if self._is_spent:
+                self._make_parts()  # not at the end: whoever comes late then finds those that start nothing any more
             log.stderr.begin()
             tell = self._telemetry.prepare(self._config)
             self._scraped.open(self._config)
@@ -225,7 +232,7 @@ class Agent:
         self._telemetry.stop(timeout, leaving=leaving)
         self._sinks.close()
         log.stderr.flush()
-        self._make_parts()
+        self._is_spent = True
 
     def hold_for_fork(self) -> Callable[[], None]:
         """Come to rest before a fork; return what has everything go on after it.
@@ -606,6 +613,8 @@ class Agent:
             self._watcher.ensure_thread()
             self._begin_export()
             self._moving.loop_started(loop)
+            if self._state != "on":  # a signal handler or another thread has stopped us meanwhile
+                self._watcher.remove((known,))
 
     def _wake_up_in_child(self) -> None:
         self._is_new_child = False
@@ -743,7 +752,7 @@ class Agent:
     def _begin_export(self) -> None:
         """Export from now on, if there is something to watch: a loop, or pools and children."""
         loops = bool(self._watcher.loops)
-        if not loops and not self._pools.in_use:
+        if self._state != "on" or (not loops and not self._pools.in_use):
             return
         self._has_begun = True
         self._scraped.begin()
@@ -886,6 +895,8 @@ def _loop_reading(loop: WatchedLoop, now: float) -> LoopReading:
 
 def _unsupported() -> str:
     """Return why this process cannot be watched, "" if it can."""
+    if in_subinterpreter():
+        return SUBINTERPRETER
     monkey = loaded("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
         return "gevent has patched this process: asyncio cannot be watched beside it; run loopwatch without gevent"

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from loopwatch._patches import ListItem, PatchSet, loaded, when_imported
+from loopwatch.core.frames import current_frames
 from loopwatch.probes.probe import Loop
-from loopwatch.stacks import below, current_frames, uncollected
+from loopwatch.stacks import below, uncollected
 
 
 class Discovery:

@@ -23,6 +23,7 @@ from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, Module
 from typing import Any, NamedTuple
 
 from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.frame_marks import mark
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.core.unseen import UNSEEN
@@ -100,7 +101,7 @@ def take(
         frame: innermost frame of the thread, from :func:`sys._current_frames`.
         base: (id, code) of the innermost frame below the loop's callbacks, where known.
         max_frames: frames kept.
-        tell_calls_apart: find out whether the outermost call is a new one, see :func:`_is_new_call`.
+        tell_calls_apart: find out whether the outermost call is a new one, see :mod:`core.frame_marks`.
     """
     outermost: FrameType | None = None
     handle: Any = None
@@ -139,7 +140,8 @@ def take(
             frames.clear()
         current = current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
-    stack.fresh = tell_calls_apart and outermost is not None and _is_new_call(outermost)
+    # Callbacks may have neither handle nor task to know them by (uvloop), and the frame objects of two calls one address.
+    stack.fresh = tell_calls_apart and outermost is not None and mark(outermost)
     return stack, handle
 
 
@@ -156,19 +158,6 @@ def below(frame: FrameType) -> FrameType | None:
     hub = getattr(frame.f_locals.get("seat"), "hub", None)
     found: FrameType | None = getattr(hub, "gr_frame", None)
     return found
-
-
-def _is_new_call(frame: FrameType) -> bool:
-    """Whether ``frame`` belongs to a call that was not asked about before.
-
-    For callbacks that have neither handle nor task to know them by (uvloop): two calls of one function may get a frame
-    object at the same address. The frame is marked with ``f_trace_lines``, which nobody looks at unless the frame is
-    being traced; then it is left alone. The mark goes away with the call.
-    """
-    if frame.f_trace is not None or not frame.f_trace_lines:
-        return False
-    frame.f_trace_lines = False
-    return True
 
 
 def _read_pass(stack: RawStack, frame: FrameType | None) -> None:
@@ -315,8 +304,3 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def current_frames() -> dict[int, FrameType]:
-    """Return the innermost frame of every thread; drop it as soon as it is read."""
-    return sys._current_frames()

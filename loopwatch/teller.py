@@ -33,7 +33,7 @@ class Teller:
         self._faults = faults
         self._queue: deque[Action] = deque()
         self._changed = threading.Condition()
-        self.thread = OwnThread("teller", self._run, self._wake, needed=lambda: self._queue)
+        self.thread = OwnThread("teller", self._run, self._wake, lambda: self._queue, self._ended)
         self._stopping = False
         self._busy = False
         self.dropped = 0
@@ -97,6 +97,10 @@ class Teller:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
+
+    def _ended(self, exc: BaseException) -> None:
+        self._busy = False
+        self._faults.add("teller", exc)
 
     def _do(self, action: Action) -> None:
         with self._faults.guard("teller"):

@@ -101,7 +101,9 @@ class Victims:
         self._jobs: deque[_Job] = deque()
         self._alarm = allocate_lock()
         self._alarm.acquire()
-        self.thread = OwnThread("victims", self._run, self._wake, needed=lambda: self._jobs)
+        self.thread = OwnThread(
+            "victims", self._run, self._wake, lambda: self._jobs, lambda exc: faults.add("victims", exc)
+        )
         self._stopping = False
 
     @property

@@ -23,6 +23,7 @@ from loopwatch._faults import Faults
 from loopwatch.config import Config
 from loopwatch.contention import LATE, Contention, Hindrance, Lateness
 from loopwatch.core.dataclasses import compile_now
+from loopwatch.core.frames import current_frames
 from loopwatch.core.median import median
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
@@ -100,6 +101,7 @@ class Watcher:
         self.paused = False
         self.expects_typed = False
         """Whether blocks by code of a prompt are expected."""
+        self._is_without_stacks = False
         self._contention = Contention()
         self._woken_at = 0.0
         self._rest_ends = 0.0
@@ -368,7 +370,9 @@ class Watcher:
     ) -> None:
         taken, hog = [], None
         with stacks.uncollected():
-            frames = stacks.current_frames()
+            frames = current_frames()
+            if not frames:
+                self._say_without_stacks()
             for loop, since in suspects:
                 episode = loop.episodes.get(since)
                 before = episode.samples if episode is not None else []
@@ -397,6 +401,15 @@ class Watcher:
             if now - since >= max(config.hang_after, config.threshold) and not episode.announced:
                 self._announce(loop, since, episode)
 
+    def _say_without_stacks(self) -> None:
+        if not self._is_without_stacks:
+            self._is_without_stacks = True
+            self._faults.say(
+                logging.WARNING,
+                "loopwatch: stalls are reported without their code while there are sub-interpreters with a GIL of "
+                "their own: stacks cannot be read beside them without harm",
+            )
+
     def _see_to_victims(self, victims: Victims, loop: WatchedLoop, since: float, episode: Episode, now: float) -> None:
         age, threshold = now - since, self._config().threshold
         if age >= threshold / 2:
@@ -413,7 +426,7 @@ class Watcher:
         self, loop: WatchedLoop, frames: Any, now: float, late: float, *, max_frames: int, before: list[Sample]
     ) -> Sample | None:
         frame = frames.get(loop.thread.ident) if loop.thread is not None else None
-        if frame is None:
+        if frame is None and frames:
             return None
         target = loop.ref()
         if target is None:
@@ -423,7 +436,9 @@ class Watcher:
         unnamed = task is None and not by_handle
         # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
         base = None if by_handle else loop.heart.base
-        stack, handle = stacks.take(frame, base, max_frames, tell_calls_apart=unnamed)
+        stack, handle = stacks.RawStack(()), None
+        if frame is not None:
+            stack, handle = stacks.take(frame, base, max_frames, tell_calls_apart=unnamed)
         task = task if task is not None else labels.task_of(handle)
         callback = _reference(handle if by_handle else task)
         if unnamed and stack.frames:

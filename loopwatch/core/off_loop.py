@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TypeVar
 
 from loopwatch.core.originals import release_gil, time
+from loopwatch.core.unseen import UNSEEN
+from loopwatch.core.untraced import UntracedThread
 
 Result = TypeVar("Result")
+
+_OWN = __file__.removesuffix("core/off_loop.py")
+_AROUND = (_OWN + "demo", _OWN + "integrations/", _OWN + "testing.py")
+"""Code that calls the program, and holds nothing meanwhile; as do the wrappers that go unseen."""
 
 STEP = 5e-5
 """s between two looks whether it is done."""
@@ -34,12 +40,27 @@ def wait_until(happened: Callable[[], bool], timeout: float = float("inf")) -> b
     return True
 
 
+def _has_interrupted_us() -> bool:
+    """Return whether the program called from within code of ours, which only its signal handlers and finalizers do."""
+    frame: FrameType | None = sys._getframe(2)
+    foreign = False
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_OWN) or file.startswith(_AROUND):
+            foreign = True
+        elif foreign and not file.endswith(UNSEEN):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def off_loop(action: Callable[[], Result]) -> Result:
     """Return what ``action`` returns; where the calling thread runs a loop, it is called in a thread of its own.
 
     The caller waits all the same, as it wants the result. But detectors of blocking calls replace ``open``, ``os.stat``
     and their like by functions that raise where a loop runs: they must not take our files for the program's, nor our
-    wait, which only releases the GIL.
+    wait, which only releases the GIL. A signal handler of the program that has interrupted code of ours calls it in
+    its own thread: another one would wait for ever for a lock which that code holds.
 
     Raises:
         BaseException: what ``action`` raises.
@@ -48,7 +69,7 @@ def off_loop(action: Callable[[], Result]) -> Result:
         >>> off_loop(lambda: 6 * 7)
         42
     """
-    if running_loop() is None:
+    if running_loop() is None or _has_interrupted_us():
         return action()
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -59,7 +80,7 @@ def off_loop(action: Callable[[], Result]) -> Result:
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
             errors.append(exc)
 
-    thread = threading.Thread(target=run, name="loopwatch-call", daemon=True)
+    thread = UntracedThread(run, "loopwatch-call")
     try:
         thread.start()
     except RuntimeError:  # the interpreter is about to exit, or the system allows no more threads

@@ -6,12 +6,15 @@ since 3.12 the interpreter warns of it. The agent's own threads are few and have
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
 
+from loopwatch.core.frames import current_frames
 from loopwatch.core.originals import release_gil, time
+from loopwatch.core.untraced import UntracedThread
 
 OWN_THREADS = "loopwatch-"
 """How the names of the agent's threads begin."""
@@ -33,6 +36,7 @@ class OwnThread:
             after the fork.
         wake: has ``run`` ask soon; from any thread.
         needed: whether there is work for it after a fork; else it is started when there is.
+        failed: takes what leaves ``run``, such as MemoryError; the next :meth:`start` begins another thread.
 
     Attributes:
         cpu: processor s that it has used, as of the last :meth:`stays`.
@@ -44,9 +48,11 @@ class OwnThread:
         run: Callable[[], object],
         wake: Callable[[], object],
         needed: Callable[[], object] = lambda: True,
+        failed: Callable[[BaseException], object] | None = None,
     ) -> None:
         self.cpu = 0.0
         self._name, self._run, self._wake, self._needed = name, run, wake, needed
+        self._failed = failed
         self._lock = threading.RLock()  # a finalizer or signal handler of the program may come in between
         self._thread: threading.Thread | None = None
         self._is_wanted = self._has_ended = False
@@ -68,7 +74,7 @@ class OwnThread:
     def _begin(self) -> None:
         if self._thread is not None or self._holds:
             return
-        thread = self._thread = threading.Thread(target=self._main, name=OWN_THREADS + self._name, daemon=True)
+        thread = self._thread = UntracedThread(self._main, OWN_THREADS + self._name)
         try:
             thread.start()
         except RuntimeError:
@@ -79,10 +85,17 @@ class OwnThread:
         me, self._before = self._thread, self.cpu
         try:
             self._run()
-        finally:
-            with self._lock:
-                if self._thread is me:  # it has nothing more to do
-                    self._thread, self._is_wanted = None, False
+        except BaseException as exc:
+            self._has_left(me)
+            if self._failed is None:
+                raise
+            self._failed(exc)
+        self._has_left(me)
+
+    def _has_left(self, me: threading.Thread | None) -> None:
+        with self._lock:
+            if self._thread is me:  # it has nothing more to do
+                self._thread, self._is_wanted = None, False
 
     def stays(self) -> bool:
         """Whether it is to go on; asked by itself."""
@@ -148,7 +161,8 @@ class OwnThread:
         if thread is None or thread is threading.current_thread():
             return True
         self._wake()
-        thread.join(timeout)
+        with contextlib.suppress(RuntimeError):  # a signal handler has interrupted its start: it ends at once
+            thread.join(timeout)
         return not thread.is_alive()
 
 
@@ -201,7 +215,7 @@ def _is_there(thread: threading.Thread) -> bool:
 
 def _imports(thread: threading.Thread) -> bool:
     """Whether ``thread`` is in the midst of an import."""
-    frame = sys._current_frames().get(thread.ident or 0)
+    frame = current_frames().get(thread.ident or 0)
     while frame is not None:
         if frame.f_code.co_filename == _IMPORTING:
             return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import faulthandler
 import os
 import re
 import threading
@@ -41,6 +40,9 @@ class HangTimer:
     """
 
     def __init__(self, setting: str, hang_after: float, patches: PatchSet) -> None:
+        import faulthandler  # a sub-interpreter, in which this module may be imported, may not import it
+
+        self._faulthandler = faulthandler
         self.path = hang_path(setting, os.getpid())
         self._hang_after = hang_after
         self._patches = patches
@@ -153,9 +155,9 @@ class HangTimer:
         self._arming = threading.get_ident()
         try:
             if seconds is not None and self._file is not None:
-                faulthandler.dump_traceback_later(seconds, file=self._file)
+                self._faulthandler.dump_traceback_later(seconds, file=self._file)
             else:
-                faulthandler.cancel_dump_traceback_later()
+                self._faulthandler.cancel_dump_traceback_later()
             self._armed = seconds is not None
         finally:
             self._arming = None

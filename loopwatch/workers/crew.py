@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import pickle
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from loopwatch.core.originals import time
+from loopwatch.core.untraced import UntracedThread
 from loopwatch.errors import OffloadError
 from loopwatch.workers import handles, launch, payload, tracing, wire
 from loopwatch.workers.link import IDLE, Link, State
@@ -24,6 +25,8 @@ from loopwatch.workers.worker import RemoteTraceback, resident
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
 """s between two attempts to start workers that fail."""
+MOST_DOUBLED = 10
+"""Failures in a row after which that time does not grow; a power of two beyond 1,023 is no float."""
 MOST_CHANCE = 2
 """Workers in a row that may die, for no known reason, before they are of use; no call fails because of these."""
 START_TIMEOUT = 60.0
@@ -134,7 +137,7 @@ class Crew:
         self._starting += count
         arguments = (weakref.ref(self), self._loop, self._launcher, self._options, count)
         try:
-            threading.Thread(target=_start_workers, args=arguments, name="loopwatch-starter", daemon=True).start()
+            UntracedThread(functools.partial(_start_workers, *arguments), "loopwatch-starter").start()
         except RuntimeError as exc:  # the system allows no more threads
             self._loop.call_soon(self.on_not_started, count, exc)
 
@@ -200,7 +203,7 @@ class Crew:
 
     def _back_off(self, first: float) -> None:
         """Start nobody for a while, which doubles with each failure."""
-        pause = min(FIRST_BACKOFF * 2**self.failures, LONGEST_BACKOFF) if self.failures else first
+        pause = min(FIRST_BACKOFF * 2 ** min(self.failures, MOST_DOUBLED), LONGEST_BACKOFF) if self.failures else first
         self.failures += 1
         self._retry_at = time.monotonic() + pause
 
@@ -315,7 +318,7 @@ class Crew:
                 loop.call_soon_threadsafe(closed.set)
 
         try:
-            threading.Thread(target=close, name="loopwatch-closer", daemon=True).start()
+            UntracedThread(close, "loopwatch-closer").start()
         except RuntimeError:  # as above
             close()
         await closed.wait()

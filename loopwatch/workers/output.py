@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
+from loopwatch.core.untraced import UntracedThread
 from loopwatch.workers import handles
 
 READ = 1 << 15
@@ -207,7 +208,7 @@ class _Writer:
         """Have whole lines written."""
         with self._changed:
             if self._thread is None:
-                thread = threading.Thread(target=self._work, name="loopwatch-output", daemon=True)
+                thread = UntracedThread(self._work, "loopwatch-output")
                 try:
                     thread.start()
                 except RuntimeError:  # the system allows no more threads, or the interpreter ends: it is lost

@@ -1332,3 +1332,12 @@ def test_everything_at_once(run: Run, tmp_path: Path) -> None:
             await recovered(pool)
 
     run(main())
+
+
+def test_pause_between_failed_starts_stays_a_number() -> None:
+    """After thousands of failures in a row it is as long as after ten: five seconds."""
+    made = crew.Crew.__new__(crew.Crew)
+    made.failures = 5000
+    made._back_off(0.0)
+    assert 0 < made._retry_at - time.monotonic() <= crew.LONGEST_BACKOFF
+    assert made.failures == 5001

@@ -1,0 +1,54 @@
+"""Signal handlers that use the agent in the midst of whatever it does."""
+
+from __future__ import annotations
+
+import pytest
+from hostproc import succeeded
+
+STORM = """
+    import loopwatch
+    quiet()
+    loopwatch.install().snapshot()  # imports: a handler in the midst of an import finds half a module, ours or not
+    loopwatch.uninstall()
+    count = 0
+    def handle(number, frame):
+        global count
+        count += 1
+        agent = loopwatch.current_agent()
+        if count % 4 == 0:
+            loopwatch.uninstall()
+        elif count % 4 == 1:
+            loopwatch.install(threshold=0.05)
+        elif agent is not None:
+            agent.snapshot()
+    async def main():
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        while count < 80:
+            await asyncio.sleep(0.02)
+            time.sleep(0.06)
+            await asyncio.to_thread(int)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        await asyncio.sleep(0.02)
+    runner(sys.argv[1])(main())
+    loopwatch.uninstall()
+    ours = lambda: [thread.name for thread in threading.enumerate() if thread.name.startswith("loopwatch")]
+    until(lambda: not ours())
+    agent = loopwatch.install(threshold=0.05)
+    runner(sys.argv[1])(blocked())
+    agent.flush()
+    stalls = len(agent.stalls())
+    loopwatch.uninstall()
+    say(left=ours(), stalls=stalls, select=type(asyncio.events._set_running_loop).__name__)
+"""
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_handlers_that_install_and_uninstall_leave_nothing(kind: str) -> None:
+    """Neither hangs nor threads nor patches are left, and the next agent finds its stall."""
+    if kind == "uvloop":
+        pytest.importorskip("uvloop")
+    found = succeeded(STORM, kind)
+    assert found["left"] == []
+    assert found["stalls"] >= 1
+    assert found["select"] == "builtin_function_or_method"
