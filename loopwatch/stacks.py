@@ -140,7 +140,7 @@ def take(
             frames.clear()
         current = current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
-    # Callbacks may have neither handle nor task to know them by (uvloop), and the frame objects of two calls one address.
+    # Callbacks may have neither handle nor task to know them by (uvloop), and two calls one address of their frames.
     stack.fresh = tell_calls_apart and outermost is not None and mark(outermost)
     return stack, handle
 

@@ -1,8 +1,8 @@
 """Threads that do without the trace and profile functions which the program has set for new threads.
 
 A debugger, coverage or profiler sets them with ``threading.settrace`` and ``threading.setprofile`` to watch the
-program: the agent's threads are none of it, would be slowed by them, and would end, with a traceback on the program's stderr,
-where such a function raises.
+program: the agent's threads are none of it, would be slowed by them, and would end, with a traceback on the program's
+stderr, where such a function raises.
 """
 
 from __future__ import annotations
