@@ -78,7 +78,7 @@ def test_process_that_runs_no_loop_loads_no_agent(tmp_path: Path) -> None:
     )
     plain = facts(python(LOADED + code), tmp_path, environ())
     ours = facts(python(LOADED + code), tmp_path, bootstrapped())
-    places = {"loopwatch.pools", "loopwatch.pools.origin"}  # where the thread pool was made
+    places = {"loopwatch.core.text", "loopwatch.pools", "loopwatch.pools.origin"}  # where the thread pool was made
     assert set(ours["ours"]) == WAITING | places
     assert set(ours["all"]) - set(plain["all"]) <= WAITING | places | {
         "__future__",
