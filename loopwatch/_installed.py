@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from loopwatch.core.deferred import Deferred
+from loopwatch.core.subinterpreters import in_subinterpreter
 from loopwatch.errors import ConfigError
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
@@ -164,8 +165,6 @@ def install_when_needed(failed: Callable[[Exception], object]) -> None:
     Args:
         failed: called with what goes wrong then; must not raise.
     """
-    from loopwatch.core.subinterpreters import in_subinterpreter
-
     if in_subinterpreter():
         return
     with _process.lock:

@@ -57,7 +57,7 @@ def test_process_without_asyncio_loads_nothing_of_ours(tmp_path: Path) -> None:
 
 WAITING = {
     "loopwatch", "loopwatch._installed", "loopwatch.core", "loopwatch.core.deferred", "loopwatch.core.import_hooks",
-    "loopwatch.core.stand_in", "loopwatch.errors",
+    "loopwatch.core.stand_in", "loopwatch.core.subinterpreters", "loopwatch.errors",
 }  # fmt: skip
 """All that a process has of ours as long as there is nothing to watch."""
 LOADED = """
