@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from loopwatch._patches import ListItem
@@ -50,6 +50,9 @@ _NAMES = _SYSCALLS.get(os.uname().machine if hasattr(os, "uname") else "", {})
 _LINUX = sys.platform == "linux"
 _PAGE = 4096
 _open, _read, _close = os.open, os.read, os.close
+
+_GROUPS = "/sys/fs/cgroup"
+"""Where control groups are mounted."""
 
 RUNNING = "running"
 """What stands for the system call of a thread that is on a processor, or waits for one."""
@@ -168,17 +171,33 @@ def thread_clocks() -> dict[ThreadId, float]:
 
 
 def throttled() -> float | None:
-    """Return the seconds this process's cgroup was held back by its processor quota, None if it has none."""
+    """Return the seconds this process's cgroup and those above it were held back by a processor quota; None without.
+
+    Each group counts what its own quota has cost, not that of the groups above it (``throttled_time`` of
+    ``cfs_bandwidth`` in Linux kernel/sched/fair.c).
+    """
     for path in _cpu_stat_paths():
-        text = read_kernel(path)
-        if text is None:
-            continue
-        for line in text.splitlines():
-            key, _, value = line.partition(" ")
-            if key == "throttled_usec":
-                return int(value) / 1e6
-            if key == "throttled_time":
-                return int(value) / 1e9
+        found = [seconds for each in (path, *_above(path)) if (seconds := _throttled_in(each)) is not None]
+        if found:
+            return sum(found)
+    return None
+
+
+def _above(path: str) -> Iterator[str]:
+    """Yield the files of the groups above that of ``path``."""
+    folder = path.rpartition("/")[0].rpartition("/")[0]
+    while len(folder) > len(_GROUPS):
+        yield f"{folder}/cpu.stat"
+        folder = folder.rpartition("/")[0]
+
+
+def _throttled_in(path: str) -> float | None:
+    for line in (read_kernel(path) or "").splitlines():
+        key, _, value = line.partition(" ")
+        if key == "throttled_usec":
+            return int(value) / 1e6
+        if key == "throttled_time":
+            return int(value) / 1e9
     return None
 
 
@@ -190,6 +209,7 @@ def _cpu_stat_paths() -> list[str]:
         controllers, _, path = rest.partition(":")
         if not controllers:
             paths.append(f"/sys/fs/cgroup{path}/cpu.stat")
+            paths.append(f"/sys/fs/cgroup/unified{path}/cpu.stat")  # beside version 1
         elif "cpu" in controllers.split(","):
             paths.append(f"/sys/fs/cgroup/{controllers}{path}/cpu.stat")
             paths.append(f"/sys/fs/cgroup/cpu{path}/cpu.stat")

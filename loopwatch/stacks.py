@@ -26,7 +26,7 @@ from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.frame_marks import mark
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.text import MAX_PATH, printable
-from loopwatch.core.unseen import UNSEEN
+from loopwatch.core.unseen import unseen_file
 from loopwatch.events import Frame
 from loopwatch.evidence import GcMonitor
 
@@ -45,7 +45,7 @@ MAX_WALK = 2000
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
 _OWN = os.path.dirname(__file__) + "/"
-_DISCOVERY_FILE = _OWN + "discovery.py" + UNSEEN
+_DISCOVERY_FILE = unseen_file(_OWN + "discovery.py")
 """Its ``run_forever`` stands where a compiled loop, which has no frames, was started."""
 _BRIDGE_FILE = _OWN + "workers/bridge.py"
 """Its ``_steps`` begins a stack of its own, with a greenlet, above that of the loop."""
@@ -179,7 +179,7 @@ def _bounded(frames: list[RawFrame], most: int) -> tuple[RawFrame, ...]:
 @lru_cache(maxsize=256)
 def is_own(file: str) -> bool:
     """Whether ``file`` is part of this package's machinery, which is never shown."""
-    return file.startswith(_OWN) and file not in _SHOWN
+    return file.removeprefix("<").startswith(_OWN) and file not in _SHOWN
 
 
 def to_frame(raw: RawFrame) -> Frame:

@@ -210,6 +210,28 @@ def test_what_the_kernel_may_say(monkeypatch: pytest.MonkeyPatch, text: str, nam
         ("4:cpu:/docker/abc\n", {"/sys/fs/cgroup/cpu/cpu.stat": "throttled_time 3000000000\n"}, 3.0),
         ("0::/host/path\n", {"/sys/fs/cgroup/cpu.stat": "throttled_usec 10\n"}, 1e-05),
         ("0::/app\n", {"/sys/fs/cgroup/app/cpu.stat": "usage_usec 5\n"}, None),
+        (  # the quota of a group above: that of this one has cost nothing, or there is none
+            "0::/pod/app\n",
+            {
+                "/sys/fs/cgroup/pod/app/cpu.stat": "throttled_usec 0\n",
+                "/sys/fs/cgroup/pod/cpu.stat": "throttled_usec 1500000\n",
+            },
+            1.5,
+        ),
+        (
+            "0::/a/b/c\n",
+            {"/sys/fs/cgroup/a/b/c/cpu.stat": "usage_usec 5\n", "/sys/fs/cgroup/a/cpu.stat": "throttled_usec 20\n"},
+            2e-05,
+        ),
+        (
+            "4:cpu:/a/b\n",
+            {
+                "/sys/fs/cgroup/cpu/a/b/cpu.stat": "throttled_time 1000000000\n",
+                "/sys/fs/cgroup/cpu/a/cpu.stat": "throttled_time 500000000\n",
+            },
+            1.5,
+        ),
+        ("1:name=systemd:/\n0::/app\n", {"/sys/fs/cgroup/unified/app/cpu.stat": "throttled_usec 10\n"}, 1e-05),
         ("3:memory:/app\n", {}, None),
         ("", {}, None),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import FrameType
 from typing import Any
@@ -16,7 +15,8 @@ def _interpreters() -> Any:
     if _PYTHON < (3, 12):
         return None  # one GIL and one allocator for all
     try:
-        return importlib.import_module("_interpreters" if _PYTHON >= (3, 13) else "_xxsubinterpreters")
+        # As the statement does: programs replace importlib.import_module by a function that raises on a loop.
+        return __import__("_interpreters" if _PYTHON >= (3, 13) else "_xxsubinterpreters")
     except ImportError:
         return None
 

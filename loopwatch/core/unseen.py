@@ -11,8 +11,8 @@ import functools
 from types import CodeType, FunctionType
 from typing import TypeVar
 
-UNSEEN = " (skipped like importlib._bootstrap)"
-"""What the names of files end with in the code of wrappers."""
+UNSEEN = " (skipped like importlib._bootstrap)>"
+"""What the names of files end with in the code of wrappers; see :func:`unseen_file`."""
 
 T = TypeVar("T")
 
@@ -35,9 +35,17 @@ def unseen(function: T) -> T:
     return function
 
 
+def unseen_file(file: str) -> str:
+    """Return the name of ``file`` in the code of wrappers.
+
+    With "<" at its beginning, as of any code that has no file: the reports of coverage would fail for want of it.
+    """
+    return f"<{file}{UNSEEN}"
+
+
 def unseen_code(code: CodeType) -> CodeType:
     """Return ``code`` as that of a wrapper."""
-    return code if code.co_filename.endswith(UNSEEN) else _renamed(code, code.co_filename + UNSEEN)
+    return code if code.co_filename.endswith(UNSEEN) else _renamed(code, unseen_file(code.co_filename))
 
 
 @functools.lru_cache(maxsize=256)  # the wrappers of one definition share their code, and what it has learned of types

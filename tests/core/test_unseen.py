@@ -13,7 +13,7 @@ import pytest
 
 from loopwatch import stacks
 from loopwatch._patches import PatchSet
-from loopwatch.core.unseen import UNSEEN, unseen, unseen_code
+from loopwatch.core.unseen import UNSEEN, unseen, unseen_code, unseen_file
 
 
 def complains() -> int:
@@ -62,7 +62,7 @@ def test_code_is_shared_and_stays_ours() -> None:
     patch = patches.around(target, "f", lambda original, args, kwargs: original(*args, **kwargs))
     file = patch.state.__code__.co_filename
     assert file.endswith(UNSEEN) and not stacks.is_own(file)  # this test's function is the program's
-    assert stacks.is_own(stacks._OWN + "discovery.py" + UNSEEN)
+    assert stacks.is_own(unseen_file(stacks._OWN + "discovery.py"))
 
 
 def test_what_is_no_function_stays() -> None:

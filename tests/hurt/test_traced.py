@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 from hostproc import program, succeeded
 
@@ -70,6 +76,35 @@ def test_debugger_stops_at_the_lines_of_a_callback_that_blocked(kind: str) -> No
     found = succeeded(STEPPED, kind)
     assert found["stalls"] >= 1
     assert (found["steps"] >= 3, found["value"]) == (True, True)
+
+
+def test_coverage_reports_as_without_us(tmp_path: Path) -> None:
+    """Lines are counted in every thread, and the report does not fail for want of the sources of our wrappers."""
+    covered = tmp_path / "covered.py"
+    covered.write_text(
+        textwrap.dedent(
+            """
+            import asyncio, threading, time, loopwatch
+            loopwatch.install(threshold=0.05, log_level="CRITICAL")
+            def work():
+                return 1
+            async def main():
+                await asyncio.sleep(0.1)
+                time.sleep(0.1)
+                await asyncio.to_thread(work)
+                await asyncio.sleep(0.1)
+            asyncio.run(main())
+            loopwatch.uninstall()
+            """
+        )
+    )
+    command = [sys.executable, "-m", "coverage"]
+    for arguments in (["run", "covered.py"], ["json", "-q"]):
+        done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done
+    found = json.loads((tmp_path / "coverage.json").read_text())["files"]["covered.py"]
+    assert found["missing_lines"] == []
+    assert 5 in found["executed_lines"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
