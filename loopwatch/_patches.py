@@ -13,18 +13,16 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-import pkgutil
 import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import wrapt
-
+from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.import_hooks import WhenImported
+from loopwatch.core.stand_in import StandIn, called
 from loopwatch.core.unseen import unseen, unseen_code
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -181,40 +179,16 @@ def _passing_on(function: FunctionType, call: Callable[..., Any], around: Around
     )
 
 
-class _BoundWrapper(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg]
-    """A method of ours as it is found on an object."""
+@unseen
+class _Wrapper(StandIn):
+    """Calls the state of a patch, with one frame less than a function between them would take."""
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return getattr, (self.__self__, self.__name__)
+    __slots__ = ()
 
-
-class _ByName:
-    """A function of ours, which can be copied and sent to other processes as the original can: by its name.
-
-    Programs hand ``os.kill`` and its like to executors. Where they arrive nothing of ours need be installed.
-    """
-
-    __module__: str
-    __qualname__: str
-    __wrapped__: Any
-
-    def __repr__(self) -> str:
-        return repr(self.__wrapped__)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return pkgutil.resolve_name, (f"{self.__module__}:{self.__qualname__}",)
-
-    def __copy__(self) -> Any:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self
-
-
-class _Wrapper(_ByName, wrapt.FunctionWrapper):  # type: ignore[type-arg]
-    """A function of ours that calls the original."""
-
-    __bound_function_wrapper__ = _BoundWrapper
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        original, args = called(self, args)
+        patch: Patch = object.__getattribute__(self, "_call")
+        return patch.state(original, args, kwargs) if patch.active else original(*args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +215,6 @@ class _OneCall(functools.partial[Any]):
         self.over()
 
 
-class _Chain(_ByName, wrapt.ObjectProxy):  # type: ignore[type-arg]
-    """A function of ours without a frame of its own; ``__call__`` is set by a class for each."""
-
-
 def _chain(original: Callable[[], Any], patch: Patch) -> Any:
     """Return what calls ``original``, which takes no arguments, from C alone: see :meth:`PatchSet.beside`."""
 
@@ -263,11 +233,16 @@ def _chain(original: Callable[[], Any], patch: Patch) -> Any:
     # One step of it is one call. None of these iterators ever ends, or keeps anything from one step to the next.
     calls = iter(begin, _ABSENT)
     step = map(ended, map(operator.call, calls)).__next__
-    return type("_Chain", (_Chain,), {"__call__": staticmethod(step)})(original)
+    chain = type("_Chain", (StandIn,), {"__slots__": (), "__call__": staticmethod(step)})  # without a frame of its own
+    return chain(original, _unused)
 
 
 def _nothing() -> None:
     pass
+
+
+def _unused(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return original(*args, **kwargs)
 
 
 class PatchSet:
@@ -297,11 +272,7 @@ class PatchSet:
         """
 
         def make(original: Any, patch: Patch) -> Any:
-            @unseen
-            def wrapper(wrapped: Any, _instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                return patch.state(wrapped, args, kwargs) if patch.active else wrapped(*args, **kwargs)
-
-            return _Wrapper(original, wrapper)
+            return _Wrapper(original, patch)
 
         return self._with(owner, name, make, unseen(around))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from loopwatch.core.import_hooks import WhenComplete, WhenImported
 from loopwatch.core.stand_in import StandIn
+from loopwatch.core.unseen import unseen
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Deferred:
             made[key] = weakref.ref(args[0], lambda _ref: made.pop(key, None)), place
 
 
+@unseen
 class _Use:
     """A function or method that has ``before(args)`` called before each call, until :meth:`undo`."""
 
@@ -138,7 +140,7 @@ class _Use:
         self._replacement: Any = (
             self._function()
             if isinstance(owner, type)
-            else StandIn(self._original, lambda _original, args, kwargs: self._call(args, kwargs))
+            else StandIn(self._original, unseen(lambda _original, args, kwargs: self._call(args, kwargs)))
         )
         setattr(owner, name, self._replacement)
 
@@ -158,6 +160,7 @@ class _Use:
         return vars(self._owner).get(self._name) is self._replacement
 
     def _function(self) -> Callable[..., Any]:
+        @unseen
         @functools.wraps(self._original)
         def method(*args: Any, **kwargs: Any) -> Any:  # subclasses call Base.method(self) unbound
             return self._call(args, kwargs)

@@ -1,13 +1,16 @@
 """In place of a function that is not ours: called, bound, inspected, compared, copied and pickled as it is.
 
-Stands alone (standard library only, nothing heavy): it runs in every Python process under ``loopwatch run`` until the
-agent is loaded, and does what is needed there of what ``wrapt.FunctionWrapper`` does for the agent.
+Stands alone (standard library only, nothing heavy): it also runs in every Python process under ``loopwatch run``. It
+does what is needed here of what ``wrapt.FunctionWrapper`` does: to import wrapt would be a third of what it takes to
+load the agent.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+
+from loopwatch.core.unseen import unseen
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
 if TYPE_CHECKING:
@@ -16,13 +19,15 @@ if TYPE_CHECKING:
     Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
+@unseen
 class StandIn:
     """Calls ``call(original, args, kwargs)`` where the original would be called.
 
     Args:
         original: a function, written in Python or not. As an attribute of a class it binds if the original does:
             builtin functions do not.
-        call: is given the original, bound to the object that it was found on.
+        call: a :data:`Call`, which is given the original, bound to the object that it was found on; or whatever a
+            subclass makes of it.
 
     Example:
         >>> stand_in = StandIn(len, lambda original, args, kwargs: original(*args) + 1)
@@ -32,15 +37,13 @@ class StandIn:
 
     __slots__ = ("__weakref__", "_call", "_is_unbound", "_original")
 
-    def __init__(self, original: Any, call: Call, *, is_unbound: bool = False) -> None:
+    def __init__(self, original: Any, call: Any, *, is_unbound: bool = False) -> None:
         _set(self, "_original", original)
         _set(self, "_call", call)
         _set(self, "_is_unbound", is_unbound)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        original = _get(self, "_original")
-        if args and _get(self, "_is_unbound"):  # Class.method(instance, ...)
-            original, args = original.__get__(args[0], type(args[0])), args[1:]
+        original, args = called(self, args)
         return _get(self, "_call")(original, args, kwargs)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -49,7 +52,7 @@ class StandIn:
         if bind is None:
             return self
         bound = bind(original, instance, owner)
-        return StandIn(bound, _get(self, "_call"), is_unbound=instance is None and bound is original)
+        return type(self)(bound, _get(self, "_call"), is_unbound=instance is None and bound is original)
 
     def __getattribute__(self, name: str) -> Any:
         original = _get(self, "_original")
@@ -64,7 +67,9 @@ class StandIn:
         delattr(_get(self, "_original"), name)
 
     def __eq__(self, other: object) -> bool:
-        return bool(_get(self, "_original") == (_get(other, "_original") if type(other) is StandIn else other))
+        if issubclass(type(other), StandIn):
+            other = _get(other, "_original")
+        return bool(_get(self, "_original") == other)
 
     def __hash__(self) -> int:
         return hash(_get(self, "_original"))
@@ -87,6 +92,14 @@ class StandIn:
         import pkgutil
 
         return pkgutil.resolve_name, (f"{original.__module__}:{original.__qualname__}",)
+
+
+def called(stand_in: StandIn, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the function that is called, bound, and its arguments."""
+    original = _get(stand_in, "_original")
+    if args and _get(stand_in, "_is_unbound"):  # Class.method(instance, ...)
+        return original.__get__(args[0], type(args[0])), args[1:]
+    return original, args
 
 
 _get, _set = object.__getattribute__, object.__setattr__

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 from types import CodeType, FunctionType
-from typing import TypeVar
+
+TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 UNSEEN = " (skipped like importlib._bootstrap)>"
 """What the names of files end with in the code of wrappers; see :func:`unseen_file`."""
-
-T = TypeVar("T")
 
 
 def unseen(function: T) -> T:

@@ -92,11 +92,11 @@ def test_callables_are_not_imported() -> None:
 
 def test_missing_dependency_is_fatal(tmp_path: Path) -> None:
     """An agent that cannot be imported: exit code 1, and the reason in one line."""
-    (tmp_path / "wrapt.py").write_text("raise ImportError('no wrapt here')\n")
+    (tmp_path / "psutil.py").write_text("raise ImportError('no psutil here')\n")
     code, checks = doctor(tmp_path, PYTHONPATH=str(tmp_path))
     assert code == 1
     assert checks["agent"]["state"] == "no"
-    assert "no wrapt here" in checks["agent"]["detail"]
+    assert "no psutil here" in checks["agent"]["detail"]
 
 
 def test_source_columns_switched_off(tmp_path: Path) -> None:

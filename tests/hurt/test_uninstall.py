@@ -23,13 +23,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import wrapt
 from conftest import Run
 from hostproc import succeeded
 
 import loopwatch
 from loopwatch import ConfigError
 from loopwatch.agent import Agent
+from loopwatch.core.stand_in import StandIn
 from loopwatch.testing import RecordingSink
 
 NEEDS_UVLOOP = pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
@@ -144,7 +144,7 @@ def layers(function: Any) -> int:
     """Count our wrappers on the way from ``function`` to the original."""
     ours = 0
     while function is not None:
-        ours += issubclass(type(function), wrapt.FunctionWrapper)
+        ours += issubclass(type(function), StandIn)
         function = getattr(function, "__wrapped__", None)
     return ours
 
