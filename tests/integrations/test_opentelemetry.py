@@ -199,13 +199,16 @@ PROGRAM = """
 SERVED = """
     import asyncio, time
 
+    async def blocks():  # also once the server listens: what holds the loop before that is its start-up
+        while True:
+            await asyncio.sleep(0.5)
+            time.sleep(0.3)
+
     async def app(scope, receive, send):
         while scope["type"] == "lifespan":
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await asyncio.sleep(0.2)
-                time.sleep(0.3)
-                await asyncio.sleep(0.1)
+                app.task = asyncio.create_task(blocks())
             await send({"type": message["type"] + ".complete"})
             if message["type"] == "lifespan.shutdown":
                 return
