@@ -12,9 +12,9 @@ import pytest
 from loopwatch import contention
 from loopwatch import evidence as facts
 from loopwatch.contention import LATE, MIN_HOG, Contention, Hog
+from loopwatch.core.frames import current_frames
 from loopwatch.evidence import Scheduled
 from loopwatch.probes.probe import Block
-from loopwatch.stacks import current_frames
 
 START = 100.0
 

@@ -23,7 +23,7 @@ def sealed(name: str, size: int) -> int:
         AttributeError: this system has no such files.
         OSError: there is no descriptor or memory left.
     """
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = _above_standard(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
     try:
         os.ftruncate(fd, size)
         if hasattr(fcntl, "F_ADD_SEALS"):
@@ -32,3 +32,16 @@ def sealed(name: str, size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _above_standard(fd: int) -> int:
+    """Return a descriptor above those of standard input, output and error, which a program may have closed.
+
+    What is then written to them by their numbers must not land here.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return int(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+    finally:
+        os.close(fd)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -191,7 +190,7 @@ def test_what_takes_long_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
         return readings[-1]
 
     call = ([Holder([number]) for number in range(50_000)],), dict[str, Any]()
-    monkeypatch.setattr(time, "thread_time", thread_time)
+    monkeypatch.setattr("loopwatch.workers.probation.time.thread_time", thread_time)
     probation = Probation(pure)
     assert probation.before(call) is None
     assert probation.against == "its arguments: it takes more than 20 ms to compare them"
