@@ -90,6 +90,7 @@ def serve_forks(control: int, status: int, preload: list[str]) -> None:
         preload: modules to import first; one that cannot be is left to the workers, which say so.
     """
     _ignore_interrupts()
+    _fill_standard_streams()
     channel = socket.socket(fileno=control)
     for name in preload:
         with contextlib.suppress(Exception):
@@ -176,6 +177,18 @@ def tie_life_to(descriptor: int) -> None:
         fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _fill_standard_streams() -> None:
+    """Open what the parent has closed of standard input, output and error, so that no file of a worker takes its number.
+
+    What is then written to it by its number is lost, as it would be in the parent.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _ignore_interrupts() -> None:
