@@ -180,7 +180,7 @@ def tie_life_to(descriptor: int) -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Open what the parent has closed of standard input, output and error, so that no file of a worker takes its number.
+    """Open what the parent has closed of standard input, output and error: no file of a worker must take its number.
 
     What is then written to it by its number is lost, as it would be in the parent.
     """
