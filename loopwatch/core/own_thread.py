@@ -20,10 +20,14 @@ OWN_THREADS = "loopwatch-"
 """How the names of the agent's threads begin."""
 PATIENCE = 0.02
 """s that a fork waits at most for threads that are in the midst of something, such as a slow sink."""
-IMPORT_PATIENCE = 2.0
-"""s that it waits for one that imports: in the child, that module could never be imported."""
+LOCK_PATIENCE = 2.0
+"""s that it waits for one that has a lock which the child would inherit locked for ever.
+
+That of a module that is being imported, or of the stream that a log handler of the program writes to: a child that
+flushes ``sys.stderr`` would hang (its lock is not renewed in a child, CPython's Modules/_io/bufferedio.c)."""
 _SHORTEST_NAP, _LONGEST_NAP = 0.00002, 0.0005
-_IMPORTING = "<frozen importlib._bootstrap>"
+_LOCKING = ("<frozen importlib._bootstrap>", f"logging{os.sep}__init__.py")
+"""Files, by the ends of their names, whose functions are on the stack of a thread that has such a lock."""
 _stat = os.stat  # programs replace it by one that raises on a loop's thread
 
 
@@ -177,7 +181,7 @@ def until_gone(threads: Iterable[threading.Thread], patience: float = PATIENCE) 
     for thread in threads:
         while _is_there(thread):
             if now >= ends:
-                if now - began >= IMPORT_PATIENCE or not _imports(thread):
+                if now - began >= LOCK_PATIENCE or not _has_lock(thread):
                     return
                 ends = now + patience  # it leaves soon after that
             release_gil(nap)
@@ -213,11 +217,11 @@ def _is_there(thread: threading.Thread) -> bool:
     return True
 
 
-def _imports(thread: threading.Thread) -> bool:
-    """Whether ``thread`` is in the midst of an import."""
+def _has_lock(thread: threading.Thread) -> bool:
+    """Whether ``thread`` is in the midst of an import, or of a log line."""
     frame = current_frames().get(thread.ident or 0)
     while frame is not None:
-        if frame.f_code.co_filename == _IMPORTING:
+        if frame.f_code.co_filename.endswith(_LOCKING):
             return True
         frame = frame.f_back
     return False

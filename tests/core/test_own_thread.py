@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loopwatch.core.own_thread import IMPORT_PATIENCE, OwnThread, until_gone
+from loopwatch.core.own_thread import LOCK_PATIENCE, OwnThread, until_gone
 
 SOON = 10.0
 
@@ -103,7 +104,7 @@ def test_one_that_is_busy_is_not_waited_for_long(service: Service) -> None:
     assert thread is not None
     began = time.monotonic()
     until_gone([thread], 0.02)
-    assert time.monotonic() - began < IMPORT_PATIENCE / 2
+    assert time.monotonic() - began < LOCK_PATIENCE / 2
     assert thread.is_alive()
     service.thread.release()
     stuck, service.stuck = service.stuck, None
@@ -179,6 +180,31 @@ def test_one_that_imports_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
     thread.release()
     assert ours() == []
     del sys.modules["module_that_takes_long"]
+
+
+def test_one_that_logs_is_waited_for() -> None:
+    """A stream that is being written to by a log handler of the program would be locked in the child for ever."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            begun.set()
+            go_on.wait(SOON)
+
+    logger = logging.getLogger("tried")
+    logger.addHandler(handler := Slow())
+    thread = OwnThread("tried", lambda: logger.warning("a line"), lambda: None)
+    thread.start()
+    assert begun.wait(SOON)
+    left = thread.hold()
+    assert left is not None
+    later = threading.Timer(0.2, go_on.set)
+    later.start()
+    until_gone([left], 0.01)
+    assert not left.is_alive()
+    thread.release()
+    later.join()
+    logger.removeHandler(handler)
 
 
 def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
