@@ -20,6 +20,7 @@ from loopwatch._faults import Faults
 from loopwatch._patches import Beside, ListItem, Patch, PatchSet, when_imported
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
+from loopwatch.evidence import read_kernel
 from loopwatch.pools.isolation import Isolation
 from loopwatch.pools.origin import origin
 
@@ -427,10 +428,10 @@ STARTED, STACK = 19, 25
 
 def _stat(pid: int | str) -> list[int]:
     """Return the numbers of ``/proc/PID/stat`` after the name and the state; none where the system does not say."""
+    text = read_kernel(f"/proc/{pid}/stat")
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - a Path costs as much as the reading
-            return [0, *map(int, file.read().rpartition(b")")[2].split()[1:])]
-    except (OSError, ValueError):  # it has ended, or is not ours to look at
+        return [] if text is None else [0, *map(int, text.rpartition(")")[2].split()[1:])]
+    except ValueError:
         return []
 
 
@@ -451,19 +452,16 @@ def _is_copy(pid: int) -> bool:
     """
     own, other = _stat("self"), _stat(pid)
     command = _command_line(pid)
-    if b"--multiprocessing-fork" in command:
+    if "--multiprocessing-fork" in command:
         return True
     if len(own) > STACK and len(other) > STACK and own[STACK] and other[STACK]:
         return own[STACK] == other[STACK]
     return bool(command) and command == _command_line("self")
 
 
-def _command_line(pid: int | str) -> list[bytes]:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 - a Path costs as much as the reading
-            return file.read().split(b"\0")
-    except OSError:  # it has ended, or is not ours to look at
-        return []
+def _command_line(pid: int | str) -> list[str]:
+    text = read_kernel(f"/proc/{pid}/cmdline", whole=True)
+    return [] if text is None else text.split("\0")
 
 
 def _group_of(pid: int) -> int | None:

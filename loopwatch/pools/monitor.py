@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from loopwatch import evidence
 from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet, loaded
+from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.core.median import median
+from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.events import Finding, WorkerState
@@ -188,7 +189,7 @@ class Monitor:
             try:
                 with self._faults.guard(PART):
                     # Importing psutil takes too long for a loop: without it only who is there can be told.
-                    self._look(quick=True, facts=self._processes is not None or not _on_loop())
+                    self._look(quick=True, facts=self._processes is not None or running_loop() is None)
             finally:
                 self._polling.release()
         return self._read(time.monotonic())
@@ -340,12 +341,6 @@ class Monitor:
         """A pool that cannot be read is looked after no more."""
         self.remove(source)
         self._faults.add_one("pool", exc)
-
-
-def _on_loop() -> bool:
-    """Whether the calling thread runs an event loop right now."""
-    asyncio = loaded("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def period(used: float, budget: float) -> float:

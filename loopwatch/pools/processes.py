@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import sys
 from collections.abc import Callable, Iterable, Mapping
 
 import psutil
 
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
+from loopwatch.evidence import read_kernel
 from loopwatch.pools.births import peek
 from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import ProcessFacts
@@ -198,21 +198,11 @@ def _same(before: ProcessFacts) -> tuple[float | None, str]:
 
 def _wchan(pid: int) -> str | None:
     """Return the kernel function that a process sleeps in; its main thread's, and only where the kernel shows it."""
-    text = _text(f"/proc/{pid}/wchan")
+    text = (read_kernel(f"/proc/{pid}/wchan") or "").strip()
     return text if text not in ("", "0") else None
 
 
 def _run_queue(pid: int) -> float | None:
     """Return for how many s the main thread of a process has waited for a processor (``/proc/PID/schedstat``)."""
-    fields = _text(f"/proc/{pid}/schedstat").split()
+    fields = (read_kernel(f"/proc/{pid}/schedstat") or "").split()
     return int(fields[1]) / 1e9 if len(fields) >= 2 else None
-
-
-def _text(path: str) -> str:
-    if sys.platform != "linux":
-        return ""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a Path costs as much as the reading
-            return file.read().strip()
-    except OSError:  # it has ended, or is not ours to look at
-        return ""
