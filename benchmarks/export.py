@@ -28,11 +28,12 @@ from typing import Any, NamedTuple
 from loopwatch._faults import Faults
 from loopwatch.events import AgentStats, Cause, Evidence, Frame, LagStats, LoopStats, PoolStats, Snapshot, Stall
 from loopwatch.evidence import scheduled
+from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.points import Inputs, LoopReading, Reading
+from loopwatch.telemetry.points import Inputs, Reading
 from loopwatch.telemetry.readings import Readings
 from loopwatch.telemetry.targets import Signal, targets_of
 

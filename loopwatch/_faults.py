@@ -11,10 +11,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from loopwatch.core import log
+from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OWN_THREADS
 from loopwatch.core.signals import raised_by_handler

@@ -1,67 +1,65 @@
-"""Wires the parts: finds loops, watches them, judges what was seen, tells the sinks. No globals."""
+"""Wires the parts: finds loops and watches them, and has the services take what was seen. No globals."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loopwatch import __version__, stacks
 from loopwatch._faults import Action, Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config, ContextSource
 from loopwatch.core import log
+from loopwatch.core.deferred import Deferred
+from loopwatch.core.late import Late
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.core.subinterpreters import in_subinterpreter
-from loopwatch.core.text import error_text, printable
-from loopwatch.diagnosis.site import Site
-from loopwatch.diagnosis.stall import diagnose, undiagnosed
+from loopwatch.core.text import printable
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
-from loopwatch.events import AgentStats, FlaggedFunction, Frame, Snapshot, Stall
+from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
 from loopwatch.evidence import thread_name
 from loopwatch.expectations import Expectation
-from loopwatch.flagging import Flagging
 from loopwatch.governor import Governor
 from loopwatch.leaving import Leaving
 from loopwatch.moving import Moving
-from loopwatch.observation import Observation
-from loopwatch.pools.reading import PoolReading
-from loopwatch.pools.watch import PoolWatch
+from loopwatch.observation import LoopReading, Observation
 from loopwatch.probes.choice import is_known, keeps_real_time, make_probe
 from loopwatch.probes.probe import Loop
 from loopwatch.server_start import LONGEST, ServerStarts
-from loopwatch.sinks import Sinks
-from loopwatch.telemetry.otel import Telemetry
-from loopwatch.telemetry.points import Inputs, LoopReading
-from loopwatch.telemetry.scraped import Scraped
-from loopwatch.telemetry.targets import Signal
-from loopwatch.telemetry.traces import Traces
-from loopwatch.telemetry.victims import current_span_variable
 from loopwatch.teller import Teller
-from loopwatch.victims import Victims
-from loopwatch.watched import Case, WatchedLoop
+from loopwatch.watched import WatchedLoop
 from loopwatch.watcher import Watcher
-from loopwatch.workers import settings as offloading
+
+if TYPE_CHECKING:
+    from loopwatch.pools.reading import PoolReading
+    from loopwatch.services import Services
 
 FORK = "fork"
 """What faults around a fork are counted under."""
+
+SERVICES = "services"
+"""What is counted where everything but the watching cannot be loaded."""
 
 SUBINTERPRETER = "a sub-interpreter: only loops of the main interpreter are watched"
 
 MAX_KINDS = 20
 """Kinds of loop of which it is said that they are left alone."""
 
-_TELEMETRY = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
-"""Settings after a change of which telemetry begins anew."""
+_LATE = (
+    "loopwatch.diagnosis.stall", "loopwatch.sinks", "loopwatch.pools.executors", "loopwatch.pools.watch",
+    "loopwatch.telemetry.otel", "loopwatch.telemetry.traces", "loopwatch.services",
+)  # fmt: skip
+"""Modules that are loaded once a loop is watched; in steps, between which it can be given up."""
+MAX_GONE = 100
+"""Loops that were watched and are gone before there is anybody to tell of them."""
 
 Callback = Callable[[Stall], object]
 
@@ -91,8 +89,6 @@ class Agent:
         self._faults = Faults(self._relay, self._part_failed)
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._ring: deque[Stall] = deque(maxlen=self._config.max_stalls)
-        self._flagging = Flagging(self._config.flag_after, self._config.flag_window, self._config.max_culprits)
         self._callbacks: list[Callback] = []
         self._sources: list[ContextSource] = []
         self._state = "off"
@@ -101,34 +97,84 @@ class Agent:
         self._slow_told = False
         self._left_alone: set[str] = set()
         self._started_at = time.time()
-        self._telemetry = Telemetry(self._inputs, self._do, self._faults, __version__)
-        self._scraped = Scraped(self._telemetry.account, self._faults)
-        self._pools = PoolWatch(lambda: self._config, self._patches, self._faults, self._name_of, self._begin_export)
         self._moving = Moving(self._open_loops, self._patches, self._faults)
         self._starts = ServerStarts(self._patches, self._faults, self._find, self._longest_start, self._report_start)
         self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
         self._has_begun = False
         self._next_flush = 0.0
-        self._site = Site.here(self._config.user_code, self._config.library_code)
         self._forks = 0
         """Forks under way: nothing is logged meanwhile, as a handler may wait or import."""
         self._returning: deque[OwnThread] = deque()
         """Threads that are to be back after a fork."""
         self._is_new_child = False
         """Whether this process was forked, and has run no loop since."""
+        self._services: Late[Services] = Late(self._make_services, (), self._services_failed)
+        self._until_loaded: Deferred | None = None
+        """What waits for the first pool while the services are being loaded."""
         self._make_parts()
 
     def _make_parts(self) -> None:
-        config, self._is_spent = self._config, False
+        self._is_spent = False
+        self._gone: list[LoopReading] = []
         self._teller = Teller(self._tell, self._faults)
         self._watcher = Watcher(lambda: self._config, self._teller.put, self._faults, self._each_tick)
         self._watcher.sources = self._sources
-        self._traces = Traces(self._telemetry.tracer, self._telemetry.logger)
-        self._victims = Victims(current_span_variable, self._traces.begin, self._traces.tell_victims, self._faults)
-        self._watcher.victims, self._watcher.foresee = self._victims, self._foresee
         self._watcher.retired = self._loop_retired
-        self._governor = Governor(config.cpu_budget)
-        self._sinks = Sinks(config, self._patches, self._faults)
+        self._governor = Governor(self._config.cpu_budget)
+
+    # -- the services ---------------------------------------------------------------------------------------------
+
+    def _wait_for_services(self, *, discover: bool) -> None:
+        """Have the services loaded in a thread: they take longer than a loop may be held."""
+
+        def make() -> Services:
+            services = self._make_services()
+            services.open_late()
+            if self._state == "on":
+                self._begin_services(services, discover=discover)
+            return services
+
+        self._services = Late(make, _LATE, self._services_failed)
+        if discover:
+            self._until_loaded = Deferred(lambda _is_loop: self._loaded(), _place, self._pool_failed, loops=False)
+            self._until_loaded.start()
+        self._services.soon()
+
+    def _make_services(self) -> Services:
+        from loopwatch.services import Services
+
+        return Services(
+            lambda: self._config, self._patches, self._faults, self._watcher, self._teller,
+            moving=self._moving, callbacks=self._who_is_called, drop=self._drop_callback, snapshot=self._snapshot,
+            loop_name=self._name_of, polled=self._begin_export,
+        )  # fmt: skip
+
+    def _begin_services(self, services: Services, *, discover: bool) -> None:
+        """Have them take what comes from now on, and what was kept for them."""
+        waited, self._until_loaded = self._until_loaded, None
+        if waited is not None:
+            waited.cancel()  # its replacements must be gone before others come
+        services.start(discover=discover)
+        gone, self._gone = self._gone, []
+        for reading in gone:
+            services.loop_gone(reading)
+        if discover:
+            for loop in self._open_loops():
+                services.pools.adopt(loop)
+            for pool, place in () if waited is None else waited.pools():
+                services.pools.found(pool, place)
+        if self._watcher.loops:
+            self._export(services)
+
+    def _loaded(self) -> Services | None:
+        """Return the services, once they are loaded; None before the start, and where that has failed."""
+        return self._faults.attempt(SERVICES, self._services.now, None)
+
+    def _services_failed(self, exc: BaseException) -> None:
+        self._faults.add(SERVICES, exc)
+
+    def _pool_failed(self, exc: Exception) -> None:
+        self._faults.add("executors", exc)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -137,24 +183,31 @@ class Agent:
         """The settings in force."""
         return self._config
 
-    def start(self, *, discover: bool = True) -> None:
+    def start(self, *, discover: bool = True, late: bool | None = None) -> None:
         """Find and watch loops from now on; a second call does nothing. Starts no thread before a loop runs.
 
         Args:
             discover: False to watch only what is given to :meth:`watch_loop`, and to replace nothing global.
+            late: whether a loop runs, or is about to, that must not wait: watching begins at once, and a thread loads
+                what takes what is seen. With a port for Prometheus or a journal, all is loaded first: the port must be
+                open, and the timer for hangs must know who else uses that of the interpreter. Default: if a loop runs
+                in this thread.
 
         Raises:
             ConfigError: ``prometheus_port`` cannot be opened, or a standard ``OTEL_*`` variable is not allowed; nothing
                 has started then.
         """
         own = running_loop()
-        if not off_loop(lambda: self._start(discover=discover, own=own)) or own is None:
+        wanted = own is not None if late is None else late
+        late = wanted and self._config.prometheus_port is None and self._config.journal is None
+        if not off_loop(lambda: self._start(discover=discover, late=late, own=own)) or own is None:
             return
         with self._faults.guard("search"):
             self._take(own)
-            self._pools.adopt(own)
+            if (services := self._services.made) is not None:
+                services.pools.adopt(own)
 
-    def _start(self, *, discover: bool, own: Loop | None) -> bool:
+    def _start(self, *, discover: bool, late: bool, own: Loop | None) -> bool:
         """Start, and watch the loops that run already but for ``own``; return whether loops are discovered now."""
         with self._lock:
             if self._state != "off":
@@ -167,18 +220,14 @@ class Agent:
             if refusal:
                 self._reason = refusal
                 return False
-            if self._is_spent:
-                self._make_parts()  # not at the end: whoever comes late then finds those that start nothing any more
+            services = self._open_services(late=late)
             log.stderr.begin()
-            tell = self._telemetry.prepare(self._config)
-            self._scraped.open(self._config)
             self._state, self._reason = "on", ""
             self._started_at = time.time()
-            tell()
-            self._scraped.start()
-            self._sinks.open()
+            self._moving.take(self._config)
+            if services is not None:
+                self._begin_services(services, discover=discover)
             self._watcher.gc.start()
-            self._moving.start(self._config)
             self._discovery = Discovery(
                 self._patches,
                 self._loop_started,
@@ -186,18 +235,39 @@ class Agent:
                 self._loop_closing,
                 lambda text: self._faults.say(logging.WARNING, text),
             )
-            if not discover:
-                return False
-            self._start_pools()
-            self._leaving.start()
-            self._starts.start()
-            self._discovery.start()
-            with self._faults.guard("search"):  # apart from the discovery of loops that start later
-                for loop in self._discovery.running():
-                    if loop is not own:
-                        self._take(loop)
-                        self._pools.adopt(loop)
-            return True
+            if discover:
+                self._leaving.start()
+                self._starts.start()
+                self._discovery.start()
+                with self._faults.guard("search"):  # apart from the discovery of loops that start later
+                    for loop in self._discovery.running():
+                        if loop is not own:
+                            self._take(loop)
+                            if services is not None:
+                                services.pools.adopt(loop)
+            if services is None:
+                self._wait_for_services(discover=discover)
+            return discover
+
+    def _open_services(self, *, late: bool) -> Services | None:
+        """Return the services, ready to start; None if they are to be loaded later.
+
+        Raises:
+            ConfigError: what is configured cannot be had.
+        """
+        if self._is_spent:
+            self._make_parts()  # not at the end: whoever comes late then finds those that start nothing any more
+            if self._services.made is not None:
+                self._services.made.renew(self._watcher, self._teller)
+        if late and self._services.made is None:
+            _check_telemetry(self._config)
+            return None
+        if not self._services.is_waiting and self._services.made is None:
+            self._services = Late(self._make_services, (), self._services_failed)
+        services = self._services.now()
+        if services is not None:
+            services.open()
+        return services
 
     def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
         """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s.
@@ -210,29 +280,54 @@ class Agent:
         off_loop(lambda: self._stop(timeout, leaving=leaving))
 
     def _stop(self, timeout: float, *, leaving: bool) -> None:
+        if self._state == "on" and self._services.is_waiting:
+            self._end_early(timeout)
         with self._lock:
+            services = self._services.made
             if self._state == "off":
                 return
-            self._telemetry.begin_stop()
+            if services is not None:
+                services.telemetry.begin_stop()
             self._state, self._reason = "off", "stopped"
+            if self._until_loaded is not None:
+                self._until_loaded.cancel()
+                self._until_loaded = None
             if self._discovery is not None:
                 self._discovery.stop()
             self._leaving.stop()
             self._starts.stop()
             self._moving.stop()
-            self._pools.stop(timeout)
+            if services is not None:
+                services.pools.stop(timeout)
             with self._faults.guard("watcher"):
                 self._watcher.stop(timeout)
             self._patches.undo_all()  # only now: a loop of uvloop must not close unseen while it is read
-        self._scraped.close(timeout)
-        with self._faults.guard("victims"):
-            self._victims.stop(timeout)
-        with self._faults.guard("teller"):
+        if services is not None:
+            services.stop(timeout, leaving=leaving)
+        else:
             self._teller.stop(timeout)
-        self._telemetry.stop(timeout, leaving=leaving)
-        self._sinks.close()
         log.stderr.flush()
         self._is_spent = True
+
+    def _end_early(self, timeout: float) -> None:
+        """End before the services were loaded, which is done only if there is something for them."""
+        if self._discovery is not None:
+            self._discovery.stop()
+        with self._faults.guard("watcher"):
+            self._watcher.stop(timeout)
+        if self._must_be_told():
+            self._loaded()
+        self._services.give_up(timeout)
+
+    def _must_be_told(self) -> bool:
+        """Whether the services are wanted even at the end of a process that was too short to load them."""
+        config = self._config
+        return bool(
+            self._teller.is_busy
+            or config.otlp_endpoint is not None
+            or loaded("opentelemetry.sdk")
+            or any(name.startswith("OTEL_") for name in os.environ)
+        )
 
     def hold_for_fork(self) -> Callable[[], None]:
         """Come to rest before a fork; return what has everything go on after it.
@@ -241,18 +336,23 @@ class Agent:
         module half imported; and its parent is not warned of threads that are not its own.
         """
         self._forks += 1
+        services = self._loaded() if self._state == "on" else self._services.made
         held, leaving, timer = self._own_threads(), [], contextlib.ExitStack()
         for thread in held:
             with self._faults.guard(FORK):
                 leaving.append(thread.hold())
         with self._faults.guard(FORK):
             until_gone([thread for thread in leaving if thread is not None])
-            timer.enter_context(self._sinks.held())
+            if services is not None:
+                timer.enter_context(services.sinks.held())
 
         def go_on() -> None:
             with self._faults.guard(FORK):
                 timer.close()
-            self._pools.when_forked(have_back)
+            if services is None:
+                have_back()
+            else:
+                services.pools.when_forked(have_back)
 
         def have_back() -> None:
             self._forks -= 1
@@ -272,8 +372,9 @@ class Agent:
                 self._returning.popleft().release()
 
     def _own_threads(self) -> list[OwnThread]:
-        parts = (self._watcher, self._teller, self._victims, self._telemetry, self._pools)
-        return [*(thread for part in parts if (thread := part.thread) is not None), *self._scraped.threads]
+        services = self._services.made
+        others = [] if services is None else services.threads
+        return [self._watcher.thread, self._teller.thread, self._services.thread, *others]
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever.
@@ -285,37 +386,34 @@ class Agent:
         self._pid = os.getpid()
         self._forks = 1
         self._returning.clear()
-        was_on, old, sinks = self._state == "on", self._watcher, self._sinks
-        self._ring.clear()
-        self._flagging.clear()
+        was_on, old = self._state == "on", self._watcher
         self._starts.forget()
         self._make_parts()
         self._teller.thread.hold()
         self._is_new_child = True
         old.abandon()
-        sinks.abandon()
         self._started_at, self._has_begun = time.time(), False
-        self._telemetry.after_fork_in_child()
-        self._pools.after_fork_in_child()
+        services = self._services.made
+        if services is not None:
+            services.after_fork_in_child(self._watcher, self._teller, was_on=was_on)
         self._moving.after_fork_in_child()
-        self._scraped.after_fork_in_child(again=was_on and self._config.follow_fork)
         if was_on:
-            self._go_on_in_child(old)
+            self._go_on_in_child(old, services)
         self._forks = 0
 
-    def _go_on_in_child(self, old: Watcher) -> None:
+    def _go_on_in_child(self, old: Watcher, services: Services | None) -> None:
         if self._config.follow_fork:
             self._watcher.gc = old.gc
             self._watcher.paused = old.paused
-        else:
-            old.gc.stop()
-            if self._discovery is not None:
-                self._discovery.stop()
-            self._starts.stop()
-            self._pools.stop(0.0)
-            self._patches.undo_all()
-            self._telemetry.stop(0.0)
-            self._state, self._reason = "off", "a forked child (follow_fork=False)"
+            return
+        old.gc.stop()
+        if self._discovery is not None:
+            self._discovery.stop()
+        self._starts.stop()
+        if services is not None:
+            services.end_in_child()
+        self._patches.undo_all()
+        self._state, self._reason = "off", "a forked child (follow_fork=False)"
 
     def pause(self) -> None:
         """Stop watching until :meth:`resume`; costs next to nothing meanwhile."""
@@ -355,25 +453,20 @@ class Agent:
         return changes
 
     def _configure(self, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        services = self._loaded() if self._state == "on" else self._services.made
         with self._lock:
-            new = self._config.replaced(**settings)
-            changes = new.changes_from(self._config)
-            tell = self._telemetry.prepare(new) if new.enabled and _TELEMETRY & set(changes) else None
-            if {"prometheus_port", "prometheus_host", "prometheus_names"} & set(changes) and self._state == "on":
-                self._scraped.move(self._config, new)
+            old, is_on = self._config, self._state == "on"
+            new = old.replaced(**settings)
+            changes = new.changes_from(old)
+            put_into_force = None if services is None else services.configure(old, new, is_on=is_on)
             self._config = new
             if not changes:
                 return changes
-            if tell is not None and self._state == "on":
-                tell()
+            if put_into_force is not None:
+                put_into_force()
                 self._begin_export()
-            self._ring = deque(self._ring, maxlen=new.max_stalls)
-            self._site = Site.here(new.user_code, new.library_code)
             self._governor.budget = new.cpu_budget
-            self._flagging.after, self._flagging.window = new.flag_after, new.flag_window
-            self._flagging.max_culprits = new.max_culprits
-            self._sinks.configure(new, is_open=self._state == "on")
-            if self._state == "on":
+            if is_on:
                 self._moving.configure(new, changes)
             if "enabled" in changes:
                 self.start() if new.enabled else self.stop()
@@ -383,7 +476,8 @@ class Agent:
 
     def stalls(self) -> tuple[Stall, ...]:
         """Return the latest stalls, oldest first; at most ``Config.max_stalls``."""
-        return tuple(self._ring)
+        services = self._loaded()
+        return () if services is None else tuple(services.ring)
 
     def flagged(self, now: float | None = None) -> tuple[FlaggedFunction, ...]:
         """Return the functions that keep blocking, most blocked time first.
@@ -395,20 +489,22 @@ class Agent:
             now: s since the epoch at which the window ends, default the present.
         """
         at = time.time() if now is None else now
-        return self._faults.attempt("flagging", lambda: self._flagging.flagged(at), ())
+        services = self._loaded()
+        return () if services is None else services.flagged(at)
 
     def snapshot(self) -> Snapshot:
         """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
-        return self._snapshot(off_loop(self._pools.readings))
+        services = self._loaded()
+        return self._snapshot(() if services is None else off_loop(services.pools.readings))
 
     def _snapshot(self, pools: Sequence[PoolReading]) -> Snapshot:
-        now, off = time.monotonic(), self._faults.off()
+        now, off, services = time.monotonic(), self._faults.off(), self._services.made
         return Snapshot(
             at=time.time(),
             pid=os.getpid(),
             loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
             pools=tuple(pool.stats for pool in pools),
-            findings=self._pools.findings(),
+            findings=() if services is None else services.pools.findings(),
             offload=self._moving.stats(),
             places=self._moving.places(),
             agent=AgentStats(
@@ -420,10 +516,10 @@ class Agent:
                 faults=dict(self._faults.counts),
                 switched_off=off,
                 dropped=self._teller.dropped,
-                prometheus=self._scraped.url,
+                prometheus="" if services is None else services.scraped.url,
             ),
             tasks=_count_tasks(),
-            flagged=self.flagged(),
+            flagged=() if services is None else services.flagged(time.time()),
         )
 
     def on_stall(self, callback: Callback) -> Callable[[], None]:
@@ -473,6 +569,8 @@ class Agent:
         Example:
             ``loopwatch.install().use_providers(tracer_provider=my_provider)``
         """
+        from loopwatch.telemetry.targets import Signal
+
         given = {}
         for name, signal, method, provider in (
             ("tracer_provider", Signal.TRACES, "get_tracer", tracer_provider),
@@ -486,7 +584,9 @@ class Agent:
                     f"{name}={provider!r}: must be a provider of OpenTelemetry (with {method}()), or None"
                 )
             given[signal] = provider
-        self._telemetry.use(given)
+        services = self._loaded() if self._state == "on" else off_loop(self._services.now)
+        if services is not None:
+            services.telemetry.use(given)
 
     def expect_typed_code(self, is_expected: bool) -> None:
         """Set whether blocks by code typed at a prompt or in a notebook are expected; at first they are not."""
@@ -545,10 +645,11 @@ class Agent:
             )
         if name is not None and not (isinstance(name, str) and name):
             raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")
-        if self._state != "on":
+        services = self._loaded() if self._state == "on" else None
+        if services is None:
             return
         try:
-            self._pools.watch(executor, name)
+            services.pools.watch(executor, name)
         except TypeError as exc:
             raise ConfigError(
                 f"watch_executor({executor!r}): its submit() cannot be replaced ({exc}); "
@@ -557,8 +658,11 @@ class Agent:
 
     def adopt_executor(self, executor: Any, place: str) -> None:
         """Watch an executor that was made before the agent, at ``place``: ``file:line in function``."""
-        if self._state == "on":
-            self._pools.found(executor, place)
+        waits, services = self._until_loaded, self._services.made
+        if waits is not None:
+            waits.note(executor, place)
+        elif self._state == "on" and services is not None:
+            services.pools.found(executor, place)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.
@@ -569,6 +673,8 @@ class Agent:
         Example:
             ``response = await agent.bridge(handler(request))``
         """
+        if self._config.transparent_offload and self._state == "on":
+            self._loaded()
         return self._moving.bridge(coroutine)
 
     def flush(self, timeout: float = 1.0) -> bool:
@@ -619,7 +725,8 @@ class Agent:
     def _wake_up_in_child(self) -> None:
         self._is_new_child = False
         self._teller.thread.release()
-        off_loop(lambda: self._sinks.open(leftovers=False))
+        if (services := self._services.made) is not None:
+            off_loop(lambda: services.sinks.open(leftovers=False))
 
     def _open_loops(self) -> list[Loop]:
         return [loop for known in self._watcher.loops if (loop := known.ref()) is not None]
@@ -691,27 +798,22 @@ class Agent:
                 loop.probe.cut(now) if _runs_here(loop.ref()) else loop.probe.busy_since(now)
                 loop.probe.set_limit(self._limit())
 
-    # -- telling --------------------------------------------------------------------------------------------------
+    # -- what was seen --------------------------------------------------------------------------------------------
 
     def _tell(self, seen: Observation) -> None:
         """In the teller's thread."""
-        stall = self._diagnosed(seen)
-        if stall is None:
-            self._traces.forget(seen.id)
-            return
-        if seen.expectation is not None:
-            self._traces.forget(seen.id)
-            seen.expectation.count(stall)
-            self._sinks.record_expected(stall)
-            return
-        self._ring.append(stall)
-        self._faults.attempt("telemetry", lambda: self._telemetry.saw(stall), None)
-        flagged = self._newly_flagged(stall)
-        self._sinks.tell(stall, flagged)
-        self._faults.attempt("traces", lambda: self._tell_traces(stall, flagged, seen.span), None)
+        services = self._loaded()
+        if services is not None:
+            services.tell(seen)
+
+    def _who_is_called(self) -> tuple[Callback, ...]:
         configured = (self._config.on_stall,) if self._config.on_stall is not None else ()
-        for callback in (*configured, *self._callbacks):
-            self._call(callback, stall)
+        return (*configured, *self._callbacks)
+
+    def _drop_callback(self, callback: Callback) -> None:
+        _discard(self._callbacks, callback)
+        if callback is self._config.on_stall:
+            self._config = self._config.replaced(on_stall=None)
 
     def _longest_start(self) -> float:
         return max(LONGEST, self._config.hang_after)
@@ -720,115 +822,43 @@ class Agent:
         """The start of a server is over: log what held its loop, after what was handed on before."""
 
         def log() -> None:
-            blocks = expectation.counted
-            if blocks.blocks:
-                self._sinks.log_expected(blocks, "" if listens else "it has not come to listen")
+            services = self._loaded()
+            if services is not None:
+                services.log_start(expectation, listens=listens)
 
         self._teller.do(log)
 
-    def _tell_traces(self, stall: Stall, flagged: FlaggedFunction | None, span: Any) -> None:
-        self._traces.tell(stall, span)
-        if flagged is not None:
-            self._traces.tell_flagged(flagged)
-
-    def _foresee(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
-        """In the watcher's thread, while a loop is blocked: have it said what that looks like, for its victims."""
-
-        def judge() -> None:
-            case.foreseen = self._faults.attempt("diagnosis", lambda: self._diagnose(seen), None)
-            then()
-
-        self._teller.do(judge)
-
-    def _newly_flagged(self, stall: Stall) -> FlaggedFunction | None:
-        flagged = self._faults.attempt("flagging", lambda: self._flagging.add(stall), None)
-        if flagged is not None:
-            offloading.causes[flagged.name] = flagged.cause
-        self._moving.saw(stall)
-        return flagged
-
-    # -- telling in figures ---------------------------------------------------------------------------------------
-
     def _begin_export(self) -> None:
-        """Export from now on, if there is something to watch: a loop, or pools and children."""
-        loops = bool(self._watcher.loops)
-        if self._state != "on" or (not loops and not self._pools.in_use):
-            return
-        self._has_begun = True
-        self._scraped.begin()
-        self._faults.attempt("telemetry", lambda: self._telemetry.begin(forks=not loops), None)
+        if (services := self._services.made) is not None:
+            self._export(services)
+
+    def _export(self, services: Services) -> None:
+        """Export from now on, if there is something to watch."""
+        if self._state == "on" and services.begin_export(has_loops=bool(self._watcher.loops)):
+            self._has_begun = True
 
     def _end_of_child(self) -> None:
         """Tell what there is, at the end of a child that runs no ``atexit`` functions."""
-        if self._has_begun:
+        if self._has_begun or (self._services.is_waiting and self._watcher.loops):
             self.stop(leaving=True)
-
-    def _do(self, action: Action) -> bool:
-        return self._teller.do(action)  # a later one, after stop() and in a forked child
 
     def _cpu(self) -> float:
         """Return the processor s of the agent's own threads."""
-        parts = (self._watcher, self._teller, self._victims, self._telemetry, self._pools, self._scraped)
-        return sum(part.cpu for part in parts)
-
-    def _inputs(self) -> Inputs:
-        """Return what figures are made of; from any thread."""
-        pools = self._pools.readings()
-        snapshot, now = self._snapshot(pools), time.monotonic()
-        held_back = self._traces.held_back()
-        return Inputs(
-            snapshot=snapshot,
-            loops=[_loop_reading(loop, now) for loop in self._watcher.loops if not loop.gone],
-            pools=pools,
-            collections=[(each["collections"], each["collected"], each["uncollectable"]) for each in gc.get_stats()],
-            started_at=self._started_at,
-            dropped={
-                "stalls": snapshot.agent.dropped,
-                "metrics": self._telemetry.dropped["metrics"],
-                "traces": self._telemetry.dropped["traces"] + held_back.get("traces", 0),
-                "logs": self._telemetry.dropped["logs"] + held_back.get("logs", 0),
-            },
-        )
+        services = self._services.made
+        others = 0.0 if services is None else services.cpu
+        return self._watcher.cpu + self._teller.cpu + self._services.thread.cpu + others
 
     def _loop_retired(self, loop: WatchedLoop) -> None:
         self._starts.retired(loop)
-        self._faults.attempt(
-            "telemetry", lambda: self._telemetry.loop_gone(_loop_reading(loop, time.monotonic())), None
-        )
-
-    def _start_pools(self) -> None:
-        self._pools.start()
-        offloading.opened = self._pools.own
-        own = loaded("loopwatch.workers.pool")
-        for pool in () if own is None else own.open_pools():
-            self._pools.own(pool)
-
-    def _diagnosed(self, seen: Observation) -> Stall | None:
-        """Return the stall; one without a cause where it cannot be diagnosed, None where there is none."""
-        dump = self._sinks.dump_of(seen)
-        bare = undiagnosed(seen, self._config.threshold)
-        return self._faults.attempt("diagnosis", lambda: self._diagnose(seen, dump), bare, about=seen.id)
-
-    def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
-        return diagnose(seen, self._site, self._config.threshold, _call_name, dump, attempt=self._faults.attempt)
-
-    def _call(self, callback: Callback, stall: Stall) -> None:
-        try:
-            callback(stall)
-        except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the teller
-            self._faults.count("callback")
-            self._faults.say(
-                logging.ERROR, "loopwatch: the on_stall callback %r raised %s and is removed",
-                callback, error_text(exc), exc=exc,
-            )  # fmt: skip
-            _discard(self._callbacks, callback)
-            if callback is self._config.on_stall:
-                self._config = self._config.replaced(on_stall=None)
+        reading, services = loop.reading(time.monotonic()), self._services.made
+        if services is not None:
+            services.loop_gone(reading)
+        elif len(self._gone) < MAX_GONE:
+            self._gone.append(reading)
 
     def _each_tick(self, now: float) -> None:
         """In the watcher's thread, once a tick."""
         self._have_others_back()
-        self._pools.tick(now)
         stretch = self._governor.update(now, self._cpu())
         self._watcher.stretch = stretch
         if stretch > 1 and not self._slow_told:
@@ -839,8 +869,8 @@ class Agent:
                 self._governor.share * 100, self._config.cpu_budget,
             )  # fmt: skip
         self._starts.tick(now)
-        self._sinks.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
-        self._telemetry.tick()
+        if (services := self._services.made) is not None:
+            services.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
         if log.stderr.waiting and now >= self._next_flush:
             self._next_flush = now + 1.0
             self._teller.do(log.stderr.flush)
@@ -855,8 +885,8 @@ class Agent:
         return must_not_wait and self._teller.do(action)
 
     def _part_failed(self, part: str) -> None:
-        if part in ("watcher", "hang"):
-            self._sinks.disarm()
+        if part in ("watcher", "hang") and (services := self._services.made) is not None:
+            services.sinks.disarm()
 
     def _describe_state(self) -> str:
         if self._state == "off" or self._faults.is_off("watcher"):
@@ -864,10 +894,6 @@ class Agent:
         if self._watcher.paused:
             return "paused"
         return "watching" if self._watcher.loops else "waiting"
-
-
-def _call_name(stack: stacks.RawStack) -> str | None:
-    return stacks.call_at(stack.frames[0], stack.globals) if stack.frames else None
 
 
 def _runs_here(loop: Loop) -> bool:
@@ -889,8 +915,24 @@ def _count_tasks() -> int | None:
     return len(registry) + len(eager) if registry is not None else None
 
 
-def _loop_reading(loop: WatchedLoop, now: float) -> LoopReading:
-    return LoopReading(loop.key, loop.stats(now), loop.lags(), loop.callbacks(now), loop.victims)
+def _place() -> str | None:
+    from loopwatch.pools.origin import place_of_interest
+
+    return place_of_interest()
+
+
+def _check_telemetry(config: Config) -> None:
+    """Raise ConfigError if what is configured of OpenTelemetry is not allowed; nothing is loaded where nothing is."""
+    if config.otlp_endpoint is not None or any(name.startswith("OTEL_") for name in os.environ):
+        from loopwatch.telemetry.targets import Signal, targets_of
+
+        try:
+            targets_of(os.environ, config.otlp_endpoint, config.export_interval)
+        except ConfigError:
+            from loopwatch.telemetry.providers import application_provider
+
+            if any(application_provider(signal) is None for signal in Signal):
+                raise
 
 
 def _unsupported() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import logging
@@ -11,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from loopwatch.core import dataclasses
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.errors import ConfigError
 from loopwatch.events import Stall
@@ -134,7 +134,7 @@ class Config:
 
 def field_names() -> tuple[str, ...]:
     """Return the names of all settings."""
-    return tuple(f.name for f in dataclasses.fields(Config))
+    return dataclasses.field_names(Config)
 
 
 def from_env(environ: Mapping[str, str] | None = None, **explicit: Any) -> Config:

@@ -5,13 +5,11 @@ Times are SI seconds. A point in time is seconds since the epoch, unless a name 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import field
 from enum import StrEnum
 from typing import Any, Self
 
-from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.dataclasses import asdict, dataclass, field, field_names
 
 
 class Cause(StrEnum):
@@ -128,7 +126,7 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -200,7 +198,7 @@ class Stall:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping; see :meth:`from_dict`."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -259,7 +257,7 @@ class FlaggedFunction:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping; see :meth:`from_dict`."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -319,7 +317,7 @@ class ExpectedBlocks:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,7 +452,7 @@ class OffloadStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,7 +480,7 @@ class PlaceStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 class WorkerState(StrEnum):
@@ -631,7 +629,7 @@ class PoolStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -656,7 +654,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -689,13 +687,13 @@ class Snapshot:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
 
 def _known(cls: type[Any], data: object) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise TypeError(f"a {cls.__name__} is made of a mapping, not of {type(data).__name__}")
-    names = {f.name for f in dataclasses.fields(cls)}
+    names = set(field_names(cls))
     return {name: value for name, value in data.items() if name in names}
 
 

@@ -6,8 +6,7 @@ nobody is called back. Whoever expects blocks of a loop adds an :class:`Expectat
 
 from __future__ import annotations
 
-import dataclasses
-
+from loopwatch.core.dataclasses import replace
 from loopwatch.events import ExpectedBlocks, Stall
 
 MOST = 16
@@ -57,7 +56,7 @@ class Expectation:
         """Count an expected block that is over."""
         before = self.counted
         is_longest = stall.duration > before.longest
-        self.counted = dataclasses.replace(
+        self.counted = replace(
             before,
             blocks=before.blocks + 1,
             blocked=before.blocked + stall.duration,

@@ -10,7 +10,6 @@ from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config
 from loopwatch.events import OffloadStats, PlaceStats, Stall
-from loopwatch.flagging import Flagging
 from loopwatch.probes.probe import Loop
 from loopwatch.workers import settings
 
@@ -33,12 +32,17 @@ class Moving:
         self._loops, self._patches, self._faults = loops, patches, faults
         self._mover: Mover | None = None
 
-    def start(self, config: Config) -> None:
-        """Look after the functions that ``config`` names, and say where decorated ones go."""
+    @staticmethod
+    def take(config: Config) -> None:
+        """Say where decorated functions go."""
         settings.workers, settings.offload_to = config.workers, config.offload_to
+
+    def start(self, config: Config) -> None:
+        """Look after the functions that ``config`` names."""
         if not (config.auto_offload or config.transparent_offload) or self._faults.is_off(PART):
             return
         with self._faults.guard(PART):
+            from loopwatch.flagging import Flagging
             from loopwatch.workers.mover import Mover  # who moves nothing need not load the pool
 
             self._mover = Mover(
@@ -59,7 +63,7 @@ class Moving:
             config: all of them.
             changes: names of those that differ.
         """
-        settings.workers, settings.offload_to = config.workers, config.offload_to
+        self.take(config)
         if {"auto_offload", "transparent_offload"} & set(changes):
             self._stop()
             self.start(config)

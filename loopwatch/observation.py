@@ -1,16 +1,16 @@
-"""What the watcher saw of one block, before anybody judged it."""
+"""What was read of loops, before anybody judged it: one block as the watcher saw it, and the figures of a loop."""
 
 from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any
 
-from loopwatch.core.dataclasses import dataclass
-from loopwatch.events import Evidence
+from loopwatch.core.dataclasses import dataclass, field
+from loopwatch.events import Evidence, LoopStats
 from loopwatch.evidence import Clocks
 from loopwatch.expectations import Expectation
+from loopwatch.probes.histogram import Histogram
 from loopwatch.stacks import RawStack
 
 
@@ -83,3 +83,22 @@ class Observation:
     span: Any = None
     pid: int = 0
     expectation: Expectation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopReading:
+    """One loop at one moment.
+
+    Attributes:
+        key: unique among the loops of the process.
+        stats: what is told to people.
+        lags: how late its heartbeat was since it is watched.
+        callbacks: callbacks that it has run since then, None where they are not counted.
+        victims: what waited when its stalls ended.
+    """
+
+    key: int
+    stats: LoopStats
+    lags: Histogram
+    callbacks: int | None = None
+    victims: int = 0

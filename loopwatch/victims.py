@@ -21,7 +21,6 @@ import asyncio
 import contextvars
 import functools
 import gc
-import os
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -171,7 +170,7 @@ class Victims:
             threshold: s, from which on it is a stall.
             behind: handles that stand behind the blocking one in its pass.
         """
-        case = _case_of(loop, since)
+        case = loop.case_of(since)
         if not case.prepared:
             case.prepared = True
             self._do(lambda: self._prepare(loop, case, threshold, behind))
@@ -201,7 +200,7 @@ class Victims:
             episode: what was seen of it.
             span: context of the span that is current in the callback.
         """
-        case, seen = _case_of(loop, since), len(episode.samples)
+        case, seen = loop.case_of(since), len(episode.samples)
         case.span = span
         if not case.judged:
             start = loop.probe.started(since)
@@ -229,7 +228,7 @@ class Victims:
 
     def hand_over(self, loop: WatchedLoop, key: float, start: float, end: float, contexts: tuple[Any, ...]) -> None:
         """Have those who carry ``contexts`` told, and wait for it; on the loop's thread."""
-        self._do(lambda: self._tell_those(loop, _case_of(loop, key), start, end, contexts), PATIENCE)
+        self._do(lambda: self._tell_those(loop, loop.case_of(key), start, end, contexts), PATIENCE)
 
     def _tell_those(
         self,
@@ -297,16 +296,6 @@ class Pending:
 
 def _since_the_epoch(monotonic: float) -> float:
     return time.time() - (time.monotonic() - monotonic)
-
-
-def _case_of(loop: WatchedLoop, key: float) -> Case:
-    """Return the case of the block under ``key``, the same for everybody who asks; also when it has been handed on."""
-    latest = loop.latest_case
-    if latest is not None and latest.key == key:
-        return latest
-    episode = loop.episodes.get(key) or loop.episodes.setdefault(key, Episode(os.urandom(5).hex()))
-    loop.latest_case = case = Case(key, episode.id)
-    return case
 
 
 def _queue_of(loop: Loop) -> deque[Any] | None:

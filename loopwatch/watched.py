@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import weakref
 from collections import deque
-from dataclasses import field
 from typing import Any
 
-from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.core.originals import time
 from loopwatch.events import LagStats, LoopStats, Stall
 from loopwatch.evidence import Clocks, ThreadFacts
 from loopwatch.expectations import Expectations
-from loopwatch.observation import Sample
+from loopwatch.observation import LoopReading, Sample
 from loopwatch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
 from loopwatch.probes.histogram import Histogram
 from loopwatch.probes.probe import IDLE, Block, Counters, Failed, Loop, Probe
@@ -129,6 +129,7 @@ class WatchedLoop:
         self._baselines: deque[Baseline] = deque(maxlen=4)
         self.episodes: dict[float, Episode] = {}
         self.latest_case: Case | None = None
+        self._cases_lock = threading.RLock()
         self.pending: Any = None
         self.expectations = Expectations()
         self.blocked_since: float | None = None
@@ -278,6 +279,27 @@ class WatchedLoop:
             window.add(between)
             self._lags.add(window)
         self._lag = window.stats()
+
+    def case_of(self, key: float, stall_id: str | None = None) -> Case:
+        """Return the case of the block under ``key``, the same for everybody who asks; also when it was handed on.
+
+        Args:
+            key: of the block.
+            stall_id: of the stall that it is handed on as; None for who comes before that.
+        """
+        with self._cases_lock:
+            latest = self.latest_case
+            if latest is not None and latest.key == key:
+                return latest
+            if stall_id is None:
+                episode = self.episodes.get(key) or self.episodes.setdefault(key, Episode(os.urandom(5).hex()))
+                stall_id = episode.id
+            self.latest_case = case = Case(key, stall_id)
+            return case
+
+    def reading(self, now: float) -> LoopReading:
+        """Return all its figures at ``now``, ``time.monotonic`` s; from any thread."""
+        return LoopReading(self.key, self.stats(now), self.lags(), self.callbacks(now), self.victims)
 
     def lags(self) -> Histogram:
         """Return how late the heartbeat was since the loop is watched; from any thread."""

@@ -15,7 +15,7 @@ import weakref
 from _thread import allocate_lock
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopwatch import evidence as facts
 from loopwatch import labels, prompts, stacks
@@ -34,8 +34,10 @@ from loopwatch.expectations import Expectation
 from loopwatch.observation import Observation, Sample
 from loopwatch.probes.probe import IDLE, Block, Loop
 from loopwatch.usage import usage
-from loopwatch.victims import Victims
 from loopwatch.watched import QUIET_SPELL, Baseline, Caller, Case, Episode, WatchedLoop
+
+if TYPE_CHECKING:
+    from loopwatch.victims import Victims
 
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
@@ -491,8 +493,10 @@ class Watcher:
         episode = _episode_of(loop, block) or Episode(os.urandom(5).hex())
         if block.end < self._grace_until:
             return
-        case = loop.latest_case
-        reached = case.reached if case is not None and case.key == block.key else None
+        reached = None
+        if self.victims is not None and self.victims.in_use:  # whose traces may be told of it later than now
+            case = loop.case_of(block.key, episode.id)
+            episode.id, reached = case.id, case.reached
         if episode.samples and block.victims is not None:
             # What stood behind the blocking callback in its own pass has run by the time the pass ends.
             block.victims += episode.samples[-1].stack.behind

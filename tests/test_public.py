@@ -40,6 +40,7 @@ LAYERS = [
     },
     {"loopwatch.telemetry", "loopwatch.teller", "loopwatch.workers"},
     {"loopwatch.sinks", "loopwatch.moving"},
+    {"loopwatch.services"},
     {"loopwatch.agent"},
     {"loopwatch._installed"},
     {

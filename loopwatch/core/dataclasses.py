@@ -1,30 +1,39 @@
-"""``dataclass`` as the standard library has it, with methods that are compiled at the first instance.
+"""``dataclass`` with slots as the standard library has it, most of which is made when it is first asked for.
 
-The standard one compiles six methods a class, 0.5 to 1 ms; half of what it took to load the agent was that. Most of the
-records are not needed before something happens.
+The standard one takes 0.5 to 1 ms a class, half of what it took to load the agent; most of the records are not needed
+before something happens. Methods are compiled at the second instance. What ``dataclasses.fields`` and its like look for
+is made by the standard decorator when somebody looks; until then its module is not even loaded.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import FrozenInstanceError
+import functools
 
 TYPE_CHECKING = False  # as type checkers know it
 if TYPE_CHECKING:
     from collections.abc import Callable
     from dataclasses import dataclass as dataclass  # noqa: PLC0414 - it is what this module exports
-    from typing import Any
+    from dataclasses import field as field  # noqa: PLC0414
+    from typing import Any, Literal, TypeVar
+
+    Record = TypeVar("Record")
 else:
 
-    def dataclass(*, frozen: bool = False, slots: bool = False, kw_only: bool = False) -> Callable[[type], type]:
+    def dataclass(
+        *,
+        slots: Literal[True],  # noqa: ARG001 - as type checkers know it
+        frozen: bool = False,
+        kw_only: bool = False,
+    ) -> Callable[[type], type]:
         """Make a class a dataclass, with the arguments of the standard decorator that are in use here.
 
         Args:
-            frozen: instances cannot be changed, and can be hashed.
             slots: instances have no other attributes than the fields.
+            frozen: instances cannot be changed, and can be hashed.
             kw_only: fields are given by name.
 
         Example:
+            >>> import dataclasses
             >>> @dataclass(frozen=True, slots=True)
             ... class Point:
             ...     x: int
@@ -34,16 +43,27 @@ else:
         """
 
         def make(cls: type) -> type:
-            for name, method in (_FROZEN if frozen else _PLAIN).items():
-                if name not in vars(cls):
-                    setattr(cls, name, method)
-            made = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)(cls)
-            made.__init__ = _Init(made)
-            params = made.__dataclass_params__  # of interest to a dataclass that inherits from this one
-            params.frozen, params.init, params.repr, params.eq = frozen, True, True, True
+            namespace = dict(vars(cls))
+            names = tuple(cls.__annotations__)
+            spec = _Spec(names, {name: namespace.pop(name) for name in names if name in namespace}, frozen, kw_only)
+            for name in ("__dict__", "__weakref__"):
+                namespace.pop(name, None)
+            made = type(cls)(cls.__name__, cls.__bases__, (_FROZEN if frozen else _PLAIN) | namespace | {
+                "__slots__": names,
+                "__match_args__": () if kw_only else names,
+                "__init__": _Init(spec),
+                "__dataclass_fields__": _Standard("__dataclass_fields__", spec),
+                "__dataclass_params__": _Standard("__dataclass_params__", spec),
+            })  # fmt: skip
+            made.__qualname__ = cls.__qualname__
+            spec.cls = made
             return made
 
         return make
+
+    def field(*, default_factory: Callable[[], Any]) -> Any:
+        """Give a field a value of its own in each instance, as the standard function of this name does."""
+        return _Factory(default_factory)
 
 
 def compile_now(*classes: Any) -> None:
@@ -52,41 +72,123 @@ def compile_now(*classes: Any) -> None:
         cls.__init__  # noqa: B018 - looked for, see below
 
 
-class _Init:
-    """In place of ``__init__`` until it is looked for: by an instance that is made, or by ``inspect.signature``."""
+def field_names(cls: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a class that was made here."""
+    names: tuple[str, ...] = cls.__slots__
+    return names
 
-    def __init__(self, cls: Any) -> None:
-        self._cls = cls
+
+def replace(record: Record, **changes: Any) -> Record:
+    """Return a copy of ``record`` with other values in some fields, as the standard function does."""
+    values = {name: getattr(record, name) for name in _names(record)}
+    return type(record)(**(values | changes))
+
+
+def asdict(record: Any) -> dict[str, Any]:
+    """Return ``{field: value}``, with the fields of records within it, as the standard function does."""
+    import dataclasses
+
+    return dataclasses.asdict(record)
+
+
+class _Factory:
+    """The default of a field that is made anew for each instance."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+class _Spec:
+    """A class that is being made: names and defaults of its fields, and what it is to be."""
+
+    def __init__(self, names: tuple[str, ...], defaults: dict[str, Any], frozen: bool, kw_only: bool) -> None:
+        self.cls: Any = None
+        self.names, self.defaults, self.frozen, self.kw_only = names, defaults, frozen, kw_only
+
+
+class _Init:
+    """In place of ``__init__`` until a second instance is made, or it is looked for, as by ``inspect.signature``."""
+
+    def __init__(self, spec: _Spec) -> None:
+        self._spec = spec
+        self._has_made_one = False
 
     def __get__(self, instance: object, owner: type) -> Any:
-        for name, method in _compiled(self._cls).items():
-            setattr(self._cls, name, method)
-        return self._cls.__init__ if instance is None else self._cls.__init__.__get__(instance)
+        if isinstance(instance, self._spec.cls) and not self._has_made_one:
+            self._has_made_one = True
+            return functools.partial(self._first, instance)
+        return self._compile(instance)
+
+    def _first(self, instance: object, *args: Any, **kwargs: Any) -> None:
+        """Initialise the first instance, as of many records there is no other."""
+        spec = self._spec
+        values = dict(zip(spec.names, args, strict=False)) if not spec.kw_only else {}
+        if len(values) == len(args) and not values.keys() & kwargs.keys():
+            values |= kwargs
+            for name, default in spec.defaults.items():
+                if name not in values:
+                    values[name] = default.make() if type(default) is _Factory else default
+            if values.keys() == set(spec.names):
+                for name in spec.names:
+                    object.__setattr__(instance, name, values[name])
+                if (then := getattr(instance, "__post_init__", None)) is not None:
+                    then()
+                return
+        self._compile(instance)(*args, **kwargs)  # says what is wrong with the arguments
+
+    def _compile(self, instance: object) -> Any:
+        cls = self._spec.cls
+        for name, method in _compiled(self._spec).items():
+            setattr(cls, name, method)
+        return cls.__init__ if instance is None else cls.__init__.__get__(instance)
 
 
-def _compiled(cls: Any) -> dict[str, Any]:
+class _Standard:
+    """In place of what the standard decorator gives a class, until that is looked for."""
+
+    def __init__(self, name: str, spec: _Spec) -> None:
+        self._name, self._spec = name, spec
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        import dataclasses
+
+        spec = self._spec
+        given: dict[str, Any] = {
+            name: dataclasses.field(default_factory=value.make) if type(value) is _Factory else value
+            for name, value in spec.defaults.items()
+        }
+        namespace = {"__annotations__": spec.cls.__annotations__, "__module__": spec.cls.__module__, "__doc__": ""}
+        made: Any = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=spec.kw_only)(
+            type(spec.cls.__name__, (), namespace | given)
+        )
+        params = made.__dataclass_params__  # of interest to a dataclass that inherits from this one
+        params.frozen, params.init, params.repr, params.eq = spec.frozen, True, True, True
+        spec.cls.__dataclass_fields__, spec.cls.__dataclass_params__ = made.__dataclass_fields__, params
+        return getattr(spec.cls, self._name)
+
+
+def _compiled(spec: _Spec) -> dict[str, Any]:
     """Return ``__init__``, and those of ``__eq__`` and ``__hash__`` that the class has not written itself."""
+    cls = spec.cls
     given: dict[str, Any] = {"_set": object.__setattr__, "_anew": _ANEW}
-    positional: list[str] = []
-    by_name: list[str] = []
+    parameters = ["self", "*"] if spec.kw_only and spec.names else ["self"]
     lines: list[str] = []
-    fields = dataclasses.fields(cls)
-    for field in fields:
-        name = value = field.name
-        parameter = name
-        if field.default is not dataclasses.MISSING:
-            given[f"_default_{name}"], parameter = field.default, f"{name}=_default_{name}"
-        elif field.default_factory is not dataclasses.MISSING:
-            given[f"_factory_{name}"], parameter = field.default_factory, f"{name}=_anew"
-            value = f"_factory_{name}() if {name} is _anew else {name}"
-        (by_name if field.kw_only else positional).append(parameter)
+    for name in spec.names:
+        parameter = value = name
+        if name in spec.defaults:
+            default = spec.defaults[name]
+            if type(default) is _Factory:
+                given[f"_factory_{name}"], parameter = default.make, f"{name}=_anew"
+                value = f"_factory_{name}() if {name} is _anew else {name}"
+            else:
+                given[f"_default_{name}"], parameter = default, f"{name}=_default_{name}"
+        parameters.append(parameter)
         lines.append(f"_set(self, {name!r}, {value})" if cls.__setattr__ is _setattr else f"self.{name} = {value}")
     if hasattr(cls, "__post_init__"):
         lines.append("self.__post_init__()")
-    parameters = ", ".join(["self", *positional, *(["*", *by_name] if by_name else [])])
-    own, others = ("(" + "".join(f"{item}.{field.name}, " for field in fields) + ")" for item in ("self", "other"))
+    own, others = ("(" + "".join(f"{item}.{name}, " for name in spec.names) + ")" for item in ("self", "other"))
     sources = {
-        "__init__": f"({parameters}):\n {'; '.join(lines) or 'pass'}",
+        "__init__": f"({', '.join(parameters)}):\n {'; '.join(lines) or 'pass'}",
         "__eq__": f"(self, other):\n return {own} == {others} if type(other) is type(self) else NotImplemented",
         "__hash__": f"(self):\n return hash({own})",
     }
@@ -97,7 +199,7 @@ def _compiled(cls: Any) -> dict[str, Any]:
     exec(code, given)
     for name in wanted:
         given[name].__module__, given[name].__qualname__ = cls.__module__, f"{cls.__qualname__}.{name}"
-    given["__init__"].__annotations__ = {field.name: field.type for field in fields} | {"return": None}
+    given["__init__"].__annotations__ = {**cls.__annotations__, "return": None}
     return {name: given[name] for name in wanted}
 
 
@@ -109,12 +211,17 @@ class _Anew:
 _ANEW = _Anew()
 
 
+def _names(record: Any) -> tuple[str, ...]:
+    own: tuple[str, ...] | None = vars(type(record)).get("__slots__")
+    return tuple(type(record).__dataclass_fields__) if own is None else own  # a class of the program that inherits
+
+
 def _values(record: Any) -> tuple[Any, ...]:
-    return tuple(getattr(record, name) for name in record.__dataclass_fields__)
+    return tuple(getattr(record, name) for name in _names(record))
 
 
 def _repr(self: Any) -> str:
-    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self) if field.repr)
+    shown = (f"{name}={getattr(self, name)!r}" for name in _names(self))
     return f"{type(self).__qualname__}({', '.join(shown)})"
 
 
@@ -127,10 +234,14 @@ def _hash(self: Any) -> int:
 
 
 def _setattr(_self: Any, name: str, _value: object) -> None:
+    from dataclasses import FrozenInstanceError
+
     raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
 
 def _delattr(_self: Any, name: str) -> None:
+    from dataclasses import FrozenInstanceError
+
     raise FrozenInstanceError(f"cannot delete field {name!r}")
 
 
@@ -139,13 +250,17 @@ def _getstate(self: Any) -> list[Any]:
 
 
 def _setstate(self: Any, state: list[Any]) -> None:
-    for name, value in zip(self.__dataclass_fields__, state, strict=True):
+    for name, value in zip(_names(self), state, strict=True):
         object.__setattr__(self, name, value)
 
 
-_PLAIN: dict[str, Any] = {"__repr__": _repr, "__eq__": _eq, "__hash__": None}
+def _replace(self: Any, /, **changes: Any) -> Any:
+    return replace(self, **changes)
+
+
+_PLAIN: dict[str, Any] = {"__repr__": _repr, "__eq__": _eq, "__hash__": None, "__replace__": _replace}
 _FROZEN: dict[str, Any] = {
     "__repr__": _repr, "__eq__": _eq, "__hash__": _hash, "__setattr__": _setattr, "__delattr__": _delattr,
-    "__getstate__": _getstate, "__setstate__": _setstate,
+    "__getstate__": _getstate, "__setstate__": _setstate, "__replace__": _replace,
 }  # fmt: skip
 _GENERIC = {"__eq__": _eq, "__hash__": _hash}

@@ -87,6 +87,7 @@ class OwnThread:
 
     def _main(self) -> None:
         me, self._before = self._thread, self.cpu
+        release_gil(_SHORTEST_NAP)  # who starts it, a loop's thread perhaps, goes on first
         try:
             self._run()
         except BaseException as exc:

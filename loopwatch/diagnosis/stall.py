@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from loopwatch._faults import Attempt, plainly
-from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
 from loopwatch.diagnosis.remedy import remedy
@@ -72,7 +71,7 @@ def undiagnosed(seen: Observation, threshold: float) -> Stall:
         coroutine=None if seen.coroutine is None else printable(seen.coroutine),
         context={printable(key): printable(value) for key, value in seen.context.items()},
         victims=seen.victims,
-        evidence=dataclasses.replace(seen.evidence, threshold=threshold),
+        evidence=replace(seen.evidence, threshold=threshold),
     )
 
 
@@ -124,11 +123,11 @@ def diagnose(
     if cause in NO_CULPRIT or misplaced or (cause is Cause.GIL and seen.hog is None):
         verdict = Verdict(None, verdict.stack, 0)
     elif cause is Cause.GIL and seen.hog is not None:
-        verdict = dataclasses.replace(judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
+        verdict = replace(judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
         leaf = verdict.stack[-1] if verdict.stack else leaf
         call = name_call(seen.hog)
     calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
-    return dataclasses.replace(
+    return replace(
         undiagnosed(seen, threshold),
         uncertainty=_uncertainty(seen, spans, cause),
         cause=cause,
@@ -212,7 +211,7 @@ def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | N
         (sample.stack.frames[0].code, sample.stack.frames[0].lasti) for sample in seen.samples if sample.stack.frames
     ]
     pairs = list(itertools.pairwise(positions))
-    return dataclasses.replace(
+    return replace(
         seen.evidence,
         moving=sum(one != other for one, other in pairs) / len(pairs) if pairs else None,
         callbacks=spans.callbacks,

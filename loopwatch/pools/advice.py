@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.dataclasses import dataclass, field, replace
 from loopwatch.core.median import median
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.reading import End, PoolReading

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from _thread import allocate_lock
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from loopwatch import evidence
 from loopwatch._faults import Faults
 from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.dataclasses import replace
 from loopwatch.core.median import median
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time

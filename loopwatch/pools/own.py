@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
+from loopwatch.core.dataclasses import replace
 from loopwatch.core.originals import time
 from loopwatch.events import WorkerState, WorkerStats
 from loopwatch.pools.health import Situation, judge

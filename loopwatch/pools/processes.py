@@ -6,12 +6,12 @@ loaded only where there is a process to watch.
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from collections.abc import Callable, Iterable, Mapping
 
 import psutil
 
+from loopwatch.core.dataclasses import replace
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
 from loopwatch.evidence import read_kernel
@@ -148,7 +148,7 @@ class Processes:
         if before is None:
             return ProcessFacts(pid, now, alive=False, exitcode=code)
         known = before.exitcode if code is None else code
-        return dataclasses.replace(before, at=now, alive=False, zombie=False, state=None, waits_in=None, exitcode=known)
+        return replace(before, at=now, alive=False, zombie=False, state=None, waits_in=None, exitcode=known)
 
     def _judge_ends(self, facts: dict[int, ProcessFacts]) -> None:
         """Say of those that have ended since the last poll whether the kernel killed them."""
@@ -160,7 +160,7 @@ class Processes:
         killed = frozenset(pid for pid in ended if facts[pid].exitcode in (SIGKILL, None))
         verdict = self._oom.killed(killed) if killed else False
         for pid in ended:
-            facts[pid] = dataclasses.replace(facts[pid], oom_killed=verdict if pid in killed else False)
+            facts[pid] = replace(facts[pid], oom_killed=verdict if pid in killed else False)
 
     def _read_unique(self, facts: dict[int, ProcessFacts]) -> None:
         """Read the USS of the process whose turn it is."""
@@ -181,13 +181,13 @@ class Processes:
             return
         finally:
             self._next_unique = now + (time.thread_time() - before) / UNIQUE_SHARE
-        facts[pid] = dataclasses.replace(facts[pid], unique=unique)
+        facts[pid] = replace(facts[pid], unique=unique)
 
 
 def _zombie(pid: int, now: float, before: ProcessFacts | None) -> ProcessFacts:
     """Return the facts of one that has exited and was not waited for: what was known of it, and how it ended."""
     known = before or ProcessFacts(pid, now, alive=True)
-    return dataclasses.replace(
+    return replace(
         known, at=now, alive=False, zombie=True, memory=None, unique=None, state="Z", waits_in=None, exitcode=peek(pid)
     )
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from typing import Protocol
 
-from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.events import PoolStats
 from loopwatch.probes.histogram import Histogram
 

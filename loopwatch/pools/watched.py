@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
+from loopwatch.core.dataclasses import replace
 from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.health import Executor, Situation, judge

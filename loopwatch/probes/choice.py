@@ -55,13 +55,22 @@ def keeps_real_time(loop: Loop) -> bool:
     be seen there, and would have to be waited for.
     """
     kind = type(loop)
-    if "time" in getattr(loop, "__dict__", ()):
-        return False
     if issubclass(kind, base_events.BaseEventLoop):
-        return kind.time is base_events.BaseEventLoop.time and _is_stock_clock()
+        return _has_method(loop, "time", base_events.BaseEventLoop.time) and _is_stock_clock()
     if _is_uvloop(loop):
         return bool(kind.time is loaded("uvloop").Loop.time)  # its timers run by libuv's clock
     return kind.__module__.partition(".")[0] in REAL_TIME
+
+
+def _has_method(loop: Loop, name: str, function: Any) -> bool:
+    """Whether ``loop.name()`` calls ``function``, neither its class nor itself having replaced that.
+
+    To look into ``loop.__dict__`` would have the interpreter make that dictionary, and every attribute of the loop cost
+    several times as much from then on: CPython keeps them in an array until then (Objects/dictobject.c,
+    ``make_dict_from_instance_attributes``), a twelfth of a request of aiohttp.
+    """
+    method = getattr(loop, name, None)
+    return getattr(method, "__self__", None) is loop and getattr(method, "__func__", None) is function
 
 
 def _is_stock_clock() -> bool:
@@ -82,7 +91,9 @@ def _has_timed_selector(loop: Loop) -> bool:
     With a clock of its own only if its passes are asyncio's: then it does not notice.
     """
     kind = type(loop)
-    if not issubclass(kind, base_events.BaseEventLoop) or "_run_once" in getattr(loop, "__dict__", ()):
+    if not issubclass(kind, base_events.BaseEventLoop):
+        return False
+    if not _has_method(loop, "_run_once", kind._run_once):  # type: ignore[attr-defined]
         return False
     stock = kind._run_once is base_events.BaseEventLoop._run_once  # type: ignore[attr-defined]
     return (stock or keeps_real_time(loop)) and _is_real(getattr(loop, "_selector", None))

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from loopwatch.events import LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState
+from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
 from loopwatch.telemetry.attributes import utf8
 from loopwatch.telemetry.bounds import Growth, Key, Places, Spans, Totals, foremost
 from loopwatch.telemetry.catalog import BY_NAME, MAX_CULPRITS, MAX_LOOPS, MAX_POOLS, OTHER
 from loopwatch.telemetry.log import culprit_key
-from loopwatch.telemetry.points import LoopReading, Point, Spread
+from loopwatch.telemetry.points import Point, Spread
 
 LONGEST = 256
 """Characters of an attribute's value."""

@@ -6,7 +6,6 @@ One account for OpenTelemetry and Prometheus, so that both say the same. Nothing
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from loopwatch._faults import Action, Faults
 from loopwatch.config import Config
+from loopwatch.core.dataclasses import replace
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.events import Stall
+from loopwatch.observation import LoopReading
 from loopwatch.telemetry.exemplars import Exemplars
 from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.points import Inputs, LoopReading, Reading
+from loopwatch.telemetry.points import Inputs, Reading
 from loopwatch.telemetry.providers import Providers
 from loopwatch.telemetry.readings import Readings
 from loopwatch.telemetry.targets import Signal
@@ -87,7 +88,7 @@ class Telemetry:
             with self._lock:
                 self._readings.read(inputs)
                 # The loops have their last say in loop_gone().
-                self._last = dataclasses.replace(inputs, loops=())
+                self._last = replace(inputs, loops=())
 
     def stop(self, timeout: float, *, leaving: bool = False) -> None:
         """Tell what there is once more, and end; waits at most ``timeout`` s.

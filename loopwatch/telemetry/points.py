@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 
-from loopwatch.core.dataclasses import dataclass
-from loopwatch.events import LoopStats, Snapshot
+from loopwatch.core.dataclasses import dataclass, field
+from loopwatch.events import Snapshot
+from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
 from loopwatch.probes.histogram import Histogram
 
@@ -50,25 +50,6 @@ class Reading:
     at: float
     points: Mapping[str, tuple[Point, ...]]
     spreads: Mapping[str, tuple[Spread, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class LoopReading:
-    """One loop at one moment.
-
-    Attributes:
-        key: unique among the loops of the process.
-        stats: what is told to people.
-        lags: how late its heartbeat was since it is watched.
-        callbacks: callbacks that it has run since then, None where they are not counted.
-        victims: what waited when its stalls ended.
-    """
-
-    key: int
-    stats: LoopStats
-    lags: Histogram
-    callbacks: int | None = None
-    victims: int = 0
 
 
 @dataclass(frozen=True, slots=True)

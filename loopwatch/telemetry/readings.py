@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loopwatch.events import Snapshot, Stall
+from loopwatch.observation import LoopReading
 from loopwatch.telemetry.bounds import Growth, Key, Totals
 from loopwatch.telemetry.catalog import BY_NAME, MAX_CULPRITS, OTHER
 from loopwatch.telemetry.counting import Counted, Loops, Offload, Points, Pools, Stalls, gathered, key_of, points_of
-from loopwatch.telemetry.points import Inputs, LoopReading, Point, Reading, Spread
+from loopwatch.telemetry.points import Inputs, Point, Reading, Spread
 
 
 class Readings:

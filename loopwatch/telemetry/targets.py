@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from enum import StrEnum
 
-from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.errors import ConfigError
 
 DEFAULT_INTERVAL = 10.0

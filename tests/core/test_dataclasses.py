@@ -1,4 +1,4 @@
-"""Dataclasses whose methods are compiled at the first instance: what they can, and what the standard ones can."""
+"""Dataclasses that are made when they are first asked for: what they can, and what the standard ones can."""
 
 from __future__ import annotations
 
@@ -6,40 +6,41 @@ import copy
 import dataclasses
 import inspect
 import pickle
-from collections.abc import Callable
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
 from loopwatch import Config, Evidence, Frame
-from loopwatch.core.dataclasses import dataclass as ours
+from loopwatch.core import dataclasses as ours
 
-KINDS = [{"frozen": True, "slots": True}, {"slots": True}, {"frozen": True}, {"frozen": True, "kw_only": True}, {}]
+KINDS = [{"frozen": True, "slots": True}, {"slots": True}, {"frozen": True, "slots": True, "kw_only": True}]
 FIELDS = ("a", "b", "c")
 
 
-def made(decorator: Callable[..., Any], kind: dict[str, bool], rows: int = 2) -> tuple[type, list[Any]]:
+def made(library: Any, kind: dict[str, bool], rows: int = 2) -> tuple[type, list[Any]]:
     """Return a class with a field of each kind of default, and some instances."""
 
-    @decorator(**kind)
+    @library.dataclass(**kind)
     class Record:
         """A record."""
 
         a: int
         b: str = "x"
-        c: list[int] = dataclasses.field(default_factory=list)
+        c: list[int] = library.field(default_factory=list)
 
         def __post_init__(self) -> None:
             if self.a < 0:
                 raise ValueError("a")
 
-    return Record, [Record(a=1), Record(a=2, c=[1], b="y")][:rows]
+    return Record, [Record(a=1), Record(a=2, c=[1], b="y")] if rows else []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_is_as_the_standard_one(kind: dict[str, bool]) -> None:
     """Signature, text, equality, hash, order of fields, dictionary, copy, change, attributes: all the same."""
-    (own, own_rows), (real, real_rows) = made(ours, kind), made(dataclasses.dataclass, kind)
+    (own, own_rows), (real, real_rows) = made(ours, kind), made(dataclasses, kind)
 
     def told(cls: Any, rows: list[Any]) -> list[Any]:
         return [
@@ -63,7 +64,7 @@ def test_is_as_the_standard_one(kind: dict[str, bool]) -> None:
 @pytest.mark.parametrize("kind", [each for each in KINDS if "frozen" in each], ids=str)
 def test_frozen_cannot_be_changed(kind: dict[str, bool]) -> None:
     """An attribute of a frozen one can be neither set nor deleted, in the words of the standard one."""
-    (_, (own, _)), (_, (real, _)) = made(ours, kind), made(dataclasses.dataclass, kind)
+    (_, (own, _)), (_, (real, _)) = made(ours, kind), made(dataclasses, kind)
     said = []
     for record in (own, real):
         for change in (lambda record: setattr(record, "a", 2), lambda record: delattr(record, "a")):
@@ -81,6 +82,48 @@ def test_records_of_ours_travel() -> None:
     assert len({frame, Frame("f", "m", "m.py", 3)}) == 1
     assert dataclasses.asdict(Evidence(1.0))["wall"] == 1.0
     assert "threshold: 'float' = 0.1" in str(inspect.signature(Config))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_first_instance_is_as_the_others(kind: dict[str, bool]) -> None:
+    """What is wrong with the arguments of the first instance is said as of any other, and it can be made after that."""
+    for wrong in ({}, {"a": 1, "d": 2}, {"b": 1}):
+        cls, _ = made(ours, kind, rows=0)
+        for _ in range(2):
+            with pytest.raises(TypeError, match="__init__"):
+                cls(**wrong)
+        assert (cls(a=1).b, cls(a=1).c) == ("x", [])
+    cls, _ = made(ours, kind, rows=0)
+    with pytest.raises(ValueError, match="a"):
+        cls(a=-1)
+    if "kw_only" in kind:
+        return
+    for arguments in ((1, "x", [], 3), ()):
+        cls, _ = made(ours, kind, rows=0)
+        with pytest.raises(TypeError, match="__init__"):
+            cls(*arguments)
+    cls, _ = made(ours, kind, rows=0)
+    with pytest.raises(TypeError, match="multiple values"):
+        cls(1, a=1)
+    first = cls(1, "y")
+    assert first == cls(1, "y")
+
+
+def test_nothing_is_loaded_for_them() -> None:
+    """The standard module is imported when somebody asks for what it makes, not before."""
+    code = """
+import sys
+from loopwatch.core.dataclasses import dataclass, field
+@dataclass(slots=True)
+class Record:
+    a: int
+    b: list = field(default_factory=list)
+assert Record(1) == Record(1) and repr(Record(2)) == "Record(a=2, b=[])"
+assert "dataclasses" not in sys.modules
+import dataclasses
+assert dataclasses.asdict(Record(1)) == {"a": 1, "b": []}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_dataclass_may_inherit() -> None:

@@ -126,8 +126,9 @@ def test_one_that_leaves_late_comes_back(service: Service) -> None:
     stuck, service.stuck = service.stuck, None
     stuck.set()
     thread.join(SOON)
+    service.at_it.clear()
     service.thread.release()
-    assert len(ours()) == 1 and ours() != [thread] and service.runs == 2
+    assert service.at_it.wait(SOON) and len(ours()) == 1 and ours() != [thread] and service.runs == 2
 
 
 def test_its_own_fork(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -288,3 +289,34 @@ def test_trio_is_named_once() -> None:
         pytest.skip("trio is not installed (pip install trio)")
     ended = program(TRIO, "before", 100)
     assert len([line for line in ended.out if "trio is not supported" in line.get("line", "")]) == 1
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the dictionary and the array are one since then")
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_attributes_of_a_loop_stay_fast(when: str) -> None:
+    """Nothing has had the interpreter make the loop's ``__dict__``, nor that of a task, after all that is done to it.
+
+    It keeps attributes in an array until then, from which they are read several times as fast; the collector tells.
+    """
+    source = """
+        import gc
+        import loopwatch
+        quiet()
+
+        def has_dict(thing):
+            found = [item for item in gc.get_referents(thing) if type(item) is dict]
+            return any("_ready" in item or "_coro" in item for item in found)
+
+        async def main():
+            agent = loopwatch.install(threshold=0.1)
+            await blocked(0.3)
+            agent.snapshot(), agent.stalls(), agent.flush(5)
+            say(found=has_dict(asyncio.get_running_loop()) or has_dict(asyncio.current_task()))
+            vars(asyncio.get_running_loop())
+            assert has_dict(asyncio.get_running_loop())
+
+        if sys.argv[1] == "before":
+            loopwatch.install(threshold=0.1)
+        asyncio.run(main())
+    """
+    assert succeeded(source, when) == {"found": False}

@@ -16,6 +16,7 @@ from hostproc import program, succeeded
 import loopwatch
 import loopwatch.agent
 import loopwatch.evidence
+import loopwatch.services
 import loopwatch.stacks
 import loopwatch.watched
 from loopwatch.agent import Agent
@@ -222,7 +223,7 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
 
 def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be diagnosed is told as a stall without a cause; the figures of the loop count it."""
-    monkeypatch.setattr(loopwatch.agent, "diagnose", raising(RuntimeError("ours")))
+    monkeypatch.setattr(loopwatch.services, "diagnose", raising(RuntimeError("ours")))
     seen = []
 
     async def main() -> int:
@@ -334,9 +335,9 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
 
         async def main():
             agent = loopwatch.install(threshold=0.1, hang_after=0.3, journal=sys.argv[1])
-            while not agent._sinks.hang._armed:
+            while not agent._services.made.sinks.hang._armed:
                 await asyncio.sleep(0.02)
-            hang = agent._sinks.hang
+            hang = agent._services.made.sinks.hang
             if part == "hang":
                 hang._keep_dump = fail
             else:

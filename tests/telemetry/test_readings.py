@@ -24,10 +24,11 @@ from loopwatch.events import (
     Snapshot,
     WorkerStats,
 )
+from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
 from loopwatch.probes.histogram import Histogram
 from loopwatch.telemetry.catalog import BY_NAME, MAX_SAMPLES, OTHER, Kind
-from loopwatch.telemetry.points import Inputs, LoopReading, Reading
+from loopwatch.telemetry.points import Inputs, Reading
 from loopwatch.telemetry.readings import Readings
 
 Told = dict[tuple[str, ...], float]

@@ -1,0 +1,318 @@
+"""What becomes of what the watcher has seen: diagnosis, sinks, telemetry, and the health of pools beside it.
+
+Half of the package; the agent loads it once a loop is watched, as that takes longer than a loop may be held.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from loopwatch import __version__, stacks
+from loopwatch._faults import Action, Faults
+from loopwatch._patches import PatchSet, loaded
+from loopwatch.config import Config
+from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.text import error_text
+from loopwatch.diagnosis.site import Site
+from loopwatch.diagnosis.stall import diagnose, undiagnosed
+from loopwatch.errors import ConfigError
+from loopwatch.events import FlaggedFunction, Frame, Snapshot, Stall
+from loopwatch.expectations import Expectation
+from loopwatch.flagging import Flagging
+from loopwatch.moving import Moving
+from loopwatch.observation import LoopReading, Observation
+from loopwatch.pools.reading import PoolReading
+from loopwatch.pools.watch import PoolWatch
+from loopwatch.probes.probe import Loop
+from loopwatch.sinks import Sinks
+from loopwatch.telemetry.otel import Telemetry
+from loopwatch.telemetry.points import Inputs
+from loopwatch.telemetry.scraped import Scraped
+from loopwatch.telemetry.traces import Traces
+from loopwatch.telemetry.victims import current_span_variable
+from loopwatch.teller import Teller
+from loopwatch.victims import Victims
+from loopwatch.watched import Case
+from loopwatch.watcher import Watcher
+from loopwatch.workers import settings as offloading
+
+_TELEMETRY = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
+"""Settings after a change of which telemetry begins anew."""
+_SCRAPED = frozenset({"prometheus_port", "prometheus_host", "prometheus_names"})
+"""Settings after a change of which the port for Prometheus moves."""
+
+Callback = Callable[[Stall], object]
+
+
+class Services:
+    """The parts of one agent that need not be there when a loop begins to be watched.
+
+    Args:
+        config: returns the settings in force.
+        patches: where replaced attributes are kept.
+        faults: of the agent.
+        watcher: of the agent, which is told who takes what it sees.
+        teller: of the agent.
+        moving: what moves functions.
+        callbacks: called with each stall; one that raises is removed.
+        drop: called with a callback that raised.
+        snapshot: returns what the agent knows now, given the readings of pools.
+        loop_name: returns what an event loop is called, None for one that is not known.
+        polled: called after each look at processes, in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        patches: PatchSet,
+        faults: Faults,
+        watcher: Watcher,
+        teller: Teller,
+        *,
+        moving: Moving,
+        callbacks: Callable[[], Iterable[Callback]],
+        drop: Callable[[Callback], object],
+        snapshot: Callable[[Sequence[PoolReading]], Snapshot],
+        loop_name: Callable[[Loop], str | None],
+        polled: Callable[[], object],
+    ) -> None:
+        self._config, self._patches, self._faults = config, patches, faults
+        self._moving, self._callbacks, self._drop, self._snapshot = moving, callbacks, drop, snapshot
+        now = config()
+        self.ring: deque[Stall] = deque(maxlen=now.max_stalls)
+        self._flagging = Flagging(now.flag_after, now.flag_window, now.max_culprits)
+        self._site = Site.here(now.user_code, now.library_code)
+        self._started_at = time.time()
+        self.telemetry = Telemetry(self._inputs, self._do, faults, __version__)
+        self.scraped = Scraped(self.telemetry.account, faults)
+        self.pools = PoolWatch(config, patches, faults, loop_name, polled)
+        self._tell_providers: Callable[[], object] = lambda: None
+        self.renew(watcher, teller)
+
+    def renew(self, watcher: Watcher, teller: Teller) -> None:
+        """Take a new watcher and a new teller; the old ones have stopped, or were left behind in the parent process."""
+        self._watcher, self._teller = watcher, teller
+        self.traces = Traces(self.telemetry.tracer, self.telemetry.logger)
+        self.victims = Victims(current_span_variable, self.traces.begin, self.traces.tell_victims, self._faults)
+        self.sinks = Sinks(self._config(), self._patches, self._faults)
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Check what is configured and open the port for Prometheus; nothing is told before :meth:`start`.
+
+        Raises:
+            ConfigError: the port cannot be opened, or a standard ``OTEL_*`` variable is not allowed.
+        """
+        self._tell_providers = self.telemetry.prepare(self._config())
+        self.scraped.open(self._config())
+
+    def open_late(self) -> None:
+        """As :meth:`open`, where nobody is there any more to take an error: it is logged, and nothing is exported."""
+        try:
+            self.open()
+        except ConfigError as exc:
+            self._faults.say(logging.ERROR, "loopwatch: telemetry is not exported: %s", exc)
+
+    def start(self, *, discover: bool) -> None:
+        """Take from now on what the watcher sees.
+
+        Args:
+            discover: whether pools are found by themselves.
+        """
+        self._started_at = time.time()
+        self._tell_providers()
+        self.scraped.start()
+        self.sinks.open()
+        self._moving.start(self._config())
+        self._watcher.victims, self._watcher.foresee = self.victims, self._foresee
+        if discover:
+            self.pools.start()
+            offloading.opened = self.pools.own
+            own = loaded("loopwatch.workers.pool")
+            for pool in () if own is None else own.open_pools():
+                self.pools.own(pool)
+
+    def stop(self, timeout: float, *, leaving: bool) -> None:
+        """Tell what there is, and end; the watcher is stopped. Waits at most ``timeout`` s for each part."""
+        self.scraped.close(timeout)
+        with self._faults.guard("victims"):
+            self.victims.stop(timeout)
+        with self._faults.guard("teller"):
+            self._teller.stop(timeout)
+        self.telemetry.stop(timeout, leaving=leaving)
+        self.sinks.close()
+
+    def configure(self, old: Config, new: Config, *, is_on: bool) -> Callable[[], None]:
+        """Take other settings; return what puts them into force, which is called if the agent ``is_on``, too.
+
+        Raises:
+            ConfigError: they cannot be had; nothing has changed then.
+        """
+        changes = new.changes_from(old)
+        tell = self.telemetry.prepare(new) if new.enabled and _TELEMETRY & set(changes) else None
+        if is_on and _SCRAPED & set(changes):
+            self.scraped.move(old, new)
+
+        def put_into_force() -> None:
+            if tell is not None and is_on:
+                tell()
+            self.ring = deque(self.ring, maxlen=new.max_stalls)
+            self._site = Site.here(new.user_code, new.library_code)
+            self._flagging.after, self._flagging.window = new.flag_after, new.flag_window
+            self._flagging.max_culprits = new.max_culprits
+            self.sinks.configure(new, is_open=is_on)
+
+        return put_into_force
+
+    def after_fork_in_child(self, watcher: Watcher, teller: Teller, *, was_on: bool) -> None:
+        """Begin anew in a forked child, with a new watcher and a new teller."""
+        sinks, again = self.sinks, was_on and self._config().follow_fork
+        self.ring.clear()
+        self._flagging.clear()
+        self.renew(watcher, teller)
+        watcher.victims, watcher.foresee = self.victims, self._foresee
+        sinks.abandon()
+        self._started_at = time.time()
+        self.telemetry.after_fork_in_child()
+        self.pools.after_fork_in_child()
+        self.scraped.after_fork_in_child(again=again)
+
+    def end_in_child(self) -> None:
+        """End in a forked child that is not followed."""
+        self.pools.stop(0.0)
+        self.telemetry.stop(0.0)
+
+    @property
+    def threads(self) -> list[OwnThread]:
+        """What runs beside the watcher and the teller."""
+        parts = (self.victims, self.telemetry, self.pools)
+        return [*(thread for part in parts if (thread := part.thread) is not None), *self.scraped.threads]
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of them."""
+        return self.victims.cpu + self.telemetry.cpu + self.pools.cpu + self.scraped.cpu
+
+    def begin_export(self, *, has_loops: bool) -> bool:
+        """Export from now on, if there is something to watch, which is returned: a loop, or pools and children."""
+        if not has_loops and not self.pools.in_use:
+            return False
+        self.scraped.begin()
+        self._faults.attempt("telemetry", lambda: self.telemetry.begin(forks=not has_loops), None)
+        return True
+
+    def tick(self, now: float, threads: dict[int, str], longest_sleep: float) -> None:
+        """In the watcher's thread, once a tick; see :meth:`loopwatch.sinks.Sinks.tick`."""
+        self.pools.tick(now)
+        self.sinks.tick(now, threads, longest_sleep)
+        self.telemetry.tick()
+
+    # -- stalls, in the teller's thread ---------------------------------------------------------------------------
+
+    def tell(self, seen: Observation) -> None:
+        """Take what the watcher has seen."""
+        stall = self._diagnosed(seen)
+        if stall is None:
+            self.traces.forget(seen.id)
+            return
+        if seen.expectation is not None:
+            self.traces.forget(seen.id)
+            seen.expectation.count(stall)
+            self.sinks.record_expected(stall)
+            return
+        self.ring.append(stall)
+        self._faults.attempt("telemetry", lambda: self.telemetry.saw(stall), None)
+        flagged = self._newly_flagged(stall)
+        self.sinks.tell(stall, flagged)
+        self._faults.attempt("traces", lambda: self._tell_traces(stall, flagged, seen.span), None)
+        for callback in self._callbacks():
+            self._call(callback, stall)
+
+    def log_start(self, expectation: Expectation, *, listens: bool) -> None:
+        """Log what held a loop while a server started on it."""
+        if expectation.counted.blocks:
+            self.sinks.log_expected(expectation.counted, "" if listens else "it has not come to listen")
+
+    def flagged(self, now: float) -> tuple[FlaggedFunction, ...]:
+        """Return the functions that keep blocking, most blocked time first."""
+        return self._faults.attempt("flagging", lambda: self._flagging.flagged(now), ())
+
+    def _tell_traces(self, stall: Stall, flagged: FlaggedFunction | None, span: Any) -> None:
+        self.traces.tell(stall, span)
+        if flagged is not None:
+            self.traces.tell_flagged(flagged)
+
+    def _foresee(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
+        """In the watcher's thread, while a loop is blocked: have it said what that looks like, for its victims."""
+
+        def judge() -> None:
+            case.foreseen = self._faults.attempt("diagnosis", lambda: self._diagnose(seen), None)
+            then()
+
+        self._teller.do(judge)
+
+    def _newly_flagged(self, stall: Stall) -> FlaggedFunction | None:
+        flagged = self._faults.attempt("flagging", lambda: self._flagging.add(stall), None)
+        if flagged is not None:
+            offloading.causes[flagged.name] = flagged.cause
+        self._moving.saw(stall)
+        return flagged
+
+    def _diagnosed(self, seen: Observation) -> Stall | None:
+        """Return the stall; one without a cause where it cannot be diagnosed, None where there is none."""
+        dump = self.sinks.dump_of(seen)
+        bare = undiagnosed(seen, self._config().threshold)
+        return self._faults.attempt("diagnosis", lambda: self._diagnose(seen, dump), bare, about=seen.id)
+
+    def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
+        threshold = self._config().threshold
+        return diagnose(seen, self._site, threshold, _call_name, dump, attempt=self._faults.attempt)
+
+    def _call(self, callback: Callback, stall: Stall) -> None:
+        try:
+            callback(stall)
+        except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the teller
+            self._faults.count("callback")
+            self._faults.say(
+                logging.ERROR, "loopwatch: the on_stall callback %r raised %s and is removed",
+                callback, error_text(exc), exc=exc,
+            )  # fmt: skip
+            self._drop(callback)
+
+    def _do(self, action: Action) -> bool:
+        return self._teller.do(action)  # of a later one, after a stop and in a forked child
+
+    # -- figures --------------------------------------------------------------------------------------------------
+
+    def _inputs(self) -> Inputs:
+        """Return what figures are made of; from any thread."""
+        pools = self.pools.readings()
+        snapshot, now = self._snapshot(pools), time.monotonic()
+        held_back = self.traces.held_back()
+        return Inputs(
+            snapshot=snapshot,
+            loops=[loop.reading(now) for loop in self._watcher.loops if not loop.gone],
+            pools=pools,
+            collections=[(each["collections"], each["collected"], each["uncollectable"]) for each in gc.get_stats()],
+            started_at=self._started_at,
+            dropped={
+                "stalls": snapshot.agent.dropped,
+                "metrics": self.telemetry.dropped["metrics"],
+                "traces": self.telemetry.dropped["traces"] + held_back.get("traces", 0),
+                "logs": self.telemetry.dropped["logs"] + held_back.get("logs", 0),
+            },
+        )
+
+    def loop_gone(self, reading: LoopReading) -> None:
+        """A loop is not watched any more; these are its last figures."""
+        self._faults.attempt("telemetry", lambda: self.telemetry.loop_gone(reading), None)
+
+
+def _call_name(stack: stacks.RawStack) -> str | None:
+    return stacks.call_at(stack.frames[0], stack.globals) if stack.frames else None

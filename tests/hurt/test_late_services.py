@@ -1,0 +1,187 @@
+"""install() where a loop runs: it is watched at once, the rest is loaded meanwhile, and nothing is lost until then."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from hostproc import program, succeeded
+
+NEVER_BY_ITSELF = """
+    import loopwatch
+    from loopwatch.core.late import Late
+    Late.soon = lambda self: None  # until somebody wants them
+    HEAVY = ("loopwatch.services", "loopwatch.pools.watch", "loopwatch.telemetry.otel", "loopwatch.sinks")
+
+    def loaded():
+        return [name for name in HEAVY if name in sys.modules]
+
+    def burn(seconds):
+        ends = time.perf_counter() + seconds
+        while time.perf_counter() < ends:
+            sum(range(1000))
+"""
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_block_right_after_it_is_seen(kind: str) -> None:
+    """The callback that installs goes on to block: duration and culprit are told once the services are there."""
+    pytest.importorskip(kind)
+    found = succeeded(
+        NEVER_BY_ITSELF
+        + """
+    quiet()
+    async def main():
+        agent = loopwatch.install(threshold=0.1)
+        before = loaded()
+        burn(0.4)
+        await asyncio.sleep(0.2)
+        after = loaded()
+        (stall,) = agent.stalls()
+        loopwatch.uninstall()
+        say(before=before, after=after, culprit=stall.culprit.function, duration=stall.duration)
+
+    runner(sys.argv[1])(main())
+    """,
+        kind,
+    )
+    assert found["before"] == []
+    assert "burn" in found["culprit"] or found["culprit"] == "main"
+    assert found["duration"] >= 0.4
+
+
+def test_pools_made_right_after_it_are_known() -> None:
+    """A pool of threads that is made and used, one that is only made, and one of processes: name, place, every call."""
+    found = succeeded(
+        NEVER_BY_ITSELF
+        + """
+    quiet()
+    from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+    async def main():
+        agent, loop = loopwatch.install(), asyncio.get_running_loop()
+        idle = ThreadPoolExecutor(1)
+        unloaded = loaded()
+        threads = ThreadPoolExecutor(1, thread_name_prefix="resize")
+        await loop.run_in_executor(threads, len, "abc")
+        processes = ProcessPoolExecutor(1)
+        await loop.run_in_executor(processes, len, "abc")
+        await loop.run_in_executor(None, len, "abc")
+        pools = {pool.name: [pool.kind, pool.completed] for pool in agent.snapshot().pools}
+        for pool in (idle, threads, processes):
+            pool.shutdown()
+        loopwatch.uninstall()
+        say(unloaded=unloaded, pools=pools)
+
+    if __name__ == "__main__":
+        asyncio.run(main())
+    """
+    )
+    assert found["unloaded"] == []
+    kinds = sorted((kind, completed) for kind, completed in found["pools"].values())
+    assert kinds == [("default", 1), ("process", 1), ("thread", 0), ("thread", 1)]
+    assert any("resize" in name for name in found["pools"])
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+def test_a_process_that_is_over_before_they_are_loaded(blocks: bool) -> None:
+    """They are loaded at its end only if there is something for them: then the stall is logged."""
+    ended = program(
+        NEVER_BY_ITSELF
+        + """
+    async def main():
+        loopwatch.install(threshold=0.1)
+        await asyncio.sleep(0)
+        if sys.argv[1] == "True":
+            time.sleep(0.3)
+
+    asyncio.run(main())
+    loopwatch.uninstall()
+    say(loaded=loaded(), threads=[thread.name for thread in threading.enumerate()])
+    """,
+        blocks,
+    )
+    assert ended.code == 0
+    assert ("blocked" in ended.err and "sleeping" in ended.err) is blocks, ended.err
+    assert ("loopwatch.services" in ended.last["loaded"]) is blocks
+    assert ended.last["threads"] == ["MainThread"]
+
+
+def test_a_bad_variable_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standard variable that is not allowed is refused by the call, before anything has started."""
+    found = succeeded(
+        NEVER_BY_ITSELF
+        + """
+    async def main():
+        try:
+            loopwatch.install()
+        except loopwatch.ConfigError as exc:
+            say(error=str(exc), agent=loopwatch.current_agent() is None, threads=threading.active_count(),
+                loaded=loaded())
+
+    asyncio.run(main())
+    """,
+        env={"OTEL_EXPORTER_OTLP_PROTOCOL": "smoke", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
+    )
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL" in found["error"] and "smoke" in found["error"]
+    assert (found["agent"], found["threads"], found["loaded"]) == (True, 1, [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no fork that could be tried here")
+def test_a_fork_right_after_it() -> None:
+    """The child of a loop's process has all that its parent has, and tells its own block."""
+    found = succeeded(
+        NEVER_BY_ITSELF
+        + """
+    quiet()
+    async def main():
+        loopwatch.install(threshold=0.1)
+        reads, writes = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            def child():
+                asyncio.run(blocked())
+                agent = loopwatch.current_agent()
+                agent.flush(5)
+                os.write(writes, json.dumps([stall.cause for stall in agent.stalls()]).encode())
+                os._exit(0)
+            thread = threading.Thread(target=child)
+            thread.start()
+            thread.join()
+        _, status = os.waitpid(pid, 0)
+        say(causes=json.loads(os.read(reads, 1000)), status=status, own=len(loopwatch.current_agent().stalls()) <= 1)
+
+    asyncio.run(main())
+    """
+    )
+    assert found == {"causes": ["sleep"], "status": 0, "own": True}
+
+
+def test_who_uses_it_in_the_same_callback() -> None:
+    """Everything that the agent can be asked or told works before its services are there."""
+    found = succeeded(
+        NEVER_BY_ITSELF
+        + """
+    quiet()
+    async def main():
+        agent = loopwatch.install(threshold=0.1)
+        seen = []
+        agent.on_stall(seen.append)
+        changes = agent.configure(threshold=0.05)
+        agent.pause(), agent.resume()
+        time.sleep(0.2)
+        await asyncio.sleep(0.05)
+        flushed = agent.flush(5)
+        loopwatch.install(threshold=0.07)
+        state = agent.snapshot().agent
+        say(changes=changes, flushed=flushed, seen=len(seen), flagged=len(agent.flagged()), state=state.state,
+            faults=dict(state.faults), threshold=agent.config.threshold)
+        loopwatch.uninstall()
+
+    asyncio.run(main())
+    """
+    )
+    assert found == {
+        "changes": {"threshold": [0.1, 0.05]}, "flushed": True, "seen": 1, "flagged": 0, "state": "watching",
+        "faults": {}, "threshold": 0.07,
+    }  # fmt: skip
