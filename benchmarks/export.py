@@ -25,17 +25,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from loopwatch._faults import Faults
+from loopwatch.core.faults import Faults
+from loopwatch.core.histogram import Histogram
 from loopwatch.events import AgentStats, Cause, Evidence, Frame, LagStats, LoopStats, PoolStats, Snapshot, Stall
-from loopwatch.evidence import scheduled
 from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
-from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry.exemplars import Exemplars
-from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.points import Inputs, Reading
-from loopwatch.telemetry.readings import Readings
-from loopwatch.telemetry.targets import Signal, targets_of
+from loopwatch.system.threads import scheduled
+from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.exemplars import Exemplars
+from loopwatch.telemetry.metrics.records import Inputs, Reading
+from loopwatch.telemetry.otel.instruments import Account
+from loopwatch.telemetry.otel.otlp_config import Signal, targets_of
 
 BEAT = 0.001
 INTERVAL = 0.25
@@ -148,7 +148,7 @@ def measure(size: str, protocol: str, seconds: float) -> dict[str, Any]:
 
 def exporting(size: str, protocol: str, port: int, spans: list[tuple[float, float]]) -> None:
     """Begin to export."""
-    from loopwatch.telemetry.private import Private
+    from loopwatch.telemetry.otel.sdk import Private
 
     name = "grpc" if protocol == "grpc" else "http/protobuf"
     environ = {"OTEL_EXPORTER_OTLP_PROTOCOL": name, "OTEL_SERVICE_NAME": "benchmark"}

@@ -23,9 +23,9 @@ from typing import Any
 
 from export import INTERVAL, WARM_UP, account, beat, idle_spans, summary
 
-from loopwatch._faults import Faults
-from loopwatch.telemetry.scrape import Scrape
-from loopwatch.telemetry.webserver import Request, Response
+from loopwatch.core.faults import Faults
+from loopwatch.telemetry.prometheus.endpoint import Scrape
+from loopwatch.telemetry.prometheus.http_server import Request, Response
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 ROWS = {

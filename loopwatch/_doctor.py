@@ -242,12 +242,12 @@ def _tried(
 
 
 def _kernel(_environ: Mapping[str, str]) -> Iterator[Check]:
-    from loopwatch import evidence
+    from loopwatch.system import threads
 
     if sys.platform != "linux":
         yield Check("kernel facts", State.NO, "only on Linux", "causes starved, io and lock are told less often")
         return
-    me = evidence.ThreadFacts.here()
+    me = threads.ThreadFacts.here()
     if me.cpu() is None:
         yield Check("thread clock", State.NO, "no processor time of single threads", "causes are mostly unknown then")
     else:
@@ -257,7 +257,7 @@ def _kernel(_environ: Mapping[str, str]) -> Iterator[Check]:
         yield Check("schedstat", State.WARNING, "not readable", advice)
     else:
         yield Check("schedstat", State.OK, "time spent waiting for a processor")
-    syscall, channel = _where_a_waiting_thread_is(evidence.ThreadFacts)
+    syscall, channel = _where_a_waiting_thread_is(threads.ThreadFacts)
     if syscall is None:
         advice = "waits (io, sleep, lock) are told by their calls only; allow ptrace of own threads (seccomp, Yama)"
         yield Check("syscall", State.WARNING, "not readable", advice)
@@ -271,7 +271,7 @@ def _kernel(_environ: Mapping[str, str]) -> Iterator[Check]:
         yield Check("wchan", State.WARNING, "not readable", "nothing to do: the verdict does not need it")
     else:
         yield Check("wchan", State.OK, f"the kernel function it waits in, {channel}")
-    throttled = evidence.throttled()
+    throttled = threads.throttled()
     if throttled is None:
         yield Check(
             "cgroup", State.WARNING, "no cpu.stat with a throttled time", "nothing to do without a processor quota"
@@ -370,7 +370,7 @@ def _otel_check(found: Mapping[str, str]) -> Check:
         return Check(
             name, State.WARNING, f"{detail}; {_one_line(exc)}", "pip install --force-reinstall opentelemetry-sdk"
         )
-    if importlib.util.find_spec("loopwatch.telemetry.otel") is None:
+    if importlib.util.find_spec("loopwatch.telemetry.service") is None:
         return Check(name, State.NO, f"{detail}; this release does not export to it", "use the journal and the log")
     return Check(name, State.OK, detail)
 

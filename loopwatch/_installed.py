@@ -19,9 +19,9 @@ TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
 if TYPE_CHECKING:
     from typing import Any
 
-    from loopwatch._patches import PatchSet
     from loopwatch.agent import Agent
     from loopwatch.config import Config
+    from loopwatch.core.patches import PatchSet
 
 
 class _Process:
@@ -70,10 +70,10 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
 def _install(config: Config | None, settings: dict[str, Any], late: bool | None = None) -> Agent:
     if config is not None and settings:
         raise ConfigError("install(): give either a Config or single settings, not both; use config.replaced(...)")
-    from loopwatch._patches import PatchSet
     from loopwatch.agent import Agent
     from loopwatch.config import field_names, from_env
     from loopwatch.core.off_loop import off_loop
+    from loopwatch.core.patches import PatchSet
 
     with _process.lock:
         if _process.agent is not None:

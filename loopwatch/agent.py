@@ -11,29 +11,29 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loopwatch._faults import Action, Faults
-from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config, ContextSource
 from loopwatch.core import log
+from loopwatch.core.child_exit import Leaving
 from loopwatch.core.deferred import Deferred
+from loopwatch.core.faults import Action, Faults
 from loopwatch.core.late import Late
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
+from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.core.subinterpreters import in_subinterpreter
 from loopwatch.core.text import printable
 from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
-from loopwatch.evidence import thread_name
 from loopwatch.expectations import Expectation
 from loopwatch.governor import Governor
-from loopwatch.leaving import Leaving
 from loopwatch.moving import Moving
 from loopwatch.observation import LoopReading, Observation
 from loopwatch.probes.choice import is_known, keeps_real_time, make_probe
 from loopwatch.probes.probe import Loop
 from loopwatch.server_start import LONGEST, ServerStarts
+from loopwatch.system.threads import thread_name
 from loopwatch.teller import Teller
 from loopwatch.watched import WatchedLoop
 from loopwatch.watcher import Watcher
@@ -55,7 +55,7 @@ MAX_KINDS = 20
 
 _LATE = (
     "loopwatch.diagnosis.stall", "loopwatch.sinks", "loopwatch.pools.executors", "loopwatch.pools.watch",
-    "loopwatch.telemetry.otel", "loopwatch.telemetry.traces", "loopwatch.services",
+    "loopwatch.telemetry.service", "loopwatch.telemetry.otel.traces", "loopwatch.services",
 )  # fmt: skip
 """Modules that are loaded once a loop is watched; in steps, between which it can be given up."""
 MAX_GONE = 100
@@ -569,7 +569,7 @@ class Agent:
         Example:
             ``loopwatch.install().use_providers(tracer_provider=my_provider)``
         """
-        from loopwatch.telemetry.targets import Signal
+        from loopwatch.telemetry.otel.otlp_config import Signal
 
         given = {}
         for name, signal, method, provider in (
@@ -924,12 +924,12 @@ def _place() -> str | None:
 def _check_telemetry(config: Config) -> None:
     """Raise ConfigError if what is configured of OpenTelemetry is not allowed; nothing is loaded where nothing is."""
     if config.otlp_endpoint is not None or any(name.startswith("OTEL_") for name in os.environ):
-        from loopwatch.telemetry.targets import Signal, targets_of
+        from loopwatch.telemetry.otel.otlp_config import Signal, targets_of
 
         try:
             targets_of(os.environ, config.otlp_endpoint, config.export_interval)
         except ConfigError:
-            from loopwatch.telemetry.providers import application_provider
+            from loopwatch.telemetry.otel.providers import application_provider
 
             if any(application_provider(signal) is None for signal in Signal):
                 raise

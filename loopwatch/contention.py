@@ -9,10 +9,10 @@ from collections.abc import Collection, Mapping
 from types import FrameType
 from typing import NamedTuple
 
-from loopwatch import evidence as facts
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.probes.probe import Block
 from loopwatch.stacks import RawStack, take
+from loopwatch.system import threads as facts
 
 LATE = 0.015
 """s: a watcher later than this was kept from running, and asks who did it."""

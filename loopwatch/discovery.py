@@ -13,8 +13,8 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from loopwatch._patches import ListItem, PatchSet, loaded, when_imported
 from loopwatch.core.frames import current_frames
+from loopwatch.core.patches import ListItem, PatchSet, loaded, when_imported
 from loopwatch.probes.probe import Loop
 from loopwatch.stacks import below, uncollected
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.events import OffloadStats, PlaceStats, Stall
 from loopwatch.probes.probe import Loop
 from loopwatch.workers import settings

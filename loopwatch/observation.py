@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from loopwatch.core.dataclasses import dataclass, field
+from loopwatch.core.histogram import Histogram
 from loopwatch.events import Evidence, LoopStats
-from loopwatch.evidence import Clocks
 from loopwatch.expectations import Expectation
-from loopwatch.probes.histogram import Histogram
 from loopwatch.stacks import RawStack
+from loopwatch.system.threads import Clocks
 
 
 @dataclass(slots=True)

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from types import CodeType, CoroutineType, ModuleType
 from typing import Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import ListItem, PatchSet, when_imported
 from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
+from loopwatch.core.patches import ListItem, PatchSet, when_imported
 from loopwatch.expectations import Expectation
 from loopwatch.probes.probe import IDLE, Loop
 from loopwatch.watched import WatchedLoop

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from loopwatch import __version__, stacks
-from loopwatch._faults import Action, Faults
-from loopwatch._patches import PatchSet, loaded
 from loopwatch.config import Config
+from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.core.text import error_text
 from loopwatch.diagnosis.site import Site
 from loopwatch.diagnosis.stall import diagnose, undiagnosed
@@ -30,11 +30,11 @@ from loopwatch.pools.reading import PoolReading
 from loopwatch.pools.watch import PoolWatch
 from loopwatch.probes.probe import Loop
 from loopwatch.sinks import Sinks
-from loopwatch.telemetry.otel import Telemetry
-from loopwatch.telemetry.points import Inputs
-from loopwatch.telemetry.scraped import Scraped
-from loopwatch.telemetry.traces import Traces
-from loopwatch.telemetry.victims import current_span_variable
+from loopwatch.telemetry.metrics.records import Inputs
+from loopwatch.telemetry.otel.traces import Traces
+from loopwatch.telemetry.otel.waiter_spans import current_span_variable
+from loopwatch.telemetry.prometheus.lazy import Scraped
+from loopwatch.telemetry.service import Telemetry
 from loopwatch.teller import Teller
 from loopwatch.victims import Victims
 from loopwatch.watched import Case

@@ -11,9 +11,9 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.events import ExpectedBlocks, FlaggedFunction, Frame, Stall
 from loopwatch.observation import Observation
 from loopwatch.telemetry.log import LogSink

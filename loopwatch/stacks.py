@@ -28,7 +28,7 @@ from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.core.unseen import unseen_file
 from loopwatch.events import Frame
-from loopwatch.evidence import GcMonitor
+from loopwatch.system.threads import GcMonitor
 
 _NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None)))
 

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from loopwatch._faults import Action, Faults
+from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.observation import Observation

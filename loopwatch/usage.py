@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from loopwatch.evidence import Clocks
 from loopwatch.probes.probe import Block
+from loopwatch.system.threads import Clocks
 from loopwatch.watched import WatchedLoop
 
 SPANNED = 0.4

@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, NamedTuple
 
-from loopwatch._faults import Faults
 from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.faults import Faults
 from loopwatch.core.off_loop import wait_until
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread

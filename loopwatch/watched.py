@@ -10,14 +10,14 @@ from collections import deque
 from typing import Any
 
 from loopwatch.core.dataclasses import dataclass, field
+from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
 from loopwatch.events import LagStats, LoopStats, Stall
-from loopwatch.evidence import Clocks, ThreadFacts
 from loopwatch.expectations import Expectations
 from loopwatch.observation import LoopReading, Sample
 from loopwatch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
-from loopwatch.probes.histogram import Histogram
 from loopwatch.probes.probe import IDLE, Block, Counters, Failed, Loop, Probe
+from loopwatch.system.threads import Clocks, ThreadFacts
 
 
 @dataclass(slots=True)

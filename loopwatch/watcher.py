@@ -17,22 +17,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loopwatch import evidence as facts
 from loopwatch import labels, prompts, stacks
-from loopwatch._faults import Faults
 from loopwatch.config import Config
 from loopwatch.contention import LATE, Contention, Hindrance, Lateness
 from loopwatch.core.dataclasses import compile_now
+from loopwatch.core.faults import Faults
 from loopwatch.core.frames import current_frames
 from loopwatch.core.median import median
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
-from loopwatch.evidence import GcMonitor
 from loopwatch.expectations import Expectation
 from loopwatch.observation import Observation, Sample
 from loopwatch.probes.probe import IDLE, Block, Loop
+from loopwatch.system import threads as facts
+from loopwatch.system.threads import GcMonitor
 from loopwatch.usage import usage
 from loopwatch.watched import QUIET_SPELL, Baseline, Caller, Case, Episode, WatchedLoop
 

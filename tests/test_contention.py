@@ -10,11 +10,11 @@ from types import FrameType
 import pytest
 
 from loopwatch import contention
-from loopwatch import evidence as facts
 from loopwatch.contention import LATE, MIN_HOG, Contention, Hog
 from loopwatch.core.frames import current_frames
-from loopwatch.evidence import Scheduled
 from loopwatch.probes.probe import Block
+from loopwatch.system import threads as facts
+from loopwatch.system.threads import Scheduled
 
 START = 100.0
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from loopwatch import evidence
-from loopwatch.evidence import GcMonitor, ThreadFacts, scheduled, thread_clocks, thread_cpu, throttled, traced
+from loopwatch.system import threads
+from loopwatch.system.threads import GcMonitor, ThreadFacts, scheduled, thread_clocks, thread_cpu, throttled, traced
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -170,12 +170,12 @@ def test_names_of_system_calls_fit_this_machine() -> None:
     """On a machine with a table, the numbers of the calls that matter most are named as the kernel names them."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("the table of this machine is not the one checked here")
-    names = evidence._NAMES
+    names = threads._NAMES
     assert {number: names[number] for number in (0, 45, 61, 202, 230, 232, 281)} == {
         0: "read", 45: "recvfrom", 61: "wait4", 202: "futex", 230: "clock_nanosleep", 232: "epoll_wait",
         281: "epoll_pwait",
     }  # fmt: skip
-    for table in evidence._SYSCALLS.values():
+    for table in threads._SYSCALLS.values():
         assert len(set(table.values())) == len(table), "two numbers of one call"
 
 
@@ -192,8 +192,8 @@ def test_names_of_system_calls_fit_this_machine() -> None:
 )
 def test_what_the_kernel_may_say(monkeypatch: pytest.MonkeyPatch, text: str, name: str | None) -> None:
     """Each form of /proc/.../syscall is understood; what is not gives None."""
-    monkeypatch.setattr(evidence, "_NAMES", {230: "clock_nanosleep"})
-    monkeypatch.setattr(evidence, "read_kernel", lambda path: text if path.endswith("syscall") else "0")
+    monkeypatch.setattr(threads, "_NAMES", {230: "clock_nanosleep"})
+    monkeypatch.setattr(threads, "read_kernel", lambda path: text if path.endswith("syscall") else "0")
     assert ThreadFacts(1, 1, "x").waiting_in() == (name, None)
 
 
@@ -240,7 +240,7 @@ def test_throttling_of_both_kinds_of_cgroup(
     monkeypatch: pytest.MonkeyPatch, cgroup: str, files: dict[str, str], seconds: float | None
 ) -> None:
     """The quota's file is found under version 1 and 2, on the host and in a container, and read in its own unit."""
-    monkeypatch.setattr(evidence, "read_kernel", {"/proc/self/cgroup": cgroup, **files}.get)
+    monkeypatch.setattr(threads, "read_kernel", {"/proc/self/cgroup": cgroup, **files}.get)
     assert throttled() == seconds
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loopwatch._faults import APART, FIRST_PAUSE, LONGEST_PAUSE, OCCASIONS, TRIAL, WINDOW, Faults
+from loopwatch.core.faults import APART, FIRST_PAUSE, LONGEST_PAUSE, OCCASIONS, TRIAL, WINDOW, Faults
 from loopwatch.testing import FakeClock
 
 

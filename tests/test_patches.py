@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch._patches import Beside, ListItem, PatchSet
+from loopwatch.core.patches import Beside, ListItem, PatchSet
 
 
 def seen(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -17,10 +17,10 @@ ROOT = Path(loopwatch.__file__).parent
 LAYERS = [
     {"loopwatch.core"},
     {"loopwatch.events", "loopwatch.errors", "loopwatch.flagging"},
-    {"loopwatch.config", "loopwatch._patches", "loopwatch._faults"},
+    {"loopwatch.config", "loopwatch.core.patches", "loopwatch.core.faults"},
     {
         "loopwatch.probes",
-        "loopwatch.evidence",
+        "loopwatch.system.threads",
         "loopwatch.stacks",
         "loopwatch.labels",
         "loopwatch.observation",
@@ -33,7 +33,7 @@ LAYERS = [
         "loopwatch.watcher",
         "loopwatch.victims",
         "loopwatch.discovery",
-        "loopwatch.leaving",
+        "loopwatch.core.child_exit",
         "loopwatch.pools",
         "loopwatch.governor",
         "loopwatch.diagnosis",

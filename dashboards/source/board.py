@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loopwatch.telemetry import catalog
+from loopwatch.telemetry.metrics import catalog
 
 from . import sdk
 from .panels import PROMETHEUS, Panel, Query, ref, target

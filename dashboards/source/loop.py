@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwatch.telemetry import catalog
+from loopwatch.telemetry.metrics import catalog
 
 from .board import Board, Row
 from .panels import BLOCKED, BUSY, HELD, LAG, Column, Query, found_traces, heat, series, table, tile

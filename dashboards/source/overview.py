@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwatch.telemetry import catalog
+from loopwatch.telemetry.metrics import catalog
 
 from .board import Board, Row
 from .panels import (

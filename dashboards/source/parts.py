@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwatch.telemetry import catalog
+from loopwatch.telemetry.metrics import catalog
 
 from .board import Mark
 from .panels import RED, YELLOW, Query, explore_traces

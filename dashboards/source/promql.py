@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loopwatch.telemetry import catalog
-from loopwatch.telemetry.catalog import Kind, Metric
+from loopwatch.telemetry.metrics import catalog
+from loopwatch.telemetry.metrics.catalog import Kind, Metric
 
 JOB = "job"
 INSTANCE = "instance"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loopwatch.pools.advice import Kinds
-from loopwatch.telemetry import catalog
+from loopwatch.telemetry.metrics import catalog
 
 from .board import Board, Row
 from .panels import BUSY, NONE_IS_GOOD, Column, Query, Steps, bars, dashboard_link, series, table, tile, words

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from loopwatch._faults import Attempt, plainly
 from loopwatch.core.dataclasses import dataclass, replace
+from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
 from loopwatch.diagnosis.remedy import remedy

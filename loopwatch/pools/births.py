@@ -16,13 +16,13 @@ from dataclasses import dataclass  # not of ours: nothing is compiled around a f
 from types import ModuleType
 from typing import Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import Beside, ListItem, Patch, PatchSet, when_imported
+from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
+from loopwatch.core.patches import Beside, ListItem, Patch, PatchSet, when_imported
 from loopwatch.core.text import printable
-from loopwatch.evidence import read_kernel
 from loopwatch.pools.isolation import Isolation
 from loopwatch.pools.origin import origin
+from loopwatch.system.threads import read_kernel
 
 MOST = 4096
 """Children remembered; of more than that the oldest are forgotten."""

@@ -10,15 +10,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from loopwatch import evidence
-from loopwatch._patches import loaded
 from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
+from loopwatch.core.patches import loaded
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.births import Birth, Births
 from loopwatch.pools.health import Situation, Verdict, crash_reason, judge
 from loopwatch.pools.reading import End, PoolReading, ProcessFacts
-from loopwatch.probes.histogram import Histogram
+from loopwatch.system import threads
 
 NAME = KIND = "children"
 SIGKILL = -int(getattr(signal, "SIGKILL", 9))
@@ -289,5 +289,5 @@ def _is_listed() -> bool:
 
 
 def _children_of(thread: str) -> list[int]:
-    text = evidence.read_kernel(f"/proc/self/task/{thread}/children", whole=True)
+    text = threads.read_kernel(f"/proc/self/task/{thread}/children", whole=True)
     return [int(word) for word in (text or "").split()]  # else the thread has ended

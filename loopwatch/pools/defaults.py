@@ -9,7 +9,7 @@ from collections.abc import Callable, Container
 from types import FrameType
 from typing import Any
 
-from loopwatch._patches import Patch, loaded
+from loopwatch.core.patches import Patch, loaded
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import pool_name
 from loopwatch.pools.watched import Identity, Watched

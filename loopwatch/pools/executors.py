@@ -8,8 +8,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet, loaded
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.pools.board import Address, Board
 from loopwatch.pools.defaults import Defaults
 from loopwatch.pools.futures import ProcessPools, WatchedProcesses

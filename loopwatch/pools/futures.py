@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from loopwatch._patches import Patch
 from loopwatch.core.originals import time
+from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.board import Board
 from loopwatch.pools.health import Executor

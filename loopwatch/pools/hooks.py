@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import ListItem, Patch, PatchSet, when_imported
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import ListItem, Patch, PatchSet, when_imported
 from loopwatch.pools.isolation import Isolation
 
 Note = Callable[..., Any]

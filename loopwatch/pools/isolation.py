@@ -6,7 +6,7 @@ import functools
 import weakref
 from typing import Any
 
-from loopwatch._faults import Faults
+from loopwatch.core.faults import Faults
 
 MOST = 1000
 """Objects remembered; of more than that the oldest are forgotten, and may fail once more."""

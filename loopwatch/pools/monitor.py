@@ -8,19 +8,19 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
 
-from loopwatch import evidence
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.core.dataclasses import replace
+from loopwatch.core.faults import Faults
 from loopwatch.core.median import median
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
+from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding, WorkerState
 from loopwatch.pools.births import Births
 from loopwatch.pools.children import Children, has_children
 from loopwatch.pools.reading import PoolReading, ProcessFacts, Source
+from loopwatch.system import threads
 
 if TYPE_CHECKING:
     from loopwatch.pools.advice import Advisor
@@ -47,7 +47,7 @@ _NOTHING: dict[int, ProcessFacts] = {}
 
 
 def _usable_cpus() -> float:
-    from loopwatch.pools import cgroup  # loaded once there is something to look at
+    from loopwatch.system import cgroup
 
     return cgroup.usable_cpus()
 
@@ -370,5 +370,5 @@ def gil_wait() -> float:
 
 def _run_queue() -> float:
     """Return s for which this thread has waited for a processor, 0 where the system does not tell."""
-    found = evidence.scheduled(threading.get_native_id())
+    found = threads.scheduled(threading.get_native_id())
     return 0.0 if found is None else found.run_queue

@@ -13,9 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from loopwatch import evidence
-from loopwatch._patches import Patch
 from loopwatch.core.originals import time
+from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.board import RING, Board, Run
 from loopwatch.pools.health import Executor
@@ -29,6 +28,7 @@ from loopwatch.pools.staff import Staff, Work
 from loopwatch.pools.tally import Outcome
 from loopwatch.pools.target import Target
 from loopwatch.pools.watched import Identity, Watched
+from loopwatch.system import threads
 
 LOST = "lost"
 """What stands for the type of the exception of a task that died with its worker: there is none, and no result."""
@@ -222,7 +222,7 @@ class WatchedPool(Watched):
     def _thread(self, thread: threading.Thread, now: float) -> WorkerStats:
         seat, native_id = self.notes_of(thread), thread.native_id or 0
         number, since = seat.number, seat.since
-        cpu = evidence.thread_cpu(native_id)
+        cpu = threads.thread_cpu(native_id)
         if cpu is not None:
             seat.cpu = max(seat.cpu, cpu)
         if number is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from loopwatch._patches import Patch
+from loopwatch.core.patches import Patch
 from loopwatch.pools.hooks import Hooks
 from loopwatch.pools.naming import error_name
 from loopwatch.pools.tally import Tally

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from loopwatch.pools import cgroup
+from loopwatch.system import cgroup
 
 
 class Look(NamedTuple):

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from loopwatch._patches import Patch
 from loopwatch.core.originals import time
+from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks

@@ -14,10 +14,10 @@ import psutil
 from loopwatch.core.dataclasses import replace
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
-from loopwatch.evidence import read_kernel
 from loopwatch.pools.births import peek
 from loopwatch.pools.oom import Oom
 from loopwatch.pools.reading import ProcessFacts
+from loopwatch.system.threads import read_kernel
 
 UNIQUE_EVERY = 60.0
 """s between two readings of one process's USS: the kernel walks all of its pages for it (7 ms for 500 MB)."""

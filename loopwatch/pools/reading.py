@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from loopwatch.core.dataclasses import dataclass, field
+from loopwatch.core.histogram import Histogram
 from loopwatch.events import PoolStats
-from loopwatch.probes.histogram import Histogram
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import threading
 import weakref
 from typing import Any, Generic, TypeVar
 
-from loopwatch import evidence
+from loopwatch.system import threads
 
 MOST_GONE = 64
 """Threads that have ended of which is kept what they ran; of more only how many they were."""
@@ -114,7 +114,7 @@ class Seats(Generic[S]):
 
 def _io_of(native_id: int) -> int:
     """Return how much a thread of this process has read and written, in calls and bytes; -1 where that is not told."""
-    text = evidence.read_kernel(f"/proc/self/task/{native_id}/io")
+    text = threads.read_kernel(f"/proc/self/task/{native_id}/io")
     try:
         return -1 if text is None else sum(int(line.rpartition(" ")[2]) for line in text.splitlines())
     except ValueError:

@@ -7,7 +7,7 @@ import weakref
 from collections import Counter, deque
 from typing import NamedTuple
 
-from loopwatch.probes.histogram import Histogram
+from loopwatch.core.histogram import Histogram
 
 TOGETHER = 512
 """Tasks after which they are counted together, unless somebody asks before."""

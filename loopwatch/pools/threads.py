@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-from loopwatch import evidence
-from loopwatch._patches import Patch
 from loopwatch.core.originals import time
+from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.health import Executor
 from loopwatch.pools.hooks import Hooks
@@ -25,6 +24,7 @@ from loopwatch.pools.seats import Seat, Seats
 from loopwatch.pools.staff import Work
 from loopwatch.pools.tally import TOGETHER, Tally
 from loopwatch.pools.watched import Identity, Watched
+from loopwatch.system import threads
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 WORTH_A_CLOCK, CLOCK_EVERY = 0.001, 32
@@ -86,7 +86,7 @@ class WatchedThreads(Watched):
     def _worker(self, thread: threading.Thread, now: float) -> WorkerStats:
         seat, native_id = self.seats.of(thread, now), thread.native_id or 0
         item, since = seat.item, seat.since
-        cpu = evidence.thread_cpu(native_id)
+        cpu = threads.thread_cpu(native_id)
         if cpu is not None:  # threads of a pool do nothing else than its tasks
             seat.cpu = max(seat.cpu, cpu)
         if item is None:
@@ -97,7 +97,7 @@ class WatchedThreads(Watched):
         if cpu is not None:
             known["still_for"] = still = seat.still_for(now, native_id, cpu)
             if still > STILL:
-                call, channel = evidence.ThreadFacts(thread.ident or 0, native_id, thread.name).waiting_in()
+                call, channel = threads.ThreadFacts(thread.ident or 0, native_id, thread.name).waiting_in()
                 known["waits_in"] = channel or call
         return self.worker(native_id, work, seat.born, now, cpu=cpu, **known)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
 from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding
 from loopwatch.pools.executors import Executors
 from loopwatch.pools.monitor import Monitor

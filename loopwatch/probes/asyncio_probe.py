@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, NamedTuple, Self
 
-from loopwatch._patches import Patch, PatchSet
 from loopwatch.core.originals import release_gil, time
+from loopwatch.core.patches import Patch, PatchSet
 from loopwatch.core.signals import raised_by_handler
 from loopwatch.core.unseen import unseen
 from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker

@@ -7,7 +7,7 @@ from asyncio import base_events
 from types import BuiltinFunctionType
 from typing import Any
 
-from loopwatch._patches import PatchSet, loaded
+from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.probes.asyncio_probe import AsyncioProbe
 from loopwatch.probes.heartbeat import HeartbeatProbe
 from loopwatch.probes.probe import Failed, Loop, Probe

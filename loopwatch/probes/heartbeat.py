@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from types import CodeType
 
+from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import release_gil, time
 from loopwatch.core.signals import raised_by_handler
-from loopwatch.probes.histogram import Histogram
 from loopwatch.probes.probe import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
 
 LONGEST = 1.0

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from loopwatch._patches import loaded
 from loopwatch.core.originals import time
+from loopwatch.core.patches import loaded
 from loopwatch.probes.probe import IDLE, Block, Counters, Loop, Taker
 
 _UV_METRICS_IDLE_TIME = 1

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loopwatch._patches import Patch, PatchSet, loaded
+from loopwatch.core import descriptors
 from loopwatch.core.own_thread import until_one_less
+from loopwatch.core.patches import Patch, PatchSet, loaded
 from loopwatch.events import Cause, Evidence, Frame, Stall
-from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.files import FLAGS, hang_path, open_private, why_not_ours
 from loopwatch.telemetry.hangfile import HangDump, hang_header, parse_hang
 

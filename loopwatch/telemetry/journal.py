@@ -23,9 +23,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loopwatch import __version__
+from loopwatch.core import descriptors
 from loopwatch.core.originals import time
 from loopwatch.events import FlaggedFunction, Stall
-from loopwatch.telemetry import descriptors
 from loopwatch.telemetry.files import open_private
 
 SCHEMA = "loopwatch.journal/1"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopwatch._patches import loaded
+from loopwatch.core.patches import loaded
 from loopwatch.errors import ConfigError
 
 SPAN = 64

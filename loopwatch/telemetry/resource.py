@@ -16,9 +16,9 @@ from pathlib import PurePath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from loopwatch._patches import loaded
-from loopwatch.telemetry import descriptors
-from loopwatch.telemetry.attributes import utf8
+from loopwatch.core import descriptors
+from loopwatch.core.patches import loaded
+from loopwatch.telemetry.metrics.attributes import utf8
 from loopwatch.telemetry.ports import is_worker
 
 Attributes = Mapping[str, str | int]

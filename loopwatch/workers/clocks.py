@@ -7,7 +7,7 @@ import threading
 from typing import NamedTuple
 
 from loopwatch.core.originals import time
-from loopwatch.evidence import scheduled
+from loopwatch.system.threads import scheduled
 
 
 class Clocks(NamedTuple):

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.pools.naming import error_name, task_name
 from loopwatch.pools.reading import PoolReading
-from loopwatch.probes.histogram import Histogram
 from loopwatch.workers.link import Link
 from loopwatch.workers.spent import spent_by
 from loopwatch.workers.worker import resident

@@ -1,8 +1,8 @@
 """Moves the functions that the configuration names once they are found to block: their call sites stay as they are.
 
 A function is what it was until then. When it has been in the way of a loop as often as flags one, its code is
-exchanged (see :class:`loopwatch._patches.CodePatch`) for a call of the policy, which runs it inline, in a thread, or in
-a process.
+exchanged (see :class:`loopwatch.core.patches.CodePatch`) for a call of the policy, which runs it inline, in a thread,
+or in a process.
 
 - ``auto_offload`` names coroutine functions: what is awaited already is run on a loop elsewhere.
 - ``transparent_offload`` names plain functions: their task is suspended meanwhile, where a bridge is open (see
@@ -22,8 +22,8 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
-from loopwatch._patches import Around, CodePatch, Patch, PatchSet
 from loopwatch.core.off_loop import running_loop
+from loopwatch.core.patches import Around, CodePatch, Patch, PatchSet
 from loopwatch.core.text import printable
 from loopwatch.core.unseen import unseen
 from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall

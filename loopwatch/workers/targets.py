@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple, Self
 
-from loopwatch._patches import ListItem, loaded
 from loopwatch.core.import_hooks import WhenImported
+from loopwatch.core.patches import ListItem, loaded
 
 
 class Target(NamedTuple):

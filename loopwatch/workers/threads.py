@@ -21,10 +21,10 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 from loopwatch.core import log
+from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
-from loopwatch.probes.histogram import Histogram
 from loopwatch.workers import tracing
 from loopwatch.workers.backlog import NOWHERE, Backlog, Room, check_hashable
 from loopwatch.workers.calls import Call, Outcome

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from loopwatch import stacks
-from loopwatch._patches import PatchSet
+from loopwatch.core.patches import PatchSet
 from loopwatch.core.unseen import UNSEEN, unseen, unseen_code, unseen_file
 
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loopwatch.telemetry import catalog
-from loopwatch.telemetry.catalog import CATALOG, Kind, Metric
+from loopwatch.telemetry.metrics import catalog
+from loopwatch.telemetry.metrics.catalog import CATALOG, Kind, Metric
 
 STEP, LENGTH = 15, 1800
 """s between samples; s that are told."""

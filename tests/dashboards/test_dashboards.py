@@ -20,8 +20,8 @@ from dashboards.source.board import Row
 from dashboards.source.expressions import Expression, boards, expressions
 from dashboards.source.panels import Query, bars, tile
 from loopwatch.pools.advice import Kinds
-from loopwatch.telemetry import catalog
-from loopwatch.telemetry.catalog import CATALOG, Kind, Metric
+from loopwatch.telemetry.metrics import catalog
+from loopwatch.telemetry.metrics.catalog import CATALOG, Kind, Metric
 
 UIDS = ["loopwatch-loop", "loopwatch-offload", "loopwatch-overview", "loopwatch-workers"]
 BOARDS = committed()

@@ -13,7 +13,7 @@ from history import LATE, LENGTH, WAYS, Prometheus, prometheus, write
 
 from dashboards.source.expressions import Expression, expressions
 from dashboards.source.promql import INSTANCE, JOB, RANGE, Scope
-from loopwatch.telemetry import catalog
+from loopwatch.telemetry.metrics import catalog
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None,

@@ -17,7 +17,7 @@ from boards import committed
 
 from loopwatch.pools.advice import family
 from loopwatch.pools.naming import pool_name
-from loopwatch.telemetry.catalog import CATALOG, Kind
+from loopwatch.telemetry.metrics.catalog import CATALOG, Kind
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "prometheus"

@@ -14,7 +14,7 @@ import pytest
 from hostproc import finish, journals, program, start, succeeded
 
 from loopwatch import Stall
-from loopwatch._patches import PatchSet
+from loopwatch.core.patches import PatchSet
 from loopwatch.telemetry.files import hang_path, journal_path
 from loopwatch.telemetry.hang import HangTimer, leftover_hangs
 from loopwatch.telemetry.hangfile import hang_header

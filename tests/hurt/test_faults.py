@@ -15,9 +15,9 @@ from hostproc import program, succeeded
 
 import loopwatch
 import loopwatch.agent
-import loopwatch.evidence
 import loopwatch.services
 import loopwatch.stacks
+import loopwatch.system.threads
 import loopwatch.watched
 from loopwatch.agent import Agent
 from loopwatch.flagging import Flagging
@@ -367,7 +367,7 @@ def test_whatever_fails_in_the_watcher(
     elif seam == "stacks":
         monkeypatch.setattr(loopwatch.stacks, "take", raising(RuntimeError("ours")))
     else:
-        monkeypatch.setattr(loopwatch.evidence.ThreadFacts, "waiting_in", raising(RuntimeError("ours")))
+        monkeypatch.setattr(loopwatch.system.threads.ThreadFacts, "waiting_in", raising(RuntimeError("ours")))
     assert run(blocks(2)) == "the program's result"
     assert run(blocks(1)) == "the program's result"
     agent.flush()

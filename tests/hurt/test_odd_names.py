@@ -24,15 +24,16 @@ from loopwatch.events import AgentStats, Cause, Evidence, FlaggedFunction, Snaps
 from loopwatch.flagging import Flagging
 from loopwatch.observation import Observation, Sample
 from loopwatch.stacks import RawFrame, RawStack, call_at
-from loopwatch.telemetry import attributes, report
-from loopwatch.telemetry.exposition import families
+from loopwatch.telemetry import report
 from loopwatch.telemetry.hangfile import hang_header, hang_threads
 from loopwatch.telemetry.html import render
 from loopwatch.telemetry.journal import JournalWriter
 from loopwatch.telemetry.log import LogSink
-from loopwatch.telemetry.points import Inputs
+from loopwatch.telemetry.metrics import attributes
+from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.records import Inputs
+from loopwatch.telemetry.prometheus.exposition import families
 from loopwatch.telemetry.reading import read_journals
-from loopwatch.telemetry.readings import Readings
 
 MIB = 1 << 20
 HERE = Site.here()

@@ -25,7 +25,7 @@ EACH = """
         pass
     import loopwatch
     from loopwatch import _installed
-    from loopwatch._patches import Patch
+    from loopwatch.core.patches import Patch
 
     class Probe(Exception):
         pass

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopwatch.core.histogram import Histogram
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools.advice import CLEAR_AFTER, NEGLECT_WINDOW, RULES, Advisor, Kinds
 from loopwatch.pools.reading import End, PoolReading
-from loopwatch.probes.histogram import Histogram
 
 MIB = 1 << 20
 POLL = 2.0

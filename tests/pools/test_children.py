@@ -24,9 +24,9 @@ import pytest
 from tests_of_pools import until
 
 import loopwatch
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.events import PoolStats, WorkerState
 from loopwatch.pools.children import KIND, NOTED_WITHIN, child_pids, has_children
 from loopwatch.pools.monitor import Monitor

@@ -24,9 +24,9 @@ import tasks_of_pools as tasks
 from tests_of_pools import Gate, until
 
 import loopwatch
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.events import PoolStats, WorkerState
 from loopwatch.pools import health
 from loopwatch.pools.naming import pool_name

@@ -26,9 +26,9 @@ import tasks_of_pools as tasks
 from test_executors import only, pools, replaced, states, watch
 from tests_of_pools import Gate, until
 
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.events import WorkerState
 from loopwatch.pools import health, noting
 from loopwatch.pools.board import SIZE, SLOTS, Address, Board, claim

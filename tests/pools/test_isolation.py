@@ -20,8 +20,8 @@ import tasks_of_pools as tasks
 from tests_of_pools import until
 
 import loopwatch
-from loopwatch._faults import Faults
 from loopwatch.agent import Agent
+from loopwatch.core.faults import Faults
 from loopwatch.pools import isolation
 from loopwatch.pools.isolation import Isolation
 

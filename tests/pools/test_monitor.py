@@ -14,9 +14,10 @@ from dataclasses import replace
 import pytest
 from tests_of_pools import until
 
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.histogram import Histogram
+from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.pools import monitor as module
 from loopwatch.pools.advice import GIL_WAIT, UNWAITED_AFTER
@@ -24,7 +25,6 @@ from loopwatch.pools.health import Situation, judge
 from loopwatch.pools.monitor import LONGEST_PERIOD, PERIOD, Monitor, gil_wait, period
 from loopwatch.pools.news import MOST_LINES, ORPHAN_AFTER, News
 from loopwatch.pools.reading import End, PoolReading, ProcessFacts
-from loopwatch.probes.histogram import Histogram
 
 
 class Pool:
@@ -101,13 +101,13 @@ def test_starting_it_imports_no_psutil() -> None:
     """Neither does a pool of threads that is looked after."""
     program = """
 import sys
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import PoolStats
 from loopwatch.pools.monitor import Monitor
 from loopwatch.pools.reading import PoolReading
-from loopwatch.probes.histogram import Histogram
+from loopwatch.core.histogram import Histogram
 
 class Threads:
     gone = False
@@ -207,8 +207,8 @@ def test_a_fork_does_not_warn_because_of_it() -> None:
     """Since 3.12 a fork beside other threads warns; with ours alone it does not, and the thread goes on each time."""
     program = """
 import os, threading, warnings
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.pools.monitor import Monitor
 

@@ -23,9 +23,9 @@ from test_executors import only, replaced, watch
 from tests_of_pools import Gate, until
 
 import loopwatch
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.pools import neglected
 from loopwatch.pools.tally import MOST_TYPES, TOGETHER, Tally
 from loopwatch.pools.watch import PoolWatch

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from tests_of_pools import until
 
-from loopwatch.pools import cgroup
 from loopwatch.pools.births import peek
 from loopwatch.pools.oom import Oom
 from loopwatch.pools.processes import STILL, Processes
+from loopwatch.system import cgroup
 
 NOTHING = "import sys; sys.stdin.read()"
 SPIN = "while True: pass"
@@ -347,8 +347,8 @@ def test_a_child_that_the_kernel_kills_is_told_as_such(small_group: Path) -> Non
 import os, subprocess, sys
 from pathlib import Path
 Path({str(small_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
-from loopwatch._faults import Faults
-from loopwatch._patches import PatchSet
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.pools.monitor import Monitor
 monitor = Monitor(lambda: Config(log_level="CRITICAL"), PatchSet(), Faults())

@@ -14,9 +14,9 @@ from conftest import raised
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch._patches import PatchSet
 from loopwatch.agent import Agent
 from loopwatch.config import Config
+from loopwatch.core.patches import PatchSet
 from loopwatch.probes.asyncio_probe import (
     LET_IN,
     MAX_COUNTED,

@@ -11,7 +11,7 @@ from unittest.mock import MagicMock, Mock
 import pytest
 from conftest import raised
 
-from loopwatch._patches import PatchSet
+from loopwatch.core.patches import PatchSet
 from loopwatch.probes.choice import is_known, keeps_real_time, make_probe
 
 LIMIT = 0.1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.probes.histogram import Histogram
+from loopwatch.core.histogram import Histogram
 
 durations = st.lists(st.floats(2e-5, 9e4), min_size=1, max_size=200)
 

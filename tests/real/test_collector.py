@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from real_servers import await_that, missing, program, rotel
 
-from loopwatch.telemetry.catalog import BY_NAME
+from loopwatch.telemetry.metrics.catalog import BY_NAME
 
 WHY_NOT = missing("rotel")
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)

@@ -10,7 +10,7 @@ from collector_exporter import CUMULATIVE, PrometheusExporter, prometheus_name
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1 import metrics_pb2 as otlp
 
-from loopwatch.telemetry.catalog import CATALOG, Kind, Metric
+from loopwatch.telemetry.metrics.catalog import CATALOG, Kind, Metric
 
 
 def as_otlp(metric: Metric) -> otlp.Metric:

@@ -35,7 +35,7 @@ from real_servers import (
     troubled_service,
 )
 
-from loopwatch.telemetry.catalog import CATALOG, Kind
+from loopwatch.telemetry.metrics.catalog import CATALOG, Kind
 
 sys.path.insert(0, str(ROOT))  # what makes the dashboards is not installed
 
@@ -74,7 +74,8 @@ WITH_DEAD = {"LoopwatchTargetDown"}
 
 PREFORK = """
 import asyncio, os
-import loopwatch, loopwatch.telemetry.otel, loopwatch.telemetry.scrape  # so that a worker starts at once
+import loopwatch, loopwatch.telemetry.service  # so that a worker starts at once
+import loopwatch.telemetry.prometheus.endpoint
 import opentelemetry.sdk.metrics, opentelemetry.exporter.otlp.proto.http, prometheus_client.exposition
 
 while os.fork():

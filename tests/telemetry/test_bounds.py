@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry.bounds import AGAIN, EVER, Growth, Key, Places, Spans, Totals, foremost
+from loopwatch.core.histogram import Histogram
+from loopwatch.telemetry.metrics.cardinality import AGAIN, EVER, Growth, Key, Places, Spans, Totals, foremost
 
 OTHER: Key = ("other",)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import loopwatch
-from loopwatch.telemetry import document
-from loopwatch.telemetry.catalog import BY_NAME, CATALOG, MAX_SAMPLES, Kind, Metric
+from loopwatch.telemetry.metrics import document
+from loopwatch.telemetry.metrics.catalog import BY_NAME, CATALOG, MAX_SAMPLES, Kind, Metric
 
 DOCS = Path(loopwatch.__file__).parent.parent / "docs" / "metrics.md"
 
@@ -66,7 +66,7 @@ def test_names_in_prometheus(name: str, prometheus: str) -> None:
 
 
 def test_page_is_up_to_date() -> None:
-    """``docs/metrics.md`` is what the catalog says; python -m loopwatch.telemetry.document writes it."""
+    """``docs/metrics.md`` is what the catalog says; python -m loopwatch.telemetry.metrics.document writes it."""
     assert DOCS.read_text() == document.document()
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from otlp_receiver import Handler, Receiver, grpc_receiver, receiver, until
 
-from loopwatch._faults import Faults
+from loopwatch.core.faults import Faults
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry import exporting
-from loopwatch.telemetry.exporting import Exporter, Outbox
-from loopwatch.telemetry.sending import Answer, GrpcSender, HttpSender, sender_of
-from loopwatch.telemetry.targets import Protocol, Signal, Target, Targets
+from loopwatch.telemetry.otel import exporter
+from loopwatch.telemetry.otel.exporter import Exporter, Outbox
+from loopwatch.telemetry.otel.otlp import Answer, GrpcSender, HttpSender, sender_of
+from loopwatch.telemetry.otel.otlp_config import Protocol, Signal, Target, Targets
 
 
 class Fake:
@@ -117,14 +117,14 @@ def faults() -> Faults:
     return Faults()
 
 
-def exporter(faults: Faults, collect: Callable[[], bytes | None], **fields: Any) -> Exporter:
+def made(faults: Faults, collect: Callable[[], bytes | None], **fields: Any) -> Exporter:
     return Exporter(Targets({}, **({"interval": 0.02, "delay": 0.01} | fields)), faults, collect)
 
 
 def test_metrics_each_interval_and_once_more_at_the_end(faults: Faults) -> None:
     """Each message is collected when it is due; the last one when it is stopped, whatever the interval."""
     sender, numbers = Fake(), iter(range(10_000))
-    found = exporter(faults, lambda: str(next(numbers)).encode())
+    found = made(faults, lambda: str(next(numbers)).encode())
     found.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
     found.start()
     until(lambda: len(sender.sent) >= 3)
@@ -133,7 +133,7 @@ def test_metrics_each_interval_and_once_more_at_the_end(faults: Faults) -> None:
     assert sender.sent == [str(number).encode() for number in range(len(sender.sent))]
     assert found.dropped == {Signal.METRICS: 0}
     assert found.cpu > 0
-    late = exporter(faults, lambda: b"last", interval=3600)
+    late = made(faults, lambda: b"last", interval=3600)
     late.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
     late.start()
     late.stop(5.0)
@@ -143,7 +143,7 @@ def test_metrics_each_interval_and_once_more_at_the_end(faults: Faults) -> None:
 def test_spans_soon_and_in_batches(faults: Faults) -> None:
     """A full batch goes at once, a lone one after the delay; the thread starts with the first."""
     sender = Fake()
-    found = exporter(faults, lambda: None, delay=0.05, batch=3, queue=100)
+    found = made(faults, lambda: None, delay=0.05, batch=3, queue=100)
     found.add(Signal.TRACES, sender, "http://x", joined)
     assert not found.alive
     for item in "abcd":
@@ -159,13 +159,13 @@ def test_one_line_of_log_for_all_of_it(faults: Faults, caplog: pytest.LogCapture
     """However often it fails and for however many signals; and one when it is over."""
     caplog.set_level(logging.INFO, "loopwatch")
     failing = [Fake(*[AGAIN] * 3) for _ in Signal]
-    found = exporter(faults, lambda: b"m")
+    found = made(faults, lambda: b"m")
     for signal, sender in zip(Signal, failing, strict=True):
         found.add(signal, sender, f"http://x/{signal.value}", lambda items: str(items[0]).encode())
     found.put(Signal.TRACES, "t")
     found.put(Signal.LOGS, "l")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "SHORTEST_PAUSE", 0.01)
+        patch.setattr(exporter, "SHORTEST_PAUSE", 0.01)
         found.start()
         until(lambda: all(len(sender.sent) > 3 for sender in failing))
         until(lambda: len(caplog.records) >= 2)
@@ -180,7 +180,7 @@ def test_one_line_of_log_for_all_of_it(faults: Faults, caplog: pytest.LogCapture
 
 def test_a_short_program_learns_that_nobody_listens(faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
     """Where the only attempt is the one at its end, that is the one log line."""
-    found = exporter(faults, lambda: b"m", interval=3600)
+    found = made(faults, lambda: b"m", interval=3600)
     for signal in Signal:
         found.add(signal, Fake(AGAIN), "http://x", lambda items: b"m")
     found.start()
@@ -193,7 +193,7 @@ def test_a_receiver_that_asks_to_wait_is_left_alone(faults: Faults) -> None:
     """With ``Retry-After`` nothing is sent before, however short the interval; no metric is collected in vain."""
     sender = Fake(Answer("HTTP 429", again=True, after=3600.0))
     collected = []
-    found = exporter(faults, lambda: collected.append(1) or b"m")  # type: ignore[func-returns-value]
+    found = made(faults, lambda: collected.append(1) or b"m")  # type: ignore[func-returns-value]
     found.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
     found.start()
     until(lambda: sender.sent)
@@ -206,10 +206,10 @@ def test_a_receiver_that_asks_to_wait_is_left_alone(faults: Faults) -> None:
 
 def test_totals_need_not_wait_and_differences_do(faults: Faults) -> None:
     """Of totals the latest is kept, of differences a bounded number, as they would be lost."""
-    from loopwatch.telemetry.targets import Temporality
+    from loopwatch.telemetry.otel.otlp_config import Temporality
 
     for temporality, kept in ((Temporality.CUMULATIVE, 1), (Temporality.DELTA, 8)):
-        found = exporter(faults, lambda: b"m", temporality=temporality)
+        found = made(faults, lambda: b"m", temporality=temporality)
         assert found.add(Signal.METRICS, Fake(), "x", joined).limit == kept
 
 
@@ -230,7 +230,7 @@ def test_stopping_does_not_wait_for_a_receiver_that_hangs(faults: Faults) -> Non
             self.over.set()
 
     sender = Hanging()
-    found = exporter(faults, lambda: b"m")
+    found = made(faults, lambda: b"m")
     found.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
     found.start()
     until(lambda: sender.sent)
@@ -242,7 +242,7 @@ def test_stopping_does_not_wait_for_a_receiver_that_hangs(faults: Faults) -> Non
 def test_a_signal_that_somebody_else_exports_now(faults: Faults) -> None:
     """It is told once more and then no more; the others go on; without any the thread ends."""
     metrics, traces = Fake(), Fake()
-    found = exporter(faults, lambda: b"m", interval=3600)
+    found = made(faults, lambda: b"m", interval=3600)
     found.add(Signal.METRICS, metrics, "http://x", lambda messages: messages[0])
     found.add(Signal.TRACES, traces, "http://x", joined)
     found.start()

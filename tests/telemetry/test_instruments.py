@@ -14,11 +14,11 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from stalls import make_stall
 
-from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, Kind
-from loopwatch.telemetry.exemplars import Exemplars
-from loopwatch.telemetry.instruments import MOST_RECORDS, Account, Instruments, instruments_of
-from loopwatch.telemetry.points import Point, Reading, Spread
+from loopwatch.core.histogram import Histogram
+from loopwatch.telemetry.metrics.catalog import CATALOG, LAG_BOUNDS, Kind
+from loopwatch.telemetry.metrics.exemplars import Exemplars
+from loopwatch.telemetry.metrics.records import Point, Reading, Spread
+from loopwatch.telemetry.otel.instruments import MOST_RECORDS, Account, Instruments, instruments_of
 
 LAG = "asyncio.eventloop.lag"
 PASSES = "asyncio.eventloop.passes"
@@ -166,7 +166,7 @@ def test_it_rests_between_instruments_but_never_on_a_loop(monkeypatch: pytest.Mo
     """A collection in a thread lets loops have the GIL again and again; one on a loop's own thread never sleeps."""
     source, naps = Source(), []
     (reader,) = attached(source)
-    monkeypatch.setattr("loopwatch.telemetry.instruments.time.sleep", naps.append)
+    monkeypatch.setattr("loopwatch.telemetry.otel.instruments.time.sleep", naps.append)
     told(reader)
     assert len(naps) >= len([metric for metric in CATALOG if metric.kind is not Kind.HISTOGRAM])
     assert set(naps) == {0.0001}

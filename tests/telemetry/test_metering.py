@@ -8,14 +8,14 @@ from opentelemetry.sdk.resources import Resource
 from otlp_receiver import points_of
 from stalls import make_stall
 
-from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry import metering
-from loopwatch.telemetry.catalog import BY_NAME, CATALOG, LAG_BOUNDS, Kind
-from loopwatch.telemetry.exemplars import Exemplars
-from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.metering import GROUPS, PIECE, Metering
-from loopwatch.telemetry.points import Point, Reading, Spread
-from loopwatch.telemetry.targets import Temporality
+from loopwatch.core.histogram import Histogram
+from loopwatch.telemetry.metrics.catalog import BY_NAME, CATALOG, LAG_BOUNDS, Kind
+from loopwatch.telemetry.metrics.exemplars import Exemplars
+from loopwatch.telemetry.metrics.records import Point, Reading, Spread
+from loopwatch.telemetry.otel import metric_reader
+from loopwatch.telemetry.otel.instruments import Account
+from loopwatch.telemetry.otel.metric_reader import GROUPS, PIECE, Metering
+from loopwatch.telemetry.otel.otlp_config import Temporality
 
 LAG = "asyncio.eventloop.lag"
 
@@ -40,7 +40,7 @@ class Pauses:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = self.points = self.most = 0
-        original = metering.encode_metrics
+        original = metric_reader.encode_metrics
 
         def counting(data):  # type: ignore[no-untyped-def]
             scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics]
@@ -48,7 +48,7 @@ class Pauses:
             self.most = max(self.most, self.points)
             return original(data)
 
-        monkeypatch.setattr(metering, "encode_metrics", counting)
+        monkeypatch.setattr(metric_reader, "encode_metrics", counting)
 
     def __call__(self) -> None:
         self.count += 1

@@ -17,8 +17,9 @@ from scraping import DEADLINE, free_range, targets, until
 
 import loopwatch
 from loopwatch import ConfigError
-from loopwatch.telemetry import listeners, neighbours, ports
-from loopwatch.telemetry.neighbours import Neighbour, Survey, identity
+from loopwatch.telemetry import ports
+from loopwatch.telemetry.prometheus import listeners, neighbours
+from loopwatch.telemetry.prometheus.neighbours import Neighbour, Survey, identity
 
 LOOPBACK = ports.resolve("127.0.0.1")
 PAGE = {"loopwatch": "1.0", "pid": os.getpid(), "parent": os.getppid(), "service": "shop", "index": 3}

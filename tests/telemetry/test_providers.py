@@ -28,7 +28,7 @@ from otlp_receiver import Handler, grpc_receiver, items_of, points_of, receiver,
 import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry import exporting
+from loopwatch.telemetry.otel import exporter
 from loopwatch.testing import FakeClock
 
 STALLS = "asyncio.eventloop.stalls"
@@ -430,7 +430,7 @@ BEHAVIOURS: dict[str, Callable[[Handler], None]] = {
 def test_a_receiver_in_trouble(trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """One log line, the program goes on, and the figures are right once it is over."""
     caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(exporting, "SHORTEST_PAUSE", 0.05)
+    monkeypatch.setattr(exporter, "SHORTEST_PAUSE", 0.05)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1" if trouble == "slow" else "10")
     with receiver(BEHAVIOURS[trouble]) as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1, log_level="DEBUG")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stalls import frame, make_stall
 
+from loopwatch.core.histogram import Histogram
 from loopwatch.events import (
     AgentStats,
     Cause,
@@ -26,10 +27,9 @@ from loopwatch.events import (
 )
 from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
-from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry.catalog import BY_NAME, MAX_SAMPLES, OTHER, Kind
-from loopwatch.telemetry.points import Inputs, Reading
-from loopwatch.telemetry.readings import Readings
+from loopwatch.telemetry.metrics.catalog import BY_NAME, MAX_SAMPLES, OTHER, Kind
+from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.records import Inputs, Reading
 
 Told = dict[tuple[str, ...], float]
 

@@ -13,7 +13,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from loopwatch.agent import Agent
 from loopwatch.telemetry.log import describe, describe_flagged
-from loopwatch.telemetry.records import StallRecords
+from loopwatch.telemetry.otel.logs import StallRecords
 from tests.conftest import Run
 from tests.telemetry.stalls import T0, make_stall
 from tests.telemetry.traced import FLAGGED, Told, set_globally

@@ -29,14 +29,15 @@ from scraping import OPENMETRICS, fetch, free_range, one, scraped, until, who
 
 import loopwatch
 from loopwatch import ConfigError
-from loopwatch._faults import Faults
-from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry import neighbours, ports, webserver
-from loopwatch.telemetry.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
-from loopwatch.telemetry.exemplars import Exemplars
-from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.points import Point, Reading, Spread
-from loopwatch.telemetry.scrape import Scrape
+from loopwatch.core.faults import Faults
+from loopwatch.core.histogram import Histogram
+from loopwatch.telemetry import ports
+from loopwatch.telemetry.metrics.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
+from loopwatch.telemetry.metrics.exemplars import Exemplars
+from loopwatch.telemetry.metrics.records import Point, Reading, Spread
+from loopwatch.telemetry.otel.instruments import Account
+from loopwatch.telemetry.prometheus import http_server, neighbours
+from loopwatch.telemetry.prometheus.endpoint import Scrape
 
 Run = Callable[[Any], Any]
 
@@ -299,18 +300,18 @@ def test_many_scrapers_cost_no_more_than_one(serve: Callable[..., Scrape]) -> No
 
 def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that say nothing, little by little, or take nothing hold at most so many descriptors, and nobody up."""
-    monkeypatch.setattr(webserver, "PATIENCE", 1.0)
+    monkeypatch.setattr(http_server, "PATIENCE", 1.0)
     url = serve(full_reading).url
     where = (urlsplit(url).hostname, urlsplit(url).port)
     before = psutil.Process().num_fds()
-    clients = [socket.create_connection(where, timeout=30) for _ in range(3 * webserver.MOST)]
+    clients = [socket.create_connection(where, timeout=30) for _ in range(3 * http_server.MOST)]
     for number, client in enumerate(clients):
         try:
             client.sendall([b"", b"GET /me", b"GET /metrics HTTP/1.1\r\n\r\n"][number % 3])
         except OSError:  # it was dropped for a later one
             pass
     assert len(scraped(url)) > 500
-    assert psutil.Process().num_fds() <= before + len(clients) + webserver.MOST
+    assert psutil.Process().num_fds() <= before + len(clients) + http_server.MOST
     for client in clients:  # all of them are hung up on, whatever they do
         try:
             while client.recv(65536):
@@ -325,7 +326,7 @@ def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pyte
 
 def test_no_descriptor_left(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has no descriptor left is not kept busy by who waits to be accepted, and serves them later."""
-    monkeypatch.setattr(webserver, "REST", 0.05)
+    monkeypatch.setattr(http_server, "REST", 0.05)
     refused: list[int] = []
     accept = socket.socket.accept
 
@@ -415,7 +416,7 @@ def test_a_flood_for_targets_is_bounded(serve: Callable[..., Scrape], mute: Call
             clients.pop(0).close()
         most = max(most, psutil.Process().num_fds())
         running = max(running, threading.active_count())
-    assert most <= before + 11 + webserver.MOST + 4 * neighbours.AT_ONCE  # both ends are in this process
+    assert most <= before + 11 + http_server.MOST + 4 * neighbours.AT_ONCE  # both ends are in this process
     assert running <= threads + 1
     assert beside.most <= neighbours.AT_ONCE
     (only,) = json.loads(fetch(scrape.url.replace("metrics", "targets"))[1])

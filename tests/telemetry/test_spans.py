@@ -12,10 +12,10 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFl
 
 from loopwatch.agent import Agent
 from loopwatch.events import Stall
-from loopwatch.telemetry.attributes import MAX_STACK, stack_text
-from loopwatch.telemetry.spans import MAX_KNOWN, SPANS_A_MINUTE, StallSpans
-from loopwatch.telemetry.storm import Allowance
-from loopwatch.telemetry.traces import Traces
+from loopwatch.telemetry.metrics.attributes import MAX_STACK, stack_text
+from loopwatch.telemetry.otel.rate_limit import Allowance
+from loopwatch.telemetry.otel.spans import MAX_KNOWN, SPANS_A_MINUTE, StallSpans
+from loopwatch.telemetry.otel.traces import Traces
 from tests.conftest import Run
 from tests.telemetry.stalls import T0, frame, make_stall
 from tests.telemetry.traced import Told, ratio, set_globally

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry.targets import Protocol, Signal, Target, Temporality, targets_of
+from loopwatch.telemetry.otel.otlp_config import Protocol, Signal, Target, Temporality, targets_of
 
 BASE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
 

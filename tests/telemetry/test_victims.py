@@ -22,9 +22,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, Sam
 
 from loopwatch import victims
 from loopwatch.agent import Agent
-from loopwatch.telemetry.storm import Allowance
-from loopwatch.telemetry.traces import Traces
-from loopwatch.telemetry.victims import EVENTS_A_MINUTE, MAX_VICTIMS
+from loopwatch.telemetry.otel.rate_limit import Allowance
+from loopwatch.telemetry.otel.traces import Traces
+from loopwatch.telemetry.otel.waiter_spans import EVENTS_A_MINUTE, MAX_VICTIMS
 from loopwatch.watched import Case
 from tests.conftest import Run, runner
 from tests.telemetry.traced import Told, events, set_globally

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import ListItem, PatchSet, when_imported
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import ListItem, PatchSet, when_imported
 
 PART = "leaving"
 

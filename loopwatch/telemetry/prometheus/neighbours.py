@@ -22,11 +22,12 @@ from typing import TypeGuard
 
 import psutil
 
+from loopwatch.core import descriptors
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
-from loopwatch.telemetry import descriptors, listeners
-from loopwatch.telemetry.listeners import Listener
 from loopwatch.telemetry.ports import Address
+from loopwatch.telemetry.prometheus import listeners
+from loopwatch.telemetry.prometheus.listeners import Listener
 
 AT_ONCE = 4
 """Sockets of one search at a time."""

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from loopwatch.core import descriptors
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
-from loopwatch.telemetry import descriptors
 
 MOST = 16
 """Connections at a time; for another one the oldest is closed."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.events import Stall
-from loopwatch.telemetry.catalog import LAG_BOUNDS, OTHER
+from loopwatch.telemetry.metrics.catalog import LAG_BOUNDS, OTHER
 
 MOST = 16
 """Loops of which exemplars are kept: those that stalled last."""

@@ -1,6 +1,6 @@
 """Counts what loops, stalls, pools and offloaded calls do, each with its bounds. Pure: no clock, no files.
 
-What is gone keeps what it has counted, in its series or in that of :data:`~loopwatch.telemetry.catalog.OTHER`.
+What is gone keeps what it has counted, in its series or in that of :data:`~loopwatch.telemetry.metrics.catalog.OTHER`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from loopwatch.events import LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState
 from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
-from loopwatch.telemetry.attributes import utf8
-from loopwatch.telemetry.bounds import Growth, Key, Places, Spans, Totals, foremost
-from loopwatch.telemetry.catalog import BY_NAME, MAX_CULPRITS, MAX_LOOPS, MAX_POOLS, OTHER
 from loopwatch.telemetry.log import culprit_key
-from loopwatch.telemetry.points import Point, Spread
+from loopwatch.telemetry.metrics.attributes import utf8
+from loopwatch.telemetry.metrics.cardinality import Growth, Key, Places, Spans, Totals, foremost
+from loopwatch.telemetry.metrics.catalog import BY_NAME, MAX_CULPRITS, MAX_LOOPS, MAX_POOLS, OTHER
+from loopwatch.telemetry.metrics.records import Point, Spread
 
 LONGEST = 256
 """Characters of an attribute's value."""

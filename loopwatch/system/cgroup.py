@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from loopwatch.evidence import read_kernel
+from loopwatch.system.threads import read_kernel
 
 ROOT = Path("/")
 

@@ -17,11 +17,11 @@ from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 
 from loopwatch.core.originals import time
-from loopwatch.telemetry.catalog import AGENT, LOOPS, OFFLOAD, POOLS
-from loopwatch.telemetry.instruments import Account, Instruments
-from loopwatch.telemetry.points import Reading
-from loopwatch.telemetry.spreads import Spreads
-from loopwatch.telemetry.targets import Temporality
+from loopwatch.telemetry.metrics.catalog import AGENT, LOOPS, OFFLOAD, POOLS
+from loopwatch.telemetry.metrics.records import Reading
+from loopwatch.telemetry.otel.histogram_points import Spreads
+from loopwatch.telemetry.otel.instruments import Account, Instruments
+from loopwatch.telemetry.otel.otlp_config import Temporality
 
 GROUPS = (LOOPS[:10], LOOPS[10:], POOLS[:7], POOLS[7:], (*OFFLOAD, *AGENT))
 """Metrics that are collected together."""
@@ -84,7 +84,7 @@ class Metering:
 
 
 class _Meters(MeterProvider):
-    """Does nothing in a forked child, as in :mod:`loopwatch.telemetry.private`."""
+    """Does nothing in a forked child, as in :mod:`loopwatch.telemetry.otel.sdk`."""
 
     def _handle_fork(self) -> None:
         """Nothing."""

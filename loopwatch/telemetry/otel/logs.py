@@ -10,10 +10,10 @@ from typing import Any
 
 from loopwatch.core.originals import time
 from loopwatch.events import FlaggedFunction, Stall
-from loopwatch.telemetry import attributes
 from loopwatch.telemetry.log import describe, describe_flagged
-from loopwatch.telemetry.spans import SpanContext, context_of
-from loopwatch.telemetry.storm import Allowance
+from loopwatch.telemetry.metrics import attributes
+from loopwatch.telemetry.otel.rate_limit import Allowance
+from loopwatch.telemetry.otel.spans import SpanContext, context_of
 
 RECORDS_A_MINUTE = 100
 

@@ -1,7 +1,7 @@
 """Points of every metric from what the agent knows, with every bound of the catalog applied. Pure: no clock, no files.
 
 A point of a counter never goes down: what a loop or a pool that is gone has counted stays in its series, or in that of
-:data:`~loopwatch.telemetry.catalog.OTHER`.
+:data:`~loopwatch.telemetry.metrics.catalog.OTHER`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,20 @@ from collections.abc import Callable
 
 from loopwatch.events import Snapshot, Stall
 from loopwatch.observation import LoopReading
-from loopwatch.telemetry.bounds import Growth, Key, Totals
-from loopwatch.telemetry.catalog import BY_NAME, MAX_CULPRITS, OTHER
-from loopwatch.telemetry.counting import Counted, Loops, Offload, Points, Pools, Stalls, gathered, key_of, points_of
-from loopwatch.telemetry.points import Inputs, Point, Reading, Spread
+from loopwatch.telemetry.metrics.cardinality import Growth, Key, Totals
+from loopwatch.telemetry.metrics.catalog import BY_NAME, MAX_CULPRITS, OTHER
+from loopwatch.telemetry.metrics.counters import (
+    Counted,
+    Loops,
+    Offload,
+    Points,
+    Pools,
+    Stalls,
+    gathered,
+    key_of,
+    points_of,
+)
+from loopwatch.telemetry.metrics.records import Inputs, Point, Reading, Spread
 
 
 class Readings:

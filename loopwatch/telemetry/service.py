@@ -11,18 +11,18 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from loopwatch._faults import Action, Faults
 from loopwatch.config import Config
 from loopwatch.core.dataclasses import replace
+from loopwatch.core.faults import Action, Faults
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.events import Stall
 from loopwatch.observation import LoopReading
-from loopwatch.telemetry.exemplars import Exemplars
-from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.points import Inputs, Reading
-from loopwatch.telemetry.providers import Providers
-from loopwatch.telemetry.readings import Readings
-from loopwatch.telemetry.targets import Signal
+from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.exemplars import Exemplars
+from loopwatch.telemetry.metrics.records import Inputs, Reading
+from loopwatch.telemetry.otel.instruments import Account
+from loopwatch.telemetry.otel.otlp_config import Signal
+from loopwatch.telemetry.otel.providers import Providers
 
 if TYPE_CHECKING:
     from opentelemetry._logs import Logger

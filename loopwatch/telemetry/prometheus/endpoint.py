@@ -15,16 +15,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from loopwatch._faults import Faults
+from loopwatch.core import descriptors
+from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry import descriptors, exposition, hosts, ports, resource
-from loopwatch.telemetry.exposition import Family
-from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.neighbours import Neighbour, Survey, gives_way
+from loopwatch.telemetry import ports, resource
+from loopwatch.telemetry.otel.instruments import Account
 from loopwatch.telemetry.ports import Place
-from loopwatch.telemetry.webserver import Answer, Request, Response, WebServer, text
+from loopwatch.telemetry.prometheus import exposition, hosts
+from loopwatch.telemetry.prometheus.exposition import Family
+from loopwatch.telemetry.prometheus.http_server import Answer, Request, Response, WebServer, text
+from loopwatch.telemetry.prometheus.neighbours import Neighbour, Survey, gives_way
 
 SETTLE = 0.1
 """s after a fork before the child takes a port: one that executes another program, or ends at once, needs none."""
@@ -58,7 +60,7 @@ class Scrape:
         host, port: as configured.
         account: where what is told comes from.
         faults: of the agent.
-        names: names by which it is asked, beside this machine's own, see :func:`loopwatch.telemetry.hosts.is_known`.
+        names: names by which it is asked, beside this machine's own; see :mod:`loopwatch.telemetry.prometheus.hosts`.
         addresses: what ``host`` means, None to have it found out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Writes ``docs/metrics.md`` from the catalog: ``python -m loopwatch.telemetry.document > docs/metrics.md``."""
+"""Writes ``docs/metrics.md`` from the catalog: ``python -m loopwatch.telemetry.metrics.document > docs/metrics.md``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from loopwatch.telemetry import catalog
-from loopwatch.telemetry.catalog import CATALOG, Kind, Metric
+from loopwatch.telemetry.metrics import catalog
+from loopwatch.telemetry.metrics.catalog import CATALOG, Kind, Metric
 
 _WIDTH = 120
 _INTRODUCTION = f"""\
 # Metrics
 
-Written by `python -m loopwatch.telemetry.document` from `loopwatch/telemetry/catalog.py`; do not edit.
+Written by `python -m loopwatch.telemetry.metrics.document` from `loopwatch/telemetry/metrics/catalog.py`; do not edit.
 
 Every metric that loopwatch tells, over OTLP and to Prometheus alike: the question of an operator that it answers, what
 it does not mean, an example. Attributes keep their names over OTLP; in Prometheus dots become underscores

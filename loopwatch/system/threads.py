@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from loopwatch._patches import ListItem
 from loopwatch.core.originals import time
+from loopwatch.core.patches import ListItem
 
 MAX_THREADS = 256
 """Threads of the process whose clocks are compared to find who burns a processor."""

@@ -1,7 +1,7 @@
 """Histograms as data points of the SDK, made from what was counted: exact, and without a record for each duration.
 
 Only for our own exports. An application's SDK takes single durations and nothing else, see
-:mod:`loopwatch.telemetry.instruments`. Imports the SDK.
+:mod:`loopwatch.telemetry.otel.instruments`. Imports the SDK.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, HistogramDa
 from opentelemetry.sdk.metrics.export import Histogram as Data
 from opentelemetry.sdk.metrics.export import Metric as Told
 
-from loopwatch.telemetry.bounds import Key
-from loopwatch.telemetry.catalog import CATALOG, LOOP, Metric
-from loopwatch.telemetry.exemplars import Exemplar, Exemplars
-from loopwatch.telemetry.points import Reading, Spread
+from loopwatch.telemetry.metrics.cardinality import Key
+from loopwatch.telemetry.metrics.catalog import CATALOG, LOOP, Metric
+from loopwatch.telemetry.metrics.exemplars import Exemplar, Exemplars
+from loopwatch.telemetry.metrics.records import Reading, Spread
 
 _NANO = 1_000_000_000
 

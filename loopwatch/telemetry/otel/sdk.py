@@ -16,14 +16,14 @@ from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
-from loopwatch._faults import Faults
+from loopwatch.core.faults import Faults
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.telemetry import resource as own_resource
-from loopwatch.telemetry.exporting import Exporter, nap
-from loopwatch.telemetry.instruments import Account
-from loopwatch.telemetry.metering import Metering
-from loopwatch.telemetry.sending import sender_of
-from loopwatch.telemetry.targets import Protocol, Signal, Target, Targets
+from loopwatch.telemetry.otel.exporter import Exporter, nap
+from loopwatch.telemetry.otel.instruments import Account
+from loopwatch.telemetry.otel.metric_reader import Metering
+from loopwatch.telemetry.otel.otlp import sender_of
+from loopwatch.telemetry.otel.otlp_config import Protocol, Signal, Target, Targets
 
 if TYPE_CHECKING:
     from opentelemetry.sdk._logs import ReadWriteLogRecord

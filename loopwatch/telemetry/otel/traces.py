@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from loopwatch._patches import loaded
+from loopwatch.core.patches import loaded
 from loopwatch.events import FlaggedFunction, Stall
-from loopwatch.telemetry.records import StallRecords
-from loopwatch.telemetry.spans import SpanContext, StallSpans, parent_of
-from loopwatch.telemetry.victims import VictimSpans
+from loopwatch.telemetry.otel.logs import StallRecords
+from loopwatch.telemetry.otel.spans import SpanContext, StallSpans, parent_of
+from loopwatch.telemetry.otel.waiter_spans import VictimSpans
 from loopwatch.victims import Notice
 from loopwatch.watched import Case
 

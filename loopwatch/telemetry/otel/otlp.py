@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from loopwatch.core import descriptors
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry import descriptors
-from loopwatch.telemetry.targets import Protocol, Signal, Target
+from loopwatch.telemetry.otel.otlp_config import Protocol, Signal, Target
 
 if TYPE_CHECKING:
     import http.client

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loopwatch.core.dataclasses import dataclass, field
+from loopwatch.core.histogram import Histogram
 from loopwatch.events import Snapshot
 from loopwatch.observation import LoopReading
 from loopwatch.pools.reading import PoolReading
-from loopwatch.probes.histogram import Histogram
 
 
 @dataclass(frozen=True, slots=True)

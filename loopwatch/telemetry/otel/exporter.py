@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loopwatch._faults import Faults
+from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
-from loopwatch.telemetry.instruments import NAP
-from loopwatch.telemetry.sending import Answer, Sender
-from loopwatch.telemetry.targets import Signal, Targets, Temporality
+from loopwatch.telemetry.otel.instruments import NAP
+from loopwatch.telemetry.otel.otlp import Answer, Sender
+from loopwatch.telemetry.otel.otlp_config import Signal, Targets, Temporality
 
 PART = "export"
 """What its faults are counted under."""

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.histogram import Histogram
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
-from loopwatch.probes.histogram import Histogram
-from loopwatch.telemetry.bounds import Key
-from loopwatch.telemetry.catalog import BY_NAME, CATALOG, Kind, Metric
-from loopwatch.telemetry.exemplars import Exemplar, Exemplars
-from loopwatch.telemetry.points import Reading
+from loopwatch.telemetry.metrics.cardinality import Key
+from loopwatch.telemetry.metrics.catalog import BY_NAME, CATALOG, Kind, Metric
+from loopwatch.telemetry.metrics.exemplars import Exemplar, Exemplars
+from loopwatch.telemetry.metrics.records import Reading
 
 Pause = Callable[[], None]
 Read = Callable[[Pause], Reading | None]

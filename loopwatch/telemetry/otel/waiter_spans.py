@@ -5,11 +5,11 @@ Runs in a thread of the agent, while the loop has not gone on yet, so that the s
 
 from __future__ import annotations
 
-from loopwatch._patches import loaded
-from loopwatch.telemetry import attributes
-from loopwatch.telemetry.catalog import LOOP
-from loopwatch.telemetry.spans import StallSpans
-from loopwatch.telemetry.storm import Allowance
+from loopwatch.core.patches import loaded
+from loopwatch.telemetry.metrics import attributes
+from loopwatch.telemetry.metrics.catalog import LOOP
+from loopwatch.telemetry.otel.rate_limit import Allowance
+from loopwatch.telemetry.otel.spans import StallSpans
 from loopwatch.victims import Notice, Variable
 
 EVENTS_A_MINUTE = 1000

@@ -11,20 +11,20 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loopwatch._faults import Faults
-from loopwatch._patches import loaded
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
 from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.patches import loaded
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry.instruments import Account, Instruments, instruments_of
-from loopwatch.telemetry.targets import Signal, Targets, targets_of
+from loopwatch.telemetry.otel.instruments import Account, Instruments, instruments_of
+from loopwatch.telemetry.otel.otlp_config import Signal, Targets, targets_of
 
 if TYPE_CHECKING:
     from opentelemetry._logs import Logger
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Tracer
 
-    from loopwatch.telemetry.private import Private
+    from loopwatch.telemetry.otel.sdk import Private
 
 SCOPE = "loopwatch"
 """Name of the instrumentation scope of all that is told."""
@@ -96,7 +96,7 @@ class Providers:
         if not wanted:
             return lambda: self._put_into_force(targets, None)
         try:
-            from loopwatch.telemetry.private import Private  # it imports the SDK: here, at start-up, and never later
+            from loopwatch.telemetry.otel.sdk import Private  # it imports the SDK: here, at start-up, and never later
         except ImportError as exc:
             raise ConfigError(
                 f"OTLP to {next(iter(wanted.values())).shown}: the SDK of OpenTelemetry cannot be imported ({exc}): "

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from loopwatch.events import Stall
-from loopwatch.telemetry.attributes import EVENT, HELD_BACK, of_stall
-from loopwatch.telemetry.storm import Allowance
+from loopwatch.telemetry.metrics.attributes import EVENT, HELD_BACK, of_stall
+from loopwatch.telemetry.otel.rate_limit import Allowance
 
 SPANS_A_MINUTE = 100
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
-from loopwatch.probes.histogram import Histogram
+from loopwatch.core.histogram import Histogram
 
 Key = tuple[str, ...]
 """Values of attributes, which make a series."""

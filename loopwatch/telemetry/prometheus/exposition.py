@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loopwatch.telemetry.attributes import utf8
-from loopwatch.telemetry.catalog import CATALOG, LOOP, Kind, Metric
-from loopwatch.telemetry.exemplars import Exemplar, Exemplars
-from loopwatch.telemetry.points import Point, Reading, Spread
+from loopwatch.telemetry.metrics.attributes import utf8
+from loopwatch.telemetry.metrics.catalog import CATALOG, LOOP, Kind, Metric
+from loopwatch.telemetry.metrics.exemplars import Exemplar, Exemplars
+from loopwatch.telemetry.metrics.records import Point, Reading, Spread
 
 Family = Any
 """A ``prometheus_client.metrics_core.Metric``."""

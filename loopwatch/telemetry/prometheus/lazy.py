@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loopwatch._faults import Faults
 from loopwatch.config import Config
+from loopwatch.core.faults import Faults
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from loopwatch.telemetry.instruments import Account
-    from loopwatch.telemetry.scrape import Scrape
+    from loopwatch.telemetry.otel.instruments import Account
+    from loopwatch.telemetry.prometheus.endpoint import Scrape
 
 PART = "prometheus"
 
@@ -52,7 +52,7 @@ class Scraped:
         """
         if config.prometheus_port is None:
             return
-        from loopwatch.telemetry.scrape import Scrape
+        from loopwatch.telemetry.prometheus.endpoint import Scrape
 
         host, port, names = config.prometheus_host, config.prometheus_port, config.prometheus_names
         scrape = Scrape(host, port, self._account, self._faults, names=names)

@@ -1,0 +1,1 @@
+"""Facts of the kernel and the interpreter."""

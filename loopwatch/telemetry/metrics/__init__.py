@@ -1,0 +1,1 @@
+"""What the metrics are and how they are counted; pure."""
