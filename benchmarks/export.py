@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 from loopwatch.core.faults import Faults
 from loopwatch.core.histogram import Histogram
 from loopwatch.events import AgentStats, Cause, Evidence, Frame, LagStats, LoopStats, PoolStats, Snapshot, Stall
-from loopwatch.observation import LoopReading
-from loopwatch.pools.reading import PoolReading
+from loopwatch.health.records import PoolReading
 from loopwatch.system.threads import scheduled
 from loopwatch.telemetry.metrics.collect import Readings
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Inputs, Reading
 from loopwatch.telemetry.otel.instruments import Account
 from loopwatch.telemetry.otel.otlp_config import Signal, targets_of
+from loopwatch.watch.observation import LoopReading
 
 BEAT = 0.001
 INTERVAL = 0.25

@@ -133,7 +133,7 @@ async def service(rounds: int, quick: bool) -> None:
 
 
 async def bridge(rounds: int, quick: bool) -> None:
-    from loopwatch.workers.bridge import Bridged, wait
+    from loopwatch.offloading.bridge import Bridged, wait
 
     steps = 2_000 if quick else 50_000
 

@@ -317,7 +317,7 @@ def child_callgrind(variant: str, loop: str, requests: int) -> None:
 
     # Under valgrind time runs slow beside the instructions: what happens by the clock would count fifty times.
     if variant == "on":
-        from loopwatch.probes import asyncio_probe
+        from loopwatch.watch.probes import asyncio as asyncio_probe
 
         asyncio_probe.MARK_EVERY = 60
     watch(variant, **({"heartbeat": 60, "threshold": 60} if variant == "on" else {}))

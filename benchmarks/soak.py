@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 import loopwatch
-from loopwatch.workers import crew
+from loopwatch.workers import supervisor
 
 PAUSE, BLOCK, THRESHOLD = 0.75, 0.15, 0.1
 FAST_PAUSE, FAST_BLOCK, FAST_THRESHOLD = 0.03, 0.025, 0.02
@@ -89,7 +89,7 @@ def run(kind: str, minutes: float, *, watched: bool, fast: bool) -> None:
     logging.getLogger("loopwatch").addHandler(logging.NullHandler())
     logging.getLogger("loopwatch").propagate = False
     if fast:
-        crew.FIRST_BACKOFF = crew.LONGEST_BACKOFF = 0.01
+        supervisor.FIRST_BACKOFF = supervisor.LONGEST_BACKOFF = 0.01
     before, label = collections.Counter(descriptors()), f"{kind}, {'watched' if watched else 'plain'}"
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=_factory(kind)) as runner:
         if watched:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from loopwatch._launch import environment
+from loopwatch.cli.run import environment
 
 VARIANTS = ("off", "again", "on")
 

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
         Stall,
         WorkerStats,
     )
+    from loopwatch.offloading.decorator import offload
     from loopwatch.workers.backend import Backend
-    from loopwatch.workers.offload import offload
     from loopwatch.workers.pool import WorkerPool
-    from loopwatch.workers.shared import SharedBuffer
+    from loopwatch.workers.shared_buffer import SharedBuffer
 
 __all__ = [
     "Agent",
@@ -92,7 +92,7 @@ _HOMES = {
     "PoolClosed": "loopwatch.errors",
     "PoolStats": "loopwatch.events",
     "QueueFull": "loopwatch.errors",
-    "SharedBuffer": "loopwatch.workers.shared",
+    "SharedBuffer": "loopwatch.workers.shared_buffer",
     "Snapshot": "loopwatch.events",
     "Stall": "loopwatch.events",
     "TaskTimeout": "loopwatch.errors",
@@ -101,7 +101,7 @@ _HOMES = {
     "WorkerStats": "loopwatch.events",
     "current_agent": "loopwatch._installed",
     "install": "loopwatch._installed",
-    "offload": "loopwatch.workers.offload",
+    "offload": "loopwatch.offloading.decorator",
     "uninstall": "loopwatch._installed",
 }
 

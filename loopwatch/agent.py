@@ -23,23 +23,23 @@ from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.core.subinterpreters import in_subinterpreter
 from loopwatch.core.text import printable
-from loopwatch.discovery import Discovery
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
-from loopwatch.expectations import Expectation
-from loopwatch.governor import Governor
-from loopwatch.moving import Moving
-from loopwatch.observation import LoopReading, Observation
-from loopwatch.probes.choice import is_known, keeps_real_time, make_probe
-from loopwatch.probes.probe import Loop
-from loopwatch.server_start import LONGEST, ServerStarts
+from loopwatch.offloading.service import Moving
+from loopwatch.sinks.thread import Teller
 from loopwatch.system.threads import thread_name
-from loopwatch.teller import Teller
-from loopwatch.watched import WatchedLoop
-from loopwatch.watcher import Watcher
+from loopwatch.watch.discovery import Discovery
+from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.governor import Governor
+from loopwatch.watch.observation import LoopReading, Observation
+from loopwatch.watch.probes.base import Loop
+from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
+from loopwatch.watch.server_start import LONGEST, ServerStarts
+from loopwatch.watch.watched_loop import WatchedLoop
+from loopwatch.watch.watcher import Watcher
 
 if TYPE_CHECKING:
-    from loopwatch.pools.reading import PoolReading
+    from loopwatch.health.records import PoolReading
     from loopwatch.services import Services
 
 FORK = "fork"
@@ -54,7 +54,7 @@ MAX_KINDS = 20
 """Kinds of loop of which it is said that they are left alone."""
 
 _LATE = (
-    "loopwatch.diagnosis.stall", "loopwatch.sinks", "loopwatch.pools.executors", "loopwatch.pools.watch",
+    "loopwatch.diagnosis.diagnose", "loopwatch.sinks.service", "loopwatch.health.discovery", "loopwatch.health.service",
     "loopwatch.telemetry.service", "loopwatch.telemetry.otel.traces", "loopwatch.services",
 )  # fmt: skip
 """Modules that are loaded once a loop is watched; in steps, between which it can be given up."""
@@ -916,7 +916,7 @@ def _count_tasks() -> int | None:
 
 
 def _place() -> str | None:
-    from loopwatch.pools.origin import place_of_interest
+    from loopwatch.health.origin import place_of_interest
 
     return place_of_interest()
 

@@ -484,7 +484,7 @@ class PlaceStats:
 
 
 class WorkerState(StrEnum):
-    """What a worker is about: the verdict of :mod:`loopwatch.pools.health`, or what its own pool knows."""
+    """What a worker is about: the verdict of :mod:`loopwatch.health.states`, or what its own pool knows."""
 
     STARTING = "starting"
     """It has been started and has not said yet that it is ready."""

@@ -11,34 +11,35 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from loopwatch import __version__, stacks
+from loopwatch import __version__
 from loopwatch.config import Config
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.core.text import error_text
-from loopwatch.diagnosis.site import Site
-from loopwatch.diagnosis.stall import diagnose, undiagnosed
+from loopwatch.diagnosis.culprit import Site
+from loopwatch.diagnosis.diagnose import diagnose, undiagnosed
+from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.errors import ConfigError
 from loopwatch.events import FlaggedFunction, Frame, Snapshot, Stall
-from loopwatch.expectations import Expectation
-from loopwatch.flagging import Flagging
-from loopwatch.moving import Moving
-from loopwatch.observation import LoopReading, Observation
-from loopwatch.pools.reading import PoolReading
-from loopwatch.pools.watch import PoolWatch
-from loopwatch.probes.probe import Loop
-from loopwatch.sinks import Sinks
+from loopwatch.health.records import PoolReading
+from loopwatch.health.service import PoolWatch
+from loopwatch.offloading.service import Moving
+from loopwatch.sinks.service import Sinks
+from loopwatch.sinks.thread import Teller
 from loopwatch.telemetry.metrics.records import Inputs
 from loopwatch.telemetry.otel.traces import Traces
 from loopwatch.telemetry.otel.waiter_spans import current_span_variable
 from loopwatch.telemetry.prometheus.lazy import Scraped
 from loopwatch.telemetry.service import Telemetry
-from loopwatch.teller import Teller
-from loopwatch.victims import Victims
-from loopwatch.watched import Case
-from loopwatch.watcher import Watcher
+from loopwatch.watch import stacks
+from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.observation import LoopReading, Observation
+from loopwatch.watch.probes.base import Loop
+from loopwatch.watch.waiters import Victims
+from loopwatch.watch.watched_loop import Case
+from loopwatch.watch.watcher import Watcher
 from loopwatch.workers import settings as offloading
 
 _TELEMETRY = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
@@ -208,7 +209,7 @@ class Services:
         return True
 
     def tick(self, now: float, threads: dict[int, str], longest_sleep: float) -> None:
-        """In the watcher's thread, once a tick; see :meth:`loopwatch.sinks.Sinks.tick`."""
+        """In the watcher's thread, once a tick; see :meth:`loopwatch.sinks.service.Sinks.tick`."""
         self.pools.tick(now)
         self.sinks.tick(now, threads, longest_sleep)
         self.telemetry.tick()

@@ -16,7 +16,7 @@ from loopwatch.config import Config
 from loopwatch.core.off_loop import off_loop
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import Stall
-from loopwatch.telemetry.log import describe
+from loopwatch.sinks.log import describe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

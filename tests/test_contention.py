@@ -9,12 +9,12 @@ from types import FrameType
 
 import pytest
 
-from loopwatch import contention
-from loopwatch.contention import LATE, MIN_HOG, Contention, Hog
 from loopwatch.core.frames import current_frames
-from loopwatch.probes.probe import Block
 from loopwatch.system import threads as facts
 from loopwatch.system.threads import Scheduled
+from loopwatch.watch import contention
+from loopwatch.watch.contention import LATE, MIN_HOG, Contention, Hog
+from loopwatch.watch.probes.base import Block
 
 START = 100.0
 

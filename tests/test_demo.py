@@ -17,9 +17,10 @@ from typing import Any
 import psutil
 import pytest
 
-from loopwatch import demo, demo_app
+from loopwatch import demo
+from loopwatch.demo import app
 from loopwatch.events import AgentStats, Cause, Evidence, Frame, Stall
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.report.reader import read_journals
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -109,7 +110,7 @@ def test_output_is_plain_and_fits_the_page(tmp_path: Path) -> None:
 
 def stall_of(habit: demo.Habit, at: float, **changes: Any) -> Stall:
     """A stall as the agent would tell it of ``habit``."""
-    frame = Frame(habit.culprit, "loopwatch.demo_app", "/app/demo_app.py", 7)
+    frame = Frame(habit.culprit, "loopwatch.demo.app", "/app/demo_app.py", 7)
     known: dict[str, Any] = {
         "id": f"{habit.template}{at}", "loop": "main", "started_at": at, "duration": 0.3, "cause": habit.cause,
         "evidence": Evidence(wall=0.3), "culprit": frame, "stack": (frame,), "leaf": frame, "victims": 4,
@@ -326,12 +327,12 @@ def test_a_journal_of_its_own_is_private(tmp_path: Path, monkeypatch: pytest.Mon
 # ------------------------------------------------------------------------------------------- the service
 
 
-def small_shop() -> demo_app.Shop:
+def small_shop() -> app.Shop:
     """A shop whose routes are quick, but for those that sleep."""
-    return demo_app.Shop(
+    return app.Shop(
         archive='{"orders": []}', image=bytes(16), width=4, query="a",
-        iterations=1, account=demo_app.hash_password("open sesame", 1),
-        message=b"m", prices=demo_app.PriceList(), supplier=0, export_to="",
+        iterations=1, account=app.hash_password("open sesame", 1),
+        message=b"m", prices=app.PriceList(), supplier=0, export_to="",
     )  # fmt: skip
 
 
@@ -394,10 +395,10 @@ def test_what_is_no_request_ends_the_connection(request_: bytes) -> None:
 
 def test_labels_name_the_route_template() -> None:
     """In the words of OpenTelemetry, during the request only."""
-    assert demo_app.labels() is None
-    token = demo_app._request.set(("GET", "/report/{id}"))
-    assert demo_app.labels() == {"http.request.method": "GET", "http.route": "/report/{id}"}
-    demo_app._request.reset(token)
+    assert app.labels() is None
+    token = app._request.set(("GET", "/report/{id}"))
+    assert app.labels() == {"http.request.method": "GET", "http.route": "/report/{id}"}
+    app._request.reset(token)
 
 
 def test_a_size_is_found_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,6 +408,6 @@ def test_a_size_is_found_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(size: int) -> None:
         clock[0] += size * 1e-4
 
-    monkeypatch.setattr("loopwatch.demo_app.time", SimpleNamespace(thread_time=lambda: clock[0]))
-    assert demo_app.sized(work, 1, 0.3) == pytest.approx(3000, rel=0.01)
-    assert demo_app.sized(work, 1, 0.6) == pytest.approx(6000, rel=0.01)
+    monkeypatch.setattr("loopwatch.demo.app.time", SimpleNamespace(thread_time=lambda: clock[0]))
+    assert app.sized(work, 1, 0.3) == pytest.approx(3000, rel=0.01)
+    assert app.sized(work, 1, 0.6) == pytest.approx(6000, rel=0.01)

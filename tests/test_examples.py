@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.report.reader import read_journals
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

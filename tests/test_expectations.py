@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from loopwatch.events import Cause, Evidence, ExpectedBlocks, Frame, Stall
-from loopwatch.expectations import MOST, Expectation, Expectations
+from loopwatch.watch.expectations import MOST, Expectation, Expectations
 
 WARM, LOAD = Frame("warm", "app", "/srv/app.py", 3), Frame("load", "app", "/srv/app.py", 9)
 

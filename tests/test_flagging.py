@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loopwatch
-from loopwatch.cli import main
+from loopwatch.cli.main import main
+from loopwatch.diagnosis.flagging import MAX_LOOPS, MAX_SPANS, OFFLOADABLE, Flagging
 from loopwatch.events import Cause, Evidence, FlaggedFunction, Frame, Stall
-from loopwatch.flagging import MAX_LOOPS, MAX_SPANS, OFFLOADABLE, Flagging
 from loopwatch.testing import RecordingSink
 
 T0 = 1_767_261_600.0

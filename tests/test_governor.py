@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loopwatch.governor import PERIOD, STRETCH_MOST, Governor
+from loopwatch.watch.governor import PERIOD, STRETCH_MOST, Governor
 
 
 def fed(budget: float, *shares: float) -> list[float]:

@@ -12,7 +12,7 @@ import pytest
 from conftest import Run
 
 from loopwatch.core.text import MAX_NAME
-from loopwatch.labels import context_of, labels, names_of, running_task, task_of
+from loopwatch.watch.task_info import context_of, labels, names_of, running_task, task_of
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")
 

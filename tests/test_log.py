@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loopwatch.events import Cause, Evidence, ExpectedBlocks, FlaggedFunction, Frame, Stall
-from loopwatch.telemetry.log import LogSink, culprit_key, describe, describe_flagged
+from loopwatch.sinks.log import LogSink, culprit_key, describe, describe_flagged
 from loopwatch.testing import FakeClock
 
 

@@ -16,8 +16,8 @@ from conftest import Run
 import loopwatch
 from loopwatch._installed import current_agent, install_from_environment
 from loopwatch.agent import Agent
-from loopwatch.prompts import REASON, is_typed
-from loopwatch.stacks import RawFrame
+from loopwatch.watch.prompts import REASON, is_typed
+from loopwatch.watch.stacks import RawFrame
 
 LONG = 0.4
 

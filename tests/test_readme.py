@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import loopwatch
-from loopwatch.cli import main
+from loopwatch.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from loopwatch import stacks
-from loopwatch.stacks import MAX_WALK, RawFrame, RawStack, _called_path, call_at, take, to_frames
 from loopwatch.testing import RecordingSink
+from loopwatch.watch import stacks
+from loopwatch.watch.stacks import MAX_WALK, RawFrame, RawStack, _called_path, call_at, take, to_frames
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """``loopwatch demo``: a service that blocks its loop, the agent inside it, and a client that is made to wait.
 
-The service (:mod:`loopwatch.demo_app`) runs in a child process; the load comes from here. All that is told about blocks
+The service (:mod:`loopwatch.demo.app`) runs in a child process; the load comes from here. All that is told about blocks
 comes from the agent in the child, one JSON line a stall through a pipe; what is true is known here only, in
 :data:`loopwatch.demo.truth.HABITS`, and compared at the end.
 """
@@ -25,7 +25,7 @@ from loopwatch.demo.service import STOP_TIMEOUT, Child
 from loopwatch.demo.truth import EXPORT, HABITS, Habit, Seen
 from loopwatch.errors import ConfigError, LoopwatchError
 from loopwatch.events import AgentStats, Stall
-from loopwatch.telemetry.files import journal_path
+from loopwatch.sinks.files import journal_path
 
 LOOPS = ("asyncio", "uvloop")
 START_TIMEOUT = 60.0

@@ -14,8 +14,8 @@ from pathlib import Path
 from loopwatch.core.text import shown
 from loopwatch.demo.truth import EXPORT, HEALTH_EVERY, THRESHOLD, Habit, Seen
 from loopwatch.events import Cause, Frame, Stall
-from loopwatch.telemetry.report import seconds as in_words
-from loopwatch.telemetry.report import times
+from loopwatch.report.tables import seconds as in_words
+from loopwatch.report.tables import times
 
 WIDTH = 96
 BUSY = 0.2

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import loopwatch
-from loopwatch import demo_app
+from loopwatch.demo import app
 from loopwatch.demo.truth import THRESHOLD
 
 STOP_TIMEOUT = 5.0
@@ -27,7 +27,7 @@ def run_service() -> None:
     """Be the child: run the service under the agent until standard input ends; arguments: loop, journal."""
     loop, journal = sys.argv[-2:]
     threading.Thread(target=_die_with_parent, name="lifeline", daemon=True).start()
-    shop = demo_app.Shop.open()
+    shop = app.Shop.open()
     send = _Sender()
     agent = loopwatch.install(
         loopwatch.Config(
@@ -36,8 +36,8 @@ def run_service() -> None:
             journal=journal,
             log_level=logging.DEBUG,  # nobody listens below WARNING: the parent tells
             on_stall=lambda stall: send({"stall": stall.to_dict()}),
-            context=(demo_app.labels,),
-            user_code=(demo_app.__name__,),  # it is installed with the package, and would be a library's otherwise
+            context=(app.labels,),
+            user_code=(app.__name__,),  # it is installed with the package, and would be a library's otherwise
         )
     )
     factory = None
@@ -49,7 +49,7 @@ def run_service() -> None:
         runner.run(_serve(shop, agent, send))
 
 
-async def _serve(shop: demo_app.Shop, agent: loopwatch.Agent, send: Callable[[dict[str, Any]], None]) -> None:
+async def _serve(shop: app.Shop, agent: loopwatch.Agent, send: Callable[[dict[str, Any]], None]) -> None:
     running, end = asyncio.get_running_loop(), asyncio.Event()
     server = await asyncio.start_server(shop.serve, "127.0.0.1", 0)
     running.add_reader(0, end.set)

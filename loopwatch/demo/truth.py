@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from loopwatch import demo_app
+from loopwatch.demo import app
 from loopwatch.events import AgentStats, Cause, Stall
 
 EXPORT = "/export"
@@ -44,15 +44,15 @@ def _habit(method: str, template: str, culprit: Callable[..., object], cause: Ca
 
 
 HABITS = (
-    _habit("GET", "/report/{id}", demo_app.build_report, Cause.NATIVE_GIL),
-    _habit("GET", "/thumbnail", demo_app.shrink_image, Cause.PYTHON),
-    _habit("POST", "/login", demo_app.hash_password, Cause.NATIVE),
-    _habit("GET", "/search", demo_app.is_plain_search, Cause.NATIVE_GIL),
-    _habit("GET", "/legacy", demo_app.ask_old_inventory, Cause.SLEEP),
-    _habit("GET", "/stock", demo_app.ask_supplier, Cause.IO),
-    _habit("POST", EXPORT, demo_app.export_orders, Cause.IO),
-    _habit("GET", "/lock", demo_app.PriceList.price_of, Cause.LOCK),
-    _habit("POST", "/fanout", demo_app.notify_subscriber, Cause.OVERLOAD),
+    _habit("GET", "/report/{id}", app.build_report, Cause.NATIVE_GIL),
+    _habit("GET", "/thumbnail", app.shrink_image, Cause.PYTHON),
+    _habit("POST", "/login", app.hash_password, Cause.NATIVE),
+    _habit("GET", "/search", app.is_plain_search, Cause.NATIVE_GIL),
+    _habit("GET", "/legacy", app.ask_old_inventory, Cause.SLEEP),
+    _habit("GET", "/stock", app.ask_supplier, Cause.IO),
+    _habit("POST", EXPORT, app.export_orders, Cause.IO),
+    _habit("GET", "/lock", app.PriceList.price_of, Cause.LOCK),
+    _habit("POST", "/fanout", app.notify_subscriber, Cause.OVERLOAD),
 )
 """What the demo's service does wrong."""
 

@@ -16,16 +16,16 @@ from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.errors import OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
-from loopwatch.pools.health import crash_reason
-from loopwatch.workers import wire, worker
-from loopwatch.workers.answers import Answers
-from loopwatch.workers.backlog import NOWHERE, Backlog, Room
-from loopwatch.workers.calls import Call
-from loopwatch.workers.crew import STUCK, Crew, exit_words, stuck
-from loopwatch.workers.figures import Figures
-from loopwatch.workers.link import BUSY, IDLE, Link
+from loopwatch.health.states import crash_reason
+from loopwatch.workers import protocol, worker
+from loopwatch.workers.call import Call
+from loopwatch.workers.call_queue import NOWHERE, Backlog, Room
+from loopwatch.workers.connection import BUSY, IDLE, Link
 from loopwatch.workers.options import PoolOptions
-from loopwatch.workers.wire import LOG, SKIPPED, Frame
+from loopwatch.workers.protocol import LOG, SKIPPED, Frame
+from loopwatch.workers.results import Answers
+from loopwatch.workers.stats import Figures
+from loopwatch.workers.supervisor import STUCK, Crew, exit_words, stuck
 
 SHORT = 0.001
 """s: calls that take less on average are sent ahead, so that a worker need not wait for the next one."""
@@ -36,7 +36,7 @@ MOST_LOST = 3
 
 
 class Dispatcher:
-    """Has the calls of one pool run by its workers: the :class:`~loopwatch.workers.crew.Employer` of its crew.
+    """Has the calls of one pool run by its workers: the :class:`~loopwatch.workers.supervisor.Employer` of its crew.
 
     Args:
         options: of the pool.
@@ -227,7 +227,7 @@ class Dispatcher:
             self.backlog.add(call, first=True)
         else:
             self.answers.take(call, frame, received)
-        if head.flags & wire.PLEASE_RECYCLE and link.accepts:
+        if head.flags & protocol.PLEASE_RECYCLE and link.accepts:
             self.crew.retire(link, "it has grown beyond max_memory_per_worker")
         self.dispatch()
 

@@ -1,8 +1,8 @@
 """Interpreters of their own within this process (PEP 734): each has its own GIL, so that they compute in parallel.
 
-What a thread of :class:`~loopwatch.workers.threads.ThreadBackend` runs here, it has its interpreter run instead. There
-is no :class:`concurrent.futures.InterpreterPoolExecutor` beneath: the interpreter waits for that one's threads at its
-end, so that one call that hangs would keep the program from ending.
+What a thread of :class:`~loopwatch.workers.thread_backend.ThreadBackend` runs here, it has its interpreter run instead.
+There is no :class:`concurrent.futures.InterpreterPoolExecutor` beneath: the interpreter waits for that one's threads at
+its end, so that one call that hangs would keep the program from ending.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from loopwatch.errors import NotPicklable, OffloadError
-from loopwatch.workers import launch, payload, tracing, worker
-from loopwatch.workers.calls import blame
+from loopwatch.workers import launch, pickling, tracing, worker
+from loopwatch.workers.call import blame
 from loopwatch.workers.options import check_count, usable_cpus
-from loopwatch.workers.threads import Errand, ThreadBackend
+from loopwatch.workers.thread_backend import Errand, ThreadBackend
 
 MODULE = "concurrent.interpreters"
 IDLE_FOR = 60.0
@@ -87,7 +87,7 @@ class InterpreterBackend(ThreadBackend):
     ) -> Any:
         by_value = not launch.main_is_importable()
         try:
-            data = payload.encode_whole((function, args, dict(kwargs)), by_value=by_value)
+            data = pickling.encode_whole((function, args, dict(kwargs)), by_value=by_value)
         except NotPicklable as exc:
             raise blame(function, args, kwargs, exc) from exc.__cause__
         # Importing the program's __main__ once more may cost a lot: only for those who need it.
@@ -172,7 +172,7 @@ def _answer(data: bytes, by_value: bool, main: bytes | None, carrier: Mapping[st
         packed = worker._pack_error(exc, by_value=by_value)
         return pickle.dumps(("error", bytes(packed.pickle), [bytes(each) for each in packed.buffers]))
     try:
-        return pickle.dumps(("result", payload.encode_whole(result, by_value=by_value), None))
+        return pickle.dumps(("result", pickling.encode_whole(result, by_value=by_value), None))
     except BaseException as exc:  # noqa: BLE001 - told to the caller
         kind = f"{type(result).__module__}.{type(result).__qualname__}"
         return _failed(f"the result ({kind}) cannot be sent back: {exc}")

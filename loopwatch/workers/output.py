@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.core.untraced import UntracedThread
-from loopwatch.workers import handles
+from loopwatch.workers import descriptor_passing
 
 READ = 1 << 15
 """Bytes read of one pipe in one turn of the loop."""
@@ -55,9 +55,9 @@ class Output:
         self._writers = [_Writer(number, self._on_room) for number in STREAMS]
         self._taps: set[_Tap] = set()
 
-    def tap(self, pid: int) -> handles.Duplicates:
+    def tap(self, pid: int) -> descriptor_passing.Duplicates:
         """Return what a worker is to have in place of its descriptors 1 and 2; nothing if there are none to be had."""
-        theirs = handles.Duplicates()
+        theirs = descriptor_passing.Duplicates()
         ours: list[int] = []
         try:
             for _ in STREAMS:
@@ -69,7 +69,7 @@ class Output:
             log.write(logging.WARNING, "loopwatch: the output of worker %d is not prefixed: %s", pid, exc)
             for each in ours:
                 os.close(each)
-            return handles.NONE
+            return descriptor_passing.NONE
         prefix = self._prefix(pid).encode(errors="backslashreplace")
         for read, writer in zip(ours, self._writers, strict=True):
             tap = _Tap(read, prefix, writer, self)

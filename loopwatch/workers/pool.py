@@ -20,14 +20,14 @@ from typing import Any, Self, TypeVar
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
-from loopwatch.pools.origin import origin
-from loopwatch.pools.reading import PoolReading
-from loopwatch.workers import launch, payload, settings, tracing, worker
-from loopwatch.workers.backlog import check_hashable
-from loopwatch.workers.calls import Call, Outcome, blame, in_turns
+from loopwatch.health.origin import origin
+from loopwatch.health.records import PoolReading
+from loopwatch.workers import launch, pickling, settings, tracing, worker
+from loopwatch.workers.call import Call, Outcome, blame, in_turns
+from loopwatch.workers.call_queue import check_hashable
 from loopwatch.workers.dispatcher import Dispatcher
-from loopwatch.workers.figures import Figures
 from loopwatch.workers.options import CallOptions, PoolOptions, changed, check_count, pool_options
+from loopwatch.workers.stats import Figures
 
 T = TypeVar("T")
 
@@ -190,15 +190,15 @@ class WorkerPool:
             dispatcher.on_event("queue_full", None, words)
             raise QueueFull(f"{self.name}: {words}; raise it or use on_full='wait'")
         extras = self._extras(trip)
-        if not call.has_room or payload.has_large(args) or (kwargs and payload.has_large(kwargs.values())):
-            pack = functools.partial(payload.encode_call, function, args, kwargs, extras, by_value=self._by_value)
+        if not call.has_room or pickling.has_large(args) or (kwargs and pickling.has_large(kwargs.values())):
+            pack = functools.partial(pickling.encode_call, function, args, kwargs, extras, by_value=self._by_value)
             dispatcher.preparing += 1
             task = loop.create_task(self._prepare(dispatcher, call, pack, args, kwargs))
             task.add_done_callback(functools.partial(self._never_began, dispatcher, call))
             return task
         began = time.perf_counter()
         try:
-            call.payload = payload.encode_call(function, args, kwargs, extras, by_value=self._by_value)
+            call.payload = pickling.encode_call(function, args, kwargs, extras, by_value=self._by_value)
         except BaseException as exc:
             dispatcher.room.give()
             if isinstance(exc, NotPicklable):
@@ -230,7 +230,7 @@ class WorkerPool:
             began = time.perf_counter()
             packed = pack()
             held(time.perf_counter() - began)
-            call.payload = packed if isinstance(packed, payload.Payload) else await in_turns(packed, held)
+            call.payload = packed if isinstance(packed, pickling.Payload) else await in_turns(packed, held)
             if self._closing:
                 raise PoolClosed(f"{self.name} was closed")
         except BaseException as exc:  # noqa: BLE001 - raised again below

@@ -34,8 +34,8 @@ except ImportError:  # Windows, where there are threads only
     pass
 
 from loopwatch.errors import OffloadError
-from loopwatch.workers import handles, payload, tracing, wire
-from loopwatch.workers.wire import Frame, Kind
+from loopwatch.workers import descriptor_passing, pickling, protocol, tracing
+from loopwatch.workers.protocol import Frame, Kind
 
 STARTED = struct.Struct("<Q")
 """Id of the call that was begun last, at the start of the memory that parent and worker share."""
@@ -238,7 +238,7 @@ class Worker:
         self._channel = channel
         self._shared = shared
         self._frames: deque[Frame] = deque()
-        self._receiver = wire.Receiver(self._frames.append)
+        self._receiver = protocol.Receiver(self._frames.append)
         self._received: deque[int] = deque()
         self._out: deque[tuple[list[memoryview], list[int]]] = deque()
         self._sending = threading.Lock()
@@ -279,8 +279,8 @@ class Worker:
             if not data:
                 return None
             if ancillary:
-                self._received.extend(handles.received(ancillary))
-            if flags & handles.TRUNCATED:
+                self._received.extend(descriptor_passing.received(ancillary))
+            if flags & descriptor_passing.TRUNCATED:
                 raise OSError(errno.EMFILE, "descriptors that came with a call were lost: too many are open")
             self._receiver.feed(data)
         return self._frames.popleft()
@@ -294,10 +294,10 @@ class Worker:
         began = time.perf_counter()
         while self._is_pressed and time.perf_counter() - began < MOMENT:
             try:
-                return self._channel.recvmsg(wire.FEED, handles.ANCILLARY, socket.MSG_DONTWAIT)
+                return self._channel.recvmsg(protocol.FEED, descriptor_passing.ANCILLARY, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 os.sched_yield()
-        received = self._channel.recvmsg(wire.FEED, handles.ANCILLARY)
+        received = self._channel.recvmsg(protocol.FEED, descriptor_passing.ANCILLARY)
         self._is_pressed = time.perf_counter() - began < MOMENT
         return received
 
@@ -312,14 +312,14 @@ class Worker:
                 self._set_up(pickle.loads(frame.pickle))
             else:
                 self._to_prepare -= 1
-                function, args = payload.decode(frame.pickle, frame.buffers, descriptors)
+                function, args = pickling.decode(frame.pickle, frame.buffers, descriptors)
                 function(*args)
         except BaseException as exc:  # noqa: BLE001 - told to the parent, whatever it is
-            self._send(wire.frame(Kind.READY, 1, pickle.dumps((_words(exc), traceback.format_exc()))))
+            self._send(protocol.frame(Kind.READY, 1, pickle.dumps((_words(exc), traceback.format_exc()))))
             self._flush(wait=True)
             return False
         if not self._to_prepare:
-            self._send(wire.frame(Kind.READY))
+            self._send(protocol.frame(Kind.READY))
         return True
 
     def _set_up(self, setup: dict[str, Any]) -> None:
@@ -353,10 +353,10 @@ class Worker:
         if self._skips(head.id):  # either we see that it is not wanted, or the parent sees that it has been begun
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._send(wire.frame(Kind.SKIPPED, head.id))
+            self._send(protocol.frame(Kind.SKIPPED, head.id))
             return
         try:
-            function, args, kwargs, extras = payload.decode_call(frame.pickle, frame.buffers, descriptors, head.flags)
+            function, args, kwargs, extras = pickling.decode_call(frame.pickle, frame.buffers, descriptors, head.flags)
             del frame
         except BaseException as exc:  # noqa: BLE001 - told to the parent
             self._fail(head.id, f"the call could not be read in the worker: {_words(exc)}", exc)
@@ -379,14 +379,14 @@ class Worker:
             if kind == Kind.ERROR:
                 packed = _pack_error(result, by_value=self._by_value)
             else:
-                packed = payload.encode_result(result, by_value=self._by_value)
+                packed = pickling.encode_result(result, by_value=self._by_value)
         except BaseException as exc:  # noqa: BLE001 - told to the parent
             what = f"the result ({type(result).__module__}.{type(result).__qualname__}) cannot be sent back: {exc}"
             self._fail(head.id, what, exc, began, run)
             return
         STARTED.pack_into(self._shared, FINISHED_AT, head.id)
         self._send(
-            wire.frame(
+            protocol.frame(
                 kind,
                 head.id,
                 packed.pickle,
@@ -432,18 +432,18 @@ class Worker:
     def _grown(self) -> int:
         if self._max_memory is None:
             return 0
-        return wire.PLEASE_RECYCLE if resident(self._pid) > self._max_memory else 0
+        return protocol.PLEASE_RECYCLE if resident(self._pid) > self._max_memory else 0
 
     def _fail(self, call: int, words: str, exc: BaseException, began: int = 0, run: int = 0) -> None:
         where = "".join(traceback.format_exception(exc))
         self._send(
-            wire.frame(Kind.FAILED, call, pickle.dumps((words, where)), began=began, run=run, flags=self._grown())
+            protocol.frame(Kind.FAILED, call, pickle.dumps((words, where)), began=began, run=run, flags=self._grown())
         )
 
     def log(self, record: logging.LogRecord) -> None:
         """Send a record to the parent."""
         if os.getpid() == self._pid:
-            self._send(wire.frame(Kind.LOG, 0, _pack_record(record)))
+            self._send(protocol.frame(Kind.LOG, 0, _pack_record(record)))
 
     def _send(self, parts: list[memoryview], descriptors: list[int] | None = None) -> None:
         if not self._out and self._sending.acquire(blocking=False):  # nobody is sending: nothing has to wait
@@ -523,7 +523,7 @@ def _prepare_main(data: dict[str, Any]) -> None:
         del process.current_process()._inheriting  # type: ignore[attr-defined]
 
 
-def _pack_error(error: BaseException, *, by_value: bool) -> payload.Payload:
+def _pack_error(error: BaseException, *, by_value: bool) -> pickling.Payload:
     """Pickle what the call raised, with its traceback; what does not survive the trip is put into words."""
     where = "".join(traceback.format_exception(error))
     if isinstance(error, SystemExit):
@@ -531,14 +531,14 @@ def _pack_error(error: BaseException, *, by_value: bool) -> payload.Payload:
     elif not isinstance(error, Exception) or isinstance(error, StopIteration):
         error = OffloadError(f"the call raised {_words(error)}, which would end or confuse the caller")
     try:
-        packed = payload.encode((error, where), by_value=by_value)
+        packed = pickling.encode((error, where), by_value=by_value)
         again, _ = pickle.loads(packed.pickle, buffers=packed.buffers)
         if type(again) is not type(error):
             raise TypeError(f"it comes back as {type(again).__qualname__}")
         again.__cause__ = None  # as the parent will
     except BaseException as exc:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
         words = f"the call raised {_words(error)}, which cannot be sent as it is: {_words(exc)}"
-        packed = payload.encode((OffloadError(words), where))
+        packed = pickling.encode((OffloadError(words), where))
     return packed
 
 

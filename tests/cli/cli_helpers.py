@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import psutil
 
-from loopwatch._launch import BOOTSTRAP
+from loopwatch.cli.run import BOOTSTRAP
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import Stall
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.report.reader import read_journals
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from cli_helpers import cli, environ, execute
 
-from loopwatch import _doctor
-from loopwatch._doctor import Check, State
+from loopwatch.cli import doctor
+from loopwatch.cli.doctor import Check, State
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -23,7 +23,7 @@ def found(checks: tuple[Check, ...], name: str) -> Check:
     return next(check for check in checks if check.name == name)
 
 
-def doctor(tmp_path: Path, *flags: str, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
+def examined(tmp_path: Path, *flags: str, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Run the doctor in an interpreter of its own; return its exit code and its findings by name."""
     done = execute([sys.executable, *flags, "-m", "loopwatch", "doctor", "--json"], tmp_path, environ(**variables))
     assert done.stderr == ""
@@ -35,7 +35,7 @@ def doctor(tmp_path: Path, *flags: str, **variables: str) -> tuple[int, dict[str
 
 def test_healthy_machine(tmp_path: Path) -> None:
     """Here loopwatch works: a real block is found on each kind of loop, exit code 0."""
-    code, checks = doctor(tmp_path)
+    code, checks = examined(tmp_path)
     assert code == 0
     assert {checks[name]["state"] for name in ("Python", "agent", "source columns", "hang timer")} == {"ok"}
     for name in ("asyncio loop", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])):
@@ -61,14 +61,14 @@ def test_text_is_one_line_a_check(tmp_path: Path) -> None:
 
 def test_leaves_nothing_in_the_process() -> None:
     """Loops, threads, files and timers of the examination are gone at its end; see the fixture of all tests."""
-    checks = _doctor.examine({})
-    assert _doctor.usable(checks)
+    checks = doctor.examine({})
+    assert doctor.usable(checks)
     assert found(checks, "settings").detail.startswith("no LOOPWATCH_* variable set")
 
 
 def test_bad_variable_is_named_and_fatal(tmp_path: Path) -> None:
     """A variable with which the agent would not start is named with what is allowed, exit code 1."""
-    code, checks = doctor(tmp_path, LOOPWATCH_THRESHOLD="fast", LOOPWATCH_GRACE="2")
+    code, checks = examined(tmp_path, LOOPWATCH_THRESHOLD="fast", LOOPWATCH_GRACE="2")
     assert code == 1
     assert checks["LOOPWATCH_THRESHOLD"]["state"] == "no"
     assert "must be a number" in checks["LOOPWATCH_THRESHOLD"]["detail"]
@@ -77,7 +77,7 @@ def test_bad_variable_is_named_and_fatal(tmp_path: Path) -> None:
 
 def test_misspelt_and_switched_off(tmp_path: Path) -> None:
     """A variable that is no setting gets a suggestion; the kill switch is mentioned."""
-    code, checks = doctor(tmp_path, LOOPWATCH_TRESHOLD="0.1", LOOPWATCH_ENABLED="0")
+    code, checks = examined(tmp_path, LOOPWATCH_TRESHOLD="0.1", LOOPWATCH_ENABLED="0")
     assert code == 0
     assert checks["LOOPWATCH_TRESHOLD"]["advice"] == "did you mean LOOPWATCH_THRESHOLD?"
     assert "switched off" in checks["LOOPWATCH_ENABLED"]["detail"]
@@ -85,7 +85,7 @@ def test_misspelt_and_switched_off(tmp_path: Path) -> None:
 
 def test_callables_are_not_imported() -> None:
     """Settings that name code of the program are checked by their form only."""
-    checks = _doctor.examine({"LOOPWATCH_ON_STALL": "no_such_module:f", "LOOPWATCH_CONTEXT": "tenant,a:b c"})
+    checks = doctor.examine({"LOOPWATCH_ON_STALL": "no_such_module:f", "LOOPWATCH_CONTEXT": "tenant,a:b c"})
     assert found(checks, "LOOPWATCH_ON_STALL").state is State.OK
     assert found(checks, "LOOPWATCH_CONTEXT").state is State.WARNING
 
@@ -93,7 +93,7 @@ def test_callables_are_not_imported() -> None:
 def test_missing_dependency_is_fatal(tmp_path: Path) -> None:
     """An agent that cannot be imported: exit code 1, and the reason in one line."""
     (tmp_path / "psutil.py").write_text("raise ImportError('no psutil here')\n")
-    code, checks = doctor(tmp_path, PYTHONPATH=str(tmp_path))
+    code, checks = examined(tmp_path, PYTHONPATH=str(tmp_path))
     assert code == 1
     assert checks["agent"]["state"] == "no"
     assert "no psutil here" in checks["agent"]["detail"]
@@ -101,7 +101,7 @@ def test_missing_dependency_is_fatal(tmp_path: Path) -> None:
 
 def test_source_columns_switched_off(tmp_path: Path) -> None:
     """``-X no_debug_ranges`` takes the names of calls away; the doctor says so."""
-    code, checks = doctor(tmp_path, "-X", "no_debug_ranges")
+    code, checks = examined(tmp_path, "-X", "no_debug_ranges")
     assert code == 0
     assert checks["source columns"]["state"] == "warning"
 
@@ -109,10 +109,10 @@ def test_source_columns_switched_off(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is the directory nobody can write")
 def test_journal_directory(tmp_path: Path) -> None:
     """A journal that can be written is fine; one in a directory that cannot is named. Nothing is left in it."""
-    code, checks = doctor(tmp_path, LOOPWATCH_JOURNAL=str(tmp_path / "s.jsonl"))
+    code, checks = examined(tmp_path, LOOPWATCH_JOURNAL=str(tmp_path / "s.jsonl"))
     assert (code, checks["journal"]["state"]) == (0, "ok")
     assert list(tmp_path.iterdir()) == []
-    _, checks = doctor(tmp_path, LOOPWATCH_JOURNAL="/proc/s.jsonl")
+    _, checks = examined(tmp_path, LOOPWATCH_JOURNAL="/proc/s.jsonl")
     assert (checks["journal"]["state"], "/proc cannot be written" in checks["journal"]["detail"]) == ("warning", True)
 
 
@@ -122,7 +122,7 @@ def test_mixed_opentelemetry_is_named(tmp_path: Path) -> None:
     information = tmp_path / "opentelemetry_exporter_otlp-1.20.0.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: opentelemetry-exporter-otlp\nVersion: 1.20.0\n")
-    _, checks = doctor(tmp_path, PYTHONPATH=str(tmp_path))
+    _, checks = examined(tmp_path, PYTHONPATH=str(tmp_path))
     newest = importlib.metadata.version("opentelemetry-sdk").split(".")[1]
     assert checks["OpenTelemetry"]["state"] == "warning"
     assert "opentelemetry-exporter-otlp 1.20.0" in checks["OpenTelemetry"]["detail"]
@@ -131,7 +131,7 @@ def test_mixed_opentelemetry_is_named(tmp_path: Path) -> None:
 
 def test_matching_opentelemetry_is_not_called_mixed() -> None:
     """1.N and 0.(N+21)b are one release."""
-    check = _doctor._otel_check({"opentelemetry-sdk": "1.45.2", "opentelemetry-semantic-conventions": "0.66b2"})
+    check = doctor._otel_check({"opentelemetry-sdk": "1.45.2", "opentelemetry-semantic-conventions": "0.66b2"})
     assert "mixed" not in check.detail
 
 
@@ -149,8 +149,8 @@ def test_uvloop_whose_counters_do_not_answer(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*_: object) -> None:
         raise AttributeError("undefined symbol: uv_metrics_info")
 
-    monkeypatch.setattr("loopwatch.probes.uvloop_probe.UvloopProbe.__init__", refuse)
-    check = found(_doctor.examine({}), "uvloop")
+    monkeypatch.setattr("loopwatch.watch.probes.uvloop.UvloopProbe.__init__", refuse)
+    check = found(doctor.examine({}), "uvloop")
     assert check.state is State.WARNING
     assert "undefined symbol: uv_metrics_info" in check.detail
     assert "heartbeat" in check.advice
@@ -161,15 +161,15 @@ def test_gevent_that_has_patched_is_fatal(monkeypatch: pytest.MonkeyPatch) -> No
     monkey = types.ModuleType("gevent.monkey")
     monkey.is_module_patched = lambda _name: True  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
-    checks = tuple(_doctor._gevent({}))
+    checks = tuple(doctor._gevent({}))
     assert [check.state for check in checks] == [State.NO]
-    assert not _doctor.usable(checks)
+    assert not doctor.usable(checks)
 
 
 def test_trio_is_named_as_unsupported(tmp_path: Path) -> None:
     """Where trio is installed, the doctor says that its runs are not watched."""
     (tmp_path / "trio.py").write_text("")
-    _, checks = doctor(tmp_path, PYTHONPATH=str(tmp_path))
+    _, checks = examined(tmp_path, PYTHONPATH=str(tmp_path))
     assert (checks["trio"]["state"], "not supported" in checks["trio"]["detail"]) == ("warning", True)
 
 
@@ -180,6 +180,6 @@ def test_look_that_fails_is_a_finding() -> None:
         yield from [Check("one", State.OK, "")][1:]
         raise RuntimeError("two\nlines")
 
-    (check,) = _doctor._guarded(_broken_look, {})
+    (check,) = doctor._guarded(_broken_look, {})
     assert (check.name, check.state) == ("broken look", State.NO)
     assert "RuntimeError: two lines" in check.detail

@@ -12,8 +12,8 @@ import pytest
 from cli_helpers import COMMAND, cli, environ, execute
 
 from loopwatch.events import Cause, Evidence, Frame, Stall
-from loopwatch.telemetry.files import journal_path
-from loopwatch.telemetry.journal import JournalWriter
+from loopwatch.sinks.files import journal_path
+from loopwatch.sinks.journal import JournalWriter
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import BLOCKS, COMMAND, cli, environ, execute, free_port, get, pids_with, serving, stalls, until
 
-from loopwatch._launch import BOOTSTRAP, environment, find_program, settings_for
+from loopwatch.cli.run import BOOTSTRAP, environment, find_program, settings_for
 from loopwatch.errors import ConfigError, LoopwatchError
 
 pytestmark = pytest.mark.timeout(30)

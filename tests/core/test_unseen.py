@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from loopwatch import stacks
 from loopwatch.core.patches import PatchSet
 from loopwatch.core.unseen import UNSEEN, unseen, unseen_code, unseen_file
+from loopwatch.watch import stacks
 
 
 def complains() -> int:
@@ -62,7 +62,7 @@ def test_code_is_shared_and_stays_ours() -> None:
     patch = patches.around(target, "f", lambda original, args, kwargs: original(*args, **kwargs))
     file = patch.state.__code__.co_filename
     assert file.endswith(UNSEEN) and not stacks.is_own(file)  # this test's function is the program's
-    assert stacks.is_own(unseen_file(stacks._OWN + "discovery.py"))
+    assert stacks.is_own(unseen_file(stacks._OWN + "watch/discovery.py"))
 
 
 def test_what_is_no_function_stays() -> None:

@@ -20,7 +20,7 @@ import yaml
 from boards import ROOT
 from cli_helpers import free_port, serving, stalls, until
 
-from loopwatch import _dashboards, cli
+from loopwatch.cli import dashboards, main
 from loopwatch.errors import LoopwatchError
 
 DASHBOARDS = ROOT / "dashboards"
@@ -65,7 +65,7 @@ def test_a_wheel_exports_everything(tmp_path: Path) -> None:
         shipped = {name for name in archive.namelist() if name.startswith("loopwatch/dashboards/")}
     assert {name for name in shipped if "/source/" in name or "/tests/" in name} == set()
 
-    command = [sys.executable, "-c", "import sys; from loopwatch.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from loopwatch.cli.main import main; sys.exit(main())"]
     environ = {**os.environ, "PYTHONPATH": str(unpacked), "PYTHONDONTWRITEBYTECODE": "1"}
     target = tmp_path / "monitoring"
     command += ["dashboards", "export", str(target)]
@@ -81,7 +81,7 @@ def test_a_wheel_exports_everything(tmp_path: Path) -> None:
 
 def test_everything_is_listed(tmp_path: Path) -> None:
     """Without building a wheel: what is exported is each file of the folder but code, tests and sources."""
-    paths = _dashboards.export(tmp_path)
+    paths = dashboards.export(tmp_path)
     expected = {
         str(path.relative_to(DASHBOARDS))
         for path in DASHBOARDS.rglob("*")
@@ -93,9 +93,9 @@ def test_everything_is_listed(tmp_path: Path) -> None:
 
 def test_export_keeps_what_somebody_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A second export changes nothing; a file that differs is neither lost nor half replaced, unless told so."""
-    assert cli.main(["dashboards", "export", str(tmp_path)]) == 0
+    assert main.main(["dashboards", "export", str(tmp_path)]) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert cli.main(["dashboards", "export", str(tmp_path)]) == 0
+    assert main.main(["dashboards", "export", str(tmp_path)]) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
     mine = tmp_path / "prometheus" / "alerts.yml"
@@ -103,14 +103,14 @@ def test_export_keeps_what_somebody_changed(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "compose.yaml").unlink()
     (tmp_path / "own.json").write_text("{}")
     capsys.readouterr()
-    assert cli.main(["dashboards", "export", str(tmp_path)]) == 2
+    assert main.main(["dashboards", "export", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"loopwatch: {mine}: differs from what would be written; ") and "--force" in err
     assert mine.read_text() == "groups: []\n"
     assert not (tmp_path / "compose.yaml").exists(), "nothing is written where something is refused"
 
-    assert cli.main(["dashboards", "export", "--force", str(tmp_path)]) == 0
+    assert main.main(["dashboards", "export", "--force", str(tmp_path)]) == 0
     assert mine.read_bytes() == (DASHBOARDS / "prometheus" / "alerts.yml").read_bytes()
     assert (tmp_path / "compose.yaml").exists()
     assert (tmp_path / "own.json").read_text() == "{}"
@@ -120,7 +120,7 @@ def test_export_keeps_what_somebody_changed(tmp_path: Path, capsys: pytest.Captu
 def test_bad_command_lines_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be understood is said in one line, with where the help is."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(["dashboards", *arguments])
+        main.main(["dashboards", *arguments])
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("loopwatch: ") and err.count("\n") == 1 and "--help" in err
@@ -132,7 +132,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(
         LoopwatchError, match=r"taken.*: cannot be written: (Not a directory|File exists); give another"
     ):
-        _dashboards.export(tmp_path / "taken")
+        dashboards.export(tmp_path / "taken")
 
 
 def test_mounts_exist() -> None:

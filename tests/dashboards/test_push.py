@@ -17,8 +17,10 @@ import pytest
 from boards import committed
 from stand_in import TOKEN, VIEWER, StandIn, served
 
-from loopwatch import __version__, _grafana, cli
-from loopwatch._grafana import Grafana
+from loopwatch import __version__
+from loopwatch.cli import grafana as grafana_module
+from loopwatch.cli import main
+from loopwatch.cli.grafana import Grafana
 from loopwatch.errors import LoopwatchError
 
 BOARDS = committed()
@@ -38,7 +40,7 @@ def grafana() -> Iterator[StandIn]:
 
 
 def push(*arguments: str) -> int:
-    return cli.main(["dashboards", "push", *arguments])
+    return main.main(["dashboards", "push", *arguments])
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:
@@ -209,7 +211,7 @@ def test_broken_servers(
     said: bytes | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that hangs up, talks something else, ends too early or never answers: one line."""
-    monkeypatch.setattr(_grafana, "TIMEOUT", 5.0 if said is not None else 0.2)
+    monkeypatch.setattr(grafana_module, "TIMEOUT", 5.0 if said is not None else 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:

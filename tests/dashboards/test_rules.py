@@ -15,8 +15,8 @@ import pytest
 import yaml
 from boards import committed
 
-from loopwatch.pools.advice import family
-from loopwatch.pools.naming import pool_name
+from loopwatch.health.findings import family
+from loopwatch.health.naming import pool_name
 from loopwatch.telemetry.metrics.catalog import CATALOG, Kind
 
 ROOT = Path(__file__).parents[2]

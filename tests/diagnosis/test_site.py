@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.site import AGREE, Site, Stack
+from loopwatch.diagnosis.culprit import AGREE, Site, Stack
 from loopwatch.events import Frame
 
 STDLIB = "/usr/lib/python3.12"

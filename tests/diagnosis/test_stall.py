@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.site import Site, Stack
-from loopwatch.diagnosis.stall import MAX_PROFILE, diagnose
+from loopwatch.diagnosis.culprit import Site, Stack
+from loopwatch.diagnosis.diagnose import MAX_PROFILE, diagnose
 from loopwatch.events import Cause, Evidence, Frame, Stall
-from loopwatch.observation import Observation, Sample
-from loopwatch.stacks import RawFrame, RawStack
+from loopwatch.watch.observation import Observation, Sample
+from loopwatch.watch.stacks import RawFrame, RawStack
 
 STDLIB = "/usr/lib/python3.12"
 SITE = Site((STDLIB,))

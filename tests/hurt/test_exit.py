@@ -15,10 +15,10 @@ from hostproc import finish, journals, program, start, succeeded
 
 from loopwatch import Stall
 from loopwatch.core.patches import PatchSet
-from loopwatch.telemetry.files import hang_path, journal_path
-from loopwatch.telemetry.hang import HangTimer, leftover_hangs
-from loopwatch.telemetry.hangfile import hang_header
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.report.reader import read_journals
+from loopwatch.sinks.files import hang_path, journal_path
+from loopwatch.sinks.hang_file import hang_header
+from loopwatch.sinks.hang_timer import HangTimer, leftover_hangs
 
 LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") is not None else [])
 
@@ -364,7 +364,7 @@ def test_the_hang_file_follows_no_symbolic_link(tmp_path: Path) -> None:
     """A link in the place of the hang file is refused: its target stays, the hang timer is off, the rest works."""
     source = """
         import logging, loopwatch
-        from loopwatch.telemetry.hang import hang_path
+        from loopwatch.sinks.hang_timer import hang_path
         logging.basicConfig(stream=sys.stdout, format='{"line": "%(message)s"}')
         target = sys.argv[1] + "/target"
         with open(target, "w") as file:

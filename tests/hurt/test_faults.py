@@ -16,13 +16,13 @@ from hostproc import program, succeeded
 import loopwatch
 import loopwatch.agent
 import loopwatch.services
-import loopwatch.stacks
 import loopwatch.system.threads
-import loopwatch.watched
+import loopwatch.watch.stacks
+import loopwatch.watch.watched_loop
 from loopwatch.agent import Agent
-from loopwatch.flagging import Flagging
-from loopwatch.probes.asyncio_probe import AsyncioProbe
+from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.testing import RecordingSink
+from loopwatch.watch.probes.asyncio import AsyncioProbe
 
 LONG = 0.15
 
@@ -206,7 +206,7 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
     """A journal that cannot be written (here: a link in its place) is left out; stalls go everywhere else."""
     import os
 
-    from loopwatch.telemetry.files import journal_path
+    from loopwatch.sinks.files import journal_path
 
     path = journal_path(str(tmp_path), os.getpid())
     path.symlink_to("/dev/full")
@@ -264,9 +264,9 @@ def test_flagged_functions_that_cannot_be_read(agent: Agent, lines: Lines, monke
 def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop whose probe cannot be attached is watched by the heartbeat: the block is found all the same."""
     if loop_kind == "uvloop":
-        from loopwatch.probes import uvloop_probe
+        from loopwatch.watch.probes import uvloop
 
-        monkeypatch.setattr(uvloop_probe.UvloopProbe, "__init__", raising(OSError("ours")))
+        monkeypatch.setattr(uvloop.UvloopProbe, "__init__", raising(OSError("ours")))
     else:
         monkeypatch.setattr(AsyncioProbe, "__init__", raising(AttributeError("ours")))
     sink = RecordingSink()
@@ -294,7 +294,7 @@ def test_discovery(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_search_for_running_loops(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A search for loops that run already which fails does not raise out of install(); later loops are found."""
-    monkeypatch.setattr("loopwatch.discovery._loop_of", raising(AttributeError("ours")))
+    monkeypatch.setattr("loopwatch.watch.discovery._loop_of", raising(AttributeError("ours")))
     sink = RecordingSink()
     agent = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
     assert run(blocks(2)) == "the program's result"
@@ -308,7 +308,7 @@ def test_hang_timer(tmp_path: Any) -> None:
     """A hang file that cannot be written (here: a directory in its place) costs the hang timer only."""
     source = """
         import logging, loopwatch
-        from loopwatch.telemetry.hang import hang_path
+        from loopwatch.sinks.hang_timer import hang_path
         logging.basicConfig(stream=sys.stdout, format='{"line": "%(message)s"}')
         os.mkdir(hang_path(sys.argv[1], os.getpid()))
         agent = loopwatch.install(threshold=0.1, hang_after=0.2, journal=sys.argv[1], log_level="DEBUG")
@@ -360,12 +360,12 @@ def test_whatever_fails_in_the_watcher(
 ) -> None:
     """A probe, the sampling of stacks or the reading of evidence that raises is counted, and logged twice at most."""
     if seam == "probe":
-        from loopwatch.probes import uvloop_probe
+        from loopwatch.watch.probes import uvloop
 
-        monkeypatch.setattr(uvloop_probe.UvloopProbe, "busy_since", raising(RuntimeError("ours")))
+        monkeypatch.setattr(uvloop.UvloopProbe, "busy_since", raising(RuntimeError("ours")))
         monkeypatch.setattr(AsyncioProbe, "busy_since", raising(RuntimeError("ours")))
     elif seam == "stacks":
-        monkeypatch.setattr(loopwatch.stacks, "take", raising(RuntimeError("ours")))
+        monkeypatch.setattr(loopwatch.watch.stacks, "take", raising(RuntimeError("ours")))
     else:
         monkeypatch.setattr(loopwatch.system.threads.ThreadFacts, "waiting_in", raising(RuntimeError("ours")))
     assert run(blocks(2)) == "the program's result"
@@ -407,7 +407,7 @@ def test_sampling_that_fails_costs_the_stacks_only(
     agent: Agent, run: Run, sink: RecordingSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without stacks, blocks are still found and measured."""
-    monkeypatch.setattr(loopwatch.stacks, "take", raising(RuntimeError("ours")))
+    monkeypatch.setattr(loopwatch.watch.stacks, "take", raising(RuntimeError("ours")))
     run(blocks(2))
     agent.flush()
     assert len(long(sink.stalls)) == 2
@@ -483,7 +483,7 @@ def test_a_part_comes_back(run: Run, lines: Lines, tmp_path: Any) -> None:
     """A journal that could not be written is written again after its pause; log and snapshot say both."""
     import os
 
-    from loopwatch.telemetry.files import journal_path
+    from loopwatch.sinks.files import journal_path
 
     path = journal_path(str(tmp_path), os.getpid())
     path.mkdir()

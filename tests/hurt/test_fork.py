@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hostproc import journals, succeeded
 
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.report.reader import read_journals
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 

@@ -16,12 +16,12 @@ LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") is not N
 
 EVERYTHING = """
     import functools, tempfile, warnings
-    import loopwatch, loopwatch.agent, loopwatch.telemetry.hang
+    import loopwatch, loopwatch.agent, loopwatch.sinks.hang_timer
     quiet()
     if "--patient" in sys.argv:  # on a busy machine threads may take longer to leave than a fork waits
         loopwatch.agent.until_gone = functools.partial(loopwatch.agent.until_gone, patience=20.0)
-        loopwatch.telemetry.hang.until_one_less = functools.partial(
-            loopwatch.telemetry.hang.until_one_less, patience=20.0
+        loopwatch.sinks.hang_timer.until_one_less = functools.partial(
+            loopwatch.sinks.hang_timer.until_one_less, patience=20.0
         )
     agent = loopwatch.install(
         threshold=0.05, journal=tempfile.mkdtemp(dir=sys.argv[1]), hang_after=0.3, prometheus_port=0,

@@ -11,7 +11,7 @@ NEVER_BY_ITSELF = """
     import loopwatch
     from loopwatch.core.late import Late
     Late.soon = lambda self: None  # until somebody wants them
-    HEAVY = ("loopwatch.services", "loopwatch.pools.watch", "loopwatch.telemetry.service", "loopwatch.sinks")
+    HEAVY = ("loopwatch.services", "loopwatch.health.service", "loopwatch.telemetry.service", "loopwatch.sinks.service")
 
     def loaded():
         return [name for name in HEAVY if name in sys.modules]

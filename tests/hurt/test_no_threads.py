@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hostproc import succeeded
 
-from loopwatch.pools.staff import Staff
+from loopwatch.health.pool_workers import Staff
 
 NO_THREADS = """
     import warnings

@@ -16,24 +16,24 @@ from opentelemetry.exporter.otlp.proto.common._internal import _encode_attribute
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from loopwatch import labels
 from loopwatch.core.text import MAX_LINE, MAX_NAME, MAX_PATH
-from loopwatch.diagnosis.site import Site
-from loopwatch.diagnosis.stall import diagnose
+from loopwatch.diagnosis.culprit import Site
+from loopwatch.diagnosis.diagnose import diagnose
+from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.events import AgentStats, Cause, Evidence, FlaggedFunction, Snapshot, Stall
-from loopwatch.flagging import Flagging
-from loopwatch.observation import Observation, Sample
-from loopwatch.stacks import RawFrame, RawStack, call_at
-from loopwatch.telemetry import report
-from loopwatch.telemetry.hangfile import hang_header, hang_threads
-from loopwatch.telemetry.html import render
-from loopwatch.telemetry.journal import JournalWriter
-from loopwatch.telemetry.log import LogSink
+from loopwatch.report import tables
+from loopwatch.report.html import render
+from loopwatch.report.reader import read_journals
+from loopwatch.sinks.hang_file import hang_header, hang_threads
+from loopwatch.sinks.journal import JournalWriter
+from loopwatch.sinks.log import LogSink
 from loopwatch.telemetry.metrics import attributes
 from loopwatch.telemetry.metrics.collect import Readings
 from loopwatch.telemetry.metrics.records import Inputs
 from loopwatch.telemetry.prometheus.exposition import families
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.watch import task_info
+from loopwatch.watch.observation import Observation, Sample
+from loopwatch.watch.stacks import RawFrame, RawStack, call_at
 
 MIB = 1 << 20
 HERE = Site.here()
@@ -72,7 +72,7 @@ def observations(draw: st.DrawFn) -> Observation:
     """A block with odd names everywhere."""
     frame = blocker(draw(names), draw(names), draw(names))
     odd = names | st.integers() | st.none() | st.binary(max_size=3)
-    task, coroutine = labels.names_of(Task(draw(odd), draw(odd)))
+    task, coroutine = task_info.names_of(Task(draw(odd), draw(odd)))
     samples = [Sample(1.0 + at / 10, 0.0, RawStack((frame,), {}), 1, "clock_nanosleep") for at in range(3)]
     evidence = Evidence(wall=0.5, cpu=0.0, samples=3, syscall="clock_nanosleep", syscall_share=1.0)
     context = {"http.route": draw(names), draw(names): draw(names)}
@@ -143,10 +143,10 @@ def test_every_sink_gets_clean_names(
     writer.close()
     contents = read_journals(str(path))
     assert contents.stalls == (stall,)
-    text = report.to_text(contents)
+    text = tables.to_text(contents)
     assert all(line.isprintable() for line in text.splitlines())
-    assert json.loads(report.to_json(contents))["stalls"][0]["id"] == "7f"
-    assert len(report.to_collapsed(contents).splitlines()) == 1
+    assert json.loads(tables.to_json(contents))["stalls"][0]["id"] == "7f"
+    assert len(tables.to_collapsed(contents).splitlines()) == 1
     assert "</script><!--" not in render(contents)
 
     assert hang_threads(hang_header(7, {1: stall.loop})) == (7, {"0x0000000000000001": stall.loop})
@@ -234,7 +234,7 @@ def test_reading_a_hostile_journal_is_bounded(tmp_path: Path) -> None:
         "".join(json.dumps(each) + "\n" for each in (header, {"type": "stall", **record, "culprit": frame}))
     )
     contents = read_journals(str(path))
-    text = report.to_text(contents)
+    text = tables.to_text(contents)
     assert all(line.isprintable() and len(line) <= MAX_LINE for line in text.splitlines())
     assert len(render(contents)) < MIB
-    assert len(report.to_collapsed(contents)) <= MAX_LINE * 2
+    assert len(tables.to_collapsed(contents)) <= MAX_LINE * 2

@@ -357,7 +357,7 @@ CLOSED = """
     import faulthandler, gc
     import uvloop
     import loopwatch
-    from loopwatch.watcher import Watcher
+    from loopwatch.watch.watcher import Watcher
     faulthandler.enable()
     quiet()
     reading, closed = threading.Event(), threading.Event()

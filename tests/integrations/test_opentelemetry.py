@@ -351,9 +351,9 @@ def test_why_a_request_was_slow_stands_in_its_trace(
     from loopwatch.integrations.asgi import LoopwatchMiddleware
     from starlette.responses import PlainTextResponse
 
-    from loopwatch import victims
+    from loopwatch.watch import waiters
 
-    monkeypatch.setattr(victims, "PATIENCE", 5.0)  # on a busy machine the thread that tells may come late
+    monkeypatch.setattr(waiters, "PATIENCE", 5.0)  # on a busy machine the thread that tells may come late
     waiting, due, truth = threading.Semaphore(0), asyncio.Event(), []
 
     async def slow(_request: object) -> PlainTextResponse:

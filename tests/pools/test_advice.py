@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from loopwatch.core.histogram import Histogram
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
-from loopwatch.pools.advice import CLEAR_AFTER, NEGLECT_WINDOW, RULES, Advisor, Kinds
-from loopwatch.pools.reading import End, PoolReading
+from loopwatch.health.findings import CLEAR_AFTER, NEGLECT_WINDOW, RULES, Advisor, Kinds
+from loopwatch.health.records import End, PoolReading
 
 MIB = 1 << 20
 POLL = 2.0

@@ -28,8 +28,8 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import PoolStats, WorkerState
-from loopwatch.pools.children import KIND, NOTED_WITHIN, child_pids, has_children
-from loopwatch.pools.monitor import Monitor
+from loopwatch.health.children.watched import KIND, NOTED_WITHIN, child_pids, has_children
+from loopwatch.health.monitor import Monitor
 
 PATCHED = {
     os: (

@@ -28,10 +28,10 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import PoolStats, WorkerState
-from loopwatch.pools import health
-from loopwatch.pools.naming import pool_name
-from loopwatch.pools.tally import Window
-from loopwatch.pools.watch import PoolWatch
+from loopwatch.health import states as states_module
+from loopwatch.health.naming import pool_name
+from loopwatch.health.service import PoolWatch
+from loopwatch.health.task_stats import Window
 
 HERE = Path(__file__).name
 REPLACED = {
@@ -207,7 +207,7 @@ def test_nothing_is_kept_alive(watch: PoolWatch) -> None:
 @pytest.mark.parametrize("how", ["shut down", "collected"])
 def test_orphans(watch: PoolWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A thread with a task that does not end, although its executor is shut down or gone, is an orphan."""
-    monkeypatch.setattr(health, "GRACE", 0.05)
+    monkeypatch.setattr(states_module, "GRACE", 0.05)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     executor = ThreadPoolExecutor(1)

@@ -30,11 +30,12 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import WorkerState
-from loopwatch.pools import health, noting
-from loopwatch.pools.board import SIZE, SLOTS, Address, Board, claim
-from loopwatch.pools.multiprocessing_pool import LOST, MANY
-from loopwatch.pools.noting import SAMPLE, SlotNotes
-from loopwatch.pools.watch import PoolWatch
+from loopwatch.health import noting
+from loopwatch.health import states as states_module
+from loopwatch.health.kinds.multiprocessing import LOST, MANY
+from loopwatch.health.noting import SAMPLE, SlotNotes
+from loopwatch.health.service import PoolWatch
+from loopwatch.health.task_board import SIZE, SLOTS, Address, Board, claim
 
 __all__ = ["watch"]
 HERE = Path(__file__).name
@@ -143,7 +144,7 @@ def test_starting_and_cancelled(watch: PoolWatch, go: Gate) -> None:
 @pytest.mark.parametrize("how", ["shut down", "collected"])
 def test_orphans(watch: PoolWatch, go: Gate, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A worker with a task that does not end, although its executor is shut down or gone, is an orphan."""
-    monkeypatch.setattr(health, "GRACE", 0.05)
+    monkeypatch.setattr(states_module, "GRACE", 0.05)
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
     future: Future[int] = executor.submit(tasks.until_there, str(go))
     until(lambda: only(watch).running == 1)

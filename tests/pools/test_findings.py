@@ -17,8 +17,8 @@ from tests_of_pools import until
 import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.events import Finding
-from loopwatch.pools import advice, monitor
-from loopwatch.pools.advice import CRASHES, POOLS_PER_CALL, Kinds
+from loopwatch.health import findings, monitor
+from loopwatch.health.findings import CRASHES, POOLS_PER_CALL, Kinds
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_children_that_die_again_and_again(watching: Agent) -> None:
 
 def test_zombies_that_pile_up(watching: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four children that nobody waits for, and others are started; once somebody does they are gone."""
-    monkeypatch.setattr(advice, "UNWAITED_AFTER", 0.5)
-    monkeypatch.setattr(advice, "RULES", tuple((rule, 0.0) for rule, _ in advice.RULES))
+    monkeypatch.setattr(findings, "UNWAITED_AFTER", 0.5)
+    monkeypatch.setattr(findings, "RULES", tuple((rule, 0.0) for rule, _ in findings.RULES))
     children = [subprocess.Popen(["/bin/true"]) for _ in range(4)]
 
     def passed_over() -> Finding | None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopwatch.events import WorkerState
-from loopwatch.pools.health import GRACE, Executor, Situation, crash_reason, exit_name, judge
-from loopwatch.pools.reading import ProcessFacts
+from loopwatch.health.records import ProcessFacts
+from loopwatch.health.states import GRACE, Executor, Situation, crash_reason, exit_name, judge
 
 HUNG_AFTER = 60.0
 

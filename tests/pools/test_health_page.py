@@ -10,8 +10,9 @@ from pathlib import Path
 
 from loopwatch.config import Config
 from loopwatch.events import WorkerState
-from loopwatch.pools import advice, births, health, monitor, news
-from loopwatch.pools.health import Executor, Situation, judge
+from loopwatch.health import findings, health_log, monitor, states
+from loopwatch.health.children import hooks
+from loopwatch.health.states import Executor, Situation, judge
 
 PAGE = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
 
@@ -47,7 +48,7 @@ def test_each_state_and_in_which_order() -> None:
     fits = {
         "zombie": {"zombie": True},
         "dead": {"alive": False},
-        "orphan": {"executor": Executor.SHUT_DOWN, "executor_for": health.GRACE},
+        "orphan": {"executor": Executor.SHUT_DOWN, "executor_for": states.GRACE},
         "stopping": {"told_to_end": True},
         "starting": {"ready": False},
         "hung": {"calls": 1, "still_for": 60.0, "running_for": 60.0},
@@ -63,9 +64,9 @@ def test_each_state_and_in_which_order() -> None:
 def test_figures_of_states() -> None:
     """As they are in the code."""
     when = {row[0].strip("`"): row[1] for row in rows("States")}
-    assert numbers(when["zombie"]) == [advice.UNWAITED_AFTER]
-    assert numbers(when["stopping"]) == [health.GRACE]
-    assert numbers(when["orphan"]) == [health.GRACE, news.ORPHAN_AFTER]
+    assert numbers(when["zombie"]) == [findings.UNWAITED_AFTER]
+    assert numbers(when["stopping"]) == [states.GRACE]
+    assert numbers(when["orphan"]) == [states.GRACE, health_log.ORPHAN_AFTER]
     assert numbers(when["hung"]) == [Config().hung_after]
 
 
@@ -73,7 +74,7 @@ def test_signals_that_tell_to_end() -> None:
     """The five that are named."""
     text = PAGE.partition("## Crashes")[2].partition("while it lived")[0]  # the rest is in test_children.py
     named = set(re.findall(r"SIG[A-Z]+", text)) - {"SIGSEGV"}
-    assert {signal.Signals(number).name for number in births.ENDING} == named
+    assert {signal.Signals(number).name for number in hooks.ENDING} == named
 
 
 def test_each_kind_of_finding_with_its_figures() -> None:
@@ -81,22 +82,22 @@ def test_each_kind_of_finding_with_its_figures() -> None:
     told = {row[0].strip("`"): numbers(row[1]) for row in rows("Findings")}
     assert told == {
         "oversubscribed": [],
-        "io-bound-processes": [advice.WAITING * 100],
-        "cpu-bound-threads": [advice.GIL_WAIT * 1000],
-        "starved-executor": [dict(advice.RULES)[advice.starved]],
+        "io-bound-processes": [findings.WAITING * 100],
+        "cpu-bound-threads": [findings.GIL_WAIT * 1000],
+        "starved-executor": [dict(findings.RULES)[findings.starved]],
         "pool-per-call": [
-            advice.POOLS_PER_CALL,
-            advice.PROCESSES_PER_CALL,
-            advice.PER_CALL_WINDOW,
-            advice.WORTH_THREADS * 1000,
-            advice.WORTH_PROCESSES * 1000,
+            findings.POOLS_PER_CALL,
+            findings.PROCESSES_PER_CALL,
+            findings.PER_CALL_WINDOW,
+            findings.WORTH_THREADS * 1000,
+            findings.WORTH_PROCESSES * 1000,
         ],
         "costly-payloads": [1],
-        "memory-growth": [advice.MEMORY_SPAN, advice.MEMORY_GROWTH >> 20, advice.MEMORY_SHARE * 100],
-        "neglected-errors": [advice.NEGLECT_WINDOW],
-        "crash-loop": [advice.CRASHES, advice.CRASH_WINDOW],
-        "queue-growth": [20, advice.WINDOW],
-        "zombies": [advice.ZOMBIES, advice.UNWAITED_AFTER],
+        "memory-growth": [findings.MEMORY_SPAN, findings.MEMORY_GROWTH >> 20, findings.MEMORY_SHARE * 100],
+        "neglected-errors": [findings.NEGLECT_WINDOW],
+        "crash-loop": [findings.CRASHES, findings.CRASH_WINDOW],
+        "queue-growth": [20, findings.WINDOW],
+        "zombies": [findings.ZOMBIES, findings.UNWAITED_AFTER],
     }
-    assert set(told) == {name for key, name in vars(advice.Kinds).items() if key.isupper()}
-    assert f"over {advice.CLEAR_AFTER:.0f} s after its cause" in PAGE
+    assert set(told) == {name for key, name in vars(findings.Kinds).items() if key.isupper()}
+    assert f"over {findings.CLEAR_AFTER:.0f} s after its cause" in PAGE

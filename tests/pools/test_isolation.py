@@ -22,8 +22,8 @@ from tests_of_pools import until
 import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.core.faults import Faults
-from loopwatch.pools import isolation
-from loopwatch.pools.isolation import Isolation
+from loopwatch.health import isolation
+from loopwatch.health.isolation import Isolation
 
 LEFT_ALONE = "could not be watched and is left alone"
 

@@ -19,12 +19,12 @@ from loopwatch.core.faults import Faults
 from loopwatch.core.histogram import Histogram
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
-from loopwatch.pools import monitor as module
-from loopwatch.pools.advice import GIL_WAIT, UNWAITED_AFTER
-from loopwatch.pools.health import Situation, judge
-from loopwatch.pools.monitor import LONGEST_PERIOD, PERIOD, Monitor, gil_wait, period
-from loopwatch.pools.news import MOST_LINES, ORPHAN_AFTER, News
-from loopwatch.pools.reading import End, PoolReading, ProcessFacts
+from loopwatch.health import monitor as module
+from loopwatch.health.findings import GIL_WAIT, UNWAITED_AFTER
+from loopwatch.health.health_log import MOST_LINES, ORPHAN_AFTER, News
+from loopwatch.health.monitor import LONGEST_PERIOD, PERIOD, Monitor, gil_wait, period
+from loopwatch.health.records import End, PoolReading, ProcessFacts
+from loopwatch.health.states import Situation, judge
 
 
 class Pool:
@@ -105,8 +105,8 @@ from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
 from loopwatch.events import PoolStats
-from loopwatch.pools.monitor import Monitor
-from loopwatch.pools.reading import PoolReading
+from loopwatch.health.monitor import Monitor
+from loopwatch.health.records import PoolReading
 from loopwatch.core.histogram import Histogram
 
 class Threads:
@@ -210,7 +210,7 @@ import os, threading, warnings
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
-from loopwatch.pools.monitor import Monitor
+from loopwatch.health.monitor import Monitor
 
 monitor, release, warned, threads = Monitor(Config, PatchSet(), Faults()), [], [], []
 os.register_at_fork(

@@ -26,9 +26,9 @@ import loopwatch
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
-from loopwatch.pools import neglected
-from loopwatch.pools.tally import MOST_TYPES, TOGETHER, Tally
-from loopwatch.pools.watch import PoolWatch
+from loopwatch.health import lost_errors
+from loopwatch.health.service import PoolWatch
+from loopwatch.health.task_stats import MOST_TYPES, TOGETHER, Tally
 
 __all__ = ["watch"]
 ODD = "tasks_of_pools.Odd"
@@ -465,6 +465,6 @@ def test_what_is_read_when_it_has_no_error() -> None:
     class Result:
         pass
 
-    kind = neglected._kind(Result, neglected.RESULT, print)
+    kind = lost_errors._kind(Result, lost_errors.RESULT, print)
     with pytest.raises(AttributeError, match="_value"):
         _ = kind()._value

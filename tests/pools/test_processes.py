@@ -15,9 +15,9 @@ import psutil
 import pytest
 from tests_of_pools import until
 
-from loopwatch.pools.births import peek
-from loopwatch.pools.oom import Oom
-from loopwatch.pools.processes import STILL, Processes
+from loopwatch.health.children.hooks import peek
+from loopwatch.health.children.processes import STILL, Processes
+from loopwatch.health.oom import Oom
 from loopwatch.system import cgroup
 
 NOTHING = "import sys; sys.stdin.read()"
@@ -325,7 +325,7 @@ def test_a_real_kill_for_want_of_memory(small_group: Path) -> None:
 import os, subprocess, sys
 from pathlib import Path
 Path({str(small_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
-from loopwatch.pools.processes import Processes
+from loopwatch.health.children.processes import Processes
 polled = Processes()
 for code in ("import time; time.sleep(60)", {HOG!r}):
     child = subprocess.Popen([sys.executable, "-I", "-S", "-c", code])
@@ -350,7 +350,7 @@ Path({str(small_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
-from loopwatch.pools.monitor import Monitor
+from loopwatch.health.monitor import Monitor
 monitor = Monitor(lambda: Config(log_level="CRITICAL"), PatchSet(), Faults())
 monitor.start()
 monitor.poll_now()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from loopwatch.agent import Agent
 from loopwatch.config import Config
 from loopwatch.core.patches import PatchSet
-from loopwatch.probes.asyncio_probe import (
+from loopwatch.testing import FakeClock, RecordingSink
+from loopwatch.watch.probes.asyncio import (
     LET_IN,
     MAX_COUNTED,
     MAX_FAILURES,
@@ -26,10 +27,9 @@ from loopwatch.probes.asyncio_probe import (
     Cell,
     timed_select,
 )
-from loopwatch.probes.choice import make_probe
-from loopwatch.probes.heartbeat import HeartbeatProbe
-from loopwatch.probes.probe import IDLE, Block
-from loopwatch.testing import FakeClock, RecordingSink
+from loopwatch.watch.probes.base import IDLE, Block
+from loopwatch.watch.probes.choice import make_probe
+from loopwatch.watch.probes.heartbeat import HeartbeatProbe
 
 LIMIT = 0.1
 
@@ -432,7 +432,7 @@ async def _blocked_in_peace(seconds: float) -> None:
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that the loop's thread was made to sleep, each time; it does not."""
     slept: list[float] = []
-    monkeypatch.setattr("loopwatch.probes.asyncio_probe.release_gil", slept.append)
+    monkeypatch.setattr("loopwatch.watch.probes.asyncio.release_gil", slept.append)
     return slept
 
 

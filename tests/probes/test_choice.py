@@ -12,7 +12,7 @@ import pytest
 from conftest import raised
 
 from loopwatch.core.patches import PatchSet
-from loopwatch.probes.choice import is_known, keeps_real_time, make_probe
+from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
 
 LIMIT = 0.1
 

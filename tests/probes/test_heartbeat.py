@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import raised
 
-from loopwatch.probes.heartbeat import MAX_FAILURES, Heartbeat, HeartbeatProbe
-from loopwatch.probes.probe import IDLE, Block
 from loopwatch.testing import FakeClock
+from loopwatch.watch.probes.base import IDLE, Block
+from loopwatch.watch.probes.heartbeat import MAX_FAILURES, Heartbeat, HeartbeatProbe
 
 
 class FakeLoop:
@@ -64,7 +64,7 @@ class Beating:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """The clock of the heartbeat's module, standing at 100 s."""
     fake = FakeClock(100.0)
-    monkeypatch.setattr("loopwatch.probes.heartbeat.time", SimpleNamespace(monotonic=fake))
+    monkeypatch.setattr("loopwatch.watch.probes.heartbeat.time", SimpleNamespace(monotonic=fake))
     return fake
 
 

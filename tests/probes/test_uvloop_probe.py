@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from loopwatch.probes.probe import IDLE, Block
-from loopwatch.probes.uvloop_probe import Reading, UvloopProbe
+from loopwatch.watch.probes.base import IDLE, Block
+from loopwatch.watch.probes.uvloop import Reading, UvloopProbe
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -69,7 +69,7 @@ CLOCK = Time()
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the probe's module ask CLOCK."""
     CLOCK.now = None
-    monkeypatch.setattr("loopwatch.probes.uvloop_probe.time", CLOCK)
+    monkeypatch.setattr("loopwatch.watch.probes.uvloop.time", CLOCK)
 
 
 class Scripted(UvloopProbe):

@@ -13,8 +13,8 @@ import pytest
 from cli_helpers import environ
 from real_servers import await_that, free_port, get, missing, program
 
-from loopwatch.telemetry import report
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.report import tables
+from loopwatch.report.reader import read_journals
 
 APP = """\
 import time
@@ -88,12 +88,12 @@ def test_real_server_starts_with_one_line(name: str, tmp_path: Path) -> None:
     culprits = {block.culprit.function for block in contents.expected if block.culprit}
     assert culprits >= ({"load", "warm"} if name in IMPORTS_ON_THE_LOOP else {"warm"})
     assert "handle" not in culprits
-    (row,) = report.expected(contents)
+    (row,) = tables.expected(contents)
     assert row.reason == f"start-up of {'uvicorn' if server == 'gunicorn' else server}"
     assert row.processes == workers
     assert row.total >= workers * (0.65 if name in IMPORTS_ON_THE_LOOP else 0.25) * 0.9
     assert row.total < workers * PATIENCE
-    assert f"EXPECTED, NOT COUNTED ABOVE\n  {row.reason}: " in report.to_text(contents)
+    assert f"EXPECTED, NOT COUNTED ABOVE\n  {row.reason}: " in tables.to_text(contents)
 
 
 def said_by(folder: Path) -> Callable[[], str]:

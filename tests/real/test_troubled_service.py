@@ -12,7 +12,7 @@ import pytest
 from real_servers import await_that, get, troubled_service
 
 from loopwatch.events import Cause
-from loopwatch.telemetry.reading import read_journals
+from loopwatch.report.reader import read_journals
 
 
 def test_troubles_come_and_go(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
-from loopwatch.telemetry.reading import Header, JournalContents
+from loopwatch.report.reader import Header, JournalContents
 
 T0 = 1_767_261_600.0  # 2026-01-01 10:00:00 UTC
 

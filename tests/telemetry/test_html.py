@@ -16,9 +16,9 @@ from stalls import T0, frame, make_contents, make_stall
 from stalls import stalls as any_stall
 
 from loopwatch.events import Evidence, StackCount, Stall
-from loopwatch.telemetry import html
-from loopwatch.telemetry.hangfile import HangDump
-from loopwatch.telemetry.reading import JournalContents, Skipped
+from loopwatch.report import html
+from loopwatch.report.reader import JournalContents, Skipped
+from loopwatch.sinks.hang_file import HangDump
 
 
 class Page(HTMLParser):

@@ -16,9 +16,9 @@ import pytest
 from stalls import T0, frame, make_contents, make_stall
 
 from loopwatch.events import Cause, StackCount, Stall
-from loopwatch.telemetry.hangfile import HangDump
-from loopwatch.telemetry.html import render
-from loopwatch.telemetry.reading import JournalContents
+from loopwatch.report.html import render
+from loopwatch.report.reader import JournalContents
+from loopwatch.sinks.hang_file import HangDump
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from stalls import T0, frame, make_stall
 from stalls import stalls as any_stall
 
+from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.errors import LoopwatchError
 from loopwatch.events import Evidence, FlaggedFunction, StackCount, Stall
-from loopwatch.flagging import Flagging
-from loopwatch.telemetry.files import hang_path, journal_path
-from loopwatch.telemetry.hangfile import hang_header, parse_hang
-from loopwatch.telemetry.journal import JournalWriter
-from loopwatch.telemetry.reading import TORN, read_journals
+from loopwatch.report.reader import TORN, read_journals
+from loopwatch.sinks.files import hang_path, journal_path
+from loopwatch.sinks.hang_file import hang_header, parse_hang
+from loopwatch.sinks.journal import JournalWriter
 
 MIB = 1 << 20
 HERE = Path(__file__).parent
@@ -228,7 +228,7 @@ _FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from stalls import make_stall
-from loopwatch.telemetry.journal import JournalWriter
+from loopwatch.sinks.journal import JournalWriter
 path = Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
 writer = JournalWriter(path, 1 << 20)
@@ -264,7 +264,7 @@ _WRITE_FOR_EVER = """
 import os, sys
 from pathlib import Path
 from stalls import make_stall
-from loopwatch.telemetry.journal import JournalWriter
+from loopwatch.sinks.journal import JournalWriter
 writer = JournalWriter(Path(sys.argv[1]), 1 << 30)
 for number in range(10**9):
     writer.write(make_stall(number))
@@ -476,7 +476,7 @@ def test_any_damage_gives_stalls_or_one_clear_error(start: int, length: int, dam
 
 _HANG = """
 import faulthandler, re, sys, threading, time
-from loopwatch.telemetry.hangfile import hang_header
+from loopwatch.sinks.hang_file import hang_header
 import os
 
 def match_slowly():

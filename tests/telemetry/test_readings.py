@@ -25,11 +25,11 @@ from loopwatch.events import (
     Snapshot,
     WorkerStats,
 )
-from loopwatch.observation import LoopReading
-from loopwatch.pools.reading import PoolReading
+from loopwatch.health.records import PoolReading
 from loopwatch.telemetry.metrics.catalog import BY_NAME, MAX_SAMPLES, OTHER, Kind
 from loopwatch.telemetry.metrics.collect import Readings
 from loopwatch.telemetry.metrics.records import Inputs, Reading
+from loopwatch.watch.observation import LoopReading
 
 Told = dict[tuple[str, ...], float]
 

@@ -12,7 +12,7 @@ from opentelemetry._logs import SeverityNumber
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from loopwatch.agent import Agent
-from loopwatch.telemetry.log import describe, describe_flagged
+from loopwatch.sinks.log import describe, describe_flagged
 from loopwatch.telemetry.otel.logs import StallRecords
 from tests.conftest import Run
 from tests.telemetry.stalls import T0, make_stall

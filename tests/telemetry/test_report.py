@@ -14,10 +14,10 @@ from stalls import T0, frame, make_contents, make_stall
 from stalls import stalls as any_stall
 
 from loopwatch.events import Cause, Evidence, StackCount, Stall
-from loopwatch.telemetry import html, report
-from loopwatch.telemetry.hangfile import HangDump
-from loopwatch.telemetry.journal import JournalWriter
-from loopwatch.telemetry.reading import TORN, Header, JournalContents, Skipped, read_journals
+from loopwatch.report import html, tables
+from loopwatch.report.reader import TORN, Header, JournalContents, Skipped, read_journals
+from loopwatch.sinks.hang_file import HangDump
+from loopwatch.sinks.journal import JournalWriter
 
 lists_of_stalls = st.lists(any_stall, max_size=6)
 
@@ -30,7 +30,7 @@ def test_culprits_are_ranked_by_total_time_not_by_count() -> None:
         make_stall(21, duration=2.0, culprit=frame(line=44), victims=4, remedy="worst", cause=Cause.NATIVE_GIL),
         make_stall(22, duration=0.5, culprit=frame(line=40), victims=None, context={"http.route": "/a"}),
     ]
-    first, second = report.culprits(make_contents(*small, *big))
+    first, second = tables.culprits(make_contents(*small, *big))
     assert (first.name, first.file, first.line, first.lines) == ("app.images.resize", "/srv/app/images.py", 44, 2)
     assert (first.times, first.total, first.max, first.p50) == (3, 3.0, 2.0, 0.5)
     assert first.causes == (("python", 2), ("native_gil", 1))
@@ -46,7 +46,7 @@ def test_functions_that_kept_blocking_are_told() -> None:
     again = make_stall(100), make_stall(101), make_stall(102, culprit=frame(line=50))
     other = [make_stall(i, pid=101, duration=0.25) for i in range(5)]
     seldom = make_stall(0, pid=102), make_stall(7, pid=102), make_stall(14, pid=102)
-    (row,) = report.flagged(make_contents(*often, *again, *other, *seldom))
+    (row,) = tables.flagged(make_contents(*often, *again, *other, *seldom))
     assert (row.name, row.file, row.line) == ("app.images:resize", "/srv/app/images.py", 50)
     assert (row.flagged, row.first_at) == (3, T0 + 20.25)
     assert row.processes == ("app.py (pid 100)", "app.py (pid 101)")
@@ -66,14 +66,14 @@ def test_what_moving_does_not_cure_is_not_flagged() -> None:
     )
     for stalls in groups:
         contents = make_contents(*stalls)
-        assert report.flagged(contents) == ()
-        assert "FLAGGED FUNCTIONS" not in report.to_text(contents)
+        assert tables.flagged(contents) == ()
+        assert "FLAGGED FUNCTIONS" not in tables.to_text(contents)
 
 
 def test_flagged_functions_are_in_text_and_json() -> None:
     """The text says how often, how long, why and what to do; the JSON has the same figures."""
     contents = make_contents(*(make_stall(i, victims=2, duration=0.5) for i in range(3)))
-    text = report.to_text(contents, width=200)
+    text = tables.to_text(contents, width=200)
     assert (
         """
 FLAGGED FUNCTIONS
@@ -84,7 +84,7 @@ minute, 6 waited (python 3)
 """
         in text
     )
-    (row,) = json.loads(report.to_json(contents))["flagged"]
+    (row,) = json.loads(tables.to_json(contents))["flagged"]
     assert " ".join(row) == (
         "name file line flagged first_at processes stalls blocked worst_minute victims cause causes remedy"
     )
@@ -94,7 +94,7 @@ minute, 6 waited (python 3)
 def test_of_many_flagged_functions_the_worst_are_told() -> None:
     """Beyond the number asked for, the text says how many more there are."""
     stalls = [make_stall(i, culprit=frame(f"app.f.f{j}"), duration=1 + j) for i in range(3) for j in range(5)]
-    section = report.to_text(make_contents(*stalls), top=2).partition("FLAGGED FUNCTIONS")[2].partition("BY CAUSE")[0]
+    section = tables.to_text(make_contents(*stalls), top=2).partition("FLAGGED FUNCTIONS")[2].partition("BY CAUSE")[0]
     assert re.findall(r"app.f:f\d", section) == ["app.f:f4", "app.f:f3"]
     assert section.rstrip().endswith("and 3 more")
 
@@ -102,22 +102,22 @@ def test_of_many_flagged_functions_the_worst_are_told() -> None:
 @given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 50)), max_size=30))
 def test_the_worst_minute_is_that_of_brute_force(blocks: list[tuple[float, float]]) -> None:
     """Of all minutes that end with a stall, the one with the most blocked time."""
-    stalls = sorted((make_stall(0, started_at=at, duration=s) for at, s in blocks), key=report._end)
-    ends = [report._end(stall) for stall in stalls]
-    sums = [math.fsum(s.duration for s in stalls if end - 60 < report._end(s) <= end) for end in ends]
-    assert report._worst_minute(stalls) == pytest.approx(max(sums, default=0.0), abs=1e-9)
+    stalls = sorted((make_stall(0, started_at=at, duration=s) for at, s in blocks), key=tables._end)
+    ends = [tables._end(stall) for stall in stalls]
+    sums = [math.fsum(s.duration for s in stalls if end - 60 < tables._end(s) <= end) for end in ends]
+    assert tables._worst_minute(stalls) == pytest.approx(max(sums, default=0.0), abs=1e-9)
 
 
 def test_without_a_culprit_the_cause_is_the_name() -> None:
     """Stalls nobody's code is to blame for are kept apart by cause and claim no file."""
-    rows = report.culprits(make_contents(*(make_stall(i, culprit=None, cause=Cause.STARVED) for i in range(3))))
+    rows = tables.culprits(make_contents(*(make_stall(i, culprit=None, cause=Cause.STARVED) for i in range(3))))
     assert [(row.name, row.file, row.line, row.times) for row in rows] == [("[starved]", "", 0, 3)]
 
 
 def test_causes_share_the_whole() -> None:
     """Shares of causes are of the blocked time and sum to 1."""
     contents = make_contents(make_stall(0, duration=3.0, cause=Cause.IO), make_stall(1, duration=1.0))
-    rows = report.by_cause(contents)
+    rows = tables.by_cause(contents)
     assert [(row.cause, row.times, row.total, row.max, row.share) for row in rows] == [
         (Cause.IO, 1, 3.0, 3.0, 0.75),
         (Cause.PYTHON, 1, 1.0, 1.0, 0.25),
@@ -127,7 +127,7 @@ def test_causes_share_the_whole() -> None:
 def test_a_stall_over_several_slices_is_divided_among_them() -> None:
     """Ten slices of 1 s, a stall from 2.5 to 4.25: the slices get 0, 0, 0.5, 1, 0.25 and 0 seconds."""
     stall = make_stall(0, started_at=T0 + 2.5, duration=1.75)
-    slices = report.timeline([stall], 10, (T0, T0 + 10))
+    slices = tables.timeline([stall], 10, (T0, T0 + 10))
     assert [round(item.blocked, 6) for item in slices] == [0, 0, 0.5, 1.0, 0.25, 0, 0, 0, 0, 0]
     assert (slices[0].start, slices[-1].end) == (T0, T0 + 10)
 
@@ -135,7 +135,7 @@ def test_a_stall_over_several_slices_is_divided_among_them() -> None:
 @given(lists_of_stalls.filter(bool), st.integers(1, 200))
 def test_the_timeline_loses_no_time(stalls: list[Stall], columns: int) -> None:
     """The slices sum up to the blocked time, for any stalls and any number of slices."""
-    slices = report.timeline(stalls, columns)
+    slices = tables.timeline(stalls, columns)
     assert len(slices) == columns
     whole = sum(stall.duration for stall in stalls)
     # Dates near 2e9 s have a resolution of 2.4e-7 s.
@@ -146,7 +146,7 @@ def test_processes_of_one_id_are_told_apart_by_their_start() -> None:
     """A container restarts its process 1: two rows, each with its own stalls."""
     headers = (Header("f", 1, T0, argv0="app.py"), Header("f", 1, T0 + 100, argv0="app.py"), Header("g", 2, T0))
     stalls = (make_stall(1, pid=1, duration=1.0), make_stall(20, pid=1, duration=2.0), make_stall(21, pid=1))
-    rows = report.processes(JournalContents(stalls=stalls, headers=headers))
+    rows = tables.processes(JournalContents(stalls=stalls, headers=headers))
     assert [(row.name, row.times, row.total, row.max) for row in rows] == [
         ("app.py (pid 1, run 2)", 2, 2.25, 2.0),
         ("app.py (pid 1, run 1)", 1, 1.0, 1.0),
@@ -157,9 +157,9 @@ def test_processes_of_one_id_are_told_apart_by_their_start() -> None:
 def test_a_notice_without_an_end_is_a_hang() -> None:
     """An ongoing stall that nothing follows is told with its culprit and the time it lasted at least."""
     contents = make_contents(make_stall(0), make_stall(1, ongoing=True, duration=4.0, cause=Cause.NATIVE_GIL))
-    (hang,) = report.unended(contents)
+    (hang,) = tables.unended(contents)
     assert (hang.pid, hang.loop, hang.at, hang.blocked, hang.cause) == (100, "main", T0 + 14, 4.0, Cause.NATIVE_GIL)
-    text = report.to_text(contents, width=200)
+    text = tables.to_text(contents, width=200)
     assert (
         "app.py (pid 100), loop main: last seen blocked in app.images.resize (/srv/app/images.py:42), "
         "for at least 4.00 s, at 2026-01-01 10:00:14 UTC"
@@ -169,7 +169,7 @@ def test_a_notice_without_an_end_is_a_hang() -> None:
 def test_a_dump_without_an_end_is_a_hang() -> None:
     """faulthandler's dump of a process that journaled nothing after it is told with its innermost frame."""
     dump = HangDump("main", 123, (frame("outer"), frame("inner", 12)), T0 + 50)
-    (hang,) = report.unended(make_contents(make_stall(0, pid=123), hangs=(dump,)))
+    (hang,) = tables.unended(make_contents(make_stall(0, pid=123), hangs=(dump,)))
     assert (hang.where, hang.blocked, hang.at) == (frame("inner", 12), 0.0, T0 + 50)
 
 
@@ -179,16 +179,16 @@ def test_a_block_that_ended_is_no_hang() -> None:
     notice = make_stall(0, ongoing=True, duration=2.0)
     ended = make_stall(0, id="final", duration=3.0)
     elsewhere = make_stall(1, loop="other")
-    assert report.unended(make_contents(ended, hangs=(dump,))) == ()
-    assert report.unended(make_contents(notice, make_stall(1))) == ()
-    assert len(report.unended(make_contents(elsewhere, hangs=(dump,)))) == 1
+    assert tables.unended(make_contents(ended, hangs=(dump,))) == ()
+    assert tables.unended(make_contents(notice, make_stall(1))) == ()
+    assert len(tables.unended(make_contents(elsewhere, hangs=(dump,)))) == 1
 
 
 def test_the_next_run_does_not_end_the_hang_of_the_one_before() -> None:
     """Process 1 hung, was killed and restarted: stalls of its successor do not hide the hang."""
     headers = (Header("f", 1, T0, argv0="app.py"), Header("f", 1, T0 + 100, argv0="app.py"))
     stalls = (make_stall(1, pid=1, ongoing=True, duration=5.0), make_stall(20, pid=1))
-    (hang,) = report.unended(JournalContents(stalls=stalls, headers=headers))
+    (hang,) = tables.unended(JournalContents(stalls=stalls, headers=headers))
     assert (hang.process, hang.at) == ("app.py (pid 1, run 1)", T0 + 15)
 
 
@@ -196,7 +196,7 @@ def test_notice_and_dump_of_one_block_are_one_hang() -> None:
     """Seen from both sides it is told once: culprit of the notice, length up to the later sight."""
     notice = make_stall(0, ongoing=True, duration=2.0)
     dump = HangDump("main", 100, (frame("inner"),), T0 + 9)
-    (hang,) = report.unended(make_contents(notice, hangs=(dump,)))
+    (hang,) = tables.unended(make_contents(notice, hangs=(dump,)))
     assert (hang.where, hang.blocked, hang.at) == (frame(), 9.0, T0 + 9)
 
 
@@ -204,7 +204,7 @@ def test_the_text_holds_what_an_operator_asks() -> None:
     """Headline, culprit with place, counts, route, remedy, cause shares, timeline and processes are all there."""
     stalls = [make_stall(i, duration=0.5, victims=2, context={"http.route": "/thumb"}) for i in range(4)]
     stalls.append(make_stall(5, pid=101, duration=2.0, cause=Cause.SLEEP, culprit=frame("app.jobs.poll", 9)))
-    text = report.to_text(make_contents(*stalls), width=100)
+    text = tables.to_text(make_contents(*stalls), width=100)
     headline = "The event loop was held 5 times for 4.00 s in total, 50% of it by app.images.resize"
     assert " ".join(text.split()).startswith(headline)
     assert "2026-01-01 10:00:00 to 2026-01-01 10:00:52 UTC, 2 processes" in text
@@ -233,30 +233,30 @@ def test_expected_blocks_stand_apart(tmp_path: Path) -> None:
     contents = read_journals(str(tmp_path))
     assert [block.id for block in contents.stalls] == ["s2"]
     assert [block.id for block in contents.expected] == ["s0", "s1"]
-    assert report.expected(contents) == (
-        report.ExpectedRow(start, 2, 1.15, 1, ("app.models.load", "/srv/app/models.py", 9, 0.9)),
+    assert tables.expected(contents) == (
+        tables.ExpectedRow(start, 2, 1.15, 1, ("app.models.load", "/srv/app/models.py", 9, 0.9)),
     )
-    text = report.to_text(contents)
+    text = tables.to_text(contents)
     assert "app.models.load" not in text[: text.index("EXPECTED, NOT COUNTED ABOVE")]
     assert "start-up of uvicorn: 2 times, 1.15 s in total, in 1 process; longest 900 ms by app.models.load" in text
-    data = json.loads(report.to_json(contents))
+    data = json.loads(tables.to_json(contents))
     assert (data["times"], data["blocked"], len(data["culprits"])) == (1, 0.5, 1)
     assert data["expected"][0]["total"] == pytest.approx(1.15)
-    assert "load" not in report.to_collapsed(contents)
+    assert "load" not in tables.to_collapsed(contents)
     assert "start-up of uvicorn: 2 times" in html.render(contents)
 
 
 def test_expected_block_ends_a_hang() -> None:
     """Whatever comes later from the same loop shows that it got on."""
     hang = make_stall(0, ongoing=True)
-    assert len(report.unended(make_contents(hang))) == 1
-    assert report.unended(make_contents(hang, expected=(make_stall(1, expected="start-up of uvicorn"),))) == ()
+    assert len(tables.unended(make_contents(hang))) == 1
+    assert tables.unended(make_contents(hang, expected=(make_stall(1, expected="start-up of uvicorn"),))) == ()
 
 
 def test_no_stall_is_said_plainly() -> None:
     """An empty journal gives a short report, not an empty or failing one."""
     header = Header("f", 7, T0, "0.1.0", "3.11.9", "app.py")
-    text = report.to_text(JournalContents(headers=(header,)))
+    text = tables.to_text(JournalContents(headers=(header,)))
     assert text.startswith("No stall was journaled.\n")
     assert "app.py (pid 7): never held" in text
 
@@ -264,7 +264,7 @@ def test_no_stall_is_said_plainly() -> None:
 def test_what_was_passed_over_is_told_but_not_a_torn_last_line() -> None:
     """Foreign lines are reported with file and count; the torn end of a killed process's journal is normal."""
     skipped = (Skipped("a.jsonl", 3, "not readable"), Skipped("b.jsonl", 1, TORN), Skipped("c.jsonl", None, "is empty"))
-    text = report.to_text(make_contents(make_stall(), skipped=skipped))
+    text = tables.to_text(make_contents(make_stall(), skipped=skipped))
     assert "a.jsonl: 3 lines not readable" in text
     assert "c.jsonl: is empty" in text
     assert "b.jsonl" not in text
@@ -274,7 +274,7 @@ def test_what_was_passed_over_is_told_but_not_a_torn_last_line() -> None:
 @given(lists_of_stalls, st.integers(0, 200))
 def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[Stall], width: int) -> None:
     """No line is wider than asked (40 at least), and no control character of a name reaches the terminal."""
-    text = report.to_text(make_contents(*stalls), width=width)
+    text = tables.to_text(make_contents(*stalls), width=width)
     assert all(len(line) <= max(40, width) for line in text.split("\n"))
     assert all(char == "\n" or char.isprintable() for char in text)
     text.encode("utf-8")
@@ -283,7 +283,7 @@ def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[St
 @given(lists_of_stalls)
 def test_json_is_strict_and_gives_the_stalls_back(stalls: list[Stall]) -> None:
     """Every parser takes the JSON, and its stalls are equal to those that went in."""
-    data = json.loads(report.to_json(make_contents(*stalls)), parse_constant=pytest.fail)
+    data = json.loads(tables.to_json(make_contents(*stalls)), parse_constant=pytest.fail)
     assert data["schema"] == "loopwatch.report/1"
     assert [Stall.from_dict(item) for item in data["stalls"]] == stalls
     assert data["times"] == len(stalls) == sum(row["times"] for row in data["culprits"])
@@ -293,7 +293,7 @@ def test_json_is_strict_and_gives_the_stalls_back(stalls: list[Stall]) -> None:
 def test_json_shape_is_stable() -> None:
     """The documented keys, no more and no less; infinity becomes null."""
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
-    data = json.loads(report.to_json(make_contents(stall)))
+    data = json.loads(tables.to_json(make_contents(stall)))
     assert " ".join(data) == (
         "schema from to times blocked culprits flagged causes expected processes unended skipped stalls"
     )
@@ -313,7 +313,7 @@ def test_collapsed_stacks_divide_a_stall_by_its_samples() -> None:
         make_stall(1, duration=0.2, stack=slow),
         make_stall(2, duration=0.3, stack=(), cause=Cause.SUSPENDED),
     )
-    assert report.to_collapsed(contents).splitlines() == [
+    assert tables.to_collapsed(contents).splitlines() == [
         "[suspended] 300",
         "app.main.handle;app.a.fast 250",
         "app.main.handle;app.a.slow 950",
@@ -323,13 +323,13 @@ def test_collapsed_stacks_divide_a_stall_by_its_samples() -> None:
 def test_collapsed_names_cannot_break_the_format() -> None:
     """Semicolons and line ends in names are shown as escapes."""
     stall = make_stall(stack=(frame("a;b\nc"), frame("app.\u2028f")), duration=1.0)
-    assert report.to_collapsed(make_contents(stall)) == "a\\x3bb\\nc;app.\\u2028f 1000\n"
+    assert tables.to_collapsed(make_contents(stall)) == "a\\x3bb\\nc;app.\\u2028f 1000\n"
 
 
 @given(lists_of_stalls)
 def test_collapsed_stacks_sum_up_to_the_blocked_time(stalls: list[Stall]) -> None:
     """Rounding to milliseconds loses nothing in the sum, and every line has the form ``stack N``."""
-    lines = report.to_collapsed(make_contents(*stalls)).splitlines()
+    lines = tables.to_collapsed(make_contents(*stalls)).splitlines()
     assert all(re.fullmatch(r"[^\n]+ [1-9][0-9]*", line) for line in lines)
     whole = sum(int(line.rpartition(" ")[2]) for line in lines)
     assert whole == pytest.approx(sum(stall.duration for stall in stalls) * 1000, abs=0.51, rel=1e-9)

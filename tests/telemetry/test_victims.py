@@ -20,12 +20,12 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
 
-from loopwatch import victims
 from loopwatch.agent import Agent
 from loopwatch.telemetry.otel.rate_limit import Allowance
 from loopwatch.telemetry.otel.traces import Traces
 from loopwatch.telemetry.otel.waiter_spans import EVENTS_A_MINUTE, MAX_VICTIMS
-from loopwatch.watched import Case
+from loopwatch.watch import waiters
+from loopwatch.watch.watched_loop import Case
 from tests.conftest import Run, runner
 from tests.telemetry.traced import Told, events, set_globally
 
@@ -42,7 +42,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine the thread that tells may come late: have the loop wait for it, where that is not the claim."""
-    monkeypatch.setattr(victims, "PATIENCE", 5.0)
+    monkeypatch.setattr(waiters, "PATIENCE", 5.0)
 
 
 def check(told: Told, names: list[str], *, culprit: str = "culprit", advance: bool = False) -> ReadableSpan:
@@ -220,7 +220,7 @@ def test_a_storm_is_held_back(told: Told) -> None:
     spans = [told.tracer.start_span("waiting") for _ in range(1200)]
     for number in range(60):
         theirs = tuple(trace.set_span_in_context(span) for span in spans[20 * number : 20 * number + 20])
-        notice = victims.Notice(Case(float(number), f"s{number}"), "main", time.time(), 0.3, False, theirs)
+        notice = waiters.Notice(Case(float(number), f"s{number}"), "main", time.time(), 0.3, False, theirs)
         traces.tell_victims(notice)
     for span in spans:
         span.end()
@@ -304,10 +304,10 @@ STOPPED = """
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
     import loopwatch
-    from loopwatch import victims
+    from loopwatch.watch import waiters
     from tests.conftest import runner
 
-    victims.PATIENCE = 5.0
+    waiters.PATIENCE = 5.0
     spans = InMemorySpanExporter()
     trace.set_tracer_provider(TracerProvider())
     trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(spans))

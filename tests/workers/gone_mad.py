@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loopwatch.workers import wire
-from loopwatch.workers.wire import Kind
+from loopwatch.workers import protocol
+from loopwatch.workers.protocol import Kind
 
 
 def _channel() -> socket.socket:
@@ -28,7 +28,7 @@ def _channel() -> socket.socket:
 
 
 def _head(id: int, size: int, kind: int, *, flags: int = 0, buffers: int = 0, descriptors: int = 0) -> bytes:
-    return wire._HEAD.pack(id, size, 0, 0, 0, kind, flags, buffers, descriptors)
+    return protocol._HEAD.pack(id, size, 0, 0, 0, kind, flags, buffers, descriptors)
 
 
 def _frame(id: int, kind: int, pickled: bytes) -> bytes:
@@ -48,7 +48,7 @@ BROKEN = {
     "flags": _head(1, 0, Kind.RESULT, flags=255),
     "negative size": _head(1, 2**63, Kind.RESULT),
     "no memory": _head(1, 2**46, Kind.RESULT),
-    "buffer": _head(1, 2, Kind.RESULT, buffers=1) + wire._BUFFER.pack(2**64 - 1, 0) + b"xx",
+    "buffer": _head(1, 2, Kind.RESULT, buffers=1) + protocol._BUFFER.pack(2**64 - 1, 0) + b"xx",
     "descriptors": _head(1, 2, Kind.RESULT, descriptors=3) + b"xx",
     "failure": _frame(1, Kind.READY, b"xxxxx"),
     "half a failure": _frame(1, Kind.READY, pickle.dumps(5)),

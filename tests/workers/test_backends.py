@@ -14,7 +14,7 @@ import pytest
 from loopwatch import Backend, OffloadError, PoolClosed, PoolStats, WorkerPool
 from loopwatch.workers.interpreters import InterpreterBackend
 from loopwatch.workers.options import CallOptions
-from loopwatch.workers.threads import ThreadBackend
+from loopwatch.workers.thread_backend import ThreadBackend
 from tests.workers.backend_conformance import Conformance, gate
 from tests.workers.test_interpreters import library, needs_interpreters
 

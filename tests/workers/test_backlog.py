@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loopwatch import PoolClosed
-from loopwatch.workers.backlog import SPARE, Backlog, Room
-from loopwatch.workers.calls import Call
+from loopwatch.workers.call import Call
+from loopwatch.workers.call_queue import SPARE, Backlog, Room
 from loopwatch.workers.options import CallOptions
 from tests.conftest import Run
 

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from typing import Any
 
-from loopwatch.workers.belonging import MOST_LOOKED_AT, of_a_loop
+from loopwatch.offloading.loop_bound import MOST_LOOKED_AT, of_a_loop
 from tests.workers.helpers import Proxy
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import greenlet
 import pytest
 
-from loopwatch.workers.bridge import KEPT, Bridged, is_open, wait
+from loopwatch.offloading.bridge import KEPT, Bridged, is_open, wait
 from tests.conftest import Run
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("bridge_variable", default="unset")

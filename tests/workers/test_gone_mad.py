@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from loopwatch.errors import WorkerCrashed
-from loopwatch.workers import handles
-from loopwatch.workers.link import MOST_DESCRIPTORS
+from loopwatch.workers import descriptor_passing
+from loopwatch.workers.connection import MOST_DESCRIPTORS
 from loopwatch.workers.pool import WorkerPool
 from tests.conftest import Run
 from tests.workers import gone_mad
@@ -83,7 +83,7 @@ def test_descriptors_without_a_frame_are_bounded(run: Run) -> None:
             with pytest.raises(WorkerCrashed, match="descriptors that belong to nothing"):
                 await pool.run(gone_mad.send_descriptors, 100)
             measuring.cancel()
-            assert most <= before + MOST_DESCRIPTORS + 2 * handles.MOST + 8
+            assert most <= before + MOST_DESCRIPTORS + 2 * descriptor_passing.MOST + 8
             await pool.ready()
             assert psutil.Process().num_fds() <= before
 

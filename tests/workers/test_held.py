@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from loopwatch.workers import held
+from loopwatch.offloading import lock_check
 from tests.workers.helpers import Proxy
 
 lock = threading.Lock()
@@ -22,7 +22,7 @@ lock = threading.Lock()
 
 def here() -> str:
     """What the guard says of its callers."""
-    return held.why_not_here(sys._getframe())
+    return lock_check.why_not_here(sys._getframe())
 
 
 class Holder:
@@ -267,13 +267,13 @@ def test_long_function_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     file.write_text(source)
     names: dict[str, Any] = {}
     exec(compile(source, str(file), "exec"), names)
-    parsed, real = [], held.ast.parse
+    parsed, real = [], lock_check.ast.parse
 
     def parse(text: str, *args: Any, **options: Any) -> Any:
         parsed.append(text.count("\n"))
         return real(text, *args, **options)
 
-    monkeypatch.setattr(held.ast, "parse", parse)
+    monkeypatch.setattr(lock_check.ast, "parse", parse)
     assert names["long"](here) == "long() holds lock"
     assert 0 < len(parsed) < 5
     assert max(parsed) < 5
@@ -289,7 +289,7 @@ def test_acquire_in_a_long_function(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.write_text(source)
     names: dict[str, Any] = {}
     exec(compile(source, str(file), "exec"), names)
-    monkeypatch.delattr(held.dis, "get_instructions")
+    monkeypatch.delattr(lock_check.dis, "get_instructions")
 
     def asks() -> str:
         return here()

@@ -21,9 +21,9 @@ import loopwatch
 from loopwatch import Cause, Frame, Stall
 from loopwatch.agent import Agent
 from loopwatch.events import Evidence
-from loopwatch.workers import defaults, moved
-from loopwatch.workers.mover import IN_A_THREAD, OUTSIDE, WITHIN_CONTEXT
-from loopwatch.workers.probation import CALLS_ITSELF
+from loopwatch.offloading import default_pool, function
+from loopwatch.offloading.auto import IN_A_THREAD, OUTSIDE, WITHIN_CONTEXT
+from loopwatch.offloading.side_effects import CALLS_ITSELF
 from tests.conftest import Run, runner
 from tests.workers import named, offloaded
 
@@ -66,9 +66,9 @@ def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON
 
 def skip_probation(agent: Agent, function: str) -> None:
     """Have a function go to a process with its first call."""
-    moved = agent._moving._mover._listed[f"{MODULE}:{function}"].moved  # type: ignore[union-attr]
-    assert moved is not None and moved.probation is not None
-    moved.probation.left = 0
+    function = agent._moving._mover._listed[f"{MODULE}:{function}"].moved  # type: ignore[union-attr]
+    assert function is not None and function.probation is not None
+    function.probation.left = 0
 
 
 def told(agent: Agent, name: str) -> loopwatch.events.OffloadStats:
@@ -100,7 +100,7 @@ def scenario(run: Run, test: Callable[[], Any]) -> Any:
         try:
             return await test()
         finally:
-            await defaults.shut_down()
+            await default_pool.shut_down()
 
     return run(main())
 
@@ -550,7 +550,7 @@ def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
 def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that became quick costs little for each call: it is judged again when it was slow, or is asked for."""
     agent = make(transparent_offload=[f"{MODULE}:takes"])
-    judged, real = [], moved.decide
+    judged, real = [], function.decide
 
     def decide(*args: Any) -> Any:
         judged.append(args)
@@ -560,7 +560,7 @@ def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkey
         flag(agent, "takes", cause=Cause.IO)
         for _ in range(60):  # until the calls that flagged it are forgotten
             named.takes()
-        monkeypatch.setattr(moved, "decide", decide)
+        monkeypatch.setattr(function, "decide", decide)
         for _ in range(100):
             named.takes()
 
@@ -702,9 +702,9 @@ def test_objects_of_a_loop_are_refused(run: Run, make: Callable[..., Agent]) -> 
         queue: asyncio.Queue[int] = asyncio.Queue()
         return [(await named.awaited([queue]))[2], (await named.awaited(1))[2]]
 
-    inline, moved = scenario(run, test)
+    inline, function = scenario(run, test)
     assert inline == threading.current_thread().name
-    assert moved.startswith("loopwatch-threads")
+    assert function.startswith("loopwatch-threads")
     assert told(agent, "awaited").left == {"an argument was an asyncio.queues.Queue": 1}
 
 
@@ -821,17 +821,17 @@ def test_uninstall_takes_it_all_back(run: Run, make: Callable[..., Agent]) -> No
         for kind in type(asyncio.get_running_loop()).__mro__:
             classes[kind] = vars(kind).get("create_task")
         flag(agent, "where")
-        moved = await until_moved(named.where)
+        function = await until_moved(named.where)
         assert named.where.__code__ is not before[0]
         agent.stop()
-        pool = defaults.current_pool()
+        pool = default_pool.current_pool()
         assert pool is not None
         while not pool.closed or pool.stats().workers:
             await asyncio.sleep(0.001)
-        return moved, (await in_task(named.where))[1]
+        return function, (await in_task(named.where))[1]
 
-    moved, again = scenario(run, test)
-    assert moved[1] != HERE and again == HERE
+    function, again = scenario(run, test)
+    assert function[1] != HERE and again == HERE
     assert (named.where.__code__, named.where.__dict__, sys.meta_path) == before
     assert {kind: vars(kind).get("create_task") for kind in classes} == classes
 
@@ -864,7 +864,7 @@ def test_what_others_use_stays(run: Run, make: Callable[..., Agent]) -> None:
         await offloaded.pid()
         agent.stop()
         await asyncio.sleep(0)
-        pool = defaults.current_pool()
+        pool = default_pool.current_pool()
         assert pool is not None and not pool.closed
         return [pid, await offloaded.pid()]
 

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 import loopwatch
-from loopwatch.workers import defaults, moved, payload
-from loopwatch.workers.policy import Measured, decide
+from loopwatch.offloading import default_pool, function
+from loopwatch.offloading.policy import Measured, decide
+from loopwatch.workers import pickling
 from tests.workers import offloaded
 
 
@@ -27,7 +28,7 @@ from tests.workers import offloaded
 async def shut_down() -> AsyncIterator[None]:
     """Close the default pool and threads within the test's loop."""
     yield
-    await defaults.shut_down()
+    await default_pool.shut_down()
 
 
 async def test_functions_run_in_a_worker() -> None:
@@ -125,17 +126,17 @@ async def test_auto_does_not_take_the_queue_for_the_way() -> None:
 
 async def test_auto_sends_as_any_call_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large bytes travel beside the pickle, and the limit of calls at a time is that of the function."""
-    sent: list[tuple[Any, payload.Payload]] = []
-    encode = payload.encode_call
+    sent: list[tuple[Any, pickling.Payload]] = []
+    encode = pickling.encode_call
 
     def noted(function: Any, *args: Any, **kwargs: Any) -> Any:
         sent.append((function, encode(function, *args, **kwargs)))
         return sent[-1][1]
 
-    monkeypatch.setattr(payload, "encode_call", noted)
-    for function in (offloaded.burns_one, offloaded.burns_other):
+    monkeypatch.setattr(pickling, "encode_call", noted)
+    for burns in (offloaded.burns_one, offloaded.burns_other):
         for _ in range(3):
-            await function(0.02, bytes(1_000_000))
+            await burns(0.02, bytes(1_000_000))
     assert [[len(each) for each in packed.buffers] for _, packed in sent] == [[1_000_000]] * 4
     assert len({function for function, _ in sent}) == 2
     assert {function.__qualname__ for function, _ in sent} == {"burns_one", "burns_other"}
@@ -153,8 +154,8 @@ async def test_pool_of_ones_own() -> None:
     pytest.importorskip("cloudpickle")
     offset = 5
     async with loopwatch.WorkerPool(workers=1) as pool:
-        moved: Any = loopwatch.offload(pool=pool)(lambda value: (value + offset, os.getpid()))
-        value, pid = await moved(1)
+        function: Any = loopwatch.offload(pool=pool)(lambda value: (value + offset, os.getpid()))
+        value, pid = await function(1)
         assert value == 6
         assert pid == pool.stats().workers[0].pid
 
@@ -181,9 +182,9 @@ async def test_a_backend_may_be_given() -> None:
 
     own = Own()
     assert isinstance(own, loopwatch.Backend)
-    moved = loopwatch.offload(to=own)(offloaded.add.inline)
-    assert await moved(1, right=2) == ("own", (1,), {"right": 2})
-    assert moved.explain().endswith("runs on own: as it was told")
+    function = loopwatch.offload(to=own)(offloaded.add.inline)
+    assert await function(1, right=2) == ("own", (1,), {"right": 2})
+    assert function.explain().endswith("runs on own: as it was told")
 
 
 async def test_second_loop_in_another_thread() -> None:
@@ -198,7 +199,7 @@ async def test_second_loop_in_another_thread() -> None:
 
     with ThreadPoolExecutor(1) as executor:
         pids = await asyncio.get_running_loop().run_in_executor(executor, other)
-    pool = defaults.current_pool()
+    pool = default_pool.current_pool()
     assert pool is not None
     assert {first, *pids} <= {each.pid for each in pool.stats().workers}
 
@@ -211,7 +212,7 @@ def test_one_run_after_the_other() -> None:
 
     for _ in range(2):
         pid = asyncio.run(main())
-        pool = defaults.current_pool()
+        pool = default_pool.current_pool()
         assert pool is not None
         assert pool.closed
         assert not Path(f"/proc/{pid}").exists()
@@ -326,8 +327,8 @@ async def test_auto_comes_back_when_it_has_become_cheap() -> None:
 
 async def test_auto_tries_a_process_again_after_a_bad_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     """An argument that does not pickle keeps a function off processes for a number of calls, not for ever."""
-    assert moved.AGAIN == 200
-    monkeypatch.setattr(moved, "AGAIN", 5)
+    assert function.AGAIN == 200
+    monkeypatch.setattr(function, "AGAIN", 5)
     calls: Any = loopwatch.offload(to="auto")(offloaded.computes.inline)
     await calls(0.02)
     await calls(0.02, threading.Lock())

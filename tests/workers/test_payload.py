@@ -16,27 +16,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loopwatch.errors import NotPicklable
-from loopwatch.workers import handles, payload, wire
-from loopwatch.workers.payload import Payload
-from loopwatch.workers.sent import Reference
+from loopwatch.offloading.remote_call import Reference
+from loopwatch.workers import descriptor_passing, pickling, protocol
+from loopwatch.workers.pickling import Payload
 
 
 def there(packed: Payload) -> Any:
     """Unpickle as the other side does, which gets its own copies of the buffers."""
     buffers = [bytes(each) if each.readonly else bytearray(each) for each in packed.buffers]
     received = [os.dup(each) for each in packed.descriptors.numbers]
-    if packed.flags & wire.SLICED:
-        return payload.finished(payload.decode_sliced(bytes(packed.pickle), buffers, received))
-    if packed.flags & wire.NAMED:
-        return payload.decode_call(bytes(packed.pickle), buffers, received, packed.flags)
-    return payload.decode(bytes(packed.pickle), buffers, received)
+    if packed.flags & protocol.SLICED:
+        return pickling.finished(pickling.decode_sliced(bytes(packed.pickle), buffers, received))
+    if packed.flags & protocol.NAMED:
+        return pickling.decode_call(bytes(packed.pickle), buffers, received, packed.flags)
+    return pickling.decode(bytes(packed.pickle), buffers, received)
 
 
 def call(*args: Any, by_value: bool = False, **kwargs: Any) -> tuple[Any, Any]:
     """Send a call's arguments; return them as they arrive."""
-    packed = payload.encode_call(print, args, kwargs, None, by_value=by_value)
+    packed = pickling.encode_call(print, args, kwargs, None, by_value=by_value)
     if not isinstance(packed, Payload):
-        packed = payload.finished(packed)
+        packed = pickling.finished(packed)
     function, args, kwargs, extras = there(packed)
     assert function is print and extras is None
     return args, kwargs
@@ -44,7 +44,7 @@ def call(*args: Any, by_value: bool = False, **kwargs: Any) -> tuple[Any, Any]:
 
 def result(value: Any) -> Any:
     """Send a result."""
-    return there(payload.encode_result(value, by_value=False))
+    return there(pickling.encode_result(value, by_value=False))
 
 
 values = st.recursive(
@@ -59,14 +59,14 @@ values = st.recursive(
 def test_any_value(args: list[Any], kwargs: dict[str, Any], big: Any) -> None:
     """Any values arrive equal, alone and beside large containers that hold them too."""
     assert call(*args, **kwargs) == (tuple(args), kwargs)
-    many = (big,) * payload.LARGE
+    many = (big,) * pickling.LARGE
     assert call(*args, list(many), many, **kwargs) == ((*args, list(many), many), kwargs)
     assert call(*args, many, [many, args], **kwargs) == ((*args, many, [many, args]), kwargs)
     assert result(many) == many
-    assert result(dict.fromkeys(range(payload.LARGE), big)) == dict.fromkeys(range(payload.LARGE), big)
+    assert result(dict.fromkeys(range(pickling.LARGE), big)) == dict.fromkeys(range(pickling.LARGE), big)
 
 
-@pytest.mark.parametrize("size", [payload.LARGE - 1, payload.LARGE, payload.LARGE + payload.ITEMS + 1, 10_000])
+@pytest.mark.parametrize("size", [pickling.LARGE - 1, pickling.LARGE, pickling.LARGE + pickling.ITEMS + 1, 10_000])
 def test_identity_and_cycles(size: int) -> None:
     """What is one object here is one there: across slices, arguments, and cycles through lists and dicts."""
     item = {"x": 1}
@@ -83,7 +83,7 @@ def test_identity_and_cycles(size: int) -> None:
 
 def steps_of(value: Any) -> tuple[int, int]:
     """Return in how many steps a result is encoded, and decoded."""
-    steps, encoding = payload.encode_sliced(payload.Sliced(0), [value], value), 0
+    steps, encoding = pickling.encode_sliced(pickling.Sliced(0), [value], value), 0
     while True:
         try:
             next(steps)
@@ -91,27 +91,27 @@ def steps_of(value: Any) -> tuple[int, int]:
         except StopIteration as end:
             packed = end.value
             break
-    if not packed.flags & wire.SLICED:
+    if not packed.flags & protocol.SLICED:
         return encoding, 0
-    return encoding, sum(1 for _ in payload.decode_sliced(packed.pickle, packed.buffers))
+    return encoding, sum(1 for _ in pickling.decode_sliced(packed.pickle, packed.buffers))
 
 
 def test_large_tuples() -> None:
     """A tuple is encoded and decoded in slices, and arrives as one object, with the identity of what is in it."""
     item: dict[str, Any] = {}
     items = (item,) * 10_000
-    assert steps_of(items) == (10_000 // payload.ITEMS,) * 2
+    assert steps_of(items) == (10_000 // pickling.ITEMS,) * 2
     (a, b, c, d), kwargs = call(items, item, [item] * 3000, items, again=items)
     assert type(a) is tuple and a == items and a[0] is a[9999] is b is c[2999] and a is d is kwargs["again"]
     back = result(items)
     assert type(back) is tuple and back == items and back[0] is back[9999]
     nested = ((1, (2, (3, [4]))),)
     assert call(nested, list(range(3000)), tuple(range(3000))) == ((nested, list(range(3000)), tuple(range(3000))), {})
-    packed = payload.encode_call(print, (items, [1] * 3000), {}, None, by_value=False)
-    assert payload.finished(packed).flags & wire.SLICED
+    packed = pickling.encode_call(print, (items, [1] * 3000), {}, None, by_value=False)
+    assert pickling.finished(packed).flags & protocol.SLICED
 
 
-@pytest.mark.parametrize("where", [0, payload.ITEMS, 9999])
+@pytest.mark.parametrize("where", [0, pickling.ITEMS, 9999])
 def test_tuples_that_are_referred_to(where: int) -> None:
     """A tuple that contains itself, or is in another container, stays one object: it is not sliced, others are."""
     held: list[Any] = []
@@ -128,13 +128,13 @@ def test_tuples_that_are_referred_to(where: int) -> None:
     other: Any = (*range(3000), numbers)
     (g, h), _ = call(other, numbers)
     assert g[3000] is h and (g, h) == (other, numbers)
-    packed = payload.finished(payload.encode_call(print, (numbers, [numbers] * 3000), {}, None, by_value=False))
-    assert packed.flags & wire.SLICED
+    packed = pickling.finished(pickling.encode_call(print, (numbers, [numbers] * 3000), {}, None, by_value=False))
+    assert packed.flags & protocol.SLICED
 
 
 def test_what_looks_like_a_reference() -> None:
     """Bytes that only look like a reference to a tuple do no harm."""
-    value = (payload.TO_NOWHERE,) * 3000
+    value = (pickling.TO_NOWHERE,) * 3000
     assert result(value) == value and call(value, [1] * 3000)[0] == (value, [1] * 3000)
 
 
@@ -142,10 +142,10 @@ def test_tuple_beside_a_list_that_changes() -> None:
     """A list is copied at once also where a tuple that is found in it late has to be sent otherwise."""
     numbers = tuple(range(3000))
     items: list[Any] = [*range(3000), numbers]
-    steps = payload.encode_call(print, (items, numbers), {}, None, by_value=False)
+    steps = pickling.encode_call(print, (items, numbers), {}, None, by_value=False)
     next(steps)
     items[0] = "changed"
-    _, (a, b), _, _ = there(payload.finished(steps))
+    _, (a, b), _, _ = there(pickling.finished(steps))
     assert a[0] == 0 and a[3000] is b and b == numbers
 
 
@@ -154,7 +154,7 @@ def test_ordered_and_subclassed() -> None:
 
     table = {n: str(n) for n in range(5000, 0, -1)}
     assert list(result(table)) == list(table)
-    assert not payload.is_large(Special(range(5000)))
+    assert not pickling.is_large(Special(range(5000)))
     back = result(Special(range(5000)))
     assert type(back) is Special and back == list(range(5000))
 
@@ -164,12 +164,12 @@ class Special(list[int]):
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
-@pytest.mark.parametrize("size", [0, 10, wire.LEAST_APART - 1, wire.LEAST_APART, 1_000_000])
+@pytest.mark.parametrize("size", [0, 10, protocol.LEAST_APART - 1, protocol.LEAST_APART, 1_000_000])
 def test_bytes(kind: type[Any], size: int) -> None:
     """They keep type and content; from 64 KB on they travel beside the pickle, once, however often they are given."""
     value = kind(os.urandom(size))
-    packed = payload.encode_call(print, (value, value), {"key": value}, None, by_value=False)
-    assert len(packed.buffers) == (size >= wire.LEAST_APART)
+    packed = pickling.encode_call(print, (value, value), {"key": value}, None, by_value=False)
+    assert len(packed.buffers) == (size >= protocol.LEAST_APART)
     _, (a, b), kwargs, _ = there(packed)
     assert type(a) is kind and a == value and (a is b is kwargs["key"] or not size)
     back = result(value)
@@ -182,7 +182,7 @@ def test_arrays() -> None:
     """Arrays travel beside the pickle when they are large and contiguous; all arrive equal and writable."""
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(100_000.0).reshape(100, 1000)
-    assert len(payload.encode(array).buffers) == 1 and len(payload.encode(array[:2, :2]).buffers) == 0
+    assert len(pickling.encode(array).buffers) == 1 and len(pickling.encode(array[:2, :2]).buffers) == 0
     for each in (array, array.T, array[::2, ::3], array[:0], numpy.array(["a", None], dtype=object)):
         back = result(each)
         assert (back == each).all() and back.dtype == each.dtype and back.flags.writeable
@@ -194,7 +194,7 @@ def test_encoding_pauses() -> None:
     """10,000 items are encoded in 50 steps and decoded in 50, with the collector as it was between them."""
     was_on = gc.isenabled()
     packed = None
-    steps, pauses = payload.encode_sliced(payload.Sliced(0), [list(range(10_000))], None), 0
+    steps, pauses = pickling.encode_sliced(pickling.Sliced(0), [list(range(10_000))], None), 0
     while packed is None:
         try:
             next(steps)
@@ -202,17 +202,17 @@ def test_encoding_pauses() -> None:
             assert gc.isenabled() == was_on
         except StopIteration as end:
             packed = end.value
-    assert pauses == 10_000 // payload.ITEMS
-    assert sum(1 for _ in payload.decode_sliced(packed.pickle, packed.buffers)) == pauses
+    assert pauses == 10_000 // pickling.ITEMS
+    assert sum(1 for _ in pickling.decode_sliced(packed.pickle, packed.buffers)) == pauses
 
 
 def test_changed_meanwhile() -> None:
     """What is added to a container while it is encoded does not travel, and does no harm."""
     items = list(range(10_000))
-    steps = payload.encode_sliced(payload.Sliced(0), [items], items)
+    steps = pickling.encode_sliced(pickling.Sliced(0), [items], items)
     next(steps)
     items.clear()
-    assert there(payload.finished(steps)) == list(range(10_000))
+    assert there(pickling.finished(steps)) == list(range(10_000))
 
 
 def test_what_cannot_be_pickled() -> None:
@@ -257,7 +257,7 @@ def test_main_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_descriptors_belong_to_the_payload() -> None:
     """What a payload passes along stays open while the payload lives, whatever its owner does."""
     read, write = os.pipe()
-    packed = payload.encode([Owner(read), Owner(write), Owner(read)])
+    packed = pickling.encode([Owner(read), Owner(write), Owner(read)])
     assert len(packed.descriptors) == 2
     os.close(read)
     os.close(write)
@@ -275,7 +275,7 @@ class Owner:
         self.descriptor = descriptor
 
     def __reduce__(self) -> Any:
-        passage = handles.current()
+        passage = descriptor_passing.current()
         if passage is None:
             raise NotPicklable("only beside a call")
         return int, (passage.add(self.descriptor),)
@@ -284,9 +284,9 @@ class Owner:
 def test_nothing_beside() -> None:
     """encode_whole() puts everything into the pickle, and refuses what cannot be in it."""
     value = bytearray(1_000_000)
-    assert pickle.loads(payload.encode_whole(value)) == value
+    assert pickle.loads(pickling.encode_whole(value)) == value
     with pytest.raises(NotPicklable, match="only beside a call"):
-        payload.encode_whole(Owner(0))
+        pickling.encode_whole(Owner(0))
 
 
 def module_function() -> None:
@@ -296,7 +296,7 @@ def module_function() -> None:
 @pytest.mark.parametrize("function", [module_function, len, os.getpid, Reference("os", "getpid")])
 def test_function_is_known_by_its_name(function: Any) -> None:
     """A function of a module is pickled once, whatever the arguments; the other side gets the same one."""
-    packs = [payload.encode_call(function, args, {}, None, by_value=False) for args in ((), (1, "a"), ([1],), (b"x",))]
+    packs = [pickling.encode_call(function, args, {}, None, by_value=False) for args in ((), (1, "a"), ([1],), (b"x",))]
     size = int.from_bytes(packs[0].pickle[:2], "little")
     assert len({pack.pickle[: size + 2] for pack in packs}) == 1
     plain = os.getpid if isinstance(function, Reference) else function
@@ -307,23 +307,23 @@ def test_function_is_known_by_its_name(function: Any) -> None:
 def test_functions_without_a_name() -> None:
     """Bound methods, partial functions and lambdas are not, nor what ``__main__`` has if that cannot be imported."""
     for function in ([].append, functools.partial(print), lambda: None):
-        packed = payload.encode_call(function, (1,), {}, None, by_value=False)
-        assert not packed.flags & wire.NAMED
+        packed = pickling.encode_call(function, (1,), {}, None, by_value=False)
+        assert not packed.flags & protocol.NAMED
     made = types.FunctionType(module_function.__code__, {"__name__": "__main__"}, "made")
     made.__qualname__ = "made"
     sys.modules["__main__"].made = made  # type: ignore[attr-defined]
     try:
         for by_value in (True, False, True):
-            packed = payload.encode_call(made, (), {}, None, by_value=by_value)
-            assert bool(packed.flags & wire.NAMED) is not by_value
+            packed = pickling.encode_call(made, (), {}, None, by_value=by_value)
+            assert bool(packed.flags & protocol.NAMED) is not by_value
     finally:
         del sys.modules["__main__"].made  # type: ignore[attr-defined]
 
 
 def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program with ever new functions does not make the table of names grow."""
-    monkeypatch.setattr(payload, "MOST_NAMES", 3)
-    payload._NAMES[False].clear()
+    monkeypatch.setattr(pickling, "MOST_NAMES", 3)
+    pickling._NAMES[False].clear()
     for function in (len, print, abs, max, min, sum):
-        payload.encode_call(function, (), {}, None, by_value=False)
-        assert len(payload._NAMES[False]) <= 3
+        pickling.encode_call(function, (), {}, None, by_value=False)
+        assert len(pickling._NAMES[False]) <= 3

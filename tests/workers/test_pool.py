@@ -22,9 +22,9 @@ import pytest
 import loopwatch
 from loopwatch.errors import ConfigError, NotPicklable, PoolClosed, QueueFull
 from loopwatch.events import PoolEvent
-from loopwatch.workers import calls, crew, options, worker
+from loopwatch.workers import call, options, supervisor, worker
 from loopwatch.workers.pool import WorkerPool
-from loopwatch.workers.shared import SharedBuffer
+from loopwatch.workers.shared_buffer import SharedBuffer
 from tests.conftest import Run, runner
 from tests.workers import offloaded
 from tests.workers.helpers import METHODS, ROOT, Gate, figures_add_up, hold, program, script
@@ -877,10 +877,10 @@ def test_turns_are_short() -> None:
 
     def steps() -> Any:
         for _ in range(10):
-            time.sleep(calls.TURN)
+            time.sleep(call.TURN)
             yield
         return "done"
 
-    assert runner("asyncio")(calls.in_turns(steps(), turns.append)) == "done"
+    assert runner("asyncio")(call.in_turns(steps(), turns.append)) == "done"
     assert len(turns) >= 10
-    assert crew.exit_words(-9) == "signal 9" and crew.exit_words(3) == "exit code 3"
+    assert supervisor.exit_words(-9) == "signal 9" and supervisor.exit_words(3) == "exit code 3"

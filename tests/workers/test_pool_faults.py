@@ -32,11 +32,11 @@ import pytest
 
 from loopwatch.errors import NotPicklable, OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
-from loopwatch.workers import crew, dispatcher
-from loopwatch.workers.link import Link
+from loopwatch.workers import dispatcher, supervisor
+from loopwatch.workers.connection import Link
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
-from loopwatch.workers.shared import SharedBuffer
+from loopwatch.workers.shared_buffer import SharedBuffer
 from tests.conftest import Run, runner
 from tests.workers.helpers import METHODS, ROOT, WAYS, Gate, figures_add_up, hold, program, script
 
@@ -384,7 +384,7 @@ def append(path: str, value: int) -> int:
 
 def test_taken_back_and_cancelled(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of calls that are taken back from behind a long one and cancelled in the same turn, the one kept runs once."""
-    for module in (crew, dispatcher):
+    for module in (supervisor, dispatcher):
         monkeypatch.setattr(module, "STUCK", 1000)  # what is stuck is taken back here
     path = tmp_path / "ran"
 
@@ -396,7 +396,7 @@ def test_taken_back_and_cancelled(gate: Gate, tmp_path: Path, monkeypatch: pytes
             rest = [pool.submit(append, (str(path), n), {}, options) for n in range(6)]
             await gate.entered()
             assert (pool.stats().running, pool.stats().queued) == (7, 0)
-            monkeypatch.setattr(crew, "STUCK", 0)
+            monkeypatch.setattr(supervisor, "STUCK", 0)
             found._take_back()
             for each in rest[:0:-1]:
                 each.cancel()
@@ -751,7 +751,7 @@ KEPT: list[bytes] = []
 
 def test_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a worker is replaced between two calls; a call that takes twice as much is ended."""
-    monkeypatch.setattr(crew, "MEMORY_EVERY", 0.02)
+    monkeypatch.setattr(supervisor, "MEMORY_EVERY", 0.02)
 
     async def main() -> None:
         async with WorkerPool(1, max_memory_per_worker=200_000_000) as pool:
@@ -781,7 +781,7 @@ def fail_to_start(path: str) -> None:
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_initializer_that_fails(run: Run, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call fails with the reason and the worker's traceback; few processes are started; it recovers by itself."""
-    monkeypatch.setattr(crew, "FIRST_BACKOFF", 0.03)
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF", 0.03)
     path = tmp_path / "fails"
     path.touch()
 
@@ -808,7 +808,7 @@ def test_initializer_that_fails(run: Run, tmp_path: Path, method: str, monkeypat
 def test_no_hot_respawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that die as soon as they are ready are started ever more seldom."""
     pauses: list[float] = []
-    monkeypatch.setattr(crew, "FIRST_BACKOFF", 0.02)
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF", 0.02)
 
     async def main() -> None:
         started = [asyncio.Event() for _ in range(5)]
@@ -861,7 +861,7 @@ def test_killed_while_starting() -> None:
 
 def test_worker_that_never_gets_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is killed after a while, and the calls that wait fail with the reason."""
-    monkeypatch.setattr(crew, "START_TIMEOUT", 0.2)
+    monkeypatch.setattr(supervisor, "START_TIMEOUT", 0.2)
 
     async def main() -> None:
         pool = WorkerPool(1, initializer=time.sleep, initargs=(1000,))
@@ -893,7 +893,7 @@ def test_fork_server_dies(run: Run, gate: Gate) -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
 def test_no_room_for_memory(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Where the system has no memory or descriptors left calls fail in one line, and the pool recovers."""
-    monkeypatch.setattr(crew, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF", 0.01)
 
     async def main() -> None:
         pool = WorkerPool(1)
@@ -966,8 +966,9 @@ def test_no_descriptors_left(tmp_path: Path) -> None:
         """
         import asyncio, os, resource
         from loopwatch import OffloadError, WorkerPool
-        from loopwatch.workers import crew, dispatcher
-        crew.FIRST_BACKOFF = 0.01
+        from loopwatch.workers import dispatcher
+        from loopwatch.workers import supervisor
+        supervisor.FIRST_BACKOFF = 0.01
 
         async def main():
             pool = WorkerPool(1, max_tasks_per_worker=1)
@@ -1004,8 +1005,9 @@ def test_no_processes_left(tmp_path: Path) -> None:
         """
         import asyncio, multiprocessing.spawn, os, resource, subprocess
         from loopwatch import OffloadError, WorkerPool
-        from loopwatch.workers import crew, dispatcher
-        crew.FIRST_BACKOFF = 0.01
+        from loopwatch.workers import dispatcher
+        from loopwatch.workers import supervisor
+        supervisor.FIRST_BACKOFF = 0.01
 
         async def main():
             if not os.geteuid():
@@ -1336,8 +1338,8 @@ def test_everything_at_once(run: Run, tmp_path: Path) -> None:
 
 def test_pause_between_failed_starts_stays_a_number() -> None:
     """After thousands of failures in a row it is as long as after ten: five seconds."""
-    made = crew.Crew.__new__(crew.Crew)
+    made = supervisor.Crew.__new__(supervisor.Crew)
     made.failures = 5000
     made._back_off(0.0)
-    assert 0 < made._retry_at - time.monotonic() <= crew.LONGEST_BACKOFF
+    assert 0 < made._retry_at - time.monotonic() <= supervisor.LONGEST_BACKOFF
     assert made.failures == 5001

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loopwatch.workers.probation import RUNS, Probation
+from loopwatch.offloading.side_effects import RUNS, Probation
 from tests.workers.helpers import Proxy
 
 seen: list[int] = []
@@ -190,7 +190,7 @@ def test_what_takes_long_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
         return readings[-1]
 
     call = ([Holder([number]) for number in range(50_000)],), dict[str, Any]()
-    monkeypatch.setattr("loopwatch.workers.probation.time.thread_time", thread_time)
+    monkeypatch.setattr("loopwatch.offloading.side_effects.time.thread_time", thread_time)
     probation = Probation(pure)
     assert probation.before(call) is None
     assert probation.against == "its arguments: it takes more than 20 ms to compare them"

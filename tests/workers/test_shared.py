@@ -22,14 +22,14 @@ from typing import Any
 import pytest
 
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError
-from loopwatch.workers import handles, shared
-from loopwatch.workers.shared import SharedBuffer
+from loopwatch.workers import descriptor_passing, shared_buffer
+from loopwatch.workers.shared_buffer import SharedBuffer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="descriptors are counted in /proc")
 
 SERVE = """
 import os, pickle, signal, socket, sys
-from loopwatch.workers import handles
+from loopwatch.workers import descriptor_passing
 
 channel = socket.socket(fileno=int(sys.argv[1]))
 names = {"os": os, "signal": signal, "channel": channel}
@@ -37,8 +37,8 @@ while True:
     data, received, _, _ = socket.recv_fds(channel, 1 << 16, 64)
     if not data:
         break
-    passage = handles.Passage(received)
-    with handles.passing(passage):
+    passage = descriptor_passing.Passage(received)
+    with descriptor_passing.passing(passage):
         code, arguments = pickle.loads(data)
     passage.close()
     names.update(arguments)
@@ -47,8 +47,8 @@ while True:
         exec(code, names)
     except BaseException as exc:
         names["result"] = exc
-    passage = handles.Passage()
-    with handles.passing(passage):
+    passage = descriptor_passing.Passage()
+    with descriptor_passing.passing(passage):
         answer = pickle.dumps(names.get("result"))
     socket.send_fds(channel, [answer], passage.sent)
     arguments = exc = None
@@ -70,8 +70,8 @@ class Worker:
 
     def send(self, code: str, **arguments: object) -> int:
         """Have the process run ``code``; return how many descriptors went along."""
-        passage = handles.Passage()
-        with handles.passing(passage):
+        passage = descriptor_passing.Passage()
+        with descriptor_passing.passing(passage):
             message = pickle.dumps((code, arguments))
         socket.send_fds(self._channel, [message], passage.sent)
         return len(passage.sent)
@@ -80,8 +80,8 @@ class Worker:
         """Return what the code assigned to ``result``; raise what it raised."""
         data, received, _, _ = socket.recv_fds(self._channel, 1 << 16, 64)
         assert data, f"the worker ended: {self.process.wait()}"
-        passage = handles.Passage(received)
-        with handles.passing(passage):
+        passage = descriptor_passing.Passage(received)
+        with descriptor_passing.passing(passage):
             result = pickle.loads(data)
         passage.close()
         if isinstance(result, BaseException):
@@ -185,7 +185,8 @@ def test_numpy_on_both_sides(worker: Worker) -> None:
         assert raw.flags.writeable
         assert raw.tolist() == list(range(12))
         assert (
-            worker.run("theirs = shared.array('f8', (3, 4)); theirs *= 2; result = theirs.sum()", shared=buffer) == 132
+            worker.run("theirs = shared_buffer.array('f8', (3, 4)); theirs *= 2; result = theirs.sum()", shared=buffer)
+            == 132
         )
         assert raw.sum() == 132
         assert buffer.array("i4").shape == (24,)
@@ -234,7 +235,7 @@ def test_temporary_file_where_memfd_is_missing(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delattr(os, "memfd_create")
     with SharedBuffer(64) as buffer:
         assert os.fstat(buffer._fd).st_nlink == 0
-        assert worker.run("shared[0] = 7; result = shared.add(1, 1)", shared=buffer) == 0
+        assert worker.run("shared[0] = 7; result = shared_buffer.add(1, 1)", shared=buffer) == 0
         assert (buffer[0], buffer.load(1)) == (7, 1)
 
 
@@ -270,7 +271,7 @@ def test_close() -> None:
     for use in uses:
         with pytest.raises(ValueError, match="closed"):
             use()
-    with handles.passing(handles.Passage()), pytest.raises(ValueError, match="closed"):
+    with descriptor_passing.passing(descriptor_passing.Passage()), pytest.raises(ValueError, match="closed"):
         pickle.dumps(buffer)
 
 
@@ -324,7 +325,7 @@ def test_nothing_is_left_by_a_killed_worker(worker: Worker) -> None:
     """A worker killed with the memory in use leaves nothing in /dev/shm, nor a descriptor here."""
     before, names = descriptors(), set(os.listdir("/dev/shm"))  # noqa: PTH208
     with SharedBuffer(1 << 20) as buffer:
-        worker.run("own = type(shared)(4096); held = shared.lock(); held.__enter__()", shared=buffer)
+        worker.run("own = type(shared)(4096); held = shared_buffer.lock(); held.__enter__()", shared=buffer)
         worker.kill()
         buffer[0] = 1
     assert descriptors() == before
@@ -334,13 +335,13 @@ def test_nothing_is_left_by_a_killed_worker(worker: Worker) -> None:
 def test_passing_again_accumulates_nothing(worker: Worker) -> None:
     """However often it is passed, a worker maps it once; when it drops it, mapping and descriptors are gone."""
     count = "result = len(os.listdir('/proc/self/fd')), open('/proc/self/maps').read().count('memfd:loopwatch')"
-    worker.run("from loopwatch.workers.shared import SharedBuffer; SharedBuffer(1).close()")
+    worker.run("from loopwatch.workers.shared_buffer import SharedBuffer; SharedBuffer(1).close()")
     descriptors_before, _ = worker.run(count)
     with SharedBuffer(64) as buffer:
         ours = descriptors()
         worker.run("first = shared", shared=buffer)
         for number in range(100):
-            assert worker.run("result = shared is first and shared.add(0, 1)", shared=buffer) == number
+            assert worker.run("result = shared is first and shared_buffer.add(0, 1)", shared=buffer) == number
         assert worker.run(count) == (descriptors_before + PER_BUFFER, 1)
         assert descriptors() == ours
         for _ in range(50):
@@ -361,7 +362,7 @@ def test_what_comes_back_is_the_same_object(worker: Worker) -> None:
         assert worker.run("result = shared", shared=buffer) is buffer
         worker.run("shared.close()")
         assert not buffer.closed
-        assert worker.run("result = shared.closed", shared=buffer) is False, "closed there, and mapped anew"
+        assert worker.run("result = shared_buffer.closed", shared=buffer) is False, "closed there, and mapped anew"
     with worker.run("result = own = type(shared)(16)") as made:
         made[3] = 9
         assert worker.run("result = own[3]") == 9
@@ -383,7 +384,7 @@ def test_no_pickle_without_a_worker() -> None:
         for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(NotPicklable, match=r"argument of an offloaded function.*bytes\(shared\)"):
                 attempt(buffer)
-        with handles.passing(handles.Passage()):
+        with descriptor_passing.passing(descriptor_passing.Passage()):
             data = pickle.dumps(buffer)
     with pytest.raises(NotPicklable, match="descriptor"):
         pickle.loads(data)
@@ -395,14 +396,14 @@ def test_no_pickle_without_a_worker() -> None:
 def test_lock_excludes_a_process(worker: Worker) -> None:
     """While a worker holds the lock nobody else gets it; afterwards one does. It is no obstacle to atomics."""
     with SharedBuffer(64) as buffer:
-        worker.run("held = shared.lock(); held.__enter__()", shared=buffer)
+        worker.run("held = shared_buffer.lock(); held.__enter__()", shared=buffer)
         for timeout in (0, 0.02):
             with pytest.raises(TimeoutError, match="held by others"), buffer.lock(timeout):
                 pass
         assert buffer.add(0, 1) == 0
         worker.run("held.__exit__(None, None, None)")
         with buffer.lock(timeout=0), pytest.raises(TimeoutError):
-            worker.run("with shared.lock(0.02): pass")
+            worker.run("with shared_buffer.lock(0.02): pass")
 
 
 def test_lock_excludes_threads() -> None:
@@ -425,7 +426,7 @@ def test_lock_excludes_threads() -> None:
 def test_a_killed_holder_frees_the_lock(worker: Worker, timeout: float | None) -> None:
     """``kill -9`` of the holder lets the next one in, who waits already, with or without a timeout."""
     with SharedBuffer(8) as buffer:
-        worker.run("held = shared.lock(); held.__enter__()", shared=buffer)
+        worker.run("held = shared_buffer.lock(); held.__enter__()", shared=buffer)
         entered = threading.Event()
 
         def enter() -> None:
@@ -441,7 +442,9 @@ def test_a_killed_holder_frees_the_lock(worker: Worker, timeout: float | None) -
 def test_a_killed_holder_frees_it_though_others_have_the_descriptor(start: Callable[[], Worker]) -> None:
     """A lock does not live on in a buffer that its holder passed on, nor in a message nobody has read yet."""
     holder, other = start(), start()
-    with holder.run("from loopwatch.workers.shared import SharedBuffer; result = own = SharedBuffer(8)") as buffer:
+    with holder.run(
+        "from loopwatch.workers.shared_buffer import SharedBuffer; result = own = SharedBuffer(8)"
+    ) as buffer:
         other.run("", shared=buffer)
         holder.run("held = own.lock(); held.__enter__()")
         holder.send("result = own")
@@ -454,7 +457,7 @@ def test_freed_though_a_child_still_has_the_descriptor() -> None:
     """Leaving the block frees the lock at once, even if a child between fork and exec has a copy of its descriptor."""
     with SharedBuffer(8) as buffer:
         with buffer.lock():
-            (held,) = shared._held.values()
+            (held,) = shared_buffer._held.values()
             copied = os.dup(held)
         with buffer.lock(timeout=0):
             pass
@@ -470,7 +473,7 @@ def test_an_error_frees_the_lock() -> None:
         with buffer.lock(timeout=0):
             pass
         assert descriptors() == before
-        assert not shared._held
+        assert not shared_buffer._held
 
 
 def forked(check: Callable[[], bool]) -> bool:
@@ -496,7 +499,7 @@ def test_fork_of_a_holder() -> None:
                 with buffer.lock(timeout=0):
                     return False
             except TimeoutError:
-                return not shared._held
+                return not shared_buffer._held
 
         block = buffer.lock()
         with block:
@@ -510,12 +513,12 @@ def test_fork_of_a_holder() -> None:
 def test_fork_does_not_keep_the_lock_of_a_killed_holder(worker: Worker) -> None:
     """The lock of a killed holder is free even while a fork of the holder lives on."""
     fork = """
-held = shared.lock(); held.__enter__()
+held = shared_buffer.lock(); held.__enter__()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 child = os.fork()
 if child == 0:
-    shared.store(0, os.getpid())
-    shared.notify(0)
+    shared_buffer.store(0, os.getpid())
+    shared_buffer.notify(0)
     channel.close()
     signal.pause()
 """
@@ -583,7 +586,7 @@ def test_no_addition_is_lost(start: Callable[[], Worker]) -> None:
     workers = [start() for _ in range(4)]
     with SharedBuffer(16) as buffer:
         for each in workers:
-            each.send("result = [shared.add(1, 1) for _ in range(2000)]", shared=buffer)
+            each.send("result = [shared_buffer.add(1, 1) for _ in range(2000)]", shared=buffer)
         seen = [value for each in workers for value in each.result()]
         assert buffer.load(1) == 8000
         assert sorted(seen) == list(range(8000))
@@ -606,12 +609,12 @@ def test_no_addition_is_lost_among_threads() -> None:
 def test_wait_sees_a_change(worker: Worker, monkeypatch: pytest.MonkeyPatch, futex: bool) -> None:
     """A waiter returns once another process has changed the slot, with futex or by polling."""
     if not futex:
-        monkeypatch.setattr(shared, "_futex_call", lambda: None)
+        monkeypatch.setattr(shared_buffer, "_futex_call", lambda: None)
     with SharedBuffer(24) as buffer:
         assert buffer.wait(2, 7, timeout=30), "it is not 7 to begin with"
         assert not buffer.wait(2, 0, timeout=0.02)
         for number in range(20):
-            worker.send("shared.add(2, 1); shared.notify(2)", shared=buffer)
+            worker.send("shared.add(2, 1); shared_buffer.notify(2)", shared=buffer)
             assert buffer.wait(2, number, timeout=30)
             worker.result()
         assert buffer.notify(2) == 0, "nobody waits"
@@ -619,12 +622,12 @@ def test_wait_sees_a_change(worker: Worker, monkeypatch: pytest.MonkeyPatch, fut
 
 def test_notify_counts_whom_it_woke(start: Callable[[], Worker]) -> None:
     """``notify`` wakes as many as it is told, of those who wait for this slot."""
-    if shared._futex_call() is None:
+    if shared_buffer._futex_call() is None:
         pytest.skip("futex(2) is called on x86-64 and arm64 Linux")
     workers = [start(), start()]
     with SharedBuffer(16) as buffer:
         for each in workers:
-            each.send("result = shared.wait(1, 0, timeout=30)", shared=buffer)
+            each.send("result = shared_buffer.wait(1, 0, timeout=30)", shared=buffer)
         woken = 0
         while woken < 3:  # a woken one that sees no change waits again
             once = buffer.notify(1, count=1)
@@ -639,7 +642,7 @@ def test_notify_counts_whom_it_woke(start: Callable[[], Worker]) -> None:
 
 def test_a_change_without_notify_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process killed between its store and its notify does not leave the waiters asleep for good."""
-    real = shared._futex_call()
+    real = shared_buffer._futex_call()
     if real is None:
         pytest.skip("futex(2) is called on x86-64 and arm64 Linux")
 
@@ -647,13 +650,13 @@ def test_a_change_without_notify_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
         buffer.store(0, 2**32)  # the low half, on which it sleeps, stays the same
         return real(*arguments)
 
-    monkeypatch.setattr(shared, "_LOOK_AGAIN", 0.01)
-    monkeypatch.setattr(shared, "_futex_call", lambda: sleep_through)
+    monkeypatch.setattr(shared_buffer, "_LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(shared_buffer, "_futex_call", lambda: sleep_through)
     with SharedBuffer(8) as buffer:
         assert buffer.wait(0, 0)
 
 
 def test_examples() -> None:
     """The examples of the docstrings hold."""
-    assert doctest.testmod(shared).failed == 0
+    assert doctest.testmod(shared_buffer).failed == 0
     gc.collect()

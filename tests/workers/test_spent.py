@@ -13,9 +13,9 @@ import pytest
 
 import loopwatch
 from loopwatch.events import PlaceStats
-from loopwatch.workers import spent
-from loopwatch.workers.spent import Spent, places, spent_by
-from loopwatch.workers.threads import ThreadBackend
+from loopwatch.workers import totals
+from loopwatch.workers.thread_backend import ThreadBackend
+from loopwatch.workers.totals import Spent, places, spent_by
 
 Run = Callable[[Any], Any]
 
@@ -26,7 +26,7 @@ def nap(seconds: float) -> float:
 
 
 def now() -> dict[str, PlaceStats]:
-    found = {place: PlaceStats(place) for place in spent.PLACES}
+    found = {place: PlaceStats(place) for place in totals.PLACES}
     return found | {each.place: each for each in places()}
 
 
@@ -142,7 +142,7 @@ def test_what_is_gone_stays_in_the_sum() -> None:
         del owner
     gc.collect()
     assert grown("process", before).run == pytest.approx(500)
-    assert len([each for each in spent._all if each.is_over]) == 0
+    assert len([each for each in totals._all if each.is_over]) == 0
 
 
 def test_saved_never_falls() -> None:

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from loopwatch import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
-from loopwatch.workers import threads as threads_module
+from loopwatch.workers import thread_backend as threads_module
 from loopwatch.workers.options import CallOptions
-from loopwatch.workers.threads import Errand, ThreadBackend, _Thread
+from loopwatch.workers.thread_backend import Errand, ThreadBackend, _Thread
 from tests.conftest import Run, runner
 from tests.workers.helpers import figures_add_up, script
 
@@ -721,7 +721,7 @@ def test_forked_child(tmp_path: Path) -> None:
         tmp_path,
         """
         import asyncio, os, sys, warnings, loopwatch
-        from loopwatch.workers.threads import ThreadBackend
+        from loopwatch.workers.thread_backend import ThreadBackend
         from loopwatch.workers.options import CallOptions
         warnings.simplefilter("ignore", DeprecationWarning)
 

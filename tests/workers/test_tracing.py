@@ -26,7 +26,7 @@ from loopwatch.errors import NotPicklable, PoolClosed, QueueFull, TaskTimeout, W
 from loopwatch.workers import tracing
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
-from loopwatch.workers.threads import ThreadBackend
+from loopwatch.workers.thread_backend import ThreadBackend
 from tests.conftest import Run, runner
 from tests.workers.helpers import WAYS, Gate, hold, script
 

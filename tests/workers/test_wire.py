@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loopwatch.workers import wire
-from loopwatch.workers.wire import Frame, Kind
+from loopwatch.workers import protocol
+from loopwatch.workers.protocol import Frame, Kind
 
-SIZES = (0, 1, 200, wire.LEAST_APART - 1, wire.LEAST_APART, wire.LEAST_APART + 1)
+SIZES = (0, 1, 200, protocol.LEAST_APART - 1, protocol.LEAST_APART, protocol.LEAST_APART + 1)
 
 
 def stream_of(frames: list[tuple[Kind, int, bytes, list[Any]]]) -> bytes:
@@ -21,7 +21,7 @@ def stream_of(frames: list[tuple[Kind, int, bytes, list[Any]]]) -> bytes:
     parts = [
         part
         for kind, id, data, buffers in frames
-        for part in wire.frame(kind, id, data, map(memoryview, buffers), run=5, cpu=4, flags=3, descriptors=2)
+        for part in protocol.frame(kind, id, data, map(memoryview, buffers), run=5, cpu=4, flags=3, descriptors=2)
     ]
     return b"".join(parts)
 
@@ -53,12 +53,12 @@ def test_cut_anywhere() -> None:
     data = stream_of(frames)
     for cut in range(len(data) + 1):
         seen: list[Frame] = []
-        receiver = wire.Receiver(seen.append)
+        receiver = protocol.Receiver(seen.append)
         receiver.feed(data[:cut])
         receiver.feed(data[cut:])
         check(seen, frames)
     seen = []
-    receiver = wire.Receiver(seen.append)
+    receiver = protocol.Receiver(seen.append)
     for index in range(len(data)):
         receiver.feed(data[index : index + 1])
     check(seen, frames)
@@ -69,7 +69,7 @@ def test_nothing_before_it_is_complete() -> None:
     data = stream_of([(Kind.RESULT, 4, b"x", [b"abc", bytearray(b"defg")])])
     for cut in range(len(data)):
         seen: list[Frame] = []
-        wire.Receiver(seen.append).feed(data[:cut])
+        protocol.Receiver(seen.append).feed(data[:cut])
         assert seen == []
 
 
@@ -88,9 +88,9 @@ def test_any_pieces(data: st.DataObject) -> None:
         frames.append((data.draw(st.sampled_from(Kind)), id, os.urandom(data.draw(size)), buffers))
     stream = memoryview(stream_of(frames))
     seen: list[Frame] = []
-    receiver = wire.Receiver(seen.append)
+    receiver = protocol.Receiver(seen.append)
     while stream:
-        piece = stream[: data.draw(st.sampled_from((1, 7, 33, 1000, wire.FEED, wire.SLICE)))]
+        piece = stream[: data.draw(st.sampled_from((1, 7, 33, 1000, protocol.FEED, protocol.SLICE)))]
         target = receiver.target
         if target is not None and data.draw(st.booleans()):
             piece = piece[: len(target)]
@@ -107,7 +107,7 @@ def test_any_pieces(data: st.DataObject) -> None:
 @pytest.mark.parametrize("size", [1, 1000, 10_000_000])
 def test_room(size: int, readonly: bool) -> None:
     """Room is an ordinary bytes or bytearray that holds what was written through the view."""
-    made, view = wire.room(size, readonly=readonly)
+    made, view = protocol.room(size, readonly=readonly)
     content = os.urandom(size)
     view[:] = content
     del view
@@ -119,4 +119,4 @@ def test_room(size: int, readonly: bool) -> None:
 
 def test_example() -> None:
     """The example in the documentation is true."""
-    assert doctest.testmod(wire).failed == 0
+    assert doctest.testmod(protocol).failed == 0

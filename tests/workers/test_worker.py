@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from loopwatch.workers import payload, wire, worker
-from loopwatch.workers.wire import Kind
+from loopwatch.workers import pickling, protocol, worker
+from loopwatch.workers.protocol import Kind
 
 
 @pytest.fixture
@@ -24,18 +24,18 @@ def ends() -> Iterator[tuple[worker.Worker, socket.socket]]:
 
 def call(number: int) -> memoryview:
     """Return a call of ``abs``."""
-    packed = payload.encode_call(abs, (-number,), {}, None, by_value=False)
-    (part,) = wire.frame(Kind.CALL, number, packed.pickle, flags=packed.flags)
+    packed = pickling.encode_call(abs, (-number,), {}, None, by_value=False)
+    (part,) = protocol.frame(Kind.CALL, number, packed.pickle, flags=packed.flags)
     return part
 
 
 def answer(channel: socket.socket) -> int:
     """Return the result that comes next."""
-    frames: list[wire.Frame] = []
-    receiver = wire.Receiver(frames.append)
+    frames: list[protocol.Frame] = []
+    receiver = protocol.Receiver(frames.append)
     while not frames:
         receiver.feed(channel.recv(4096))
-    value: int = payload.decode(frames[0].pickle, frames[0].buffers)
+    value: int = pickling.decode(frames[0].pickle, frames[0].buffers)
     return value
 
 
@@ -55,7 +55,7 @@ def test_quick_succession(ends: tuple[worker.Worker, socket.socket], monkeypatch
         assert answer(channel) == number
         assert looked.wait(30)
         looked.clear()
-    channel.sendall(wire.frame(Kind.STOP)[0])
+    channel.sendall(protocol.frame(Kind.STOP)[0])
     thread.join()
 
 

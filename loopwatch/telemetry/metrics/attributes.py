@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from loopwatch.events import FlaggedFunction, Frame, Stall
-from loopwatch.telemetry.log import culprit_key
+from loopwatch.sinks.log import culprit_key
 from loopwatch.telemetry.metrics.catalog import CAUSE, CULPRIT, FUNCTION, LOOP, REMEDY
 
 Value = str | int | float | bool

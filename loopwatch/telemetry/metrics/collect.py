@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loopwatch.events import Snapshot, Stall
-from loopwatch.observation import LoopReading
 from loopwatch.telemetry.metrics.cardinality import Growth, Key, Totals
 from loopwatch.telemetry.metrics.catalog import BY_NAME, MAX_CULPRITS, OTHER
 from loopwatch.telemetry.metrics.counters import (
@@ -24,6 +23,7 @@ from loopwatch.telemetry.metrics.counters import (
     points_of,
 )
 from loopwatch.telemetry.metrics.records import Inputs, Point, Reading, Spread
+from loopwatch.watch.observation import LoopReading
 
 
 class Readings:

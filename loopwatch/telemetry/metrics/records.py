@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.core.histogram import Histogram
 from loopwatch.events import Snapshot
-from loopwatch.observation import LoopReading
-from loopwatch.pools.reading import PoolReading
+from loopwatch.health.records import PoolReading
+from loopwatch.watch.observation import LoopReading
 
 
 @dataclass(frozen=True, slots=True)

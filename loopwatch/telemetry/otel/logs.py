@@ -10,7 +10,7 @@ from typing import Any
 
 from loopwatch.core.originals import time
 from loopwatch.events import FlaggedFunction, Stall
-from loopwatch.telemetry.log import describe, describe_flagged
+from loopwatch.sinks.log import describe, describe_flagged
 from loopwatch.telemetry.metrics import attributes
 from loopwatch.telemetry.otel.rate_limit import Allowance
 from loopwatch.telemetry.otel.spans import SpanContext, context_of

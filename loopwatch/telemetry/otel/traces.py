@@ -10,8 +10,8 @@ from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry.otel.logs import StallRecords
 from loopwatch.telemetry.otel.spans import SpanContext, StallSpans, parent_of
 from loopwatch.telemetry.otel.waiter_spans import VictimSpans
-from loopwatch.victims import Notice
-from loopwatch.watched import Case
+from loopwatch.watch.waiters import Notice
+from loopwatch.watch.watched_loop import Case
 
 
 class Traces:

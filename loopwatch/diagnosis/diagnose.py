@@ -1,0 +1,266 @@
+"""Turns an observation into a :class:`loopwatch.Stall`. Pure, but for the function that names calls."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+from loopwatch.core.dataclasses import dataclass, replace
+from loopwatch.core.faults import Attempt, plainly
+from loopwatch.core.text import MAX_LINE, printable
+from loopwatch.diagnosis.cause import decide
+from loopwatch.diagnosis.culprit import Site, Stack, Verdict
+from loopwatch.diagnosis.remedy import remedy
+from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
+from loopwatch.watch.observation import Observation, Sample
+from loopwatch.watch.stacks import RawStack, to_frames
+
+MAX_PROFILE = 8
+"""Distinct stacks kept of one stall."""
+
+WHOLE_PASS = frozenset({Cause.OVERLOAD, Cause.GIL, Cause.STARVED, Cause.SUSPENDED})
+"""Causes that hold the pass and not one callback of it."""
+
+CHEAP = frozenset(
+    {
+        "builtins.isinstance",
+        "builtins.len",
+        "os.getpid",
+        "threading.get_ident",
+        "time.monotonic",
+        "time.monotonic_ns",
+        "time.perf_counter",
+        "time.perf_counter_ns",
+        "time.thread_time",
+        "time.time",
+    }
+)
+"""Calls that cannot be what a late sample was waiting for: the interpreter gave up the GIL at the end of the first call
+after an operator that kept it, and whose that was is not known."""
+
+NO_CULPRIT = frozenset({Cause.STARVED, Cause.SUSPENDED})
+
+_DEBUGGERS = (
+    "IPython.core.debugger", "_pydevd_bundle", "bdb", "debugpy", "ipdb", "pdb", "pudb", "pydevd", "remote_pdb",
+    "web_pdb",
+)  # fmt: skip
+_WAITERS = ("threading", "queue", "concurrent.futures", "multiprocessing", "_queue")
+_WAITING_METHODS = (".acquire", ".join", ".result", ".wait", ".get", ".put")
+
+CallName = Callable[[RawStack], str | None]
+"""Returns the dotted name of what the innermost frame of a stack is calling."""
+
+
+def undiagnosed(seen: Observation, threshold: float) -> Stall:
+    """Return the stall for something that cannot be diagnosed: what was measured, and no cause."""
+    return Stall(
+        id=seen.id,
+        loop=printable(seen.loop),
+        thread=printable(seen.thread),
+        pid=seen.pid,
+        expected=None if seen.expectation is None else printable(seen.expectation.reason),
+        started_at=seen.started_at,
+        duration=seen.end - seen.start,
+        uncertainty=seen.uncertainty,
+        ongoing=seen.ongoing,
+        cause=Cause.UNKNOWN,
+        samples=(0, len(seen.samples)),
+        task=None if seen.task is None else printable(seen.task),
+        coroutine=None if seen.coroutine is None else printable(seen.coroutine),
+        context={printable(key): printable(value) for key, value in seen.context.items()},
+        victims=seen.victims,
+        evidence=replace(seen.evidence, threshold=threshold),
+    )
+
+
+def diagnose(
+    seen: Observation,
+    site: Site,
+    threshold: float,
+    call_name: CallName,
+    dump: Stack = (),
+    *,
+    attempt: Attempt = plainly,
+) -> Stall | None:
+    """Return the stall that ``seen`` amounts to, None if a debugger held the program.
+
+    All text in it is printable and bounded, see :mod:`loopwatch.core.text`.
+
+    Args:
+        seen: what the watcher saw.
+        site: tells whose code a frame is.
+        threshold: s, the limit in force.
+        call_name: names the call at the innermost line of a stack.
+        dump: stack that faulthandler wrote during the block, used where no sample shows the user's code.
+        attempt: does what a stall can do without: the names of calls (part ``source``), the culprit, the cause, the
+            remedy; default without a net.
+    """
+    stacks = [to_frames(sample.stack.frames) for sample in seen.samples]
+    if any(_in_debugger(stack) for stack in stacks):
+        return None
+
+    def judge(found: Sequence[Stack]) -> Verdict:
+        return attempt("culprit", lambda: site.judge(found), Verdict(None, found[-1] if found else (), 0))
+
+    def name_call(stack: RawStack) -> str | None:
+        name = attempt("source", lambda: call_name(stack), None)
+        return None if name is None else printable(name)
+
+    verdict = judge([stack for stack in stacks if stack])
+    if verdict.culprit is None and dump:
+        verdict = judge([dump])
+    leaf = verdict.stack[-1] if verdict.stack else None
+    inner = _sample_of(verdict, seen.samples, stacks)
+    call = name_call(inner.stack) if inner is not None else None
+    spans = _spans(seen)
+    evidence = _complete(seen, spans, leaf, call, threshold)
+    cause = attempt("cause", lambda: decide(evidence), Cause.UNKNOWN)
+    if cause is Cause.SUSPENDED and evidence.traced:
+        return None
+    misplaced = cause is Cause.NATIVE_GIL and len(seen.samples) == 1 and call in CHEAP and not dump
+    if cause in NO_CULPRIT or misplaced or (cause is Cause.GIL and seen.hog is None):
+        verdict = Verdict(None, verdict.stack, 0)
+    elif cause is Cause.GIL and seen.hog is not None:
+        verdict = replace(judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
+        leaf = verdict.stack[-1] if verdict.stack else leaf
+        call = name_call(seen.hog)
+    calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
+    return replace(
+        undiagnosed(seen, threshold),
+        uncertainty=_uncertainty(seen, spans, cause),
+        cause=cause,
+        culprit=verdict.culprit,
+        leaf=leaf,
+        stack=verdict.stack,
+        samples=(verdict.agreeing, len(seen.samples)),
+        evidence=evidence,
+        remedy=printable(attempt("remedy", lambda: remedy(cause, calls, verdict.culprit), ""), MAX_LINE),
+        profile=_profile(stacks),
+    )
+
+
+def _uncertainty(seen: Observation, spans: Spans, cause: Cause) -> float:
+    if cause in WHOLE_PASS:
+        return seen.uncertainty
+    if seen.shared:
+        return seen.uncertainty + spans.slack
+    return min(seen.uncertainty, spans.slack) if spans.callbacks else seen.uncertainty
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """How the observed span divides among callbacks.
+
+    Attributes:
+        callbacks: different callbacks seen.
+        longest: upper bound, s, of the time any one of them held the loop; None without samples.
+        surely: lower bound of the same.
+        slack: s of the span that may belong to other callbacks than the longest one.
+    """
+
+    callbacks: int
+    longest: float | None
+    surely: float | None
+    slack: float
+
+
+def _spans(seen: Observation) -> Spans:
+    samples = [sample for sample in seen.samples if sample.callback is not None]
+    if not samples:
+        return Spans(0, None, None, seen.end - seen.start)
+    runs: list[list[Sample]] = [[samples[0]]]
+    for sample in samples[1:]:
+        if sample.callback == runs[-1][-1].callback:
+            runs[-1].append(sample)
+        else:
+            runs.append([sample])
+    longest, surely = 0.0, 0.0
+    for index, run in enumerate(runs):
+        begin = runs[index - 1][-1].at if index else seen.start
+        end = runs[index + 1][0].at if index + 1 < len(runs) else seen.end
+        first, last = run[0], run[-1]
+        # The first callback of a pass began with it, the last one ends with it; if the pass's own bounds are known.
+        seen_from = (
+            begin if seen.shared and first.stack.position == 0 else max(first.at - _held(first, seen.evidence), begin)
+        )
+        lower = (end if seen.shared and _is_last(last) else last.at) - seen_from
+        if end - begin > longest:
+            longest, surely = end - begin, lower
+    callbacks = len({sample.callback for sample in samples})
+    return Spans(callbacks, longest, surely, max(seen.end - seen.start - surely, 0.0))
+
+
+def _held(sample: Sample, evidence: Evidence) -> float:
+    """Return how long before ``sample`` one call must have kept the GIL.
+
+    The watcher had asked for the GIL all that time. Whoever holds it gives it away one switch interval after that, at
+    the end of the call it is in: nothing else can have run meanwhile.
+    """
+    return max(sample.late - 2 * evidence.switch_interval - evidence.watcher_starved, 0.0)
+
+
+def _is_last(sample: Sample) -> bool:
+    stack = sample.stack
+    return stack.position is not None and stack.planned is not None and stack.position == stack.planned - 1
+
+
+def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | None, threshold: float) -> Evidence:
+    positions = [
+        (sample.stack.frames[0].code, sample.stack.frames[0].lasti) for sample in seen.samples if sample.stack.frames
+    ]
+    pairs = list(itertools.pairwise(positions))
+    return replace(
+        seen.evidence,
+        moving=sum(one != other for one, other in pairs) / len(pairs) if pairs else None,
+        callbacks=spans.callbacks,
+        longest_callback=spans.longest,
+        dominant_callback=spans.surely,
+        in_call=sum(sample.stack.in_gc for sample in seen.samples) / len(seen.samples)
+        if call and seen.samples
+        else 0.0,
+        lock_wait=_waits_for_lock(leaf, call),
+        call=call,
+        threshold=threshold,
+    )
+
+
+def _waits_for_lock(leaf: Frame | None, call: str | None) -> bool:
+    if leaf is None:
+        return False
+    in_waiter = any(leaf.module == name or leaf.module.startswith(name + ".") for name in _WAITERS)
+    return (in_waiter and call is not None and call.endswith(_WAITING_METHODS)) or call == ".acquire"
+
+
+def _in_debugger(stack: Stack) -> bool:
+    return any(_is_debugger(frame.module) for frame in stack)
+
+
+@lru_cache(maxsize=4096)
+def _is_debugger(module: str) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in _DEBUGGERS)
+
+
+def _sample_of(verdict: Verdict, samples: Sequence[Sample], stacks: Sequence[Stack]) -> Sample | None:
+    return next(
+        (sample for sample, stack in zip(samples, stacks, strict=True) if stack and stack == verdict.stack), None
+    )
+
+
+def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
+    """Return dotted names from the culprit's line inward, for the table of remedies."""
+    if verdict.culprit is None:
+        return ()
+    frames = verdict.stack
+    if verdict.culprit in frames:
+        frames = frames[len(frames) - frames[::-1].index(verdict.culprit) :]
+    named = [f"{frame.module}.{frame.function}" for frame in frames if not site.is_user(frame)]
+    return (*named, call) if call else tuple(named)
+
+
+def _profile(stacks: Sequence[Stack]) -> tuple[StackCount, ...]:
+    counted = Counter(stack for stack in stacks if stack)
+    return (
+        tuple(StackCount(stack, count) for stack, count in counted.most_common(MAX_PROFILE)) if len(counted) > 1 else ()
+    )

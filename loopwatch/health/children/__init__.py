@@ -1,0 +1,1 @@
+"""Child processes that belong to no executor."""

@@ -1,0 +1,432 @@
+"""Pools of :mod:`multiprocessing`: ``apply``, ``map`` and ``imap`` in all their forms, in processes and in threads.
+
+A worker that dies takes its task with it: the pool starts another worker, and whoever waits for the result waits for
+ever. That is told here as a crash and as a task that is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from loopwatch.core.originals import time
+from loopwatch.core.patches import Patch
+from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.health.hooks import Hooks
+from loopwatch.health.in_worker import Target
+from loopwatch.health.lost_errors import RESULT, Neglected
+from loopwatch.health.naming import error_name, task_name
+from loopwatch.health.noting import SHIFT, job_number
+from loopwatch.health.pool_workers import Staff, Work
+from loopwatch.health.records import ProcessFacts
+from loopwatch.health.seats import Seat, Seats
+from loopwatch.health.states import Executor
+from loopwatch.health.task_board import RING, Board, Run
+from loopwatch.health.task_stats import Outcome
+from loopwatch.health.watched_pool import Identity, Watched
+from loopwatch.system import threads
+
+LOST = "lost"
+"""What stands for the type of the exception of a task that died with its worker: there is none, and no result."""
+MANY = 1000
+"""Jobs that are looked at one by one."""
+PLACE = "multiprocessing.pool:worker"
+
+
+class _Job(NamedTuple):
+    """What was asked of a pool in one go; ``at`` is ``time.monotonic`` s."""
+
+    at: float
+    name: str
+
+
+class WatchedPool(Watched):
+    """A pool of :mod:`multiprocessing` under watch."""
+
+    knows_neglected = True
+
+    def __init__(
+        self,
+        pool: Any,
+        identity: Identity,
+        hung_after: Callable[[], float],
+        collected: Callable[[Any], object],
+        board: Board | None,
+    ) -> None:
+        super().__init__(pool, identity, hung_after, collected)
+        self.staff = Staff(board)
+        self.jobs: dict[int, _Job] = {}
+        self.keys = id(pool._pool), id(pool._inqueue)
+        self.waiting = 0
+        """Threads that wait for it to end."""
+        self._max_workers = pool._processes
+        self._cache = weakref.ref(pool._cache)
+        self._lost: set[int] = set()
+        self.has_threads = identity.kind == "thread"
+        self._workers: tuple[weakref.ref[Any], ...] = ()
+        self.seats = Seats(self, ThreadNotes)
+        self.take(pool._pool, are_new=bool(identity.place))
+
+    # -- its workers ----------------------------------------------------------------------------------------------
+
+    def take(self, members: list[Any], *, are_new: bool = True) -> None:
+        """Take note of the workers that it has now.
+
+        Args:
+            members: its own list, which it changes in place.
+            are_new: whether those not seen before have just been started.
+        """
+        self._workers = tuple(weakref.ref(member) for member in members.copy())
+        self.look(are_new=are_new)
+
+    def _members(self) -> list[Any]:
+        """Return the workers that it had when they were last taken note of, as far as they have not been let go of."""
+        return [member for ref in self._workers if (member := ref()) is not None]
+
+    def _living(self) -> list[Any]:
+        """Return those of them that are there."""
+        if self.has_threads:
+            return [member for member in self._members() if member.is_alive()]
+        return Staff.living(self._members())
+
+    def look(self, *, are_new: bool = True) -> None:
+        """See which of its workers are there."""
+        if not self.has_threads:
+            present = self._living() if self.staff.is_ending else self._members()
+            self.staff.look([process.pid for process in present], time.monotonic(), are_new=are_new)
+
+    def ended(self, processes: Sequence[Any]) -> None:
+        """Note how workers ended, before the pool replaces them."""
+        now = time.monotonic()
+        for process in processes:
+            exitcode = process.exitcode
+            if exitcode is None or self.staff.has_crashed(process.pid):
+                continue
+            at = self.staff.now(process.pid)
+            if exitcode == 0 and (at is None or at.number is None):
+                continue
+            if exitcode > 0 and at is not None and at.number is None and at.done > 0:
+                continue  # it had done its part: forked from an executor's thread, it fails to join itself at its end
+            dead = self.staff.crashed(process.pid, exitcode, now)
+            if dead.task is not None:
+                self._lost.add(dead.task)
+                self.tally.add(Outcome(None, None, LOST))
+
+    def notes_of(self, thread: threading.Thread) -> ThreadNotes:
+        """Return what notes for a worker that is a thread."""
+        return self.seats.of(thread, time.monotonic())
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    def over(self, job: int, index: int, outcome: Any) -> None:
+        """Count a task whose result is there."""
+        number = job_number(job, index)
+        if number is None:
+            return
+        success, value = outcome
+        name = None if success or not isinstance(value, BaseException) else error_name(value)
+        run = self._run_of(number) if self.has_threads else self.staff.run_of(number)
+        if run is None:
+            self.tally.add(Outcome(None, None, name))
+            return
+        known = self.jobs.get(job)
+        wait = None if known is None else max(run.start - known.at, 0.0)
+        self.tally.add(Outcome(wait, run.end - run.start, name, run.cpu))
+
+    def _run_of(self, number: int) -> Run | None:
+        runs = (each.run_of(number) for each in self.seats.all())
+        return next((run for run in runs if run is not None), None)
+
+    def _pending(self) -> int:
+        """Return how many tasks are without a result, as far as their number is known, without those that are lost.
+
+        Of very many jobs only the number is looked at.
+        """
+        cache = self._cache() or {}
+        self._forget_jobs()
+        self._lost = {number for number in self._lost if number >> SHIFT in cache}
+        count = len(cache) if len(cache) > MANY else sum(_left(result) for result in list(cache.values()))
+        return max(count - len(self._lost), 0)
+
+    def asked(self, job: int, name: str) -> None:
+        """Note that a job was handed over."""
+        self.jobs[job] = _Job(time.monotonic(), name)
+        self._forget_jobs()
+
+    def _forget_jobs(self) -> None:
+        """Forget those that are over once they are more than the others: whoever looks after pools may be slow."""
+        cache = self._cache() or {}
+        if len(self.jobs) > 2 * len(cache) + MANY:
+            for job in [job for job in list(self.jobs) if job not in cache]:
+                self.jobs.pop(job, None)
+
+    def _name_of(self, number: int) -> str:
+        job = self.jobs.get(number >> SHIFT)
+        return "" if job is None else job.name
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    def fate(self, pool: Any) -> Executor:
+        """Return whether ``pool`` takes calls."""
+        if pool._state in ("INIT", "RUN"):
+            return Executor.OPEN
+        return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
+
+    def close(self) -> None:
+        """It is watched no more; tasks that are under way may still tell that they are over."""
+        self.staff.close()
+
+    def has_workers(self) -> bool:
+        """Whether one of its workers is left, or how one ended is still to be found out."""
+        return bool(self._living()) or self.staff.is_unsettled
+
+    def pids(self) -> Sequence[int]:
+        """Return its worker processes."""
+        self.look()
+        return self.staff.pids()
+
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
+        """Return its figures."""
+        self.look()
+        self.staff.settle(facts)
+        if self.has_threads:
+            workers = [self._thread(thread, now) for thread in self._living()]
+            self.started = self.seats.count
+        else:
+            workers = [self._process(pid, facts.get(pid), now) for pid in self.staff.present()]
+            self.started, self.recycled = self.staff.started, self.staff.recycled
+        pending = self._pending()
+        busy = sum(worker.calls for worker in workers)
+        if not self.has_threads and not self.staff.is_known(now):
+            busy = min(pending, len(workers))
+        return self.stats(
+            [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(pending - busy, 0), running=busy,
+            running_for=sum(worker.running_for or 0.0 for worker in workers),
+            max_workers=self._max_workers, crashed=sum(self.staff.crashes.values()),
+            crashes=dict(self.staff.crashes), decoding=self.staff.overhead(),
+            cpu=self.seats.cpu if self.has_threads else self.staff.cpu(facts),
+        )  # fmt: skip
+
+    def _lost_words(self, number: int) -> str:
+        name = self._name_of(number)
+        return f"while it ran {name or 'a task'}, whose result will never come"
+
+    def _process(self, pid: int, facts: ProcessFacts | None, now: float) -> WorkerStats:
+        work = self.staff.work(pid, self._name_of, now)
+        return self.worker(pid, work, self.staff.born(pid, now), now, facts=facts)
+
+    def _thread(self, thread: threading.Thread, now: float) -> WorkerStats:
+        seat, native_id = self.notes_of(thread), thread.native_id or 0
+        number, since = seat.number, seat.since
+        cpu = threads.thread_cpu(native_id)
+        if cpu is not None:
+            seat.cpu = max(seat.cpu, cpu)
+        if number is None:
+            return self.worker(native_id, Work(0, seat.done), seat.born, now, cpu=cpu)
+        work = Work(1, seat.done, self._name_of(number), since)
+        still = None if cpu is None else seat.still_for(now, native_id, cpu)
+        return self.worker(native_id, work, seat.born, now, cpu=cpu, still_for=still)
+
+
+class ThreadNotes(Seat):
+    """What a worker that is a thread runs now, and has run; written by that thread."""
+
+    __slots__ = ("_cpu", "_runs", "number")
+
+    def __init__(self, watched: WatchedPool, thread: threading.Thread, born: float) -> None:
+        super().__init__(watched, thread, born)
+        self.number: int | None = None
+        self._runs: deque[tuple[int, Run]] = deque(maxlen=RING)
+        self._cpu = 0.0
+
+    def ready(self) -> None:
+        """It asks for a task."""
+
+    def begin(self, number: int) -> None:
+        """Task ``number`` was taken."""
+        self._cpu = time.thread_time()
+        self.since = time.monotonic()
+        self.number = number
+
+    def end(self) -> None:
+        """The task is over."""
+        number, self.number = self.number, None
+        if number is not None:
+            self.cpu = cpu = time.thread_time()
+            self.done += 1
+            self._runs.append((number, Run(self.since, time.monotonic(), cpu - self._cpu)))
+
+    def run_of(self, number: int) -> Run | None:
+        """Return how task ``number`` went, None if it did not run here."""
+        return next((run for known, run in self._runs.copy() if known == number), None)
+
+
+class MultiprocessingPools:
+    """Takes notes of the pools of :mod:`multiprocessing`.
+
+    Args:
+        hooks: how methods are replaced.
+        found: returns what watches a pool, None for one that is not watched.
+        each: returns everything that is watched.
+        target: makes what stands for the module's function for workers.
+        neglected: follows results that have failed.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        found: Callable[[Any], Watched | None],
+        each: Callable[[], Sequence[Watched]],
+        target: Callable[[Any, str, Callable[..., Any]], Target],
+        neglected: Neglected,
+    ) -> None:
+        self._neglected = neglected
+        self._hooks, self._found, self._each, self._target = hooks, found, each, target
+        self._here = threading.local()
+
+    def start(self, module: Any) -> None:
+        """Begin.
+
+        Args:
+            module: :mod:`multiprocessing.pool`.
+        """
+        hooks, pool = self._hooks, module.Pool
+        self._neglected.resume()
+        in_thread = hooks.guarded(self._in_thread)
+        hooks.patches.replace(module, "worker", lambda original, _patch: self._target(original, PLACE, in_thread))
+        hooks.patches.replace(pool, "_join_exited_workers", _static).state = (
+            hooks.guarded(self._exiting),
+            hooks.guarded(self._exited, at=1),
+        )
+        hooks.patches.replace(pool, "_repopulate_pool_static", _static).state = (
+            _nothing,
+            hooks.guarded(self._populated, at=4),
+        )
+        for name in ("apply_async", "_map_async", "imap", "imap_unordered"):
+            hooks.both(pool, name, self._asked, self._was_asked)
+        for result in (module.ApplyResult, module.IMapIterator):
+            hooks.after(result, "__init__", self._begun)
+        for result in (module.ApplyResult, module.MapResult, module.IMapIterator, module.IMapUnorderedIterator):
+            hooks.before(result, "_set", self._over)
+        hooks.before(pool, "close", self._closing)
+        hooks.before(pool, "terminate", self._ending)
+        hooks.both(pool, "join", self._ending, self._ended)
+
+    # -- tasks ----------------------------------------------------------------------------------------------------
+
+    def _asked(self, pool: Any, func: Any = None, *_args: Any, **_kwargs: Any) -> None:
+        self._here.asked = (pool, func)
+
+    def _was_asked(self, _pool: Any, _result: Any) -> None:
+        self._here.asked = (None, None)  # it may have refused, and have begun nothing
+
+    def _begun(self, result: Any, _nothing: None) -> None:
+        pool, func = getattr(self._here, "asked", (None, None))
+        self._here.asked = (None, None)
+        watched = self._found(result._pool) if result._pool is not None else None
+        if isinstance(watched, WatchedPool):
+            name = task_name(func) if pool is result._pool and func is not None else ""
+            watched.asked(result._job, name)
+
+    def _over(self, result: Any, index: int, outcome: Any) -> None:
+        pool = result._pool
+        watched = None if pool is None else self._found(pool)
+        if isinstance(watched, WatchedPool):
+            watched.over(result._job, index, outcome)
+            success, error = outcome
+            if not success and not getattr(result, "_error_callback", True):  # what imap() returns has none
+                self._neglected.follow(result, RESULT, watched.tally, error)
+
+    # -- workers --------------------------------------------------------------------------------------------------
+
+    def _of(self, part: Any) -> WatchedPool | None:
+        """Return what watches the pool that a list of workers, or a queue of calls, belongs to.
+
+        The pool is not touched: this is called by threads of its own, in which it is not to be ended.
+        """
+        for watched in self._each():
+            if id(part) in watched.keys and isinstance(watched, WatchedPool):
+                return watched
+        return None
+
+    def _exiting(self, members: list[Any]) -> tuple[WatchedPool, list[Any]] | None:
+        """Before the pool waits for workers that have ended: none of them is forgotten now."""
+        watched = self._of(members)
+        if watched is None or watched.has_threads:
+            return None
+        found = members.copy()
+        watched.staff.kept |= {process.pid for process in found}
+        return watched, found
+
+    def _exited(self, before: tuple[WatchedPool, list[Any]] | None, members: list[Any]) -> None:
+        """After it."""
+        if before is not None:
+            watched, found = before
+            watched.ended([process for process in found if process not in members])
+            watched.take(members)
+            watched.staff.kept -= {process.pid for process in found}
+
+    def _populated(self, _before: None, _context: Any, _process: Any, _count: int, members: list[Any], *_: Any) -> None:
+        watched = self._of(members)
+        if watched is not None:
+            watched.take(members)
+
+    def _in_thread(self, calls: Any) -> ThreadNotes | None:
+        """Return what notes for the calling thread, a worker that asks for tasks in ``calls``."""
+        watched = self._of(calls)
+        return None if watched is None else watched.notes_of(threading.current_thread())
+
+    def _closing(self, pool: Any) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedPool):
+            watched.staff.is_ending = watched.ended_by_program = True
+
+    def _ending(self, pool: Any) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedPool):
+            watched.staff.is_ending = watched.ended_by_program = True
+            watched.waiting += 1
+
+    def _ended(self, pool: Any, _result: None) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedPool):
+            watched.waiting = 0
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _static(original: Any, patch: Patch) -> Any:
+    """Return a static method that has notes taken before and after it does what it did.
+
+    ``patch.state`` is called with the arguments, and with (what the first has returned, the arguments).
+    """
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if not patch.active:
+            return original(*args, **kwargs)
+        before, after = patch.state
+        noted = before(*args)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            after(noted, *args)
+
+    return staticmethod(method)
+
+
+def _left(result: Any) -> int:
+    """Return how many tasks of a job are without a result, as far as that is known."""
+    left = getattr(result, "_number_left", None)
+    if left is not None:
+        return int(left)
+    length = getattr(result, "_length", 1)
+    if length is None:  # its tasks are still being made
+        return 1
+    return max(int(length) - getattr(result, "_index", 0) - len(getattr(result, "_unsorted", ())), 0)

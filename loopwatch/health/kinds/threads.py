@@ -1,0 +1,232 @@
+"""Thread pools: :class:`concurrent.futures.ThreadPoolExecutor`, those that loops make for themselves among them.
+
+What is replaced is the class of the items that its threads take from the queue. Functions, their exceptions and the
+tracebacks of those are what they were.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from loopwatch.core.originals import time
+from loopwatch.core.patches import Patch
+from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.health.hooks import Hooks
+from loopwatch.health.lost_errors import failure_of
+from loopwatch.health.naming import task_name
+from loopwatch.health.pool_workers import Work
+from loopwatch.health.records import ProcessFacts
+from loopwatch.health.seats import Seat, Seats
+from loopwatch.health.states import Executor
+from loopwatch.health.task_stats import TOGETHER, Tally
+from loopwatch.health.watched_pool import Identity, Watched
+from loopwatch.system import threads
+
+_CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+WORTH_A_CLOCK, CLOCK_EVERY = 0.001, 32
+"""s of a task's run, and number of tasks, after which its thread's processor clock is read: that is a system call."""
+STILL = 1.0
+"""s without progress after which it is asked what a thread waits in."""
+
+
+class WatchedThreads(Watched):
+    """A pool of threads under watch."""
+
+    knows_neglected = True
+
+    def __init__(
+        self, pool: Any, identity: Identity, hung_after: Callable[[], float], collected: Callable[[Any], object]
+    ) -> None:
+        super().__init__(pool, identity, hung_after, collected)
+        self.waiting = 0
+        """Threads that wait for it to end."""
+        self._max_workers = pool._max_workers
+        self._queue = weakref.ref(pool._work_queue)
+        self.seats = Seats[Seat](self)
+        self._look(pool)
+
+    def _look(self, pool: Any) -> None:
+        """See which threads it has; those to come sit down with their first task."""
+        now = time.monotonic()
+        for thread in list(pool._threads):
+            self.seats.of(thread, now)
+
+    def fate(self, pool: Any) -> Executor:
+        """Return whether ``pool`` takes calls."""
+        if pool._broken:
+            return Executor.BROKEN
+        if not pool._shutdown:
+            return Executor.OPEN
+        return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
+
+    def has_workers(self) -> bool:
+        """Whether one of its threads runs."""
+        return bool(self.seats.living())
+
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
+        """Return its figures."""
+        workers = [self._worker(thread, now) for thread in self.seats.living()]
+        self.started = self.seats.count
+        cpu = self.seats.cpu
+        return self.stats(
+            workers, now, queued=self._queued(), running=sum(worker.calls for worker in workers),
+            running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=self._max_workers,
+            task_cpu=cpu, cpu=cpu,
+        )  # fmt: skip
+
+    def _queued(self) -> int:
+        queue = self._queue()
+        depth: int = 0 if queue is None else queue.qsize()
+        return max(depth - (self._fate is not Executor.OPEN), 0)  # what ends its threads is in the queue, too
+
+    def _worker(self, thread: threading.Thread, now: float) -> WorkerStats:
+        seat, native_id = self.seats.of(thread, now), thread.native_id or 0
+        item, since = seat.item, seat.since
+        cpu = threads.thread_cpu(native_id)
+        if cpu is not None:  # threads of a pool do nothing else than its tasks
+            seat.cpu = max(seat.cpu, cpu)
+        if item is None:
+            return self.worker(native_id, Work(0, seat.done), seat.born, now, cpu=cpu)
+        work = Work(1, seat.done, _function_of(item), since)
+        del item
+        known: dict[str, Any] = {}
+        if cpu is not None:
+            known["still_for"] = still = seat.still_for(now, native_id, cpu)
+            if still > STILL:
+                call, channel = threads.ThreadFacts(thread.ident or 0, native_id, thread.name).waiting_in()
+                known["waits_in"] = channel or call
+        return self.worker(native_id, work, seat.born, now, cpu=cpu, **known)
+
+
+class ThreadPools:
+    """Has the threads of all thread pools of this process say what they run.
+
+    Args:
+        hooks: how methods are replaced.
+        found: returns what watches a pool, None for one that is not watched.
+    """
+
+    def __init__(self, hooks: Hooks, found: Callable[[Any], Watched | None]) -> None:
+        self._hooks, self._found = hooks, found
+        self.here = threading.local()
+        """Has the seat of each thread."""
+
+    def start(self, module: Any) -> None:
+        """Begin.
+
+        Args:
+            module: :mod:`concurrent.futures.thread`.
+        """
+        self._hooks.patches.replace(module, "_WorkItem", _watched_item).state = self
+        self._hooks.both(module.ThreadPoolExecutor, "shutdown", self._ending, self._ended)
+
+    def _ending(self, pool: Any, wait: bool = True, **_options: Any) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedThreads):
+            watched.ended_by_program = True
+            watched.waiting += wait
+
+    def _ended(self, pool: Any, _result: None) -> None:
+        watched = self._found(pool)
+        if isinstance(watched, WatchedThreads):
+            watched.waiting = 0
+
+    def tally_of(self, future: Any) -> Tally | None:
+        """Return what counts the task that the calling thread runs, if ``future`` is its future."""
+        seat: Seat | None = getattr(self.here, "seat", None)
+        item = None if seat is None else seat.item
+        return seat.watched.tally if seat is not None and getattr(item, "future", None) is future else None
+
+    def seat(self) -> Seat | None:
+        """Find the seat of the calling thread, None if it is not of a pool that is watched."""
+        if self._hooks.is_off:
+            return None
+        seat = None
+        try:
+            thread = threading.current_thread()
+            pool = pool_of(thread)
+            watched = None if pool is None else self._found(pool)
+            if isinstance(watched, WatchedThreads):
+                seat = watched.seats.of(thread, time.monotonic())
+        except Exception as exc:  # noqa: BLE001 - the seam between the program's task and what is noted of it
+            self._hooks.failed(threading.current_thread(), exc)
+        self.here.seat = seat
+        return seat
+
+    def over(self, seat: Seat, future: Any, made_at: float, end: float) -> None:
+        """Note what became of the task of ``seat``, which its thread is done with at ``end``."""
+        watched: Watched = seat.watched
+        try:
+            tally = watched.tally
+            if future._state in _CANCELLED:
+                tally.cancelled += 1
+                return
+            seat.done = done = seat.done + 1
+            name = failure_of(future) if type(future) is not Future or future._exception is not None else None
+            run = end - seat.since
+            if run > WORTH_A_CLOCK or not done % CLOCK_EVERY:
+                seat.cpu = time.thread_time()
+            tally.latest.append((seat.since - made_at, run, name, None))
+            if len(tally.latest) >= TOGETHER:
+                tally.fold(wait=False)
+        except Exception as exc:  # noqa: BLE001 - the same seam: a future may be of the program's own kind
+            self._hooks.failed(watched, exc)
+
+
+def _watched_item(original: Any, patch: Patch) -> Any:
+    """Return a class of items that note when they are made, begin and end.
+
+    An item is let go of at its end, as the original does: the frame of ``run`` belongs to the traceback of what the
+    task has raised.
+    """
+    monotonic = time.monotonic
+
+    class _WorkItem(original):  # type: ignore[misc]
+        __slots__ = ("made_at",)
+
+        def __init__(self, *args: Any) -> None:
+            original.__init__(self, *args)
+            self.made_at = monotonic()
+
+        def run(self, *args: Any) -> None:
+            seat = None
+            if patch.active:
+                try:
+                    seat = patch.state.here.seat
+                except AttributeError:  # its first task
+                    seat = patch.state.seat()
+            if seat is None:
+                original.run(self, *args)
+                return
+            seat.since = monotonic()
+            seat.item = self
+            try:
+                original.run(self, *args)
+            finally:
+                end = monotonic()
+                seat.item = None
+                patch.state.over(seat, self.future, self.made_at, end)
+                del self
+
+    _WorkItem.__qualname__, _WorkItem.__module__ = original.__qualname__, original.__module__
+    return _WorkItem
+
+
+def pool_of(thread: threading.Thread) -> Any:
+    """Return the pool that started ``thread``: it has a weak reference to it among its arguments while it runs."""
+    for argument in getattr(thread, "_args", ()):
+        if isinstance(argument, weakref.ref):
+            return argument()
+    return None
+
+
+def _function_of(item: Any) -> str:
+    function = getattr(item, "fn", None)
+    if function is None:  # 3.14: (function, arguments, keywords)
+        task = getattr(item, "task", None)
+        function = task[0] if isinstance(task, tuple) and task else task
+    return task_name(function)

@@ -1,0 +1,374 @@
+"""The one thread that looks after pools and child processes: polls their facts, draws conclusions, says what is new."""
+
+from __future__ import annotations
+
+import threading
+from _thread import allocate_lock
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING
+
+from loopwatch.config import Config
+from loopwatch.core.dataclasses import replace
+from loopwatch.core.faults import Faults
+from loopwatch.core.median import median
+from loopwatch.core.off_loop import running_loop
+from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread, until_gone
+from loopwatch.core.patches import PatchSet
+from loopwatch.events import Finding, WorkerState
+from loopwatch.health.children.hooks import Births
+from loopwatch.health.children.watched import Children, has_children
+from loopwatch.health.records import PoolReading, ProcessFacts, Source
+from loopwatch.system import threads
+
+if TYPE_CHECKING:
+    from loopwatch.health.children.processes import Processes
+    from loopwatch.health.findings import Advisor
+    from loopwatch.health.health_log import News
+    from loopwatch.health.oom import Oom
+
+PERIOD = 2.0
+"""s between two polls."""
+LONGEST_PERIOD = 60.0
+BUDGET_SHARE = 0.2
+"""Part of ``Config.cpu_budget`` that polling may use: where there are many processes, they are polled less often."""
+FRESH = 0.5
+"""s: facts that are older, or older than the last start or end of a child, are polled anew for a snapshot."""
+QUICK = 0.005
+"""s that such a poll takes at most; what it did not come to keeps its last facts."""
+PATIENCE = 0.02
+"""s that a snapshot waits for a poll that is under way."""
+NAP = 0.001
+"""s for which the thread sleeps to see how late it gets the GIL back."""
+PART = "health"
+
+_NOTHING: dict[int, ProcessFacts] = {}
+
+
+def _usable_cpus() -> float:
+    from loopwatch.system import cgroup
+
+    return cgroup.usable_cpus()
+
+
+class Monitor:
+    """Looks after pools and child processes from a daemon thread, which starts with the first of them.
+
+    Args:
+        config: current settings.
+        patches: where replaced attributes are kept.
+        faults: where failures are counted.
+        polled: called after each poll of the thread, by it.
+        cpus: returns how many processors this process may use.
+
+    Example:
+        >>> monitor = Monitor(Config, PatchSet(), Faults())
+        >>> monitor.start()
+        >>> monitor.readings(), monitor.findings()
+        ((), ())
+        >>> monitor.stop()
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        patches: PatchSet,
+        faults: Faults,
+        polled: Callable[[], object] = lambda: None,
+        *,
+        cpus: Callable[[], float] = _usable_cpus,
+    ) -> None:
+        self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
+        self._polled = polled
+        self.births = Births(patches, faults, self._born)
+        self._running = False
+        self._next_number = count(1)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._guard = threading.RLock()  # a signal handler or a finalizer of the program may come in between
+        self._polling = threading.RLock()
+        self._alarm = allocate_lock()
+        self._alarm.acquire()
+        self._sources: tuple[Source, ...] = ()
+        self._numbers: dict[Source, int] = {}
+        self._oom: Oom | None = None
+        self._children = Children(self.births, lambda: self._config().hung_after, self._oom_killed)
+        self._processes: Processes | None = None
+        self._advisor: Advisor | None = None
+        self._findings: tuple[Finding, ...] = ()
+        self._news: News | None = None
+        self.thread = OwnThread("health", self._run, self._wake, needed=lambda: self._sources or self.births.known)
+        self._polled_at = float("-inf")
+        self._next_tick = 0.0
+        self._cpus_now = 1.0
+        self._next_cpus = 0.0
+        self._changes_seen = -1
+        self._due: float | None = None  # kept while the thread is away for a fork
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take note of children from now on; starts no thread before there is something to look after."""
+        self._running = True
+        with self._faults.guard("children"):
+            self.births.start()
+            self._children.begin()
+        self.tick(time.monotonic())
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """End the thread, waiting at most ``timeout`` s; the patches are undone by their owner."""
+        self._running = False
+        self.births.stop()
+        self.thread.end(timeout)
+        self.births.known = {}
+        self._begin()
+
+    def add(self, source: Source) -> None:
+        """Look after ``source``; a second call does nothing."""
+        with self._guard:
+            if source not in self._numbers:
+                self._numbers[source] = next(self._next_number)
+                self._sources = (*self._sources, source)
+        self._ensure_thread()
+
+    def remove(self, source: Source) -> None:
+        """Look after ``source`` no more."""
+        with self._guard:
+            self._numbers.pop(source, None)
+            self._sources = tuple(each for each in self._sources if each is not source)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What was added and is not over."""
+        return self._sources
+
+    def tick(self, now: float) -> None:
+        """Find out, cheaply, whether there is a child that nobody has noted; to be called now and then.
+
+        Args:
+            now: ``time.monotonic``.
+        """
+        if now >= self._next_tick and self._running and not self.thread.exists:
+            self._next_tick = now + PERIOD
+            if self._has_work():
+                self._ensure_thread()
+
+    def hold_for_fork(self) -> Callable[[], None]:
+        """Have the thread away during a fork of the calling thread; return what has it back."""
+        thread = self.thread.hold()
+        until_gone(() if thread is None else (thread,))
+        return lambda: self.births.when_forked(self.thread.release)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, which has neither the thread nor the children."""
+        self.births.after_fork_in_child()
+        self._begin()
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a thread, as there is something to look after."""
+        return self.thread.exists
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of its thread."""
+        return self.thread.cpu
+
+    def readings(self) -> tuple[PoolReading, ...]:
+        """Return the figures of all pools, and of child processes if there were any; takes milliseconds at most."""
+        if self._faults.is_off(PART) or not self._running:
+            return ()
+        now = time.monotonic()
+        is_stale = now - self._polled_at > FRESH or self.births.changes != self._changes_seen
+        is_stale = is_stale and self._has_work()
+        if is_stale and self._polling.acquire(timeout=PATIENCE):
+            try:
+                with self._faults.guard(PART):
+                    # Importing psutil takes too long for a loop: without it only who is there can be told.
+                    self._look(quick=True, facts=self._processes is not None or running_loop() is None)
+            finally:
+                self._polling.release()
+        return self._read(time.monotonic())
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return the advice that holds now, as of the last poll."""
+        return self._findings
+
+    def poll_now(self) -> None:
+        """Poll everything and draw conclusions, in the calling thread. For tests."""
+        self._poll()
+
+    # -- polling --------------------------------------------------------------------------------------------------
+
+    def _born(self) -> None:
+        if self._running:
+            self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
+        if self.thread.exists or not self._running or self._faults.is_off(PART):
+            return
+        if not threading.main_thread().is_alive():
+            return  # the interpreter is about to exit and starts no more threads
+        try:
+            self.thread.start()
+        except RuntimeError as exc:  # the system allows no more threads
+            self._faults.add(PART, exc)
+
+    def _wake(self) -> None:
+        try:
+            self._alarm.release()
+        except RuntimeError:  # it is on its way already
+            pass
+
+    def _run(self) -> None:
+        thread, alarm = self.thread, self._alarm  # its own: all may have begun anew meanwhile
+        if self._due is None:
+            self._due = time.monotonic() + PERIOD
+        try:
+            while thread.stays():
+                alarm.acquire(True, max((self._due or 0.0) - time.monotonic(), 0.0))
+                if thread.is_asked:
+                    continue
+                began, imports = time.thread_time(), self._processes is None
+                self._poll()
+                self._polled()
+                used = 0.0 if imports else time.thread_time() - began
+                self._due = time.monotonic() + period(used, self._config().cpu_budget)
+                if not self._has_work():
+                    self._due = None
+                    return
+        except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is looked after
+            self._faults.add(PART, exc)
+
+    def _has_work(self) -> bool:
+        return bool(self._sources or self.births.known or self._children.pids() or has_children())
+
+    def _poll(self) -> None:
+        if self._faults.is_off(PART):
+            return
+        with self._polling, self._faults.guard(PART):
+            self._look()
+            readings = self._read(time.monotonic())
+            self._conclude(readings, time.monotonic())
+            for source in [source for source in self._sources if source.gone]:
+                self.remove(source)
+
+    def _conclude(self, readings: tuple[PoolReading, ...], now: float) -> None:
+        ends = tuple(self._children.ends)
+        if not self._faults.is_off("advice"):
+            with self._faults.guard("advice"):
+                if self._advisor is None:
+                    from loopwatch.health.findings import Advisor  # loaded once there is something to look at
+
+                    self._advisor = Advisor()
+                gil_wait = self._gil_wait(readings)
+                if now >= self._next_cpus:
+                    self._cpus_now, self._next_cpus = self._cpus(), now + LONGEST_PERIOD
+                self._findings = self._advisor.update(
+                    readings, now, self._cpus_now, ends, gil_wait=gil_wait, at=time.time()
+                )
+        if not self._faults.is_off("log"):
+            with self._faults.guard("log"):
+                if self._news is None:
+                    from loopwatch.health.health_log import News
+
+                    self._news = News()
+                config = self._config()
+                for line in self._news.of(readings, self._findings, ends, now, config.log_interval):
+                    line.write(config.log_level)
+
+    def _gil_wait(self, readings: tuple[PoolReading, ...]) -> float | None:
+        """Return how long this thread has to wait for the GIL, if threads are there that may compute."""
+        from loopwatch.health.findings import THREADS
+
+        busy = any(
+            worker.state == WorkerState.BUSY
+            for reading in readings
+            if reading.stats.kind in THREADS
+            for worker in reading.stats.workers
+        )
+        return gil_wait() if busy else None
+
+    def _look(self, *, quick: bool = False, facts: bool = True) -> None:
+        """Poll the facts of all processes, or only see which there are."""
+        if self._oom is None:
+            from loopwatch.health.oom import Oom  # loaded once there is something to look at
+
+            self._oom = Oom()
+        oom = self._oom
+        before, complete, self._changes_seen = oom.look(), True, self.births.changes
+        claimed = [pid for source in self._sources for pid in self._pids(source)]
+        self._children.look(claimed)
+        pids = [*claimed, *self._children.pids()]
+        if facts and (pids or self._processes is not None):
+            if self._processes is None:
+                from loopwatch.health.children.processes import Processes  # imports psutil
+
+                self._processes = Processes(self.births.exit_of, oom)
+            until = time.monotonic() + QUICK if quick else None
+            complete = self._processes.poll(pids, until=until, unique=not quick)
+            self._processes.forget(self._children.settle(self._processes.facts))
+        if facts and complete:
+            oom.begin(before)
+        if facts:
+            self._polled_at = time.monotonic()
+
+    def _oom_killed(self, pids: frozenset[int]) -> bool | None:
+        return None if self._oom is None else self._oom.killed(pids)
+
+    def _read(self, now: float) -> tuple[PoolReading, ...]:
+        facts = _NOTHING if self._processes is None else self._processes.facts
+        found = []
+        for source in (*self._sources, *((self._children,) if self._children.used else ())):
+            try:
+                found.append(replace(source.reading(facts, now), number=self._numbers.get(source, 0)))
+            except Exception as exc:  # noqa: BLE001 - the seam between one pool and the others
+                self._drop(source, exc)
+        return tuple(found)
+
+    def _pids(self, source: Source) -> list[int]:
+        try:
+            return [pid for pid in source.pids() if pid]
+        except Exception as exc:  # noqa: BLE001 - the same seam
+            self._drop(source, exc)
+            return []
+
+    def _drop(self, source: Source, exc: Exception) -> None:
+        """A pool that cannot be read is looked after no more."""
+        self.remove(source)
+        self._faults.add_one("pool", exc)
+
+
+def period(used: float, budget: float) -> float:
+    """Return s until the next poll.
+
+    Args:
+        used: s of processor time that the last one took.
+        budget: ``Config.cpu_budget``.
+    """
+    return min(max(used / (budget * BUDGET_SHARE), PERIOD), LONGEST_PERIOD)
+
+
+def gil_wait() -> float:
+    """Return for how many s this thread has to wait for the GIL when it wants it back: the median of five times.
+
+    Whoever computes in Python hands it over after the switch interval (5 ms). What the thread waited for a processor
+    is left out. A wait of no length would not do: the other thread needs a moment to wake up and take the GIL.
+    """
+    waits = []
+    for _ in range(5):
+        before, began = _run_queue(), time.perf_counter()
+        time.sleep(NAP)
+        late = time.perf_counter() - began - NAP
+        waits.append(max(late - (_run_queue() - before), 0.0))
+    return median(waits)
+
+
+def _run_queue() -> float:
+    """Return s for which this thread has waited for a processor, 0 where the system does not tell."""
+    found = threads.scheduled(threading.get_native_id())
+    return 0.0 if found is None else found.run_queue

@@ -1,0 +1,1 @@
+"""Runs decorated and flagged functions off the loop."""

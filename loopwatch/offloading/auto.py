@@ -1,0 +1,334 @@
+"""Moves the functions that the configuration names once they are found to block: their call sites stay as they are.
+
+A function is what it was until then. When it has been in the way of a loop as often as flags one, its code is
+exchanged (see :class:`loopwatch.core.patches.CodePatch`) for a call of the policy, which runs it inline, in a thread,
+or in a process.
+
+- ``auto_offload`` names coroutine functions: what is awaited already is run on a loop elsewhere.
+- ``transparent_offload`` names plain functions: their task is suspended meanwhile, where a bridge is open (see
+  :mod:`loopwatch.offloading.bridge`). It is opened for tasks that are created from then on, or for what
+  :meth:`Mover.bridge` is given.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import inspect
+import linecache
+import re
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from loopwatch.core.off_loop import running_loop
+from loopwatch.core.patches import Around, CodePatch, Patch, PatchSet
+from loopwatch.core.text import printable
+from loopwatch.core.unseen import unseen
+from loopwatch.diagnosis.flagging import Flagging
+from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
+from loopwatch.offloading import default_pool, lock_check
+from loopwatch.offloading.function import Moved
+from loopwatch.offloading.loop_bound import of_a_loop
+from loopwatch.offloading.names import Found, Search, Target
+from loopwatch.offloading.remote_call import Raised
+from loopwatch.offloading.side_effects import CALLS_ITSELF, Probation
+from loopwatch.watch.probes.base import Loop
+from loopwatch.watch.stacks import is_own
+from loopwatch.workers import worker
+from loopwatch.workers.options import CallOptions
+
+AUTO, TRANSPARENT = "auto_offload", "transparent_offload"
+MOST_WITHIN = 10
+"""Calls of a function within itself after which it is left alone: each takes more of the recursion limit."""
+IN_A_THREAD = "the function calls itself, and in a thread each call would be looked at"
+OUTSIDE = "they were made outside a bridged task"
+WITHIN_CONTEXT = "they were made within Context.run(), and no other task could enter that context meanwhile"
+_IMMUTABLE_TYPE, _HEAP_TYPE = 1 << 8, 1 << 9
+"""Flags of a type: see ``Py_TPFLAGS_IMMUTABLETYPE`` in CPython's Include/object.h."""
+
+
+class Listed:
+    """A function of the configuration.
+
+    Attributes:
+        way: the setting that names it.
+        found: the function.
+        moved: since it was flagged, how it runs; None before.
+        patch: while it is moved.
+        asks_for_error, calls_itself: see :class:`Probation`.
+    """
+
+    def __init__(self, way: str, found: Found) -> None:
+        self.way, self.found = way, found
+        self.moved: Moved | None = None
+        self.patch: CodePatch | None = None
+        self.asks_for_error = self.calls_itself = False
+
+    @property
+    def name(self) -> str:
+        """``module:qualname``."""
+        return f"{printable(self.found.function.__module__)}:{printable(self.found.function.__qualname__)}"
+
+
+class Mover:
+    """Watches the stalls for functions that may be moved, and moves them.
+
+    Args:
+        auto: names of coroutine functions.
+        transparent: names of plain functions.
+        flagging: counts in how many stalls each was.
+        patches: of the agent.
+        say: logs a line for the user.
+    """
+
+    def __init__(
+        self,
+        auto: Sequence[str],
+        transparent: Sequence[str],
+        flagging: Flagging,
+        patches: PatchSet,
+        say: Callable[[str], None],
+    ) -> None:
+        self._ways = {
+            **dict.fromkeys(map(Target.of, auto), AUTO),
+            **dict.fromkeys(map(Target.of, transparent), TRANSPARENT),
+        }
+        self._flagging, self._patches, self._say = flagging, patches, say
+        self._search = Search(list(self._ways), self._on_found, self._on_missing)
+        self._listed: dict[str, Listed] = {}
+        self._missing: dict[Target, str] = {}
+        self._lock = threading.RLock()
+        self._bridges: Any = None
+        if transparent:
+            from loopwatch.offloading import bridge
+
+            self._bridges = bridge
+        self._is_open = self._is_narrow = False
+        self._kinds: set[type] = set()
+        """Of the loops that have run."""
+        self._bridged: dict[type, Patch] = {}
+        """Classes whose ``create_task`` is replaced."""
+
+    def start(self) -> None:
+        """Look for the functions."""
+        self._search.start()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, where the lock may be held for ever."""
+        self._lock = threading.RLock()
+
+    def stop(self) -> None:
+        """Have everything as it was before, and end the default pool and threads if nobody else uses them."""
+        self._search.stop()
+        with self._lock:
+            self._is_open = False
+            for listed in self._listed.values():
+                if listed.patch is not None:
+                    self._patches.undo(listed.patch)
+            for patch in self._bridged.values():
+                self._patches.undo(patch)
+        default_pool.end_what_was_moved()
+
+    # -- finding --------------------------------------------------------------------------------------------------
+
+    def _on_found(self, target: Target, functions: list[Found]) -> None:
+        way = self._ways[target]
+        for found in functions:
+            is_coroutine = inspect.iscoroutinefunction(found.function)
+            if is_coroutine == (way == AUTO):
+                listed = Listed(way, found)
+                known = self._listed.get(listed.name)
+                if known is None or (found.single and not known.found.single):
+                    self._listed[listed.name] = listed
+            elif found.single:
+                kind, other = ("a coroutine function", AUTO) if is_coroutine else ("a plain function", TRANSPARENT)
+                self._on_missing(target, f"it is {kind}: name it in {other}")
+
+    def _on_missing(self, target: Target, why: str) -> None:
+        self._missing[target] = why
+        self._say(f"loopwatch: {self._ways[target]} names {target.name}, which stays as it is: {why}")
+
+    # -- flagging -------------------------------------------------------------------------------------------------
+
+    def saw(self, stall: Stall) -> None:
+        """Count a stall for the innermost function of the list that was in it; move that if it is flagged now."""
+        self._search.look()
+        for frame in (*((stall.culprit,) if stall.culprit is not None else ()), *reversed(stall.stack)):
+            listed = self._listed.get(f"{frame.module}:{frame.function}")
+            if listed is not None and (listed.moved is None or listed.moved.stays != CALLS_ITSELF):
+                flagged = self._count(stall, frame)
+                if flagged is not None:
+                    self._move(listed, flagged)
+                return
+
+    def _count(self, stall: Stall, frame: Frame) -> FlaggedFunction | None:
+        return self._flagging.add(dataclasses.replace(stall, culprit=frame))
+
+    def _move(self, listed: Listed, flagged: FlaggedFunction) -> None:
+        with self._lock:
+            if listed.moved is not None or worker.INSIDE:
+                return
+            found, function = listed.found, cast("Any", listed.found.function)
+            probation = Probation(function)
+            patch = None if probation.stays else self._patches.inside(function, self._around(listed))
+            moved = Moved(patch.original if patch else function, "auto", CallOptions(), way=listed.way)
+            moved.shares_context, moved.stays = True, probation.stays
+            listed.asks_for_error, listed.calls_itself = probation.asks_for_error, probation.calls_itself
+            if listed.way == TRANSPARENT and probation.asks:
+                moved.stays = f"it calls {probation.asks}(), which needs the running loop"
+            elif not found.single:
+                moved.bound = f"{function.__module__}:* moves to threads only: name it by itself"
+            elif not _main_is_guarded():
+                moved.bound = "__main__ would run in it: it has no if __name__ == '__main__'"
+            else:
+                moved.probation = probation
+            moved.known_from(flagged.stalls, flagged.blocked / flagged.stalls, flagged.cause)
+            listed.patch, listed.moved = patch, moved
+        self._say(f"loopwatch: {flagged.stalls} stalls within {flagged.window:g} s: {moved.explain()}")
+        if listed.way == TRANSPARENT and not moved.stays:
+            self._open()
+
+    # -- calls ----------------------------------------------------------------------------------------------------
+
+    def _around(self, listed: Listed) -> Around:
+        dispatch = self._transparently if listed.way == TRANSPARENT else self._awaited
+
+        def around(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            moved, within = listed.moved, _within.get()
+            if moved is None:  # it is just being exchanged
+                return original(*args, **kwargs)
+            # It may call itself by way of others, as deep as it could before: only the outermost call is ours.
+            if within.count(moved) > MOST_WITHIN:
+                self._give_back(listed)
+                return original(*args, **kwargs)
+            token = _within.set((*within, moved))
+            try:
+                return original(*args, **kwargs) if moved in within else dispatch(listed, moved, args, kwargs)
+            finally:
+                _within.reset(token)
+
+        return around
+
+    def _give_back(self, listed: Listed) -> None:
+        with self._lock:
+            if listed.patch is not None and listed.moved is not None:
+                self._patches.undo(listed.patch)
+                listed.moved.stays = CALLS_ITSELF
+
+    @unseen
+    async def _awaited(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = moved.place()
+        if place != "inline" and (against := self._why_inline(listed, args, kwargs)):
+            moved.left[against] += 1
+            place = "inline"
+        return await moved.run(place, args, kwargs)
+
+    @unseen
+    def _transparently(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place = moved.place()
+        if place == "inline":
+            return self._inline(listed, moved, args, kwargs)
+        if not self._bridges.is_open():
+            if running_loop() is not None:
+                moved.left[OUTSIDE] += 1
+            return self._inline(listed, moved, args, kwargs)
+        against = "" if self._bridges.is_in_own_context() else WITHIN_CONTEXT
+        against = against or (IN_A_THREAD if place == "thread" and listed.calls_itself else "")
+        against = against or lock_check.why_not_here(sys._getframe()) or self._why_inline(listed, args, kwargs)
+        if against:
+            moved.left[against] += 1
+            return self._inline(listed, moved, args, kwargs)
+        result = self._bridges.wait(moved.elsewhere(place, args, kwargs))
+        if type(result) is Raised:
+            raise result.error
+        return result
+
+    @unseen
+    def _inline(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a call here; if that holds the loop, nobody else can want the function moved meanwhile."""
+        if listed.patch is None or running_loop() is None:
+            return moved.inline(args, kwargs)
+        with listed.patch.paused():
+            return moved.inline(args, kwargs)
+
+    def _why_inline(self, listed: Listed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        if listed.asks_for_error and sys.exc_info()[0] is not None:
+            return "its caller handled an exception, for which it may ask"
+        kind = of_a_loop((args, kwargs))
+        return kind and f"an argument was an {kind}"
+
+    # -- the bridge -----------------------------------------------------------------------------------------------
+
+    def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
+        """Return what runs ``coroutine`` with the bridge open, once a function needs it; else ``coroutine`` itself.
+
+        From the first use on the bridge is open only for what is given to it and the tasks that this creates, and no
+        longer for each task.
+        """
+        self._is_narrow = True
+        if not self._is_open or not inspect.iscoroutine(coroutine) or self._bridges.is_open():
+            return coroutine
+        bridged: Awaitable[Any] = self._bridges.Bridged(coroutine)
+        return bridged
+
+    def loop_started(self, loop: Loop) -> None:
+        """Note that a loop runs; the tasks that it creates are bridged as soon as that is needed."""
+        self._search.look()
+        with self._lock:
+            if type(loop) not in self._kinds:
+                self._kinds.add(type(loop))
+                if self._is_open:
+                    self._bridge_tasks(type(loop))
+
+    def _open(self) -> None:
+        with self._lock:
+            if not self._is_open:
+                self._is_open = True
+                for kind in self._kinds:
+                    self._bridge_tasks(kind)
+
+    def _bridge_tasks(self, kind: type) -> None:
+        """Have loops of a kind bridge what their ``create_task`` is given, whatever task factory they use."""
+        owner = next(each for each in kind.__mro__ if "create_task" in vars(each))
+        if not owner.__flags__ & _HEAP_TYPE or owner.__flags__ & _IMMUTABLE_TYPE:  # compiled, as uvloop's
+            owner = kind
+        if owner not in self._bridged:
+            self._bridged[owner] = self._patches.around(owner, "create_task", self._create_task)
+
+    def _bridges_new_tasks(self) -> bool:
+        """Whether a task is bridged that is created now; those that a bridged one creates are in any case."""
+        return self._is_open and (not self._is_narrow or self._bridges.is_open())
+
+    def _create_task(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        coroutine = args[0] if args else None
+        if self._bridges_new_tasks() and inspect.iscoroutine(coroutine) and not is_own(coroutine.cr_code.co_filename):
+            args = (self._bridges.Bridged(coroutine), *args[1:])
+        return original(*args, **kwargs)
+
+    # -- what is told ---------------------------------------------------------------------------------------------
+
+    def stats(self) -> tuple[OffloadStats, ...]:
+        """Return a record for each function that is named, moved or not."""
+        found = [
+            listed.moved.stats() if listed.moved is not None else _waiting(listed) for listed in self._listed.values()
+        ]
+        missing = [
+            OffloadStats(target.name, self._ways[target], "inline", why) for target, why in self._missing.items()
+        ]
+        return (*found, *missing)
+
+
+_within: contextvars.ContextVar[tuple[Moved, ...]] = contextvars.ContextVar("loopwatch_moved_within", default=())
+"""The functions of the list in which a context is, outermost first."""
+
+
+def _main_is_guarded() -> bool:
+    """Whether a worker that imports ``__main__`` does not run the program once more, as far as its source tells."""
+    source = "".join(linecache.getlines(str(getattr(sys.modules.get("__main__"), "__file__", None) or "")))
+    return not source or re.search(r"""__name__\s*==\s*["']__main__["']""", source) is not None
+
+
+def _waiting(listed: Listed) -> OffloadStats:
+    return OffloadStats(listed.name, listed.way, "inline", "it was not found to block")

@@ -1,0 +1,142 @@
+"""What is sent for a function that is moved: its name, what measures it, its caller's context, what it raised."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import importlib
+import inspect
+import pickle
+import sys
+import traceback
+from typing import Any
+
+from loopwatch.workers import clocks, worker
+
+
+class Reference:
+    """A function by its name, for a worker: unpickled there, it is the plain function."""
+
+    is_by_name = True
+    """It is pickled once, see :mod:`loopwatch.workers.pickling`."""
+
+    def __init__(self, module: str, qualname: str) -> None:
+        self.module, self.__qualname__ = module, qualname
+        self.__module__ = module
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _resolve, (self.module, self.__qualname__)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return _resolve(self.module, self.__qualname__)(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reference) and (self.module, self.__qualname__) == (other.module, other.__qualname__)
+
+    def __hash__(self) -> int:
+        return hash((self.module, self.__qualname__))
+
+
+def _resolve(module: str, qualname: str) -> Any:
+    found: Any = sys.modules.get(module) or importlib.import_module(module)
+    for part in qualname.split("."):
+        found = inspect.getattr_static(found, part) if isinstance(found, type) else getattr(found, part)
+        found = getattr(found, "__func__", found)
+    return worker.undecorated(found)
+
+
+class Raised:
+    """What a call raised, on a way that it would not survive as it is: pickled without a call of its ``__init__``.
+
+    Example:
+        >>> Raised(StopIteration(3)).error
+        StopIteration(3)
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self.error
+        where = "".join(traceback.format_exception(error))
+        return _raised, (type(error), error.args, dict(error.__dict__), where)
+
+
+def _raised(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any], where: str) -> Raised:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    if isinstance(error, StopIteration | SystemExit):
+        error.__init__(*args)  # type: ignore[misc]  # which sets what they carry
+    error.__cause__ = worker.RemoteTraceback(where)
+    return Raised(error)
+
+
+class Timed:
+    """Calls a function and returns (result, s, processor s of its thread); the arguments are seen by a pool as ever.
+
+    Args:
+        function: what to call.
+        as_called: give what it raises as :class:`Raised` where it would be put into words on its way otherwise.
+        awaits: run a coroutine that it returns to its end.
+    """
+
+    def __init__(self, function: Any, *, as_called: bool = False, awaits: bool = True) -> None:
+        self.function, self.as_called, self.awaits = function, as_called, awaits
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        began = clocks.read()
+        try:
+            result = self.function(*args, **kwargs)
+        except BaseException as exc:
+            if not self.as_called or _survives(exc):
+                raise
+            return Raised(exc), *clocks.used(began)
+        if self.awaits and inspect.iscoroutine(result):
+            return self._finished(result, began)
+        return result, *clocks.used(began)
+
+    async def _finished(self, coroutine: Any, began: clocks.Clocks) -> tuple[Any, float, float]:
+        try:
+            result = await coroutine
+        except Exception as exc:
+            if not self.as_called or _survives(exc):
+                raise
+            result = Raised(exc)
+        return result, *clocks.used(began)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Timed) and self.function == other.function
+
+    def __hash__(self) -> int:
+        return hash(self.function)
+
+
+def _survives(error: BaseException) -> bool:
+    """Whether an exception can be raised by a future, and arrives from another process as it is."""
+    if not isinstance(error, Exception) or isinstance(error, StopIteration):
+        return False
+    if not worker.INSIDE:
+        return True
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
+        return False
+
+
+class Within:
+    """Calls a function in a context, or runs a coroutine function in it to its end."""
+
+    def __init__(self, context: contextvars.Context, function: Any) -> None:
+        self.context, self.function = context, function
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        result = self.context.run(self.function, *args, **kwargs)
+        return self._awaited(result) if inspect.iscoroutinefunction(self.function) else result
+
+    async def _awaited(self, coroutine: Any) -> Any:
+        return await asyncio.get_running_loop().create_task(coroutine, context=self.context)

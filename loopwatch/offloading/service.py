@@ -1,0 +1,115 @@
+"""What the agent has to do with functions that run off the loop: it moves those that are named, and tells of all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet, loaded
+from loopwatch.events import OffloadStats, PlaceStats, Stall
+from loopwatch.watch.probes.base import Loop
+from loopwatch.workers import settings
+
+if TYPE_CHECKING:
+    from loopwatch.offloading.auto import Mover
+
+PART = "offload"
+
+
+class Moving:
+    """Moves what the configuration names, once it is found to block.
+
+    Args:
+        loops: returns the loops that are watched.
+        patches: for what is replaced.
+        faults: of the agent.
+    """
+
+    def __init__(self, loops: Callable[[], Iterable[Loop]], patches: PatchSet, faults: Faults) -> None:
+        self._loops, self._patches, self._faults = loops, patches, faults
+        self._mover: Mover | None = None
+
+    @staticmethod
+    def take(config: Config) -> None:
+        """Say where decorated functions go."""
+        settings.workers, settings.offload_to = config.workers, config.offload_to
+
+    def start(self, config: Config) -> None:
+        """Look after the functions that ``config`` names."""
+        if not (config.auto_offload or config.transparent_offload) or self._faults.is_off(PART):
+            return
+        with self._faults.guard(PART):
+            from loopwatch.diagnosis.flagging import Flagging
+            from loopwatch.offloading.auto import Mover  # who moves nothing need not load the pool
+
+            self._mover = Mover(
+                config.auto_offload,
+                config.transparent_offload,
+                Flagging(config.flag_after, config.flag_window, config.max_culprits),
+                self._patches,
+                lambda text: self._faults.say(logging.WARNING, "%s", text),
+            )
+            self._mover.start()
+            for loop in self._loops():
+                self._mover.loop_started(loop)
+
+    def configure(self, config: Config, changes: Iterable[str]) -> None:
+        """Take other settings while it is at work.
+
+        Args:
+            config: all of them.
+            changes: names of those that differ.
+        """
+        self.take(config)
+        if {"auto_offload", "transparent_offload"} & set(changes):
+            self._stop()
+            self.start(config)
+
+    def stop(self) -> None:
+        """Put back what is moved, and forget what was said about decorated functions."""
+        self._stop()
+        settings.forget()
+
+    def _stop(self) -> None:
+        mover, self._mover = self._mover, None
+        if mover is not None:
+            with self._faults.guard(PART):
+                mover.stop()
+
+    def loop_started(self, loop: Loop) -> None:
+        """Take note of a loop that begins to run; on its thread."""
+        if self._mover is not None and not self._faults.is_off(PART):
+            with self._faults.guard(PART):
+                self._mover.loop_started(loop)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, where a lock may be held for ever."""
+        if self._mover is not None:
+            self._mover.after_fork_in_child()
+
+    def saw(self, stall: Stall) -> None:
+        """Take note of a stall; in the teller's thread."""
+        if self._mover is not None and not self._faults.is_off(PART):
+            with self._faults.guard(PART):
+                self._mover.saw(stall)
+
+    def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
+        """Return what to await instead of ``coroutine``, so that plain functions can be moved in it."""
+        return coroutine if self._mover is None else self._mover.bridge(coroutine)
+
+    def stats(self) -> tuple[OffloadStats, ...]:
+        """Return functions that run somewhere else, or may."""
+        moved = loaded("loopwatch.offloading.function")
+        if moved is None:
+            return ()
+        named = () if self._mover is None else self._mover.stats()
+        return (*named, *(each.stats() for each in moved.known() if each.way == "offload"))
+
+    @staticmethod
+    def places() -> tuple[PlaceStats, ...]:
+        """Return what calls that may run elsewhere took, if there were any."""
+        spent = loaded("loopwatch.workers.totals")
+        return () if spent is None else spent.places()

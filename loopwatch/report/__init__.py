@@ -1,0 +1,1 @@
+"""Reads journals and shows what is in them."""

@@ -1,0 +1,183 @@
+"""The report as one HTML page that needs nothing but itself: no network, no other file.
+
+Names in a journal are foreign text. They travel as escaped JSON, enter the page as text nodes only, and the page's
+policy (CSP with the hashes of its one script and one style sheet) forbids everything else to run or to load.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Hashable
+from dataclasses import fields
+from importlib.resources import files
+
+from loopwatch.core.text import shown
+from loopwatch.events import Evidence, Frame, Stall
+from loopwatch.report import tables
+from loopwatch.report.reader import TORN, JournalContents
+
+MAX_STALLS = 20_000
+"""Stalls in one page, the longest ones; a browser gets slow beyond. The page says how many are left out."""
+
+
+def render(contents: JournalContents) -> str:
+    """Return the page: tiles, timeline, culprits, flagged functions, flame graph and every stall.
+
+    To sort, filter and click through.
+
+    Example:
+        >>> from loopwatch.report.reader import read_journals
+        >>> page = render(read_journals("/var/log/loopwatch"))  # doctest: +SKIP
+    """
+    # Inside <script>, "</script>" and "<!--" would be read by the HTML parser before JSON is.
+    data = tables.strict_json(_payload(contents))
+    for char in "<>&":
+        data = data.replace(char, f"\\u{ord(char):04x}")
+    style, script = _asset("style.css"), _asset("script.js")
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return _asset("page.html").format(
+        policy=policy,
+        style=style,
+        script=script,
+        data=data,
+        headline=html.escape(tables.headline(contents)),
+        text=html.escape(tables.to_text(contents, width=110)),
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("loopwatch.report") / "page" / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+class _Table:
+    """Gives equal values one number: names, frames and stacks repeat in every stall."""
+
+    def __init__(self) -> None:
+        self.rows: list[object] = []
+        self._known: dict[Hashable, int] = {}
+
+    def number(self, key: Hashable, row: object = None) -> int:
+        """Return the number of ``key``; ``row`` (default: itself) is what stands in the table for it."""
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = len(self.rows)
+            self.rows.append(key if row is None else row)
+        return found
+
+
+class _Payload:
+    """Collects the tables while stalls are turned into rows."""
+
+    def __init__(self, contents: JournalContents) -> None:
+        self.runs = tables.Runs(contents.headers)
+        self.strings, self.frames, self.stacks = _Table(), _Table(), _Table()
+        self.culprits, self.processes = _Table(), _Table()
+
+    def row(self, stall: Stall) -> dict[str, object]:
+        """Return one stall for the page; what is empty is left out."""
+        culprit = stall.culprit
+        who = tables.culprit_name(stall), culprit.file if culprit else ""
+        stacks = [
+            (self._stack(stack or _stand_in(stall)), round(share, 6)) for stack, share in tables.weighted_stacks(stall)
+        ]
+        row: dict[str, object] = {
+            "id": shown(stall.id),
+            "at": stall.started_at,
+            "s": stall.duration,
+            "c": str(stall.cause),
+            "w": self.culprits.number(who, [shown(name) for name in who]),
+            "line": culprit.line if culprit else 0,
+            "p": self.processes.number(self.runs.of(stall.pid, stall.started_at)),
+            "k": stacks,
+            "f": self._stack(stall.stack) if stall.stack else -1,
+            "l": self._string(stall.loop),
+            "v": stall.victims,
+            "more": self._string(stall.remedy),
+            "task": self._string(stall.task or ""),
+            "co": self._string(stall.coroutine or ""),
+            "n": list(stall.samples),
+            "u": stall.uncertainty,
+            "on": int(stall.ongoing),
+            "x": [[shown(str(name)), shown(str(value))] for name, value in stall.context.items()],
+            "e": [_fact(field.name, getattr(stall.evidence, field.name)) for field in fields(Evidence)],
+        }
+        return row
+
+    def _string(self, text: str) -> int:
+        return self.strings.number(shown(text))
+
+    def _stack(self, stack: tuple[Frame, ...]) -> int:
+        return self.stacks.number(stack, [self._frame(frame) for frame in stack])
+
+    def _frame(self, frame: Frame) -> int:
+        name = shown(tables.frame_name(frame))
+        return self.frames.number(frame, [self._string(name), self._string(frame.file), frame.line])
+
+
+def _payload(contents: JournalContents) -> dict[str, object]:
+    collected = _Payload(contents)
+    kept = contents.stalls
+    if len(kept) > MAX_STALLS:
+        longest = sorted(kept, key=lambda stall: -stall.duration)[:MAX_STALLS]
+        kept = tuple(sorted(longest, key=lambda stall: stall.started_at))
+    rows = [collected.row(stall) for stall in kept]
+    runs = [run for run in collected.processes.rows if isinstance(run, tuple)]
+    skipped = [
+        tables.skipped_sentence(item.file, item.lines, item.reason) for item in contents.skipped if item.reason != TORN
+    ]
+    return {
+        "stalls": rows,
+        "leftOut": len(contents.stalls) - len(rows),
+        "strings": collected.strings.rows,
+        "frames": collected.frames.rows,
+        "stacks": collected.stacks.rows,
+        "culprits": collected.culprits.rows,
+        "processes": [shown(collected.runs.name(run)) for run in runs],
+        "runs": len(tables.processes(contents)),
+        "flagged": [_flagged(row) for row in tables.flagged(contents)],
+        "hangs": [tables.hang_sentence(hang) for hang in tables.unended(contents)],
+        "expected": [tables.expected_sentence(row) for row in tables.expected(contents)],
+        "skipped": skipped,
+        "facts": [field.name.replace("_", " ") for field in fields(Evidence)],
+        "versions": sorted({shown(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),
+    }
+
+
+def _flagged(row: tables.FlaggedRow) -> list[str]:
+    name, place, remedy = (shown(text) for text in (row.name, f"{row.file}:{row.line}", row.remedy))
+    return [str(row.cause), name, place, tables.flagged_sentence(row), remedy]
+
+
+def _stand_in(stall: Stall) -> tuple[Frame, ...]:
+    """A stall without a stack still has its place in the flame graph, as in collapsed stacks."""
+    return (Frame(f"[{stall.cause}]", "", "", 0),)
+
+
+_TIMES = frozenset(
+    (
+        *("wall", "cpu", "process_cpu", "run_queue", "throttled", "gc", "watcher_late"),
+        *("watcher_starved", "gil_wait", "threshold"),
+        *("longest_callback", "dominant_callback", "switch_interval"),
+    )
+)
+_SHARES = frozenset(("moving", "syscall_share", "hog", "in_call"))
+
+
+def _fact(name: str, value: object) -> str:
+    """Return a field of Evidence for people, ``""`` where it says nothing."""
+    if value is None or value is False or value == 0:
+        return ""
+    if isinstance(value, float) and name in _TIMES:
+        return f"{value * 1000:.1f} ms" if value < 1 else tables.seconds(value)
+    if isinstance(value, float) and name in _SHARES:
+        return f"{value:.0%}"
+    return "yes" if value is True else shown(str(value))

@@ -1,0 +1,315 @@
+"""Reads journals and hang files, whole, torn, rotated or foreign; what they mean is the business of the report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import os
+import re
+import stat
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from loopwatch.core.text import shown
+from loopwatch.errors import LoopwatchError
+from loopwatch.events import FlaggedFunction, Frame, StackCount, Stall
+from loopwatch.sinks.files import base_of
+from loopwatch.sinks.hang_file import HangDump, hang_threads, parse_hang
+from loopwatch.sinks.journal import SCHEMA
+from loopwatch.sinks.json_checks import fits, json_object
+
+TORN = "torn last line, the process was killed or is still writing"
+"""The one reason in :class:`Skipped` that is normal."""
+
+_FOREIGN_AFTER = 100  # lines without one record, after which a file counts as not ours
+_LONGEST_LINE = 64 * 1024 * 1024  # bytes; a binary file may have no line end at all
+_YEAR_10000 = 253402300800.0  # s since the epoch
+_HANG_TAIL = 8 * 1024 * 1024  # bytes; the last dump is what counts
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a process says of itself at the start of its journal; once a run, rotated files repeat it.
+
+    Attributes:
+        file: path it was read from.
+        pid: process id.
+        started_at: seconds since the epoch, start of the agent.
+        version: of loopwatch.
+        python: version of the interpreter.
+        argv0: name of the program, without its directory.
+    """
+
+    file: str
+    pid: int
+    started_at: float
+    version: str = ""
+    python: str = ""
+    argv0: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """What was passed over in one file.
+
+    Attributes:
+        file: its path.
+        lines: how many lines, None for the whole file.
+        reason: why; :data:`TORN` is normal.
+    """
+
+    file: str
+    lines: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContents:
+    """Everything found in a set of journals.
+
+    Attributes:
+        stalls: in order of ``started_at``; the early notice of a block is there only if its end was not journaled.
+        expected: blocks that were expected, which are no stalls; in the same order.
+        headers: in order of ``started_at``, one for each run of a process.
+        hangs: last dump of each loop in each hang file.
+        skipped: what was passed over.
+        files: paths that were read.
+    """
+
+    stalls: tuple[Stall, ...] = ()
+    expected: tuple[Stall, ...] = ()
+    headers: tuple[Header, ...] = ()
+    hangs: tuple[HangDump, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    files: tuple[str, ...] = ()
+
+
+def read_journals(target: str) -> JournalContents:
+    """Read one journal or many.
+
+    Args:
+        target: a file, a directory, a glob pattern, or the name that was configured as ``journal`` (``stalls.jsonl``
+            where only ``stalls.123.jsonl`` and ``stalls.123.1.jsonl`` exist).
+
+    Raises:
+        LoopwatchError: nothing there, not readable, or no loopwatch journal at all; one line that names the file,
+            what is wrong and the remedy. A bad file among good ones is told in ``skipped`` instead.
+
+    Example:
+        >>> contents = read_journals("/var/log/loopwatch")  # doctest: +SKIP
+        >>> sum(stall.duration for stall in contents.stalls)  # doctest: +SKIP
+        12.25
+    """
+    try:
+        paths, named = _find(target)
+    except OSError as exc:
+        raise LoopwatchError(f"{shown(target)}: {exc.strerror}; check its name and who may read it") from None
+    parts: list[_Part] = []
+    faults: list[Skipped] = []
+    for path in paths:
+        try:
+            parts.append(_read_hang(path) if path.suffix == ".hang" else _read_journal(path))
+        except _NotOursError as exc:
+            if named and path == paths[0]:
+                raise LoopwatchError(f"{shown(str(path))}: {exc}; {exc.remedy}") from None
+            faults.append(Skipped(str(path), None, str(exc)))
+    if not parts:
+        first = faults[0]
+        name, more = shown(Path(first.file).name), f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise LoopwatchError(
+            f"{shown(target)}: no loopwatch journal in it: {name} {first.reason}{more}; "
+            "give the file or directory that is configured as journal"
+        )
+    return _merge(parts, faults)
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one file holds, not yet put together with the others."""
+
+    file: str
+    stalls: list[tuple[float, Stall]] = dataclasses.field(default_factory=list)  # with started_at of the run's header
+    headers: list[Header] = dataclasses.field(default_factory=list)
+    hangs: tuple[HangDump, ...] = ()
+    skipped: list[Skipped] = dataclasses.field(default_factory=list)
+
+
+class _NotOursError(Exception):
+    """A file that cannot be read as one of ours; caught in this module, never seen outside."""
+
+    def __init__(self, reason: str, remedy: str = "give the file or directory that is configured as journal") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def _find(target: str) -> tuple[list[Path], bool]:
+    """Return the files that ``target`` means, and whether the first was named itself (its faults are errors then)."""
+    path = Path(target)
+    if path.is_dir():
+        found = [entry for entry in path.iterdir() if entry.suffix in (".jsonl", ".hang")]
+        if not found:
+            raise LoopwatchError(
+                f"{shown(target)}: no *.jsonl file in this directory; "
+                "set journal to it (LOOPWATCH_JOURNAL) and let a stall happen"
+            )
+        return sorted(found), False
+    if path.exists():
+        hang = path.with_suffix(".hang")
+        return [path, hang] if path.suffix == ".jsonl" and hang.exists() else [path], True
+    if glob.has_magic(target):
+        # Path.glob() takes no absolute pattern.
+        matched = [Path(name) for name in glob.glob(target)]  # noqa: PTH207
+    else:
+        base = base_of(target)
+        ours = re.compile(re.escape(base.name) + r"\.\d+((\.1)?\.jsonl|\.hang)")
+        folder = base.parent
+        matched = [entry for entry in folder.iterdir() if ours.fullmatch(entry.name)] if folder.is_dir() else []
+    matched = [entry for entry in matched if not entry.is_dir()]
+    if not matched:
+        raise LoopwatchError(
+            f"{shown(target)}: no such journal; "
+            "give the file or directory that is configured as journal (LOOPWATCH_JOURNAL)"
+        )
+    return sorted(matched), False
+
+
+def _read_journal(path: Path) -> _Part:
+    part = _Part(str(path))
+    counts: dict[str, int] = {}
+    foreign = ""  # schema of another major version, while we are in its lines
+    run = 0.0
+    interned = _Interner()
+    for number, (raw, whole) in enumerate(_lines(path)):
+        record = json_object(raw)
+        kind = record.get("type") if record else None
+        header = _header_of(record, str(path)) if record and kind == "header" else None
+        stall = _stall_of(record) if record and kind == "stall" and not foreign else None
+        if header:
+            foreign, run = "", header.started_at
+            part.headers.append(header)
+        elif stall:
+            part.stalls.append((run, interned.stall(stall)))
+        elif kind == "flagged" and not foreign and fits(FlaggedFunction)(record):
+            pass  # its stalls say the same, and it may be rotated away while the function goes on blocking
+        else:
+            if record and kind == "header" and str(record.get("schema")).startswith("loopwatch.journal/"):
+                foreign = shown(str(record["schema"]))
+            reason = f"of schema {foreign}" if foreign else _why_passed_over(record, kind, whole)
+            counts[reason] = counts.get(reason, 0) + 1
+        if number + 1 >= _FOREIGN_AFTER and not (part.headers or part.stalls):
+            break
+    if not (part.headers or part.stalls):
+        if foreign:
+            raise _NotOursError(
+                f"was written in schema {foreign}, this version reads {SCHEMA}", "update loopwatch to read it"
+            )
+        raise _NotOursError("is empty" if not counts else "is not a loopwatch journal, no line is a record of one")
+    part.skipped.extend(Skipped(str(path), count, reason) for reason, count in counts.items())
+    return part
+
+
+def _why_passed_over(record: Mapping[str, object] | None, kind: object, whole: bool) -> str:
+    if record is None:
+        return "not readable, cut off or foreign" if whole else TORN
+    if isinstance(kind, str) and kind not in ("header", "stall", "flagged"):
+        return "of a kind that this version does not know"
+    return "not a record of a stall"
+
+
+def _read_hang(path: Path) -> _Part:
+    with _opened(path) as file:
+        first = file.readline(_LONGEST_LINE)
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(len(first), size - _HANG_TAIL))
+        text = (first + file.read()).decode("utf-8", "replace")
+        at = os.fstat(file.fileno()).st_mtime
+    if hang_threads(text) is None:
+        raise _NotOursError("is empty" if not text else "is not a hang file, its first line is no header of one")
+    return _Part(str(path), hangs=tuple(dataclasses.replace(dump, at=at) for dump in parse_hang(text)))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[typing.BinaryIO]:
+    try:
+        # Reading a pipe or a device could go on for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise _NotOursError("is not a regular file")
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise _NotOursError("is gone", "it was removed or rotated meanwhile, try again") from None
+    except PermissionError:
+        raise _NotOursError("cannot be read", "journals are private (mode 0600), read it as their owner") from None
+    except OSError as exc:
+        raise _NotOursError(f"cannot be read: {exc.strerror}", "check the disk") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:
+    """Yield each line that is not blank, and whether it has its line end."""
+    with _opened(path) as file:
+        while raw := file.readline(_LONGEST_LINE):
+            if not raw.isspace():
+                yield raw, raw.endswith(b"\n")
+
+
+def _header_of(record: Mapping[str, object], file: str) -> Header | None:
+    if not re.fullmatch(re.escape(SCHEMA) + r"(\.\d+)*", str(record.get("schema"))):
+        return None
+    fields = {name: record.get(name, "") for name in ("pid", "started_at", "version", "python", "argv0")}
+    data: dict[str, typing.Any] = {"file": file, **fields}
+    return Header(**data) if fits(Header)(data) and 0 <= data["started_at"] < _YEAR_10000 else None
+
+
+def _stall_of(record: Mapping[str, object]) -> Stall | None:
+    if not fits(Stall)(record):
+        return None
+    try:
+        stall = Stall.from_dict(record)
+    except (KeyError, TypeError, ValueError):
+        return None
+    # A report computes with these two: dates end with the year 9999, and a NaN fails every comparison.
+    return stall if 0 <= stall.started_at < _YEAR_10000 and 0 <= stall.duration < _YEAR_10000 else None
+
+
+def _merge(parts: Iterable[_Part], faults: Iterable[Skipped]) -> JournalContents:
+    parts = list(parts)
+    stalls: dict[tuple[float, int, str], Stall] = {}
+    headers: dict[tuple[int, float], Header] = {}
+    for part in parts:
+        for header in part.headers:
+            headers.setdefault((header.pid, header.started_at), header)
+        for run, stall in part.stalls:
+            # The run belongs to the key: in containers every run has the same process id.
+            key = (run, stall.pid, stall.id)
+            known = stalls.get(key)
+            if known is None or (known.ongoing, stall.duration) >= (stall.ongoing, known.duration):
+                stalls[key] = stall
+    blocks = sorted(stalls.values(), key=lambda stall: (stall.started_at, stall.pid, stall.id))
+    return JournalContents(
+        stalls=tuple(block for block in blocks if block.expected is None),
+        expected=tuple(block for block in blocks if block.expected is not None),
+        headers=tuple(sorted(headers.values(), key=lambda header: (header.started_at, header.pid))),
+        hangs=tuple(sorted((dump for part in parts for dump in part.hangs), key=lambda dump: (dump.at, dump.pid))),
+        skipped=(*(fault for part in parts for fault in part.skipped), *faults),
+        files=tuple(part.file for part in parts),
+    )
+
+
+class _Interner:
+    """Makes equal frames and stacks of one file the same object: they repeat, and are most of a journal."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, object] = {}
+
+    def stall(self, stall: Stall) -> Stall:
+        profile = tuple(StackCount(self._stack(item.stack), item.count) for item in stall.profile)
+        return dataclasses.replace(stall, stack=self._stack(stall.stack), profile=profile)
+
+    def _stack(self, stack: tuple[Frame, ...]) -> tuple[Frame, ...]:
+        known = self._known.get(stack)
+        if known is None:
+            known = self._known[stack] = tuple(self._known.setdefault(frame, frame) for frame in stack)
+        return typing.cast("tuple[Frame, ...]", known)

@@ -1,0 +1,1 @@
+"""Where stalls go within the process and on disk: log, journal, hang file."""

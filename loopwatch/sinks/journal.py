@@ -1,0 +1,167 @@
+"""The journal: stalls as JSON lines, one file per process, written so that ``kill -9`` costs one line at most.
+
+.. code-block:: text
+
+    stalls.123.jsonl      {"type": "header", "schema": "loopwatch.journal/1", ...}   one line a record
+                          {"type": "stall", "id": ..., ...}                          Stall.to_dict()
+                          {"type": "flagged", "name": ..., ...}                      FlaggedFunction.to_dict()
+    stalls.123.1.jsonl    what the file above was before it was rotated
+    stalls.123.hang       see :mod:`loopwatch.sinks.hang_file`
+
+It is read by :mod:`loopwatch.report.reader`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from loopwatch import __version__
+from loopwatch.core import descriptors
+from loopwatch.core.originals import time
+from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.sinks.files import open_private
+
+SCHEMA = "loopwatch.journal/1"
+
+
+class JournalWriter:
+    """Appends stalls to one process's journal; for one thread, and for one process: a fork needs its own.
+
+    Each line is one ``write`` to a descriptor in append mode, so a process killed at any time leaves whole lines
+    and at most one torn one. When the file would pass half of ``max_bytes`` it becomes ``NAME.<pid>.1.jsonl``, in
+    place of an older one.
+
+    Args:
+        path: of the file, see :func:`loopwatch.sinks.files.journal_path`. Opened at the first write, with mode
+            0600; a symbolic link, or a file of another user, is refused.
+        max_bytes: bytes that the file and its predecessor may take together.
+
+    Attributes:
+        path: of the file.
+        dropped: records left out because their line would not fit, that of a stall even without its stacks.
+
+    Example:
+        >>> writer = JournalWriter(journal_path("/var/log/stalls.jsonl", os.getpid()), 1 << 20)  # doctest: +SKIP
+        >>> writer.write(stall)  # doctest: +SKIP
+        True
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
+        self.dropped = 0
+        self._limit = max_bytes // 2
+        self._started_at = time.time()
+        self._fd: int | None = None
+        self._mark: descriptors.Mark = None
+
+    def write(self, stall: Stall) -> bool:
+        """Append one stall; return False if it was left out as too large (see ``dropped``).
+
+        Raises:
+            OSError: the file cannot be opened, rotated or written (disk full); no torn line is left behind.
+        """
+        header = self._header()
+        return self._write(header, _stall_line(stall, self._limit - len(header)))
+
+    def write_flagged(self, function: FlaggedFunction) -> bool:
+        """Append a function that has just been flagged, as :meth:`write` does a stall."""
+        header, line = self._header(), _line({"type": "flagged", **function.to_dict()})
+        return self._write(header, line if len(line) <= self._limit - len(header) else None)
+
+    def _write(self, header: bytes, line: bytes | None) -> bool:
+        if line is None:
+            self.dropped += 1
+            return False
+        fd = self._current(header)
+        if os.fstat(fd).st_size + len(line) > self._limit:
+            self.close()
+            self.path.replace(self.path.with_name(f"{self.path.stem}.1.jsonl"))
+            fd = self._current(header)
+        _append(fd, line)
+        return True
+
+    def close(self) -> None:
+        """Close the file; a later write opens it again."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            descriptors.close(fd, self._mark)
+
+    def abandon(self) -> None:
+        """Drop the file in a forked child: it is the parent's. Nothing is buffered, so nothing is written twice."""
+        self.close()
+
+    def _current(self, header: bytes) -> int:
+        """Return a descriptor of the file that stands at ``path`` now.
+
+        Somebody may have moved or removed it (logrotate, a clean-up, a container that shares both directory and
+        process id): writing on would go where no report looks, so a new one is begun.
+        """
+        if self._fd is not None:
+            with contextlib.suppress(FileNotFoundError):
+                found = self.path.stat(follow_symlinks=False)
+                if (found.st_dev, found.st_ino) == self._mark == descriptors.mark(self._fd):
+                    return self._fd
+            self.close()
+        fd = open_private(self.path)
+        try:
+            _append(fd, _line_end(fd) + header)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd, self._mark = fd, descriptors.mark(fd)
+        return fd
+
+    def _header(self) -> bytes:
+        return _line(
+            {
+                "type": "header",
+                "schema": SCHEMA,
+                "version": __version__,
+                "pid": os.getpid(),
+                "python": platform.python_version(),
+                "started_at": self._started_at,
+                # Only the name: arguments and paths may hold secrets.
+                "argv0": Path(sys.argv[0]).name if getattr(sys, "argv", None) else "",
+            }
+        )
+
+
+def _line(record: Mapping[str, object]) -> bytes:
+    # Pure ASCII: names with surrogates (undecodable file names) come back as they were.
+    return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def _stall_line(stall: Stall, limit: int) -> bytes | None:
+    """Return the line, without what is longest in it where it would pass ``limit``; None if even that is too long."""
+    record: dict[str, object] = {"type": "stall", **stall.to_dict()}
+    for more in ((), ("profile",), ("stack",), ("context", "remedy")):
+        for name in more:
+            del record[name]
+        line = _line(record)
+        if len(line) <= limit:
+            return line
+    return None
+
+
+def _line_end(fd: int) -> bytes:
+    """Return the line end that a killed process with the same id (containers: always 1) did not come to write."""
+    size = os.fstat(fd).st_size
+    return b"\n" if size and os.pread(fd, 1, size - 1) != b"\n" else b""
+
+
+def _append(fd: int, line: bytes) -> None:
+    start = os.fstat(fd).st_size
+    written = os.write(fd, line)
+    if written == len(line):
+        return
+    # write(2): a full disk, a quota or RLIMIT_FSIZE first take a part. Cut it off, unless somebody wrote behind it.
+    if os.fstat(fd).st_size == start + written:
+        os.ftruncate(fd, start)
+    raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written")

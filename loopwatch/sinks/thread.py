@@ -1,0 +1,112 @@
+"""The thread that tells: it turns observations into stalls and hands them to the sinks.
+
+Apart from the watcher, so that a slow disk, log handler or callback never makes it miss the next block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from loopwatch.core.faults import Action, Faults
+from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
+from loopwatch.watch.observation import Observation
+
+MAX_WAITING = 1000
+"""Observations that may wait to be told; further ones are dropped and counted."""
+
+
+class Teller:
+    """Runs ``tell`` for each observation, in a daemon thread that is started with the first one.
+
+    Args:
+        tell: takes an observation.
+        faults: where its failures are counted.
+    """
+
+    def __init__(self, tell: Callable[[Observation], None], faults: Faults) -> None:
+        self._tell = tell
+        self._faults = faults
+        self._queue: deque[Action] = deque()
+        self._changed = threading.Condition()
+        self.thread = OwnThread("teller", self._run, self._wake, lambda: self._queue, self._ended)
+        self._stopping = False
+        self._busy = False
+        self.dropped = 0
+
+    @property
+    def cpu(self) -> float:
+        """Processor s of its thread."""
+        return self.thread.cpu
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being told, or waits to be."""
+        return self._busy or bool(self._queue)
+
+    def put(self, seen: Observation) -> None:
+        """Take an observation; never waits for a sink."""
+        self.do(functools.partial(self._tell, seen))
+
+    def do(self, action: Action) -> bool:
+        """Have ``action`` done in turn; return False if it will not be: too many wait, or the teller has stopped."""
+        with self._changed:
+            if self._stopping:
+                return False
+            if len(self._queue) >= MAX_WAITING:
+                self.dropped += 1
+                return False
+            self._queue.append(action)
+            with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() tells what waits
+                self.thread.start()
+            self._changed.notify_all()
+            return True
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything taken so far is told, at most ``timeout`` seconds; return whether it is."""
+        if threading.get_ident() == self.thread.ident:
+            return False
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Tell what is waiting, then end the thread; waits at most ``timeout`` seconds."""
+        ends = time.monotonic() + timeout
+        had_thread = self.thread.ident is not None
+        if had_thread:
+            self.flush(timeout)
+        with self._changed:
+            self._stopping = True
+        self.thread.end(max(ends - time.monotonic(), 0.0))
+        while not had_thread and self._queue and time.monotonic() < ends:
+            self._do(self._queue.popleft())
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while self.thread.stays():
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self.thread.is_asked)
+                if not self._queue or self.thread.is_asked:
+                    continue
+                action = self._queue.popleft()
+                self._busy = True
+            self._do(action)
+            del action  # it would keep the program's objects until the next one
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _ended(self, exc: BaseException) -> None:
+        self._busy = False
+        self._faults.add("teller", exc)
+
+    def _do(self, action: Action) -> None:
+        with self._faults.guard("teller"):
+            action()

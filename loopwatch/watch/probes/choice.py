@@ -1,0 +1,103 @@
+"""Which probe reads a loop: decided by what the loop is, without a call that it could notice."""
+
+from __future__ import annotations
+
+import time
+from asyncio import base_events
+from types import BuiltinFunctionType
+from typing import Any
+
+from loopwatch.core.patches import PatchSet, loaded
+from loopwatch.watch.probes.asyncio import AsyncioProbe
+from loopwatch.watch.probes.base import Failed, Loop, Probe
+from loopwatch.watch.probes.heartbeat import HeartbeatProbe
+
+REAL_TIME = frozenset({"PySide6", "gbulb", "qasync", "quamash", "rloop", "winloop"})
+"""Packages with loops of their own whose timers run by the machine's clock."""
+
+
+def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Failed, *, given: bool = False) -> Probe | None:
+    """Return the best probe for ``loop``, None if it must be left alone.
+
+    A probe that cannot be had is reported, and the heartbeat serves instead.
+
+    Args:
+        loop: any object that runs as an event loop, also a mock of one.
+        limit: s, blocks at least this long are reported.
+        patches: where replaced attributes are kept.
+        failed: called with what went wrong.
+        given: whether the program itself wants this loop to be watched: then it may see a timer of ours.
+    """
+    if not (given or is_known(loop)):
+        return None
+    try:
+        if _has_timed_selector(loop):
+            return AsyncioProbe(loop, limit, patches, failed, real_time=keeps_real_time(loop))
+        if _is_uvloop(loop):
+            from loopwatch.watch.probes.uvloop import UvloopProbe  # ctypes is paid for by those who need it
+
+            return UvloopProbe(loop, limit)
+    except (AttributeError, TypeError, OSError) as exc:
+        failed(exc)
+    return HeartbeatProbe(limit) if given or keeps_real_time(loop) else None
+
+
+def is_known(loop: Loop) -> bool:
+    """Return whether ``loop`` can be read so that it does not notice."""
+    return keeps_real_time(loop) or _has_timed_selector(loop) or _is_uvloop(loop)
+
+
+def keeps_real_time(loop: Loop) -> bool:
+    """Return whether the timers of ``loop`` run by the machine's monotonic clock.
+
+    Simulators, and tests, have loops with a time of their own that jumps to the next timer, or ends the run when there
+    is none (``TestLoop`` of CPython's Lib/test/test_asyncio/utils.py, async-solipsism, looptime). A timer of ours would
+    be seen there, and would have to be waited for.
+    """
+    kind = type(loop)
+    if issubclass(kind, base_events.BaseEventLoop):
+        return _has_method(loop, "time", base_events.BaseEventLoop.time) and _is_stock_clock()
+    if _is_uvloop(loop):
+        return bool(kind.time is loaded("uvloop").Loop.time)  # its timers run by libuv's clock
+    return kind.__module__.partition(".")[0] in REAL_TIME
+
+
+def _has_method(loop: Loop, name: str, function: Any) -> bool:
+    """Whether ``loop.name()`` calls ``function``, neither its class nor itself having replaced that.
+
+    To look into ``loop.__dict__`` would have the interpreter make that dictionary, and every attribute of the loop cost
+    several times as much from then on: CPython keeps them in an array until then (Objects/dictobject.c,
+    ``make_dict_from_instance_attributes``), a twelfth of a request of aiohttp.
+    """
+    method = getattr(loop, name, None)
+    return getattr(method, "__self__", None) is loop and getattr(method, "__func__", None) is function
+
+
+def _is_stock_clock() -> bool:
+    """Whether asyncio's loops ask the machine's clock: their class is as it was, and so is what it calls."""
+    code = getattr(base_events.BaseEventLoop.time, "__code__", None)
+    is_stock = code is not None and code.co_filename == base_events.__file__
+    return is_stock and type(time.monotonic) is BuiltinFunctionType
+
+
+def _is_uvloop(loop: Loop) -> bool:
+    uvloop = loaded("uvloop")
+    return uvloop is not None and issubclass(type(loop), uvloop.Loop)
+
+
+def _has_timed_selector(loop: Loop) -> bool:
+    """Whether ``loop`` makes passes around a selector that can be timed.
+
+    With a clock of its own only if its passes are asyncio's: then it does not notice.
+    """
+    kind = type(loop)
+    if not issubclass(kind, base_events.BaseEventLoop):
+        return False
+    if not _has_method(loop, "_run_once", kind._run_once):  # type: ignore[attr-defined]
+        return False
+    stock = kind._run_once is base_events.BaseEventLoop._run_once  # type: ignore[attr-defined]
+    return (stock or keeps_real_time(loop)) and _is_real(getattr(loop, "_selector", None))
+
+
+def _is_real(selector: Any) -> bool:
+    return callable(getattr(type(selector), "select", None))  # a mock has it on the instance, if at all

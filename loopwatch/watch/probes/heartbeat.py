@@ -1,0 +1,252 @@
+"""The lag probe: a timer on the loop that notes how late it fires. Works on any loop.
+
+Where nothing better can be had it is also the probe that finds blocks: then its period bounds what can be known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable
+from types import CodeType
+
+from loopwatch.core.histogram import Histogram
+from loopwatch.core.originals import release_gil, time
+from loopwatch.core.signals import raised_by_handler
+from loopwatch.watch.probes.base import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
+
+LONGEST = 1.0
+"""s between two beats of an idle loop."""
+
+MOST_DOUBLED = 3
+"""Times that the time for which a beat releases the GIL doubles, if the watcher does not come."""
+
+MAX_FAILURES = 10
+"""Failures of one loop's heartbeat after which it beats no more."""
+
+REMEMBERED = 64
+"""Beats of which it is known when they were due."""
+
+IDLE_SHARE = 0.05
+"""A loop that is busy for a smaller share of the time than this is idle."""
+
+
+class Heartbeat:
+    """Beats on one loop and records how late each beat was.
+
+    Args:
+        loop: any event loop.
+        interval: s between two beats while the loop is busy.
+        utilization: returns the share of time the loop was busy since the last call, None if unknown; then the
+            interval never stretches.
+        on_beat: called on the loop's thread with (due, now) of each beat, in ``time.monotonic`` seconds.
+        failed: takes what went wrong in a beat; the loop does not learn of it.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        interval: float,
+        utilization: Callable[[], float | None],
+        on_beat: Callable[[float, float], None],
+        failed: Failed,
+    ) -> None:
+        self._loop = weakref.ref(loop)
+        self._interval = interval
+        self._current = interval
+        self._utilization = utilization
+        self._on_beat = on_beat
+        self._failed, self._failures = failed, 0
+        # Not in that of whoever runs the loop, whose objects would be kept.
+        self._options = {"context": contextvars.Context()} if isinstance(loop, asyncio.AbstractEventLoop) else {}
+        self._stopped = False
+        self._window = Histogram()
+        self._dues: deque[float] = deque(maxlen=REMEMBERED)
+        self.due = float("inf")
+        self.last = self.before_last = time.monotonic()
+        self._invited = IDLE
+        self._doubled = 0
+        self._wake: Callable[[], None] | None = None
+        self.base: tuple[int, CodeType] | None = None
+        """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
+
+    def start(self) -> None:
+        """Begin to beat; on the loop's thread."""
+        self.last = time.monotonic()
+        self._schedule(self.last)
+
+    def resume(self) -> None:
+        """The loop runs again after it was stopped: the time between does not count as lag."""
+        self.last = time.monotonic()
+        self.due = max(self.due, self.last)
+
+    def stop(self) -> None:
+        """Never beat again; from any thread. The timer that is under way fires once, without effect."""
+        self._stopped = True
+
+    def set_interval(self, interval: float) -> None:
+        """Change the interval, from the next beat on."""
+        self._interval = interval
+
+    def invite(self, when: float, wake: Callable[[], None]) -> float:
+        """Wake the watcher at the first beat after ``when``, and from then on let it have the GIL at each beat.
+
+        Returns by when the first should be. It lasts until the watcher has :meth:`left` or invites itself again.
+
+        Args:
+            when: ``time.monotonic`` seconds.
+            wake: wakes the watcher.
+        """
+        self._invited, self._wake, self._doubled = when, wake, 0
+        return max(self.due, when) + self._current
+
+    def left(self) -> None:
+        """The watcher has seen what it wanted: beats need not let it in any more."""
+        self._invited = IDLE
+
+    @property
+    def interval(self) -> float:
+        """s between two beats of a busy loop."""
+        return self._interval
+
+    def was_due(self, start: float, end: float) -> bool:
+        """Whether a beat was due between two moments of the last seconds, ``time.monotonic`` s; from any thread."""
+        return any(start <= due <= end for due in (*self._dues.copy(), self.due))
+
+    @property
+    def window(self) -> Histogram:
+        """What was recorded since the last :meth:`take_window`; the loop's thread writes to it."""
+        return self._window
+
+    def take_window(self) -> Histogram:
+        """Return what was recorded since the last call and begin anew; from the watcher's thread."""
+        window, self._window = self._window, Histogram()
+        return window
+
+    def _schedule(self, now: float) -> None:
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
+            self.due = now + self._current
+            loop.call_later(self._current, self._beat, **self._options)
+
+    def _beat(self) -> None:
+        if self._stopped:
+            return
+        caller = sys._getframe(1)
+        self.base = (id(caller), caller.f_code)
+        now = time.monotonic()
+        try:
+            self._guarded(self._take_note, now)
+        finally:
+            self._guarded(self._schedule, now)
+        self._guarded(self._let_watcher_in, now)
+
+    def _guarded(self, part: Callable[[float], None], now: float) -> None:
+        """Do a part of a beat; the loop, whose exception handler would be called, does not learn of its failure."""
+        try:
+            part(now)
+        except Exception as exc:
+            if raised_by_handler(exc):
+                raise
+            self._failures += 1
+            self._stopped = self._stopped or self._failures >= MAX_FAILURES
+            self._failed(exc)
+
+    def _take_note(self, now: float) -> None:
+        self._window.record(now - self.due)
+        self._dues.append(self.due)
+        self._on_beat(self.due, now)
+        utilization = self._utilization()
+        if utilization is not None and utilization < IDLE_SHARE:
+            self._current = min(max(self._current * 2, self._interval), max(LONGEST, self._interval))
+        else:
+            self._current = self._interval
+        self.before_last, self.last = self.last, now
+
+    def _let_watcher_in(self, now: float) -> None:
+        wake = self._wake
+        if now >= self._invited and wake is not None:
+            if not self._doubled:
+                wake()
+            release_gil(LET_IN * 2**self._doubled)  # the last time was too short
+            self._doubled = min(self._doubled + 1, MOST_DOUBLED)
+
+
+class HeartbeatProbe:
+    """The probe of a loop that can be read in no other way.
+
+    A block is seen as a beat that is overdue. It began somewhere between the last beat and the due time: the middle
+    is reported, half the interval as uncertainty.
+    """
+
+    kind = "heartbeat"
+    handles = False
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._heart: Heartbeat | None = None
+        self._blocks: deque[Block] = deque(maxlen=1000)
+        self._running = False
+        self._told = 0.0
+
+    def listen(self, heart: Heartbeat) -> None:
+        """Take blocks from ``heart``."""
+        self._heart = heart
+
+    def on_beat(self, due: float, now: float) -> None:
+        """Note a block if this beat is late by as much; on the loop's thread."""
+        heart = self._heart
+        if heart is None or due == self._told or now - due < self._limit:
+            return
+        self._told = due
+        half = (due - heart.last) / 2
+        self._blocks.append(Block(key=due, start=due - half, end=now, uncertainty=half))
+
+    def at_rest(self) -> bool:
+        return False
+
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+        heart = self._heart
+        return IDLE if heart is None or not self._running or now <= heart.due else heart.due
+
+    def held_up(self, now: float, seconds: float) -> None:
+        """Nothing: the beat itself is late then."""
+
+    def finished(self) -> list[Block]:
+        return [self._blocks.popleft() for _ in range(len(self._blocks))]
+
+    def counters(self, now: float) -> Counters:
+        return Counters(None, None, None, None)
+
+    def cut(self, now: float) -> None:
+        if self._heart is not None:
+            self.on_beat(self._heart.due, now)
+
+    def expect(self, when: float) -> None:
+        """Nothing: the heartbeat lets the watcher in."""
+
+    def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        return False
+
+    def on_end(self, taker: Taker | None) -> None:
+        """Nothing: who waits is not known."""
+
+    def started(self, key: float) -> float:
+        return key
+
+    def set_limit(self, limit: float) -> None:
+        self._limit = limit
+
+    def running(self, running: bool) -> None:
+        if self._running and not running:
+            self.cut(time.monotonic())
+        self._running = running
+
+    def detach(self) -> None:
+        self._heart = None
+
+    def abandon(self) -> None:
+        self.detach()

@@ -1,0 +1,35 @@
+"""Code that somebody types at a prompt which runs it on the loop on purpose, as a notebook does. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from loopwatch.watch.stacks import RawFrame
+
+REASON = "code typed at a prompt"
+
+_TYPED = ("<stdin>", "<console>", "<python-input-", "<ipython-input-")
+"""How the names begin under which prompts compile what is typed: Lib/code.py, Lib/_pyrepl/console.py, IPython."""
+_COROUTINE = 0x80
+"""``CO_COROUTINE`` (Include/cpython/code.h)."""
+_SHELL = ("IPython.core.interactiveshell", "run_code")
+"""Module and function that run a cell, whose file may have any name (ipykernel's is a temporary one)."""
+
+
+def is_typed(frames: Sequence[RawFrame]) -> bool:
+    """Whether what runs was typed, innermost frame first.
+
+    A cell that awaits is a coroutine like others, and what blocks in it is reported: it was written for a loop that
+    gets on.
+    """
+    return any(_is_cell(inner, outer) for inner, outer in pairwise((*frames, None)) if inner is not None)
+
+
+def _is_cell(frame: RawFrame, outer: RawFrame | None) -> bool:
+    code = frame.code
+    if code.co_name != "<module>" or code.co_flags & _COROUTINE:
+        return False
+    if code.co_filename.startswith(_TYPED):
+        return True
+    return outer is not None and (outer.module, outer.code.co_name) == _SHELL

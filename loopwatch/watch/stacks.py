@@ -1,0 +1,306 @@
+"""A thread's stack as plain data: what runs, since where in the pass of its loop, and the frames above the loop.
+
+Never keeps a frame: a frame that outlives its call would have the program's objects freed in the watcher's thread.
+Locals are read of asyncio's own frames only (``Handle._run``, ``_run_once``) and of ours, never of the program's.
+"""
+# To load pathlib takes 4 ms, in every process that is watched.
+# ruff: noqa: PTH120
+
+from __future__ import annotations
+
+import ast
+import asyncio.base_events
+import asyncio.events
+import gc
+import linecache
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.frame_marks import mark
+from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.text import MAX_PATH, printable
+from loopwatch.core.unseen import unseen_file
+from loopwatch.events import Frame
+from loopwatch.system.threads import GcMonitor
+
+_NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None)))
+
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What the parser raises, the last two for what is nested too deeply (``Parser/pegen.c``)."""
+
+MAX_SOURCE = 10_000
+"""Characters of source that are read to name a call."""
+
+MAX_WALK = 2000
+"""Frames walked from the innermost one; a deeper recursion is cut there."""
+
+_HANDLE_FILE = asyncio.events.__file__
+_LOOP_FILE = asyncio.base_events.__file__
+_OWN = os.path.dirname(os.path.dirname(__file__)) + "/"
+_DISCOVERY_FILE = unseen_file(_OWN + "watch/discovery.py")
+"""Its ``run_forever`` stands where a compiled loop, which has no frames, was started."""
+_BRIDGE_FILE = _OWN + "offloading/bridge.py"
+"""Its ``_steps`` begins a stack of its own, with a greenlet, above that of the loop."""
+_GC_CALLBACK = GcMonitor._note.__code__
+_STARTS_OURS = OwnThread._begin.__code__
+"""Where the loop's thread has a thread of ours started and waits for it; what it was doing is below."""
+_SHOWN = (_OWN + "demo/app.py",)
+"""Files of this package that play the user's part."""
+
+
+class RawFrame(NamedTuple):
+    """One frame as it is found: cheap to take, turned into a :class:`Frame` later."""
+
+    code: CodeType
+    line: int
+    lasti: int
+    module: str
+
+
+@dataclass(slots=True)
+class RawStack:
+    """A stack at one moment, innermost frame first, without the loop's machinery.
+
+    Attributes:
+        frames: bounded; of a longer stack the innermost three quarters and the outermost quarter.
+        globals: module namespace of the innermost frame, to resolve the name it is calling.
+        fresh: the outermost frame belongs to a call that was not seen before; only where it was asked for.
+        in_gc: the thread was in our own callback of the garbage collector.
+        position, planned: index of the handle among those of the pass, and their number; None if not seen.
+        starts_ours: it was having a thread of ours started, such as after a fork.
+    """
+
+    frames: tuple[RawFrame, ...]
+    globals: Mapping[str, Any] | None = None
+    fresh: bool = False
+    in_gc: bool = False
+    position: int | None = None
+    planned: int | None = None
+    starts_ours: bool = False
+
+    @property
+    def behind(self) -> int:
+        """Handles that stood behind the running one in its pass."""
+        return self.planned - self.position - 1 if self.planned is not None and self.position is not None else 0
+
+
+def take(
+    frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, tell_calls_apart: bool = False
+) -> tuple[RawStack, Any]:
+    """Read the stack above the loop; return it and asyncio's handle that was running, None if not seen.
+
+    Args:
+        frame: innermost frame of the thread, from :func:`sys._current_frames`.
+        base: (id, code) of the innermost frame below the loop's callbacks, where known.
+        max_frames: frames kept.
+        tell_calls_apart: find out whether the outermost call is a new one, see :mod:`core.frame_marks`.
+    """
+    outermost: FrameType | None = None
+    handle: Any = None
+    frames: list[RawFrame] = []
+    names: Mapping[str, Any] | None = None
+    stack = RawStack(())
+    current: FrameType | None = frame
+    for _ in range(MAX_WALK):
+        if current is None or (base is not None and id(current) == base[0] and current.f_code is base[1]):
+            break
+        code = current.f_code
+        if code.co_name == "_run" and code.co_filename == _HANDLE_FILE:
+            handle = current.f_locals.get("self")
+            _read_pass(stack, current.f_back)
+            break
+        if code.co_name == "_run_once" and code.co_filename == _LOOP_FILE:
+            break
+        if code.co_name == "run_forever" and code.co_filename in (_LOOP_FILE, _DISCOVERY_FILE):
+            break
+        if not is_own(code.co_filename):
+            if not frames:
+                names = current.f_globals
+            outermost = current
+            frames.append(
+                RawFrame(
+                    code,
+                    current.f_lineno or code.co_firstlineno,
+                    current.f_lasti,
+                    _module_of(current),
+                )
+            )
+        elif code is _GC_CALLBACK:
+            stack.in_gc = True
+        elif code is _STARTS_OURS:
+            stack.starts_ours = True
+            frames.clear()
+        current = current.f_back or below(current)
+    stack.frames, stack.globals = _bounded(frames, max_frames), names
+    # Callbacks may have neither handle nor task to know them by (uvloop), and two calls one address of their frames.
+    stack.fresh = tell_calls_apart and outermost is not None and mark(outermost)
+    return stack, handle
+
+
+def _module_of(frame: FrameType) -> str:
+    # Past what a subclass of dict or str may have of its own: nothing of the program's code runs in the watcher.
+    name: object = dict.get(frame.f_globals, "__name__")
+    return name if type(name) is str else ""
+
+
+def below(frame: FrameType) -> FrameType | None:
+    """Return the frame that a bridged step stands on, if ``frame`` is where one begins: see :mod:`workers.bridge`."""
+    if frame.f_code.co_name != "_steps" or frame.f_code.co_filename != _BRIDGE_FILE:
+        return None
+    hub = getattr(frame.f_locals.get("seat"), "hub", None)
+    found: FrameType | None = getattr(hub, "gr_frame", None)
+    return found
+
+
+def _read_pass(stack: RawStack, frame: FrameType | None) -> None:
+    """Read from the frame of ``BaseEventLoop._run_once`` where in the pass its handle stands."""
+    if frame is not None and frame.f_code.co_name == "_run_once" and frame.f_code.co_filename == _LOOP_FILE:
+        values = frame.f_locals
+        position, planned = values.get("i"), values.get("ntodo")
+        if isinstance(position, int) and isinstance(planned, int):
+            stack.position, stack.planned = position, planned
+
+
+def _bounded(frames: list[RawFrame], most: int) -> tuple[RawFrame, ...]:
+    if len(frames) <= most:
+        return tuple(frames)
+    outer = most // 4
+    return tuple(frames[: most - outer] + frames[len(frames) - outer :])
+
+
+@lru_cache(maxsize=256)
+def is_own(file: str) -> bool:
+    """Whether ``file`` is part of this package's machinery, which is never shown."""
+    return file.removeprefix("<").startswith(_OWN) and file not in _SHOWN
+
+
+def to_frame(raw: RawFrame) -> Frame:
+    """Name a raw frame; the names are printable and bounded."""
+    code = raw.code
+    return Frame(printable(code.co_qualname), printable(raw.module), printable(code.co_filename, MAX_PATH), raw.line)
+
+
+def to_frames(raw: Iterable[RawFrame]) -> tuple[Frame, ...]:
+    """Name the frames of a raw stack and turn it around: outermost first."""
+    return tuple(to_frame(item) for item in reversed(tuple(raw)))
+
+
+def call_at(raw: RawFrame, names: Mapping[str, Any] | None) -> str | None:
+    """Return the dotted name of what ``raw`` is calling right now, ``time.sleep``; ``.acquire`` for a method.
+
+    The instruction's source range (PEP 657) is read from the file and parsed; nothing is evaluated. Returns None where
+    there is no source, or no call.
+    """
+    text = _source_of(raw.code, raw.lasti)
+    if text is None:
+        return None
+    path = _called_path(text)
+    if path is None:
+        return None
+    return _resolve(path, names or {})
+
+
+def _source_range(code: CodeType, lasti: int) -> tuple[int, int, int, int] | None:
+    for index, (first, last, begin, end) in enumerate(code.co_positions()):
+        if index == lasti // 2:
+            if first is None or last is None or begin is None or end is None:
+                return None
+            return first, last, begin, end
+    return None
+
+
+def _source_of(code: CodeType, lasti: int) -> str | None:
+    file = code.co_filename
+    if lasti < 0 or type(file) is not str or len(file) > MAX_SOURCE:
+        return None
+    found = _source_range(code, lasti)
+    if found is None or found[1] - found[0] > 50:
+        return None
+    first, last, begin, end = found
+    try:
+        texts = [linecache.getline(file, number) for number in range(first, last + 1)]
+    except (OSError, ValueError):  # a name that no file can have: a null character, a surrogate (os.stat)
+        return None
+    if sum(map(len, texts)) > MAX_SOURCE:
+        return None
+    lines = [text.encode("utf-8", "surrogatepass") for text in texts]
+    if not lines or not lines[0]:
+        return None
+    # Columns are byte offsets.
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][begin:]
+    return b"".join(lines).decode(errors="replace")
+
+
+@lru_cache(maxsize=512)
+def _called_path(text: str) -> tuple[str, ...] | None:
+    """Return the dotted path of the function that the expression ``text`` calls; "" stands for an object unknown."""
+    # The parser warns of escapes such as "\\d", and its warnings are the program's; strings do not matter here.
+    text = _ESCAPE.sub(lambda match: " " if match[0].endswith("\n") else "_", text)
+    try:
+        node: ast.AST = ast.parse(f"({text})", mode="eval").body
+    except _UNREADABLE:
+        node = _first_import(text) or ast.Pass()
+    if isinstance(node, ast.Await):
+        node = node.value
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return ("builtins", "__import__")
+    if not isinstance(node, ast.Call):
+        return None
+    path: list[str] = []
+    callee: ast.AST = node.func
+    while isinstance(callee, ast.Attribute):
+        path.append(callee.attr)
+        callee = callee.value
+    path.append(callee.id if isinstance(callee, ast.Name) else "")
+    return tuple(reversed(path))
+
+
+def _first_import(text: str) -> ast.stmt | None:
+    try:
+        return ast.parse(text.strip()).body[0]
+    except (*_UNREADABLE, IndexError):
+        return None
+
+
+def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
+    """Turn a path as written into an importable name: ``np.sort`` into ``numpy.sort``."""
+    root, rest = path[0], path[1:]
+    builtins = names.get("__builtins__")
+    fallback = vars(builtins) if isinstance(builtins, ModuleType) else builtins if isinstance(builtins, dict) else {}
+    found = names.get(root, fallback.get(root)) if root else None
+    # Only objects of the interpreter's own kinds are asked: a proxy or a lazy module would run the program's code.
+    if issubclass(type(found), ModuleType):
+        return ".".join((str(ModuleType.__getattribute__(found, "__name__")), *rest))
+    if issubclass(type(found), _NAMED):
+        module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+        if isinstance(module, str) and isinstance(name, str):
+            return ".".join((module, name, *rest))
+    if root == "builtins":
+        return ".".join(path)
+    return "." + path[-1] if rest else root
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector from running while frames are walked.
+
+    Before 3.12 the mere look at ``f_back`` may start a collection, and with it Python code of anybody's callbacks, in
+    the midst of the walk.
+    """
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

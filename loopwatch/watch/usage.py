@@ -1,0 +1,75 @@
+"""What a loop's thread, and the process, used of the processor during a block: a function of clocks that were read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from loopwatch.system.threads import Clocks
+from loopwatch.watch.probes.base import Block
+from loopwatch.watch.watched_loop import WatchedLoop
+
+SPANNED = 0.4
+"""Share of a block that the clocks read within it must span to stand for all of it."""
+
+
+class Usage(NamedTuple):
+    """Seconds used within the ``wall`` seconds that were observed; None where this system cannot tell."""
+
+    wall: float
+    cpu: float | None = None
+    process_cpu: float | None = None
+    run_queue: float | None = None
+
+
+def usage(loop: WatchedLoop, block: Block, inside: list[Clocks]) -> Usage:
+    """Return what was used during ``block``.
+
+    Args:
+        loop: whose block it is.
+        block: its bounds, and the clocks at them where the probe has read those.
+        inside: clocks read by the watcher while it lasted, in order of time.
+    """
+    length = block.end - block.start
+    found = None
+    if inside and inside[-1].at - inside[0].at >= SPANNED * length:
+        found = _within(inside[0], inside[-1], length)
+    if found is None or found.run_queue is None:
+        before = _since_before(loop, block, length)
+        found = before if found is None else found._replace(run_queue=before.run_queue)
+    if found.run_queue is not None:
+        found = found._replace(run_queue=min(max(found.run_queue, 0.0), length))
+    if block.window is not None:
+        found = found._replace(wall=block.window, cpu=block.cpu, process_cpu=block.process_cpu)
+    return found
+
+
+def _within(first: Clocks, last: Clocks, length: float) -> Usage:
+    """Take what was used between two readings for the whole."""
+    scale = length / (last.at - first.at)
+    cpu, process_cpu = _difference(first.cpu, last.cpu), last.process_cpu - first.process_cpu
+    run_queue = _difference(first.run_queue, last.run_queue)
+    return Usage(
+        length,
+        None if cpu is None else cpu * scale,
+        process_cpu * scale,
+        None if run_queue is None else run_queue * scale,
+    )
+
+
+def _since_before(loop: WatchedLoop, block: Block, length: float) -> Usage:
+    """Take all that was used since the last reading before the block, over the time that the loop was not idle."""
+    baseline = loop.baseline_before(block.start)
+    if baseline is None or loop.thread is None:
+        return Usage(length)
+    before, now = baseline.clocks, loop.thread.clocks()
+    idle = (loop.probe.counters(now.at).idle or 0.0) - baseline.idle
+    return Usage(
+        max(now.at - before.at - max(idle, 0.0), length),
+        _difference(before.cpu, now.cpu),
+        now.process_cpu - before.process_cpu,
+        _difference(before.run_queue, now.run_queue),
+    )
+
+
+def _difference(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before

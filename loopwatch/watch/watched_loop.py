@@ -1,0 +1,349 @@
+"""One loop under watch: its probe, its heartbeat, its thread, and its figures of the last window."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from collections import deque
+from typing import Any
+
+from loopwatch.core.dataclasses import dataclass, field
+from loopwatch.core.histogram import Histogram
+from loopwatch.core.originals import time
+from loopwatch.events import LagStats, LoopStats, Stall
+from loopwatch.system.threads import Clocks, ThreadFacts
+from loopwatch.watch.expectations import Expectations
+from loopwatch.watch.observation import LoopReading, Sample
+from loopwatch.watch.probes.base import IDLE, Block, Counters, Failed, Loop, Probe
+from loopwatch.watch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
+
+
+@dataclass(slots=True)
+class Baseline:
+    """Clocks of a loop's thread at one moment before a block, and the idle time of the loop then, s.
+
+    The run queue costs a file: ``run_queue_at`` says when it was read last.
+    """
+
+    clocks: Clocks
+    run_queue_at: float
+    idle: float
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who a callback is: task, coroutine, labels of its context, and the context of its span."""
+
+    task: str | None
+    coroutine: str | None
+    context: dict[str, str] = field(default_factory=dict)
+    span: Any = None
+
+
+@dataclass(slots=True)
+class Case:
+    """One block as the traces of those who wait for it are told of it.
+
+    Attributes:
+        key: of the block.
+        id: of the stall.
+        span: context of the span that is current in the blocking callback, None if there is none.
+        told: who was told: (id of the span, whether in advance).
+        foreseen: what the stall looked like while it lasted.
+        judged: samples that there were then.
+        prepared, told_in_advance: whether those were seen to who will run before the loop can tell.
+        reached: when a callback of ours ran that was scheduled during the block (``time.monotonic``), None if none did.
+    """
+
+    key: float
+    id: str
+    span: Any = None
+    told: set[tuple[int, bool]] = field(default_factory=set)
+    foreseen: Stall | None = None
+    judged: int = 0
+    prepared: bool = False
+    told_in_advance: bool = False
+    reached: float | None = None
+
+
+@dataclass(slots=True)
+class Episode:
+    """What the watcher has collected of a block that may become a stall.
+
+    Attributes:
+        id: of the stall it may become.
+        samples: stack samples, bounded by thinning out.
+        announced: whether the hang was announced.
+        ended: when the loop was first found doing something else, None while it was not.
+        callers: who the callbacks are that were seen, by ``Sample.callback``.
+    """
+
+    id: str
+    samples: list[Sample] = field(default_factory=list)
+    announced: bool = False
+    ended: float | None = None
+    callers: dict[object, Caller] = field(default_factory=dict)
+
+
+_keys = itertools.count()
+"""Tell loops apart for ever; their ids are used again."""
+
+
+WINDOW, FIRST_WINDOW = 10.0, 1.0
+"""s: figures of a loop are those of its last complete window of this length; the first is shorter, to be told soon."""
+NEVER = float("-inf")
+SCHEDULER_EVERY = 0.5
+"""s between two readings of the scheduler's figures, which cost a file; what a thread waits in that time is little."""
+
+
+QUIET_SPELL, QUIET_PASSES = 1.0, 5.0
+"""A loop with fewer passes than this a second, counted over this many seconds, is quiet; its heartbeat makes some."""
+BUSY_PASSES, OWN_PASSES = 30.0, 4
+"""A loop with more passes than this a second has timers or events that a late wake-up would hurt."""
+
+
+class WatchedLoop:
+    """A loop and what is known of it. Holds the loop weakly: watching keeps nothing alive.
+
+    Args:
+        loop: the loop.
+        name: what it is called.
+        probe: reads it.
+        heartbeat: s between two beats; None: it must not see a timer of ours, and its lag is not known.
+        failed: takes what went wrong on the loop's thread.
+    """
+
+    def __init__(self, loop: Loop, name: str, probe: Probe, heartbeat: float | None, failed: Failed) -> None:
+        self.ref: weakref.ref[Loop] = weakref.ref(loop)
+        self.name = name
+        self.key = next(_keys)
+        self.probe = probe
+        self._has_heart = heartbeat is not None
+        self.heart = Heartbeat(loop, heartbeat or LONGEST, self._utilization_since_beat, probe.on_beat, failed)
+        if isinstance(probe, HeartbeatProbe):
+            probe.listen(self.heart)
+        self.thread: ThreadFacts | None = None
+        self.is_running = False
+        self._baselines: deque[Baseline] = deque(maxlen=4)
+        self.episodes: dict[float, Episode] = {}
+        self.latest_case: Case | None = None
+        self._cases_lock = threading.RLock()
+        self.pending: Any = None
+        self.expectations = Expectations()
+        self.blocked_since: float | None = None
+        self.since = IDLE
+        self.quiet = False
+        self._quiet_since, self._quiet_passes = time.monotonic(), 0
+        self.stalls = 0
+        self.blocked = 0.0
+        self._beating = False
+        self._at_beat = self._at_window = Counters(None, None, None, None)
+        self._window_began = time.monotonic()
+        self._window = 0.0
+        self._lags = Histogram()
+        self._between_beats = Histogram()
+        self._lags_lock = threading.RLock()  # a signal handler or finalizer may come in between
+        self.victims = 0
+        self._rates: tuple[float | None, float | None, float | None] = (None, None, None)
+        self._lag: LagStats | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the loop is closed or collected."""
+        loop = self.ref()
+        return loop is None or loop.is_closed()
+
+    def started(self) -> None:
+        """The loop begins to run; on its thread."""
+        self.thread = ThreadFacts.here()
+        self._baselines.clear()
+        # No file is read on the loop's thread: the watcher adds the run queue at its first tick.
+        clocks = self.thread.clocks(files=False)
+        self._baselines.append(Baseline(clocks, NEVER, self.probe.counters(clocks.at).idle or 0.0))
+        self.probe.running(True)
+        if self._beating:
+            self.heart.resume()
+        elif self._has_heart:
+            self._beating = True
+            self.heart.start()
+        self.is_running = True
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The clocks as they were last read outside a block."""
+        return self._baselines[-1] if self._baselines else None
+
+    def baseline_before(self, start: float) -> Baseline | None:
+        """Return the clocks as they were last read before ``start``, else as early as they were read."""
+        known = list(self._baselines)  # the watcher may be adding to it
+        before = [item for item in known if item.clocks.at <= start]
+        return before[-1] if before else next(iter(known), None)
+
+    def renew_baseline(self, now: float, idle: float, pace: float = 1.0) -> None:
+        """Read the clocks of the loop's thread, now that it is not blocked; in the watcher's thread.
+
+        Args:
+            now: ``time.monotonic`` seconds.
+            idle: s that the loop has waited so far.
+            pace: factor for the time between two readings of the run queue.
+        """
+        thread, before = self.thread, self.baseline
+        if thread is None:
+            return
+        if before is None or now - before.run_queue_at >= SCHEDULER_EVERY * pace:
+            clocks = thread.clocks()
+            if before is not None and before.run_queue_at == NEVER:
+                before.clocks = before.clocks._replace(run_queue=clocks.run_queue)
+            self._baselines.append(Baseline(clocks, now, idle))
+        else:
+            clocks = Clocks(now, thread.cpu(), time.process_time(), before.clocks.run_queue)
+            self._baselines.append(Baseline(clocks, before.run_queue_at, idle))
+
+    def stopped(self) -> None:
+        """The loop stops running; on its thread."""
+        self.is_running = False
+        self.probe.running(False)
+
+    def detach(self) -> None:
+        """Leave the loop as it was."""
+        self.is_running = False
+        self.heart.stop()
+        self.probe.detach()
+
+    def abandon(self) -> None:
+        """Let go in a forked child, without waiting for any lock."""
+        self.heart.stop()
+        self.probe.abandon()
+
+    def _utilization_since_beat(self) -> float | None:
+        now = time.monotonic()
+        before, self._at_beat = self._at_beat, self.probe.counters(now)
+        share = utilization(before, self._at_beat)
+        # The beat itself makes some.
+        rate = _rate((before.passes or 0) + OWN_PASSES, self._at_beat.passes, now - self.heart.last)
+        return 1.0 if share is not None and rate is not None and rate > BUSY_PASSES else share
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether the loop has made next to no passes lately; renewed once a second."""
+        passes = self.probe.counters(now).passes
+        if now - self._quiet_since >= QUIET_SPELL:
+            self.quiet = passes is not None and passes - self._quiet_passes <= QUIET_PASSES * (now - self._quiet_since)
+            self._quiet_since, self._quiet_passes = now, passes or 0
+        return self.quiet
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the probe has lost sight of a loop of asyncio: another selector, or another ``select``, is called.
+
+        A pass has room for one beat; if two have come since the pass began, it is long over.
+        """
+        return self.probe.handles and self.heart.before_last > self.since
+
+    @property
+    def rests(self) -> bool:
+        """Whether the loop was quiet, waited when it was looked at last, and nothing seen of it is kept."""
+        return self.quiet and self.since == IDLE and not self.episodes
+
+    def count(self, block: Block) -> None:
+        """Take note of a stall that is over; in the watcher's thread.
+
+        The heartbeat of an idle loop may have missed it: then a beat counts for it that was due where, on average, the
+        first one of a busy loop is.
+        """
+        length = block.end - block.start
+        self.stalls += 1
+        self.blocked += length
+        self.victims += block.victims or 0
+        if self._has_heart and not self.heart.was_due(block.start, block.end):
+            with self._lags_lock:
+                self._between_beats.record(max(length - self.heart.interval / 2, 0.0))
+
+    def window_is_over(self, now: float) -> bool:
+        """Whether it is time for :meth:`end_window`."""
+        return now - self._window_began >= (WINDOW if self._window else FIRST_WINDOW)
+
+    def end_window(self, now: float) -> None:
+        """Close the window of figures and begin the next; in the watcher's thread."""
+        counters = self.probe.counters(now)
+        before, self._at_window = self._at_window, counters
+        self._window, self._window_began = now - self._window_began, now
+        self._rates = (
+            utilization(before, counters),
+            _rate(before.passes or 0, counters.passes, self._window),
+            _rate(before.callbacks or 0, counters.callbacks, self._window),
+        )
+        with self._lags_lock:
+            window, between, self._between_beats = self.heart.take_window(), self._between_beats, Histogram()
+            window.add(between)
+            self._lags.add(window)
+        self._lag = window.stats()
+
+    def case_of(self, key: float, stall_id: str | None = None) -> Case:
+        """Return the case of the block under ``key``, the same for everybody who asks; also when it was handed on.
+
+        Args:
+            key: of the block.
+            stall_id: of the stall that it is handed on as; None for who comes before that.
+        """
+        with self._cases_lock:
+            latest = self.latest_case
+            if latest is not None and latest.key == key:
+                return latest
+            if stall_id is None:
+                episode = self.episodes.get(key) or self.episodes.setdefault(key, Episode(os.urandom(5).hex()))
+                stall_id = episode.id
+            self.latest_case = case = Case(key, stall_id)
+            return case
+
+    def reading(self, now: float) -> LoopReading:
+        """Return all its figures at ``now``, ``time.monotonic`` s; from any thread."""
+        return LoopReading(self.key, self.stats(now), self.lags(), self.callbacks(now), self.victims)
+
+    def lags(self) -> Histogram:
+        """Return how late the heartbeat was since the loop is watched; from any thread."""
+        with self._lags_lock:
+            found = self._lags.copy()
+            found.add(self.heart.window.copy())
+            found.add(self._between_beats)
+        return found
+
+    def callbacks(self, now: float) -> int | None:
+        """Return how many callbacks the loop has run since it is watched, None where they are not counted."""
+        return self.probe.counters(now).callbacks
+
+    def stats(self, now: float) -> LoopStats:
+        """Return the loop's figures."""
+        counters = self.probe.counters(now)
+        blocked_for = now - self.blocked_since if self.blocked_since is not None else 0.0
+        share, passes, callbacks = self._rates
+        return LoopStats(
+            name=self.name,
+            kind=self.probe.kind,
+            running=self.is_running,
+            window=self._window,
+            utilization=share,
+            busy=counters.busy,
+            idle=counters.idle,
+            passes=counters.passes,
+            passes_per_s=passes,
+            callbacks_per_s=callbacks,
+            lag=self._lag,
+            stalls=self.stalls,
+            blocked=self.blocked,
+            blocked_for=max(blocked_for, 0.0),
+            expected=self.expectations.stats(),
+        )
+
+
+def utilization(before: Counters, after: Counters) -> float | None:
+    """Return busy / (busy + idle) between two readings, None if it cannot be told."""
+    if after.busy is None or after.idle is None:
+        return None
+    busy, idle = after.busy - (before.busy or 0.0), after.idle - (before.idle or 0.0)
+    return min(max(busy / (busy + idle), 0.0), 1.0) if busy + idle > 0 else None
+
+
+def _rate(before: int, after: int | None, seconds: float) -> float | None:
+    return None if after is None or seconds <= 0 else (after - before) / seconds

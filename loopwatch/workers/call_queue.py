@@ -1,0 +1,185 @@
+"""Calls that wait: which is next, how many there are, and whether there is room for more. Knows nothing of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+from collections import Counter, deque
+from typing import Any
+
+from loopwatch.errors import ConfigError
+from loopwatch.workers.call import Call
+
+NOWHERE, IN_LINE, ASIDE = range(3)
+"""Where a call waits; aside, if its function runs as often as it may."""
+
+SPARE = 100
+"""Calls that were given up and may be kept in a queue until it is tidied."""
+
+_Entry = tuple[int, int, Call]
+
+
+class Backlog:
+    """Calls in the order in which they are to run: by priority, then first come, first served.
+
+    A call with ``max_concurrency`` whose function runs as often as it may is set aside until one of them has ended.
+    """
+
+    def __init__(self) -> None:
+        self._line: list[_Entry] = []
+        self._aside: dict[Any, list[_Entry]] = {}
+        self._running: Counter[Any] = Counter()
+        self._count = [0, 0, 0]
+        self._last, self._first = itertools.count(1), itertools.count(-1, -1)
+
+    def __len__(self) -> int:
+        return self.in_line + self._count[ASIDE]
+
+    @property
+    def in_line(self) -> int:
+        """Calls that could run if there were workers."""
+        return self._count[IN_LINE]
+
+    def add(self, call: Call, *, first: bool = False) -> None:
+        """Have ``call`` wait, behind or before all others of its priority."""
+        self._put(call, IN_LINE)
+        order = next(self._first) if first else next(self._last)
+        heapq.heappush(self._line, (-call.options.priority, order, call))
+
+    def next(self) -> Call | None:
+        """Take the call that is to run next; it runs until :meth:`ended`."""
+        while self._line:
+            entry = heapq.heappop(self._line)
+            call = entry[2]
+            if call.waits != IN_LINE:
+                continue  # it was given up
+            if self.is_at_limit(call):
+                self._put(call, ASIDE)
+                heapq.heappush(self._aside.setdefault(call.function, []), entry)
+                continue
+            self._put(call, NOWHERE)
+            if call.options.max_concurrency is not None:
+                self._running[call.function] += 1
+            return call
+        return None
+
+    def is_at_limit(self, call: Call) -> bool:
+        """Whether as many of its function run as may."""
+        limit = call.options.max_concurrency
+        return limit is not None and self._running.get(call.function, 0) >= limit
+
+    def ended(self, call: Call) -> None:
+        """``call`` runs no longer: another of its function may."""
+        if call.options.max_concurrency is None:
+            return
+        self._running[call.function] -= 1
+        if not self._running[call.function]:
+            del self._running[call.function]
+        self._bring_back(call.function)
+
+    def discard(self, call: Call) -> None:
+        """``call`` was given up."""
+        was_in_line = call.waits == IN_LINE
+        self._put(call, NOWHERE)
+        if was_in_line and call.options.max_concurrency is not None:
+            self._bring_back(call.function)  # it may have been in line in the place of one that had ended
+        # Those that were given up are mere memory.
+        if not self.in_line:
+            self._line.clear()
+        elif len(self._line) > 2 * self.in_line + SPARE:
+            self._line = _still(self._line, IN_LINE)
+        aside = self._aside.get(call.function, [])
+        if len(aside) > SPARE and len(aside) > 2 * self._count[ASIDE]:
+            self._aside[call.function] = _still(aside, ASIDE)
+
+    def _bring_back(self, function: Any) -> None:
+        """Have the next call of ``function`` that was set aside be in line again."""
+        aside = self._aside.get(function, [])
+        while aside:
+            entry = heapq.heappop(aside)
+            if entry[2].waits == ASIDE:
+                self._put(entry[2], IN_LINE)
+                heapq.heappush(self._line, entry)
+                break
+        if not aside:
+            self._aside.pop(function, None)
+
+    def clear(self) -> list[Call]:
+        """Take all that wait."""
+        entries = [*self._line, *(entry for aside in self._aside.values() for entry in aside)]
+        waiting = [entry[2] for entry in sorted(entries) if entry[2].waits != NOWHERE]
+        for call in waiting:
+            self._put(call, NOWHERE)
+        self._line.clear()
+        self._aside.clear()
+        return waiting
+
+    def _put(self, call: Call, where: int) -> None:
+        self._count[call.waits] -= 1
+        self._count[where] += 1
+        call.waits = where
+
+
+def _still(entries: list[_Entry], where: int) -> list[_Entry]:
+    """Return a heap of the entries whose calls still wait ``where``."""
+    kept = [entry for entry in entries if entry[2].waits == where]
+    heapq.heapify(kept)
+    return kept
+
+
+def check_hashable(function: Any) -> None:
+    """Refuse a function whose calls cannot be counted."""
+    try:
+        hash(function)
+    except TypeError:
+        raise ConfigError(f"function={function!r}: must be hashable for max_concurrency to count its calls") from None
+
+
+class Room:
+    """The places of ``max_queue``; those who wait for one get it in the order in which they came.
+
+    Args:
+        limit: places; None for any number.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._left: float = math.inf if limit is None else limit
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def take(self) -> bool:
+        """Take a place if there is one."""
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return True
+
+    async def wait(self) -> None:
+        """Wait for a place and take it."""
+        if self.take():  # one has been given back since
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled() and place.exception() is None:
+                self.give()
+            raise
+
+    def give(self) -> None:
+        """Give a place back: to who waits longest."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                return
+        self._left += 1
+
+    def refuse(self, error: Exception) -> None:
+        """Tell all who wait that they wait in vain."""
+        for place in self._waiting:
+            if not place.done():
+                place.set_exception(type(error)(*error.args))
+        self._waiting.clear()

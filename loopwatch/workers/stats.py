@@ -1,0 +1,159 @@
+"""The figures of one pool; written on its loop's thread, read on any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from loopwatch.core.histogram import Histogram
+from loopwatch.core.originals import time
+from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.health.naming import error_name, task_name
+from loopwatch.health.records import PoolReading
+from loopwatch.workers.connection import Link
+from loopwatch.workers.totals import spent_by
+from loopwatch.workers.worker import resident
+
+COUNTED = (
+    "submitted", "completed", "failed", "cancelled", "timed_out", "crashed", "retried", "started", "recycled",
+)  # fmt: skip
+"""What is counted under the name that it has in :class:`PoolStats`."""
+SMOOTHING = 0.1
+"""Weight of the newest call in the mean run time."""
+TOGETHER = 64
+"""Calls whose times are put into the histograms together: a tenth of a millisecond."""
+MOST_TYPES = 32
+"""Types of exceptions, and ways to die, told apart; further ones are told as ``other``."""
+UNKNOWN_RUN = 0.001
+"""s that a call is taken to run before the first has."""
+
+
+class Times(NamedTuple):
+    """How long calls ran and waited; the ``latest`` (run, wait) are not in the histograms yet."""
+
+    runs: Histogram
+    waits: Histogram
+    latest: list[tuple[float, float]]
+
+    def together(self) -> Times:
+        """Return the same with the latest in the histograms; this one stays as it is, for whoever reads it."""
+        runs, waits = self.runs.copy(), self.waits.copy()
+        for run, wait in self.latest.copy():
+            runs.record(run)
+            waits.record(wait)
+        return Times(runs, waits, [])
+
+
+class Figures:
+    """Counts, times, and the longest that a call held the loop."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        """Calls that failed, by type of the exception."""
+        self.crashes: Counter[str] = Counter()
+        """Workers that died without being told to, by reason."""
+        self.spent = spent_by(self, "process")
+        self.mean_run = UNKNOWN_RUN
+        self._times = Times(Histogram(), Histogram(), [])
+        self._busy = 0.0
+        self._encoding = self._decoding = 0.0
+        self._longest_encode = self._longest_decode = 0.0
+
+    def failed(self, error: BaseException) -> None:
+        """A call has failed with ``error``."""
+        self.counts["failed"] += 1
+        _count(self.failures, error_name(error))
+
+    def died(self, reason: str) -> None:
+        """A worker has died without being told to."""
+        _count(self.crashes, reason)
+
+    def ran(self, seconds: float, waited: float, taken: float) -> None:
+        """A call ran for ``seconds``, after it had ``waited``; until its result was here it has ``taken`` so long."""
+        self._busy += seconds
+        spent = self.spent
+        spent.run += seconds
+        if taken > seconds:
+            spent.trip += taken - seconds
+        latest = self._times.latest
+        latest.append((seconds, waited))
+        if len(latest) == TOGETHER:
+            self._times = self._times.together()
+        self.mean_run += SMOOTHING * (seconds - self.mean_run)
+
+    def encoded(self, seconds: float) -> None:
+        """Pickling a call held the loop for ``seconds``."""
+        self._longest_encode = max(self._longest_encode, seconds)
+        self._encoding += seconds
+        self.spent.held += seconds
+
+    def decoded(self, seconds: float) -> None:
+        """Unpickling a result held the loop for ``seconds``."""
+        self._longest_decode = max(self._longest_decode, seconds)
+        self._decoding += seconds
+        self.spent.held += seconds
+        self.spent.trip += seconds
+
+    def reading(
+        self,
+        name: str,
+        links: Iterable[Link] = (),
+        alive: float = 0.0,
+        *,
+        queued: int = 0,
+        decoding: int = 0,
+        **told: Any,
+    ) -> PoolReading:
+        """Put all of it together.
+
+        Args:
+            name: of the pool.
+            links: its workers.
+            alive: s that its workers have lived, all together.
+            queued, decoding: calls that wait; whose result is being unpickled.
+            **told: further fields of :class:`PoolStats`.
+        """
+        now = time.monotonic()
+        links = list(links)
+        calls = [call for link in links for call in list(link.calls.values()) if call is not None]
+        times = self._times.together()
+        counted: dict[str, Any] = {name: self.counts[name] for name in COUNTED}
+        stats = PoolStats(
+            name=name,
+            workers=tuple(_worker(link, now) for link in links),
+            queued=queued,
+            running=sum(not call.future.done() for call in calls) + decoding,
+            **counted,
+            wait=times.waits.stats(),
+            run=times.runs.stats(),
+            longest_encode=self._longest_encode,
+            longest_decode=self._longest_decode,
+            utilization=min(self._busy / alive, 1.0) if alive > 0 else 0.0,
+            failures=dict(self.failures),
+            crashes=dict(self.crashes),
+            encoding=self._encoding,
+            decoding=self._decoding,
+            **told,
+        )
+        return PoolReading(stats, times.waits, times.runs)
+
+
+def _worker(link: Link, now: float) -> WorkerStats:
+    call = link.running()
+    begun = None if call is None else call.begun
+    return WorkerStats(
+        link.pid,
+        link.state,
+        len(link.calls),
+        link.done,
+        now - link.started_at,
+        resident(link.pid),
+        task=None if call is None else task_name(call.function),
+        running_for=None if begun is None else max(time.perf_counter() - begun, 0.0),
+    )
+
+
+def _count(counts: Counter[str], name: str) -> None:
+    counts[name if name in counts or len(counts) < MOST_TYPES else "other"] += 1

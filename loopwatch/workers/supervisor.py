@@ -1,0 +1,419 @@
+"""The workers of one pool: how many there are, how they start, why they go. What they run is the pool's business."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import pickle
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from loopwatch.core.originals import time
+from loopwatch.core.untraced import UntracedThread
+from loopwatch.errors import OffloadError
+from loopwatch.workers import descriptor_passing, launch, pickling, protocol, tracing
+from loopwatch.workers.connection import IDLE, Link, State
+from loopwatch.workers.options import PoolOptions
+from loopwatch.workers.output import Output
+from loopwatch.workers.protocol import Frame, Kind
+from loopwatch.workers.worker import RemoteTraceback, resident
+
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
+"""s between two attempts to start workers that fail."""
+MOST_DOUBLED = 10
+"""Failures in a row after which that time does not grow; a power of two beyond 1,023 is no float."""
+MOST_CHANCE = 2
+"""Workers in a row that may die, for no known reason, before they are of use; no call fails because of these."""
+START_TIMEOUT = 60.0
+"""s that a worker may take to get ready."""
+MEMORY_EVERY = 0.2
+"""s between two looks at the memory of busy workers, if it is limited."""
+STUCK = 0.01
+"""s: nothing more is sent to a worker that has been running one call for so long."""
+
+
+class Employer(Protocol):
+    """What a crew works for; all of it is called on the loop's thread."""
+
+    def wanted(self) -> int:
+        """Return how many workers could be busy now."""
+
+    def on_frame(self, link: Link, frame: Frame) -> None:
+        """A worker has sent something other than that it is ready."""
+
+    def on_crash(self, code: int | None) -> None:
+        """A worker has died without being told to."""
+
+    def on_lost(self, link: Link, code: int | None) -> None:
+        """A worker has ended; its calls are in ``link.calls``."""
+
+    def on_change(self) -> None:
+        """There may be something to do: a worker has become ready, or has gone."""
+
+    def on_nobody(self, error: OffloadError) -> None:
+        """There is no worker, and none can be started for now."""
+
+    def on_event(self, kind: str, pid: int | None, detail: str = "") -> None:
+        """Something happened that the user may want to know."""
+
+
+class Crew:
+    """Starts workers, replaces them, and ends them.
+
+    Args:
+        employer: what it works for.
+        options: of the pool.
+        counts: figures: ``started``, ``recycled``.
+        loop: on which everything happens.
+    """
+
+    def __init__(
+        self, employer: Employer, options: PoolOptions, counts: Counter[str], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.links: list[Link] = []
+        self.failures = 0
+        """Workers that ended before they had done anything since one last did."""
+        self._employer, self._options, self._counts, self._loop = employer, options, counts, loop
+        self._most, self._least = options.most, options.least
+        self._launcher = launch.launcher(options.start_method, options.preload)
+        self._output = Output(loop, options.prefix) if options.prefix_output is not False else None
+        self._starting = 0
+        self._failure: OffloadError | None = None
+        self._retry_at = 0.0
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
+        self._leaving = self._ending = False
+        self._pid = os.getpid()
+        self._gone = asyncio.Event()
+        self._alive = 0.0
+
+    @property
+    def alive(self) -> float:
+        """Seconds that workers have lived, all together."""
+        now = time.monotonic()
+        return self._alive + sum(now - link.started_at for link in list(self.links))
+
+    def free(self, depth: int) -> Link | None:
+        """Return the worker that can begin a call soonest, None if each has ``depth`` calls or is stuck in one."""
+        best = None
+        for link in self.links:
+            if not link.accepts:
+                continue
+            if link.state is IDLE:
+                return link
+            if len(link.calls) < depth and (best is None or len(link.calls) < len(best.calls)) and not stuck(link):
+                best = link
+        return best
+
+    def may_take_more(self) -> bool:
+        """Whether a worker has nothing to do, or another may be started."""
+        return self._living() < self._most or any(link.state is State.IDLE for link in self.links)
+
+    def _living(self) -> int:
+        return sum(link.state is not State.STOPPING for link in self.links) + self._starting
+
+    # -- starting -------------------------------------------------------------------------------------------------
+
+    def staff(self) -> None:
+        """Start the workers that are missing, now or when the last failure is long enough ago."""
+        living = self._living()
+        if self._ending or living >= self._most:
+            return
+        least = 0 if self._leaving else self._least
+        missing = min(max(least, self._employer.wanted()), self._most) - living
+        delay = self._retry_at - time.monotonic()
+        if missing > 0 and delay <= 0:
+            self._start(missing)
+        elif missing > 0 and self._failure is not None and not living:
+            self._employer.on_nobody(self._failure)
+        elif missing > 0:
+            self._later(delay, self.staff)
+
+    def _start(self, count: int) -> None:
+        self._starting += count
+        arguments = (weakref.ref(self), self._loop, self._launcher, self._options, count)
+        try:
+            UntracedThread(functools.partial(_start_workers, *arguments), "loopwatch-starter").start()
+        except RuntimeError as exc:  # the system allows no more threads
+            self._loop.call_soon(self.on_not_started, count, exc)
+
+    def on_started(self, launched: launch.Launched, setup: bytes, prepare: list[pickling.Payload]) -> None:
+        """A worker's process runs; it has to get ready."""
+        self._starting -= 1
+        if self._ending:
+            launched.close()
+            self._note_gone()
+            return
+        link = Link(launched, self._loop, self._on_frame, self._on_death, self._launcher)
+        self.links.append(link)
+        self._counts["started"] += 1
+        self._employer.on_event("started", link.pid)
+        link.timer = self._loop.call_later(
+            START_TIMEOUT, self.kill, link, f"it was not ready after {START_TIMEOUT:g} s"
+        )
+        theirs = descriptor_passing.NONE if self._output is None else self._output.tap(link.pid)
+        link.send(protocol.frame(Kind.SETUP, 0, setup, descriptors=len(theirs)), theirs)
+        for each in prepare:
+            frame = protocol.frame(Kind.PREPARE, 0, each.pickle, each.buffers, descriptors=len(each.descriptors))
+            link.send(frame, each.descriptors)
+
+    def on_not_started(self, count: int, exc: BaseException) -> None:
+        """``count`` workers could not be started."""
+        self._starting -= count
+        if isinstance(exc, OffloadError):
+            error = exc
+        else:
+            error = OffloadError(f"no worker of {self._options.name} could be started: {exc or repr(exc)}")
+            error.__cause__ = exc
+        self._on_failed_start(error)
+        self._note_gone()
+
+    def _on_frame(self, link: Link, frame: Frame) -> None:
+        if frame.head.kind != Kind.READY:
+            self._employer.on_frame(link, frame)
+        elif frame.head.id:  # it ends by itself
+            try:
+                words, where = pickle.loads(frame.pickle)
+            except Exception as exc:
+                raise protocol.BrokenFrame(f"its failure cannot be read: {exc}") from exc
+            link.failure = OffloadError(f"worker {link.pid} of {self._options.name} could not get ready: {words}")
+            link.failure.__cause__ = RemoteTraceback(where)
+        elif link.state is State.STARTING:
+            self._failure = None
+            if link.timer is not None:
+                link.timer.cancel()
+            self.rest(link)
+            self._employer.on_event("ready", link.pid)
+            self._employer.on_change()
+
+    def _on_failed_start(self, error: OffloadError) -> None:
+        if self._ending:
+            return
+        self._failure = error
+        self._back_off(FIRST_BACKOFF)
+        self._employer.on_event("failed", None, str(error))
+        if self._living():
+            self.staff()
+        else:
+            self._employer.on_nobody(error)
+
+    def _back_off(self, first: float) -> None:
+        """Start nobody for a while, which doubles with each failure."""
+        pause = min(FIRST_BACKOFF * 2 ** min(self.failures, MOST_DOUBLED), LONGEST_BACKOFF) if self.failures else first
+        self.failures += 1
+        self._retry_at = time.monotonic() + pause
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def rest(self, link: Link) -> None:
+        """A worker has nothing to do now."""
+        link.state = State.IDLE
+        link.idle_since = time.monotonic()
+        timeout = self._options.idle_timeout
+        if timeout is not None and len(self.links) > self._least:
+            self._later(timeout, self._shrink)
+
+    def retire(self, link: Link, why: str) -> None:
+        """Replace a worker once it has done what it was sent."""
+        self._counts["recycled"] += 1
+        link.stop()
+        self._employer.on_event("recycled", link.pid, why)
+        self.staff()
+
+    def kill(self, link: Link, why: str) -> None:
+        """End a worker now."""
+        if link.cause is None:
+            link.kill(why)
+            self._employer.on_event("killed", link.pid, why)
+
+    def watch_memory(self) -> None:
+        """Look at the memory of busy workers as long as there are any, if it is limited."""
+        if self._options.max_memory_per_worker is not None:
+            self._later(MEMORY_EVERY, self._check_memory)
+
+    def _check_memory(self) -> None:
+        limit = self._options.max_memory_per_worker
+        busy = [link for link in self.links if link.calls and link.accepts]
+        if limit is None or not busy:
+            return
+        for link in busy:
+            used = resident(link.pid)
+            if used > 2 * limit:
+                link.over_memory = True
+                self.kill(link, f"it used {used:,} bytes, more than twice max_memory_per_worker={limit:,}")
+        self.watch_memory()
+
+    def _shrink(self) -> None:
+        timeout = self._options.idle_timeout
+        if timeout is None or self._ending:
+            return
+        now, ends = time.monotonic(), []
+        living = [link for link in self.links if link.state is not State.STOPPING]
+        for link in living[self._least :]:
+            if link.state is State.IDLE and link.accepts:
+                ends.append(link.idle_since + timeout)
+                if ends[-1] <= now + 0.001:
+                    ends.pop()
+                    link.stop()
+        if ends:
+            self._later(min(ends) - now, self._shrink)
+
+    def _later(self, delay: float, act: Callable[[], None]) -> None:
+        """Do ``act`` after ``delay`` s, unless that is planned already."""
+        if act not in self._timers:
+            self._timers[act] = self._loop.call_later(delay, self._due, act)
+
+    def _due(self, act: Callable[[], None]) -> None:
+        del self._timers[act]
+        act()
+
+    # -- ending ---------------------------------------------------------------------------------------------------
+
+    def _on_death(self, link: Link, code: int | None) -> None:
+        self.links.remove(link)
+        self._alive += time.monotonic() - link.started_at
+        self._employer.on_lost(link, code)
+        chance = link.cause is None and link.failure is None and self.failures < MOST_CHANCE
+        if link.state is State.STARTING and not chance:
+            error = link.failure or OffloadError(
+                f"worker {link.pid} of {self._options.name} ended before it was ready: {link.cause or exit_words(code)}"
+            )
+            self._on_failed_start(error)
+        elif link.cause is not None or code == 0:
+            self._employer.on_event("stopped", link.pid, link.cause or "")
+        else:
+            self._employer.on_crash(code)
+            self._employer.on_event("crashed", link.pid, exit_words(code))
+            if not link.started:
+                self._back_off(0.0)
+        self.staff()
+        self._employer.on_change()
+        self._note_gone()
+
+    def _note_gone(self) -> None:
+        if self._ending and not self.links and not self._starting:
+            self._gone.set()
+
+    def leave(self) -> None:
+        """Keep only the workers that are needed for what waits."""
+        self._leaving = True
+
+    async def end(self) -> None:
+        """End all workers: those that have nothing to do by word, the others by force; wait until they are gone."""
+        self.end_soon()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), launch.ENDS_WITHIN)
+        for link in self.links:
+            self.kill(link, "it did not end")
+        closed = asyncio.Event()
+        loop, launcher = self._loop, self._launcher
+
+        def close() -> None:
+            launcher.close()
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(closed.set)
+
+        try:
+            UntracedThread(close, "loopwatch-closer").start()
+        except RuntimeError:  # as above
+            close()
+        await closed.wait()
+        await self._gone.wait()
+        if self._output is not None:
+            await self._output.close()
+
+    def end_soon(self) -> None:
+        """Tell or force all workers to end."""
+        self._ending = True
+        for link in self.links:
+            if link.state is State.IDLE and link.accepts:
+                link.stop()
+            elif link.state is not State.STOPPING or link.calls:
+                self.kill(link, "the pool was closed")
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._note_gone()
+
+    def owns_loop(self) -> bool:
+        """Whether the loop, which rests, may be touched: a forked child shares its selector with its parent."""
+        return not self._loop.is_closed() and not self._loop.is_running() and os.getpid() == self._pid
+
+    def abandon(self) -> None:
+        """Let go of everything without the loop: it is closed, or the interpreter ends."""
+        self._ending = True
+        for link in self.links:
+            if self.owns_loop():
+                link.detach()
+            link.release()
+        self.links.clear()
+        if self._output is not None:
+            self._output.abandon(owns_loop=self.owns_loop())
+        self._launcher.close()
+
+
+def stuck(link: Link) -> bool:
+    """Whether a worker has been running one call for long."""
+    first = link.first
+    return first is not None and first.begun is not None and time.perf_counter() - first.begun >= STUCK
+
+
+def exit_words(code: int | None) -> str:
+    """Say how a process ended."""
+    return "exit code unknown" if code is None else f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
+def _start_workers(
+    crew_ref: weakref.ref[Crew],
+    loop: asyncio.AbstractEventLoop,
+    launcher: launch.Launcher,
+    options: PoolOptions,
+    count: int,
+) -> None:
+    """Start workers one after the other; in a thread, as it blocks."""
+    for number in range(count):
+        launched: launch.Launched | None = None
+        tell: tuple[Any, ...]
+        try:
+            setup, prepare = _setup(options)
+            launched = launcher.start()
+            tell = ("on_started", launched, setup, prepare)
+        except BaseException as exc:  # noqa: BLE001 - told to the pool
+            tell = ("on_not_started", count - number, exc)
+        crew = crew_ref()
+        try:
+            if crew is None:
+                raise RuntimeError("nobody needs it")
+            loop.call_soon_threadsafe(getattr(crew, tell[0]), *tell[1:])
+        except RuntimeError:  # or the loop is closed
+            if launched is not None:
+                launched.close()
+            return
+        if launched is None:
+            return
+        del crew, tell
+
+
+def _setup(options: PoolOptions) -> tuple[bytes, list[pickling.Payload]]:
+    """Return what a worker is told first, and what it is to call before anything else."""
+    by_value = not launch.main_is_importable()
+    traced = tracing.is_used()
+    if traced:
+        tracing.prepare()
+    calls = ((options.initializer, options.initargs), (options.warmup, ()))
+    prepare = [pickling.encode(each, by_value=by_value) for each in calls if each[0] is not None]
+    setup = {
+        "main": launch.main_data(),
+        "env": dict(options.env),
+        "nice": options.nice,
+        "max_memory": options.max_memory_per_worker,
+        "by_value": by_value,
+        "traced": traced,
+        "log_level": logging.getLogger().getEffectiveLevel() if options.forward_logs else None,
+        "to_prepare": len(prepare),
+    }
+    return pickle.dumps(setup), prepare
