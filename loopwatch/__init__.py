@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # as type checkers know it; importing typing would cost m
 
 if TYPE_CHECKING:
     from loopwatch._installed import current_agent, install, uninstall
+    from loopwatch._version import __version__ as __version__
     from loopwatch.agent import Agent
     from loopwatch.config import Config
     from loopwatch.errors import (
@@ -73,10 +74,9 @@ __all__ = [
     "uninstall",
 ]
 
-__version__ = "0.1.0"
-
 # Names are resolved on first use (PEP 562), so that importing the package costs a program nothing.
 _HOMES = {
+    "__version__": "loopwatch._version",
     "Agent": "loopwatch.agent",
     "Backend": "loopwatch.workers.backend",
     "Cause": "loopwatch.events",

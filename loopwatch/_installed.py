@@ -202,7 +202,7 @@ def install_from_environment(late: bool | None = None) -> None:
 
 
 def _place() -> str | None:
-    from loopwatch.health.origin import place_of_interest
+    from loopwatch.health.naming import place_of_interest
 
     return place_of_interest()
 

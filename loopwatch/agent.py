@@ -916,7 +916,7 @@ def _count_tasks() -> int | None:
 
 
 def _place() -> str | None:
-    from loopwatch.health.origin import place_of_interest
+    from loopwatch.health.naming import place_of_interest
 
     return place_of_interest()
 

@@ -690,6 +690,13 @@ class Snapshot:
         return asdict(self)
 
 
+def culprit_key(stall: Stall) -> str:
+    """Return what stands for the culprit of ``stall`` when stalls are counted."""
+    if stall.culprit is None:
+        return f"[{stall.cause}]"
+    return f"{stall.culprit.module}:{stall.culprit.function}"
+
+
 def _known(cls: type[Any], data: object) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise TypeError(f"a {cls.__name__} is made of a mapping, not of {type(data).__name__}")

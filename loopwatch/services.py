@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from loopwatch import __version__
+from loopwatch._version import __version__
 from loopwatch.config import Config
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loopwatch.events import Cause, Evidence, ExpectedBlocks, FlaggedFunction, Frame, Stall
-from loopwatch.sinks.log import LogSink, culprit_key, describe, describe_flagged
+from loopwatch.events import Cause, Evidence, ExpectedBlocks, FlaggedFunction, Frame, Stall, culprit_key
+from loopwatch.sinks.log import LogSink, describe, describe_flagged
 from loopwatch.testing import FakeClock
 
 

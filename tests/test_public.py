@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -14,58 +15,36 @@ import loopwatch
 
 ROOT = Path(loopwatch.__file__).parent
 
-LAYERS = [
-    {"loopwatch.core"},
-    {"loopwatch.events", "loopwatch.errors", "loopwatch.diagnosis.flagging"},
-    {"loopwatch.config", "loopwatch.core.patches", "loopwatch.core.faults"},
-    {
-        "loopwatch.watch.probes",
-        "loopwatch.system.threads",
-        "loopwatch.watch.stacks",
-        "loopwatch.watch.task_info",
-        "loopwatch.watch.observation",
-        "loopwatch.watch.expectations",
-        "loopwatch.watch.prompts",
-        "loopwatch.watch.server_start",
-        "loopwatch.watch.contention",
-        "loopwatch.watch.usage",
-        "loopwatch.watch.watched_loop",
-        "loopwatch.watch.watcher",
-        "loopwatch.watch.waiters",
-        "loopwatch.watch.discovery",
-        "loopwatch.core.child_exit",
-        "loopwatch.health",
-        "loopwatch.watch.governor",
-        "loopwatch.diagnosis",
-    },
-    {"loopwatch.telemetry", "loopwatch.sinks.thread", "loopwatch.workers"},
-    {"loopwatch.sinks.service", "loopwatch.offloading.service"},
-    {"loopwatch.services"},
-    {"loopwatch.agent"},
-    {"loopwatch._installed"},
-    {
-        "loopwatch.cli.main",
-        "loopwatch.__main__",
-        "loopwatch.cli.run",
-        "loopwatch.cli.doctor",
-        "loopwatch.cli.dashboards",
-        "loopwatch.cli.grafana",
-        "loopwatch.cli.bootstrap",
-        "loopwatch.demo",
-        "loopwatch.demo.app",
-        "loopwatch.testing",
-    },
-]
-"""The contract, lowest layer first; a module may import its own layer and those below it."""
+PUBLIC = {"agent", "config", "errors", "events", "testing"}
+"""Modules at the top of the package; everything else there is a folder or begins with an underscore."""
+
+RECORDS = {"config", "errors", "events"}
+"""Public modules at the bottom: they import ``core`` and each other, and everybody imports them."""
+
+ORDER = (
+    "core", "system", "watch", "diagnosis", "sinks", "report", "health", "telemetry", "workers", "offloading",
+    "services", "agent", "_installed", "testing", "demo", "cli", "__main__",
+)  # fmt: skip
+"""The contract, lowest first: a module may import its own folder and those before it. No two are equal."""
+
+ONLY_IN = {
+    "opentelemetry.sdk": ("loopwatch.telemetry.otel",),
+    "opentelemetry.exporter": ("loopwatch.telemetry.otel",),
+    "opentelemetry": ("loopwatch.telemetry.otel", "loopwatch.workers.tracing"),
+    "prometheus_client": ("loopwatch.telemetry.prometheus",),
+    "psutil": ("loopwatch.health.children", "loopwatch.telemetry.prometheus.neighbours"),
+    "greenlet": ("loopwatch.offloading.bridge",),
+}
+"""Who may import a library, imports for type checkers left out."""
 
 PURE = {
     "loopwatch.diagnosis",
     "loopwatch.watch.governor",
     "loopwatch.events",
-    "loopwatch.diagnosis.flagging",
     "loopwatch.watch.expectations",
     "loopwatch.watch.prompts",
     "loopwatch.core.text",
+    "loopwatch.system.syscalls",
     "loopwatch.health.states",
     "loopwatch.health.findings",
 }
@@ -101,17 +80,32 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def layer_of(module: str) -> int | None:
-    for level, members in enumerate(LAYERS):
-        if any(module == member or module.startswith(member + ".") for member in members):
-            return level
-    return None
+def folder_of(module: str) -> str:
+    """Return the folder below ``loopwatch`` that ``module`` is in, or its own name if it is at the top."""
+    return module.split(".")[1] if "." in module else ""
 
 
-def test_every_module_has_a_layer() -> None:
-    """A new module must be given its place."""
-    unplaced = [name for name in modules() if name != "loopwatch" and layer_of(name) is None]
-    assert unplaced == []
+def own_imports() -> list[tuple[str, str]]:
+    """Return which module of the package imports which other one."""
+    known = modules()
+    packages = {name for name, path in known.items() if path.name == "__init__.py"}
+    pairs = {(name, found) for name, path in known.items() for found in imports(path) if found in known}
+    # ``from package import module`` is about the module.
+    return sorted((name, found) for name, found in pairs if name != found and found not in packages)
+
+
+def test_every_module_has_its_place() -> None:
+    """What is at the top of the package is public, or one of the few that say why not; the rest is in known folders."""
+    top = {folder_of(name) for name in modules()} - {""}
+    assert top == set(ORDER) | RECORDS | {"_version"}
+    loose = {path.stem for path in ROOT.glob("*.py")}
+    assert loose == PUBLIC | {"__init__", "__main__", "_installed", "_version", "services"}
+
+
+def test_no_folder_hides_a_public_name() -> None:
+    """To import a folder makes it an attribute of the package: it must not be where a public name is expected."""
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders & set(loopwatch.__all__) == set()
 
 
 def test_every_package_is_shipped() -> None:
@@ -122,12 +116,36 @@ def test_every_package_is_shipped() -> None:
 
 
 def test_imports_point_down() -> None:
-    """No module imports from a layer above its own."""
+    """No module imports from a folder that comes after its own."""
+    rank = {name: place for place, name in enumerate(ORDER)}
     wrong = [
-        (name, imported)
+        (name, found)
+        for name, found in own_imports()
+        if folder_of(found) in rank
+        and not (folder_of(name) == folder_of(found) or rank.get(folder_of(name), -1) > rank[folder_of(found)])
+        and not (folder_of(name) in {"", *RECORDS} and folder_of(found) == "core")
+    ]
+    assert wrong == []
+
+
+def test_modules_have_no_cycle() -> None:
+    """Within a folder, too, imports go one way: there is an order in which each module follows those it imports."""
+    above: dict[str, set[str]] = {name: set() for name in modules()}
+    for name, found in own_imports():
+        above[name].add(found)
+    order = graphlib.TopologicalSorter(above)
+    order.prepare()  # raises CycleError, which names one
+
+
+def test_libraries_are_imported_in_one_place() -> None:
+    """OpenTelemetry, prometheus_client, psutil and greenlet are each the business of a few modules."""
+    wrong = [
+        (name, found)
         for name, path in modules().items()
-        for imported in imports(path)
-        if name != "loopwatch" and (layer_of(imported) or 0) > (layer_of(name) or 0)
+        for found in imports(path)
+        for library, allowed in ONLY_IN.items()
+        if (found == library or found.startswith(library + "."))
+        and not any(name == place or name.startswith(place + ".") for place in allowed)
     ]
     assert wrong == []
 

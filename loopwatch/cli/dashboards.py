@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from loopwatch import __version__
+from loopwatch._version import __version__
 from loopwatch.cli.grafana import Grafana
 from loopwatch.errors import LoopwatchError
 

@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from loopwatch import __version__
+from loopwatch._version import __version__
 from loopwatch.config import ENV_PREFIX, Config, field_names, from_env
 from loopwatch.core.text import shown
 from loopwatch.errors import ConfigError

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from loopwatch import __version__
+from loopwatch._version import __version__
 from loopwatch.core.text import shown
 from loopwatch.errors import LoopwatchError
 

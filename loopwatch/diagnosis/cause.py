@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loopwatch.events import Cause, Evidence
+from loopwatch.system.syscalls import RUNNING, kind_of
 
 MOST = 0.5
 """Share of the observed span that one thing must fill to be the reason for it."""
@@ -18,21 +19,6 @@ MUCH, SOME = 0.4, 0.3
 
 MOVES = 0.3
 """Share of neighbouring samples with another innermost position that shows a thread which gets on."""
-
-RUNNING = "running"
-LOCK_CALLS = frozenset({"futex", "futex_waitv"})
-SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
-
-
-def kind_of(syscall: str | None) -> str:
-    """Return ``running``, ``sleep``, ``lock``, ``io`` or ``""`` (not known) for what a thread was found in."""
-    if syscall is None:
-        return ""
-    if syscall == RUNNING:
-        return RUNNING
-    if syscall in SLEEP_CALLS:
-        return "sleep"
-    return "lock" if syscall in LOCK_CALLS else "io"
 
 
 def decide(evidence: Evidence) -> Cause:

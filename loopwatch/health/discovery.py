@@ -12,15 +12,13 @@ from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.health.default_executors import Defaults
 from loopwatch.health.hooks import Hooks
-from loopwatch.health.in_worker import Target
+from loopwatch.health.in_worker import Notes, Target
 from loopwatch.health.kinds.multiprocessing import MultiprocessingPools, WatchedPool
 from loopwatch.health.kinds.other import WatchedOther
 from loopwatch.health.kinds.processes import ProcessPools, WatchedProcesses
 from loopwatch.health.kinds.threads import ThreadPools, WatchedThreads, pool_of
 from loopwatch.health.lost_errors import Neglected
-from loopwatch.health.naming import pool_name
-from loopwatch.health.noting import Notes
-from loopwatch.health.origin import origin
+from loopwatch.health.naming import origin, pool_name
 from loopwatch.health.records import Source
 from loopwatch.health.task_board import Address, Board
 from loopwatch.health.watched_pool import Identity, Watched

@@ -1,6 +1,9 @@
-"""What a pool finds where it looks for the function that its workers run: the same, on queues that note what they do.
+"""The function that workers of somebody else's pool run, on queues that note each task for the parent.
 
-In the parent; :mod:`loopwatch.health.noting` is the worker's side.
+In the worker the pool's own function runs as ever; its queues note on the parent's task board when a task was taken and
+when its result is sent. What travels in them is not touched: neither functions, nor arguments, results, exceptions. If
+the board cannot be had, the queues are the pool's own. In the parent :class:`Target` stands where the pool looks for
+that function. Workers load this, so that it imports little.
 """
 # To load pathlib takes 4 ms, in every process that is watched.
 # ruff: noqa: PTH120
@@ -13,11 +16,168 @@ import sys
 import threading
 from collections.abc import Callable
 from importlib.machinery import PathFinder
-from typing import Any
+from typing import Any, Protocol
 
+from loopwatch.core.originals import time
 from loopwatch.core.unseen import unseen
-from loopwatch.health.noting import Function, Notes, noting, run_noting, run_with
-from loopwatch.health.task_board import Address
+from loopwatch.health.task_board import Address, Slot, claim
+
+Function = Callable[..., Any]
+
+LONG = 300_000
+"""ns from which on tasks are worth a look at the processor's clock each."""
+SAMPLE = 16
+"""Of so many shorter ones one is measured."""
+SHIFT = 32
+"""Bits for the number of a task within its job (:mod:`multiprocessing.pool`)."""
+
+
+def noting(place: str, address: Address) -> Function:
+    """Return what a worker is to run instead of the function at ``place``."""
+    return functools.partial(_run_at, place, address)
+
+
+def _run_at(place: str, address: Address, *args: Any, **kwargs: Any) -> Any:
+    from pkgutil import resolve_name
+
+    return run_noting(resolve_name(place), address, args, kwargs)
+
+
+@unseen
+def run_noting(function: Function, address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a pool's ``function`` for workers on queues that note what it does."""
+    slot = claim(address, os.getpid())
+    if slot is None or len(args) < 2:
+        return function(*args, **kwargs)
+    return run_with(SlotNotes(slot), function, args, kwargs)
+
+
+@unseen
+def run_with(notes: Notes, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a pool's ``function`` for workers with ``notes`` being taken."""
+    results = Outcomes if function.__module__ == "multiprocessing.pool" else Results
+    return function(Calls(args[0], notes), results(args[1], notes), *args[2:], **kwargs)
+
+
+class Notes(Protocol):
+    """What is noted of a worker."""
+
+    def ready(self) -> None:
+        """It asks for a task."""
+
+    def begin(self, number: int) -> None:
+        """Task ``number`` was taken."""
+
+    def end(self) -> None:
+        """The task is over, if there is one."""
+
+
+class SlotNotes:
+    """What this worker runs now, on its parent's board.
+
+    The processor's clock is a system call. Short tasks are measured as samples, and those between them are taken to
+    have computed all the time; what arguments and results cost beside short tasks is reckoned from the samples.
+    """
+
+    __slots__ = ("_count", "_cpu", "_is_long", "_measured", "_number", "_slot", "_start")
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self._number: int | None = None
+        self._start = self._count = self._measured = 0
+        self._is_long = False
+        self._cpu: int | None = None
+        """The processor's clock when the last task ended, and when the present one began, as far as it was read."""
+
+    def ready(self) -> None:
+        """It asks for a task."""
+        self._slot.ready()
+
+    def begin(self, number: int) -> None:
+        """Task ``number`` was taken."""
+        before, between = self._cpu, 0
+        is_sample = self._is_long or self._count % SAMPLE == 0
+        self._count += 1
+        if before is not None or is_sample:
+            now = time.process_time_ns()
+            if before is not None:
+                # It stands for those before it, not for those to come: a worker may be replaced after a few.
+                between = (now - before) * (self._count - 1 - self._measured)
+                self._measured = self._count - 1
+            self._cpu = now if is_sample else None
+        self._number, self._start = number, time.monotonic_ns()
+        self._slot.begin(number, self._start, between)
+
+    def end(self) -> None:
+        """The task is over."""
+        if self._number is None:
+            return
+        now, before = time.monotonic_ns(), self._cpu
+        used = run = now - self._start
+        self._is_long = run > LONG
+        if before is not None or self._is_long:
+            self._cpu = time.process_time_ns()
+            if before is not None:
+                used = self._cpu - before
+        self._slot.end(self._number, self._start, now, used)
+        self._number = None
+
+
+class _Queue:
+    """A queue of the pool's, with everything that it has."""
+
+    def __init__(self, queue: Any, notes: Notes) -> None:
+        self._queue, self._notes = queue, notes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+
+class Calls(_Queue):
+    """The queue of calls: a task begins when it has been taken."""
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for a task as the queue does."""
+        self._notes.ready()
+        item = self._queue.get(*args, **kwargs)
+        number = number_of(item)
+        if number is not None:
+            self._notes.begin(number)
+        return item
+
+
+class Results(_Queue):
+    """The queue of results: a task ends when its result is about to be sent."""
+
+    @property
+    def put(self) -> Function:
+        """The queue's own method: errors in it, such as a result that cannot be pickled, show no frame of ours."""
+        self._notes.end()
+        put: Function = self._queue.put
+        return put
+
+
+class Outcomes(_Queue):
+    """The queue of results of :mod:`multiprocessing.pool`, whose workers ask for ``put`` only once."""
+
+    def put(self, item: Any) -> None:
+        """Send a result."""
+        self._notes.end()
+        self._queue.put(item)
+
+
+def number_of(item: Any) -> int | None:
+    """Return the number of a task as it comes out of a queue of calls, None for what is no task."""
+    if type(item) is tuple:  # multiprocessing.pool: job, index in it, function, arguments
+        return job_number(item[0], item[1]) if len(item) == 5 else None
+    number = getattr(item, "work_id", None)  # concurrent.futures.process, loky
+    return number if isinstance(number, int) else None
+
+
+def job_number(job: int | None, index: int | None) -> int | None:
+    """Return one number for task ``index`` of a job."""
+    return None if job is None or index is None else (job << SHIFT) + index
+
 
 _FOLDER = os.path.dirname(os.path.dirname(__file__))
 

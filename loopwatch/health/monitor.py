@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loopwatch.health.children.processes import Processes
     from loopwatch.health.findings import Advisor
     from loopwatch.health.health_log import News
-    from loopwatch.health.oom import Oom
+    from loopwatch.system.cgroup import Oom
 
 PERIOD = 2.0
 """s between two polls."""
@@ -296,7 +296,7 @@ class Monitor:
     def _look(self, *, quick: bool = False, facts: bool = True) -> None:
         """Poll the facts of all processes, or only see which there are."""
         if self._oom is None:
-            from loopwatch.health.oom import Oom  # loaded once there is something to look at
+            from loopwatch.system.cgroup import Oom  # loaded once there is something to look at
 
             self._oom = Oom()
         oom = self._oom

@@ -20,9 +20,9 @@ from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.events import Cause, Decision, OffloadStats
 from loopwatch.offloading import default_pool
 from loopwatch.offloading.policy import BUDGET, ENOUGH, Measured, decide
-from loopwatch.offloading.remote_call import Raised, Reference, Timed, Within
+from loopwatch.offloading.remote_call import Raised, Reference, Timed, Within, read_clocks, used_since
 from loopwatch.offloading.side_effects import Probation, State
-from loopwatch.workers import clocks, launch, settings, worker
+from loopwatch.workers import launch, settings, worker
 from loopwatch.workers.interpreters import gil_enabled
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
@@ -179,14 +179,14 @@ class Moved:
         self._counts["calls"] += 1
         self._counts["inline"] += 1
         before = self._before(args, kwargs)
-        began = clocks.read(exact=self._is_slow)
+        began = read_clocks(exact=self._is_slow)
         try:
             result = self.function(*args, **kwargs)
         except BaseException:
             self._counts["failed"] += 1
             raise
         finally:
-            run, cpu = clocks.used(began)
+            run, cpu = used_since(began)
             self._inline.run += run
             self._measured(run, cpu)
         self._after(before, args, kwargs, result)
@@ -382,13 +382,13 @@ def _in_steps(coroutine: Any, held: Callable[[float, float, float], None], *, ex
     step: Any = functools.partial(coroutine.send, None)
     try:
         while True:
-            began = clocks.read(exact=exact)
+            began = read_clocks(exact=exact)
             try:
                 waits_for = step()
             except StopIteration as end:
                 return end.value
             finally:
-                used = clocks.used(began)
+                used = used_since(began)
                 longest, total = max(longest, used), total + used[0]
             try:
                 value = yield waits_for

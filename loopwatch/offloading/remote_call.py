@@ -1,4 +1,4 @@
-"""What is sent for a function that is moved: its name, what measures it, its caller's context, what it raised."""
+"""A call of an offloaded function in a worker: its name, clocks, its caller's context, what it raised."""
 
 from __future__ import annotations
 
@@ -8,10 +8,51 @@ import importlib
 import inspect
 import pickle
 import sys
+import threading
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
-from loopwatch.workers import clocks, worker
+from loopwatch.core.originals import time
+from loopwatch.system.threads import scheduled
+from loopwatch.workers import worker
+
+
+class Clocks(NamedTuple):
+    """The clocks of this thread at one moment.
+
+    Attributes:
+        at: ``time.perf_counter`` s.
+        cpu: processor s of the thread.
+        waits: how often it has given up the processor by itself; -1 where the system does not say.
+        starved: s that it has waited for a processor; None if that was not read.
+    """
+
+    at: float
+    cpu: float
+    waits: int
+    starved: float | None
+
+
+def read_clocks(*, exact: bool = True) -> Clocks:
+    """Read the clocks; with the wait for a processor (a file of ``/proc``, some us) if it is to be ``exact``."""
+    waits = -1
+    if sys.platform == "linux":
+        import resource
+
+        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    found = scheduled(threading.get_native_id()) if exact and sys.platform == "linux" else None
+    return Clocks(time.perf_counter(), time.thread_time(), waits, None if found is None else found.run_queue)
+
+
+def used_since(began: Clocks) -> tuple[float, float]:
+    """Return s and processor s since ``began``; time without a processor does not count where it is known.
+
+    If the thread never waited by itself it has computed all the time, even if it did not get a processor for it.
+    """
+    now = read_clocks(exact=began.starved is not None)
+    starved = (now.starved or 0.0) - (began.starved or 0.0) if began.starved is not None else 0.0
+    run = max(now.at - began.at - starved, 0.0)
+    return run, run if now.waits == began.waits >= 0 else min(now.cpu - began.cpu, run)
 
 
 class Reference:
@@ -87,25 +128,25 @@ class Timed:
         self.__module__ = function.__module__
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        began = clocks.read()
+        began = read_clocks()
         try:
             result = self.function(*args, **kwargs)
         except BaseException as exc:
             if not self.as_called or _survives(exc):
                 raise
-            return Raised(exc), *clocks.used(began)
+            return Raised(exc), *used_since(began)
         if self.awaits and inspect.iscoroutine(result):
             return self._finished(result, began)
-        return result, *clocks.used(began)
+        return result, *used_since(began)
 
-    async def _finished(self, coroutine: Any, began: clocks.Clocks) -> tuple[Any, float, float]:
+    async def _finished(self, coroutine: Any, began: Clocks) -> tuple[Any, float, float]:
         try:
             result = await coroutine
         except Exception as exc:
             if not self.as_called or _survives(exc):
                 raise
             result = Raised(exc)
-        return result, *clocks.used(began)
+        return result, *used_since(began)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Timed) and self.function == other.function

@@ -17,8 +17,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 from loopwatch.core.originals import time
-from loopwatch.offloading.loop_bound import CODE, FIXED, Call, is_of_a_loop, of_no_use_elsewhere
-from loopwatch.workers.bytecode import calls_itself, names_of
+from loopwatch.offloading.loop_bound import CODE, FIXED, Call, calls_itself, is_of_a_loop, names_of, of_no_use_elsewhere
 
 RUNS = 3
 """Calls that are compared before a function may go to a process."""

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from loopwatch import __version__
+from loopwatch._version import __version__
 from loopwatch.core import descriptors
 from loopwatch.core.originals import time
 from loopwatch.events import FlaggedFunction, Stall

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
-from loopwatch.events import Cause, ExpectedBlocks, FlaggedFunction, Stall
+from loopwatch.events import Cause, ExpectedBlocks, FlaggedFunction, Stall, culprit_key
 
 OTHER = "other"
 
@@ -56,13 +56,6 @@ class LogSink:
     def _key(self, stall: Stall) -> str:
         key = culprit_key(stall)
         return key if key in self._last or len(self._last) < self.max_culprits else OTHER
-
-
-def culprit_key(stall: Stall) -> str:
-    """Return what stands for the culprit of ``stall`` when stalls are counted."""
-    if stall.culprit is None:
-        return f"[{stall.cause}]"
-    return f"{stall.culprit.module}:{stall.culprit.function}"
 
 
 _DID = {

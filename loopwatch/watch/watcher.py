@@ -24,9 +24,9 @@ from loopwatch.core.frames import current_frames
 from loopwatch.core.median import median
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
-from loopwatch.diagnosis.cause import LOCK_CALLS, kind_of
 from loopwatch.events import Evidence
 from loopwatch.system import threads as facts
+from loopwatch.system.syscalls import LOCK_CALLS, kind_of
 from loopwatch.system.threads import GcMonitor
 from loopwatch.watch import prompts, stacks, task_info
 from loopwatch.watch.contention import LATE, Contention, Hindrance, Lateness

@@ -20,7 +20,7 @@ from typing import Any, Self, TypeVar
 from loopwatch.core.originals import time
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
-from loopwatch.health.origin import origin
+from loopwatch.health.naming import origin
 from loopwatch.health.records import PoolReading
 from loopwatch.workers import launch, pickling, settings, tracing, worker
 from loopwatch.workers.call import Call, Outcome, blame, in_turns

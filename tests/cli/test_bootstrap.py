@@ -80,7 +80,7 @@ def test_process_that_runs_no_loop_loads_no_agent(tmp_path: Path) -> None:
     )
     plain = facts(python(LOADED + code), tmp_path, environ())
     ours = facts(python(LOADED + code), tmp_path, bootstrapped())
-    places = {"loopwatch.health", "loopwatch.health.origin"}  # where the thread pool was made
+    places = {"loopwatch.health", "loopwatch.health.naming"}  # where the thread pool was made
     assert agents(ours["ours"]) == places
     more = {name for name in set(ours["all"]) - set(plain["all"]) if not name.startswith("loopwatch")}
     assert more <= {"__future__", "typing", "_typing", "importlib.util", "importlib._abc", "_xxsubinterpreters"}

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.cause import MOST, MUCH, decide, kind_of
+from loopwatch.diagnosis.cause import MOST, MUCH, decide
 from loopwatch.events import Cause, Evidence
+from loopwatch.system.syscalls import kind_of
 
 # Each row as it was measured for a block of 0.3 s and more; see the table of evidence in the documentation.
 SEEN: dict[str, tuple[Evidence, Cause]] = {

@@ -30,10 +30,10 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import WorkerState
-from loopwatch.health import noting
+from loopwatch.health import in_worker
 from loopwatch.health import states as states_module
+from loopwatch.health.in_worker import SAMPLE, SlotNotes
 from loopwatch.health.kinds.multiprocessing import LOST, MANY
-from loopwatch.health.noting import SAMPLE, SlotNotes
 from loopwatch.health.service import PoolWatch
 from loopwatch.health.task_board import SIZE, SLOTS, Address, Board, claim
 
@@ -441,7 +441,7 @@ def test_what_is_between_tasks_is_not_reckoned_ahead(monkeypatch: pytest.MonkeyP
     board = Board()
     slot = claim(board.address, pid=os.getpid())
     assert slot is not None
-    monkeypatch.setattr(noting.time, "process_time_ns", lambda: next(clock))
+    monkeypatch.setattr(in_worker.time, "process_time_ns", lambda: next(clock))
     notes, overheads = SlotNotes(slot), []
     for number in range(2 * SAMPLE + 2):
         notes.begin(number)

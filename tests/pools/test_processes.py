@@ -17,8 +17,8 @@ from tests_of_pools import until
 
 from loopwatch.health.children.hooks import peek
 from loopwatch.health.children.processes import STILL, Processes
-from loopwatch.health.oom import Oom
 from loopwatch.system import cgroup
+from loopwatch.system.cgroup import Oom
 
 NOTHING = "import sys; sys.stdin.read()"
 SPIN = "while True: pass"

@@ -21,7 +21,7 @@ from loopwatch.core.originals import time
 from loopwatch.core.patches import Beside, ListItem, Patch, PatchSet, when_imported
 from loopwatch.core.text import printable
 from loopwatch.health.isolation import Isolation
-from loopwatch.health.origin import origin
+from loopwatch.health.naming import origin
 from loopwatch.system.threads import read_kernel
 
 MOST = 4096

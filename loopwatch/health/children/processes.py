@@ -15,8 +15,8 @@ from loopwatch.core.dataclasses import replace
 from loopwatch.core.originals import time
 from loopwatch.core.text import printable
 from loopwatch.health.children.hooks import peek
-from loopwatch.health.oom import Oom
 from loopwatch.health.records import ProcessFacts
+from loopwatch.system.cgroup import Oom
 from loopwatch.system.threads import read_kernel
 
 UNIQUE_EVERY = 60.0

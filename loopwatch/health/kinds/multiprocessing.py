@@ -17,10 +17,9 @@ from loopwatch.core.originals import time
 from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.health.hooks import Hooks
-from loopwatch.health.in_worker import Target
+from loopwatch.health.in_worker import SHIFT, Target, job_number
 from loopwatch.health.lost_errors import RESULT, Neglected
 from loopwatch.health.naming import error_name, task_name
-from loopwatch.health.noting import SHIFT, job_number
 from loopwatch.health.pool_workers import Staff, Work
 from loopwatch.health.records import ProcessFacts
 from loopwatch.health.seats import Seat, Seats

@@ -1,7 +1,8 @@
 """Process pools with futures: :class:`concurrent.futures.ProcessPoolExecutor`, and loky's, which is made like it.
 
-Their workers say on a board what they run (:mod:`loopwatch.health.noting`); what is replaced in the parent is the name
-of the function that workers run, and a note is taken when a task is submitted. What is sent to workers is what it was.
+Their workers say on a board what they run (:mod:`loopwatch.health.in_worker`); what is replaced in the parent is the
+name of the function that workers run, and a note is taken when a task is submitted. What is sent to workers is what it
+was.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from loopwatch.events import FlaggedFunction, Frame, Stall
-from loopwatch.sinks.log import culprit_key
+from loopwatch.events import FlaggedFunction, Frame, Stall, culprit_key
 from loopwatch.telemetry.metrics.catalog import CAUSE, CULPRIT, FUNCTION, LOOP, REMEDY
 
 Value = str | int | float | bool

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from loopwatch.events import LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState
+from loopwatch.events import LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState, culprit_key
 from loopwatch.health.records import PoolReading
-from loopwatch.sinks.log import culprit_key
 from loopwatch.telemetry.metrics.attributes import utf8
 from loopwatch.telemetry.metrics.cardinality import Growth, Key, Places, Spans, Totals, foremost
 from loopwatch.telemetry.metrics.catalog import BY_NAME, MAX_CULPRITS, MAX_LOOPS, MAX_POOLS, OTHER

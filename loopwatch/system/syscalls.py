@@ -1,0 +1,18 @@
+"""What a thread does, by the system call that it was found in. Pure."""
+
+from __future__ import annotations
+
+RUNNING = "running"
+LOCK_CALLS = frozenset({"futex", "futex_waitv"})
+SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
+
+
+def kind_of(syscall: str | None) -> str:
+    """Return ``running``, ``sleep``, ``lock``, ``io`` or ``""`` (not known) for what a thread was found in."""
+    if syscall is None:
+        return ""
+    if syscall == RUNNING:
+        return RUNNING
+    if syscall in SLEEP_CALLS:
+        return "sleep"
+    return "lock" if syscall in LOCK_CALLS else "io"
