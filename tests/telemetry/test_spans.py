@@ -17,7 +17,7 @@ from loopwatch.telemetry.otel.rate_limit import Allowance
 from loopwatch.telemetry.otel.spans import MAX_KNOWN, SPANS_A_MINUTE, StallSpans
 from loopwatch.telemetry.otel.traces import Traces
 from tests.conftest import Run
-from tests.telemetry.stalls import T0, frame, make_stall
+from tests.support.stalls import T0, frame, make_stall
 from tests.telemetry.traced import Told, ratio, set_globally
 
 TRACE, SPAN = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331

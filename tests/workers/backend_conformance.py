@@ -20,7 +20,8 @@ import loopwatch
 from loopwatch import Backend, NotPicklable, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.workers.options import CallOptions
 from tests.conftest import Run
-from tests.workers import conforming, offloaded
+from tests.offloading import offloaded
+from tests.workers import conforming
 from tests.workers.helpers import Gate, figures_add_up, hold
 
 PLAIN = CallOptions()

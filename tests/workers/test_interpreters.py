@@ -25,7 +25,8 @@ from loopwatch.workers import interpreters
 from loopwatch.workers.interpreters import InterpreterBackend, gil_enabled, has_interpreters
 from loopwatch.workers.options import CallOptions
 from tests.conftest import Run
-from tests.workers import inside, offloaded
+from tests.offloading import offloaded
+from tests.workers import inside
 from tests.workers.helpers import figures_add_up, script
 
 PLAIN = CallOptions()

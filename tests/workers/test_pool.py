@@ -26,7 +26,7 @@ from loopwatch.workers import call, options, supervisor, worker
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.shared_buffer import SharedBuffer
 from tests.conftest import Run, runner
-from tests.workers import offloaded
+from tests.offloading import offloaded
 from tests.workers.helpers import METHODS, ROOT, Gate, figures_add_up, hold, program, script
 
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("user")

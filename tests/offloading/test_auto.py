@@ -25,9 +25,9 @@ from loopwatch.offloading import default_pool, function
 from loopwatch.offloading.auto import IN_A_THREAD, OUTSIDE, WITHIN_CONTEXT
 from loopwatch.offloading.side_effects import CALLS_ITSELF
 from tests.conftest import Run, runner
-from tests.workers import named, offloaded
+from tests.offloading import named, offloaded
 
-MODULE = "tests.workers.named"
+MODULE = "tests.offloading.named"
 HERE = os.getpid()
 
 
@@ -622,7 +622,7 @@ def test_program_without_guard(tmp_path: Path) -> None:
         textwrap.dedent("""
             import asyncio, os, sys
             import loopwatch, work
-            from tests.workers.test_mover import flag, in_task
+            from tests.offloading.test_auto import flag, in_task
 
             agent = loopwatch.install(transparent_offload=["work:where"], log_level="CRITICAL")
 

@@ -15,7 +15,7 @@ from loopwatch.agent import Agent
 from loopwatch.sinks.log import describe, describe_flagged
 from loopwatch.telemetry.otel.logs import StallRecords
 from tests.conftest import Run
-from tests.telemetry.stalls import T0, make_stall
+from tests.support.stalls import T0, make_stall
 from tests.telemetry.traced import FLAGGED, Told, set_globally
 
 

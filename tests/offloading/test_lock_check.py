@@ -218,7 +218,7 @@ def test_finalizer() -> None:
 
 def test_import(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a module is imported its lock is held."""
-    (tmp_path / "imported_by_held.py").write_text("from tests.workers.test_held import here\nsaid = here()\n")
+    (tmp_path / "imported_by_held.py").write_text("from tests.offloading.test_lock_check import here\nsaid = here()\n")
     monkeypatch.syspath_prepend(tmp_path)
     import imported_by_held  # type: ignore[import-not-found]
 

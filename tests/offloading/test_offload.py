@@ -21,7 +21,7 @@ import loopwatch
 from loopwatch.offloading import default_pool, function
 from loopwatch.offloading.policy import Measured, decide
 from loopwatch.workers import pickling
-from tests.workers import offloaded
+from tests.offloading import offloaded
 
 
 @pytest.fixture(autouse=True)
