@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import threading
@@ -22,21 +21,14 @@ from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.core.subinterpreters import in_subinterpreter
-from loopwatch.core.text import printable
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
 from loopwatch.offloading.service import Moving
 from loopwatch.sinks.thread import Teller
-from loopwatch.system.threads import thread_name
-from loopwatch.watch.discovery import Discovery
 from loopwatch.watch.expectations import Expectation
-from loopwatch.watch.governor import Governor
 from loopwatch.watch.observation import LoopReading, Observation
 from loopwatch.watch.probes.base import Loop
-from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
-from loopwatch.watch.server_start import LONGEST, ServerStarts
-from loopwatch.watch.watched_loop import WatchedLoop
-from loopwatch.watch.watcher import Watcher
+from loopwatch.watch.service import Hooks, WatchService
 
 if TYPE_CHECKING:
     from loopwatch.health.records import PoolReading
@@ -49,9 +41,6 @@ SERVICES = "services"
 """What is counted where everything but the watching cannot be loaded."""
 
 SUBINTERPRETER = "a sub-interpreter: only loops of the main interpreter are watched"
-
-MAX_KINDS = 20
-"""Kinds of loop of which it is said that they are left alone."""
 
 _LATE = (
     "loopwatch.diagnosis.diagnose", "loopwatch.sinks.service", "loopwatch.health.discovery", "loopwatch.health.service",
@@ -87,18 +76,18 @@ class Agent:
         self._config = config or Config()
         self._patches = patches or PatchSet()
         self._faults = Faults(self._relay, self._part_failed)
-        self._pid = os.getpid()
         self._lock = threading.RLock()
         self._callbacks: list[Callback] = []
-        self._sources: list[ContextSource] = []
         self._state = "off"
         self._reason = "not started"
-        self._discovery: Discovery | None = None
-        self._slow_told = False
-        self._left_alone: set[str] = set()
         self._started_at = time.time()
-        self._moving = Moving(self._open_loops, self._patches, self._faults)
-        self._starts = ServerStarts(self._patches, self._faults, self._find, self._longest_start, self._report_start)
+        self._teller = Teller(self._tell, self._faults)
+        hooks = Hooks(
+            self._observed, self._loop_begins, self._loop_runs, self._loop_gone,
+            self._report_start, self._each_tick, self._cpu,
+        )  # fmt: skip
+        self._watch = WatchService(lambda: self._config, self._patches, self._faults, hooks)
+        self._moving = Moving(self._watch.open_loops, self._patches, self._faults)
         self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
         self._has_begun = False
         self._next_flush = 0.0
@@ -111,16 +100,8 @@ class Agent:
         self._services: Late[Services] = Late(self._make_services, (), self._services_failed)
         self._until_loaded: Deferred | None = None
         """What waits for the first pool while the services are being loaded."""
-        self._make_parts()
-
-    def _make_parts(self) -> None:
         self._is_spent = False
         self._gone: list[LoopReading] = []
-        self._teller = Teller(self._tell, self._faults)
-        self._watcher = Watcher(lambda: self._config, self._teller.put, self._faults, self._each_tick)
-        self._watcher.sources = self._sources
-        self._watcher.retired = self._loop_retired
-        self._governor = Governor(self._config.cpu_budget)
 
     # -- the services ---------------------------------------------------------------------------------------------
 
@@ -144,9 +125,9 @@ class Agent:
         from loopwatch.services import Services
 
         return Services(
-            lambda: self._config, self._patches, self._faults, self._watcher, self._teller,
+            lambda: self._config, self._patches, self._faults, self._watch, self._teller,
             moving=self._moving, callbacks=self._who_is_called, drop=self._drop_callback, snapshot=self._snapshot,
-            loop_name=self._name_of, polled=self._begin_export,
+            loop_name=self._watch.name_of, polled=self._begin_export,
         )  # fmt: skip
 
     def _begin_services(self, services: Services, *, discover: bool) -> None:
@@ -159,11 +140,11 @@ class Agent:
         for reading in gone:
             services.loop_gone(reading)
         if discover:
-            for loop in self._open_loops():
+            for loop in self._watch.open_loops():
                 services.pools.adopt(loop)
             for pool, place in () if waited is None else waited.pools():
                 services.pools.found(pool, place)
-        if self._watcher.loops:
+        if self._watch.loops:
             self._export(services)
 
     def _loaded(self) -> Services | None:
@@ -203,7 +184,7 @@ class Agent:
         if not off_loop(lambda: self._start(discover=discover, late=late, own=own)) or own is None:
             return
         with self._faults.guard("search"):
-            self._take(own)
+            self._watch.take(own)
             if (services := self._services.made) is not None:
                 services.pools.adopt(own)
 
@@ -227,24 +208,13 @@ class Agent:
             self._moving.take(self._config)
             if services is not None:
                 self._begin_services(services, discover=discover)
-            self._watcher.gc.start()
-            self._discovery = Discovery(
-                self._patches,
-                self._loop_started,
-                self._loop_stopped,
-                self._loop_closing,
-                lambda text: self._faults.say(logging.WARNING, text),
-            )
+            self._watch.start()
             if discover:
                 self._leaving.start()
-                self._starts.start()
-                self._discovery.start()
-                with self._faults.guard("search"):  # apart from the discovery of loops that start later
-                    for loop in self._discovery.running():
-                        if loop is not own:
-                            self._take(loop)
-                            if services is not None:
-                                services.pools.adopt(loop)
+                found = self._watch.discover(own)
+                if services is not None:
+                    for loop in found:
+                        services.pools.adopt(loop)
             if services is None:
                 self._wait_for_services(discover=discover)
             return discover
@@ -256,9 +226,10 @@ class Agent:
             ConfigError: what is configured cannot be had.
         """
         if self._is_spent:
-            self._make_parts()  # not at the end: whoever comes late then finds those that start nothing any more
+            self._renew()  # not at the end: whoever comes late then finds those that start nothing any more
             if self._services.made is not None:
-                self._services.made.renew(self._watcher, self._teller)
+                self._services.made.renew(self._teller)
+            self._watch.renew()
         if late and self._services.made is None:
             _check_telemetry(self._config)
             return None
@@ -268,6 +239,11 @@ class Agent:
         if services is not None:
             services.open()
         return services
+
+    def _renew(self) -> None:
+        self._is_spent = False
+        self._gone = []
+        self._teller = Teller(self._tell, self._faults)
 
     def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
         """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s.
@@ -292,15 +268,12 @@ class Agent:
             if self._until_loaded is not None:
                 self._until_loaded.cancel()
                 self._until_loaded = None
-            if self._discovery is not None:
-                self._discovery.stop()
+            self._watch.end_discovery()
             self._leaving.stop()
-            self._starts.stop()
             self._moving.stop()
             if services is not None:
                 services.pools.stop(timeout)
-            with self._faults.guard("watcher"):
-                self._watcher.stop(timeout)
+            self._watch.stop(timeout)
             self._patches.undo_all()  # only now: a loop of uvloop must not close unseen while it is read
         if services is not None:
             services.stop(timeout, leaving=leaving)
@@ -311,10 +284,8 @@ class Agent:
 
     def _end_early(self, timeout: float) -> None:
         """End before the services were loaded, which is done only if there is something for them."""
-        if self._discovery is not None:
-            self._discovery.stop()
-        with self._faults.guard("watcher"):
-            self._watcher.stop(timeout)
+        self._watch.end_discovery()
+        self._watch.stop(timeout)
         if self._must_be_told():
             self._loaded()
         self._services.give_up(timeout)
@@ -356,7 +327,7 @@ class Agent:
 
         def have_back() -> None:
             self._forks -= 1
-            watcher = self._watcher.thread
+            watcher = self._watch.thread
             self._returning.extend(thread for thread in held if thread is not watcher)
             with self._faults.guard(FORK):
                 watcher.release()
@@ -374,7 +345,7 @@ class Agent:
     def _own_threads(self) -> list[OwnThread]:
         services = self._services.made
         others = [] if services is None else services.threads
-        return [self._watcher.thread, self._teller.thread, self._services.thread, *others]
+        return [self._watch.thread, self._teller.thread, self._services.thread, *others]
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever.
@@ -383,48 +354,32 @@ class Agent:
         that is no more: that comes with the first loop.
         """
         self._lock = threading.RLock()
-        self._pid = os.getpid()
         self._forks = 1
         self._returning.clear()
-        was_on, old = self._state == "on", self._watcher
-        self._starts.forget()
-        self._make_parts()
+        was_on, goes_on = self._state == "on", self._config.follow_fork
+        self._renew()
         self._teller.thread.hold()
         self._is_new_child = True
-        old.abandon()
         self._started_at, self._has_begun = time.time(), False
         services = self._services.made
         if services is not None:
-            services.after_fork_in_child(self._watcher, self._teller, was_on=was_on)
+            services.after_fork_in_child(self._teller, again=was_on and goes_on)
+        self._watch.after_fork_in_child(goes_on=goes_on or not was_on)
         self._moving.after_fork_in_child()
-        if was_on:
-            self._go_on_in_child(old, services)
+        if was_on and not goes_on:
+            if services is not None:
+                services.end_in_child()
+            self._patches.undo_all()
+            self._state, self._reason = "off", "a forked child (follow_fork=False)"
         self._forks = 0
-
-    def _go_on_in_child(self, old: Watcher, services: Services | None) -> None:
-        if self._config.follow_fork:
-            self._watcher.gc = old.gc
-            self._watcher.paused = old.paused
-            return
-        old.gc.stop()
-        if self._discovery is not None:
-            self._discovery.stop()
-        self._starts.stop()
-        if services is not None:
-            services.end_in_child()
-        self._patches.undo_all()
-        self._state, self._reason = "off", "a forked child (follow_fork=False)"
 
     def pause(self) -> None:
         """Stop watching until :meth:`resume`; costs next to nothing meanwhile."""
-        self._watcher.paused = True
-        self._apply_limits()
+        self._watch.pause(True)
 
     def resume(self) -> None:
         """Watch again after :meth:`pause`."""
-        self._watcher.paused = False
-        self._apply_limits()
-        self._watcher.wake()
+        self._watch.pause(False)
 
     def configure(self, **settings: Any) -> dict[str, tuple[Any, Any]]:
         """Change settings at run time.
@@ -444,10 +399,7 @@ class Agent:
         """
         changes = off_loop(lambda: self._configure(settings))
         if changes:
-            for loop in self._watcher.loops:
-                loop.heart.set_interval(self._config.heartbeat)
-            self._apply_limits()
-            self._watcher.wake()
+            self._watch.apply_settings()
             told = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items())
             self._faults.say(logging.INFO, "loopwatch: reconfigured: %s", told)
         return changes
@@ -465,7 +417,6 @@ class Agent:
             if put_into_force is not None:
                 put_into_force()
                 self._begin_export()
-            self._governor.budget = new.cpu_budget
             if is_on:
                 self._moving.configure(new, changes)
             if "enabled" in changes:
@@ -502,17 +453,17 @@ class Agent:
         return Snapshot(
             at=time.time(),
             pid=os.getpid(),
-            loops=tuple(loop.stats(now) for loop in self._watcher.loops if not loop.gone),
+            loops=self._watch.stats(now),
             pools=tuple(pool.stats for pool in pools),
             findings=() if services is None else services.pools.findings(),
             offload=self._moving.stats(),
             places=self._moving.places(),
             agent=AgentStats(
-                state=self._describe_state(),
+                state=self._watch.state,
                 reason=self._reason or ("its watcher failed" if "watcher" in off else ""),
                 cpu=self._cpu(),
-                cpu_share=self._governor.share,
-                stretch=self._watcher.stretch,
+                cpu_share=self._watch.share,
+                stretch=self._watch.watcher.stretch,
                 faults=dict(self._faults.counts),
                 switched_off=off,
                 dropped=self._teller.dropped,
@@ -546,9 +497,10 @@ class Agent:
         Returns:
             A function that removes it again.
         """
-        if source not in self._sources:
-            self._sources.append(source)
-        return lambda: _discard(self._sources, source)
+        sources = self._watch.sources
+        if source not in sources:
+            sources.append(source)
+        return lambda: _discard(sources, source)
 
     def use_providers(
         self, *, tracer_provider: Any = None, meter_provider: Any = None, logger_provider: Any = None
@@ -590,7 +542,7 @@ class Agent:
 
     def expect_typed_code(self, is_expected: bool) -> None:
         """Set whether blocks by code typed at a prompt or in a notebook are expected; at first they are not."""
-        self._watcher.expects_typed = is_expected
+        self._watch.watcher.expects_typed = is_expected
 
     def watch_loop(self, loop: Loop, name: str | None = None) -> None:
         """Watch ``loop``: for loops that are not found by themselves, or to give one a name.
@@ -610,7 +562,7 @@ class Agent:
             )
         if loop.is_closed():
             raise ConfigError(f"watch_loop({loop!r}): the loop is closed; pass one that is open")
-        self._take(loop, name, given=True)
+        self._watch.take(loop, name, given=True)
 
     def watch_executor(self, executor: Any, name: str | None = None) -> None:
         """Watch ``executor``: one that is not found by itself, or to give one a name.
@@ -679,126 +631,39 @@ class Agent:
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Wait until what has been seen so far is told, at most ``timeout`` s; return whether it is. For tests."""
-        return off_loop(lambda: self._watcher.settle(timeout) and self._teller.flush(timeout))
+        return off_loop(lambda: self._watch.watcher.settle(timeout) and self._teller.flush(timeout))
 
     def cut(self, loop: Loop) -> None:
         """End what holds ``loop`` right now as if it had gone idle; call it on the loop's thread. For tests."""
-        known = self._find(loop)
+        known = self._watch.find(loop)
         if known is not None:
             known.probe.cut(time.monotonic())
 
     # -- loops ----------------------------------------------------------------------------------------------------
 
-    def _take(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
-        """Watch a loop that may run already, in any thread; ``given`` by the program, which wants it to be watched."""
-        known = self._find(loop)
-        if known is not None:
-            known.name = name or known.name
-        elif _runs_here(loop) or not (given or is_known(loop)):
-            self._loop_started(loop, name, given=given)
-        else:
-            loop.call_soon_threadsafe(functools.partial(self._loop_started, loop, name, given=given))
+    def _loop_begins(self) -> None:
+        """On the loop's thread, before it is watched: what a forked child has left undone is done now."""
+        if self._is_new_child:
+            self._is_new_child = False
+            self._teller.thread.release()
+            if (services := self._services.made) is not None:
+                off_loop(lambda: services.sinks.open(leftovers=False))
 
-    def _find(self, loop: Loop) -> WatchedLoop | None:
-        return next((known for known in self._watcher.loops if known.ref() is loop), None)
+    def _loop_runs(self, loop: Loop) -> None:
+        self._begin_export()
+        self._moving.loop_started(loop)
 
-    def _loop_started(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
-        """On the loop's thread, before it runs."""
-        with self._faults.guard("discovery"):
-            if self._state != "on" or self._faults.is_off("discovery"):
-                return
-            if not threading.main_thread().is_alive():
-                return  # the interpreter is about to exit and starts no more threads
-            if self._is_new_child:
-                self._wake_up_in_child()
-            known = self._find(loop) or self._attach(loop, name, given=given)
-            if known is None:
-                return
-            known.started()
-            self._starts.loop_started(known)
-            self._watcher.ensure_thread()
-            self._begin_export()
-            self._moving.loop_started(loop)
-            if self._state != "on":  # a signal handler or another thread has stopped us meanwhile
-                self._watcher.remove((known,))
-
-    def _wake_up_in_child(self) -> None:
-        self._is_new_child = False
-        self._teller.thread.release()
+    def _loop_gone(self, reading: LoopReading) -> None:
         if (services := self._services.made) is not None:
-            off_loop(lambda: services.sinks.open(leftovers=False))
-
-    def _open_loops(self) -> list[Loop]:
-        return [loop for known in self._watcher.loops if (loop := known.ref()) is not None]
-
-    def _attach(self, loop: Loop, name: str | None, *, given: bool) -> WatchedLoop | None:
-        """Begin to watch ``loop``; return None, and say so once a kind, if it is of a kind that must be left alone."""
-        self._watcher.remove(known for known in self._watcher.loops if known.gone)
-        if self._discovery is not None:
-            self._discovery.see_closing()
-
-        def failed(exc: BaseException) -> None:
-            self._faults.add("probe", exc)
-
-        probe = make_probe(loop, self._limit(), self._patches, failed, given=given)
-        if probe is None:
-            self._leave_alone(type(loop))
-            return None
-        beats = given or keeps_real_time(loop)
-        heartbeat = self._config.heartbeat if beats else None
-        known = WatchedLoop(loop, printable(name) or self._name(), probe, heartbeat, failed)
-        self._watcher.add(known)
-        return known
-
-    def _leave_alone(self, kind: type) -> None:
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        if name in self._left_alone or len(self._left_alone) >= MAX_KINDS:
-            return
-        self._left_alone.add(name)
-        self._faults.say(
-            logging.INFO,
-            "loopwatch: loops of %s are not watched: their time may be simulated, and a timer would be seen there; "
-            "agent.watch_loop(loop) watches one all the same",
-            name,
-        )
-
-    def _loop_stopped(self, loop: Loop) -> None:
-        """On the loop's thread, after it ran."""
-        if os.getpid() != self._pid:
-            return  # asyncio's own handler of a fork, which runs before ours (on_fork in asyncio/events.py since 3.12)
-        with self._faults.guard("discovery"):
-            known = self._find(loop)
-            if known is not None:
-                known.stopped()
-                self._starts.loop_stopped(known)
-                self._watcher.wake_if_blocked(known)
-
-    def _loop_closing(self, loop: Loop) -> None:
-        """Right before the memory of a loop of uvloop goes away."""
-        with self._faults.guard("discovery"):
-            self._watcher.detach(loop)
-
-    def _name_of(self, loop: Loop) -> str | None:
-        known = self._find(loop)
-        return None if known is None else known.name
-
-    def _name(self) -> str:
-        name = "main" if threading.get_ident() == threading.main_thread().ident else printable(thread_name())
-        taken = {known.name for known in self._watcher.loops}
-        return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)
-
-    def _limit(self) -> float:
-        return float("inf") if self._watcher.paused else self._config.threshold
-
-    def _apply_limits(self) -> None:
-        now = time.monotonic()
-        for loop in self._watcher.loops:
-            with self._faults.guard("probe"):
-                # What came before is judged by the limit that was in force.
-                loop.probe.cut(now) if _runs_here(loop.ref()) else loop.probe.busy_since(now)
-                loop.probe.set_limit(self._limit())
+            services.loop_gone(reading)
+        elif len(self._gone) < MAX_GONE:
+            self._gone.append(reading)
 
     # -- what was seen --------------------------------------------------------------------------------------------
+
+    def _observed(self, seen: Observation) -> None:
+        """In the watcher's thread."""
+        self._teller.put(seen)
 
     def _tell(self, seen: Observation) -> None:
         """In the teller's thread."""
@@ -814,9 +679,6 @@ class Agent:
         _discard(self._callbacks, callback)
         if callback is self._config.on_stall:
             self._config = self._config.replaced(on_stall=None)
-
-    def _longest_start(self) -> float:
-        return max(LONGEST, self._config.hang_after)
 
     def _report_start(self, expectation: Expectation, listens: bool) -> None:
         """The start of a server is over: log what held its loop, after what was handed on before."""
@@ -834,70 +696,38 @@ class Agent:
 
     def _export(self, services: Services) -> None:
         """Export from now on, if there is something to watch."""
-        if self._state == "on" and services.begin_export(has_loops=bool(self._watcher.loops)):
+        if self._state == "on" and services.begin_export(has_loops=bool(self._watch.loops)):
             self._has_begun = True
 
     def _end_of_child(self) -> None:
         """Tell what there is, at the end of a child that runs no ``atexit`` functions."""
-        if self._has_begun or (self._services.is_waiting and self._watcher.loops):
+        if self._has_begun or (self._services.is_waiting and self._watch.loops):
             self.stop(leaving=True)
 
     def _cpu(self) -> float:
         """Return the processor s of the agent's own threads."""
         services = self._services.made
         others = 0.0 if services is None else services.cpu
-        return self._watcher.cpu + self._teller.cpu + self._services.thread.cpu + others
-
-    def _loop_retired(self, loop: WatchedLoop) -> None:
-        self._starts.retired(loop)
-        reading, services = loop.reading(time.monotonic()), self._services.made
-        if services is not None:
-            services.loop_gone(reading)
-        elif len(self._gone) < MAX_GONE:
-            self._gone.append(reading)
+        return self._watch.cpu + self._teller.cpu + self._services.thread.cpu + others
 
     def _each_tick(self, now: float) -> None:
         """In the watcher's thread, once a tick."""
         self._have_others_back()
-        stretch = self._governor.update(now, self._cpu())
-        self._watcher.stretch = stretch
-        if stretch > 1 and not self._slow_told:
-            self._slow_told = True
-            self._faults.say(
-                logging.INFO,  # nothing is wrong with the program, and there is nothing to be done
-                "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
-                self._governor.share * 100, self._config.cpu_budget,
-            )  # fmt: skip
-        self._starts.tick(now)
         if (services := self._services.made) is not None:
-            services.tick(now, self._threads_of_loops(), self._watcher.longest_sleep())
+            services.tick(now, self._watch.threads_of_loops(), self._watch.watcher.longest_sleep())
         if log.stderr.waiting and now >= self._next_flush:
             self._next_flush = now + 1.0
             self._teller.do(log.stderr.flush)
 
-    def _threads_of_loops(self) -> dict[int, str]:
-        return {loop.thread.ident: loop.name for loop in self._watcher.loops if loop.thread and loop.is_running}
-
     def _relay(self, action: Action) -> bool:
         """Leave a log line to the teller where a loop or the watcher would have to wait for the handler."""
-        in_watcher = self._watcher.is_own_thread(threading.get_ident())
+        in_watcher = self._watch.watcher.is_own_thread(threading.get_ident())
         must_not_wait = running_loop() is not None or in_watcher or self._forks > 0
         return must_not_wait and self._teller.do(action)
 
     def _part_failed(self, part: str) -> None:
         if part in ("watcher", "hang") and (services := self._services.made) is not None:
             services.sinks.disarm()
-
-    def _describe_state(self) -> str:
-        if self._state == "off" or self._faults.is_off("watcher"):
-            return "off"
-        if self._watcher.paused:
-            return "paused"
-        return "watching" if self._watcher.loops else "waiting"
-
-
-def _runs_here(loop: Loop) -> bool:
-    return loop is not None and running_loop() is loop
 
 
 def _discard(items: list[Any], item: Any) -> None:

@@ -37,9 +37,9 @@ from loopwatch.watch import stacks
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.observation import LoopReading, Observation
 from loopwatch.watch.probes.base import Loop
+from loopwatch.watch.service import WatchService
 from loopwatch.watch.waiters import Victims
 from loopwatch.watch.watched_loop import Case
-from loopwatch.watch.watcher import Watcher
 from loopwatch.workers import settings as offloading
 
 _TELEMETRY = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
@@ -57,7 +57,7 @@ class Services:
         config: returns the settings in force.
         patches: where replaced attributes are kept.
         faults: of the agent.
-        watcher: of the agent, which is told who takes what it sees.
+        watch: of the agent; it is told who takes what it sees.
         teller: of the agent.
         moving: what moves functions.
         callbacks: called with each stall; one that raises is removed.
@@ -72,7 +72,7 @@ class Services:
         config: Callable[[], Config],
         patches: PatchSet,
         faults: Faults,
-        watcher: Watcher,
+        watch: WatchService,
         teller: Teller,
         *,
         moving: Moving,
@@ -83,6 +83,7 @@ class Services:
         polled: Callable[[], object],
     ) -> None:
         self._config, self._patches, self._faults = config, patches, faults
+        self._watch = watch
         self._moving, self._callbacks, self._drop, self._snapshot = moving, callbacks, drop, snapshot
         now = config()
         self.ring: deque[Stall] = deque(maxlen=now.max_stalls)
@@ -93,11 +94,11 @@ class Services:
         self.scraped = Scraped(self.telemetry.account, faults)
         self.pools = PoolWatch(config, patches, faults, loop_name, polled)
         self._tell_providers: Callable[[], object] = lambda: None
-        self.renew(watcher, teller)
+        self.renew(teller)
 
-    def renew(self, watcher: Watcher, teller: Teller) -> None:
-        """Take a new watcher and a new teller; the old ones have stopped, or were left behind in the parent process."""
-        self._watcher, self._teller = watcher, teller
+    def renew(self, teller: Teller) -> None:
+        """Take a new teller; the old one has stopped, or was left behind in the parent process."""
+        self._teller = teller
         self.traces = Traces(self.telemetry.tracer, self.telemetry.logger)
         self.victims = Victims(current_span_variable, self.traces.begin, self.traces.tell_victims, self._faults)
         self.sinks = Sinks(self._config(), self._patches, self._faults)
@@ -131,7 +132,7 @@ class Services:
         self.scraped.start()
         self.sinks.open()
         self._moving.start(self._config())
-        self._watcher.victims, self._watcher.foresee = self.victims, self._foresee
+        self._watch.use(self.victims, self._foresee)
         if discover:
             self.pools.start()
             offloading.opened = self.pools.own
@@ -171,13 +172,13 @@ class Services:
 
         return put_into_force
 
-    def after_fork_in_child(self, watcher: Watcher, teller: Teller, *, was_on: bool) -> None:
-        """Begin anew in a forked child, with a new watcher and a new teller."""
-        sinks, again = self.sinks, was_on and self._config().follow_fork
+    def after_fork_in_child(self, teller: Teller, *, again: bool) -> None:
+        """Begin anew in a forked child, with a new teller; ``again`` if it is watched as its parent was."""
+        sinks = self.sinks
         self.ring.clear()
         self._flagging.clear()
-        self.renew(watcher, teller)
-        watcher.victims, watcher.foresee = self.victims, self._foresee
+        self.renew(teller)
+        self._watch.use(self.victims, self._foresee)
         sinks.abandon()
         self._started_at = time.time()
         self.telemetry.after_fork_in_child()
@@ -298,7 +299,7 @@ class Services:
         held_back = self.traces.held_back()
         return Inputs(
             snapshot=snapshot,
-            loops=[loop.reading(now) for loop in self._watcher.loops if not loop.gone],
+            loops=[loop.reading(now) for loop in self._watch.loops if not loop.gone],
             pools=pools,
             collections=[(each["collections"], each["collected"], each["uncollectable"]) for each in gc.get_stats()],
             started_at=self._started_at,

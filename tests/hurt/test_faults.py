@@ -341,7 +341,7 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
             if part == "hang":
                 hang._keep_dump = fail
             else:
-                agent._watcher._tick = fail
+                agent._watch.watcher._tick = fail
             while part not in agent.snapshot().agent.faults:
                 await asyncio.sleep(0.02)
             await asyncio.sleep(0.7)
@@ -392,7 +392,7 @@ def test_a_probe_that_fails_costs_its_own_loop_only(agent: Agent, sink: Recordin
     thread.start()
     assert ready.wait(10)
     try:
-        found = next(loop for loop in agent._watcher.loops if loop.name == "broken")
+        found = next(loop for loop in agent._watch.watcher.loops if loop.name == "broken")
         found.probe.busy_since = raising(RuntimeError("ours"))  # type: ignore[method-assign]
         asyncio.run(blocks(2))
         agent.flush()
@@ -417,7 +417,7 @@ def test_gc_callback(agent: Agent, lines: Lines, unraisable: list[Any], monkeypa
     """A failing gc callback is counted, logged once and taken out, and nothing reaches stderr."""
     import gc
 
-    monkeypatch.setattr(agent._watcher.gc, "_spans", None)
+    monkeypatch.setattr(agent._watch.watcher.gc, "_spans", None)
     for _ in range(3):
         gc.collect()
     assert unraisable == []
@@ -501,7 +501,7 @@ def test_a_part_comes_back(run: Run, lines: Lines, tmp_path: Any) -> None:
 
 def test_a_watcher_that_fails_comes_back(agent: Agent, run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """The watcher's thread outlives its faults: when it looks again, stalls are found as before."""
-    tick = agent._watcher._tick
+    tick = agent._watch.watcher._tick
     broken = threading.Event()
     broken.set()
 
@@ -510,7 +510,7 @@ def test_a_watcher_that_fails_comes_back(agent: Agent, run: Run, lines: Lines, m
             raise RuntimeError("ours")
         return tick(planned)
 
-    monkeypatch.setattr(agent._watcher, "_tick", flaky)
+    monkeypatch.setattr(agent._watch.watcher, "_tick", flaky)
 
     async def main() -> None:
         while "watcher" not in agent.snapshot().agent.switched_off:

@@ -32,7 +32,7 @@ FORKS = """
 
     def heat(agent, stop):
         while not stop.wait(0.0005):
-            agent._watcher.wake()
+            agent._watch.watcher.wake()
 
     def child(work):
         # In a child: do ``work`` and end at once, as multiprocessing does.

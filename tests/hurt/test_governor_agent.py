@@ -25,7 +25,7 @@ def test_over_budget_it_backs_off_and_says_so_once(caplog: pytest.LogCaptureFixt
     agent = Agent(loopwatch.Config(cpu_budget=0.02))
     stretches = []
     for step in range(8):
-        agent._watcher.thread.cpu = step * 0.3  # 0.3 s of processor time in 5 s are 6 % of a core
+        agent._watch.watcher.thread.cpu = step * 0.3  # 0.3 s of processor time in 5 s are 6 % of a core
         agent._each_tick(step * 5.0)
         stretches.append(agent.snapshot().agent.stretch)
     assert stretches == [1, 2, 4, 8, 16, 16, 16, 16]
@@ -42,7 +42,7 @@ def test_within_budget_it_comes_back() -> None:
     agent._governor.stretch = 16.0
     stretches = []
     for step in range(6):
-        agent._watcher.thread.cpu = step * 0.01  # 0.2 %
+        agent._watch.watcher.thread.cpu = step * 0.01  # 0.2 %
         agent._each_tick(step * 5.0)
         stretches.append(agent.snapshot().agent.stretch)
     assert stretches == [16, 8, 4, 2, 1, 1]
@@ -52,12 +52,12 @@ def test_the_budget_can_be_changed_at_run_time() -> None:
     """configure(cpu_budget=...) holds from the next decision on."""
     agent = Agent(loopwatch.Config(cpu_budget=0.001))
     for step in range(3):
-        agent._watcher.thread.cpu = step * 0.1
+        agent._watch.watcher.thread.cpu = step * 0.1
         agent._each_tick(step * 5.0)
     assert agent.snapshot().agent.stretch == 4
     agent.configure(cpu_budget=0.5)
     for step in range(3, 6):
-        agent._watcher.thread.cpu = step * 0.1
+        agent._watch.watcher.thread.cpu = step * 0.1
         agent._each_tick(step * 5.0)
     assert agent.snapshot().agent.stretch == 1
 

@@ -44,7 +44,7 @@ STALLS = (
         taken.append(seen)
         take(seen)
 
-    agent._watcher._tell = keep
+    agent._watch.watcher._tell = keep
     asyncio.run(blocked(0.3))
     agent.flush()
     model = max(taken, key=lambda seen: len(seen.samples))

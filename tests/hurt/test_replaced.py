@@ -391,7 +391,7 @@ CLOSED = """
 """
 
 
-@pytest.mark.parametrize("remove", ["loopwatch.uninstall()", "agent._watcher.remove(agent._watcher.loops)"])
+@pytest.mark.parametrize("remove", ["loopwatch.uninstall()", "agent._watch.watcher.remove(agent._watch.watcher.loops)"])
 def test_a_loop_of_uvloop_that_closes_while_it_is_read(remove: str) -> None:
     """Its thread closes it while another one has begun to leave it: that one reads no freed memory afterwards."""
     pytest.importorskip("uvloop")

@@ -82,7 +82,7 @@ async def culprit(told: Told, go: asyncio.Event | None = None) -> None:
 async def seen(agent: Agent) -> None:
     """Let the agent find the loop and that tracing is in use."""
     for _ in range(1000):
-        if agent._services.made.victims.in_use and agent._watcher.loops[-1].pending is not None:
+        if agent._services.made.victims.in_use and agent._watch.watcher.loops[-1].pending is not None:
             break
         await asyncio.sleep(0.01)
 
@@ -434,7 +434,7 @@ def test_without_tracing_there_is_no_thread_and_no_look() -> None:
             await asyncio.sleep(0.25)
             time.sleep(0.3)
             await asyncio.sleep(0.25)
-            loop = agent._watcher.loops[0]
+            loop = agent._watch.watcher.loops[0]
             print(loop.probe._cell.taker, loop.pending, [t.name for t in threading.enumerate() if "victims" in t.name])
         asyncio.run(main())
         assert agent.flush(5)

@@ -455,7 +455,7 @@ def test_ten_thousand_loops_under_a_hot_watcher(loop_kind: str, sink: RecordingS
 
     def heat() -> None:
         while not stop.wait(0.0005):
-            agent._watcher.wake()
+            agent._watch.watcher.wake()
 
     thread = threading.Thread(target=heat)
     thread.start()
@@ -472,7 +472,7 @@ def test_ten_thousand_loops_under_a_hot_watcher(loop_kind: str, sink: RecordingS
     agent.flush()
     assert agent.snapshot().agent.faults == {}
     assert agent.snapshot().loops == ()
-    assert len(agent._watcher.loops) <= 1
+    assert len(agent._watch.watcher.loops) <= 1
 
 
 def test_a_loop_that_never_waits_is_not_blocked(agent: Agent, sink: RecordingSink, run: Run) -> None:
@@ -516,7 +516,7 @@ def test_a_stall_between_two_beats_of_an_idle_loop_is_lag(run: Run, sink: Record
             sleeper()
         await asyncio.sleep(0.1)
         assert await asyncio.to_thread(agent.flush)
-        (watched,) = agent._watcher.loops
+        (watched,) = agent._watch.watcher.loops
         return [(seconds, count) for seconds, count in watched.lags().items() if seconds > 0.2]
 
     late = run(main())

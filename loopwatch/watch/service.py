@@ -1,0 +1,340 @@
+"""Watches the event loops of this process: which there are, one watcher for all, and the starts of servers on them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from loopwatch.config import Config, ContextSource
+from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.faults import Faults
+from loopwatch.core.off_loop import running_loop
+from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.patches import PatchSet
+from loopwatch.core.text import printable
+from loopwatch.events import LoopStats
+from loopwatch.system.threads import thread_name
+from loopwatch.watch.discovery import Discovery
+from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.governor import Governor
+from loopwatch.watch.observation import LoopReading, Observation
+from loopwatch.watch.probes.base import Loop
+from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
+from loopwatch.watch.server_start import LONGEST, ServerStarts
+from loopwatch.watch.watched_loop import Case, WatchedLoop
+from loopwatch.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from loopwatch.watch.waiters import Victims
+
+MAX_KINDS = 20
+"""Kinds of loop of which it is logged that they are left alone."""
+
+Foresee = Callable[[Observation, Case, Callable[[], object]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a :class:`WatchService` calls. None of it may raise.
+
+    Attributes:
+        observed: takes what was seen of a block; in the watcher's thread, must not block.
+        loop_begins: called before the first loop is watched since :meth:`WatchService.after_fork_in_child`, and before
+            each later one; on its thread.
+        loop_runs: takes a loop that is watched now and about to run; on its thread.
+        loop_gone: takes the last figures of a loop that is not watched any more; in any thread.
+        start_over: takes the start of a server that is over, and whether it listens; must not block.
+        ticked: called once a tick with ``time.monotonic`` seconds; in the watcher's thread.
+        cpu: returns the processor time of the whole agent, seconds.
+    """
+
+    observed: Callable[[Observation], None]
+    loop_begins: Callable[[], object]
+    loop_runs: Callable[[Loop], object]
+    loop_gone: Callable[[LoopReading], object]
+    start_over: Callable[[Expectation, bool], object]
+    ticked: Callable[[float], object]
+    cpu: Callable[[], float]
+
+
+class WatchService:
+    """The loops of one agent.
+
+    Args:
+        config: returns the settings in force.
+        patches: where replaced attributes are kept; undone by their owner, after :meth:`stop`.
+        faults: of the agent.
+        hooks: what is called.
+
+    Attributes:
+        watcher: the watcher in use; another one after :meth:`renew` and in a forked child.
+        sources: what labels of the blocking callback are read from.
+    """
+
+    def __init__(self, config: Callable[[], Config], patches: PatchSet, faults: Faults, hooks: Hooks) -> None:
+        self._config, self._patches, self._faults, self._hooks = config, patches, faults, hooks
+        self._pid = os.getpid()
+        self._has_said_slow = False
+        self._is_on = False
+        self._left_alone: set[str] = set()
+        self._victims: Victims | None = None
+        self._foresee: Foresee | None = None
+        self._discovery: Discovery | None = None
+        self._starts = ServerStarts(patches, faults, self.find, self._longest_start, hooks.start_over)
+        self.sources: list[ContextSource] = []
+        self.renew()
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Take a new watcher, after the old one was stopped: whoever has the old one finds it ended."""
+        self.watcher = Watcher(self._config, self._hooks.observed, self._faults, self._tick)
+        self.watcher.sources = self.sources
+        self.watcher.retired = self._retired
+        self._governor = Governor(self._config().cpu_budget)
+        self.use(self._victims, self._foresee)
+
+    def use(self, victims: Victims | None, foresee: Foresee | None) -> None:
+        """Set who is told of waiting callbacks, and who diagnoses a block for them while it lasts; None: nobody."""
+        self._victims, self._foresee = victims, foresee
+        self.watcher.victims = victims
+        if foresee is not None:
+            self.watcher.foresee = foresee
+
+    def start(self) -> None:
+        """Watch loops that are given from now on; starts no thread before there is one."""
+        self._is_on = True
+        self.watcher.gc.start()
+        self._discovery = Discovery(
+            self._patches,
+            self.loop_started,
+            self._loop_stopped,
+            self._loop_closing,
+            lambda text: self._faults.say(logging.WARNING, text),
+        )
+
+    def discover(self, own: Loop | None) -> list[Loop]:
+        """Find loops by themselves from now on; return those that run already and are watched now, but for ``own``."""
+        self._starts.start()
+        if self._discovery is None:
+            return []
+        self._discovery.start()
+        found: list[Loop] = []
+        with self._faults.guard("search"):  # apart from the discovery of loops that start later
+            for loop in self._discovery.running():
+                if loop is not own:
+                    self.take(loop)
+                    found.append(loop)
+        return found
+
+    def end_discovery(self) -> None:
+        """Take no more loops; those that are watched still are."""
+        self._is_on = False
+        if self._discovery is not None:
+            self._discovery.stop()
+        self._starts.stop()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
+        with self._faults.guard("watcher"):
+            self.watcher.stop(timeout)
+
+    def after_fork_in_child(self, *, goes_on: bool) -> None:
+        """Begin anew in a forked child, which runs none of the loops; ``goes_on`` as ``Config.follow_fork`` says."""
+        old = self.watcher
+        self._pid = os.getpid()
+        self._starts.forget()
+        self.renew()
+        old.abandon()
+        if goes_on:
+            self.watcher.gc, self.watcher.paused = old.gc, old.paused
+        else:
+            old.gc.stop()
+            self.end_discovery()
+
+    def pause(self, is_paused: bool) -> None:
+        """Stop looking, or look again."""
+        self.watcher.paused = is_paused
+        self.apply_settings()
+
+    def apply_settings(self) -> None:
+        """Judge what comes from now on by the settings in force."""
+        now, config = time.monotonic(), self._config()
+        self._governor.budget = config.cpu_budget
+        for loop in self.loops:
+            loop.heart.set_interval(config.heartbeat)
+            with self._faults.guard("probe"):
+                # What came before is judged by the limit that was in force.
+                loop.probe.cut(now) if _runs_here(loop.ref()) else loop.probe.busy_since(now)
+                loop.probe.set_limit(self._limit())
+        self.watcher.wake()
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    def has_stopped(self) -> bool:
+        """Whether no loop is taken, for now or any more."""
+        return not self._is_on
+
+    @property
+    def loops(self) -> tuple[WatchedLoop, ...]:
+        """The loops that are watched."""
+        return self.watcher.loops
+
+    @property
+    def thread(self) -> OwnThread:
+        """The watcher's."""
+        return self.watcher.thread
+
+    @property
+    def cpu(self) -> float:
+        """Its processor time, seconds."""
+        return self.watcher.cpu
+
+    @property
+    def share(self) -> float:
+        """Share of a processor that the whole agent has used lately."""
+        return self._governor.share
+
+    @property
+    def state(self) -> str:
+        """``off``, ``paused``, ``watching``, or ``waiting`` while there is no loop."""
+        if not self._is_on or self._faults.is_off("watcher"):
+            return "off"
+        if self.watcher.paused:
+            return "paused"
+        return "watching" if self.loops else "waiting"
+
+    def open_loops(self) -> list[Loop]:
+        """Return the loops themselves."""
+        return [loop for known in self.loops if (loop := known.ref()) is not None]
+
+    def stats(self, now: float) -> tuple[LoopStats, ...]:
+        """Return the figures of all loops at ``now``, ``time.monotonic`` seconds."""
+        return tuple(loop.stats(now) for loop in self.loops if not loop.gone)
+
+    def threads_of_loops(self) -> dict[int, str]:
+        """Return the names of the loops that run, by the ident of their threads."""
+        return {loop.thread.ident: loop.name for loop in self.loops if loop.thread and loop.is_running}
+
+    def find(self, loop: Loop) -> WatchedLoop | None:
+        """Return what is known of ``loop``, None if it is not watched."""
+        return next((known for known in self.loops if known.ref() is loop), None)
+
+    def name_of(self, loop: Loop) -> str | None:
+        """Return what ``loop`` is called, None if it is not watched."""
+        known = self.find(loop)
+        return None if known is None else known.name
+
+    # -- loops ----------------------------------------------------------------------------------------------------
+
+    def take(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
+        """Watch a loop that may run already, in any thread; ``given`` by the program, which wants it to be watched."""
+        known = self.find(loop)
+        if known is not None:
+            known.name = name or known.name
+        elif _runs_here(loop) or not (given or is_known(loop)):
+            self.loop_started(loop, name, given=given)
+        else:
+            loop.call_soon_threadsafe(functools.partial(self.loop_started, loop, name, given=given))
+
+    def loop_started(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
+        """Watch a loop that is about to run; on its thread."""
+        with self._faults.guard("discovery"):
+            if self.has_stopped() or self._faults.is_off("discovery"):
+                return
+            if not threading.main_thread().is_alive():
+                return  # the interpreter is about to exit and starts no more threads
+            self._hooks.loop_begins()
+            known = self.find(loop) or self._attach(loop, name, given=given)
+            if known is None:
+                return
+            known.started()
+            self._starts.loop_started(known)
+            self.watcher.ensure_thread()
+            self._hooks.loop_runs(loop)
+            if self.has_stopped():  # a signal handler or another thread has stopped us meanwhile
+                self.watcher.remove((known,))
+
+    def _attach(self, loop: Loop, name: str | None, *, given: bool) -> WatchedLoop | None:
+        """Begin to watch ``loop``; return None, and say so once a kind, if it is of a kind that must be left alone."""
+        self.watcher.remove(known for known in self.loops if known.gone)
+        if self._discovery is not None:
+            self._discovery.see_closing()
+
+        def failed(exc: BaseException) -> None:
+            self._faults.add("probe", exc)
+
+        probe = make_probe(loop, self._limit(), self._patches, failed, given=given)
+        if probe is None:
+            self._leave_alone(type(loop))
+            return None
+        beats = given or keeps_real_time(loop)
+        heartbeat = self._config().heartbeat if beats else None
+        known = WatchedLoop(loop, printable(name) or self._name(), probe, heartbeat, failed)
+        self.watcher.add(known)
+        return known
+
+    def _leave_alone(self, kind: type[Any]) -> None:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name in self._left_alone or len(self._left_alone) >= MAX_KINDS:
+            return
+        self._left_alone.add(name)
+        self._faults.say(
+            logging.INFO,
+            "loopwatch: loops of %s are not watched: their time may be simulated, and a timer would be seen there; "
+            "agent.watch_loop(loop) watches one all the same",
+            name,
+        )
+
+    def _loop_stopped(self, loop: Loop) -> None:
+        """On the loop's thread, after it ran."""
+        if os.getpid() != self._pid:
+            return  # asyncio's own handler of a fork, which runs before ours (on_fork in asyncio/events.py since 3.12)
+        with self._faults.guard("discovery"):
+            known = self.find(loop)
+            if known is not None:
+                known.stopped()
+                self._starts.loop_stopped(known)
+                self.watcher.wake_if_blocked(known)
+
+    def _loop_closing(self, loop: Loop) -> None:
+        """Right before the memory of a loop of uvloop goes away."""
+        with self._faults.guard("discovery"):
+            self.watcher.detach(loop)
+
+    def _retired(self, loop: WatchedLoop) -> None:
+        self._starts.retired(loop)
+        self._hooks.loop_gone(loop.reading(time.monotonic()))
+
+    def _name(self) -> str:
+        name = "main" if threading.get_ident() == threading.main_thread().ident else printable(thread_name())
+        taken = {known.name for known in self.loops}
+        return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)
+
+    def _limit(self) -> float:
+        return float("inf") if self.watcher.paused else self._config().threshold
+
+    def _longest_start(self) -> float:
+        return max(LONGEST, self._config().hang_after)
+
+    def _tick(self, now: float) -> None:
+        stretch = self._governor.update(now, self._hooks.cpu())
+        self.watcher.stretch = stretch
+        if stretch > 1 and not self._has_said_slow:
+            self._has_said_slow = True
+            self._faults.say(
+                logging.INFO,  # nothing is wrong with the program, and there is nothing to be done
+                "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
+                self._governor.share * 100, self._config().cpu_budget,
+            )  # fmt: skip
+        self._starts.tick(now)
+        self._hooks.ticked(now)
+
+
+def _runs_here(loop: Loop | None) -> bool:
+    return loop is not None and running_loop() is loop
