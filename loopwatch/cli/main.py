@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         run.add_argument(name, metavar=metavar, help=text, action="append" if name in _REPEATED else "store")
     run.set_defaults(call=_run, parser=run)
 
-    tables = commands.add_parser(
+    report = commands.add_parser(
         "report",
         help="summarize a journal",
         description="Summarizes journals: who held the loop, why, when, in which process, and what to do about it.",
@@ -153,15 +153,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=raw,
         allow_abbrev=False,
     )
-    tables.add_argument(
+    report.add_argument(
         "journal", metavar="JOURNAL", help="file, directory, pattern, or the name configured as journal"
     )
-    form = tables.add_mutually_exclusive_group()
+    form = report.add_mutually_exclusive_group()
     form.add_argument("--html", metavar="FILE", help="write a page with timeline and flame graph, for any browser")
     form.add_argument("--collapsed", action="store_true", help="print collapsed stacks, for flame graph tools")
     form.add_argument("--json", action="store_true", help="print JSON")
-    tables.add_argument("--width", metavar="N", type=_width, help="columns of the text (default: the terminal's)")
-    tables.set_defaults(call=_report, parser=tables)
+    report.add_argument("--width", metavar="N", type=_width, help="columns of the text (default: the terminal's)")
+    report.set_defaults(call=_report, parser=report)
 
     demo = commands.add_parser(
         "demo",
@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     doctor.add_argument("--json", action="store_true", help="print JSON")
-    doctor.set_defaults(call=doctor, parser=doctor)
+    doctor.set_defaults(call=_doctor, parser=doctor)
     _add_dashboards(commands)
     return parser
 
