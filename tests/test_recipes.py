@@ -1,0 +1,35 @@
+"""What CONTRIBUTING says of additions is true: the files are there, and a cause is known wherever it must be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import loopwatch
+from loopwatch.demo.screen import WHY
+from loopwatch.events import Cause
+from loopwatch.sinks.log import _DID
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(loopwatch.__file__).parent
+RECIPES = (ROOT / "CONTRIBUTING.md").read_text().partition("## How to add")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_has_its_words_and_its_colour(cause: Cause) -> None:
+    """The log line and the demo say it in words, the page has a colour of its own for it, the README explains it."""
+    style = (PACKAGE / "report" / "page" / "style.css").read_text()
+    colours = dict(re.findall(r"\.([a-z_]+)\{--c:(#[0-9a-f]{6})\}", style))
+    assert cause in _DID and cause in WHY
+    assert list(colours.values()).count(colours[cause.value]) == 1
+    assert f"| `{cause.value}` |" in (ROOT / "README.md").read_text()
+
+
+def test_recipes_name_what_exists() -> None:
+    """Each file and folder of a recipe is there."""
+    named = re.findall(r"`([a-z_/.]+(?:\.py|\.css|\.md|/))`", RECIPES)
+    assert len(named) > 30
+    beside = PACKAGE / "telemetry" / "metrics"
+    assert [name for name in named if not any((base / name).exists() for base in (ROOT, PACKAGE, beside))] == []
