@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.remedy import ANY, BY_CAUSE_ALONE, FALLBACKS, TABLE, Advice, is_generic, remedy
+from loopwatch.diagnosis.remedy import is_generic, remedy
+from loopwatch.diagnosis.remedy_table import ANY, BY_CAUSE_ALONE, FALLBACKS, TABLE, Advice
 from loopwatch.events import Cause, Frame
 
 CULPRIT = Frame("Images.resize", "app.images", "/app/images.py", 12)
