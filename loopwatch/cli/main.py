@@ -263,21 +263,22 @@ def _run(args: argparse.Namespace, target: list[str]) -> int:
 
 
 def _report(args: argparse.Namespace, _target: list[str]) -> int:
-    from loopwatch.report import tables
+    from loopwatch.report.export import to_collapsed, to_json
     from loopwatch.report.reader import read_journals
+    from loopwatch.report.text import headline, to_text
 
     contents = read_journals(args.journal)
     if args.html:
         from loopwatch.report import html
 
         _write_private(args.html, html.render(contents))
-        _print(f"{tables.headline(contents)}\nWritten to {args.html}\n")
+        _print(f"{headline(contents)}\nWritten to {args.html}\n")
     elif args.collapsed:
-        _print(tables.to_collapsed(contents))
+        _print(to_collapsed(contents))
     elif args.json:
-        _print(tables.to_json(contents).rstrip("\n") + "\n")
+        _print(to_json(contents).rstrip("\n") + "\n")
     else:
-        _print(tables.to_text(contents, args.width or shutil.get_terminal_size((100, 24)).columns))
+        _print(to_text(contents, args.width or shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 

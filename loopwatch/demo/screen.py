@@ -14,8 +14,8 @@ from pathlib import Path
 from loopwatch.core.text import shown
 from loopwatch.demo.truth import EXPORT, HEALTH_EVERY, THRESHOLD, Habit, Seen
 from loopwatch.events import Cause, Frame, Stall
-from loopwatch.report.tables import seconds as in_words
-from loopwatch.report.tables import times
+from loopwatch.report.text import seconds as in_words
+from loopwatch.report.text import times
 
 WIDTH = 96
 BUSY = 0.2

@@ -16,7 +16,17 @@ from importlib.resources import files
 from loopwatch.core.text import shown
 from loopwatch.events import Evidence, Frame, Stall
 from loopwatch.report import tables
+from loopwatch.report.export import strict_json, weighted_stacks
 from loopwatch.report.reader import TORN, JournalContents
+from loopwatch.report.text import (
+    expected_sentence,
+    flagged_sentence,
+    hang_sentence,
+    headline,
+    seconds,
+    skipped_sentence,
+    to_text,
+)
 
 MAX_STALLS = 20_000
 """Stalls in one page, the longest ones; a browser gets slow beyond. The page says how many are left out."""
@@ -32,7 +42,7 @@ def render(contents: JournalContents) -> str:
         >>> page = render(read_journals("/var/log/loopwatch"))  # doctest: +SKIP
     """
     # Inside <script>, "</script>" and "<!--" would be read by the HTML parser before JSON is.
-    data = tables.strict_json(_payload(contents))
+    data = strict_json(_payload(contents))
     for char in "<>&":
         data = data.replace(char, f"\\u{ord(char):04x}")
     style, script = _asset("style.css"), _asset("script.js")
@@ -45,8 +55,8 @@ def render(contents: JournalContents) -> str:
         style=style,
         script=script,
         data=data,
-        headline=html.escape(tables.headline(contents)),
-        text=html.escape(tables.to_text(contents, width=110)),
+        headline=html.escape(headline(contents)),
+        text=html.escape(to_text(contents, width=110)),
     )
 
 
@@ -86,9 +96,7 @@ class _Payload:
         """Return one stall for the page; what is empty is left out."""
         culprit = stall.culprit
         who = tables.culprit_name(stall), culprit.file if culprit else ""
-        stacks = [
-            (self._stack(stack or _stand_in(stall)), round(share, 6)) for stack, share in tables.weighted_stacks(stall)
-        ]
+        stacks = [(self._stack(stack or _stand_in(stall)), round(share, 6)) for stack, share in weighted_stacks(stall)]
         row: dict[str, object] = {
             "id": shown(stall.id),
             "at": stall.started_at,
@@ -131,9 +139,7 @@ def _payload(contents: JournalContents) -> dict[str, object]:
         kept = tuple(sorted(longest, key=lambda stall: stall.started_at))
     rows = [collected.row(stall) for stall in kept]
     runs = [run for run in collected.processes.rows if isinstance(run, tuple)]
-    skipped = [
-        tables.skipped_sentence(item.file, item.lines, item.reason) for item in contents.skipped if item.reason != TORN
-    ]
+    skipped = [skipped_sentence(item.file, item.lines, item.reason) for item in contents.skipped if item.reason != TORN]
     return {
         "stalls": rows,
         "leftOut": len(contents.stalls) - len(rows),
@@ -144,8 +150,8 @@ def _payload(contents: JournalContents) -> dict[str, object]:
         "processes": [shown(collected.runs.name(run)) for run in runs],
         "runs": len(tables.processes(contents)),
         "flagged": [_flagged(row) for row in tables.flagged(contents)],
-        "hangs": [tables.hang_sentence(hang) for hang in tables.unended(contents)],
-        "expected": [tables.expected_sentence(row) for row in tables.expected(contents)],
+        "hangs": [hang_sentence(hang) for hang in tables.unended(contents)],
+        "expected": [expected_sentence(row) for row in tables.expected(contents)],
         "skipped": skipped,
         "facts": [field.name.replace("_", " ") for field in fields(Evidence)],
         "versions": sorted({shown(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),
@@ -154,7 +160,7 @@ def _payload(contents: JournalContents) -> dict[str, object]:
 
 def _flagged(row: tables.FlaggedRow) -> list[str]:
     name, place, remedy = (shown(text) for text in (row.name, f"{row.file}:{row.line}", row.remedy))
-    return [str(row.cause), name, place, tables.flagged_sentence(row), remedy]
+    return [str(row.cause), name, place, flagged_sentence(row), remedy]
 
 
 def _stand_in(stall: Stall) -> tuple[Frame, ...]:
@@ -177,7 +183,7 @@ def _fact(name: str, value: object) -> str:
     if value is None or value is False or value == 0:
         return ""
     if isinstance(value, float) and name in _TIMES:
-        return f"{value * 1000:.1f} ms" if value < 1 else tables.seconds(value)
+        return f"{value * 1000:.1f} ms" if value < 1 else seconds(value)
     if isinstance(value, float) and name in _SHARES:
         return f"{value:.0%}"
     return "yes" if value is True else shown(str(value))

@@ -21,9 +21,10 @@ from loopwatch.diagnosis.culprit import Site
 from loopwatch.diagnosis.diagnose import diagnose
 from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.events import AgentStats, Cause, Evidence, FlaggedFunction, Snapshot, Stall
-from loopwatch.report import tables
+from loopwatch.report.export import to_collapsed, to_json
 from loopwatch.report.html import render
 from loopwatch.report.reader import read_journals
+from loopwatch.report.text import to_text
 from loopwatch.sinks.hang_file import hang_header, hang_threads
 from loopwatch.sinks.journal import JournalWriter
 from loopwatch.sinks.log import LogSink
@@ -143,10 +144,10 @@ def test_every_sink_gets_clean_names(
     writer.close()
     contents = read_journals(str(path))
     assert contents.stalls == (stall,)
-    text = tables.to_text(contents)
+    text = to_text(contents)
     assert all(line.isprintable() for line in text.splitlines())
-    assert json.loads(tables.to_json(contents))["stalls"][0]["id"] == "7f"
-    assert len(tables.to_collapsed(contents).splitlines()) == 1
+    assert json.loads(to_json(contents))["stalls"][0]["id"] == "7f"
+    assert len(to_collapsed(contents).splitlines()) == 1
     assert "</script><!--" not in render(contents)
 
     assert hang_threads(hang_header(7, {1: stall.loop})) == (7, {"0x0000000000000001": stall.loop})
@@ -234,7 +235,7 @@ def test_reading_a_hostile_journal_is_bounded(tmp_path: Path) -> None:
         "".join(json.dumps(each) + "\n" for each in (header, {"type": "stall", **record, "culprit": frame}))
     )
     contents = read_journals(str(path))
-    text = tables.to_text(contents)
+    text = to_text(contents)
     assert all(line.isprintable() and len(line) <= MAX_LINE for line in text.splitlines())
     assert len(render(contents)) < MIB
-    assert len(tables.to_collapsed(contents)) <= MAX_LINE * 2
+    assert len(to_collapsed(contents)) <= MAX_LINE * 2

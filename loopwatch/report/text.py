@@ -1,0 +1,271 @@
+"""A report as text: headline, timeline, tables, for a terminal."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from loopwatch.core.text import shown
+from loopwatch.events import Stall
+from loopwatch.report.reader import TORN, JournalContents
+from loopwatch.report.tables import (
+    CulpritRow,
+    ExpectedRow,
+    FlaggedRow,
+    Runs,
+    Unended,
+    blocked,
+    by_cause,
+    culprits,
+    expected,
+    flagged,
+    frame_name,
+    processes,
+    time_span,
+    timeline,
+    unended,
+)
+
+_LEVELS = " ▁▂▃▄▅▆▇█"
+
+
+def to_text(contents: JournalContents, width: int = 100, top: int = 10) -> str:
+    """Return the report for a terminal.
+
+    Args:
+        contents: what :func:`~loopwatch.sinks.journal.read_journals` found.
+        width: columns of the terminal; lines are cut or wrapped to it, 40 at least.
+        top: how many culprits and processes to tell of.
+    """
+    width = max(40, width)
+    sections = [
+        _text_headline(contents, width),
+        _section("NEVER ENDED", [_text_unended(hang, width) for hang in unended(contents)]),
+        _section("WORST CULPRITS", _text_culprits(contents, width, top)),
+        _section("FLAGGED FUNCTIONS", _text_flagged(contents, width, top)),
+        _section("BY CAUSE", _text_causes(contents)),
+        _section("EXPECTED, NOT COUNTED ABOVE", [_text_expected(row, width) for row in expected(contents)]),
+        _section("TIMELINE", _text_timeline(contents, width, top)),
+        _section("PROCESSES", _text_processes(contents, top)),
+        _section("PASSED OVER", [_text_skipped(contents)]),
+    ]
+    lines = [line for section in sections for line in section]
+    return "\n".join(cut(line, width) for line in lines).rstrip("\n") + "\n"
+
+
+def seconds(value: float) -> str:
+    """Return a length of time for people.
+
+    Example:
+        >>> seconds(0.1234), seconds(2.5), seconds(61), seconds(7380)
+        ('123 ms', '2.50 s', '1 min 1 s', '2 h 3 min')
+    """
+    if value < 0.9995:
+        return f"{value * 1000:.0f} ms"
+    if value < 59.995:
+        return f"{value:.2f} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def clock(at: float) -> str:
+    """Return date and time in UTC, which is the same on every reader's machine."""
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError, OSError):
+        return f"{at:.0f} s since the epoch"
+
+
+def flagged_sentence(row: FlaggedRow) -> str:
+    """Return how often a function was flagged and what it cost, in one sentence."""
+    first = f"{'' if row.flagged == 1 else 'first '}at {clock(row.first_at)} UTC"
+    where = row.processes[0] if len(row.processes) == 1 else _plural(len(row.processes), "process", "es")
+    cost = f"{seconds(row.blocked)} in total, {seconds(row.worst_minute)} in its worst minute"
+    waited = f", {row.victims} waited" if row.victims else ""
+    told = f"flagged {times(row.flagged)}, {first}, in {where}"
+    return shown(f"{told}: {_plural(row.stalls, 'stall')}, {cost}{waited} ({_tally(row.causes)})")
+
+
+def cut(line: str, width: int) -> str:
+    """Return ``line`` cut to ``width`` characters; what is left out becomes one ellipsis in its middle third."""
+    if len(line) <= width:
+        return line
+    tail = width // 3
+    return f"{line[: width - tail - 1]}…{line[len(line) - tail :]}"
+
+
+def times(count: int) -> str:
+    """Return ``once`` or ``N times``."""
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def headline(contents: JournalContents) -> str:
+    """Return the finding in one sentence."""
+    if not contents.stalls:
+        return "No stall was journaled."
+    worst = culprits(contents)[0]
+    whole = blocked(contents)
+    count = len(contents.stalls)
+    who = f"by {shown(worst.name)}{_place(worst.file, worst.line)}"
+    if count == 1:
+        return f"The event loop was held once, for {seconds(whole)}, {who}."
+    share = f"{worst.total / whole:.0%}" if worst.total < whole else "all"
+    return f"The event loop was held {times(count)} for {seconds(whole)} in total, {share} of it {who}."
+
+
+def hang_sentence(hang: Unended) -> str:
+    """Return what is known of a block that never ended, in one sentence."""
+    where = f"in {frame_name(hang.where)} ({hang.where.file}:{hang.where.line})" if hang.where else "in unknown code"
+    span = f", for at least {seconds(hang.blocked)}" if hang.blocked else ""
+    return shown(f"{hang.process}, loop {hang.loop}: last seen blocked {where}{span}, at {clock(hang.at)} UTC")
+
+
+def _section(title: str, blocks: Sequence[Sequence[str]]) -> list[str]:
+    lines = [line for block in blocks for line in block]
+    return ["", title, *(f"  {line}" for line in lines)] if lines else []
+
+
+def _text_headline(contents: JournalContents, width: int) -> list[str]:
+    lines = textwrap.wrap(headline(contents), width)
+    if contents.stalls:
+        start, end = time_span(contents.stalls)
+        lines.append(f"{clock(start)} to {clock(end)} UTC, {_plural(len(processes(contents)), 'process', 'es')}")
+    return lines
+
+
+def _text_unended(hang: Unended, width: int) -> list[str]:
+    return textwrap.wrap(hang_sentence(hang), width - 2, subsequent_indent="  ")
+
+
+def _place(file: str, line: int) -> str:
+    return f" ({shown(file)}:{line})" if file else ""
+
+
+def _plural(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}{'' if count == 1 else ending}"
+
+
+def _text_culprits(contents: JournalContents, width: int, top: int) -> list[list[str]]:
+    rows = culprits(contents)
+    blocks = [_text_culprit(number, row, width) for number, row in enumerate(rows[:top], 1)]
+    rest = rows[top:]
+    if rest:
+        more = seconds(math.fsum(row.total for row in rest))
+        blocks.append([f"and {_plural(len(rest), 'more culprit')}, {more} in total"])
+    return blocks
+
+
+def _text_culprit(number: int, row: CulpritRow, width: int) -> list[str]:
+    more = f" and {_plural(row.lines - 1, 'other line')}" if row.lines > 1 else ""
+    numbers = f"{times(row.times)}, {seconds(row.total)} in total, p50 {seconds(row.p50)}, longest {seconds(row.max)}"
+    waited = f", {row.victims} waited" if row.victims else ""
+    lines = [f"{number:>2}. {shown(row.name)}{_place(row.file, row.line)}{more}", f"    {numbers}{waited}"]
+    lines.append(f"    cause: {_tally(row.causes)}")
+    if row.routes:
+        lines.append(f"    routes: {_tally(row.routes)}")
+    if row.remedy:
+        lines.extend(textwrap.wrap(shown(row.remedy), width - 2, initial_indent="    -> ", subsequent_indent=" " * 7))
+    return lines
+
+
+def _text_flagged(contents: JournalContents, width: int, top: int) -> list[list[str]]:
+    rows = flagged(contents)
+    blocks = [_text_flagged_row(row, width) for row in rows[:top]]
+    return blocks + ([[f"and {len(rows) - top} more"]] if len(rows) > top else [])
+
+
+def _text_flagged_row(row: FlaggedRow, width: int) -> list[str]:
+    return [
+        f"{shown(row.name)}{_place(row.file, row.line)}",
+        *textwrap.wrap(flagged_sentence(row), width - 2, initial_indent="    ", subsequent_indent="    "),
+        *textwrap.wrap(shown(row.remedy), width - 2, initial_indent="    -> ", subsequent_indent=" " * 7),
+    ]
+
+
+def _tally(counts: Sequence[tuple[str, int]], top: int = 4) -> str:
+    named = [f"{shown(name)} {count}" for name, count in counts[:top]]
+    return ", ".join(named) + (f", and {len(counts) - top} more" if len(counts) > top else "")
+
+
+def _text_causes(contents: JournalContents) -> list[list[str]]:
+    rows = by_cause(contents)
+    longest = max((len(row.cause) for row in rows), default=0)
+    return [
+        [
+            f"{row.cause:<{longest}}  {seconds(row.total):>12}  {row.share:>4.0%}  {'█' * round(row.share * 20):<20}  "
+            f"{times(row.times)}, longest {seconds(row.max)}"
+        ]
+        for row in rows
+    ]
+
+
+def _text_timeline(contents: JournalContents, width: int, top: int) -> list[list[str]]:
+    if not contents.stalls:
+        return []
+    runs = Runs(contents.headers)
+    lanes: dict[str, list[Stall]] = defaultdict(list)
+    for stall in contents.stalls:
+        lanes[runs.name(runs.of(stall.pid, stall.started_at))].append(stall)
+    span = time_span(contents.stalls)
+    named = sorted(lanes, key=lambda name: (-math.fsum(stall.duration for stall in lanes[name]), name))[:top]
+    columns = min(width - 4, 120)
+    slices = {name: timeline(lanes[name], columns, span) for name in named}
+    highest = max(bucket.blocked for lane in slices.values() for bucket in lane)
+    blocks = []
+    for name, lane in slices.items():
+        bars = "".join(_bar(bucket.blocked, highest) for bucket in lane)
+        blocks.append([shown(name), f"▕{bars}▏"] if len(lanes) > 1 else [f"▕{bars}▏"])
+    first, last = clock(span[0]), clock(span[1]).split(" ")[-1]
+    blocks.append([f" {first}{last:>{max(columns - len(first), len(last) + 1)}}"])
+    blocks.append([f" one column is {seconds((span[1] - span[0]) / columns)}, a full one {seconds(highest)} blocked"])
+    return blocks
+
+
+def _bar(value: float, highest: float) -> str:
+    if value <= 0 or highest <= 0:
+        return _LEVELS[0]
+    return _LEVELS[max(1, round(value / highest * (len(_LEVELS) - 1)))]
+
+
+def _text_processes(contents: JournalContents, top: int) -> list[list[str]]:
+    rows = processes(contents)
+    blocks = [
+        [
+            f"{shown(row.name)}: {times(row.times) if row.times else 'never'} held"
+            + (f", {seconds(row.total)} in total" if row.times else "")
+            + (f"; since {clock(row.started_at)}" if row.started_at else "")
+            + (f", Python {shown(row.python)}" if row.python else "")
+        ]
+        for row in rows[:top]
+    ]
+    return blocks + ([[f"and {len(rows) - top} more"]] if len(rows) > top else [])
+
+
+def _text_skipped(contents: JournalContents) -> list[str]:
+    # A torn last line is how a killed process's journal always ends: no news.
+    return [skipped_sentence(item.file, item.lines, item.reason) for item in contents.skipped if item.reason != TORN]
+
+
+def skipped_sentence(file: str, lines: int | None, reason: str) -> str:
+    """Return what was passed over in one file, in one line."""
+    return shown(f"{file}: {reason}" if lines is None else f"{file}: {_plural(lines, 'line')} {reason}")
+
+
+def _text_expected(row: ExpectedRow, width: int) -> list[str]:
+    return textwrap.wrap(expected_sentence(row), width - 2, subsequent_indent="  ")
+
+
+def expected_sentence(row: ExpectedRow) -> str:
+    """Return what is known of blocks that were expected for one reason, in one sentence."""
+    name, file, line, longest = row.longest
+    where = _plural(row.processes, "process", "es")
+    took = f"{row.reason}: {times(row.times)}, {seconds(row.total)} in total, in {where}"
+    return f"{shown(took)}; longest {seconds(longest)} by {shown(name)}{_place(file, line)}"
+
+
+# --------------------------------------------------------------------------------- for other programs
