@@ -30,10 +30,10 @@ from loopwatch.core.histogram import Histogram
 from loopwatch.events import AgentStats, Cause, Evidence, Frame, LagStats, LoopStats, PoolStats, Snapshot, Stall
 from loopwatch.health.records import PoolReading
 from loopwatch.system.threads import scheduled
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.metrics.collect import Readings
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Inputs, Reading
-from loopwatch.telemetry.otel.instruments import Account
 from loopwatch.telemetry.otel.otlp_config import Signal, targets_of
 from loopwatch.watch.observation import LoopReading
 

@@ -16,10 +16,10 @@ from loopwatch.core.dataclasses import replace
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.events import Stall
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.metrics.collect import Readings
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Inputs, Reading
-from loopwatch.telemetry.otel.instruments import Account
 from loopwatch.telemetry.otel.otlp_config import Signal
 from loopwatch.telemetry.otel.providers import Providers
 from loopwatch.watch.observation import LoopReading

@@ -32,10 +32,10 @@ from loopwatch import ConfigError
 from loopwatch.core.faults import Faults
 from loopwatch.core.histogram import Histogram
 from loopwatch.telemetry import ports
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.metrics.catalog import CATALOG, LAG_BOUNDS, MAX_SAMPLES, Kind
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Point, Reading, Spread
-from loopwatch.telemetry.otel.instruments import Account
 from loopwatch.telemetry.prometheus import http_server, neighbours
 from loopwatch.telemetry.prometheus.endpoint import Scrape
 

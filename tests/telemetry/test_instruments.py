@@ -15,10 +15,11 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_s
 from stalls import make_stall
 
 from loopwatch.core.histogram import Histogram
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.metrics.catalog import CATALOG, LAG_BOUNDS, Kind
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Point, Reading, Spread
-from loopwatch.telemetry.otel.instruments import MOST_RECORDS, Account, Instruments, instruments_of
+from loopwatch.telemetry.otel.instruments import MOST_RECORDS, Instruments, instruments_of
 
 LAG = "asyncio.eventloop.lag"
 PASSES = "asyncio.eventloop.passes"

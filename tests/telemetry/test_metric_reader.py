@@ -9,11 +9,11 @@ from otlp_receiver import points_of
 from stalls import make_stall
 
 from loopwatch.core.histogram import Histogram
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.metrics.catalog import BY_NAME, CATALOG, LAG_BOUNDS, Kind
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Point, Reading, Spread
 from loopwatch.telemetry.otel import metric_reader
-from loopwatch.telemetry.otel.instruments import Account
 from loopwatch.telemetry.otel.metric_reader import GROUPS, PIECE, Metering
 from loopwatch.telemetry.otel.otlp_config import Temporality
 

@@ -12,20 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.histogram import Histogram
-from loopwatch.core.off_loop import running_loop
-from loopwatch.core.originals import time
+from loopwatch.telemetry.metrics.account import EMPTY, Account, Pause, nap_off_the_loop
 from loopwatch.telemetry.metrics.cardinality import Key
 from loopwatch.telemetry.metrics.catalog import BY_NAME, CATALOG, Kind, Metric
-from loopwatch.telemetry.metrics.exemplars import Exemplar, Exemplars
+from loopwatch.telemetry.metrics.exemplars import Exemplar
 from loopwatch.telemetry.metrics.records import Reading
 
-Pause = Callable[[], None]
-Read = Callable[[Pause], Reading | None]
-
-NAP = 0.0001
-"""s; long enough for whoever waits for the GIL to get it."""
 MOST_RECORDS = 500
 """Durations of one series that are recorded at a collection; of more, an even sample."""
 _RECORDS = 32
@@ -35,23 +28,6 @@ _NEW, _TIED = 60.0, 256
 _BEAT = 0.06
 """s; a stall is longer than the lag it causes by what is left until the next beat of a busy loop, 0.05 by default."""
 _LAG = "asyncio.eventloop.lag"
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Where what is told comes from.
-
-    Attributes:
-        read: returns all points as they are now, None if there are none; from any thread. It is given what to call
-            between parts of its work.
-        exemplars: stalls that belong to traces.
-    """
-
-    read: Read
-    exemplars: Exemplars
-
-
-_EMPTY = Account(lambda _pause: None, Exemplars())
 
 
 class Instruments:
@@ -76,7 +52,7 @@ class Instruments:
         self._nowhere = set_span_in_context(INVALID_SPAN, Context())
         self.meter = meter
         self.pause: Pause = nap_off_the_loop
-        self._account = _EMPTY
+        self._account = EMPTY
         self._observation = Observation
         self._lock = threading.Lock()
         self._reading: Reading | None = None
@@ -99,7 +75,7 @@ class Instruments:
 
     def detach(self) -> None:
         """Tell nothing from now on."""
-        self._account = _EMPTY
+        self._account = EMPTY
         self._reading = None
 
     def _create(self, metric: Metric) -> None:
@@ -198,12 +174,6 @@ def _within(exemplar: Exemplar) -> Any:
         int(trace["trace_id"], 16), int(trace["span_id"], 16), False, TraceFlags(TraceFlags.SAMPLED)
     )  # fmt: skip
     return set_span_in_context(NonRecordingSpan(span), Context())
-
-
-def nap_off_the_loop() -> None:
-    """Give up the GIL for a moment, so that no loop waits long for it; not on the thread of a loop that collects."""
-    if running_loop() is None:
-        time.sleep(NAP)
 
 
 _kept: weakref.WeakKeyDictionary[Any, Instruments] = weakref.WeakKeyDictionary()

@@ -17,10 +17,11 @@ from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.resources import Resource
 
 from loopwatch.core.originals import time
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.metrics.catalog import AGENT, LOOPS, OFFLOAD, POOLS
 from loopwatch.telemetry.metrics.records import Reading
 from loopwatch.telemetry.otel.histogram_points import Spreads
-from loopwatch.telemetry.otel.instruments import Account, Instruments
+from loopwatch.telemetry.otel.instruments import Instruments
 from loopwatch.telemetry.otel.otlp_config import Temporality
 
 GROUPS = (LOOPS[:10], LOOPS[10:], POOLS[:7], POOLS[7:], (*OFFLOAD, *AGENT))

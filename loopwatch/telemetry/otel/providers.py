@@ -16,7 +16,8 @@ from loopwatch.core.faults import Faults
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import loaded
 from loopwatch.errors import ConfigError
-from loopwatch.telemetry.otel.instruments import Account, Instruments, instruments_of
+from loopwatch.telemetry.metrics.account import Account
+from loopwatch.telemetry.otel.instruments import Instruments, instruments_of
 from loopwatch.telemetry.otel.otlp_config import Signal, Targets, targets_of
 
 if TYPE_CHECKING:

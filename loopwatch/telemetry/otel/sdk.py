@@ -19,8 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from loopwatch.core.faults import Faults
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.telemetry import resource as own_resource
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.otel.exporter import Exporter, nap
-from loopwatch.telemetry.otel.instruments import Account
 from loopwatch.telemetry.otel.metric_reader import Metering
 from loopwatch.telemetry.otel.otlp import sender_of
 from loopwatch.telemetry.otel.otlp_config import Protocol, Signal, Target, Targets

@@ -21,7 +21,7 @@ from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry import ports, resource
-from loopwatch.telemetry.otel.instruments import Account
+from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.ports import Place
 from loopwatch.telemetry.prometheus import exposition, hosts
 from loopwatch.telemetry.prometheus.exposition import Family

@@ -10,7 +10,7 @@ from loopwatch.core.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from loopwatch.telemetry.otel.instruments import Account
+    from loopwatch.telemetry.metrics.account import Account
     from loopwatch.telemetry.prometheus.endpoint import Scrape
 
 PART = "prometheus"

@@ -1,0 +1,43 @@
+"""Where metrics come from: the points as they are now, and stalls that belong to traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loopwatch.core.dataclasses import dataclass
+from loopwatch.core.off_loop import running_loop
+from loopwatch.core.originals import time
+from loopwatch.telemetry.metrics.exemplars import Exemplars
+from loopwatch.telemetry.metrics.records import Reading
+
+Pause = Callable[[], None]
+
+
+Read = Callable[[Pause], Reading | None]
+
+
+NAP = 0.0001
+"""s; long enough for whoever waits for the GIL to get it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where what is told comes from.
+
+    Attributes:
+        read: returns all points as they are now, None if there are none; from any thread. It is given what to call
+            between parts of its work.
+        exemplars: stalls that belong to traces.
+    """
+
+    read: Read
+    exemplars: Exemplars
+
+
+EMPTY = Account(lambda _pause: None, Exemplars())
+
+
+def nap_off_the_loop() -> None:
+    """Give up the GIL for a moment, so that no loop waits long for it; not on the thread of a loop that collects."""
+    if running_loop() is None:
+        time.sleep(NAP)
