@@ -27,7 +27,7 @@ from loopwatch.sinks.hang_file import hang_header, parse_hang
 from loopwatch.sinks.journal import JournalWriter
 
 MIB = 1 << 20
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def write(path: Path, *stalls: Stall, max_bytes: int = MIB) -> JournalWriter:
@@ -40,7 +40,7 @@ def write(path: Path, *stalls: Stall, max_bytes: int = MIB) -> JournalWriter:
 
 def run(program: str, *args: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", program, *map(str, args)]
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=env)
     assert done.returncode == expect, done.stderr
     return done
@@ -277,7 +277,7 @@ def test_kill_9_costs_one_line_at_most(tmp_path: Path) -> None:
     """After SIGKILL in the middle of writing, every stall but at most the last is read, none twice, none altered."""
     path = tmp_path / "j.1.jsonl"
     command = [sys.executable, "-c", _WRITE_FOR_EVER, str(path)]
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

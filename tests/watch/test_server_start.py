@@ -164,7 +164,7 @@ def test_start_that_is_long_is_reported(
 ) -> None:
     """A block that goes on when a start should be over is announced, with its culprit, and reported when it ends."""
     caplog.set_level(logging.DEBUG, "loopwatch")
-    monkeypatch.setattr("loopwatch.agent.LONGEST", 0.8)
+    monkeypatch.setattr("loopwatch.watch.service.LONGEST", 0.8)
     agent = loopwatch.install(threshold=0.1, hang_after=0.4, on_stall=sink, log_level="WARNING", cpu_budget=1.0)
     announced_at: list[float] = []
     began: list[float] = []

@@ -185,8 +185,7 @@ def test_numpy_on_both_sides(worker: Worker) -> None:
         assert raw.flags.writeable
         assert raw.tolist() == list(range(12))
         assert (
-            worker.run("theirs = shared_buffer.array('f8', (3, 4)); theirs *= 2; result = theirs.sum()", shared=buffer)
-            == 132
+            worker.run("theirs = shared.array('f8', (3, 4)); theirs *= 2; result = theirs.sum()", shared=buffer) == 132
         )
         assert raw.sum() == 132
         assert buffer.array("i4").shape == (24,)
@@ -235,7 +234,7 @@ def test_temporary_file_where_memfd_is_missing(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delattr(os, "memfd_create")
     with SharedBuffer(64) as buffer:
         assert os.fstat(buffer._fd).st_nlink == 0
-        assert worker.run("shared[0] = 7; result = shared_buffer.add(1, 1)", shared=buffer) == 0
+        assert worker.run("shared[0] = 7; result = shared.add(1, 1)", shared=buffer) == 0
         assert (buffer[0], buffer.load(1)) == (7, 1)
 
 
@@ -325,7 +324,7 @@ def test_nothing_is_left_by_a_killed_worker(worker: Worker) -> None:
     """A worker killed with the memory in use leaves nothing in /dev/shm, nor a descriptor here."""
     before, names = descriptors(), set(os.listdir("/dev/shm"))  # noqa: PTH208
     with SharedBuffer(1 << 20) as buffer:
-        worker.run("own = type(shared)(4096); held = shared_buffer.lock(); held.__enter__()", shared=buffer)
+        worker.run("own = type(shared)(4096); held = shared.lock(); held.__enter__()", shared=buffer)
         worker.kill()
         buffer[0] = 1
     assert descriptors() == before
@@ -341,7 +340,7 @@ def test_passing_again_accumulates_nothing(worker: Worker) -> None:
         ours = descriptors()
         worker.run("first = shared", shared=buffer)
         for number in range(100):
-            assert worker.run("result = shared is first and shared_buffer.add(0, 1)", shared=buffer) == number
+            assert worker.run("result = shared is first and shared.add(0, 1)", shared=buffer) == number
         assert worker.run(count) == (descriptors_before + PER_BUFFER, 1)
         assert descriptors() == ours
         for _ in range(50):
@@ -362,7 +361,7 @@ def test_what_comes_back_is_the_same_object(worker: Worker) -> None:
         assert worker.run("result = shared", shared=buffer) is buffer
         worker.run("shared.close()")
         assert not buffer.closed
-        assert worker.run("result = shared_buffer.closed", shared=buffer) is False, "closed there, and mapped anew"
+        assert worker.run("result = shared.closed", shared=buffer) is False, "closed there, and mapped anew"
     with worker.run("result = own = type(shared)(16)") as made:
         made[3] = 9
         assert worker.run("result = own[3]") == 9
@@ -396,14 +395,14 @@ def test_no_pickle_without_a_worker() -> None:
 def test_lock_excludes_a_process(worker: Worker) -> None:
     """While a worker holds the lock nobody else gets it; afterwards one does. It is no obstacle to atomics."""
     with SharedBuffer(64) as buffer:
-        worker.run("held = shared_buffer.lock(); held.__enter__()", shared=buffer)
+        worker.run("held = shared.lock(); held.__enter__()", shared=buffer)
         for timeout in (0, 0.02):
             with pytest.raises(TimeoutError, match="held by others"), buffer.lock(timeout):
                 pass
         assert buffer.add(0, 1) == 0
         worker.run("held.__exit__(None, None, None)")
         with buffer.lock(timeout=0), pytest.raises(TimeoutError):
-            worker.run("with shared_buffer.lock(0.02): pass")
+            worker.run("with shared.lock(0.02): pass")
 
 
 def test_lock_excludes_threads() -> None:
@@ -426,7 +425,7 @@ def test_lock_excludes_threads() -> None:
 def test_a_killed_holder_frees_the_lock(worker: Worker, timeout: float | None) -> None:
     """``kill -9`` of the holder lets the next one in, who waits already, with or without a timeout."""
     with SharedBuffer(8) as buffer:
-        worker.run("held = shared_buffer.lock(); held.__enter__()", shared=buffer)
+        worker.run("held = shared.lock(); held.__enter__()", shared=buffer)
         entered = threading.Event()
 
         def enter() -> None:
@@ -513,12 +512,12 @@ def test_fork_of_a_holder() -> None:
 def test_fork_does_not_keep_the_lock_of_a_killed_holder(worker: Worker) -> None:
     """The lock of a killed holder is free even while a fork of the holder lives on."""
     fork = """
-held = shared_buffer.lock(); held.__enter__()
+held = shared.lock(); held.__enter__()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 child = os.fork()
 if child == 0:
-    shared_buffer.store(0, os.getpid())
-    shared_buffer.notify(0)
+    shared.store(0, os.getpid())
+    shared.notify(0)
     channel.close()
     signal.pause()
 """
@@ -586,7 +585,7 @@ def test_no_addition_is_lost(start: Callable[[], Worker]) -> None:
     workers = [start() for _ in range(4)]
     with SharedBuffer(16) as buffer:
         for each in workers:
-            each.send("result = [shared_buffer.add(1, 1) for _ in range(2000)]", shared=buffer)
+            each.send("result = [shared.add(1, 1) for _ in range(2000)]", shared=buffer)
         seen = [value for each in workers for value in each.result()]
         assert buffer.load(1) == 8000
         assert sorted(seen) == list(range(8000))
@@ -614,7 +613,7 @@ def test_wait_sees_a_change(worker: Worker, monkeypatch: pytest.MonkeyPatch, fut
         assert buffer.wait(2, 7, timeout=30), "it is not 7 to begin with"
         assert not buffer.wait(2, 0, timeout=0.02)
         for number in range(20):
-            worker.send("shared.add(2, 1); shared_buffer.notify(2)", shared=buffer)
+            worker.send("shared.add(2, 1); shared.notify(2)", shared=buffer)
             assert buffer.wait(2, number, timeout=30)
             worker.result()
         assert buffer.notify(2) == 0, "nobody waits"
@@ -627,7 +626,7 @@ def test_notify_counts_whom_it_woke(start: Callable[[], Worker]) -> None:
     workers = [start(), start()]
     with SharedBuffer(16) as buffer:
         for each in workers:
-            each.send("result = shared_buffer.wait(1, 0, timeout=30)", shared=buffer)
+            each.send("result = shared.wait(1, 0, timeout=30)", shared=buffer)
         woken = 0
         while woken < 3:  # a woken one that sees no change waits again
             once = buffer.notify(1, count=1)
