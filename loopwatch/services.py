@@ -35,11 +35,10 @@ from loopwatch.telemetry.prometheus.lazy import Scraped
 from loopwatch.telemetry.service import Telemetry
 from loopwatch.watch import stacks
 from loopwatch.watch.expectations import Expectation
-from loopwatch.watch.observation import LoopReading, Observation
+from loopwatch.watch.observation import Case, LoopReading, Observation
 from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.service import WatchService
 from loopwatch.watch.waiters import Victims
-from loopwatch.watch.watched_loop import Case
 from loopwatch.workers import settings as offloading
 
 _TELEMETRY = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})

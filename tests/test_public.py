@@ -47,6 +47,8 @@ PURE = {
     "loopwatch.system.syscalls",
     "loopwatch.health.states",
     "loopwatch.health.findings",
+    "loopwatch.health.finding_rules",
+    "loopwatch.health.history",
 }
 IMPURE = {"os", "time", "threading", "socket", "asyncio", "subprocess", "linecache", "sys"}
 

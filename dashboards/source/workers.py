@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loopwatch.health.findings import Kinds
+from loopwatch.health.finding_rules import Kinds
 from loopwatch.telemetry.metrics import catalog
 
 from .board import Board, Row

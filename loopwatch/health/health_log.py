@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from loopwatch.core import log
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
-from loopwatch.health.findings import THREADS, Unwaited, family
+from loopwatch.health.finding_rules import family
+from loopwatch.health.history import THREADS, Unwaited
 from loopwatch.health.records import End, PoolReading
 
 ORPHAN_AFTER = 60.0

@@ -283,7 +283,7 @@ class Monitor:
 
     def _gil_wait(self, readings: tuple[PoolReading, ...]) -> float | None:
         """Return how long this thread has to wait for the GIL, if threads are there that may compute."""
-        from loopwatch.health.findings import THREADS
+        from loopwatch.health.history import THREADS
 
         busy = any(
             worker.state == WorkerState.BUSY

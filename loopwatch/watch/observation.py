@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.core.histogram import Histogram
-from loopwatch.events import Evidence, LoopStats
+from loopwatch.events import Evidence, LoopStats, Stall
 from loopwatch.system.threads import Clocks
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.stacks import RawStack
@@ -102,3 +102,93 @@ class LoopReading:
     lags: Histogram
     callbacks: int | None = None
     victims: int = 0
+
+
+@dataclass(slots=True)
+class Baseline:
+    """Clocks of a loop's thread at one moment before a block, and the idle time of the loop then, s.
+
+    The run queue costs a file: ``run_queue_at`` says when it was read last.
+    """
+
+    clocks: Clocks
+    run_queue_at: float
+    idle: float
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who a callback is: task, coroutine, labels of its context, and the context of its span."""
+
+    task: str | None
+    coroutine: str | None
+    context: dict[str, str] = field(default_factory=dict)
+    span: Any = None
+
+
+@dataclass(slots=True)
+class Case:
+    """One block as the traces of those who wait for it are told of it.
+
+    Attributes:
+        key: of the block.
+        id: of the stall.
+        span: context of the span that is current in the blocking callback, None if there is none.
+        told: who was told: (id of the span, whether in advance).
+        foreseen: what the stall looked like while it lasted.
+        judged: samples that there were then.
+        prepared, told_in_advance: whether those were seen to who will run before the loop can tell.
+        reached: when a callback of ours ran that was scheduled during the block (``time.monotonic``), None if none did.
+    """
+
+    key: float
+    id: str
+    span: Any = None
+    told: set[tuple[int, bool]] = field(default_factory=set)
+    foreseen: Stall | None = None
+    judged: int = 0
+    prepared: bool = False
+    told_in_advance: bool = False
+    reached: float | None = None
+
+
+@dataclass(slots=True)
+class Episode:
+    """What the watcher has collected of a block that may become a stall.
+
+    Attributes:
+        id: of the stall it may become.
+        samples: stack samples, bounded by thinning out.
+        announced: whether the hang was announced.
+        ended: when the loop was first found doing something else, None while it was not.
+        callers: who the callbacks are that were seen, by ``Sample.callback``.
+    """
+
+    id: str
+    samples: list[Sample] = field(default_factory=list)
+    announced: bool = False
+    ended: float | None = None
+    callers: dict[object, Caller] = field(default_factory=dict)
+
+
+Variable = contextvars.ContextVar[Any]
+
+
+class Notice(NamedTuple):
+    """Somebody has waited for a block.
+
+    Attributes:
+        case: the block.
+        loop: name of the loop.
+        started_at: s since the epoch.
+        duration: s that they waited.
+        ongoing: whether it still goes on.
+        contexts: theirs, as OpenTelemetry keeps them.
+    """
+
+    case: Case
+    loop: str
+    started_at: float
+    duration: float
+    ongoing: bool
+    contexts: tuple[Any, ...]

@@ -22,11 +22,11 @@ from loopwatch.system.threads import thread_name
 from loopwatch.watch.discovery import Discovery
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.governor import Governor
-from loopwatch.watch.observation import LoopReading, Observation
+from loopwatch.watch.observation import Case, LoopReading, Observation
 from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
 from loopwatch.watch.server_start import LONGEST, ServerStarts
-from loopwatch.watch.watched_loop import Case, WatchedLoop
+from loopwatch.watch.watched_loop import WatchedLoop
 from loopwatch.watch.watcher import Watcher
 
 if TYPE_CHECKING:

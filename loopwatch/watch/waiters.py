@@ -25,15 +25,16 @@ from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.off_loop import wait_until
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
+from loopwatch.watch.observation import Case, Episode, Notice, Variable
 from loopwatch.watch.probes.base import LET_IN, Loop
-from loopwatch.watch.watched_loop import Case, Episode, WatchedLoop
+from loopwatch.watch.watched_loop import WatchedLoop
 
 PATIENCE = 0.0015
 """s that a loop waits at most, at the end of a block, until the traces of those who waited are told.
@@ -45,28 +46,6 @@ MAX_HANDLES = 200
 """Callbacks of which it is looked into their contexts."""
 MAX_CONTEXTS = 40
 """Contexts that are handed over at a time."""
-
-Variable = contextvars.ContextVar[Any]
-
-
-class Notice(NamedTuple):
-    """Somebody has waited for a block.
-
-    Attributes:
-        case: the block.
-        loop: name of the loop.
-        started_at: s since the epoch.
-        duration: s that they waited.
-        ongoing: whether it still goes on.
-        contexts: theirs, as OpenTelemetry keeps them.
-    """
-
-    case: Case
-    loop: str
-    started_at: float
-    duration: float
-    ongoing: bool
-    contexts: tuple[Any, ...]
 
 
 @dataclass(slots=True)

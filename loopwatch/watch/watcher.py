@@ -31,10 +31,10 @@ from loopwatch.system.threads import GcMonitor
 from loopwatch.watch import prompts, stacks, task_info
 from loopwatch.watch.contention import LATE, Contention, Hindrance, Lateness
 from loopwatch.watch.expectations import Expectation
-from loopwatch.watch.observation import Observation, Sample
+from loopwatch.watch.observation import Baseline, Caller, Case, Episode, Observation, Sample
 from loopwatch.watch.probes.base import IDLE, Block, Loop
 from loopwatch.watch.usage import usage
-from loopwatch.watch.watched_loop import QUIET_SPELL, Baseline, Caller, Case, Episode, WatchedLoop
+from loopwatch.watch.watched_loop import QUIET_SPELL, WatchedLoop
 
 if TYPE_CHECKING:
     from loopwatch.watch.waiters import Victims

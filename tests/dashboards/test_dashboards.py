@@ -19,7 +19,7 @@ from dashboards.source.__main__ import files
 from dashboards.source.board import Row
 from dashboards.source.expressions import Expression, boards, expressions
 from dashboards.source.panels import Query, bars, tile
-from loopwatch.health.findings import Kinds
+from loopwatch.health.finding_rules import Kinds
 from loopwatch.telemetry.metrics import catalog
 from loopwatch.telemetry.metrics.catalog import CATALOG, Kind, Metric
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from boards import committed
 
-from loopwatch.health.findings import family
+from loopwatch.health.finding_rules import family
 from loopwatch.health.naming import pool_name
 from loopwatch.telemetry.metrics.catalog import CATALOG, Kind
 

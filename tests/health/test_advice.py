@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from loopwatch.core.histogram import Histogram
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
-from loopwatch.health.findings import CLEAR_AFTER, NEGLECT_WINDOW, RULES, Advisor, Kinds
+from loopwatch.health.finding_rules import NEGLECT_WINDOW, RULES, Kinds
+from loopwatch.health.findings import CLEAR_AFTER, Advisor
 from loopwatch.health.records import End, PoolReading
 
 MIB = 1 << 20

@@ -17,8 +17,9 @@ from tests_of_pools import until
 import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.events import Finding
-from loopwatch.health import findings, monitor
-from loopwatch.health.findings import CRASHES, POOLS_PER_CALL, Kinds
+from loopwatch.health import findings, history, monitor
+from loopwatch.health.finding_rules import POOLS_PER_CALL, Kinds
+from loopwatch.health.history import CRASHES
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_children_that_die_again_and_again(watching: Agent) -> None:
 
 def test_zombies_that_pile_up(watching: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four children that nobody waits for, and others are started; once somebody does they are gone."""
-    monkeypatch.setattr(findings, "UNWAITED_AFTER", 0.5)
+    monkeypatch.setattr(history, "UNWAITED_AFTER", 0.5)
     monkeypatch.setattr(findings, "RULES", tuple((rule, 0.0) for rule, _ in findings.RULES))
     children = [subprocess.Popen(["/bin/true"]) for _ in range(4)]
 

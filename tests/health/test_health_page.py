@@ -10,7 +10,7 @@ from pathlib import Path
 
 from loopwatch.config import Config
 from loopwatch.events import WorkerState
-from loopwatch.health import findings, health_log, monitor, states
+from loopwatch.health import finding_rules, findings, health_log, history, monitor, states
 from loopwatch.health.children import hooks
 from loopwatch.health.states import Executor, Situation, judge
 
@@ -64,7 +64,7 @@ def test_each_state_and_in_which_order() -> None:
 def test_figures_of_states() -> None:
     """As they are in the code."""
     when = {row[0].strip("`"): row[1] for row in rows("States")}
-    assert numbers(when["zombie"]) == [findings.UNWAITED_AFTER]
+    assert numbers(when["zombie"]) == [history.UNWAITED_AFTER]
     assert numbers(when["stopping"]) == [states.GRACE]
     assert numbers(when["orphan"]) == [states.GRACE, health_log.ORPHAN_AFTER]
     assert numbers(when["hung"]) == [Config().hung_after]
@@ -82,22 +82,26 @@ def test_each_kind_of_finding_with_its_figures() -> None:
     told = {row[0].strip("`"): numbers(row[1]) for row in rows("Findings")}
     assert told == {
         "oversubscribed": [],
-        "io-bound-processes": [findings.WAITING * 100],
-        "cpu-bound-threads": [findings.GIL_WAIT * 1000],
-        "starved-executor": [dict(findings.RULES)[findings.starved]],
+        "io-bound-processes": [finding_rules.WAITING * 100],
+        "cpu-bound-threads": [finding_rules.GIL_WAIT * 1000],
+        "starved-executor": [dict(finding_rules.RULES)[finding_rules.starved]],
         "pool-per-call": [
-            findings.POOLS_PER_CALL,
-            findings.PROCESSES_PER_CALL,
-            findings.PER_CALL_WINDOW,
-            findings.WORTH_THREADS * 1000,
-            findings.WORTH_PROCESSES * 1000,
+            finding_rules.POOLS_PER_CALL,
+            finding_rules.PROCESSES_PER_CALL,
+            finding_rules.PER_CALL_WINDOW,
+            finding_rules.WORTH_THREADS * 1000,
+            finding_rules.WORTH_PROCESSES * 1000,
         ],
         "costly-payloads": [1],
-        "memory-growth": [findings.MEMORY_SPAN, findings.MEMORY_GROWTH >> 20, findings.MEMORY_SHARE * 100],
-        "neglected-errors": [findings.NEGLECT_WINDOW],
-        "crash-loop": [findings.CRASHES, findings.CRASH_WINDOW],
-        "queue-growth": [20, findings.WINDOW],
-        "zombies": [findings.ZOMBIES, findings.UNWAITED_AFTER],
+        "memory-growth": [
+            finding_rules.MEMORY_SPAN,
+            finding_rules.MEMORY_GROWTH >> 20,
+            finding_rules.MEMORY_SHARE * 100,
+        ],
+        "neglected-errors": [finding_rules.NEGLECT_WINDOW],
+        "crash-loop": [history.CRASHES, history.CRASH_WINDOW],
+        "queue-growth": [20, history.WINDOW],
+        "zombies": [finding_rules.ZOMBIES, history.UNWAITED_AFTER],
     }
-    assert set(told) == {name for key, name in vars(findings.Kinds).items() if key.isupper()}
+    assert set(told) == {name for key, name in vars(finding_rules.Kinds).items() if key.isupper()}
     assert f"over {findings.CLEAR_AFTER:.0f} s after its cause" in PAGE

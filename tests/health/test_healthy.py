@@ -24,7 +24,7 @@ from tests_of_pools import Gate, until
 
 import loopwatch
 from loopwatch.agent import Agent
-from loopwatch.health import findings, monitor, states
+from loopwatch.health import findings, history, monitor, states
 
 FORK = multiprocessing.get_context("fork")
 
@@ -35,7 +35,7 @@ def silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
     monkeypatch.setattr(monitor, "PERIOD", 0.05)
     monkeypatch.setattr(findings, "RULES", tuple((rule, 0.0) for rule, _ in findings.RULES))
     for name, value in {"EVERY": 0.0, "SHORTEST": 0.2, "UNWAITED_AFTER": 0.3}.items():
-        monkeypatch.setattr(findings, name, value)
+        monkeypatch.setattr(history, name, value)
     monkeypatch.setattr(states, "GRACE", 0.1)
     with caplog.at_level(logging.WARNING, "loopwatch"):
         agent = loopwatch.install(threshold=60, cpu_budget=1.0, hung_after=0.3)

@@ -20,8 +20,9 @@ from loopwatch.core.histogram import Histogram
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.health import monitor as module
-from loopwatch.health.findings import GIL_WAIT, UNWAITED_AFTER
+from loopwatch.health.finding_rules import GIL_WAIT
 from loopwatch.health.health_log import MOST_LINES, ORPHAN_AFTER, News
+from loopwatch.health.history import UNWAITED_AFTER
 from loopwatch.health.monitor import LONGEST_PERIOD, PERIOD, Monitor, gil_wait, period
 from loopwatch.health.records import End, PoolReading, ProcessFacts
 from loopwatch.health.states import Situation, judge

@@ -25,7 +25,7 @@ from loopwatch.telemetry.otel.rate_limit import Allowance
 from loopwatch.telemetry.otel.traces import Traces
 from loopwatch.telemetry.otel.waiter_spans import EVENTS_A_MINUTE, MAX_VICTIMS
 from loopwatch.watch import waiters
-from loopwatch.watch.watched_loop import Case
+from loopwatch.watch.observation import Case, Notice
 from tests.conftest import Run, runner
 from tests.telemetry.traced import Told, events, set_globally
 
@@ -220,7 +220,7 @@ def test_a_storm_is_held_back(told: Told) -> None:
     spans = [told.tracer.start_span("waiting") for _ in range(1200)]
     for number in range(60):
         theirs = tuple(trace.set_span_in_context(span) for span in spans[20 * number : 20 * number + 20])
-        notice = waiters.Notice(Case(float(number), f"s{number}"), "main", time.time(), 0.3, False, theirs)
+        notice = Notice(Case(float(number), f"s{number}"), "main", time.time(), 0.3, False, theirs)
         traces.tell_victims(notice)
     for span in spans:
         span.end()

@@ -10,8 +10,7 @@ from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry.otel.logs import StallRecords
 from loopwatch.telemetry.otel.spans import SpanContext, StallSpans, parent_of
 from loopwatch.telemetry.otel.waiter_spans import VictimSpans
-from loopwatch.watch.waiters import Notice
-from loopwatch.watch.watched_loop import Case
+from loopwatch.watch.observation import Case, Notice
 
 
 class Traces:

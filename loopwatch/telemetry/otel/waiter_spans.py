@@ -10,7 +10,7 @@ from loopwatch.telemetry.metrics import attributes
 from loopwatch.telemetry.metrics.catalog import LOOP
 from loopwatch.telemetry.otel.rate_limit import Allowance
 from loopwatch.telemetry.otel.spans import StallSpans
-from loopwatch.watch.waiters import Notice, Variable
+from loopwatch.watch.observation import Notice, Variable
 
 EVENTS_A_MINUTE = 1000
 MAX_VICTIMS = 20
