@@ -26,7 +26,8 @@ PLACES = ("process", "thread", "auto", "inline")
 class Offloaded(Protocol[P, T_co]):
     """What ``@offload`` makes of a function: called as before, with the same arguments, and awaited."""
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T_co]: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T_co]:
+        """Run it where it goes, and return what it returns."""
 
     @property
     def inline(self) -> Callable[P, T_co]:

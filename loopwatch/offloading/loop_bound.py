@@ -69,6 +69,13 @@ def _own_of(item: Any) -> Iterable[Any]:
 
 
 def is_of_a_loop(item: Any) -> bool:
+    """Return whether ``item`` is an object of asyncio or uvloop; an exception of theirs may go anywhere.
+
+    Example:
+        >>> import asyncio
+        >>> is_of_a_loop(asyncio.Event()), is_of_a_loop(TimeoutError())
+        (True, False)
+    """
     kind = type(item)
     return kind.__module__.partition(".")[0] in _OF_LOOPS and not issubclass(kind, BaseException)
 

@@ -71,11 +71,11 @@ class Readings:
         """
         points: dict[str, tuple[Point, ...]] = {}
         spreads: dict[str, tuple[Spread, ...]] = {}
-        self._loops.tell(inputs.loops, points, spreads, pause)
-        self._stalls.tell(points)
+        self._loops.collect(inputs.loops, points, spreads, pause)
+        self._stalls.collect(points)
         pause()
-        self._pools.tell(inputs.pools, points, spreads, pause)
-        self._offload.tell(inputs.snapshot, points)
+        self._pools.collect(inputs.pools, points, spreads, pause)
+        self._offload.collect(inputs.snapshot, points)
         pause()
         self._tell_findings(inputs.snapshot, points)
         self._tell_interpreter(inputs, points)

@@ -34,10 +34,12 @@ Spreads = dict[str, tuple[Spread, ...]]
 
 
 def key_of(*values: str) -> Key:
+    """Return the attribute values of a series, printable and bounded."""
     return tuple(utf8(str(value)[:LONGEST]) for value in values)
 
 
 def points_of(found: Iterable[tuple[Key, float]]) -> tuple[Point, ...]:
+    """Return a point for each series and its value."""
     return tuple(Point(name, value) for name, value in found)
 
 
@@ -81,9 +83,11 @@ class Counted:
                 self._totals.add(self._places.name(key, grown), (grown,))
 
     def settle(self) -> None:
+        """A collection is over."""
         self._places.settle()
 
     def points(self) -> tuple[Point, ...]:
+        """Return the totals of the series that are kept apart."""
         return points_of(self._totals.of(self._places.told))
 
 
@@ -138,6 +142,7 @@ class Loops:
         return name
 
     def settle(self) -> None:
+        """A collection is over."""
         self._places.settle()
 
     def gone(self, loop: LoopReading) -> None:
@@ -145,13 +150,16 @@ class Loops:
         self.count(loop, is_over=True)
         self._places.leave([key_of(loop.stats.name)])
 
-    def tell(self, loops: Iterable[LoopReading], points: Points, spreads: Spreads, pause: Callable[[], None]) -> None:
+    def collect(
+        self, loops: Iterable[LoopReading], points: Points, spreads: Spreads, pause: Callable[[], None]
+    ) -> None:
+        """Put the points of all loops into ``points`` and ``spreads``; calls ``pause`` between parts of the work."""
         self.busy_share = 0.0
         by_name: dict[Key, list[LoopStats]] = {}
         for loop in loops:
             by_name.setdefault(self.count(loop), []).append(loop.stats)
             pause()
-        self._tell_now(by_name, points)
+        self._collect_now(by_name, points)
         names = self._places.told
         spreads["asyncio.eventloop.lag"] = tuple(Spread(name, found) for name, found in self._spans.of(names))
         for at, metric in ((_PASSES, "passes"), (_CALLBACKS, "callbacks"), (_VICTIMS, "stall.victims")):
@@ -165,7 +173,7 @@ class Loops:
     def _with(self, names: Iterable[Key], at: int) -> list[Key]:
         return [name for name in names if at in self._has.get(name, ())]
 
-    def _tell_now(self, by_name: Mapping[Key, list[LoopStats]], points: Points) -> None:
+    def _collect_now(self, by_name: Mapping[Key, list[LoopStats]], points: Points) -> None:
         lags = {name: _worst([each.lag for each in stats if each.lag is not None]) for name, stats in by_name.items()}
         for which in _LAGS:
             points[f"asyncio.eventloop.lag.{which}"] = tuple(
@@ -209,6 +217,7 @@ class Stalls:
 
     @property
     def most(self) -> int:
+        """Culprits that are kept apart."""
         return self._places.most
 
     @most.setter
@@ -220,6 +229,7 @@ class Stalls:
         return self._mixed.name((loop, cause, OTHER), 0.0)
 
     def count(self, stall: Stall) -> None:
+        """Take a stall that is over."""
         self._pending.append((key_of(stall.loop, stall.cause, culprit_key(stall)), stall.duration))
         if len(self._pending) >= PENDING:
             self._count_pending()
@@ -231,13 +241,15 @@ class Stalls:
             name = self._places.name((self._name_of(loop), cause, culprit), duration)
             self._totals.add(name, (1, duration))
 
-    def tell(self, points: Points) -> None:
+    def collect(self, points: Points) -> None:
+        """Put the points of all stalls into ``points``."""
         self._count_pending()
         names = self._places.told
         points["asyncio.eventloop.stalls"] = points_of(self._totals.of(names, 0))
         points["asyncio.eventloop.stall.duration"] = points_of(self._totals.of(names, 1))
 
     def settle(self) -> None:
+        """A collection is over."""
         self._places.settle()
 
 
@@ -268,7 +280,10 @@ class Pools:
         self._failed = Counted(BY_NAME["loopwatch.pool.failed"].sets - 1, lambda _key: (OTHER,) * 3)
         self._crashes = Counted(BY_NAME["loopwatch.pool.crashes"].sets - 1, lambda _key: (OTHER,) * 3)
 
-    def tell(self, pools: Sequence[PoolReading], points: Points, spreads: Spreads, pause: Callable[[], None]) -> None:
+    def collect(
+        self, pools: Sequence[PoolReading], points: Points, spreads: Spreads, pause: Callable[[], None]
+    ) -> None:
+        """Put the points of all pools into ``points`` and ``spreads``; calls ``pause`` between parts of the work."""
         by_name: dict[Key, list[PoolStats]] = {}
         alive = {key_of(each.stats.name, each.stats.kind) for each in pools}
         for places in (self._places, self._spread_places):
@@ -279,7 +294,7 @@ class Pools:
             seen[key] = seen.get(key, 0) + 1
             by_name.setdefault(self._count(each, key, (*key, str(seen[key]))), []).append(each.stats)
             pause()
-        self._tell_now(by_name, points)
+        self._collect_now(by_name, points)
         names = self._places.told
         for at, metric in enumerate(("completed", "started", "cpu.time")):
             told = names if metric != "completed" else [name for name in names if name[1] != _NO_POOL]
@@ -292,11 +307,12 @@ class Pools:
             spreads[f"loopwatch.pool.task.{metric}"] = tuple(Spread(name, found) for name, found in spans.of(apart))
 
     def settle(self) -> None:
+        """A collection is over."""
         for part in (self._places, self._spread_places, self._failed, self._crashes):
             part.settle()
 
     def _count(self, pool: PoolReading, key: Key, own: Key) -> Key:
-        """Take the figures of a pool as they are now; return under which name it is told."""
+        """Take the figures of a pool as they are now; return the name of its series."""
         stats = pool.stats
         taken = max(stats.submitted, stats.completed + stats.failed)
         grown = self._growth.of(own, (taken, stats.completed, stats.started, stats.cpu))
@@ -317,7 +333,7 @@ class Pools:
         self._crashes.count(crashes, own)
         return name
 
-    def _tell_now(self, by_name: Mapping[Key, list[PoolStats]], points: Points) -> None:
+    def _collect_now(self, by_name: Mapping[Key, list[PoolStats]], points: Points) -> None:
         def gauge(metric: str, value: Callable[[PoolStats], float | None], *, of_all: bool = False) -> None:
             of = {name: [each for each in stats if of_all or each.kind != _NO_POOL] for name, stats in by_name.items()}
             found = ((name, [value(each) for each in stats]) for name, stats in of.items())
@@ -372,7 +388,8 @@ class Offload:
         self._totals = Totals(2)
         self._saved = 0.0
 
-    def tell(self, snapshot: Snapshot, points: Points) -> None:
+    def collect(self, snapshot: Snapshot, points: Points) -> None:
+        """Put the points of functions that may run elsewhere into ``points``."""
         for function in snapshot.offload:
             counts = {key_of(function.name, place): float(getattr(function, place)) for place in _PLACES}
             self._calls.count(counts, (function.way,))
@@ -390,4 +407,5 @@ class Offload:
             points["loopwatch.offload.saved"] = (Point((), self._saved),)
 
     def settle(self) -> None:
+        """A collection is over."""
         self._calls.settle()
