@@ -428,7 +428,7 @@ class Agent:
     def stalls(self) -> tuple[Stall, ...]:
         """Return the latest stalls, oldest first; at most ``Config.max_stalls``."""
         services = self._loaded()
-        return () if services is None else tuple(services.ring)
+        return () if services is None else tuple(services.pipeline.ring)
 
     def flagged(self, now: float | None = None) -> tuple[FlaggedFunction, ...]:
         """Return the functions that keep blocking, most blocked time first.
@@ -441,7 +441,7 @@ class Agent:
         """
         at = time.time() if now is None else now
         services = self._loaded()
-        return () if services is None else services.flagged(at)
+        return () if services is None else services.pipeline.flagged(at)
 
     def snapshot(self) -> Snapshot:
         """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
@@ -470,7 +470,7 @@ class Agent:
                 prometheus="" if services is None else services.scraped.url,
             ),
             tasks=_count_tasks(),
-            flagged=() if services is None else services.flagged(time.time()),
+            flagged=() if services is None else services.pipeline.flagged(time.time()),
         )
 
     def on_stall(self, callback: Callback) -> Callable[[], None]:
@@ -669,7 +669,7 @@ class Agent:
         """In the teller's thread."""
         services = self._loaded()
         if services is not None:
-            services.tell(seen)
+            services.pipeline.take(seen)
 
     def _who_is_called(self) -> tuple[Callback, ...]:
         configured = (self._config.on_stall,) if self._config.on_stall is not None else ()

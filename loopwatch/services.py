@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,14 +17,12 @@ from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.core.text import error_text
-from loopwatch.diagnosis.culprit import Site
-from loopwatch.diagnosis.diagnose import diagnose, undiagnosed
-from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.errors import ConfigError
 from loopwatch.events import FlaggedFunction, Frame, Snapshot, Stall
 from loopwatch.health.records import PoolReading
 from loopwatch.health.service import PoolWatch
 from loopwatch.offloading.service import Moving
+from loopwatch.sinks.pipeline import StallPipeline, StallSink
 from loopwatch.sinks.service import Sinks
 from loopwatch.sinks.thread import Teller
 from loopwatch.telemetry.metrics.records import Inputs
@@ -33,7 +30,6 @@ from loopwatch.telemetry.otel.traces import Traces
 from loopwatch.telemetry.otel.waiter_spans import current_span_variable
 from loopwatch.telemetry.prometheus.lazy import Scraped
 from loopwatch.telemetry.service import Telemetry
-from loopwatch.watch import stacks
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.observation import Case, LoopReading, Observation
 from loopwatch.watch.probes.base import Loop
@@ -47,6 +43,37 @@ _SCRAPED = frozenset({"prometheus_port", "prometheus_host", "prometheus_names"})
 """Settings after a change of which the port for Prometheus moves."""
 
 Callback = Callable[[Stall], object]
+
+
+class Callbacks:
+    """The program's ``on_stall`` callbacks as a sink: one that raises is removed, logged once, and spares the others.
+
+    Args:
+        callbacks: returns those to be called.
+        drop: called with one that raised.
+        faults: of the agent.
+    """
+
+    def __init__(
+        self, callbacks: Callable[[], Iterable[Callback]], drop: Callable[[Callback], object], faults: Faults
+    ) -> None:
+        self._callbacks, self._drop, self._faults = callbacks, drop, faults
+
+    def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: Any = None) -> None:
+        """Call them with ``stall``."""
+        for callback in self._callbacks():
+            self._call(callback, stall)
+
+    def _call(self, callback: Callback, stall: Stall) -> None:
+        try:
+            callback(stall)
+        except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the teller
+            self._faults.count("callback")
+            self._faults.say(
+                logging.ERROR, "loopwatch: the on_stall callback %r raised %s and is removed",
+                callback, error_text(exc), exc=exc,
+            )  # fmt: skip
+            self._drop(callback)
 
 
 class Services:
@@ -83,11 +110,12 @@ class Services:
     ) -> None:
         self._config, self._patches, self._faults = config, patches, faults
         self._watch = watch
-        self._moving, self._callbacks, self._drop, self._snapshot = moving, callbacks, drop, snapshot
-        now = config()
-        self.ring: deque[Stall] = deque(maxlen=now.max_stalls)
-        self._flagging = Flagging(now.flag_after, now.flag_window, now.max_culprits)
-        self._site = Site.here(now.user_code, now.library_code)
+        self._moving, self._snapshot = moving, snapshot
+        self._callback_sink = Callbacks(callbacks, drop, faults)
+        self.pipeline = StallPipeline(
+            config, faults, self._stall_sinks,
+            expected=self._record_expected, dropped=self._forget, dump_of=self._dump_of,
+        )  # fmt: skip
         self._started_at = time.time()
         self.telemetry = Telemetry(self._inputs, self._do, faults, __version__)
         self.scraped = Scraped(self.telemetry.account, faults)
@@ -163,10 +191,7 @@ class Services:
         def put_into_force() -> None:
             if tell is not None and is_on:
                 tell()
-            self.ring = deque(self.ring, maxlen=new.max_stalls)
-            self._site = Site.here(new.user_code, new.library_code)
-            self._flagging.after, self._flagging.window = new.flag_after, new.flag_window
-            self._flagging.max_culprits = new.max_culprits
+            self.pipeline.configure()
             self.sinks.configure(new, is_open=is_on)
 
         return put_into_force
@@ -174,8 +199,7 @@ class Services:
     def after_fork_in_child(self, teller: Teller, *, again: bool) -> None:
         """Begin anew in a forked child, with a new teller; ``again`` if it is watched as its parent was."""
         sinks = self.sinks
-        self.ring.clear()
-        self._flagging.clear()
+        self.pipeline.clear()
         self.renew(teller)
         self._watch.use(self.victims, self._foresee)
         sinks.abandon()
@@ -216,75 +240,39 @@ class Services:
 
     # -- stalls, in the teller's thread ---------------------------------------------------------------------------
 
-    def tell(self, seen: Observation) -> None:
-        """Take what the watcher has seen."""
-        stall = self._diagnosed(seen)
-        if stall is None:
-            self.traces.forget(seen.id)
-            return
-        if seen.expectation is not None:
-            self.traces.forget(seen.id)
-            seen.expectation.count(stall)
-            self.sinks.record_expected(stall)
-            return
-        self.ring.append(stall)
-        self._faults.attempt("telemetry", lambda: self.telemetry.saw(stall), None)
-        flagged = self._newly_flagged(stall)
-        self.sinks.tell(stall, flagged)
-        self._faults.attempt("traces", lambda: self._tell_traces(stall, flagged, seen.span), None)
-        for callback in self._callbacks():
-            self._call(callback, stall)
+    # Sinks and traces are others after a stop and in a forked child, hence these three.
+
+    def _record_expected(self, stall: Stall) -> None:
+        self.sinks.record_expected(stall)
+
+    def _forget(self, stall_id: str) -> None:
+        self.traces.forget(stall_id)
+
+    def _dump_of(self, seen: Observation) -> tuple[Frame, ...]:
+        return self.sinks.dump_of(seen)
+
+    def _stall_sinks(self) -> list[tuple[str, StallSink]]:
+        return [
+            ("telemetry", self.telemetry),
+            ("offload", self._moving),
+            *self.sinks.in_use(),
+            ("traces", self.traces),
+            ("callback", self._callback_sink),
+        ]
 
     def log_start(self, expectation: Expectation, *, listens: bool) -> None:
         """Log what held a loop while a server started on it."""
         if expectation.counted.blocks:
             self.sinks.log_expected(expectation.counted, "" if listens else "it has not come to listen")
 
-    def flagged(self, now: float) -> tuple[FlaggedFunction, ...]:
-        """Return the functions that keep blocking, most blocked time first."""
-        return self._faults.attempt("flagging", lambda: self._flagging.flagged(now), ())
-
-    def _tell_traces(self, stall: Stall, flagged: FlaggedFunction | None, span: Any) -> None:
-        self.traces.tell(stall, span)
-        if flagged is not None:
-            self.traces.tell_flagged(flagged)
-
     def _foresee(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
         """In the watcher's thread, while a loop is blocked: have it said what that looks like, for its victims."""
 
         def judge() -> None:
-            case.foreseen = self._faults.attempt("diagnosis", lambda: self._diagnose(seen), None)
+            case.foreseen = self.pipeline.diagnose_early(seen)
             then()
 
         self._teller.do(judge)
-
-    def _newly_flagged(self, stall: Stall) -> FlaggedFunction | None:
-        flagged = self._faults.attempt("flagging", lambda: self._flagging.add(stall), None)
-        if flagged is not None:
-            offloading.causes[flagged.name] = flagged.cause
-        self._moving.saw(stall)
-        return flagged
-
-    def _diagnosed(self, seen: Observation) -> Stall | None:
-        """Return the stall; one without a cause where it cannot be diagnosed, None where there is none."""
-        dump = self.sinks.dump_of(seen)
-        bare = undiagnosed(seen, self._config().threshold)
-        return self._faults.attempt("diagnosis", lambda: self._diagnose(seen, dump), bare, about=seen.id)
-
-    def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
-        threshold = self._config().threshold
-        return diagnose(seen, self._site, threshold, _call_name, dump, attempt=self._faults.attempt)
-
-    def _call(self, callback: Callback, stall: Stall) -> None:
-        try:
-            callback(stall)
-        except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the teller
-            self._faults.count("callback")
-            self._faults.say(
-                logging.ERROR, "loopwatch: the on_stall callback %r raised %s and is removed",
-                callback, error_text(exc), exc=exc,
-            )  # fmt: skip
-            self._drop(callback)
 
     def _do(self, action: Action) -> bool:
         return self._teller.do(action)  # of a later one, after a stop and in a forked child
@@ -313,7 +301,3 @@ class Services:
     def loop_gone(self, reading: LoopReading) -> None:
         """A loop is not watched any more; these are its last figures."""
         self._faults.attempt("telemetry", lambda: self.telemetry.loop_gone(reading), None)
-
-
-def _call_name(stack: stacks.RawStack) -> str | None:
-    return stacks.call_at(stack.frames[0], stack.globals) if stack.frames else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet, loaded
-from loopwatch.events import OffloadStats, PlaceStats, Stall
+from loopwatch.events import FlaggedFunction, OffloadStats, PlaceStats, Stall
 from loopwatch.watch.probes.base import Loop
 from loopwatch.workers import settings
 
@@ -90,11 +90,12 @@ class Moving:
         if self._mover is not None:
             self._mover.after_fork_in_child()
 
-    def saw(self, stall: Stall) -> None:
-        """Take note of a stall; in the teller's thread."""
-        if self._mover is not None and not self._faults.is_off(PART):
-            with self._faults.guard(PART):
-                self._mover.saw(stall)
+    def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
+        """Take a stall: move its function if that is named and found to block."""
+        if flagged is not None:
+            settings.causes[flagged.name] = flagged.cause
+        if self._mover is not None:
+            self._mover.saw(stall)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what to await instead of ``coroutine``, so that plain functions can be moved in it."""

@@ -21,6 +21,7 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loopwatch._version import __version__
 from loopwatch.core import descriptors
@@ -69,6 +70,16 @@ class JournalWriter:
         """
         header = self._header()
         return self._write(header, _stall_line(stall, self._limit - len(header)))
+
+    def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
+        """Append a stall, and the function that it has flagged.
+
+        Raises:
+            OSError: as :meth:`write`.
+        """
+        self.write(stall)
+        if flagged is not None:
+            self.write_flagged(flagged)
 
     def write_flagged(self, function: FlaggedFunction) -> bool:
         """Append a function that has just been flagged, as :meth:`write` does a stall."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
@@ -43,6 +44,12 @@ class LogSink:
         held = self._held.pop(key, 0)
         text = describe(stall) + (f" [{held} more from here since the last line]" if held else "")
         log.write(self.level, text, extra={"loopwatch": stall.to_dict()})
+
+    def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
+        """Write the line for ``stall``, and that for the function which it has flagged."""
+        self(stall)
+        if flagged is not None:
+            self.flagged(flagged)
 
     def flagged(self, function: FlaggedFunction) -> None:
         """Write the line for ``function``, which has just been flagged."""

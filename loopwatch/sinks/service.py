@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
-from loopwatch.events import ExpectedBlocks, FlaggedFunction, Frame, Stall
+from loopwatch.events import ExpectedBlocks, Frame, Stall
 from loopwatch.sinks.log import LogSink
+from loopwatch.sinks.pipeline import StallSink
 from loopwatch.watch.observation import Observation
 
 if TYPE_CHECKING:
@@ -92,22 +93,10 @@ class Sinks:
         """Return what keeps the timer from being wound, for as long as a fork takes."""
         return contextlib.nullcontext() if self.hang is None else self.hang.held()
 
-    def tell(self, stall: Stall, flagged: FlaggedFunction | None = None) -> None:
-        """Tell a stall, and the function that it has flagged."""
-        self._faults.attempt("log", lambda: self._write_lines(stall, flagged), None)
-        if (journal := self._journal) is not None:
-            self._faults.attempt("journal", lambda: self._write_down(journal, stall, flagged), None)
-
-    def _write_lines(self, stall: Stall, flagged: FlaggedFunction | None) -> None:
-        self._log(stall)
-        if flagged is not None:
-            self._log.flagged(flagged)
-
-    @staticmethod
-    def _write_down(journal: JournalWriter, stall: Stall, flagged: FlaggedFunction | None) -> None:
-        journal.write(stall)
-        if flagged is not None:
-            journal.write_flagged(flagged)
+    def in_use(self) -> list[tuple[str, StallSink]]:
+        """Return the sinks in use, each with its part's name."""
+        journal = self._journal
+        return [("log", self._log), *([] if journal is None else [("journal", journal)])]
 
     def record_expected(self, stall: Stall) -> None:
         """Journal a block that was expected: it is not logged as a stall is."""

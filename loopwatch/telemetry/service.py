@@ -15,7 +15,7 @@ from loopwatch.config import Config
 from loopwatch.core.dataclasses import replace
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.own_thread import OwnThread
-from loopwatch.events import Stall
+from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.metrics.collect import Readings
 from loopwatch.telemetry.metrics.exemplars import Exemplars
@@ -126,8 +126,8 @@ class Telemetry:
         with self._lock:
             self._readings.loop_gone(loop)
 
-    def saw(self, stall: Stall) -> None:
-        """A stall is over, or a hang goes on; in the thread that tells."""
+    def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: Any = None) -> None:
+        """Count a stall that is over; a hang is counted once it is."""
         if not stall.ongoing:
             with self._lock:
                 self._readings.saw(stall)

@@ -15,7 +15,7 @@ from hostproc import program, succeeded
 
 import loopwatch
 import loopwatch.agent
-import loopwatch.services
+import loopwatch.sinks.pipeline
 import loopwatch.system.threads
 import loopwatch.watch.stacks
 import loopwatch.watch.watched_loop
@@ -223,7 +223,7 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
 
 def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be diagnosed is told as a stall without a cause; the figures of the loop count it."""
-    monkeypatch.setattr(loopwatch.services, "diagnose", raising(RuntimeError("ours")))
+    monkeypatch.setattr(loopwatch.sinks.pipeline, "diagnose", raising(RuntimeError("ours")))
     seen = []
 
     async def main() -> int:

@@ -45,6 +45,12 @@ class Traces:
         own = self.spans.tell(stall, around) if self._tracer() is not None else None
         self.records.tell(stall, own or around)
 
+    def emit(self, stall: Stall, flagged: FlaggedFunction | None, span: SpanContext | None) -> None:
+        """Emit the span and the log record of ``stall``, and the record of the function that it has flagged."""
+        self.tell(stall, span)
+        if flagged is not None:
+            self.tell_flagged(flagged)
+
     def tell_flagged(self, function: FlaggedFunction) -> None:
         """Tell a function that has just been flagged."""
         if self._logger() is not None:
