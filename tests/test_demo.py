@@ -110,7 +110,7 @@ def test_output_is_plain_and_fits_the_page(tmp_path: Path) -> None:
 
 def stall_of(habit: demo.Habit, at: float, **changes: Any) -> Stall:
     """A stall as the agent would tell it of ``habit``."""
-    frame = Frame(habit.culprit, "loopwatch.demo.app", "/app/demo_app.py", 7)
+    frame = Frame(habit.culprit, "loopwatch.demo.app", "/app/demo/app.py", 7)
     known: dict[str, Any] = {
         "id": f"{habit.template}{at}", "loop": "main", "started_at": at, "duration": 0.3, "cause": habit.cause,
         "evidence": Evidence(wall=0.3), "culprit": frame, "stack": (frame,), "leaf": frame, "victims": 4,

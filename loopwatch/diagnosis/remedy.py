@@ -1,6 +1,7 @@
 """What to do about a stall: one sentence, from its cause and from the call that the blocking line was making.
 
-A table of advice and the look-up in it; which line is to blame and why it blocked is decided elsewhere.
+The look-up in the table of :mod:`loopwatch.diagnosis.remedy_table`; which line is to blame, and why it blocked, is
+decided elsewhere.
 """
 
 from __future__ import annotations

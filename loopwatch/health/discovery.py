@@ -1,4 +1,4 @@
-"""Finds the executors of this process by themselves: those made from now on, and those that are there already."""
+"""Discovers the executors of this process automatically: existing ones, and those created from now on."""
 
 from __future__ import annotations
 

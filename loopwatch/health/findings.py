@@ -1,4 +1,4 @@
-"""What is wrong with how pools and processes are used, from how their figures change. Pure: it is given the time.
+"""Applies the finding rules to pools and processes, with minimum hold and clear times. Pure: time is an argument.
 
 A rule that holds has to hold for a while before it is a finding, and not to hold for a while before it is none. What
 cannot be told for certain is no finding: each threshold is there to keep a healthy program silent.
@@ -106,6 +106,3 @@ class _Held:
     finding: Finding
     last: float = 0.0
     told: bool = False
-
-
-# -- rules ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What of the health of pools is worth a line in the log: each thing once, when it begins; ends are not told."""
+"""Selects which health events of pools and processes are logged: each once, when it begins, not when it is over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the figures of a pool have changed over a window: what the rules of findings look at."""
+"""Sliding-window history of a pool's statistics: the input of the finding rules."""
 
 from __future__ import annotations
 

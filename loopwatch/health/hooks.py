@@ -1,4 +1,4 @@
-"""How methods of foreign pools are replaced: by plain functions, as subclasses call ``Base.method(self)`` unbound."""
+"""Replaces methods of other libraries' pools by plain functions, as subclasses call ``Base.method(self)`` unbound."""
 
 from __future__ import annotations
 

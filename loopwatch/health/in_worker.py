@@ -1,4 +1,4 @@
-"""The function that workers of somebody else's pool run, on queues that note each task for the parent.
+"""Runs inside workers of other libraries' process pools: wraps their task queues to report each task to the parent.
 
 In the worker the pool's own function runs as ever; its queues note on the parent's task board when a task was taken and
 when its result is sent. What travels in them is not touched: neither functions, nor arguments, results, exceptions. If

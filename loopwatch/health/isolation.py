@@ -1,4 +1,4 @@
-"""Keeps the failure of one object of the program from all others: it is left alone from then on, and only it."""
+"""Excludes single objects of the program on which the instrumentation failed, so that all others stay watched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether anybody has asked for the error of a call that failed. Costs nothing where calls succeed.
+"""Detects exceptions of failed calls that nobody ever retrieves. Costs nothing where calls succeed.
 
 A result that has failed becomes one of a subclass of its class that looks the same, until its error is read: then it is
 what it was. If it is collected before that, nobody can ask any more, and its error was neglected. The error itself is

@@ -1,4 +1,4 @@
-"""The one thread that looks after pools and child processes: polls their facts, draws conclusions, says what is new."""
+"""The health thread: polls pools and child processes, derives states and findings, logs what is new."""
 
 from __future__ import annotations
 

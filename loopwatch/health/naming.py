@@ -1,4 +1,4 @@
-"""What pools, their tasks and the errors of those are called, and where they were made."""
+"""Display names of pools, tasks and exceptions, and the code location where a pool was created."""
 
 from __future__ import annotations
 

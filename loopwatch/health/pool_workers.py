@@ -1,4 +1,4 @@
-"""The worker processes of one pool: since when they are there, what the board says of them, how they ended."""
+"""Tracks the worker processes of one pool: start times, their entries on the task board, how they ended."""
 
 from __future__ import annotations
 

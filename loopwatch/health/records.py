@@ -1,4 +1,4 @@
-"""What the parts that watch pools and processes hand to each other. Times are ``time.monotonic`` s unless said."""
+"""Records and protocols shared by the modules of ``health``. Times are ``time.monotonic`` s unless said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The threads of one pool, held weakly: what each runs is written by that thread and read by any."""
+"""One slot (seat) per thread of a pool, held weakly: the thread writes there what it runs, any thread reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The health of pools and child processes, as the agent asks for it: what finds them, and what looks after them."""
+"""The health service of the agent: wires the discovery of executors to the monitor of pools and child processes."""
 
 from __future__ import annotations
 

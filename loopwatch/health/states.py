@@ -1,4 +1,4 @@
-"""What state a worker is in, and why, in words: a pure function of what is known of it."""
+"""Derives the state of a worker (idle, busy, hung, ...) and the reason in words. A pure function of known facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the tasks of one pool: counts, how long they waited and ran, the share of time workers were busy."""
+"""Task statistics of one pool: counts by outcome, wait and run times, the share of time workers were busy."""
 
 from __future__ import annotations
 

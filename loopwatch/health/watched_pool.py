@@ -1,4 +1,4 @@
-"""What the watched pools of all kinds have in common: who they are, whether they are open, what their tasks became.
+"""The base class of watched pools of all kinds: identity, whether the pool is open, outcomes of its tasks.
 
 Nothing of the program's is held here but weakly: pools, threads, processes, queues and results go when the program lets
 go of them, whatever is still to be said of them. What is said afterwards are numbers and names.

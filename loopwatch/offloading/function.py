@@ -1,4 +1,4 @@
-"""One function that may run somewhere else: where its calls go, and what was measured of them."""
+"""One offloadable function: decides where each call runs, runs it there, keeps its measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a plain function may be suspended where it is called: not while its callers hold a lock.
+"""Checks whether a plain function may be suspended in the middle of its callers: not while they hold a lock.
 
 A suspended holder of a ``threading.Lock`` dead-locks the loop for good as soon as another task wants it, and an
 ``RLock`` lets the other task in. The interpreter does not tell who holds a lock, so the callers are looked at: the

@@ -1,4 +1,4 @@
-"""What belongs to one event loop or one thread, and is of no use elsewhere; which names a function uses."""
+"""Detects objects that are bound to one event loop or thread, so cannot be moved; lists names a function uses."""
 
 from __future__ import annotations
 

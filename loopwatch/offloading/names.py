@@ -1,4 +1,4 @@
-"""Functions that are named in the configuration, ``pkg.mod:function``: found now, or when their module is imported."""
+"""Resolves functions named in the settings as ``pkg.mod:function``: now, or when their module is imported."""
 
 from __future__ import annotations
 

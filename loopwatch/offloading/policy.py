@@ -1,4 +1,4 @@
-"""Where a function should run, from what was measured of it: pure, and the same answer for the same figures."""
+"""Decides where a function should run (inline, thread, process) from its measurements. Pure and deterministic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A call of an offloaded function in a worker: its name, clocks, its caller's context, what it raised."""
+"""Wrappers of a call that runs in a worker: function by name, timing, caller's context, raised exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the agent has to do with functions that run off the loop: it moves those that are named, and tells of all."""
+"""The offloading service of the agent: moves functions that the settings name, reports figures of all offloaded."""
 
 from __future__ import annotations
 

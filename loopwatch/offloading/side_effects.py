@@ -1,4 +1,4 @@
-"""What speaks against running a function in another process, which loses what it does to its arguments and to globals.
+"""Checks a function for side effects on its arguments and on globals, which another process would lose.
 
 Before its first trip a function runs here a few times more, and what it could change is pickled before and after.
 """

@@ -36,7 +36,7 @@ def to_text(contents: JournalContents, width: int = 100, top: int = 10) -> str:
     """Return the report for a terminal.
 
     Args:
-        contents: what :func:`~loopwatch.sinks.journal.read_journals` found.
+        contents: what :func:`~loopwatch.report.reader.read_journals` found.
         width: columns of the terminal; lines are cut or wrapped to it, 40 at least.
         top: how many culprits and processes to tell of.
     """

@@ -1,4 +1,4 @@
-"""Where the files of a process lie, how they are named, and how they are kept private."""
+"""Paths and names of the files of a process (journal, hang file), opened so that only their owner can read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hang file: the stack that faulthandler's own C thread wrote while the interpreter could not run.
+"""Format and parser of the hang file: stacks that faulthandler's C thread wrote while Python could not run.
 
 .. code-block:: text
 

@@ -1,4 +1,4 @@
-"""Checks what came out of a file that anybody may have written."""
+"""Validates JSON read from untrusted files against type hints and dataclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sinks within the process: standard logging, the journal, the timer that writes hangs down.
+"""The sink service of the agent: opens, feeds and closes the log, the journal and the timer of the hang file.
 
 Each fails by itself, and is switched off by itself.
 """

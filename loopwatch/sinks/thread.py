@@ -1,4 +1,4 @@
-"""The thread that tells: it turns observations into stalls and hands them to the sinks.
+"""The teller thread: turns queued observations into diagnosed stalls and hands them to the sinks.
 
 Apart from the watcher, so that a slow disk, log handler or callback never makes it miss the next block.
 """

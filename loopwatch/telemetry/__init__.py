@@ -1,1 +1,1 @@
-"""How loopwatch tells what it saw: journal, reports, log lines, OpenTelemetry."""
+"""Exports what was measured: metrics, OpenTelemetry, the endpoint for Prometheus."""

@@ -1,4 +1,4 @@
-"""Which port a process of a family takes, so that Prometheus finds each of them: to listen on it is the lock.
+"""Chooses and opens the Prometheus port of each process of a program; listening on a port is what reserves it.
 
 A program on its own gets the port that it was told, or an error. A worker process gets the first of :data:`SPAN` ports
 from there on which nobody listens: one that is started in place of another takes the port that became free.

@@ -1,4 +1,4 @@
-"""What a process says of itself beside its figures: attributes of a resource, as the semantic conventions name them.
+"""Resource attributes of this process (service, instance, worker), named by the OpenTelemetry conventions.
 
 Never command lines: arguments may hold secrets.
 """

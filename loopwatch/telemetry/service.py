@@ -1,4 +1,4 @@
-"""All that is told in figures: keeps the account of what happened, and has it told by whoever wants it.
+"""The telemetry service of the agent: accumulates metrics, and provides them to OpenTelemetry and Prometheus.
 
 One account for OpenTelemetry and Prometheus, so that both say the same. Nothing here runs on a loop's thread but
 :meth:`Telemetry.begin`, which may start a thread.

@@ -1,4 +1,4 @@
-"""Who kept the watcher from running: how late it was, whether a processor was missing, and which thread had one."""
+"""Measures how late the watcher thread wakes up, and why: no processor, or the GIL held, and by which thread."""
 
 from __future__ import annotations
 

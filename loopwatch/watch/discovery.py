@@ -1,4 +1,4 @@
-"""Finds event loops by themselves: those that begin to run, in any thread, and those that run already.
+"""Discovers event loops automatically: those that start to run, in any thread, and those that run already.
 
 Python loops announce themselves through ``asyncio.events._set_running_loop``; uvloop, which keeps its own reference to
 that function, through ``uvloop.Loop.run_forever``. Nothing here runs more often than a loop is started.

@@ -1,4 +1,4 @@
-"""Blocks of a loop that are expected: which ones they are, and the account of them. Pure: it is given the time.
+"""Expected blocks of a loop: the time spans in which they are expected, and their counts. Pure: time is an argument.
 
 An expected block is counted and journaled. It is not logged as a stall, not flagged, not in any metric of stalls, and
 nobody is called back. Whoever expects blocks of a loop adds an :class:`Expectation` to those of the loop.

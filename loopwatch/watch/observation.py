@@ -1,4 +1,4 @@
-"""What was read of loops, before anybody judged it: one block as the watcher saw it, and the figures of a loop."""
+"""Raw records of the watcher, before diagnosis: samples, a block as it was observed, the statistics of a loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code that somebody types at a prompt which runs it on the loop on purpose, as a notebook does. Pure."""
+"""Recognizes code typed at an interactive prompt (a notebook cell), which blocks its loop on purpose. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A thread's stack as plain data: what runs, since where in the pass of its loop, and the frames above the loop.
+"""Reads a thread's stack as plain data: the running callback, its place in the pass, the frames above the loop.
 
 Never keeps a frame: a frame that outlives its call would have the program's objects freed in the watcher's thread.
 Locals are read of asyncio's own frames only (``Handle._run``, ``_run_once``) and of ours, never of the program's.
@@ -101,7 +101,7 @@ def take(
         frame: innermost frame of the thread, from :func:`sys._current_frames`.
         base: (id, code) of the innermost frame below the loop's callbacks, where known.
         max_frames: frames kept.
-        tell_calls_apart: find out whether the outermost call is a new one, see :mod:`core.frame_marks`.
+        tell_calls_apart: find out whether the outermost call is a new one, see :mod:`loopwatch.core.frame_marks`.
     """
     outermost: FrameType | None = None
     handle: Any = None
@@ -152,7 +152,7 @@ def _module_of(frame: FrameType) -> str:
 
 
 def below(frame: FrameType) -> FrameType | None:
-    """Return the frame that a bridged step stands on, if ``frame`` is where one begins: see :mod:`workers.bridge`."""
+    """Return the frame below a bridged step, if ``frame`` begins one; see :mod:`loopwatch.offloading.bridge`."""
     if frame.f_code.co_name != "_steps" or frame.f_code.co_filename != _BRIDGE_FILE:
         return None
     hub = getattr(frame.f_locals.get("seat"), "hub", None)

@@ -1,4 +1,4 @@
-"""Who was running: task, coroutine, and labels from the callback's own context, read from another thread."""
+"""Identifies the running callback: task, coroutine, labels from its context; read from another thread."""
 
 from __future__ import annotations
 

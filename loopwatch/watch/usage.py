@@ -1,4 +1,4 @@
-"""What a loop's thread, and the process, used of the processor during a block: a function of clocks that were read."""
+"""Computes the processor time of a loop's thread, and of the process, during a block, from clock readings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Those who wait while a loop is blocked: who they are, handed to a thread that tells their traces before they go on.
+"""Finds the callbacks that waited during a block (its victims), and hands their trace contexts to a thread.
 
 A callback that is ready carries its context, and in it what OpenTelemetry calls the current span. When a block ends the
 loop's thread looks into the contexts of those that are ready or due, a bounded number, and only where somebody uses

@@ -1,4 +1,4 @@
-"""The one thread that watches: ticks rarely, samples while a loop is blocked, hands on what it saw.
+"""The watcher thread: checks all loops periodically, samples a blocked one closely, passes on its observations.
 
 Everything here runs beside the loops, never on them. Order matters within a tick: stacks are read first, in one go;
 files of ``/proc`` only afterwards, because reading them gives up the GIL and the loop moves on.

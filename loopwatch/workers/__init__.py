@@ -1,1 +1,1 @@
-"""The managed worker pool, the decorator that uses it, and what decides where a function runs."""
+"""The managed worker pool: processes, threads, interpreters, and the protocol between parent and worker."""

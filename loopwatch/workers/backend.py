@@ -1,4 +1,4 @@
-"""What runs a call that was offloaded: the one interface that pools, threads and distributed engines share."""
+"""The ``Backend`` protocol: the interface of whatever runs offloaded calls, be it a pool, threads or a cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call on its way, and how it is packed: at once, or in turns of the loop if it is large."""
+"""One submitted call: its future, payload and timer; runs pickling of a large one in slices between loop turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that wait: which is next, how many there are, and whether there is room for more. Knows nothing of workers."""
+"""The bounded priority queue of calls that wait. Knows nothing of workers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One worker as its parent sees it: the socket on the loop, the calls under way, life and death.
+"""The parent's side of one worker process: its socket on the loop, its calls in flight, its lifetime.
 
-Everything runs on the loop's thread, in slices: a turn sends or receives at most :data:`wire.SLICE` bytes and handles
-answers for at most :data:`TURN` seconds.
+Everything runs on the loop's thread, in slices: a turn sends or receives at most :data:`protocol.SLICE` bytes and
+handles answers for at most :data:`TURN` seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who runs what, when, and what happens to a call that does not work out. Everything is on the loop's thread.
+"""Assigns queued calls to workers; handles time-outs, crashes, retries. Everything is on the loop's thread.
 
 A call is sent only to a worker that can begin it soon, so that little is lost when one dies: see
 :meth:`Dispatcher._depth`.

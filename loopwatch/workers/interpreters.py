@@ -1,4 +1,4 @@
-"""Interpreters of their own within this process (PEP 734): each has its own GIL, so that they compute in parallel.
+"""A backend of subinterpreters (PEP 734) in this process: each has its own GIL, so that they compute in parallel.
 
 What a thread of :class:`~loopwatch.workers.thread_backend.ThreadBackend` runs here, it has its interpreter run instead.
 There is no :class:`concurrent.futures.InterpreterPoolExecutor` beneath: the interpreter waits for that one's threads at

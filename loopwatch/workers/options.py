@@ -1,4 +1,4 @@
-"""How a pool and a call behave: frozen records that refuse what cannot be meant."""
+"""Options of a pool and of a call: frozen records, validated when they are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pickling for the trip: what a call and its result look like inside a frame. See PEP 574 for buffers out of band.
+"""Pickles calls and results for transport, in slices if they are large; buffers go out of band (PEP 574).
 
 A large list, dict or tuple would hold the loop while it is pickled or unpickled (100,000 small dicts: 150 ms). It is
 therefore encoded in slices by one pickler and decoded in slices by one unpickler, whose memos span all of them, so that

@@ -1,4 +1,4 @@
-"""The managed pool, as its user sees it.
+"""``WorkerPool``, the public class of the managed worker pool.
 
 What a call goes through: :meth:`WorkerPool.submit` pickles it, in turns if it is large; it waits in the backlog; the
 dispatcher sends it to a worker; the answer is unpickled, in turns if it is large; its future is set.

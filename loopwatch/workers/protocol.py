@@ -1,4 +1,4 @@
-"""What travels between parent and worker: frames of a header, a pickle, and the buffers beside it (PEP 574).
+"""The wire format between parent and worker: frames of a header, a pickle, and out-of-band buffers (PEP 574).
 
 Pure framing: nothing here opens a socket or unpickles. A frame is
 

@@ -1,4 +1,4 @@
-"""What workers send back: unpickled, at once or in turns of the loop, and handed to who waits for it."""
+"""Unpickles the results of workers, at once or in slices over several turns of the loop, and sets their futures."""
 
 from __future__ import annotations
 

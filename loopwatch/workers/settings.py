@@ -1,4 +1,4 @@
-"""What the agent says about offloading; light, so that it can be said before anything is offloaded."""
+"""Settings of offloading, as module globals that the agent sets; imports little, as it is imported early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of one pool; written on its loop's thread, read on any."""
+"""Statistics of one pool; written on its loop's thread, read from any."""
 
 from __future__ import annotations
 

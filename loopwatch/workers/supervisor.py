@@ -1,4 +1,4 @@
-"""The workers of one pool: how many there are, how they start, why they go. What they run is the pool's business."""
+"""Starts, counts, retires and kills the workers of one pool. Which calls they run is decided elsewhere."""
 
 from __future__ import annotations
 

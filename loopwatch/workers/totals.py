@@ -1,4 +1,4 @@
-"""What calls that run elsewhere took and gained in this process, all together: figures that only grow.
+"""Process-wide totals of the time that calls took, by place (inline, thread, process, backend). They only grow.
 
 Each pool, set of threads and function writes its own; what one that is gone has written stays in the sum.
 """

@@ -1,4 +1,4 @@
-"""Notes which child processes the program starts, where, which it tells to end, and how those ended it waited for.
+"""Hooks what starts, signals and waits for child processes, to record where each was started and how it ended.
 
 Nothing is waited for here: what the program learns of an exit is overheard. Children that C code starts without Python,
 and those that were there before us, are found by looking (:mod:`loopwatch.health.children.watched`) and adopted.

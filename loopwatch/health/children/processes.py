@@ -1,4 +1,4 @@
-"""Facts about processes, polled: whether they live, what they use, when they last got on, how they ended.
+"""Polls facts about processes: whether they are alive, resource usage, time of last progress, exit status.
 
 Reads, never waits: the exit status of a child stays where it is for whoever started it. Imports psutil, so that it is
 loaded only where there is a process to watch.

@@ -1,4 +1,4 @@
-"""Child processes that belong to no pool: which there are, which are zombies, how those ended that are gone."""
+"""Tracks child processes that belong to no pool: which are alive, which are zombies, how the others ended."""
 # To load pathlib takes 4 ms, in every process that is watched.
 # ruff: noqa: PTH110, PTH208
 

@@ -1,4 +1,4 @@
-"""Executors of any other kind, which are named to us: what is submitted to them, and what becomes of it.
+"""Executors of an unknown kind that the program registers by itself: counts what is submitted, and its outcomes.
 
 Nothing is known of their workers. How long a task waited and how long it ran cannot be told apart: what is told as its
 run time goes from ``submit`` to the result.

@@ -1,4 +1,4 @@
-"""loopwatch's own worker pools among the others: they say themselves what they do, the rest is polled."""
+"""loopwatch's own worker pools: they report their statistics themselves; facts about their processes are polled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where metrics come from: the points as they are now, and stalls that belong to traces."""
+"""The interface that exporters read from: the current points of all metrics, and exemplars (stalls with a trace)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stall, and a function that keeps blocking, as attributes of OpenTelemetry: names, places, seconds. Pure.
+"""Converts a stall, or a flagged function, to attributes of OpenTelemetry: names, places, seconds. Pure.
 
 Names are those of the semantic conventions where they have one (``code.*``, ``http.*``, ``thread.name``). Nothing of
 the program's data is among them: no locals, arguments, paths of requests or query strings.

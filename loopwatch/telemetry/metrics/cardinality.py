@@ -1,4 +1,4 @@
-"""Keeps series few and counters growing, whatever happens: which keys are told apart, and totals by series. Pure."""
+"""Bounds the number of series (cardinality), and keeps counters monotonic when series are merged. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every metric that loopwatch tells, in one list: name, unit, kind, attributes with their bounds, buckets, meaning.
+"""Every metric that loopwatch exports: name, unit, kind, attributes with their bounds, buckets, meaning.
 
 Nothing else names a metric. ``docs/metrics.md`` is generated from here. Units are those of UCUM, as OpenTelemetry wants
 them; what stands in braces is left out of names in Prometheus.

@@ -1,4 +1,4 @@
-"""Points of every metric from what the agent knows, with every bound of the catalog applied. Pure: no clock, no files.
+"""Computes the points of every metric from a snapshot, within the catalog's bounds. Pure: no clock, no files.
 
 A point of a counter never goes down: what a loop or a pool that is gone has counted stays in its series, or in that of
 :data:`~loopwatch.telemetry.metrics.catalog.OTHER`.

@@ -1,4 +1,4 @@
-"""The latest stall of each length that a trace is known of: it ties the histogram of the lag to that trace."""
+"""Exemplars of the lag histogram: for each bucket the latest stall that belongs to a known trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told: points and spreads of one moment, and what they are made of. Records only."""
+"""Records of metrics: points and histograms (spreads) of one moment, and the inputs they are computed from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose providers of OpenTelemetry are used: the application's where it has some, else private ones of ours.
+"""Selects the OpenTelemetry providers: the application's where it has some, else private ones of loopwatch.
 
 The application's are used and left alone, whether they were set before or after :func:`loopwatch.install`; none is ever
 set or created globally. Private ones are built only where a receiver is configured, and nobody sees them but us.

@@ -1,4 +1,4 @@
-"""So much a minute and no more: what a storm of stalls may tell. What is held back is counted."""
+"""A rate limit per minute for spans, events and log records of stalls; counts what is suppressed."""
 
 from __future__ import annotations
 

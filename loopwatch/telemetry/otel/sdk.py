@@ -1,4 +1,4 @@
-"""Private providers of the OpenTelemetry SDK: ours alone, passed explicitly, exported by one thread of ours.
+"""Builds private providers of the OpenTelemetry SDK, passed explicitly and exported by one thread of the agent.
 
 Imports the SDK: it is imported only where a receiver is configured.
 """

@@ -1,4 +1,4 @@
-"""What OpenTelemetry is told of each stall but for metrics: its span, its log record, and the traces of its victims."""
+"""Emits the span and the log record of each stall to OpenTelemetry, and marks the traces of its victims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the traces of those who waited: an event in the span that is current in them, and a link to who blocked.
+"""Marks the traces of a stall's victims: an event in each one's current span, and a link to the blocking one.
 
 Runs in a thread of the agent, while the loop has not gone on yet, so that the spans are still open.
 """

@@ -1,4 +1,4 @@
-"""The port on which Prometheus scrapes this process: which one it is, what is told there, and what becomes of it.
+"""The Prometheus endpoint of this process: its port, the page of metrics it serves, and its lifetime.
 
 What is told is made from the same points as everything else, without the SDK of OpenTelemetry, with exemplars for
 those who ask for OpenMetrics. prometheus_client writes it; its registry, which belongs to the program, is left alone.

@@ -1,4 +1,4 @@
-"""Points as families of prometheus_client, named as collectors name what they were sent over OTLP. Pure."""
+"""Converts points to metric families of prometheus_client, under the names that OTLP collectors use. Pure."""
 
 from __future__ import annotations
 

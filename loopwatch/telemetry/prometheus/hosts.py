@@ -1,4 +1,4 @@
-"""Which ``Host`` headers are answered: a web page must not read the metrics by a name that it resolves to this machine.
+"""Checks the ``Host`` header of scrapes, so that web pages cannot read the metrics by DNS rebinding.
 
 That is DNS rebinding: a browser takes ``http://evil.example:9464`` for the page's own origin, whatever address the name
 has by now. An address cannot be rebound; a name is answered only if it is known to be this machine's.

@@ -1,4 +1,4 @@
-"""Whether this process is scraped by Prometheus, and where; light, so that who is not scraped loads nothing for it."""
+"""Loads the Prometheus endpoint only where a port is configured; imports little itself."""
 
 from __future__ import annotations
 

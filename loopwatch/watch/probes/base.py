@@ -1,4 +1,4 @@
-"""What the watcher asks of a probe, and the records it gets. Times are ``time.monotonic`` seconds."""
+"""The ``Probe`` protocol that each kind of loop implements, and its records. Times are ``time.monotonic`` seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which probe reads a loop: decided by what the loop is, without a call that it could notice."""
+"""Chooses the probe for a loop by the loop's type; no method of the loop is called to decide."""
 
 from __future__ import annotations
 
