@@ -281,7 +281,7 @@ def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkey
 def test_discovery(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A discovery that fails is left out for a while: no loop is found, the program's loops run as ever."""
     agent = loopwatch.install(threshold=0.1, cpu_budget=1.0)
-    monkeypatch.setattr(agent, "_attach", raising(RuntimeError("ours")))
+    monkeypatch.setattr(agent._watch, "_attach", raising(RuntimeError("ours")))
     for _ in range(30):
         assert run(blocks(1)) == "the program's result"
         if agent.snapshot().agent.switched_off:

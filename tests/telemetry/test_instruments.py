@@ -167,7 +167,7 @@ def test_it_rests_between_instruments_but_never_on_a_loop(monkeypatch: pytest.Mo
     """A collection in a thread lets loops have the GIL again and again; one on a loop's own thread never sleeps."""
     source, naps = Source(), []
     (reader,) = attached(source)
-    monkeypatch.setattr("loopwatch.telemetry.otel.instruments.time.sleep", naps.append)
+    monkeypatch.setattr("loopwatch.telemetry.metrics.account.time.sleep", naps.append)
     told(reader)
     assert len(naps) >= len([metric for metric in CATALOG if metric.kind is not Kind.HISTOGRAM])
     assert set(naps) == {0.0001}
