@@ -44,8 +44,7 @@ _process = _Process()
 def install(config: Config | None = None, **settings: Any) -> Agent:
     """Watch every event loop of this process from now on.
 
-    Safe at import time, inside a running loop and from any thread. Nothing is started before a loop runs. In a running
-    loop it returns in a few ms, and a thread loads what is not needed to begin watching. A second
+    Safe at import time, inside a running loop and from any thread. Nothing is started before a loop runs. A second
     call returns the same agent; with explicit settings it reconfigures that agent and logs what changed.
 
     Args:
@@ -64,10 +63,6 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
         0.2
         >>> loopwatch.uninstall()
     """
-    return _install(config, settings)
-
-
-def _install(config: Config | None, settings: dict[str, Any], late: bool | None = None) -> Agent:
     if config is not None and settings:
         raise ConfigError("install(): give either a Config or single settings, not both; use config.replaced(...)")
     from loopwatch.agent import Agent
@@ -89,7 +84,7 @@ def _install(config: Config | None, settings: dict[str, Any], late: bool | None 
             _process.agent = agent
         agent = _process.agent
         _handle_process()
-        _settle(late=late)
+        _settle()
         return agent
 
 
@@ -119,7 +114,7 @@ def _uninstall(*, leaving: bool) -> None:
         _settle(leaving=leaving)
 
 
-def _settle(*, leaving: bool = False, late: bool | None = None) -> None:
+def _settle(*, leaving: bool = False) -> None:
     """Start and stop agents until the one that is wanted is on, and no other; with the lock.
 
     Signal handlers, finalizers and callbacks of the program may install and uninstall in the midst of it, in this very
@@ -138,14 +133,14 @@ def _settle(*, leaving: bool = False, late: bool | None = None) -> None:
                 old.stop(leaving=leaving)
             elif (new := _process.agent) is not None:
                 _process.begun = new
-                _begin(new, late)
+                _begin(new)
     finally:
         _process.settling = None
 
 
-def _begin(agent: Agent, late: bool | None) -> None:
+def _begin(agent: Agent) -> None:
     try:
-        _start(agent, late)
+        _start(agent)
     except ConfigError:
         _process.begun = None
         if _process.agent is agent:
@@ -178,26 +173,23 @@ def install_when_needed(failed: Callable[[Exception], object]) -> None:
             _process.deferred.start()
 
 
-def install_from_environment(late: bool | None = None) -> None:
+def install_from_environment() -> None:
     """Install for a program that does not know of us: a bad setting is logged and the program goes on without.
 
     It is watched even if the port for Prometheus cannot be opened. Where it is a notebook or a prompt that runs what is
     typed on its loop, that is what it is for; a call of install() there asks to see it.
-
-    Args:
-        late: as of :meth:`Agent.start`.
     """
     from loopwatch.core import log
 
     try:
-        agent = _install(None, {}, late)
+        agent = install()
     except ConfigError as exc:
         if not str(exc).startswith("prometheus_"):
             log.write(logging.ERROR, "loopwatch: not started: %s", exc)
             return
         # Not the value is wrong, which would name its variable.
         log.write(logging.ERROR, "loopwatch: Prometheus cannot scrape this process: %s", exc)
-        agent = _install(None, {"prometheus_port": None}, late)
+        agent = install(prometheus_port=None)
     agent.expect_typed_code(True)
 
 
@@ -207,14 +199,14 @@ def _place() -> str | None:
     return place_of_interest()
 
 
-def _start(agent: Agent, late: bool | None) -> None:
+def _start(agent: Agent) -> None:
     """Start the agent in place of what waits for the first use, whose replacements must be gone before."""
     deferred = _process.deferred
     was_waiting = deferred is not None and deferred.is_waiting
     if deferred is not None:
         deferred.cancel()
     try:
-        agent.start(late=late)
+        agent.start()
     except ConfigError:
         if deferred is not None and was_waiting:
             deferred.start()

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loopwatch.config import Config, ContextSource
 from loopwatch.core import log
 from loopwatch.core.child_exit import Leaving
-from loopwatch.core.deferred import Deferred
 from loopwatch.core.faults import Action, Faults
-from loopwatch.core.late import Late
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
@@ -37,18 +35,7 @@ if TYPE_CHECKING:
 FORK = "fork"
 """What faults around a fork are counted under."""
 
-SERVICES = "services"
-"""What is counted where everything but the watching cannot be loaded."""
-
 SUBINTERPRETER = "a sub-interpreter: only loops of the main interpreter are watched"
-
-_LATE = (
-    "loopwatch.diagnosis.diagnose", "loopwatch.sinks.service", "loopwatch.health.discovery", "loopwatch.health.service",
-    "loopwatch.telemetry.service", "loopwatch.telemetry.otel.traces", "loopwatch.services",
-)  # fmt: skip
-"""Modules that are loaded once a loop is watched; in steps, between which it can be given up."""
-MAX_GONE = 100
-"""Loops that were watched and are gone before there is anybody to tell of them."""
 
 Callback = Callable[[Stall], object]
 
@@ -97,65 +84,9 @@ class Agent:
         """Threads that are to be back after a fork."""
         self._is_new_child = False
         """Whether this process was forked, and has run no loop since."""
-        self._services: Late[Services] = Late(self._make_services, (), self._services_failed)
-        self._until_loaded: Deferred | None = None
-        """What waits for the first pool while the services are being loaded."""
+        self._services: Services | None = None
+        self._providers: dict[Any, Any] = {}
         self._is_spent = False
-        self._gone: list[LoopReading] = []
-
-    # -- the services ---------------------------------------------------------------------------------------------
-
-    def _wait_for_services(self, *, discover: bool) -> None:
-        """Have the services loaded in a thread: they take longer than a loop may be held."""
-
-        def make() -> Services:
-            services = self._make_services()
-            services.open_late()
-            if self._state == "on":
-                self._begin_services(services, discover=discover)
-            return services
-
-        self._services = Late(make, _LATE, self._services_failed)
-        if discover:
-            self._until_loaded = Deferred(lambda _is_loop: self._loaded(), _place, self._pool_failed, loops=False)
-            self._until_loaded.start()
-        self._services.soon()
-
-    def _make_services(self) -> Services:
-        from loopwatch.services import Services
-
-        return Services(
-            lambda: self._config, self._patches, self._faults, self._watch, self._teller,
-            moving=self._moving, callbacks=self._who_is_called, drop=self._drop_callback, snapshot=self._snapshot,
-            loop_name=self._watch.name_of, polled=self._begin_export,
-        )  # fmt: skip
-
-    def _begin_services(self, services: Services, *, discover: bool) -> None:
-        """Have them take what comes from now on, and what was kept for them."""
-        waited, self._until_loaded = self._until_loaded, None
-        if waited is not None:
-            waited.cancel()  # its replacements must be gone before others come
-        services.start(discover=discover)
-        gone, self._gone = self._gone, []
-        for reading in gone:
-            services.loop_gone(reading)
-        if discover:
-            for loop in self._watch.open_loops():
-                services.pools.adopt(loop)
-            for pool, place in () if waited is None else waited.pools():
-                services.pools.found(pool, place)
-        if self._watch.loops:
-            self._export(services)
-
-    def _loaded(self) -> Services | None:
-        """Return the services, once they are loaded; None before the start, and where that has failed."""
-        return self._faults.attempt(SERVICES, self._services.now, None)
-
-    def _services_failed(self, exc: BaseException) -> None:
-        self._faults.add(SERVICES, exc)
-
-    def _pool_failed(self, exc: Exception) -> None:
-        self._faults.add("executors", exc)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -164,31 +95,25 @@ class Agent:
         """The settings in force."""
         return self._config
 
-    def start(self, *, discover: bool = True, late: bool | None = None) -> None:
+    def start(self, *, discover: bool = True) -> None:
         """Find and watch loops from now on; a second call does nothing. Starts no thread before a loop runs.
 
         Args:
             discover: False to watch only what is given to :meth:`watch_loop`, and to replace nothing global.
-            late: whether a loop runs, or is about to, that must not wait: watching begins at once, and a thread loads
-                what takes what is seen. With a port for Prometheus or a journal, all is loaded first: the port must be
-                open, and the timer for hangs must know who else uses that of the interpreter. Default: if a loop runs
-                in this thread.
 
         Raises:
             ConfigError: ``prometheus_port`` cannot be opened, or a standard ``OTEL_*`` variable is not allowed; nothing
                 has started then.
         """
         own = running_loop()
-        wanted = own is not None if late is None else late
-        late = wanted and self._config.prometheus_port is None and self._config.journal is None
-        if not off_loop(lambda: self._start(discover=discover, late=late, own=own)) or own is None:
+        if not off_loop(lambda: self._start(discover=discover, own=own)) or own is None:
             return
         with self._faults.guard("search"):
             self._watch.take(own)
-            if (services := self._services.made) is not None:
-                services.pools.adopt(own)
+            if self._services is not None:
+                self._services.pools.adopt(own)
 
-    def _start(self, *, discover: bool, late: bool, own: Loop | None) -> bool:
+    def _start(self, *, discover: bool, own: Loop | None) -> bool:
         """Start, and watch the loops that run already but for ``own``; return whether loops are discovered now."""
         with self._lock:
             if self._state != "off":
@@ -201,48 +126,44 @@ class Agent:
             if refusal:
                 self._reason = refusal
                 return False
-            services = self._open_services(late=late)
+            services = self._opened_services()
             log.stderr.begin()
             self._state, self._reason = "on", ""
             self._started_at = time.time()
-            self._moving.take(self._config)
-            if services is not None:
-                self._begin_services(services, discover=discover)
+            services.start(discover=discover)
             self._watch.start()
             if discover:
                 self._leaving.start()
-                found = self._watch.discover(own)
-                if services is not None:
-                    for loop in found:
-                        services.pools.adopt(loop)
-            if services is None:
-                self._wait_for_services(discover=discover)
+                for loop in self._watch.discover(own):
+                    services.pools.adopt(loop)
             return discover
 
-    def _open_services(self, *, late: bool) -> Services | None:
-        """Return the services, ready to start; None if they are to be loaded later.
+    def _opened_services(self) -> Services:
+        """Return the services, ready to start; they are made once, and kept for what can be read after a stop.
 
         Raises:
             ConfigError: what is configured cannot be had.
         """
-        if self._is_spent:
-            self._renew()  # not at the end: whoever comes late then finds those that start nothing any more
-            if self._services.made is not None:
-                self._services.made.renew(self._teller)
+        from loopwatch.services import Services  # whoever only names the class Agent need not load them
+
+        if self._is_spent:  # not at the end: whoever comes late then finds those that start nothing any more
+            self._renew()
             self._watch.renew()
-        if late and self._services.made is None:
-            _check_telemetry(self._config)
-            return None
-        if not self._services.is_waiting and self._services.made is None:
-            self._services = Late(self._make_services, (), self._services_failed)
-        services = self._services.now()
-        if services is not None:
-            services.open()
+            if self._services is not None:
+                self._services.renew(self._teller)
+        services = self._services or Services(
+            lambda: self._config, self._patches, self._faults, self._watch, self._teller,
+            moving=self._moving, callbacks=self._who_is_called, drop=self._drop_callback, snapshot=self._snapshot,
+            loop_name=self._watch.name_of, polled=self._begin_export,
+        )  # fmt: skip
+        if self._services is None and self._providers:
+            services.telemetry.use(self._providers)
+        services.open()
+        self._services = services
         return services
 
     def _renew(self) -> None:
         self._is_spent = False
-        self._gone = []
         self._teller = Teller(self._tell, self._faults)
 
     def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
@@ -256,18 +177,13 @@ class Agent:
         off_loop(lambda: self._stop(timeout, leaving=leaving))
 
     def _stop(self, timeout: float, *, leaving: bool) -> None:
-        if self._state == "on" and self._services.is_waiting:
-            self._end_early(timeout)
         with self._lock:
-            services = self._services.made
+            services = self._services
             if self._state == "off":
                 return
             if services is not None:
                 services.telemetry.begin_stop()
             self._state, self._reason = "off", "stopped"
-            if self._until_loaded is not None:
-                self._until_loaded.cancel()
-                self._until_loaded = None
             self._watch.end_discovery()
             self._leaving.stop()
             self._moving.stop()
@@ -282,24 +198,6 @@ class Agent:
         log.stderr.flush()
         self._is_spent = True
 
-    def _end_early(self, timeout: float) -> None:
-        """End before the services were loaded, which is done only if there is something for them."""
-        self._watch.end_discovery()
-        self._watch.stop(timeout)
-        if self._must_be_told():
-            self._loaded()
-        self._services.give_up(timeout)
-
-    def _must_be_told(self) -> bool:
-        """Whether the services are wanted even at the end of a process that was too short to load them."""
-        config = self._config
-        return bool(
-            self._teller.is_busy
-            or config.otlp_endpoint is not None
-            or loaded("opentelemetry.sdk")
-            or any(name.startswith("OTEL_") for name in os.environ)
-        )
-
     def hold_for_fork(self) -> Callable[[], None]:
         """Come to rest before a fork; return what has everything go on after it.
 
@@ -307,7 +205,7 @@ class Agent:
         module half imported; and its parent is not warned of threads that are not its own.
         """
         self._forks += 1
-        services = self._loaded() if self._state == "on" else self._services.made
+        services = self._services
         held, leaving, timer = self._own_threads(), [], contextlib.ExitStack()
         for thread in held:
             with self._faults.guard(FORK):
@@ -343,9 +241,8 @@ class Agent:
                 self._returning.popleft().release()
 
     def _own_threads(self) -> list[OwnThread]:
-        services = self._services.made
-        others = [] if services is None else services.threads
-        return [self._watch.thread, self._teller.thread, self._services.thread, *others]
+        others = [] if self._services is None else self._services.threads
+        return [self._watch.thread, self._teller.thread, *others]
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever.
@@ -361,12 +258,13 @@ class Agent:
         self._teller.thread.hold()
         self._is_new_child = True
         self._started_at, self._has_begun = time.time(), False
-        services = self._services.made
+        services = self._services
         if services is not None:
             services.after_fork_in_child(self._teller, again=was_on and goes_on)
         self._watch.after_fork_in_child(goes_on=goes_on or not was_on)
         self._moving.after_fork_in_child()
         if was_on and not goes_on:
+            self._leaving.stop()
             if services is not None:
                 services.end_in_child()
             self._patches.undo_all()
@@ -405,8 +303,8 @@ class Agent:
         return changes
 
     def _configure(self, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        services = self._loaded() if self._state == "on" else self._services.made
         with self._lock:
+            services = self._services
             old, is_on = self._config, self._state == "on"
             new = old.replaced(**settings)
             changes = new.changes_from(old)
@@ -427,7 +325,7 @@ class Agent:
 
     def stalls(self) -> tuple[Stall, ...]:
         """Return the latest stalls, oldest first; at most ``Config.max_stalls``."""
-        services = self._loaded()
+        services = self._services
         return () if services is None else tuple(services.pipeline.ring)
 
     def flagged(self, now: float | None = None) -> tuple[FlaggedFunction, ...]:
@@ -440,16 +338,16 @@ class Agent:
             now: s since the epoch at which the window ends, default the present.
         """
         at = time.time() if now is None else now
-        services = self._loaded()
+        services = self._services
         return () if services is None else services.pipeline.flagged(at)
 
     def snapshot(self) -> Snapshot:
         """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
-        services = self._loaded()
+        services = self._services
         return self._snapshot(() if services is None else off_loop(services.pools.readings))
 
     def _snapshot(self, pools: Sequence[PoolReading]) -> Snapshot:
-        now, off, services = time.monotonic(), self._faults.off(), self._services.made
+        now, off, services = time.monotonic(), self._faults.off(), self._services
         return Snapshot(
             at=time.time(),
             pid=os.getpid(),
@@ -536,9 +434,9 @@ class Agent:
                     f"{name}={provider!r}: must be a provider of OpenTelemetry (with {method}()), or None"
                 )
             given[signal] = provider
-        services = self._loaded() if self._state == "on" else off_loop(self._services.now)
-        if services is not None:
-            services.telemetry.use(given)
+        self._providers = given
+        if self._services is not None:
+            self._services.telemetry.use(given)
 
     def expect_typed_code(self, is_expected: bool) -> None:
         """Set whether blocks by code typed at a prompt or in a notebook are expected; at first they are not."""
@@ -597,7 +495,7 @@ class Agent:
             )
         if name is not None and not (isinstance(name, str) and name):
             raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")
-        services = self._loaded() if self._state == "on" else None
+        services = self._services if self._state == "on" else None
         if services is None:
             return
         try:
@@ -610,11 +508,8 @@ class Agent:
 
     def adopt_executor(self, executor: Any, place: str) -> None:
         """Watch an executor that was made before the agent, at ``place``: ``file:line in function``."""
-        waits, services = self._until_loaded, self._services.made
-        if waits is not None:
-            waits.note(executor, place)
-        elif self._state == "on" and services is not None:
-            services.pools.found(executor, place)
+        if self._state == "on" and self._services is not None:
+            self._services.pools.found(executor, place)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
         """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.
@@ -625,8 +520,6 @@ class Agent:
         Example:
             ``response = await agent.bridge(handler(request))``
         """
-        if self._config.transparent_offload and self._state == "on":
-            self._loaded()
         return self._moving.bridge(coroutine)
 
     def flush(self, timeout: float = 1.0) -> bool:
@@ -646,7 +539,7 @@ class Agent:
         if self._is_new_child:
             self._is_new_child = False
             self._teller.thread.release()
-            if (services := self._services.made) is not None:
+            if (services := self._services) is not None:
                 off_loop(lambda: services.sinks.open(leftovers=False))
 
     def _loop_runs(self, loop: Loop) -> None:
@@ -654,10 +547,8 @@ class Agent:
         self._moving.loop_started(loop)
 
     def _loop_gone(self, reading: LoopReading) -> None:
-        if (services := self._services.made) is not None:
-            services.loop_gone(reading)
-        elif len(self._gone) < MAX_GONE:
-            self._gone.append(reading)
+        if self._services is not None:
+            self._services.loop_gone(reading)
 
     # -- what was seen --------------------------------------------------------------------------------------------
 
@@ -667,7 +558,7 @@ class Agent:
 
     def _tell(self, seen: Observation) -> None:
         """In the teller's thread."""
-        services = self._loaded()
+        services = self._services
         if services is not None:
             services.pipeline.take(seen)
 
@@ -684,36 +575,33 @@ class Agent:
         """The start of a server is over: log what held its loop, after what was handed on before."""
 
         def log() -> None:
-            services = self._loaded()
+            services = self._services
             if services is not None:
                 services.log_start(expectation, listens=listens)
 
         self._teller.do(log)
 
     def _begin_export(self) -> None:
-        if (services := self._services.made) is not None:
-            self._export(services)
-
-    def _export(self, services: Services) -> None:
         """Export from now on, if there is something to watch."""
-        if self._state == "on" and services.begin_export(has_loops=bool(self._watch.loops)):
+        services = self._services
+        if self._state == "on" and services is not None and services.begin_export(has_loops=bool(self._watch.loops)):
             self._has_begun = True
 
     def _end_of_child(self) -> None:
         """Tell what there is, at the end of a child that runs no ``atexit`` functions."""
-        if self._has_begun or (self._services.is_waiting and self._watch.loops):
+        if self._has_begun:
             self.stop(leaving=True)
 
     def _cpu(self) -> float:
         """Return the processor s of the agent's own threads."""
-        services = self._services.made
+        services = self._services
         others = 0.0 if services is None else services.cpu
-        return self._watch.cpu + self._teller.cpu + self._services.thread.cpu + others
+        return self._watch.cpu + self._teller.cpu + others
 
     def _each_tick(self, now: float) -> None:
         """In the watcher's thread, once a tick."""
         self._have_others_back()
-        if (services := self._services.made) is not None:
+        if (services := self._services) is not None:
             services.tick(now, self._watch.threads_of_loops(), self._watch.watcher.longest_sleep())
         if log.stderr.waiting and now >= self._next_flush:
             self._next_flush = now + 1.0
@@ -726,7 +614,7 @@ class Agent:
         return must_not_wait and self._teller.do(action)
 
     def _part_failed(self, part: str) -> None:
-        if part in ("watcher", "hang") and (services := self._services.made) is not None:
+        if part in ("watcher", "hang") and (services := self._services) is not None:
             services.sinks.disarm()
 
 
@@ -743,26 +631,6 @@ def _count_tasks() -> int | None:
         registry = getattr(tasks, "_all_tasks", None)  # 3.11
     eager = getattr(tasks, "_eager_tasks", ())
     return len(registry) + len(eager) if registry is not None else None
-
-
-def _place() -> str | None:
-    from loopwatch.health.naming import place_of_interest
-
-    return place_of_interest()
-
-
-def _check_telemetry(config: Config) -> None:
-    """Raise ConfigError if what is configured of OpenTelemetry is not allowed; nothing is loaded where nothing is."""
-    if config.otlp_endpoint is not None or any(name.startswith("OTEL_") for name in os.environ):
-        from loopwatch.telemetry.otel.otlp_config import Signal, targets_of
-
-        try:
-            targets_of(os.environ, config.otlp_endpoint, config.export_interval)
-        except ConfigError:
-            from loopwatch.telemetry.otel.providers import application_provider
-
-            if any(application_provider(signal) is None for signal in Signal):
-                raise
 
 
 def _unsupported() -> str:

@@ -1,6 +1,6 @@
-"""What becomes of what the watcher has seen: diagnosis, sinks, telemetry, and the health of pools beside it.
+"""The parts of one agent but for the watching of loops, wired: diagnosis, sinks, telemetry, health.
 
-Half of the package; the agent loads it once a loop is watched, as that takes longer than a loop may be held.
+Made when the agent starts: whoever only names the class ``Agent`` does not load them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.core.text import error_text
-from loopwatch.errors import ConfigError
 from loopwatch.events import FlaggedFunction, Frame, Snapshot, Stall
 from loopwatch.health.records import PoolReading
 from loopwatch.health.service import PoolWatch
@@ -77,7 +76,7 @@ class Callbacks:
 
 
 class Services:
-    """The parts of one agent that need not be there when a loop begins to be watched.
+    """The parts of one agent but for the watching of loops.
 
     Args:
         config: returns the settings in force.
@@ -140,13 +139,6 @@ class Services:
         """
         self._tell_providers = self.telemetry.prepare(self._config())
         self.scraped.open(self._config())
-
-    def open_late(self) -> None:
-        """As :meth:`open`, where nobody is there any more to take an error: it is logged, and nothing is exported."""
-        try:
-            self.open()
-        except ConfigError as exc:
-            self._faults.say(logging.ERROR, "loopwatch: telemetry is not exported: %s", exc)
 
     def start(self, *, discover: bool) -> None:
         """Take from now on what the watcher sees.

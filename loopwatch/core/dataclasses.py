@@ -50,6 +50,7 @@ else:
                 namespace.pop(name, None)
             made = type(cls)(cls.__name__, cls.__bases__, (_FROZEN if frozen else _PLAIN) | namespace | {
                 "__slots__": names,
+                "__own_fields__": names,
                 "__match_args__": () if kw_only else names,
                 "__init__": _Init(spec),
                 "__dataclass_fields__": _Standard("__dataclass_fields__", spec),
@@ -212,7 +213,7 @@ _ANEW = _Anew()
 
 
 def _names(record: Any) -> tuple[str, ...]:
-    own: tuple[str, ...] | None = vars(type(record)).get("__slots__")
+    own: tuple[str, ...] | None = vars(type(record)).get("__own_fields__")
     return tuple(type(record).__dataclass_fields__) if own is None else own  # a class of the program that inherits
 
 

@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-_LOOPS = (
+_FIRST_USES = (
     ("asyncio.events", "", "_set_running_loop"),
     ("uvloop", "Loop", "run_forever"),  # has its own reference to _set_running_loop
     ("trio", "", "run"),  # not watched, which is logged
-)
-_POOLS = (
     ("concurrent.futures.thread", "ThreadPoolExecutor", "submit"),
     ("concurrent.futures.process", "ProcessPoolExecutor", "__init__"),
     ("multiprocessing.pool", "Pool", "__init__"),
@@ -42,28 +40,22 @@ class Deferred:
     """Calls ``begin`` once: at the first use, on the thread that is about to do it, before it does.
 
     Args:
-        begin: what was put off; called with whether it is a loop that is about to run, None after :meth:`fire`.
+        begin: what was put off.
         origin: returns where a thread pool is being made, ``file:line in function``; None if it is of no interest.
         failed: called with what goes wrong, ``begin`` included; must not raise.
-        loops: whether loops are waited for too, or pools and worker processes only.
 
     Example:
         >>> import asyncio
-        >>> deferred = Deferred(lambda is_loop: print("watched from now on:", is_loop), lambda: "", print)
+        >>> deferred = Deferred(lambda: print("watched from now on"), lambda: "", print)
         >>> deferred.start()
         >>> asyncio.run(asyncio.sleep(0))
-        watched from now on: True
+        watched from now on
     """
 
     def __init__(
-        self,
-        begin: Callable[[bool | None], object],
-        origin: Callable[[], str | None],
-        failed: Callable[[Exception], object],
-        *,
-        loops: bool = True,
+        self, begin: Callable[[], object], origin: Callable[[], str | None], failed: Callable[[Exception], object]
     ) -> None:
-        self._begin, self._origin, self._failed, self._loops = begin, origin, failed, loops
+        self._begin, self._origin, self._failed = begin, origin, failed
         self._uses: list[_Use] = []
         self._finders: list[WhenImported] = []
         self._made: dict[int, tuple[weakref.ref[Any], str]] = {}
@@ -72,9 +64,8 @@ class Deferred:
     def start(self) -> None:
         """Wait for the first use from now on."""
         self.is_waiting = True
-        for is_loop, uses in ((True, _LOOPS if self._loops else ()), (False, _POOLS)):
-            for name, owner, function in uses:
-                self._when_imported(name, functools.partial(self._wait_for, owner, function, is_loop))
+        for name, owner, function in _FIRST_USES:
+            self._when_imported(name, functools.partial(self._wait_for, owner, function))
         self._when_imported("concurrent.futures.thread", self._wait_for_made)
 
     def cancel(self) -> None:
@@ -88,11 +79,11 @@ class Deferred:
         self._uses.clear()
         self._finders.clear()
 
-    def fire(self, is_loop: bool | None = None) -> None:
+    def fire(self) -> None:
         """Call ``begin`` now, if that is still to be done."""
         if self.is_waiting:
             self.cancel()
-            self._begin(is_loop)
+            self._begin()
 
     def pools(self) -> list[tuple[Any, str]]:
         """Return the thread pools that were made meanwhile, each with where: ``file:line in function``."""
@@ -108,15 +99,10 @@ class Deferred:
         else:
             callback(module)
 
-    def note(self, pool: Any, place: str) -> None:
-        """Take note of a thread pool that was made at ``place``."""
-        made, key = self._made, id(pool)
-        made[key] = weakref.ref(pool, lambda _ref: made.pop(key, None)), place
-
-    def _wait_for(self, owner: str, function: str, is_loop: bool, module: ModuleType) -> None:
+    def _wait_for(self, owner: str, function: str, module: ModuleType) -> None:
         target = getattr(module, owner, None) if owner else module
         if target is not None and hasattr(target, function):
-            self._add(target, function, lambda _args: self.fire(is_loop))
+            self._add(target, function, lambda _args: self.fire())
 
     def _wait_for_made(self, module: ModuleType) -> None:
         """A thread pool is no reason to begin: libraries make one at import that nobody may ever use."""
@@ -131,7 +117,8 @@ class Deferred:
     def _note(self, args: tuple[Any, ...]) -> None:
         place = self._origin()
         if args and place is not None:
-            self.note(args[0], place)
+            made, key = self._made, id(args[0])
+            made[key] = weakref.ref(args[0], lambda _ref: made.pop(key, None)), place
 
 
 @unseen

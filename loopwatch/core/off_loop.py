@@ -79,10 +79,10 @@ def off_loop(action: Callable[[], Result]) -> Result:
         except BaseException as exc:  # noqa: BLE001 - raised in the caller's thread
             errors.append(exc)
 
-    thread = UntracedThread(run, "loopwatch-call")
     try:
+        thread = UntracedThread(run, "loopwatch-call")
         thread.start()
-    except RuntimeError:  # the interpreter is about to exit, or the system allows no more threads
+    except RuntimeError:  # at exit, without a thread left, in a sub-interpreter without daemons
         return action()
     wait_until(lambda: not thread.is_alive())
     if errors:

@@ -32,13 +32,9 @@ class Moving:
         self._loops, self._patches, self._faults = loops, patches, faults
         self._mover: Mover | None = None
 
-    @staticmethod
-    def take(config: Config) -> None:
-        """Say where decorated functions go."""
-        settings.workers, settings.offload_to = config.workers, config.offload_to
-
     def start(self, config: Config) -> None:
-        """Look after the functions that ``config`` names."""
+        """Look after the functions that ``config`` names, and say where decorated ones go."""
+        settings.workers, settings.offload_to = config.workers, config.offload_to
         if not (config.auto_offload or config.transparent_offload) or self._faults.is_off(PART):
             return
         with self._faults.guard(PART):
@@ -63,7 +59,7 @@ class Moving:
             config: all of them.
             changes: names of those that differ.
         """
-        self.take(config)
+        settings.workers, settings.offload_to = config.workers, config.offload_to
         if {"auto_offload", "transparent_offload"} & set(changes):
             self._stop()
             self.start(config)

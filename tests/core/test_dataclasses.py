@@ -126,6 +126,23 @@ assert dataclasses.asdict(Record(1)) == {"a": 1, "b": []}
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_class_with_slots_may_inherit() -> None:
+    """Fields are those of the record, whatever slots a class of the program adds."""
+
+    class Slotted(Config):
+        __slots__ = ()
+
+    class More(Config):
+        __slots__ = ("extra",)
+
+    for cls in (Slotted, More):
+        config = cls(threshold=0.5)
+        assert "threshold=0.5" in repr(config)
+        assert config.replaced(cpu_budget=0.5).threshold == 0.5
+        assert config != cls(threshold=0.6)
+        assert copy.copy(config).threshold == 0.5
+
+
 def test_a_dataclass_may_inherit() -> None:
     """One of the standard decorator inherits from one of ours, with its fields."""
 

@@ -22,9 +22,8 @@ class Begun:
         self.faults: list[Exception] = []
         self.deferred = Deferred(self.begin, lambda: "here", self.faults.append)
 
-    def begin(self, is_loop: bool | None) -> None:
+    def begin(self) -> None:
         self.times += 1
-        self.is_loop = is_loop
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def test_begins_once(begun: Begun) -> None:
 
 def test_an_error_does_not_reach_the_program(begun: Begun) -> None:
     """What goes wrong is handed over, and the loop runs."""
-    begun.deferred._begin = lambda _is_loop: 1 / 0
+    begun.deferred._begin = lambda: 1 / 0
     assert asyncio.run(asyncio.sleep(0, "ran")) == "ran"
     assert [type(each) for each in begun.faults] == [ZeroDivisionError]
 
@@ -80,7 +79,7 @@ def test_what_replaces_the_function_is_used(begun: Begun) -> None:
         seen.append(loop)
         real(loop)
 
-    def begin(_is_loop: bool | None) -> None:
+    def begin() -> None:
         asyncio.events._set_running_loop = patched
 
     begun.deferred._begin = begin

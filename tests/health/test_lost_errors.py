@@ -431,7 +431,7 @@ def test_the_agent_tells(run: Callable[[Any], Any]) -> None:
                 executor.submit(int, "x")
             for _ in range(9):
                 assert executor.submit(tasks.even, 1).exception() is not None
-            agent._services.made.pools._monitor.poll_now()
+            agent._services.pools._monitor.poll_now()
             (finding,) = [each for each in agent.snapshot().findings if each.kind == "neglected-errors"]
         assert finding.subject == "mail"
         assert finding.evidence == {"neglected": 6.0, "failed": 15.0}

@@ -420,7 +420,7 @@ TOGGLED = """
             agent = loopwatch.current_agent()
             if agent is not None:
                 agent.snapshot()
-                agent._services.made._inputs()
+                agent._services._inputs()
                 counts["reads"] += 1
 
     threads = [threading.Thread(target=target) for target in (loops, loops, reads)]

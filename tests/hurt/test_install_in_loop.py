@@ -1,20 +1,14 @@
-"""install() where a loop runs: it is watched at once, the rest is loaded meanwhile, and nothing is lost until then."""
+"""install() where a loop runs: it is watched at once, with all that is used right after it in the same callback."""
 
 from __future__ import annotations
 
 import sys
 
 import pytest
-from hostproc import program, succeeded
+from hostproc import succeeded
 
-NEVER_BY_ITSELF = """
+PRELUDE = """
     import loopwatch
-    from loopwatch.core.late import Late
-    Late.soon = lambda self: None  # until somebody wants them
-    HEAVY = ("loopwatch.services", "loopwatch.health.service", "loopwatch.telemetry.service", "loopwatch.sinks.service")
-
-    def loaded():
-        return [name for name in HEAVY if name in sys.modules]
 
     def burn(seconds):
         ends = time.perf_counter() + seconds
@@ -25,27 +19,24 @@ NEVER_BY_ITSELF = """
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_a_block_right_after_it_is_seen(kind: str) -> None:
-    """The callback that installs goes on to block: duration and culprit are told once the services are there."""
+    """The callback that installs goes on to block: duration and culprit are right."""
     pytest.importorskip(kind)
     found = succeeded(
-        NEVER_BY_ITSELF
+        PRELUDE
         + """
     quiet()
     async def main():
         agent = loopwatch.install(threshold=0.1)
-        before = loaded()
         burn(0.4)
         await asyncio.sleep(0.2)
-        after = loaded()
         (stall,) = agent.stalls()
         loopwatch.uninstall()
-        say(before=before, after=after, culprit=stall.culprit.function, duration=stall.duration)
+        say(culprit=stall.culprit.function, duration=stall.duration)
 
     runner(sys.argv[1])(main())
     """,
         kind,
     )
-    assert found["before"] == []
     assert "burn" in found["culprit"] or found["culprit"] == "main"
     assert found["duration"] >= 0.4
 
@@ -53,7 +44,7 @@ def test_a_block_right_after_it_is_seen(kind: str) -> None:
 def test_pools_made_right_after_it_are_known() -> None:
     """A pool of threads that is made and used, one that is only made, and one of processes: name, place, every call."""
     found = succeeded(
-        NEVER_BY_ITSELF
+        PRELUDE
         + """
     quiet()
     from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -61,7 +52,6 @@ def test_pools_made_right_after_it_are_known() -> None:
     async def main():
         agent, loop = loopwatch.install(), asyncio.get_running_loop()
         idle = ThreadPoolExecutor(1)
-        unloaded = loaded()
         threads = ThreadPoolExecutor(1, thread_name_prefix="resize")
         await loop.run_in_executor(threads, len, "abc")
         processes = ProcessPoolExecutor(1)
@@ -71,67 +61,41 @@ def test_pools_made_right_after_it_are_known() -> None:
         for pool in (idle, threads, processes):
             pool.shutdown()
         loopwatch.uninstall()
-        say(unloaded=unloaded, pools=pools)
+        say(pools=pools)
 
     if __name__ == "__main__":
         asyncio.run(main())
     """
     )
-    assert found["unloaded"] == []
     kinds = sorted((kind, completed) for kind, completed in found["pools"].values())
     assert kinds == [("default", 1), ("process", 1), ("thread", 0), ("thread", 1)]
     assert any("resize" in name for name in found["pools"])
 
 
-@pytest.mark.parametrize("blocks", [True, False])
-def test_a_process_that_is_over_before_they_are_loaded(blocks: bool) -> None:
-    """They are loaded at its end only if there is something for them: then the stall is logged."""
-    ended = program(
-        NEVER_BY_ITSELF
-        + """
-    async def main():
-        loopwatch.install(threshold=0.1)
-        await asyncio.sleep(0)
-        if sys.argv[1] == "True":
-            time.sleep(0.3)
-
-    asyncio.run(main())
-    loopwatch.uninstall()
-    say(loaded=loaded(), threads=[thread.name for thread in threading.enumerate()])
-    """,
-        blocks,
-    )
-    assert ended.code == 0
-    assert ("blocked" in ended.err and "sleeping" in ended.err) is blocks, ended.err
-    assert ("loopwatch.services" in ended.last["loaded"]) is blocks
-    assert ended.last["threads"] == ["MainThread"]
-
-
 def test_a_bad_variable_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A standard variable that is not allowed is refused by the call, before anything has started."""
     found = succeeded(
-        NEVER_BY_ITSELF
+        PRELUDE
         + """
     async def main():
         try:
             loopwatch.install()
         except loopwatch.ConfigError as exc:
-            say(error=str(exc), agent=loopwatch.current_agent() is None, threads=threading.active_count(),
-                loaded=loaded())
+            say(error=str(exc), agent=loopwatch.current_agent() is None, threads=threading.active_count())
 
     asyncio.run(main())
     """,
         env={"OTEL_EXPORTER_OTLP_PROTOCOL": "smoke", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"},
     )
     assert "OTEL_EXPORTER_OTLP_PROTOCOL" in found["error"] and "smoke" in found["error"]
-    assert (found["agent"], found["threads"], found["loaded"]) == (True, 1, [])
+    assert (found["agent"], found["threads"]) == (True, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no fork that could be tried here")
 def test_a_fork_right_after_it() -> None:
     """The child of a loop's process has all that its parent has, and tells its own block."""
     found = succeeded(
-        NEVER_BY_ITSELF
+        PRELUDE
         + """
     quiet()
     async def main():
@@ -158,9 +122,9 @@ def test_a_fork_right_after_it() -> None:
 
 
 def test_who_uses_it_in_the_same_callback() -> None:
-    """Everything that the agent can be asked or told works before its services are there."""
+    """Everything that the agent can be asked or told works right after it."""
     found = succeeded(
-        NEVER_BY_ITSELF
+        PRELUDE
         + """
     quiet()
     async def main():
