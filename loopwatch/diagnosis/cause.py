@@ -98,7 +98,7 @@ def _waited_for_a_processor(evidence: Evidence) -> float:
 
 def _awake(waited: float, evidence: Evidence) -> float:
     """Who is found asleep is not runnable: what it waited for a processor, it waited before the block."""
-    return min(waited, 1 - evidence.syscall_share) if _slept(evidence) else waited
+    return min(waited, max(1 - evidence.syscall_share, 0.0)) if _slept(evidence) else waited
 
 
 def _another_held_the_gil(evidence: Evidence) -> Cause | None:

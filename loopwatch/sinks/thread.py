@@ -43,11 +43,6 @@ class Teller:
         """Processor s of its thread."""
         return self.thread.cpu
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether something is being told, or waits to be."""
-        return self._busy or bool(self._queue)
-
     def put(self, seen: Observation) -> None:
         """Take an observation; never waits for a sink."""
         self.do(functools.partial(self._tell, seen))

@@ -420,7 +420,8 @@ TOGGLED = """
             agent = loopwatch.current_agent()
             if agent is not None:
                 agent.snapshot()
-                agent._services._inputs()
+                if agent._services is not None:  # it is about to start
+                    agent._services._inputs()
                 counts["reads"] += 1
 
     threads = [threading.Thread(target=target) for target in (loops, loops, reads)]
