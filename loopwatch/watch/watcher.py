@@ -252,6 +252,7 @@ class Watcher:
         now = time.monotonic()
         late = max(now - planned, 0.0)
         config = self._config()
+        glimpses = self._glimpse(now, late, config) if late >= LATE and not self.paused else {}
         if now < self._rest_ends and late < LATE and all(self._each(lambda loop: loop.probe.at_rest())):
             return now + self._tick_of(QUIET_TICK * config.threshold)
         gone = [loop for loop in self.loops if loop.gone]
@@ -261,9 +262,9 @@ class Watcher:
             self.victims.renew(self.loops, wanted=not self.paused and now >= self._grace_until)
         if not self.paused:
             suspects = [found for found in self._each(lambda loop: self._suspect(loop, now, config, late)) if found]
-            if (suspects or late >= LATE) and not self._faults.is_off("sampling"):
+            if (suspects or glimpses or late >= LATE) and not self._faults.is_off("sampling"):
                 with self._faults.guard("sampling", about=suspects[0][1] if suspects else None):
-                    self._sample(suspects, planned, now, late, config)
+                    self._sample(suspects, planned, now, late, config=config, glimpses=glimpses)
             self._each(lambda loop: self._collect_and_forget(loop, now))
         self._each(lambda loop: loop.end_window(now) if loop.window_is_over(now) else None)
         self._each_tick(now)
@@ -367,15 +368,48 @@ class Watcher:
 
     # -- sampling -------------------------------------------------------------------------------------------------
 
+    def _glimpse(self, now: float, late: float, config: Config) -> dict[WatchedLoop, tuple[float, Sample]]:
+        """Sample every loop at once, when the watcher has had to wait for the GIL: it will not have it for long.
+
+        Who gave it up has been waiting since, and wants it back 5 ms (``sys.getswitchinterval``) after that, of which
+        the system takes one or two to wake this thread: what comes first in a tick may be all that is seen of a call.
+        """
+        found = {}
+        if not self._faults.is_off("sampling"):
+            with self._faults.guard("sampling"), stacks.uncollected():
+                frames = current_frames()
+                for loop in self.loops:
+                    since = (
+                        loop.probe.busy_since(now, late, max(now - loop.heart.due, 0.0)) if loop.is_running else IDLE
+                    )
+                    if now - since < config.threshold / 2:
+                        continue
+                    known = loop.episodes.get(since)
+                    before = known.samples if known is not None else []
+                    sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
+                    if sample is not None and loop.probe.busy_since(time.monotonic()) == since:
+                        found[loop] = since, sample
+        return found
+
     def _sample(
-        self, suspects: list[tuple[WatchedLoop, float]], planned: float, now: float, late: float, config: Config
+        self,
+        suspects: list[tuple[WatchedLoop, float]],
+        planned: float,
+        now: float,
+        late: float,
+        *,
+        config: Config,
+        glimpses: dict[WatchedLoop, tuple[float, Sample]],
     ) -> None:
-        taken, hog = [], None
+        hog = None
         with stacks.uncollected():
             frames = current_frames()
             if not frames:
                 self._say_without_stacks()
+            taken = [(loop, since, sample) for loop, (since, sample) in glimpses.items()]
             for loop, since in suspects:
+                if loop in glimpses and glimpses[loop][0] == since:
+                    continue
                 episode = loop.episodes.get(since)
                 before = episode.samples if episode is not None else []
                 sample = self._take(loop, frames, now, late, max_frames=config.max_frames, before=before)
