@@ -194,9 +194,10 @@ def install_from_environment() -> None:
 
 
 def _place() -> str | None:
-    from loopwatch.health.naming import place_of_interest
+    from loopwatch.health.naming import origin
 
-    return place_of_interest()
+    found = origin()
+    return None if found.aside else found.place
 
 
 def _start(agent: Agent) -> None:

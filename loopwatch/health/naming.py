@@ -129,11 +129,5 @@ def origin(skip: int = 1) -> Origin:
     return Origin("", pool)
 
 
-def place_of_interest() -> str | None:
-    """Return where the program is making a pool, None for one that is nobody's business."""
-    found = origin(2)
-    return None if found.aside else found.place
-
-
 def _within(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(package + ".") for package in packages)
