@@ -52,3 +52,37 @@ def test_handlers_that_install_and_uninstall_leave_nothing(kind: str) -> None:
     assert found["left"] == []
     assert found["stalls"] >= 1
     assert found["select"] == "builtin_function_or_method"
+
+
+IN_HEAPPUSH = """
+    import loopwatch
+    quiet()
+    compare, installed = asyncio.TimerHandle.__lt__, []
+    def install_once(one, other):  # where a signal handler of the program may run
+        if not installed:
+            installed.append(loopwatch.install(threshold=0.05))
+        return compare(one, other)
+    async def main():
+        loop = asyncio.get_running_loop()
+        fired = []
+        for delay in (0.02, 0.01):  # the second is compared with the first
+            loop.call_later(delay, fired.append, delay)
+            asyncio.TimerHandle.__lt__ = install_once
+        asyncio.TimerHandle.__lt__ = compare
+        await asyncio.sleep(0.05)
+        time.sleep(0.2)
+        await asyncio.sleep(0.05)
+        return fired
+    fired = asyncio.run(main())
+    installed[0].flush()
+    say(fired=fired, stalls=len(installed[0].stalls()), beats=installed[0].snapshot().agent.faults)
+    loopwatch.uninstall()
+"""
+
+
+def test_installing_while_a_timer_is_compared_spares_the_heap() -> None:
+    """``install()`` in the middle of asyncio's heappush: the program's timers fire in order, and its block is found."""
+    found = succeeded(IN_HEAPPUSH)
+    assert found["fired"] == [0.01, 0.02]
+    assert found["stalls"] == 1
+    assert found["beats"] == {}

@@ -74,9 +74,28 @@ class Heartbeat:
         """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
 
     def start(self) -> None:
-        """Begin to beat; on the loop's thread."""
-        self.last = time.monotonic()
-        self._schedule(self.last)
+        """Begin to beat; on the loop's thread.
+
+        That may be in a signal handler of the program, in the middle of asyncio's ``heapq.heappush``, which compares
+        timers in Python and cannot bear that its heap changes; a deque can be appended to at any time.
+        """
+        loop, self.last = self._loop(), time.monotonic()
+        if loop is None or loop.is_closed():
+            return
+        self.due = self.last + self._current
+        if self._options:
+            loop.call_soon(self._start_timer, **self._options)
+        else:  # of no known kind: it need not have call_soon
+            loop.call_later(self._current, self._beat)
+
+    def _start_timer(self) -> None:
+        if not self._stopped:
+            self._guarded(self._set_first_timer, time.monotonic())
+
+    def _set_first_timer(self, now: float) -> None:
+        loop = self._loop()
+        if loop is not None:
+            loop.call_later(max(self.due - now, 0.0), self._beat, **self._options)
 
     def resume(self) -> None:
         """The loop runs again after it was stopped: the time between does not count as lag."""
