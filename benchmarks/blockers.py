@@ -442,7 +442,7 @@ async def outer_coroutine(seconds: float) -> None:
     await innermost_coroutine(seconds)
 
 
-sleeping_lambda: Callable[[float], None] = lambda seconds: time.sleep(seconds)  # noqa: E731, PLW0108 - its frame is the point
+sleeping_lambda: Callable[[float], None] = lambda seconds: time.sleep(seconds)  # noqa: E731 - its frame is the point
 
 
 def comprehend(size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Wires the parts: finds loops and watches them, and has the services take what was seen. No globals."""
+"""The agent: wires the five services, and is what a program holds of loopwatch. It has no global state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,30 +13,57 @@ from loopwatch.config import Config, ContextSource
 from loopwatch.core import log
 from loopwatch.core.child_exit import Leaving
 from loopwatch.core.faults import Action, Faults
+from loopwatch.core.fork_pause import ForkPause
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread, until_gone
-from loopwatch.core.patches import PatchSet, loaded
-from loopwatch.core.subinterpreters import in_subinterpreter
+from loopwatch.core.patches import PatchSet
+from loopwatch.core.unsupported import refusal
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
-from loopwatch.offloading.service import Moving
-from loopwatch.sinks.thread import Teller
-from loopwatch.watch.expectations import Expectation
-from loopwatch.watch.observation import LoopReading, Observation
+from loopwatch.watch.observation import LoopReading
 from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.service import Hooks, WatchService
+from loopwatch.watch.task_info import count_tasks
 
 if TYPE_CHECKING:
     from loopwatch.health.records import PoolReading
-    from loopwatch.services import Services
-
-FORK = "fork"
-"""What faults around a fork are counted under."""
-
-SUBINTERPRETER = "a sub-interpreter: only loops of the main interpreter are watched"
+    from loopwatch.health.service import HealthService
+    from loopwatch.offloading.service import OffloadingService
+    from loopwatch.sinks.service import SinkService
+    from loopwatch.telemetry.service import TelemetryService
 
 Callback = Callable[[Stall], object]
+
+
+class _Parts:
+    """The services beside the watching of loops; loaded and made when the agent is first started.
+
+    Args:
+        agent: that they belong to.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        from loopwatch.health.service import HealthService
+        from loopwatch.offloading.service import OffloadingService
+        from loopwatch.sinks.service import SinkService
+        from loopwatch.telemetry.service import TelemetryService
+
+        faults, patches, watch = agent._faults, agent._patches, agent._watch
+        self.offloading: OffloadingService = OffloadingService(watch.open_loops, patches, faults)
+        self.health: HealthService = HealthService(
+            lambda: agent._config, patches, faults, watch.name_of, agent._begin_export
+        )
+        self.sinks: SinkService = SinkService(
+            lambda: agent._config, patches, faults,
+            before=lambda: (self.telemetry.stall_sinks[0], ("offload", self.offloading)),
+            after=lambda: self.telemetry.stall_sinks[1:],
+            dropped=lambda stall_id: self.telemetry.traces.forget(stall_id),
+        )  # fmt: skip
+        self.telemetry: TelemetryService = TelemetryService(agent._look, self.sinks.do, faults)
+
+    def watch_for(self, watch: WatchService) -> None:
+        """Have ``watch`` find waiting callbacks, and diagnose early for them; after each start and fork."""
+        watch.use(self.telemetry.waiters, self.sinks.diagnose_early)
 
 
 class Agent:
@@ -60,33 +86,31 @@ class Agent:
     """
 
     def __init__(self, config: Config | None = None, *, patches: PatchSet | None = None) -> None:
-        self._config = config or Config()
-        self._patches = patches or PatchSet()
+        self._config, self._patches = config or Config(), patches or PatchSet()
         self._faults = Faults(self._relay, self._part_failed)
         self._lock = threading.RLock()
-        self._callbacks: list[Callback] = []
-        self._state = "off"
-        self._reason = "not started"
-        self._started_at = time.time()
-        self._teller = Teller(self._tell, self._faults)
-        hooks = Hooks(
-            self._observed, self._loop_begins, self._loop_runs, self._loop_gone,
-            self._report_start, self._each_tick, self._cpu,
-        )  # fmt: skip
-        self._watch = WatchService(lambda: self._config, self._patches, self._faults, hooks)
-        self._moving = Moving(self._watch.open_loops, self._patches, self._faults)
-        self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
+        self._state, self._reason = "off", "not started"
         self._has_begun = False
-        self._next_flush = 0.0
-        self._forks = 0
-        """Forks under way: nothing is logged meanwhile, as a handler may wait or import."""
-        self._returning: deque[OwnThread] = deque()
-        """Threads that are to be back after a fork."""
-        self._is_new_child = False
-        """Whether this process was forked, and has run no loop since."""
-        self._services: Services | None = None
-        self._providers: dict[Any, Any] = {}
-        self._is_spent = False
+        self._forks = ForkPause(self._faults)
+        self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
+        self._parts: _Parts | None = None
+        hooks = Hooks(
+            observed=lambda seen: self._made().sinks.observe(seen),
+            loop_begins=lambda: self._made().sinks.loop_begins(),
+            loop_runs=self._loop_runs,
+            loop_gone=lambda reading: self._made().telemetry.loop_gone(reading),
+            start_over=lambda start, listens: self._made().sinks.start_over(start, listens),
+            ticked=self._tick,
+            cpu=self._cpu,
+        )
+        self._watch = WatchService(lambda: self._config, self._patches, self._faults, hooks)
+
+    def _made(self) -> _Parts:
+        """Return the other services; they are made once, and can be read after a stop."""
+        if self._parts is None:
+            with self._lock:
+                self._parts = self._parts or _Parts(self)
+        return self._parts
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -106,71 +130,47 @@ class Agent:
                 has started then.
         """
         own = running_loop()
-        if not off_loop(lambda: self._start(discover=discover, own=own)) or own is None:
-            return
-        with self._faults.guard("search"):
-            self._watch.take(own)
-            if self._services is not None:
-                self._services.pools.adopt(own)
+        if off_loop(lambda: self._start(discover=discover, own=own)) and own is not None:
+            with self._faults.guard("search"):
+                self._watch.take(own)
+                self._made().health.adopt(own)
 
     def _start(self, *, discover: bool, own: Loop | None) -> bool:
         """Start, and watch the loops that run already but for ``own``; return whether loops are discovered now."""
         with self._lock:
-            if self._state != "off":
+            if self._state != "off" or not self._may_start():
                 return False
-            refusal = "disabled by configuration (enabled=False)" if not self._config.enabled else _unsupported()
-            if refusal and self._config.enabled:
-                # A pool of sub-interpreters imports the program's modules, which may install, in each of them.
-                level = logging.INFO if refusal is SUBINTERPRETER else logging.ERROR
-                self._faults.say(level, "loopwatch: not started: %s", refusal)
-            if refusal:
-                self._reason = refusal
-                return False
-            services = self._opened_services()
+            parts = self._made()
+            parts.telemetry.open(self._config)
             log.stderr.begin()
             self._state, self._reason = "on", ""
-            self._started_at = time.time()
-            services.start(discover=discover)
+            parts.telemetry.start()
+            parts.sinks.start()
+            parts.offloading.start(self._config, parts.health.own if discover else None)
             self._watch.start()
+            parts.watch_for(self._watch)
             if discover:
+                parts.health.start()
                 self._leaving.start()
                 for loop in self._watch.discover(own):
-                    services.pools.adopt(loop)
+                    parts.health.adopt(loop)
             return discover
 
-    def _opened_services(self) -> Services:
-        """Return the services, ready to start; they are made once, and kept for what can be read after a stop.
-
-        Raises:
-            ConfigError: what is configured cannot be had.
-        """
-        from loopwatch.services import Services  # whoever only names the class Agent need not load them
-
-        if self._is_spent:  # not at the end: whoever comes late then finds those that start nothing any more
-            self._renew()
-            self._watch.renew()
-            if self._services is not None:
-                self._services.renew(self._teller)
-        services = self._services or Services(
-            lambda: self._config, self._patches, self._faults, self._watch, self._teller,
-            moving=self._moving, callbacks=self._who_is_called, drop=self._drop_callback, snapshot=self._snapshot,
-            loop_name=self._watch.name_of, polled=self._begin_export,
-        )  # fmt: skip
-        if self._services is None and self._providers:
-            services.telemetry.use(self._providers)
-        services.open()
-        self._services = services
-        return services
-
-    def _renew(self) -> None:
-        self._is_spent = False
-        self._teller = Teller(self._tell, self._faults)
+    def _may_start(self) -> bool:
+        if not self._config.enabled:
+            self._reason = "disabled by configuration (enabled=False)"
+        elif (reason := refusal()) is not None:
+            self._reason = reason.text
+            self._faults.say(reason.level, "loopwatch: not started: %s", reason.text)
+        else:
+            return True
+        return False
 
     def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
-        """Take everything back: patches, threads, timers, files. Stalls stay readable. Waits at most ``timeout`` s.
+        """Take everything back: patches, threads, timers, files; what was found stays readable.
 
         Args:
-            timeout: s for each part.
+            timeout: seconds to wait for each service at most.
             leaving: the interpreter exits: providers of the program that shut down after us can still collect what was
                 counted.
         """
@@ -178,71 +178,30 @@ class Agent:
 
     def _stop(self, timeout: float, *, leaving: bool) -> None:
         with self._lock:
-            services = self._services
-            if self._state == "off":
+            parts = self._parts
+            if self._state == "off" or parts is None:
                 return
-            if services is not None:
-                services.telemetry.begin_stop()
+            parts.telemetry.metrics.freeze()
             self._state, self._reason = "off", "stopped"
             self._watch.end_discovery()
             self._leaving.stop()
-            self._moving.stop()
-            if services is not None:
-                services.pools.stop(timeout)
+            parts.offloading.stop()
+            parts.health.stop(timeout)
             self._watch.stop(timeout)
             self._patches.undo_all()  # only now: a loop of uvloop must not close unseen while it is read
-        if services is not None:
-            services.stop(timeout, leaving=leaving)
-        else:
-            self._teller.stop(timeout)
+        parts.telemetry.stop(timeout)
+        parts.sinks.drain(timeout)
+        parts.telemetry.end_export(timeout, leaving=leaving)
+        parts.sinks.close()
         log.stderr.flush()
-        self._is_spent = True
 
     def hold_for_fork(self) -> Callable[[], None]:
-        """Come to rest before a fork; return what has everything go on after it.
-
-        The child is to be as it would be without us: no thread is there, so that no lock of a sink is held and no
-        module half imported; and its parent is not warned of threads that are not its own.
-        """
-        self._forks += 1
-        services = self._services
-        held, leaving, timer = self._own_threads(), [], contextlib.ExitStack()
-        for thread in held:
-            with self._faults.guard(FORK):
-                leaving.append(thread.hold())
-        with self._faults.guard(FORK):
-            until_gone([thread for thread in leaving if thread is not None])
-            if services is not None:
-                timer.enter_context(services.sinks.held())
-
-        def go_on() -> None:
-            with self._faults.guard(FORK):
-                timer.close()
-            if services is None:
-                have_back()
-            else:
-                services.pools.when_forked(have_back)
-
-        def have_back() -> None:
-            self._forks -= 1
-            watcher = self._watch.thread
-            self._returning.extend(thread for thread in held if thread is not watcher)
-            with self._faults.guard(FORK):
-                watcher.release()
-            if not watcher.exists:
-                self._have_others_back()
-
-        return go_on
-
-    def _have_others_back(self) -> None:
-        """In the watcher's thread, where there is one, so that who forks waits for the start of a single thread."""
-        while self._returning:
-            with self._faults.guard(FORK):
-                self._returning.popleft().release()
-
-    def _own_threads(self) -> list[OwnThread]:
-        others = [] if self._services is None else self._services.threads
-        return [self._watch.thread, self._teller.thread, *others]
+        """Stop the agent's threads before a fork; return what starts them again in the parent."""
+        parts = self._parts
+        if parts is None:
+            return self._forks.begin(self._watch.thread, (), contextlib.nullcontext(), lambda act: act())
+        others = (parts.sinks.thread, parts.health.thread, *parts.telemetry.threads)
+        return self._forks.begin(self._watch.thread, others, parts.sinks.held(), parts.health.when_forked)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever.
@@ -251,25 +210,30 @@ class Agent:
         that is no more: that comes with the first loop.
         """
         self._lock = threading.RLock()
-        self._forks = 1
-        self._returning.clear()
+        self._forks.begin_child()
         was_on, goes_on = self._state == "on", self._config.follow_fork
-        self._renew()
-        self._teller.thread.hold()
-        self._is_new_child = True
-        self._started_at, self._has_begun = time.time(), False
-        services = self._services
-        if services is not None:
-            services.after_fork_in_child(self._teller, again=was_on and goes_on)
+        self._has_begun = False
+        parts = self._parts
+        if parts is not None:
+            parts.sinks.after_fork_in_child()
+            parts.telemetry.after_fork_in_child(again=was_on and goes_on)
+            parts.health.after_fork_in_child()
+            parts.offloading.after_fork_in_child()
         self._watch.after_fork_in_child(goes_on=goes_on or not was_on)
-        self._moving.after_fork_in_child()
-        if was_on and not goes_on:
-            self._leaving.stop()
-            if services is not None:
-                services.end_in_child()
-            self._patches.undo_all()
-            self._state, self._reason = "off", "a forked child (follow_fork=False)"
-        self._forks = 0
+        if parts is not None:
+            parts.watch_for(self._watch)
+            if was_on and not goes_on:
+                self._leaving.stop()
+                parts.health.stop(0.0)
+                parts.telemetry.end_export(0.0)
+                self._patches.undo_all()
+                self._state, self._reason = "off", "a forked child (follow_fork=False)"
+        self._forks.end_child()
+
+    def _end_of_child(self) -> None:
+        """Export and write what there is, at the end of a child that runs no ``atexit`` functions."""
+        if self._has_begun:
+            self.stop(leaving=True)
 
     def pause(self) -> None:
         """Stop watching until :meth:`resume`; costs next to nothing meanwhile."""
@@ -298,112 +262,103 @@ class Agent:
         changes = off_loop(lambda: self._configure(settings))
         if changes:
             self._watch.apply_settings()
-            told = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items())
-            self._faults.say(logging.INFO, "loopwatch: reconfigured: %s", told)
+            shown = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items())
+            self._faults.say(logging.INFO, "loopwatch: reconfigured: %s", shown)
         return changes
 
     def _configure(self, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         with self._lock:
-            services = self._services
-            old, is_on = self._config, self._state == "on"
+            parts, old, is_on = self._parts, self._config, self._state == "on"
             new = old.replaced(**settings)
             changes = new.changes_from(old)
-            put_into_force = None if services is None else services.configure(old, new, is_on=is_on)
+            put_into_force = parts.telemetry.configure(old, new, is_on=is_on) if parts is not None and changes else None
             self._config = new
-            if not changes:
-                return changes
-            if put_into_force is not None:
+            if parts is not None and put_into_force is not None:
                 put_into_force()
+                parts.sinks.configure(new, is_on=is_on)
                 self._begin_export()
-            if is_on:
-                self._moving.configure(new, changes)
+                if is_on:
+                    parts.offloading.configure(new, changes)
             if "enabled" in changes:
                 self.start() if new.enabled else self.stop()
         return changes
 
-    # -- what the user asks ---------------------------------------------------------------------------------------
+    # -- what a program asks --------------------------------------------------------------------------------------
 
     def stalls(self) -> tuple[Stall, ...]:
         """Return the latest stalls, oldest first; at most ``Config.max_stalls``."""
-        services = self._services
-        return () if services is None else tuple(services.pipeline.ring)
+        return () if self._parts is None else self._parts.sinks.stalls()
 
     def flagged(self, now: float | None = None) -> tuple[FlaggedFunction, ...]:
         """Return the functions that keep blocking, most blocked time first.
 
-        A function is flagged while it is the culprit of ``Config.flag_after`` stalls within ``Config.flag_window`` s,
-        counted where running it off the loop is a cure (python, native_gil, native, io, sleep).
+        A function is flagged while it is the culprit of ``Config.flag_after`` stalls within ``Config.flag_window``
+        seconds, counted where running it off the loop is a cure (python, native_gil, native, io, sleep).
 
         Args:
-            now: s since the epoch at which the window ends, default the present.
+            now: end of the window in seconds since the epoch, default the present.
         """
-        at = time.time() if now is None else now
-        services = self._services
-        return () if services is None else services.pipeline.flagged(at)
+        return () if self._parts is None else self._parts.sinks.flagged(time.time() if now is None else now)
 
     def snapshot(self) -> Snapshot:
-        """Return what the agent knows now: loops, pools, functions that keep blocking or are moved, its own cost."""
-        services = self._services
-        return self._snapshot(() if services is None else off_loop(services.pools.readings))
+        """Return the present state: loops, pools, functions that keep blocking or are offloaded, the agent's cost."""
+        return self._snapshot(() if self._parts is None else off_loop(self._parts.health.readings))
 
     def _snapshot(self, pools: Sequence[PoolReading]) -> Snapshot:
-        now, off, services = time.monotonic(), self._faults.off(), self._services
+        off, parts, watch = self._faults.off(), self._parts, self._watch
         return Snapshot(
             at=time.time(),
             pid=os.getpid(),
-            loops=self._watch.stats(now),
+            loops=watch.stats(time.monotonic()),
             pools=tuple(pool.stats for pool in pools),
-            findings=() if services is None else services.pools.findings(),
-            offload=self._moving.stats(),
-            places=self._moving.places(),
+            findings=() if parts is None else parts.health.findings(),
+            offload=() if parts is None else parts.offloading.stats(),
+            places=() if parts is None else parts.offloading.places(),
             agent=AgentStats(
-                state=self._watch.state,
+                state=watch.state,
                 reason=self._reason or ("its watcher failed" if "watcher" in off else ""),
                 cpu=self._cpu(),
-                cpu_share=self._watch.share,
-                stretch=self._watch.watcher.stretch,
+                cpu_share=watch.share,
+                stretch=watch.watcher.stretch,
                 faults=dict(self._faults.counts),
                 switched_off=off,
-                dropped=self._teller.dropped,
-                prometheus="" if services is None else services.scraped.url,
+                dropped=0 if parts is None else parts.sinks.dropped,
+                prometheus="" if parts is None else parts.telemetry.prometheus.url,
             ),
-            tasks=_count_tasks(),
-            flagged=() if services is None else services.pipeline.flagged(time.time()),
+            tasks=count_tasks(),
+            flagged=self.flagged(),
         )
 
+    def _look(self) -> tuple[Snapshot, Sequence[LoopReading], Sequence[PoolReading]]:
+        """Return what metrics are computed from; from any thread."""
+        pools = self._made().health.readings()
+        return self._snapshot(pools), self._watch.readings(time.monotonic()), pools
+
     def on_stall(self, callback: Callback) -> Callable[[], None]:
-        """Have ``callback`` called with each stall, in a thread of the agent.
+        """Call ``callback`` with each stall, in a thread of the agent; return a function that ends that.
 
         A callback that raises is removed and logged once.
-
-        Returns:
-            A function that removes it again.
 
         Raises:
             ConfigError: ``callback`` is not callable.
         """
         if not callable(callback):
             raise ConfigError(f"on_stall={callback!r}: must be a callable that takes a Stall")
-        self._callbacks.append(callback)
-        return lambda: _discard(self._callbacks, callback)
+        return self._made().sinks.callbacks.add(callback)
 
     def add_context(self, source: ContextSource) -> Callable[[], None]:
-        """Label stalls with what ``source`` says: a context variable's name, or a callable that returns a mapping.
+        """Label stalls with what ``source`` returns; return a function that ends that.
 
-        It is read in a copy of the blocking callback's own context, in a thread of the agent.
-
-        Returns:
-            A function that removes it again.
+        Args:
+            source: a context variable's name, or a callable that returns a mapping. It is read in a copy of the
+                blocking callback's own context, in a thread of the agent.
         """
-        sources = self._watch.sources
-        if source not in sources:
-            sources.append(source)
-        return lambda: _discard(sources, source)
+        return self._watch.add_context(source)
 
     def use_providers(
         self, *, tracer_provider: Any = None, meter_provider: Any = None, logger_provider: Any = None
     ) -> None:
-        """Tell OpenTelemetry through these providers, whatever has been set globally.
+        """Export through these OpenTelemetry providers, whatever has been set globally.
 
         Without it those that the program sets globally are used, else what ``OTEL_*`` variables and ``otlp_endpoint``
         say. They are left alone: never shut down, never made global. A later call replaces what an earlier one gave.
@@ -419,24 +374,9 @@ class Agent:
         Example:
             ``loopwatch.install().use_providers(tracer_provider=my_provider)``
         """
-        from loopwatch.telemetry.otel.otlp_config import Signal
-
-        given = {}
-        for name, signal, method, provider in (
-            ("tracer_provider", Signal.TRACES, "get_tracer", tracer_provider),
-            ("meter_provider", Signal.METRICS, "get_meter", meter_provider),
-            ("logger_provider", Signal.LOGS, "get_logger", logger_provider),
-        ):
-            if provider is None:
-                continue
-            if not callable(getattr(provider, method, None)):
-                raise ConfigError(
-                    f"{name}={provider!r}: must be a provider of OpenTelemetry (with {method}()), or None"
-                )
-            given[signal] = provider
-        self._providers = given
-        if self._services is not None:
-            self._services.telemetry.use(given)
+        self._made().telemetry.use(
+            tracer_provider=tracer_provider, meter_provider=meter_provider, logger_provider=logger_provider
+        )
 
     def expect_typed_code(self, is_expected: bool) -> None:
         """Set whether blocks by code typed at a prompt or in a notebook are expected; at first they are not."""
@@ -452,15 +392,7 @@ class Agent:
         Raises:
             ConfigError: ``loop`` is no event loop, or is closed.
         """
-        needed = ("call_soon_threadsafe", "call_later", "is_running", "is_closed")
-        missing = [part for part in needed if not callable(getattr(loop, part, None))]
-        if missing:
-            raise ConfigError(
-                f"watch_loop({loop!r}): not an event loop (it has no {missing[0]}()); pass asyncio.get_running_loop()"
-            )
-        if loop.is_closed():
-            raise ConfigError(f"watch_loop({loop!r}): the loop is closed; pass one that is open")
-        self._watch.take(loop, name, given=True)
+        self._watch.watch(loop, name)
 
     def watch_executor(self, executor: Any, name: str | None = None) -> None:
         """Watch ``executor``: one that is not found by itself, or to give one a name.
@@ -474,7 +406,7 @@ class Agent:
             name: what to call it, default after its class and where this is called.
 
         Raises:
-            ConfigError: ``executor`` is no executor.
+            ConfigError: ``executor`` is no executor, or its ``submit`` cannot be replaced.
 
         Example:
             >>> from concurrent.futures import ThreadPoolExecutor
@@ -487,32 +419,15 @@ class Agent:
             'thumbnails'
             >>> agent.stop()
         """
-        known = isinstance(getattr(executor, "_cache", None), dict) and callable(getattr(executor, "apply_async", None))
-        if isinstance(executor, type) or (not known and not callable(getattr(executor, "submit", None))):
-            raise ConfigError(
-                f"watch_executor({executor!r}): not an executor (it has no submit()); pass a "
-                "concurrent.futures.Executor or a multiprocessing.Pool"
-            )
-        if name is not None and not (isinstance(name, str) and name):
-            raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")
-        services = self._services if self._state == "on" else None
-        if services is None:
-            return
-        try:
-            services.pools.watch(executor, name)
-        except TypeError as exc:
-            raise ConfigError(
-                f"watch_executor({executor!r}): its submit() cannot be replaced ({exc}); "
-                "watch the executor that it uses"
-            ) from None
+        self._made().health.watch(executor, name, is_on=self._state == "on")
 
     def adopt_executor(self, executor: Any, place: str) -> None:
         """Watch an executor that was made before the agent, at ``place``: ``file:line in function``."""
-        if self._state == "on" and self._services is not None:
-            self._services.pools.found(executor, place)
+        if self._state == "on":
+            self._made().health.found(executor, place)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
-        """Return what to await instead of ``coroutine``, so that what ``transparent_offload`` names can be moved in it.
+        """Return what to await instead of ``coroutine``, so that ``transparent_offload`` applies in it.
 
         For tasks that are not made with ``create_task``, and for frameworks that serve many requests in one task. From
         the first use on tasks as such are bridged no longer: what is given here alone pays for it.
@@ -520,124 +435,48 @@ class Agent:
         Example:
             ``response = await agent.bridge(handler(request))``
         """
-        return self._moving.bridge(coroutine)
+        return self._made().offloading.bridge(coroutine)
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Wait until what has been seen so far is told, at most ``timeout`` s; return whether it is. For tests."""
-        return off_loop(lambda: self._watch.watcher.settle(timeout) and self._teller.flush(timeout))
+        """Wait until what was seen so far is emitted, at most ``timeout`` seconds; return whether it is. For tests."""
+        return off_loop(lambda: self._watch.watcher.settle(timeout) and self._made().sinks.flush(timeout))
 
     def cut(self, loop: Loop) -> None:
         """End what holds ``loop`` right now as if it had gone idle; call it on the loop's thread. For tests."""
-        known = self._watch.find(loop)
-        if known is not None:
-            known.probe.cut(time.monotonic())
+        self._watch.cut(loop)
 
-    # -- loops ----------------------------------------------------------------------------------------------------
-
-    def _loop_begins(self) -> None:
-        """On the loop's thread, before it is watched: what a forked child has left undone is done now."""
-        if self._is_new_child:
-            self._is_new_child = False
-            self._teller.thread.release()
-            if (services := self._services) is not None:
-                off_loop(lambda: services.sinks.open(leftovers=False))
+    # -- hooks of the services ------------------------------------------------------------------------------------
 
     def _loop_runs(self, loop: Loop) -> None:
         self._begin_export()
-        self._moving.loop_started(loop)
-
-    def _loop_gone(self, reading: LoopReading) -> None:
-        if self._services is not None:
-            self._services.loop_gone(reading)
-
-    # -- what was seen --------------------------------------------------------------------------------------------
-
-    def _observed(self, seen: Observation) -> None:
-        """In the watcher's thread."""
-        self._teller.put(seen)
-
-    def _tell(self, seen: Observation) -> None:
-        """In the teller's thread."""
-        services = self._services
-        if services is not None:
-            services.pipeline.take(seen)
-
-    def _who_is_called(self) -> tuple[Callback, ...]:
-        configured = (self._config.on_stall,) if self._config.on_stall is not None else ()
-        return (*configured, *self._callbacks)
-
-    def _drop_callback(self, callback: Callback) -> None:
-        _discard(self._callbacks, callback)
-        if callback is self._config.on_stall:
-            self._config = self._config.replaced(on_stall=None)
-
-    def _report_start(self, expectation: Expectation, listens: bool) -> None:
-        """The start of a server is over: log what held its loop, after what was handed on before."""
-
-        def log() -> None:
-            services = self._services
-            if services is not None:
-                services.log_start(expectation, listens=listens)
-
-        self._teller.do(log)
+        self._made().offloading.loop_started(loop)
 
     def _begin_export(self) -> None:
-        """Export from now on, if there is something to watch."""
-        services = self._services
-        if self._state == "on" and services is not None and services.begin_export(has_loops=bool(self._watch.loops)):
+        """Export from now on, if there is something to watch: a loop, or pools and child processes."""
+        parts, has_loops = self._parts, bool(self._watch.loops)
+        if self._state == "on" and parts is not None and (has_loops or parts.health.in_use):
+            parts.telemetry.begin(forks=not has_loops)
             self._has_begun = True
 
-    def _end_of_child(self) -> None:
-        """Tell what there is, at the end of a child that runs no ``atexit`` functions."""
-        if self._has_begun:
-            self.stop(leaving=True)
+    def _tick(self, now: float) -> None:
+        """In the watcher's thread, once a tick."""
+        self._forks.bring_back()
+        if (parts := self._parts) is not None:
+            parts.health.tick(now)
+            parts.sinks.tick(now, self._watch.threads_of_loops(), self._watch.watcher.longest_sleep())
+            parts.telemetry.tick()
 
     def _cpu(self) -> float:
-        """Return the processor s of the agent's own threads."""
-        services = self._services
-        others = 0.0 if services is None else services.cpu
-        return self._watch.cpu + self._teller.cpu + others
-
-    def _each_tick(self, now: float) -> None:
-        """In the watcher's thread, once a tick."""
-        self._have_others_back()
-        if (services := self._services) is not None:
-            services.tick(now, self._watch.threads_of_loops(), self._watch.watcher.longest_sleep())
-        if log.stderr.waiting and now >= self._next_flush:
-            self._next_flush = now + 1.0
-            self._teller.do(log.stderr.flush)
+        """Return the processor time of the agent's own threads, seconds."""
+        parts = self._parts
+        return self._watch.cpu + (0.0 if parts is None else parts.sinks.cpu + parts.health.cpu + parts.telemetry.cpu)
 
     def _relay(self, action: Action) -> bool:
-        """Leave a log line to the teller where a loop or the watcher would have to wait for the handler."""
+        """Leave a log line to the sink thread where a loop or the watcher would have to wait for the handler."""
         in_watcher = self._watch.watcher.is_own_thread(threading.get_ident())
-        must_not_wait = running_loop() is not None or in_watcher or self._forks > 0
-        return must_not_wait and self._teller.do(action)
+        must_not_wait = running_loop() is not None or in_watcher or self._forks.running > 0
+        return must_not_wait and self._parts is not None and self._parts.sinks.do(action)
 
     def _part_failed(self, part: str) -> None:
-        if part in ("watcher", "hang") and (services := self._services) is not None:
-            services.sinks.disarm()
-
-
-def _discard(items: list[Any], item: Any) -> None:
-    if item in items:
-        items.remove(item)
-
-
-def _count_tasks() -> int | None:
-    """Return how many tasks this process has, where their number is known without walking them."""
-    tasks = loaded("asyncio.tasks")
-    registry = getattr(tasks, "_scheduled_tasks", None)  # 3.12, 3.13
-    if registry is None:
-        registry = getattr(tasks, "_all_tasks", None)  # 3.11
-    eager = getattr(tasks, "_eager_tasks", ())
-    return len(registry) + len(eager) if registry is not None else None
-
-
-def _unsupported() -> str:
-    """Return why this process cannot be watched, "" if it can."""
-    if in_subinterpreter():
-        return SUBINTERPRETER
-    monkey = loaded("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        return "gevent has patched this process: asyncio cannot be watched beside it; run loopwatch without gevent"
-    return ""
+        if part in ("watcher", "hang") and self._parts is not None:
+            self._parts.sinks.local.disarm()

@@ -23,7 +23,7 @@ RECORDS = {"config", "errors", "events"}
 
 ORDER = (
     "core", "system", "watch", "diagnosis", "sinks", "report", "health", "telemetry", "workers", "offloading",
-    "services", "agent", "_installed", "testing", "demo", "cli", "__main__",
+    "agent", "_installed", "testing", "demo", "cli", "__main__",
 )  # fmt: skip
 """The contract, lowest first: a module may import its own folder and those before it. No two are equal."""
 
@@ -101,7 +101,7 @@ def test_every_module_has_its_place() -> None:
     top = {folder_of(name) for name in modules()} - {""}
     assert top == set(ORDER) | RECORDS | {"_version"}
     loose = {path.stem for path in ROOT.glob("*.py")}
-    assert loose == PUBLIC | {"__init__", "__main__", "_installed", "_version", "services"}
+    assert loose == PUBLIC | {"__init__", "__main__", "_installed", "_version"}
 
 
 def test_no_folder_hides_a_public_name() -> None:

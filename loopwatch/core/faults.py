@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from loopwatch.core import log
 from loopwatch.core.dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from loopwatch.core.text import error_text
 Action = Callable[[], object]
 Found = TypeVar("Found")
 Other = TypeVar("Other")
+P = ParamSpec("P")
 
 OCCASIONS = 3
 """Faults on different occasions within :data:`WINDOW` that switch a part off."""
@@ -132,6 +133,12 @@ class Faults:
         else:
             if part in self._trials:
                 self._works_again(part)
+
+    def run(self, part: str, do: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call ``do(*args, **kwargs)`` unless ``part`` is switched off; a fault is counted."""
+        if not self.is_off(part):
+            with self.guard(part):
+                do(*args, **kwargs)
 
     def attempt(self, part: str, do: Callable[[], Found], otherwise: Other, about: object = None) -> Found | Other:
         """Return what ``do()`` returns; ``otherwise`` if it fails or ``part`` is switched off."""

@@ -9,6 +9,7 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
+from loopwatch.errors import ConfigError
 from loopwatch.events import Finding
 from loopwatch.health.discovery import Executors
 from loopwatch.health.kinds.worker_pool import OwnPool, WatchedOwn
@@ -16,7 +17,7 @@ from loopwatch.health.monitor import Monitor
 from loopwatch.health.records import PoolReading
 
 
-class PoolWatch:
+class HealthService:
     """Watches the executors and child processes of this process.
 
     Args:
@@ -113,6 +114,30 @@ class PoolWatch:
         with self._faults.guard("executors"):
             self._monitor.add(WatchedOwn(pool, self._hung_after))
 
-    def watch(self, executor: Any, name: str | None) -> bool:
-        """Watch an executor that is not found by itself, or give one a name; return whether it is watched."""
-        return self._executors.watch(executor, name) is not None
+    def watch(self, executor: Any, name: str | None, *, is_on: bool = True) -> None:
+        """Watch an executor that is not found by itself, or give one a name; only check both unless ``is_on``.
+
+        Raises:
+            ConfigError: no executor or no name, or ``submit`` cannot be replaced.
+        """
+        _check(executor, name)
+        if not is_on:
+            return
+        try:
+            self._executors.watch(executor, name)
+        except TypeError as exc:
+            raise ConfigError(
+                f"watch_executor({executor!r}): its submit() cannot be replaced ({exc}); "
+                "watch the executor that it uses"
+            ) from None
+
+
+def _check(executor: Any, name: str | None) -> None:
+    known = isinstance(getattr(executor, "_cache", None), dict) and callable(getattr(executor, "apply_async", None))
+    if isinstance(executor, type) or (not known and not callable(getattr(executor, "submit", None))):
+        raise ConfigError(
+            f"watch_executor({executor!r}): not an executor (it has no submit()); pass a "
+            "concurrent.futures.Executor or a multiprocessing.Pool"
+        )
+    if name is not None and not (isinstance(name, str) and name):
+        raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")

@@ -1,4 +1,4 @@
-"""The offloading service of the agent: moves functions that the settings name, reports figures of all offloaded."""
+"""The offloading service of the agent: offloads functions that the settings name, and reports on all offloaded ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.events import FlaggedFunction, OffloadStats, PlaceStats, Stall
+from loopwatch.health.kinds.worker_pool import OwnPool
 from loopwatch.watch.probes.base import Loop
 from loopwatch.workers import settings
 
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 PART = "offload"
 
 
-class Moving:
-    """Moves what the configuration names, once it is found to block.
+class OffloadingService:
+    """The offloading of one agent: of functions that the settings name, once they are found to block.
 
     Args:
         loops: returns the loops that are watched.
-        patches: for what is replaced.
+        patches: where replaced attributes are kept.
         faults: of the agent.
     """
 
@@ -32,8 +33,21 @@ class Moving:
         self._loops, self._patches, self._faults = loops, patches, faults
         self._mover: Mover | None = None
 
-    def start(self, config: Config) -> None:
-        """Look after the functions that ``config`` names, and say where decorated ones go."""
+    def start(self, config: Config, pool_opened: Callable[[OwnPool], object] | None = None) -> None:
+        """Offload the functions that ``config`` names, and apply its defaults to decorated ones.
+
+        Args:
+            config: the settings in force.
+            pool_opened: called with each worker pool that is open, now or later; None: with none. Must not raise.
+        """
+        if pool_opened is not None:
+            settings.opened = pool_opened
+            pools = loaded("loopwatch.workers.pool")
+            for pool in () if pools is None else pools.open_pools():
+                pool_opened(pool)
+        self._start(config)
+
+    def _start(self, config: Config) -> None:
         settings.workers, settings.offload_to = config.workers, config.offload_to
         if not (config.auto_offload or config.transparent_offload) or self._faults.is_off(PART):
             return
@@ -62,7 +76,7 @@ class Moving:
         settings.workers, settings.offload_to = config.workers, config.offload_to
         if {"auto_offload", "transparent_offload"} & set(changes):
             self._stop()
-            self.start(config)
+            self._start(config)
 
     def stop(self) -> None:
         """Put back what is moved, and forget what was said about decorated functions."""

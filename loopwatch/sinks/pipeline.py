@@ -1,6 +1,6 @@
 """The way of a stall: an observation is diagnosed, the stall kept, its function flagged, and emitted to every sink.
 
-All of it runs in the teller's thread. Sinks are guarded here and nowhere else: one that raises is counted under its
+All of it runs in the sink thread. Sinks are guarded here and nowhere else: one that raises is counted under its
 part's name, left out for a while if it goes on, and keeps no other sink from its stall.
 """
 
@@ -33,8 +33,8 @@ class StallSink(Protocol):
         """
 
 
-Sinks = Callable[[], Iterable[tuple[str, StallSink]]]
-"""Returns the sinks in use, each with its part's name, in the order in which they take a stall."""
+NamedSinks = Callable[[], Iterable[tuple[str, StallSink]]]
+"""Returns sinks, each with its part's name, in the order in which they take a stall."""
 
 
 class StallPipeline:
@@ -56,7 +56,7 @@ class StallPipeline:
         self,
         config: Callable[[], Config],
         faults: Faults,
-        sinks: Sinks,
+        sinks: NamedSinks,
         *,
         expected: Callable[[Stall], object],
         dropped: Callable[[str], object],

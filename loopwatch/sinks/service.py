@@ -1,140 +1,221 @@
-"""The sink service of the agent: opens, feeds and closes the log, the journal and the timer of the hang file.
+"""The sink service of the agent: makes stalls of observations in a thread of its own, and emits them to every sink.
 
-Each fails by itself, and is switched off by itself.
+That thread may block: a slow disk, log handler or callback delays what comes after it, never a loop or the watcher.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 from loopwatch.config import Config
-from loopwatch.core.faults import Faults
+from loopwatch.core import log
+from loopwatch.core.faults import Action, Faults
+from loopwatch.core.off_loop import off_loop
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
-from loopwatch.events import ExpectedBlocks, Frame, Stall
-from loopwatch.sinks.log import LogSink
-from loopwatch.sinks.pipeline import StallSink
-from loopwatch.watch.observation import Observation
+from loopwatch.core.text import error_text
+from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.sinks.local import LocalSinks
+from loopwatch.sinks.pipeline import NamedSinks, StallPipeline, StallSink
+from loopwatch.sinks.thread import SinkThread
+from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.observation import Case, Observation
 
-if TYPE_CHECKING:
-    from loopwatch.sinks.hang_timer import HangTimer
-    from loopwatch.sinks.journal import JournalWriter
-
-_OF_FILES = frozenset({"journal", "journal_max_bytes", "hang_after"})
+Callback = Callable[[Stall], object]
 
 
-class Sinks:
-    """Where stalls and flagged functions are told.
+class Callbacks:
+    """The program's ``on_stall`` callbacks, as a sink: one that raises is removed and logged; the others go on.
 
     Args:
-        config: settings.
-        patches: for what the timer replaces.
+        configured: returns the callback of the settings in force, None if there is none.
         faults: of the agent.
-
-    Attributes:
-        hang: the timer, None without a journal.
     """
 
-    def __init__(self, config: Config, patches: PatchSet, faults: Faults) -> None:
+    def __init__(self, configured: Callable[[], Callback | None], faults: Faults) -> None:
+        self._configured, self._faults = configured, faults
+        self._added: list[Callback] = []
+        self._failed: Callback | None = None
+
+    def add(self, callback: Callback) -> Callable[[], None]:
+        """Call ``callback`` with each stall from now on; return what ends that."""
+        self._added.append(callback)
+        return lambda: self._remove(callback)
+
+    def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: object = None) -> None:
+        """Call each of them with ``stall``."""
+        configured = self._configured()
+        for callback in (configured, *self._added):
+            if callback is not None and callback is not self._failed:
+                self._call(callback, stall)
+
+    def _call(self, callback: Callback, stall: Stall) -> None:
+        try:
+            callback(stall)
+        except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the thread
+            self._faults.count("callback")
+            self._faults.say(
+                logging.ERROR, "loopwatch: the on_stall callback %r raised %s and is removed",
+                callback, error_text(exc), exc=exc,
+            )  # fmt: skip
+            self._remove(callback)
+            if callback is self._configured():
+                self._failed = callback
+
+    def retry(self) -> None:
+        """Call the configured one again, if it was removed."""
+        self._failed = None
+
+    def _remove(self, callback: Callback) -> None:
+        if callback in self._added:
+            self._added.remove(callback)
+
+
+class SinkService:
+    """What becomes of observations.
+
+    Args:
+        config: returns the settings in force.
+        patches: where replaced attributes are kept.
+        faults: of the agent.
+        before: returns the sinks of other services that take a stall before the log does.
+        after: returns those that take it after the log and the journal; the program's callbacks come last.
+        dropped: takes the id of an observation of which no stall is made.
+
+    Attributes:
+        local: the log, the journal and the hang file.
+        callbacks: the program's.
+    """
+
+    def __init__(
+        self, config: Callable[[], Config], patches: PatchSet, faults: Faults, *, before: NamedSinks, after: NamedSinks,
+        dropped: Callable[[str], object],
+    ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
-        self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
-        self._journal: JournalWriter | None = None
-        self.hang: HangTimer | None = None
+        self._before, self._after = before, after
+        self.callbacks = Callbacks(lambda: config().on_stall, faults)
+        self._pipeline = StallPipeline(
+            config, faults, self._all,
+            expected=lambda stall: self.local.record_expected(stall), dropped=dropped,
+            dump_of=lambda seen: self.local.dump_of(seen),
+        )  # fmt: skip
+        self._awaits_loop = False
+        self._next_flush = 0.0
+        self._renew()
 
-    def configure(self, config: Config, *, is_open: bool) -> None:
-        """Take other settings; the files are opened anew if they are concerned and open."""
-        changes = config.changes_from(self._config)
-        self._config = config
-        self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
-        if is_open and _OF_FILES & set(changes):
-            self.close()
-            self.open()
+    def _renew(self) -> None:
+        """Take a new thread and new files; the old ones have ended, or were left behind in the parent process."""
+        self._thread = SinkThread(self._pipeline.take, self._faults)
+        self.local = LocalSinks(self._config(), self._patches, self._faults)
 
-    def open(self, *, leftovers: bool = True) -> None:
-        """Begin to write, if there is a journal.
+    def _all(self) -> Iterable[tuple[str, StallSink]]:
+        return (*self._before(), *self.local.in_use(), *self._after(), ("callback", self.callbacks))
 
-        Args:
-            leftovers: whether hangs that ended with their process, before this one, are told.
-        """
-        setting = self._config.journal
-        if setting is None:
-            return
-        with self._faults.guard("journal"):  # loaded only where there is one
-            from loopwatch.sinks.files import journal_path
-            from loopwatch.sinks.journal import JournalWriter
+    # -- life -----------------------------------------------------------------------------------------------------
 
-            self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
-        with self._faults.guard("hang"):
-            from loopwatch.sinks.hang_timer import HangTimer, leftover_hangs
+    def start(self) -> None:
+        """Open the files, and take observations from now on; the thread starts with the first one."""
+        if self._thread.has_stopped:
+            self._renew()
+        self.local.open()
 
-            for stall in leftover_hangs(str(setting), self._config.hang_after) if leftovers else ():
-                self._tell_leftover(stall)
-            self.hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)
+    def configure(self, new: Config, *, is_on: bool) -> None:
+        """Take the settings in force, which are ``new``; ``is_on`` if files may be open."""
+        self.callbacks.retry()
+        self._pipeline.configure()
+        self.local.configure(new, is_open=is_on)
+
+    def drain(self, timeout: float) -> None:
+        """Emit what waits, and end the thread; waits at most ``timeout`` seconds."""
+        with self._faults.guard("teller"):
+            self._thread.stop(timeout)
 
     def close(self) -> None:
-        """Write no more."""
-        for part, file in (("journal", self._journal), ("hang", self.hang)):
-            if file is not None:
-                with self._faults.guard(part):
-                    file.close()
-        self._journal = self.hang = None
+        """Close the files."""
+        self.local.close()
 
-    def abandon(self) -> None:
-        """Let go of the parent's files in a forked child."""
-        for file in (self._journal, self.hang):
-            if file is not None:
-                file.abandon()
-        self._journal = self.hang = None
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child: without stalls, files or thread until :meth:`loop_begins`."""
+        parents = self.local
+        self._pipeline.clear()
+        self._renew()
+        self._thread.thread.hold()
+        self._awaits_loop = True
+        parents.abandon()
 
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        """Return what keeps the timer from being wound, for as long as a fork takes."""
-        return contextlib.nullcontext() if self.hang is None else self.hang.held()
+    def loop_begins(self) -> None:
+        """Open what a forked child has left closed so far; on a loop's thread, before that loop is watched."""
+        if self._awaits_loop:
+            self._awaits_loop = False
+            self._thread.thread.release()
+            off_loop(lambda: self.local.open(leftovers=False))
 
-    def in_use(self) -> list[tuple[str, StallSink]]:
-        """Return the sinks in use, each with its part's name."""
-        journal = self._journal
-        return [("log", self._log), *([] if journal is None else [("journal", journal)])]
+    # -- what happens ---------------------------------------------------------------------------------------------
 
-    def record_expected(self, stall: Stall) -> None:
-        """Journal a block that was expected: it is not logged as a stall is."""
-        if (journal := self._journal) is not None:
-            self._faults.attempt("journal", lambda: journal.write(stall), None)
+    def observe(self, seen: Observation) -> None:
+        """Take an observation; never blocks."""
+        self._thread.put(seen)
 
-    def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
-        """Log how long a loop was held by blocks that were expected, in one line."""
-        self._faults.attempt("log", lambda: self._log.expected(blocks, note), None)
-
-    def dump_of(self, seen: Observation) -> tuple[Frame, ...]:
-        """Return the stack that the timer wrote down during a block, empty if it did not."""
-        if (hang := self.hang) is None:
-            return ()
-        ended_at = seen.started_at + seen.end - seen.start
-        return self._faults.attempt("hang", lambda: hang.dump_of(seen.loop, seen.started_at, ended_at), ())
+    def do(self, action: Action) -> bool:
+        """Do ``action`` in the thread, in turn; return False if it will not be done: too many wait, or it has ended."""
+        return self._thread.do(action)
 
     def tick(self, now: float, threads: Mapping[int, str], longest_sleep: float) -> None:
-        """Wind the timer; in the watcher's thread.
+        """Wind the timer of the hang file; in the watcher's thread, see :meth:`LocalSinks.tick`."""
+        self.local.tick(now, threads, longest_sleep)
+        if log.stderr.waiting and now >= self._next_flush:
+            self._next_flush = now + 1.0
+            self._thread.do(log.stderr.flush)
 
-        Args:
-            now: ``time.monotonic`` s.
-            threads: names of the loops that run, by the ident of their threads.
-            longest_sleep: s until the next tick at most.
-        """
-        if (hang := self.hang) is not None:
-            self._faults.attempt("hang", lambda: hang.tick(now, dict(threads), longest_sleep), None)
+    def diagnose_early(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
+        """Diagnose a block that goes on for those who wait for it, then call ``then``; from the watcher's thread."""
 
-    def disarm(self) -> None:
-        """Stop the timer while nobody winds it: it would take a healthy program for one that hangs."""
-        if self.hang is not None:
-            with self._faults.guard("hang"):
-                self.hang.disarm()
+        def diagnose() -> None:
+            case.foreseen = self._pipeline.diagnose_early(seen)
+            then()
 
-    def _tell_leftover(self, stall: Stall) -> None:
-        self._faults.say(
-            logging.WARNING, "loopwatch: process %d ended while its loop %r was blocked: %s", stall.pid, stall.loop,
-            stall.remedy,
-        )  # fmt: skip
-        if (journal := self._journal) is not None:
-            self._faults.attempt("journal", lambda: journal.write(stall), None)
+        self._thread.do(diagnose)
+
+    def start_over(self, expectation: Expectation, listens: bool) -> None:
+        """Log what held a loop while a server started on it, after the stalls so far; must not block."""
+
+        def log_start() -> None:  # in turn: blocks that wait to be diagnosed are counted before
+            if expectation.counted.blocks:
+                self.local.log_expected(expectation.counted, "" if listens else "it has not come to listen")
+
+        self._thread.do(log_start)
+
+    # -- what is asked --------------------------------------------------------------------------------------------
+
+    def stalls(self) -> tuple[Stall, ...]:
+        """Return the latest stalls, oldest first."""
+        return tuple(self._pipeline.ring)
+
+    def flagged(self, now: float) -> tuple[FlaggedFunction, ...]:
+        """Return the functions that keep blocking at ``now``, seconds since the epoch."""
+        return self._pipeline.flagged(now)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything observed so far is emitted, at most ``timeout`` seconds; return whether it is."""
+        return self._thread.flush(timeout)
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Return what stops the timer of the hang file for as long as a fork takes."""
+        return self.local.held()
+
+    @property
+    def thread(self) -> OwnThread:
+        """The thread that emits."""
+        return self._thread.thread
+
+    @property
+    def cpu(self) -> float:
+        """Its processor time, seconds."""
+        return self._thread.cpu
+
+    @property
+    def dropped(self) -> int:
+        """Observations that were lost, as too many waited."""
+        return self._thread.dropped

@@ -1,4 +1,4 @@
-"""The teller thread: turns queued observations into diagnosed stalls and hands them to the sinks.
+"""The sink thread: turns queued observations into diagnosed stalls and hands them to the sinks.
 
 Apart from the watcher, so that a slow disk, log handler or callback never makes it miss the next block.
 """
@@ -20,7 +20,7 @@ MAX_WAITING = 1000
 """Observations that may wait to be told; further ones are dropped and counted."""
 
 
-class Teller:
+class SinkThread:
     """Runs ``tell`` for each observation, in a daemon thread that is started with the first one.
 
     Args:
@@ -37,6 +37,11 @@ class Teller:
         self._stopping = False
         self._busy = False
         self.dropped = 0
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self._stopping
 
     @property
     def cpu(self) -> float:

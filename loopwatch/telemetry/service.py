@@ -1,194 +1,202 @@
-"""The telemetry service of the agent: accumulates metrics, and provides them to OpenTelemetry and Prometheus.
+"""The telemetry service of the agent: metrics, spans and log records for OpenTelemetry, and the Prometheus endpoint.
 
-One account for OpenTelemetry and Prometheus, so that both say the same. Nothing here runs on a loop's thread but
-:meth:`Telemetry.begin`, which may start a thread.
+Nothing here runs on the thread of an event loop but :meth:`TelemetryService.begin`, which may start a thread, and
+what :mod:`loopwatch.watch.waiters` does at the end of a block.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from loopwatch._version import __version__
 from loopwatch.config import Config
-from loopwatch.core.dataclasses import replace
 from loopwatch.core.faults import Action, Faults
+from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
-from loopwatch.events import FlaggedFunction, Stall
-from loopwatch.telemetry.metrics.account import Account
-from loopwatch.telemetry.metrics.collect import Readings
-from loopwatch.telemetry.metrics.exemplars import Exemplars
-from loopwatch.telemetry.metrics.records import Inputs, Reading
-from loopwatch.telemetry.otel.otlp_config import Signal
-from loopwatch.telemetry.otel.providers import Providers
+from loopwatch.events import Snapshot
+from loopwatch.health.records import PoolReading
+from loopwatch.sinks.pipeline import StallSink
+from loopwatch.telemetry.metrics.accumulator import PART, Accumulator
+from loopwatch.telemetry.metrics.records import Inputs
+from loopwatch.telemetry.otel.providers import Providers, checked_providers
+from loopwatch.telemetry.otel.traces import Traces
+from loopwatch.telemetry.otel.waiter_spans import current_span_variable
+from loopwatch.telemetry.prometheus.lazy import PrometheusPort
 from loopwatch.watch.observation import LoopReading
+from loopwatch.watch.waiters import Waiters
 
-if TYPE_CHECKING:
-    from opentelemetry._logs import Logger
-    from opentelemetry.trace import Tracer
-
-PART = "telemetry"
-"""What faults of the figures are counted under."""
 PROVIDERS = "providers"
-"""What faults of providers are counted under, the program's among them."""
-PATIENCE = 3
-"""Readings that may fail one after another: one may race with the program, which changes what is read."""
+"""Name under which faults of providers are counted, the program's among them."""
+_EXPORTED = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
+"""Settings whose change begins the export anew."""
+_SCRAPED = frozenset({"prometheus_port", "prometheus_host", "prometheus_names"})
+"""Settings whose change moves the Prometheus endpoint."""
+
+Look = Callable[[], tuple[Snapshot, Sequence[LoopReading], Sequence[PoolReading]]]
+"""Returns the present state of the agent, of the watched loops and of the pools."""
 
 
-class Telemetry:
-    """The account of one agent, and its providers of OpenTelemetry.
+class TelemetryService:
+    """The telemetry of one agent.
 
     Args:
-        look: returns what the agent knows now; from any thread.
-        do: has an action done by a thread of the agent that may take its time; returns whether it will.
+        look: called from any thread.
+        later: has an action done by a thread of the agent that may block; returns whether it will be.
         faults: of the agent.
-        version: of loopwatch.
+
+    Attributes:
+        metrics: what was counted; a sink of stalls.
+        traces: spans and log records of stalls; a sink of stalls.
+        waiters: finds the traces of callbacks that waited during a block; another one after each start and fork.
     """
 
-    def __init__(self, look: Callable[[], Inputs], do: Callable[[Action], bool], faults: Faults, version: str) -> None:
-        self._look, self._do, self._faults = look, do, faults
-        self._lock = threading.RLock()  # a finalizer of the program may come in between
-        self._readings = Readings()
-        self._catching_up = False
-        self._last: Inputs | None = None
-        self._failures = 0
-        self.exemplars = Exemplars()
-        self.account = Account(self.read, self.exemplars)
-        self.providers = Providers(self.account, faults, version)
+    def __init__(self, look: Look, later: Callable[[Action], bool], faults: Faults) -> None:
+        self._look, self._later, self._faults = look, later, faults
+        self._started_at = time.time()
+        self._is_binding = False
+        self.metrics = Accumulator(self._inputs, faults)
+        self.providers = Providers(self.metrics.account, faults, __version__)
+        self.prometheus = PrometheusPort(self.metrics.account, faults)
+        self._put_into_force: Callable[[], object] = lambda: None
+        self._renew()
+
+    def _renew(self) -> None:
+        self.traces = Traces(self.providers.tracer, self.providers.logger)
+        self.waiters = Waiters(current_span_variable, self.traces.begin, self.traces.tell_victims, self._faults)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    def prepare(self, config: Config) -> Callable[[], None]:
-        """Check what is configured and load what it needs; return what puts it into force.
+    def open(self, config: Config) -> None:
+        """Check the settings and open the Prometheus endpoint; nothing is exported before :meth:`start`.
 
         Raises:
-            ConfigError: a setting or a standard variable that is not allowed; nothing has changed then.
+            ConfigError: the endpoint cannot be opened, or a standard ``OTEL_*`` variable is not allowed.
         """
+        self._put_into_force = self._prepare(config)
+        self.prometheus.open(config)
+
+    def start(self) -> None:
+        """Put the settings into force that :meth:`open` has checked; takes stalls from now on."""
+        self._started_at = time.time()
+        self._renew()
+        self._put_into_force()
+        self.prometheus.start()
+
+    def begin(self, *, forks: bool) -> None:
+        """Begin to export, as there is something to watch now; from any thread, a loop's among them.
+
+        Args:
+            forks: as of :meth:`Providers.begin`.
+        """
+        self.prometheus.begin()
+        self._faults.run(PART, self.providers.begin, forks=forks)
+
+    def configure(self, old: Config, new: Config, *, is_on: bool) -> Callable[[], None]:
+        """Check other settings; return what puts them into force, to be called if the agent ``is_on``, too.
+
+        Raises:
+            ConfigError: they are not allowed, or the endpoint cannot be opened; nothing has changed then.
+        """
+        changes = new.changes_from(old).keys()
+        put_into_force = self._prepare(new) if new.enabled and _EXPORTED & changes else None
+        if is_on and _SCRAPED & changes:
+            self.prometheus.move(old, new)
+        return put_into_force if put_into_force is not None and is_on else lambda: None
+
+    def _prepare(self, config: Config) -> Callable[[], None]:
         ready = self.providers.prepare(config)
 
         def put_into_force() -> None:
-            with self._lock:
-                self._readings.max_culprits = config.max_culprits
-                self._last = None
+            self.metrics.configure(config.max_culprits)
             with self._faults.guard(PROVIDERS):
                 ready()
 
         return put_into_force
 
-    def use(self, given: Mapping[Signal, Any]) -> None:
-        """Use providers that were handed over; see :meth:`Providers.use`."""
+    def use(self, **given: Any) -> None:
+        """Use providers that are given by the program, as of :func:`checked_providers`.
+
+        Raises:
+            ConfigError: something that is no such provider.
+        """
+        checked = checked_providers(**given)
         with self._faults.guard(PROVIDERS):
-            self.providers.use(given)
+            self.providers.use(checked)
 
-    def begin_stop(self) -> None:
-        """Count what there is, before the parts that know it stop; what is told from now on is how things were then."""
-        with self._faults.guard(PART):
-            inputs = self._look()
-            with self._lock:
-                self._readings.read(inputs)
-                # The loops have their last say in loop_gone().
-                self._last = replace(inputs, loops=())
+    def stop(self, timeout: float) -> None:
+        """Answer no more scrapes and look for no more waiters; waits at most ``timeout`` seconds for each."""
+        self.prometheus.close(timeout)
+        with self._faults.guard("victims"):
+            self.waiters.stop(timeout)
 
-    def stop(self, timeout: float, *, leaving: bool = False) -> None:
-        """Tell what there is once more, and end; waits at most ``timeout`` s.
+    def end_export(self, timeout: float, *, leaving: bool = False) -> None:
+        """Export once more, after the last stall was emitted, and end; waits at most ``timeout`` seconds.
 
         Args:
-            timeout: s.
-            leaving: leave it to providers of the program to collect it, as the interpreter exits.
+            timeout: seconds.
+            leaving: the interpreter exits: leave it to providers of the program to collect what was counted.
         """
         with self._faults.guard(PROVIDERS):
             self.providers.stop(timeout, leaving=leaving)
 
-    def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, with an empty account."""
-        self._lock = threading.RLock()
-        self._catching_up = False
-        self._last = None
-        most = self._readings.max_culprits
-        self._readings = Readings(most)
-        self.exemplars.clear()
+    def after_fork_in_child(self, *, again: bool) -> None:
+        """Begin anew in a forked child; ``again`` if it is watched as its parent was."""
+        self._started_at, self._is_binding = time.time(), False
+        self._renew()
+        self.metrics.after_fork_in_child()
         with self._faults.guard(PROVIDERS):
             self.providers.after_fork_in_child()
+        self.prometheus.after_fork_in_child(again=again)
 
     # -- what happens ---------------------------------------------------------------------------------------------
 
-    def begin(self, *, forks: bool = False) -> None:
-        """There is something to watch now: begin to export; from any thread, a loop's among them.
-
-        Args:
-            forks: as of :meth:`Providers.begin`.
-        """
-        self.providers.begin(forks=forks)
-
-    def loop_gone(self, loop: LoopReading) -> None:
-        """A loop is not watched any more; these are its last figures."""
-        with self._lock:
-            self._readings.loop_gone(loop)
-
-    def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: Any = None) -> None:
-        """Count a stall that is over; a hang is counted once it is."""
-        if not stall.ongoing:
-            with self._lock:
-                self._readings.saw(stall)
-            self.exemplars.saw(stall)
-
     def tick(self) -> None:
-        """See whether the application has set a provider since; in the watcher's thread, costs microseconds."""
-        if not self._catching_up and not self._faults.is_off(PROVIDERS) and self.providers.is_behind():
-            self._catching_up = self._do(self._catch_up)
+        """Bind to providers that the application has set since; in the watcher's thread, costs microseconds."""
+        if not self._is_binding and not self._faults.is_off(PROVIDERS) and self.providers.is_behind():
+            self._is_binding = self._later(self._bind)
 
-    def _catch_up(self) -> None:
+    def _bind(self) -> None:
         try:
             with self._faults.guard(PROVIDERS):
                 self.providers.bind()
         finally:
-            self._catching_up = False
+            self._is_binding = False
 
-    # -- what is told ---------------------------------------------------------------------------------------------
+    def loop_gone(self, loop: LoopReading) -> None:
+        """Add the last values of a loop that is not watched any more."""
+        self._faults.run(PART, self.metrics.loop_gone, loop)
 
-    def read(self, pause: Callable[[], None] = lambda: None) -> Reading | None:
-        """Return all points as they are now, None if they cannot be had; from any thread.
-
-        Args:
-            pause: called between parts of the work.
-        """
-        if self._faults.is_off(PART):
-            return None
-        try:
-            inputs = self._last or self._look()
-            pause()
-            with self._lock:
-                found = self._readings.read(inputs, pause)
-            self._failures = 0
-        except Exception as exc:  # noqa: BLE001 - told, and counted where it happens again
-            self._failures += 1
-            if self._failures >= PATIENCE:
-                self._faults.add(PART, exc)
-            else:
-                self._faults.say(logging.INFO, "loopwatch: a reading of its figures failed and is left out: %r", exc)
-            return None
-        return found
-
-    def tracer(self) -> Tracer | None:
-        """Return what makes spans, None where nobody would see them; costs next to nothing."""
-        return self.providers.tracer()
-
-    def logger(self) -> Logger | None:
-        """Return what emits log records, None where nobody would see them; costs next to nothing."""
-        return self.providers.logger()
+    # -- what is asked --------------------------------------------------------------------------------------------
 
     @property
-    def thread(self) -> OwnThread | None:
-        """What exports, None where nothing of ours does."""
-        return self.providers.thread
+    def stall_sinks(self) -> tuple[tuple[str, StallSink], tuple[str, StallSink]]:
+        """Its two sinks of stalls, each with its part's name: the metrics, then the traces."""
+        return (PART, self.metrics), ("traces", self.traces)
+
+    @property
+    def threads(self) -> list[OwnThread]:
+        """What runs for it."""
+        exporter = self.providers.thread
+        return [self.waiters.thread, *([] if exporter is None else [exporter]), *self.prometheus.threads]
 
     @property
     def cpu(self) -> float:
-        """Processor s of threads of telemetry."""
-        return self.providers.cpu
+        """Processor time of its threads, seconds."""
+        return self.waiters.cpu + self.providers.cpu + self.prometheus.cpu
 
-    @property
-    def dropped(self) -> dict[str, int]:
-        """What was not told, by signal."""
-        return {signal.value: count for signal, count in self.providers.dropped.items()}
+    def _inputs(self) -> Inputs:
+        """Return what metrics are computed from; from any thread."""
+        snapshot, loops, pools = self._look()
+        dropped = {signal.value: count for signal, count in self.providers.dropped.items()}
+        for signal, count in self.traces.held_back().items():
+            dropped[signal] = dropped.get(signal, 0) + count
+        return Inputs(
+            snapshot=snapshot,
+            loops=loops,
+            pools=pools,
+            collections=[(each["collections"], each["collected"], each["uncollectable"]) for each in gc.get_stats()],
+            started_at=self._started_at,
+            dropped={"stalls": snapshot.agent.dropped, **dropped},
+        )

@@ -17,6 +17,7 @@ from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
 from loopwatch.core.text import printable
+from loopwatch.errors import ConfigError
 from loopwatch.events import LoopStats
 from loopwatch.system.threads import thread_name
 from loopwatch.watch.discovery import Discovery
@@ -30,7 +31,7 @@ from loopwatch.watch.watched_loop import WatchedLoop
 from loopwatch.watch.watcher import Watcher
 
 if TYPE_CHECKING:
-    from loopwatch.watch.waiters import Victims
+    from loopwatch.watch.waiters import Waiters
 
 MAX_KINDS = 20
 """Kinds of loop of which it is logged that they are left alone."""
@@ -72,7 +73,7 @@ class WatchService:
         hooks: what is called.
 
     Attributes:
-        watcher: the watcher in use; another one after :meth:`renew` and in a forked child.
+        watcher: the watcher in use; another one after a stop and in a forked child.
         sources: what labels of the blocking callback are read from.
     """
 
@@ -82,24 +83,26 @@ class WatchService:
         self._has_said_slow = False
         self._is_on = False
         self._left_alone: set[str] = set()
-        self._victims: Victims | None = None
+        self._victims: Waiters | None = None
         self._foresee: Foresee | None = None
         self._discovery: Discovery | None = None
+        self._has_stopped = False
         self._starts = ServerStarts(patches, faults, self.find, self._longest_start, hooks.start_over)
         self.sources: list[ContextSource] = []
-        self.renew()
+        self._renew()
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    def renew(self) -> None:
+    def _renew(self) -> None:
         """Take a new watcher, after the old one was stopped: whoever has the old one finds it ended."""
+        self._has_stopped = False
         self.watcher = Watcher(self._config, self._hooks.observed, self._faults, self._tick)
         self.watcher.sources = self.sources
         self.watcher.retired = self._retired
         self._governor = Governor(self._config().cpu_budget)
         self.use(self._victims, self._foresee)
 
-    def use(self, victims: Victims | None, foresee: Foresee | None) -> None:
+    def use(self, victims: Waiters | None, foresee: Foresee | None) -> None:
         """Set who is told of waiting callbacks, and who diagnoses a block for them while it lasts; None: nobody."""
         self._victims, self._foresee = victims, foresee
         self.watcher.victims = victims
@@ -108,6 +111,8 @@ class WatchService:
 
     def start(self) -> None:
         """Watch loops that are given from now on; starts no thread before there is one."""
+        if self._has_stopped:
+            self._renew()
         self._is_on = True
         self.watcher.gc.start()
         self._discovery = Discovery(
@@ -141,6 +146,7 @@ class WatchService:
 
     def stop(self, timeout: float) -> None:
         """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
+        self._has_stopped = True
         with self._faults.guard("watcher"):
             self.watcher.stop(timeout)
 
@@ -149,7 +155,7 @@ class WatchService:
         old = self.watcher
         self._pid = os.getpid()
         self._starts.forget()
-        self.renew()
+        self._renew()
         old.abandon()
         if goes_on:
             self.watcher.gc, self.watcher.paused = old.gc, old.paused
@@ -217,6 +223,10 @@ class WatchService:
         """Return the figures of all loops at ``now``, ``time.monotonic`` seconds."""
         return tuple(loop.stats(now) for loop in self.loops if not loop.gone)
 
+    def readings(self, now: float) -> list[LoopReading]:
+        """Return what metrics of all loops are computed from, at ``now``, ``time.monotonic`` seconds."""
+        return [loop.reading(now) for loop in self.loops if not loop.gone]
+
     def threads_of_loops(self) -> dict[int, str]:
         """Return the names of the loops that run, by the ident of their threads."""
         return {loop.thread.ident: loop.name for loop in self.loops if loop.thread and loop.is_running}
@@ -232,18 +242,53 @@ class WatchService:
 
     # -- loops ----------------------------------------------------------------------------------------------------
 
+    def watch(self, loop: Loop, name: str | None) -> None:
+        """Watch a loop that the program gives, under ``name``, default after its thread.
+
+        Raises:
+            ConfigError: ``loop`` is no event loop, or is closed.
+        """
+        needed = ("call_soon_threadsafe", "call_later", "is_running", "is_closed")
+        missing = [part for part in needed if not callable(getattr(loop, part, None))]
+        if missing:
+            raise ConfigError(
+                f"watch_loop({loop!r}): not an event loop (it has no {missing[0]}()); pass asyncio.get_running_loop()"
+            )
+        if loop.is_closed():
+            raise ConfigError(f"watch_loop({loop!r}): the loop is closed; pass one that is open")
+        self.take(loop, name, given=True)
+
     def take(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
         """Watch a loop that may run already, in any thread; ``given`` by the program, which wants it to be watched."""
         known = self.find(loop)
         if known is not None:
             known.name = name or known.name
-        elif _runs_here(loop) or not (given or is_known(loop)):
-            self.loop_started(loop, name, given=given)
+        elif (runs_here := _runs_here(loop)) or not (given or is_known(loop)):
+            self.loop_started(loop, name, given=given, in_callback=runs_here)
         else:
             loop.call_soon_threadsafe(functools.partial(self.loop_started, loop, name, given=given))
 
-    def loop_started(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
-        """Watch a loop that is about to run; on its thread."""
+    def add_context(self, source: ContextSource) -> Callable[[], None]:
+        """Read labels of blocking callbacks from ``source``, too; return what ends that."""
+        if source not in self.sources:
+            self.sources.append(source)
+
+        def remove() -> None:
+            if source in self.sources:
+                self.sources.remove(source)
+
+        return remove
+
+    def cut(self, loop: Loop) -> None:
+        """End what holds ``loop`` right now as if it had gone idle; on its thread."""
+        known = self.find(loop)
+        if known is not None:
+            known.probe.cut(time.monotonic())
+
+    def loop_started(
+        self, loop: Loop, name: str | None = None, *, given: bool = False, in_callback: bool = False
+    ) -> None:
+        """Watch a loop that is about to run, or is running a callback (``in_callback``); on its thread."""
         with self._faults.guard("discovery"):
             if self.has_stopped() or self._faults.is_off("discovery"):
                 return
@@ -253,7 +298,7 @@ class WatchService:
             known = self.find(loop) or self._attach(loop, name, given=given)
             if known is None:
                 return
-            known.started()
+            known.started(in_callback=in_callback)
             self._starts.loop_started(known)
             self.watcher.ensure_thread()
             self._hooks.loop_runs(loop)

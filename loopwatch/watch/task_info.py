@@ -102,3 +102,13 @@ def _trace() -> Mapping[str, str]:
     if not span.is_valid:
         return {}
     return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+
+
+def count_tasks() -> int | None:
+    """Return how many tasks this process has, where their number is known without walking them."""
+    tasks = loaded("asyncio.tasks")
+    registry = getattr(tasks, "_scheduled_tasks", None)  # 3.12, 3.13
+    if registry is None:
+        registry = getattr(tasks, "_all_tasks", None)  # 3.11
+    eager = getattr(tasks, "_eager_tasks", ())
+    return len(registry) + len(eager) if registry is not None else None

@@ -54,7 +54,7 @@ class _Job:
     is_done: bool = False
 
 
-class Victims:
+class Waiters:
     """Finds those who wait, and has them told in a daemon thread, which starts when tracing is first seen in use.
 
     Args:
@@ -235,7 +235,7 @@ class Victims:
 class Pending:
     """Those of one loop who were handed over for its latest block; all of it runs on the loop's thread."""
 
-    def __init__(self, victims: Victims, loop: WatchedLoop) -> None:
+    def __init__(self, victims: Waiters, loop: WatchedLoop) -> None:
         self._victims = victims
         self._loop = loop
         self._key = 0.0

@@ -86,8 +86,8 @@ class WatchedLoop:
         loop = self.ref()
         return loop is None or loop.is_closed()
 
-    def started(self) -> None:
-        """The loop begins to run; on its thread."""
+    def started(self, *, in_callback: bool = False) -> None:
+        """The loop begins to run, or runs already and is ``in_callback``; on its thread."""
         self.thread = ThreadFacts.here()
         self._baselines.clear()
         # No file is read on the loop's thread: the watcher adds the run queue at its first tick.
@@ -98,7 +98,7 @@ class WatchedLoop:
             self.heart.resume()
         elif self._has_heart:
             self._beating = True
-            self.heart.start()
+            self.heart.start(in_callback=in_callback)
         self.is_running = True
 
     @property

@@ -37,7 +37,7 @@ from loopwatch.watch.usage import usage
 from loopwatch.watch.watched_loop import QUIET_SPELL, WatchedLoop
 
 if TYPE_CHECKING:
-    from loopwatch.watch.waiters import Victims
+    from loopwatch.watch.waiters import Waiters
 
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
@@ -90,7 +90,7 @@ class Watcher:
         self.stretch = 1.0
         self.thread = OwnThread("watcher", self._run, self.wake)
         self.sources: list[Any] = []
-        self.victims: Victims | None = None
+        self.victims: Waiters | None = None
         self.retired: Callable[[WatchedLoop], object] = lambda _loop: None
         """Called with each loop that is not watched any more, while it can still be read; in any thread."""
         self.foresee: Callable[[Observation, Case, Callable[[], object]], object] = lambda _seen, _case, _then: None
@@ -446,7 +446,7 @@ class Watcher:
                 "their own: stacks cannot be read beside them without harm",
             )
 
-    def _see_to_victims(self, victims: Victims, loop: WatchedLoop, since: float, episode: Episode, now: float) -> None:
+    def _see_to_victims(self, victims: Waiters, loop: WatchedLoop, since: float, episode: Episode, now: float) -> None:
         age, threshold = now - since, self._config().threshold
         if age >= threshold / 2:
             victims.suspected(loop, since, threshold, episode.samples[-1].stack.behind)

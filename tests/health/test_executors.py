@@ -30,7 +30,7 @@ from loopwatch.core.patches import PatchSet
 from loopwatch.events import PoolStats, WorkerState
 from loopwatch.health import states as states_module
 from loopwatch.health.naming import pool_name
-from loopwatch.health.service import PoolWatch
+from loopwatch.health.service import HealthService
 from loopwatch.health.task_stats import Window
 
 HERE = Path(__file__).name
@@ -61,11 +61,11 @@ def replaced() -> dict[tuple[str, str], object]:
 
 
 @pytest.fixture
-def watch() -> Iterator[PoolWatch]:
+def watch() -> Iterator[HealthService]:
     """A watch of its own, for which a worker hangs after 1 s; it has no faults and puts everything back."""
     before = replaced()
     patches, faults, config = PatchSet(), Faults(), Config(log_level="CRITICAL", hung_after=1.0)
-    watch = PoolWatch(lambda: config, patches, faults, lambda _loop: "main")
+    watch = HealthService(lambda: config, patches, faults, lambda _loop: "main")
     watch.start()
     yield watch
     watch.stop()
@@ -74,11 +74,11 @@ def watch() -> Iterator[PoolWatch]:
     assert replaced() == before
 
 
-def pools(watch: PoolWatch) -> list[PoolStats]:
+def pools(watch: HealthService) -> list[PoolStats]:
     return [reading.stats for reading in watch.readings() if reading.stats.kind != "children"]
 
 
-def only(watch: PoolWatch) -> PoolStats:
+def only(watch: HealthService) -> PoolStats:
     (found,) = pools(watch)
     return found
 
@@ -87,7 +87,7 @@ def states(stats: PoolStats) -> list[str]:
     return sorted(worker.state for worker in stats.workers)
 
 
-def test_threads_to_the_task(watch: PoolWatch, tmp_path: Path) -> None:
+def test_threads_to_the_task(watch: HealthService, tmp_path: Path) -> None:
     """Who runs what, what waits, what became of each task, by type of the error also where nobody asks for it."""
     with ThreadPoolExecutor(2) as executor, Gate(tmp_path) as go:
         held = [executor.submit(tasks.until_there, str(go)) for _ in range(2)]
@@ -116,7 +116,7 @@ def test_threads_to_the_task(watch: PoolWatch, tmp_path: Path) -> None:
     assert (reading.stats.closed, reading.stats.workers) == (True, ())
 
 
-def test_processor_time_of_threads(watch: PoolWatch) -> None:
+def test_processor_time_of_threads(watch: HealthService) -> None:
     """What tasks used of a processor is known, also of threads that have ended."""
     with ThreadPoolExecutor(1) as executor:
         executor.submit(tasks.burn, 0.05).result()
@@ -126,7 +126,7 @@ def test_processor_time_of_threads(watch: PoolWatch) -> None:
     assert (only(watch).task_cpu or 0.0) >= 0.05
 
 
-def test_utilization_is_that_of_the_last_window(watch: PoolWatch) -> None:
+def test_utilization_is_that_of_the_last_window(watch: HealthService) -> None:
     """One of two threads busy all the time makes a half."""
     window = Window()
     shares = [window.share(at, busy=at, workers=2) for at in (0.0, 1.0, 2.0, 3.0)]
@@ -137,7 +137,7 @@ def test_utilization_is_that_of_the_last_window(watch: PoolWatch) -> None:
         assert 0.0 <= only(watch).utilization <= 1.0
 
 
-def test_names(watch: PoolWatch) -> None:
+def test_names(watch: HealthService) -> None:
     """After the prefix of its threads, or its class and the line that made it; no two are the same."""
 
     class Mine(ThreadPoolExecutor):
@@ -156,7 +156,7 @@ def test_names(watch: PoolWatch) -> None:
     assert [stats.name for stats in pools(watch)][:2] == ["thumbnails", "thumbnails #2"]
 
 
-def test_nothing_of_a_task_changes(watch: PoolWatch) -> None:
+def test_nothing_of_a_task_changes(watch: HealthService) -> None:
     """The function, its result, its error and the traceback of that are what they were."""
     del watch
     result = object()
@@ -179,7 +179,7 @@ def test_nothing_of_a_task_changes(watch: PoolWatch) -> None:
         executor.submit(int)
 
 
-def test_nothing_is_kept_alive(watch: PoolWatch) -> None:
+def test_nothing_is_kept_alive(watch: HealthService) -> None:
     """An executor goes with its last reference, and its threads with it; so do results and errors, uncollected."""
     gc.disable()
     try:
@@ -205,7 +205,7 @@ def test_nothing_is_kept_alive(watch: PoolWatch) -> None:
 
 
 @pytest.mark.parametrize("how", ["shut down", "collected"])
-def test_orphans(watch: PoolWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_orphans(watch: HealthService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A thread with a task that does not end, although its executor is shut down or gone, is an orphan."""
     monkeypatch.setattr(states_module, "GRACE", 0.05)
     fifo = tmp_path / "fifo"
@@ -225,7 +225,7 @@ def test_orphans(watch: PoolWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     until(lambda: only(watch).workers == ())
 
 
-def test_hung(watch: PoolWatch, tmp_path: Path) -> None:
+def test_hung(watch: HealthService, tmp_path: Path) -> None:
     """A thread whose task makes no progress hangs, and it is said in what; one that computes does not."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -244,7 +244,7 @@ def test_hung(watch: PoolWatch, tmp_path: Path) -> None:
         until(lambda: states(only(watch)) == ["idle", "idle"])
 
 
-def test_broken_initializer(watch: PoolWatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_initializer(watch: HealthService, caplog: pytest.LogCaptureFixture) -> None:
     """A pool whose threads cannot be prepared is broken; what was submitted fails and is counted."""
     del caplog
     executor = ThreadPoolExecutor(1, initializer=tasks.even, initargs=(1,))
@@ -262,7 +262,7 @@ def test_executors_that_were_there_before(tmp_path: Path) -> None:
         executor.submit(int).result()
         for _ in range(2):  # on, off, and on again
             patches, faults = PatchSet(), Faults()
-            watch = PoolWatch(Config, patches, faults, lambda _loop: None)
+            watch = HealthService(Config, patches, faults, lambda _loop: None)
             watch.start()
             assert executor.submit(tasks.double, 2).result() == 4
             until(lambda watch=watch: only(watch).completed == 1)  # type: ignore[misc]
@@ -277,7 +277,7 @@ def test_executors_that_were_there_before(tmp_path: Path) -> None:
             Path(str(go)).unlink()
 
 
-def test_default_executors(run: Callable[[Any], Any], watch: PoolWatch) -> None:
+def test_default_executors(run: Callable[[Any], Any], watch: HealthService) -> None:
     """The executor that a loop makes for itself is told as that, with the loop's name; so is one that it is given."""
 
     async def main() -> None:
@@ -322,10 +322,10 @@ class Inline(Executor):
         self.was_shut_down = wait and not cancel_futures
 
 
-def test_any_other_executor(watch: PoolWatch) -> None:
+def test_any_other_executor(watch: HealthService) -> None:
     """One that is named is watched by what is submitted to it, and by nothing that keeps it alive."""
     executor = Inline()
-    assert watch.watch(executor, "inline")
+    watch.watch(executor, "inline")
     assert executor.submit(tasks.double, 2).result() == 4
     executor.submit(tasks.even, 1)
     open_, running = executor.submit(int), executor.submit(int)
@@ -348,7 +348,7 @@ def test_any_other_executor(watch: PoolWatch) -> None:
 def test_other_executors_are_put_back() -> None:
     """Without the watch an executor that was named has its own methods again."""
     patches = PatchSet()
-    watch = PoolWatch(Config, patches, Faults(), lambda _loop: None)
+    watch = HealthService(Config, patches, Faults(), lambda _loop: None)
     watch.start()
     executor = Inline()
     watch.watch(executor, None)

@@ -34,7 +34,7 @@ from loopwatch.health import in_worker
 from loopwatch.health import states as states_module
 from loopwatch.health.in_worker import SAMPLE, SlotNotes
 from loopwatch.health.kinds.multiprocessing import LOST, MANY
-from loopwatch.health.service import PoolWatch
+from loopwatch.health.service import HealthService
 from loopwatch.health.task_board import SIZE, SLOTS, Address, Board, claim
 
 __all__ = ["watch"]
@@ -62,7 +62,7 @@ def go(tmp_path: Path) -> Iterator[Gate]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_workers_to_the_task(watch: PoolWatch, tmp_path: Path, method: str) -> None:
+def test_workers_to_the_task(watch: HealthService, tmp_path: Path, method: str) -> None:
     """Which worker runs what, what waits, what became of each task; nothing of a task changes."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor, Gate(tmp_path) as go:
         held = [executor.submit(tasks.until_there, str(go)) for _ in range(2)]
@@ -106,7 +106,7 @@ def test_workers_to_the_task(watch: PoolWatch, tmp_path: Path, method: str) -> N
     ("method", "task", "argument", "reason"),
     [("fork", tasks.killed, 9, "SIGKILL"), ("spawn", tasks.killed, 11, "SIGSEGV"), ("fork", tasks.exits, 3, "exit 3")],
 )
-def test_crashes(watch: PoolWatch, method: str, task: Any, argument: int, reason: str) -> None:
+def test_crashes(watch: HealthService, method: str, task: Any, argument: int, reason: str) -> None:
     """How a worker died is told, and what it ran; the executor is broken as ever."""
     executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method))
     with pytest.raises(BrokenProcessPool):
@@ -123,7 +123,7 @@ def test_crashes(watch: PoolWatch, method: str, task: Any, argument: int, reason
     executor.shutdown()
 
 
-def test_starting_and_cancelled(watch: PoolWatch, go: Gate) -> None:
+def test_starting_and_cancelled(watch: HealthService, go: Gate) -> None:
     """A worker that is being prepared is told as that; what is cancelled by a shutdown is counted."""
     executor = ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), initializer=tasks.until_there, initargs=(str(go),)
@@ -142,7 +142,7 @@ def test_starting_and_cancelled(watch: PoolWatch, go: Gate) -> None:
 
 
 @pytest.mark.parametrize("how", ["shut down", "collected"])
-def test_orphans(watch: PoolWatch, go: Gate, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_orphans(watch: HealthService, go: Gate, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A worker with a task that does not end, although its executor is shut down or gone, is an orphan."""
     monkeypatch.setattr(states_module, "GRACE", 0.05)
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
@@ -160,14 +160,14 @@ def test_orphans(watch: PoolWatch, go: Gate, monkeypatch: pytest.MonkeyPatch, ho
     until(lambda: only(watch).workers == ())
 
 
-def test_nested(watch: PoolWatch) -> None:
+def test_nested(watch: HealthService) -> None:
     """Executors within a worker do what they did, and are not those of the parent."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
         assert executor.submit(tasks.nested, 4).result() == (8, 8)
         assert len(pools(watch)) == 1
 
 
-def test_executors_of_a_forked_child(watch: PoolWatch) -> None:
+def test_executors_of_a_forked_child(watch: HealthService) -> None:
     """A forked child watches its own, and knows those of its parent no longer."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
         assert executor.submit(tasks.double, 1).result() == 2
@@ -266,7 +266,7 @@ def test_loky(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_multiprocessing_pool(watch: PoolWatch, tmp_path: Path, method: str) -> None:
+def test_multiprocessing_pool(watch: HealthService, tmp_path: Path, method: str) -> None:
     """All ways to ask it give what they gave; a worker that dies with a task is seen, and the task is told as lost."""
     with multiprocessing.get_context(method).Pool(2) as pool, Gate(tmp_path) as go:
         held = [pool.apply_async(tasks.until_there, (str(go),)) for _ in range(2)]
@@ -304,7 +304,7 @@ def test_multiprocessing_pool(watch: PoolWatch, tmp_path: Path, method: str) -> 
     assert only(watch).closed
 
 
-def test_workers_that_are_replaced(watch: PoolWatch) -> None:
+def test_workers_that_are_replaced(watch: HealthService) -> None:
     """A worker that ends after its number of tasks is no crash."""
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=2) as pool:
         assert pool.map(tasks.double, range(6), chunksize=1) == [0, 2, 4, 6, 8, 10]
@@ -314,7 +314,7 @@ def test_workers_that_are_replaced(watch: PoolWatch) -> None:
     pool.join()
 
 
-def test_pool_of_threads(watch: PoolWatch, tmp_path: Path) -> None:
+def test_pool_of_threads(watch: HealthService, tmp_path: Path) -> None:
     """``multiprocessing.pool.ThreadPool`` is told as a pool of threads."""
     with ThreadPool(2) as pool, Gate(tmp_path) as go:
         held = pool.apply_async(tasks.until_there, (str(go),))
@@ -332,7 +332,7 @@ def test_pool_of_threads(watch: PoolWatch, tmp_path: Path) -> None:
     pool.join()
 
 
-def test_jobs_that_are_over_are_forgotten(watch: PoolWatch) -> None:
+def test_jobs_that_are_over_are_forgotten(watch: HealthService) -> None:
     """Of jobs that are over little is kept, however long nobody asks for figures."""
     with ThreadPool(1) as pool:
         for _ in range(5000):
@@ -348,7 +348,7 @@ def test_pools_that_were_there_before() -> None:
     with context.Pool(1) as pool, ProcessPoolExecutor(1, mp_context=context) as executor:
         assert pool.apply(tasks.double, (1,)) == executor.submit(tasks.double, 1).result() == 2
         patches, faults = PatchSet(), Faults()
-        found = PoolWatch(lambda: Config(log_level="CRITICAL"), patches, faults, lambda _loop: None)
+        found = HealthService(lambda: Config(log_level="CRITICAL"), patches, faults, lambda _loop: None)
         found.start()
         assert pool.apply(tasks.double, (2,)) == executor.submit(tasks.double, 2).result() == 4
         until(lambda: [stats.completed for stats in pools(found)] == [1, 1])
@@ -403,7 +403,7 @@ def test_a_board_cannot_be_cut() -> None:
     board.close()
 
 
-def test_garbage_on_the_board(watch: PoolWatch) -> None:
+def test_garbage_on_the_board(watch: HealthService) -> None:
     """Whatever workers scribble on the board, nothing is raised, tasks go on, and figures stay numbers."""
     noise = random.Random(7)
     with ProcessPoolExecutor(2) as executor:

@@ -41,7 +41,7 @@ def silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) ->
         agent = loopwatch.install(threshold=60, cpu_budget=1.0, hung_after=0.3)
         yield agent
         for _ in range(3):
-            agent._services.pools._monitor.poll_now()
+            agent._parts.health._monitor.poll_now()
         snapshot = agent.snapshot()
         loopwatch.uninstall()
     assert [(finding.kind, finding.text) for finding in snapshot.findings] == []
@@ -170,7 +170,7 @@ def test_errors_that_are_lost_are_found_beside_them(monkeypatch: pytest.MonkeyPa
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="mail") as executor:
             asyncio.run(main(executor))
-            agent._services.pools._monitor.poll_now()
+            agent._parts.health._monitor.poll_now()
             (finding,) = agent.snapshot().findings
         assert (finding.kind, finding.subject) == ("neglected-errors", "mail")
         assert finding.evidence == {"neglected": 1.0, "failed": 31.0}
@@ -216,7 +216,7 @@ def test_threads_that_consume_for_as_long_as_the_program_runs(silent: Agent, run
             calls = [in_executor(None, things.get), in_executor(executor, things.get)]
             while sum(w.state == "hung" for pool in silent.snapshot().pools for w in pool.workers) < 2:
                 await asyncio.sleep(0.02)
-            silent._services.pools._monitor.poll_now()
+            silent._parts.health._monitor.poll_now()
             things.put(1)
             things.put(1)
             await asyncio.gather(*calls)
@@ -231,7 +231,7 @@ def test_a_task_that_outlives_its_executor(silent: Agent) -> None:
     future: Future[bool] = executor.submit(over.wait, 30)
     executor.shutdown(wait=False)
     until(lambda: any(w.state == "orphan" for pool in silent.snapshot().pools for w in pool.workers))
-    silent._services.pools._monitor.poll_now()
+    silent._parts.health._monitor.poll_now()
     over.set()
     assert future.result(30)
 
@@ -282,7 +282,7 @@ def test_many_that_are_waited_for_in_turn(silent: Agent, tmp_path: Path) -> None
         processes = [FORK.Process(target=tasks.until_there, args=(str(gate),)) for _ in range(8)]
         for process in processes:
             process.start()
-        silent._services.pools._monitor.poll_now()  # all of them are known
+        silent._parts.health._monitor.poll_now()  # all of them are known
         for child in children:
             assert child.stdin is not None
             child.stdin.close()
@@ -292,7 +292,7 @@ def test_many_that_are_waited_for_in_turn(silent: Agent, tmp_path: Path) -> None
 
     until(lambda: zombies() == 16)
     for _ in range(20):
-        silent._services.pools._monitor.poll_now()
+        silent._parts.health._monitor.poll_now()
         time.sleep(0.05)
     first.communicate()
     for child in children:

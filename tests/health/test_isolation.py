@@ -218,7 +218,7 @@ def test_children_that_cannot_be_watched(watching: Agent, caplog: pytest.LogCapt
     process.join()
     assert faults(watching) == {"child": 2}
     assert sum(LEFT_ALONE in record.getMessage() for record in caplog.records) == 1
-    watching._services.pools._monitor.poll_now()
+    watching._parts.health._monitor.poll_now()
     others_are_watched(watching)
     assert faults(watching) == {"child": 2}
 

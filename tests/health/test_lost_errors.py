@@ -27,7 +27,7 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.health import lost_errors
-from loopwatch.health.service import PoolWatch
+from loopwatch.health.service import HealthService
 from loopwatch.health.task_stats import MOST_TYPES, TOGETHER, Tally
 
 __all__ = ["watch"]
@@ -35,14 +35,14 @@ ODD = "tasks_of_pools.Odd"
 
 
 @pytest.fixture
-def threads(watch: PoolWatch) -> Iterator[ThreadPoolExecutor]:
+def threads(watch: HealthService) -> Iterator[ThreadPoolExecutor]:
     """One thread: what is submitted is over once something later is."""
     with ThreadPoolExecutor(1) as executor:
         yield executor
 
 
 @pytest.fixture
-def processes(watch: PoolWatch) -> Iterator[ProcessPoolExecutor]:
+def processes(watch: HealthService) -> Iterator[ProcessPoolExecutor]:
     """One process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
@@ -68,7 +68,7 @@ def forget(executor: Executor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_what_nobody_asks_for(kind: str, watch: PoolWatch, request: pytest.FixtureRequest) -> None:
+def test_what_nobody_asks_for(kind: str, watch: HealthService, request: pytest.FixtureRequest) -> None:
     """Dropped at once, or kept for a while and then dropped: counted once it is, by type, and what succeeds is not."""
     executor = request.getfixturevalue(kind)
     for _ in range(3):
@@ -181,7 +181,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_ways_to_ask(kind: str, watch: PoolWatch, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_ways_to_ask(kind: str, watch: HealthService, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Each of them, of threads and processes; the same pool counts the next one that nobody asks for."""
     executor, failed = request.getfixturevalue(kind), 0
     pool = only(watch).name
@@ -200,7 +200,7 @@ def test_ways_to_ask(kind: str, watch: PoolWatch, request: pytest.FixtureRequest
 
 
 def test_whoever_tries_to_cancel_does_not_want_to_know(
-    watch: PoolWatch, threads: ThreadPoolExecutor, tmp_path: Path
+    watch: HealthService, threads: ThreadPoolExecutor, tmp_path: Path
 ) -> None:
     """While it runs, in vain, and when it has failed; so ``map`` leaves what still runs when it has met an error."""
     with Gate(tmp_path) as gate:
@@ -214,7 +214,7 @@ def test_whoever_tries_to_cancel_does_not_want_to_know(
     assert only(watch).neglected == 0
 
 
-def test_to_wait_is_not_to_ask(watch: PoolWatch, threads: ThreadPoolExecutor) -> None:
+def test_to_wait_is_not_to_ask(watch: HealthService, threads: ThreadPoolExecutor) -> None:
     """Whoever waits until all are over, and does not look, misses the error: before or after, it is the same."""
     concurrent.futures.wait([threads.submit(tasks.even, 1)])
     concurrent.futures.wait([fail(threads)])
@@ -226,7 +226,7 @@ def test_to_wait_is_not_to_ask(watch: PoolWatch, threads: ThreadPoolExecutor) ->
     until(lambda: only(watch).neglected == 6)
 
 
-def test_whoever_asks_while_it_fails(watch: PoolWatch) -> None:
+def test_whoever_asks_while_it_fails(watch: HealthService) -> None:
     """1000 calls of two threads fail while others ask, each at another moment: none is taken for neglected."""
     asked: list[BaseException | None] = []
     interval = sys.getswitchinterval()
@@ -252,7 +252,7 @@ def test_whoever_asks_while_it_fails(watch: PoolWatch) -> None:
     assert [(stats.failed, stats.neglected) for stats in told] == [(1000, 0)]
 
 
-def test_it_looks_the_same(watch: PoolWatch, threads: ThreadPoolExecutor) -> None:
+def test_it_looks_the_same(watch: HealthService, threads: ThreadPoolExecutor) -> None:
     """Name, module, type, repr; its traceback has no frame of ours; once asked, it is what it was and keeps nothing."""
     future = fail(threads)
     kind = type(future)
@@ -273,7 +273,7 @@ def test_it_looks_the_same(watch: PoolWatch, threads: ThreadPoolExecutor) -> Non
     assert type(succeeded) is Future and vars(succeeded).keys() == vars(Future()).keys()
 
 
-def test_it_lives_no_longer(watch: PoolWatch, threads: ThreadPoolExecutor) -> None:
+def test_it_lives_no_longer(watch: HealthService, threads: ThreadPoolExecutor) -> None:
     """No cycle: a future that failed, and one that was asked, are gone with their last reference."""
     gc.collect()
     gc.disable()
@@ -290,7 +290,7 @@ def test_it_lives_no_longer(watch: PoolWatch, threads: ThreadPoolExecutor) -> No
     assert only(watch).neglected == 1
 
 
-def test_what_the_garbage_collector_finds(watch: PoolWatch, threads: ThreadPoolExecutor) -> None:
+def test_what_the_garbage_collector_finds(watch: HealthService, threads: ThreadPoolExecutor) -> None:
     """A future in a cycle is counted when that is collected, by whatever thread."""
     future: Any = fail(threads)
     future.own = future
@@ -301,7 +301,7 @@ def test_what_the_garbage_collector_finds(watch: PoolWatch, threads: ThreadPoolE
     assert only(watch).neglected == 1
 
 
-def test_what_outlives_its_pool(watch: PoolWatch) -> None:
+def test_what_outlives_its_pool(watch: HealthService) -> None:
     """Dropped after the pool was shut down, when nothing else of it changes any more."""
     with ThreadPoolExecutor(1) as executor:
         kept = fail(executor)
@@ -311,7 +311,7 @@ def test_what_outlives_its_pool(watch: PoolWatch) -> None:
     assert (only(watch).closed, only(watch).neglected) == (True, 1)
 
 
-def test_futures_of_others_are_left_alone(watch: PoolWatch, threads: ThreadPoolExecutor) -> None:
+def test_futures_of_others_are_left_alone(watch: HealthService, threads: ThreadPoolExecutor) -> None:
     """One that the program fails by itself, also within a task, is none of ours."""
     own: Future[int] = Future()
     threads.submit(own.set_exception, ValueError()).result()
@@ -322,7 +322,7 @@ def test_futures_of_others_are_left_alone(watch: PoolWatch, threads: ThreadPoolE
 
 
 def test_what_cannot_be_followed(
-    watch: PoolWatch, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    watch: HealthService, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A class with a finalizer of its own is left as it is: of its futures it is not known."""
 
@@ -338,7 +338,7 @@ def test_what_cannot_be_followed(
     assert (only(watch).failed, only(watch).neglected) == (1, 0)
 
 
-def test_pools_of_multiprocessing(watch: PoolWatch) -> None:
+def test_pools_of_multiprocessing(watch: HealthService) -> None:
     """``apply_async`` and ``map_async``, in threads: each job counts once; ``get`` and its like are asking."""
     told: list[BaseException] = []
     with ThreadPool(1) as pool:
@@ -367,7 +367,7 @@ def test_pools_of_multiprocessing(watch: PoolWatch) -> None:
     assert only(watch).neglected == 3
 
 
-def test_a_pool_of_processes(watch: PoolWatch) -> None:
+def test_a_pool_of_processes(watch: HealthService) -> None:
     """The same with workers that are processes."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         pool.apply_async(tasks.even, (1,))
@@ -387,7 +387,7 @@ def test_on_off_on() -> None:
         assert type(early) is Future
         for _ in range(2):
             patches = PatchSet()
-            watch = PoolWatch(lambda: Config(log_level="CRITICAL"), patches, faults, lambda _loop: "main")
+            watch = HealthService(lambda: Config(log_level="CRITICAL"), patches, faults, lambda _loop: "main")
             watch.start()
             forget(executor)
             until(lambda watch=watch: only(watch).neglected == 1)  # type: ignore[misc]
@@ -431,7 +431,7 @@ def test_the_agent_tells(run: Callable[[Any], Any]) -> None:
                 executor.submit(int, "x")
             for _ in range(9):
                 assert executor.submit(tasks.even, 1).exception() is not None
-            agent._services.pools._monitor.poll_now()
+            agent._parts.health._monitor.poll_now()
             (finding,) = [each for each in agent.snapshot().findings if each.kind == "neglected-errors"]
         assert finding.subject == "mail"
         assert finding.evidence == {"neglected": 6.0, "failed": 15.0}

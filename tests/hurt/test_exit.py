@@ -267,8 +267,8 @@ def test_a_hang_that_ends(kind: str, tmp_path: Path) -> None:
         runner(sys.argv[2])(main())
         agent.flush(10)
         stall = max(agent.stalls(), key=lambda stall: stall.duration)
-        hang = agent._services.sinks.hang.path.read_text().splitlines()
-        say(lines=len(hang), header=hang[0], armed=agent._services.sinks.hang._armed, ongoing=stall.ongoing,
+        hang = agent._parts.sinks.local.hang.path.read_text().splitlines()
+        say(lines=len(hang), header=hang[0], armed=agent._parts.sinks.local.hang._armed, ongoing=stall.ongoing,
             culprit=stall.culprit and stall.culprit.function, duration=stall.duration)
     """
     found = succeeded(source, tmp_path, kind)
@@ -290,11 +290,11 @@ def test_somebody_elses_timer_is_respected(first: str, tmp_path: Path) -> None:
         async def main():
             agent = loopwatch.install(threshold=0.1, hang_after=0.2, journal=sys.argv[1])
             if sys.argv[2] == "ours":
-                while not agent._services.sinks.hang._armed:
+                while not agent._parts.sinks.local.hang._armed:
                     await asyncio.sleep(0.02)
             faulthandler.dump_traceback_later(1.0, file=theirs)
             await asyncio.sleep(1.5)
-            hang = agent._services.sinks.hang
+            hang = agent._parts.sinks.local.hang
             say(size=os.fstat(theirs.fileno()).st_size, armed=hang._armed, yielded=hang._yielded)
             faulthandler.dump_traceback_later(1.0, file=theirs)
             size = os.fstat(theirs.fileno()).st_size

@@ -335,9 +335,9 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
 
         async def main():
             agent = loopwatch.install(threshold=0.1, hang_after=0.3, journal=sys.argv[1])
-            while not agent._services.sinks.hang._armed:
+            while not agent._parts.sinks.local.hang._armed:
                 await asyncio.sleep(0.02)
-            hang = agent._services.sinks.hang
+            hang = agent._parts.sinks.local.hang
             if part == "hang":
                 hang._keep_dump = fail
             else:

@@ -146,8 +146,8 @@ OUTSIDE = (
     threads = [threading.Thread(target=heat, args=(agent, stop)), threading.Thread(target=lambda: run(busy()))]
     for thread in threads:
         thread.start()
-    until(lambda: agent._services.sinks.hang._armed)
-    hang = agent._services.sinks.hang.path
+    until(lambda: agent._parts.sinks.local.hang._armed)
+    hang = agent._parts.sinks.local.hang.path
     before = (hang.read_bytes(), hang.stat().st_ino)
     pids, same = [], []
     for number in range(times):
@@ -163,7 +163,7 @@ OUTSIDE = (
             codes.extend(ended(pids))
             same.append((hang.read_bytes(), hang.stat().st_ino) == before)
     codes.extend(ended(pids))
-    armed = until(lambda: agent._services.sinks.hang._armed)
+    armed = until(lambda: agent._parts.sinks.local.hang._armed)
     seen = len(agent.stalls())
     on = until(lambda: len(agent.stalls()) > seen or len(agent.stalls()) == 512)
     stop.set()

@@ -19,7 +19,7 @@ EVERYTHING = """
     import loopwatch, loopwatch.agent, loopwatch.sinks.hang_timer
     quiet()
     if "--patient" in sys.argv:  # on a busy machine threads may take longer to leave than a fork waits
-        loopwatch.agent.until_gone = functools.partial(loopwatch.agent.until_gone, patience=20.0)
+        loopwatch.core.fork_pause.until_gone = functools.partial(loopwatch.core.fork_pause.until_gone, patience=20.0)
         loopwatch.sinks.hang_timer.until_one_less = functools.partial(
             loopwatch.sinks.hang_timer.until_one_less, patience=20.0
         )
@@ -95,7 +95,7 @@ REFUSED = """
 
     async def main():
         await blocked(0.1)
-        agent._teller.flush(10)
+        agent._parts.sinks.flush(10)
         before = sorted(thread.name for thread in threading.enumerate())
         resource.setrlimit(resource.RLIMIT_NPROC, (0, limits[1]))
         try:

@@ -38,7 +38,7 @@ STALLS = (
     logging.getLogger("loopwatch").propagate = False
     agent = loopwatch.install(threshold=0.05, journal=sys.argv[1], max_stalls=512, max_frames=50)
     taken = []
-    take = agent._teller.put
+    take = agent._parts.sinks.observe
 
     def keep(seen):
         taken.append(seen)
@@ -56,7 +56,7 @@ STALLS = (
         frame = sample.stack.frames[0]._replace(code=code)
         stack = dataclasses.replace(sample.stack, frames=(frame,) + sample.stack.frames[1:])
         samples = [dataclasses.replace(sample, stack=stack) for _ in range(4)]
-        agent._teller.put(dataclasses.replace(model, id=f"{number:x}", samples=samples, task=f"task-{number}",
+        agent._parts.sinks.observe(dataclasses.replace(model, id=f"{number:x}", samples=samples, task=f"task-{number}",
                                         coroutine=f"handler_{number}", context={"request": str(number)}))
 
     def told(first, last):

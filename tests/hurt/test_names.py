@@ -45,7 +45,7 @@ NAMES = r"""
             return await asyncio.to_thread(lambda: urllib.request.urlopen(agent.snapshot().agent.prometheus).read())
 
     text = asyncio.run(main()).decode()
-    exporter = agent._services.telemetry.providers._private._exporter
+    exporter = agent._parts.telemetry.providers._private._exporter
     loopwatch.uninstall()
     say(errors=[each.name for each in heard if each.levelname == "ERROR" or not each.name.startswith("loopwatch")],
         told=bool(exporter.told), dropped=sum(exporter.dropped.values()), faults=agent.snapshot().agent.faults,

@@ -420,8 +420,8 @@ TOGGLED = """
             agent = loopwatch.current_agent()
             if agent is not None:
                 agent.snapshot()
-                if agent._services is not None:  # it is about to start
-                    agent._services._inputs()
+                if agent._parts is not None:  # it is about to start
+                    agent._parts.telemetry._inputs()
                 counts["reads"] += 1
 
     threads = [threading.Thread(target=target) for target in (loops, loops, reads)]

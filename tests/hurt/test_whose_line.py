@@ -160,7 +160,7 @@ STRICT = """
         await asyncio.to_thread(len, "abc")
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
             await asyncio.get_running_loop().run_in_executor(pool, len, "abc")
-            await asyncio.to_thread(agent._services.pools._monitor.poll_now)
+            await asyncio.to_thread(agent._parts.health._monitor.poll_now)
         child.kill()
         await child.wait()
 
@@ -168,7 +168,7 @@ STRICT = """
         asyncio.run(main())
         agent.flush(10)
         for _ in range(2):
-            agent._services.telemetry.read()
+            agent._parts.telemetry.metrics.read()
             agent.snapshot()
         faults = dict(agent.snapshot().agent.faults)
         stalls = len(agent.stalls())

@@ -149,9 +149,9 @@ def test_nothing_configured_costs_nothing(caplog: pytest.LogCaptureFixture) -> N
     """No thread, no log line, no tracer, no meter, nothing set globally, and OpenTelemetry is not even imported."""
     agent = install()
     block(agent)
-    assert agent._services.telemetry.tracer() is None
-    assert agent._services.telemetry.logger() is None
-    assert agent._services.telemetry.providers.meters() == []
+    assert agent._parts.telemetry.providers.tracer() is None
+    assert agent._parts.telemetry.providers.logger() is None
+    assert agent._parts.telemetry.providers.meters() == []
     assert set_globally() == [None] * 3
     assert [record.getMessage() for record in caplog.records] == []
     code = """
@@ -207,7 +207,7 @@ def test_many_spans_in_one_message() -> None:
     """They are encoded by a few at a time; all arrive, once and in order."""
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
-        tracer = agent._services.telemetry.tracer()
+        tracer = agent._parts.telemetry.providers.tracer()
         assert tracer is not None
         for number in range(100):
             tracer.start_span(f"span-{number}").end()
@@ -244,7 +244,7 @@ def test_grpc_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with grpc_receiver() as (url, lines):
         block(install(otlp_endpoint=url, export_interval=0.1))
-        private = loopwatch.current_agent()._services.telemetry.providers._private  # type: ignore[union-attr]
+        private = loopwatch.current_agent()._parts.telemetry.providers._private  # type: ignore[union-attr]
         assert private is not None
         loopwatch.uninstall()
         assert all(sender._channel is None for sender in private._senders.values())
@@ -309,7 +309,7 @@ def test_disabled_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch) -> N
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
         block(agent)
-        assert agent._services.telemetry.tracer() is None
+        assert agent._parts.telemetry.providers.tracer() is None
         loopwatch.uninstall()
         assert server.requests == 0
 
@@ -345,7 +345,7 @@ def test_the_application_takes_over() -> None:
         block(agent)
         until(lambda: sum(application.metric(STALLS).values()) == count(agent))
         assert len(application.spans.get_finished_spans()) == count(agent) - before >= 1
-        private = agent._services.telemetry.providers._private
+        private = agent._parts.telemetry.providers._private
         assert private is not None
         until(lambda: not private._exporter.alive, "the exporting thread ends")
         requests = server.requests
@@ -516,12 +516,12 @@ def test_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
-        tracer = agent._services.telemetry.tracer()
+        tracer = agent._parts.telemetry.providers.tracer()
         assert tracer is not None
         server.behave = lambda handler: handler.answer(503)
         for _ in range(5):
             tracer.start_span("asyncio.eventloop.stall").end()
-        assert agent._services.telemetry.dropped["traces"] == 3
+        assert agent._parts.telemetry.providers.dropped["traces"] == 3
         server.behave = Handler.take
         block(agent)
         loopwatch.uninstall()
@@ -548,7 +548,7 @@ def test_a_provider_of_the_application_that_fails(caplog: pytest.LogCaptureFixtu
     block(agent)
     assert agent._faults.counts == {"providers": 1}
     assert [each.getMessage() for each in caplog.records if "no meters today" in each.getMessage()]
-    reading = agent._services.telemetry.read()
+    reading = agent._parts.telemetry.metrics.read()
     assert reading is not None
     assert sum(point.value for point in reading.points[STALLS]) == count(agent) >= 1
 
@@ -556,7 +556,8 @@ def test_a_provider_of_the_application_that_fails(caplog: pytest.LogCaptureFixtu
 def test_a_reading_that_fails_once_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may race with the program; one that fails again and again is switched off, and counted."""
     agent = install()
-    telemetry, look = agent._services.telemetry, agent._services.telemetry._look
+    telemetry = agent._parts.telemetry.metrics
+    look = telemetry._look
 
     def fails() -> Any:
         raise RuntimeError("dictionary changed size during iteration")

@@ -82,7 +82,7 @@ async def culprit(told: Told, go: asyncio.Event | None = None) -> None:
 async def seen(agent: Agent) -> None:
     """Let the agent find the loop and that tracing is in use."""
     for _ in range(1000):
-        if agent._services.victims.in_use and agent._watch.watcher.loops[-1].pending is not None:
+        if agent._parts.telemetry.waiters.in_use and agent._watch.watcher.loops[-1].pending is not None:
             break
         await asyncio.sleep(0.01)
 
@@ -352,7 +352,7 @@ def test_the_loop_does_not_wait_for_a_thread_that_is_stuck(agent: Agent, told: T
     """A span processor that never returns costs the loop nothing but its patience: it goes on meanwhile."""
     gone_on = threading.Event()
     stuck: list[bool] = []
-    agent._services.victims._tell = lambda _notice: stuck.append(gone_on.wait(20))
+    agent._parts.telemetry.waiters._tell = lambda _notice: stuck.append(gone_on.wait(20))
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):
@@ -377,7 +377,7 @@ def test_a_failure_is_counted_and_hurts_nobody(
     def fail(_notice: object) -> None:
         raise LookupError("nowhere")
 
-    agent._services.victims._tell = fail
+    agent._parts.telemetry.waiters._tell = fail
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):

@@ -215,7 +215,7 @@ def test_trace_and_span(agent: Agent, sink: RecordingSink, run: Run) -> None:
 
 
 def test_victims_on_asyncio(agent: Agent, sink: RecordingSink) -> None:
-    """Victims are the ready handles and due timers at the end of the block, and the events of the first poll."""
+    """Waiters are the ready handles and due timers at the end of the block, and the events of the first poll."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ from loopwatch.core.patches import loaded
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry.otel.logs import StallRecords
 from loopwatch.telemetry.otel.spans import SpanContext, StallSpans, parent_of
-from loopwatch.telemetry.otel.waiter_spans import VictimSpans
+from loopwatch.telemetry.otel.waiter_spans import WaiterSpans
 from loopwatch.watch.observation import Case, Notice
 
 
@@ -30,7 +30,7 @@ class Traces:
         self._tracer, self._logger = tracer, logger
         self.spans = StallSpans(tracer)
         self.records = StallRecords(logger)
-        self.victims = VictimSpans(self.spans)
+        self.victims = WaiterSpans(self.spans)
 
     def tell(self, stall: Stall, span: SpanContext | None = None) -> None:
         """Tell ``stall``.

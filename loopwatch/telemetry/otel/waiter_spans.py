@@ -30,7 +30,7 @@ def current_span_variable() -> Variable | None:
     return getattr(getattr(context, "_RUNTIME_CONTEXT", None), "_current_context", None)
 
 
-class VictimSpans:
+class WaiterSpans:
     """Adds events and links to the spans of victims.
 
     Args:

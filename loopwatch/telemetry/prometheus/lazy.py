@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PART = "prometheus"
 
 
-class Scraped:
+class PrometheusPort:
     """The port of one process, if it has one.
 
     Args:

@@ -73,20 +73,21 @@ class Heartbeat:
         self.base: tuple[int, CodeType] | None = None
         """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
 
-    def start(self) -> None:
+    def start(self, *, in_callback: bool = False) -> None:
         """Begin to beat; on the loop's thread.
 
-        That may be in a signal handler of the program, in the middle of asyncio's ``heapq.heappush``, which compares
-        timers in Python and cannot bear that its heap changes; a deque can be appended to at any time.
+        Args:
+            in_callback: the loop is running a callback. That may be in a signal handler of the program, in the middle
+                of asyncio's ``heapq.heappush``, which compares timers in Python and cannot bear that its heap changes;
+                the deque of ready callbacks can be appended to at any time.
         """
-        loop, self.last = self._loop(), time.monotonic()
-        if loop is None or loop.is_closed():
-            return
-        self.due = self.last + self._current
-        if self._options:
+        self.last = time.monotonic()
+        loop = self._loop()
+        if loop is None or not in_callback or not self._options:  # an unknown kind need not have call_soon
+            self._schedule(self.last)
+        elif not loop.is_closed():
+            self.due = self.last + self._current
             loop.call_soon(self._start_timer, **self._options)
-        else:  # of no known kind: it need not have call_soon
-            loop.call_later(self._current, self._beat)
 
     def _start_timer(self) -> None:
         if not self._stopped:

@@ -160,7 +160,7 @@ def test_poll_that_does_not_wait_belongs_to_the_pass() -> None:
 
 @pytest.mark.parametrize("timeout", [0, 0.05, None])
 def test_victims_are_all_who_waited(timeout: float | None) -> None:
-    """Victims: 3 ready handles, 2 due timers that were not cancelled, and 4 events of the first poll after it."""
+    """Waiters: 3 ready handles, 2 due timers that were not cancelled, and 4 events of the first poll after it."""
     faked = Faked()
     faked.poll()
     faked.loop._ready += [None] * 3
@@ -223,7 +223,7 @@ def test_oversleep_with_events_may_have_begun_earlier() -> None:
 
 
 def test_oversleep_counts_the_timers_that_waited() -> None:
-    """Victims of an oversleep are its events and the timers due by then."""
+    """Waiters of an oversleep are its events and the timers due by then."""
     faked = Faked()
     for when in (1000.05, 1000.2, 1000.5, 1003.0):
         heapq.heappush(faked.loop._scheduled, Timer(when))

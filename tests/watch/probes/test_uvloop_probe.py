@@ -156,7 +156,7 @@ def test_activity_dates_from_the_last_poll() -> None:
 
 
 def test_victims_are_the_events_that_waited() -> None:
-    """Victims are libuv's events_waiting added by the first poll after the block."""
+    """Waiters are libuv's events_waiting added by the first poll after the block."""
     line = Timeline([(0.0, 1.0), (0.3, 0.0), (0.0, 1.0)], waiting={1: 7})
     (block,) = Scripted(line).watched([T0 + 0.5, T0 + 1.1, T0 + 1.6])
     assert block.victims == 7

@@ -1,0 +1,140 @@
+"""The sinks on this machine: opens, feeds and closes the log, the journal and the timer of the hang file.
+
+Each fails by itself, and is switched off by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.patches import PatchSet
+from loopwatch.events import ExpectedBlocks, Frame, Stall
+from loopwatch.sinks.log import LogSink
+from loopwatch.sinks.pipeline import StallSink
+from loopwatch.watch.observation import Observation
+
+if TYPE_CHECKING:
+    from loopwatch.sinks.hang_timer import HangTimer
+    from loopwatch.sinks.journal import JournalWriter
+
+_OF_FILES = frozenset({"journal", "journal_max_bytes", "hang_after"})
+
+
+class LocalSinks:
+    """The log, the journal and the hang file of one agent.
+
+    Args:
+        config: settings.
+        patches: for what the timer replaces.
+        faults: of the agent.
+
+    Attributes:
+        hang: the timer, None without a journal.
+    """
+
+    def __init__(self, config: Config, patches: PatchSet, faults: Faults) -> None:
+        self._config, self._patches, self._faults = config, patches, faults
+        self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
+        self._journal: JournalWriter | None = None
+        self.hang: HangTimer | None = None
+
+    def configure(self, config: Config, *, is_open: bool) -> None:
+        """Take other settings; the files are opened anew if they are concerned and open."""
+        changes = config.changes_from(self._config)
+        self._config = config
+        self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
+        if is_open and _OF_FILES & set(changes):
+            self.close()
+            self.open()
+
+    def open(self, *, leftovers: bool = True) -> None:
+        """Begin to write, if there is a journal.
+
+        Args:
+            leftovers: whether hangs that ended with their process, before this one, are told.
+        """
+        setting = self._config.journal
+        if setting is None:
+            return
+        with self._faults.guard("journal"):  # loaded only where there is one
+            from loopwatch.sinks.files import journal_path
+            from loopwatch.sinks.journal import JournalWriter
+
+            self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
+        with self._faults.guard("hang"):
+            from loopwatch.sinks.hang_timer import HangTimer, leftover_hangs
+
+            for stall in leftover_hangs(str(setting), self._config.hang_after) if leftovers else ():
+                self._tell_leftover(stall)
+            self.hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)
+
+    def close(self) -> None:
+        """Write no more."""
+        for part, file in (("journal", self._journal), ("hang", self.hang)):
+            if file is not None:
+                with self._faults.guard(part):
+                    file.close()
+        self._journal = self.hang = None
+
+    def abandon(self) -> None:
+        """Let go of the parent's files in a forked child."""
+        for file in (self._journal, self.hang):
+            if file is not None:
+                file.abandon()
+        self._journal = self.hang = None
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Return what keeps the timer from being wound, for as long as a fork takes."""
+        return contextlib.nullcontext() if self.hang is None else self.hang.held()
+
+    def in_use(self) -> list[tuple[str, StallSink]]:
+        """Return the sinks in use, each with its part's name."""
+        journal = self._journal
+        return [("log", self._log), *([] if journal is None else [("journal", journal)])]
+
+    def record_expected(self, stall: Stall) -> None:
+        """Journal a block that was expected: it is not logged as a stall is."""
+        if (journal := self._journal) is not None:
+            self._faults.attempt("journal", lambda: journal.write(stall), None)
+
+    def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
+        """Log how long a loop was held by blocks that were expected, in one line."""
+        self._faults.attempt("log", lambda: self._log.expected(blocks, note), None)
+
+    def dump_of(self, seen: Observation) -> tuple[Frame, ...]:
+        """Return the stack that the timer wrote down during a block, empty if it did not."""
+        if (hang := self.hang) is None:
+            return ()
+        ended_at = seen.started_at + seen.end - seen.start
+        return self._faults.attempt("hang", lambda: hang.dump_of(seen.loop, seen.started_at, ended_at), ())
+
+    def tick(self, now: float, threads: Mapping[int, str], longest_sleep: float) -> None:
+        """Wind the timer; in the watcher's thread.
+
+        Args:
+            now: ``time.monotonic`` s.
+            threads: names of the loops that run, by the ident of their threads.
+            longest_sleep: s until the next tick at most.
+        """
+        if (hang := self.hang) is not None:
+            self._faults.attempt("hang", lambda: hang.tick(now, dict(threads), longest_sleep), None)
+
+    def disarm(self) -> None:
+        """Stop the timer while nobody winds it: it would take a healthy program for one that hangs."""
+        if self.hang is not None:
+            with self._faults.guard("hang"):
+                self.hang.disarm()
+
+    def _tell_leftover(self, stall: Stall) -> None:
+        self._faults.say(
+            logging.WARNING, "loopwatch: process %d ended while its loop %r was blocked: %s", stall.pid, stall.loop,
+            stall.remedy,
+        )  # fmt: skip
+        if (journal := self._journal) is not None:
+            self._faults.attempt("journal", lambda: journal.write(stall), None)

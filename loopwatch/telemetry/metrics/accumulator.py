@@ -1,0 +1,102 @@
+"""Accumulates the metrics of one agent and computes their points on demand: one account for all exporters.
+
+OpenTelemetry and Prometheus read the same account, so that both report the same values. Nothing here runs on the thread
+of an event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from loopwatch.core.dataclasses import replace
+from loopwatch.core.faults import Faults
+from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.telemetry.metrics.account import Account
+from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.exemplars import Exemplars
+from loopwatch.telemetry.metrics.records import Inputs, Reading
+from loopwatch.watch.observation import LoopReading
+
+PART = "telemetry"
+"""Name under which faults of the metrics are counted."""
+PATIENCE = 3
+"""Collections that may fail one after another: one may race with the program, which changes what is read."""
+
+
+class Accumulator:
+    """The metrics of one agent.
+
+    Args:
+        look: returns the present state of loops, pools and the agent; called from any thread.
+        faults: of the agent.
+
+    Attributes:
+        account: what exporters read from.
+    """
+
+    def __init__(self, look: Callable[[], Inputs], faults: Faults) -> None:
+        self._look, self._faults = look, faults
+        self._lock = threading.RLock()  # a finalizer of the program may come in between
+        self._readings = Readings()
+        self._last: Inputs | None = None
+        self._failures = 0
+        self._exemplars = Exemplars()
+        self.account = Account(self.read, self._exemplars)
+
+    def configure(self, max_culprits: int) -> None:
+        """Count from now on, with at most ``max_culprits`` functions told apart."""
+        with self._lock:
+            self._readings.max_culprits = max_culprits
+            self._last = None
+
+    def freeze(self) -> None:
+        """Read the state once more, before the services stop; later collections report it as it was then."""
+        with self._faults.guard(PART):
+            inputs = self._look()
+            with self._lock:
+                self._readings.read(inputs)
+                self._last = replace(inputs, loops=())  # the loops report their last values in loop_gone()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew in a forked child, with empty counters."""
+        self._lock = threading.RLock()
+        self._last = None
+        self._readings = Readings(self._readings.max_culprits)
+        self._exemplars.clear()
+
+    def loop_gone(self, loop: LoopReading) -> None:
+        """Add the last values of a loop that is not watched any more."""
+        with self._lock:
+            self._readings.loop_gone(loop)
+
+    def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: object = None) -> None:
+        """Count a stall that is over; a hang is counted when it ends."""
+        if not stall.ongoing:
+            with self._lock:
+                self._readings.saw(stall)
+            self._exemplars.saw(stall)
+
+    def read(self, pause: Callable[[], None] = lambda: None) -> Reading | None:
+        """Return all points as they are now, None if they cannot be computed; from any thread.
+
+        Args:
+            pause: called between parts of the work.
+        """
+        if self._faults.is_off(PART):
+            return None
+        try:
+            inputs = self._last or self._look()
+            pause()
+            with self._lock:
+                found = self._readings.read(inputs, pause)
+            self._failures = 0
+        except Exception as exc:  # noqa: BLE001 - logged, and counted where it happens again
+            self._failures += 1
+            if self._failures >= PATIENCE:
+                self._faults.add(PART, exc)
+            else:
+                self._faults.say(logging.INFO, "loopwatch: a reading of its figures failed and is left out: %r", exc)
+            return None
+        return found
