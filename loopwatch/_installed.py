@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 
 from loopwatch.core.deferred import Deferred
+from loopwatch.core.process_state import one
 from loopwatch.core.subinterpreters import in_subinterpreter
 from loopwatch.errors import ConfigError
 
@@ -38,7 +39,7 @@ class _Process:
         self.forking = threading.local()  # .release: what lets the agent go on after the fork of this thread
 
 
-_process = _Process()
+_process = one(_Process)
 
 
 def install(config: Config | None = None, **settings: Any) -> Agent:

@@ -236,3 +236,50 @@ def test_install_loads_nothing_heavy() -> None:
     loaded = loaded_by("import loopwatch; loopwatch.install()")
     heavy = {"opentelemetry", "psutil", "multiprocessing", "uvloop", "ctypes", "sqlite3", "grpc", "requests"}
     assert heavy & {name.partition(".")[0] for name in loaded} == set()
+
+
+CHANGES = {"add", "append", "appendleft", "clear", "discard", "extend", "pop", "popitem", "popleft", "remove",
+           "setdefault", "update"}  # fmt: skip
+
+
+def _variables(tree: ast.Module) -> set[str]:
+    """Return the names of a module's own variables, those left out that ``process_state.one`` has made."""
+    found = set()
+    for node in tree.body:
+        value = node.value if isinstance(node, ast.Assign) else None
+        is_owned = isinstance(value, ast.Call) and ast.unparse(value.func) == "one"
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        else:
+            targets = [node.target] if isinstance(node, ast.AnnAssign) else []
+        found |= {target.id for target in targets if isinstance(target, ast.Name) and not is_owned}
+    return found
+
+
+def _changed_by(node: ast.AST) -> list[ast.expr]:
+    """Return what ``node`` changes in place."""
+    if isinstance(node, ast.Assign | ast.Delete | ast.AugAssign):
+        targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+        return [target.value for target in targets if isinstance(target, ast.Subscript | ast.Attribute)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGES:
+        return [node.func.value]
+    return []
+
+
+def changed_variables(tree: ast.Module) -> set[str]:
+    """Return the names of a module's variables that its functions rebind or change in place."""
+    changed: set[str] = set()
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+        for node in ast.walk(function):
+            changed |= set(node.names) if isinstance(node, ast.Global) else set()
+            changed |= {each.id for each in _changed_by(node) if isinstance(each, ast.Name)}
+    return changed & _variables(tree)
+
+
+def test_state_of_the_process_is_in_one_module() -> None:
+    """No module changes a variable of its own but ``core.process_state``, and the cache of pickles that it names."""
+    found = {name: changed_variables(ast.parse(path.read_text())) for name, path in modules().items()}
+    assert {name: changed for name, changed in found.items() if changed} == {
+        "loopwatch.core.process_state": {"_ones", "_living"},
+        "loopwatch.workers.pickling": {"_FUNCTIONS"},
+    }

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from loopwatch.core.process_state import one
 from loopwatch.core.text import MAX_LINE, printable
 
 try:
@@ -168,5 +169,5 @@ def _takes_more(fd: int) -> bool:
     return bool(waiting.poll(0))
 
 
-stderr = Stderr()
-"""That of this process: a fact about the process, like the logger."""
+stderr = one(Stderr)
+"""That of this process."""

@@ -16,6 +16,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from loopwatch.core import memfd
+from loopwatch.core.process_state import one
 
 try:
     import fcntl
@@ -127,7 +128,7 @@ class Board:
             self._map.close()
             os.close(self._fd)
         else:  # a program that becomes a daemon has closed all descriptors, and mmap's copy has its number no more
-            _lost.append(self._map)
+            one(_Lost).append(self._map)
 
     def abandon(self) -> None:
         """Let go of the parent's in a forked child."""
@@ -172,8 +173,8 @@ class Board:
         self._words[base : base + _WORDS] = memoryview(bytes(8 * _WORDS)).cast("q")
 
 
-_lost: list[mmap.mmap] = []
-"""Maps that must not be closed: with them somebody else's descriptor would be."""
+class _Lost(list[mmap.mmap]):
+    """Maps that must not be closed: with them somebody else's descriptor would be."""
 
 
 def _is_at(fd: int, address: Address) -> bool:

@@ -168,7 +168,7 @@ class Mover:
 
     def _move(self, listed: Listed, flagged: FlaggedFunction) -> None:
         with self._lock:
-            if listed.moved is not None or worker.INSIDE:
+            if listed.moved is not None or worker.here.is_worker:
                 return
             found, function = listed.found, cast("Any", listed.found.function)
             probation = Probation(function)

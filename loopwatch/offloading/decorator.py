@@ -113,7 +113,7 @@ def _decorated(function: Any, to: Any, options: CallOptions, pool: WorkerPool | 
     @functools.wraps(function)
     def offloaded(*args: Any, **kwargs: Any) -> Any:
         worker.refuse_while_preparing()
-        if not worker.INSIDE and asyncio._get_running_loop() is None:
+        if not worker.here.is_worker and asyncio._get_running_loop() is None:
             raise OffloadError(
                 f"{function.__qualname__}() is offloaded and needs a running event loop: await it inside one, "
                 f"or call {function.__qualname__}.inline() here and now"

@@ -13,20 +13,44 @@ import threading
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+from loopwatch.core.process_state import one
 from loopwatch.errors import PoolClosed
-from loopwatch.workers import settings
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
+from loopwatch.workers.settings import settings
 from loopwatch.workers.thread_backend import ThreadBackend
 
-_lock = threading.Lock()
-_pool: WorkerPool | None = None
-_owner: asyncio.AbstractEventLoop | None = None
-_lifetime: AsyncGenerator[None, None] | None = None
-_threads: ThreadBackend | None = None
-_closing: set[asyncio.Task[None]] = set()
-_stay: set[str] = set()
-"""``process``, ``thread``: which of them are used by more than what the agent moves."""
+
+class _Defaults:
+    """What is used where nothing is given.
+
+    Attributes:
+        lock: held while any of it changes.
+        pool: the worker processes, None while there are none.
+        owner: the loop that the pool belongs to.
+        lifetime: ends with that loop, and the pool with it.
+        threads: None while there are none.
+        closing: tasks that close a pool.
+        stay: ``process``, ``thread``: which of them are used by more than what the agent offloads.
+    """
+
+    def __init__(self) -> None:
+        self.closing: set[asyncio.Task[None]] = set()
+        self.stay: set[str] = set()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Make all of it anew; in a forked child threads do not exist, and the pool has let go of its workers."""
+        self.lock = threading.Lock()
+        self.pool: WorkerPool | None = None
+        self.owner: asyncio.AbstractEventLoop | None = None
+        self.lifetime: AsyncGenerator[None, None] | None = None
+        self.threads: ThreadBackend | None = None
+
+
+_defaults = one(_Defaults)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_defaults.begin_anew)
 
 
 class _JustClosed(Exception):  # noqa: N818 - it is never seen
@@ -46,7 +70,7 @@ async def in_process(
     while True:
         pool, owner = await _default_pool(loop)
         if stays:
-            _stay.add("process")
+            _defaults.stay.add("process")
         call = _submit(pool, function, args, kwargs, options)
         try:
             if owner is loop:
@@ -69,7 +93,7 @@ async def in_thread(
 ) -> Any:
     """Run a call in the default threads; arguments as those of :func:`in_process`."""
     if stays:
-        _stay.add("thread")
+        _defaults.stay.add("thread")
     try:
         future = threads().submit(function, args, kwargs, options)
     except PoolClosed:  # they have just been; now there are others
@@ -78,18 +102,16 @@ async def in_thread(
 
 
 async def _default_pool(loop: asyncio.AbstractEventLoop) -> tuple[WorkerPool, asyncio.AbstractEventLoop]:
-    global _pool, _owner, _lifetime
-    with _lock:
-        if _pool is None or _owner is None or _pool.closed or not _owner.is_running():
-            if _pool is not None and not _pool.closed:
-                _pool.abandon()
-            _pool, _owner = WorkerPool(settings.workers, name="default"), loop
-            _stay.discard("process")
-            _lifetime = _until_loop_ends(_pool)
-            begin = anext(_lifetime)
-        else:
-            return _pool, _owner
-        pool = _pool
+    now = _defaults
+    with now.lock:
+        if now.pool is not None and now.owner is not None and not now.pool.closed and now.owner.is_running():
+            return now.pool, now.owner
+        if now.pool is not None and not now.pool.closed:
+            now.pool.abandon()
+        pool = WorkerPool(settings.workers, name="default")
+        now.pool, now.owner, now.lifetime = pool, loop, _until_loop_ends(pool)
+        now.stay.discard("process")
+        begin = anext(now.lifetime)
     await begin
     return pool, loop
 
@@ -104,58 +126,46 @@ async def _until_loop_ends(pool: WorkerPool) -> AsyncGenerator[None, None]:
 
 def threads() -> ThreadBackend:
     """Return the default threads."""
-    global _threads
-    with _lock:
-        if _threads is None:
-            _threads = ThreadBackend()
-            _stay.discard("thread")
-        return _threads
+    with _defaults.lock:
+        if _defaults.threads is None:
+            _defaults.threads = ThreadBackend()
+            _defaults.stay.discard("thread")
+        return _defaults.threads
 
 
 def current_pool() -> WorkerPool | None:
     """Return the default pool, None while there is none."""
-    return _pool
-
-
-def _forget() -> None:
-    """Begin anew in a forked child: threads do not exist there, and the pool has let go of its workers."""
-    global _pool, _owner, _lifetime, _threads, _lock
-    _lock = threading.Lock()
-    _pool = _owner = _lifetime = _threads = None
+    return _defaults.pool
 
 
 def end_what_was_moved() -> None:
     """Have the default pool and threads end once they have done what they were given, from any thread.
 
-    Unless they are used by more than what the agent moves.
+    Unless they are used by more than what the agent offloads.
     """
-    global _threads
-    with _lock:
-        pool, owner, kept = _pool, _owner, _threads
-        if "thread" not in _stay:
-            _threads = None
-    if kept is not None and "thread" not in _stay:
+    now = _defaults
+    with now.lock:
+        pool, owner, kept = now.pool, now.owner, now.threads
+        if "thread" not in now.stay:
+            now.threads = None
+    if kept is not None and "thread" not in now.stay:
         kept.dismiss()
-    if pool is not None and owner is not None and not pool.closed and "process" not in _stay:
+    if pool is not None and owner is not None and not pool.closed and "process" not in now.stay:
         with contextlib.suppress(RuntimeError):  # its loop is closed, and it ends with that
             owner.call_soon_threadsafe(_close, pool, owner)
 
 
 def _close(pool: WorkerPool, owner: asyncio.AbstractEventLoop) -> None:
     closing = owner.create_task(pool.close())
-    _closing.add(closing)
-    closing.add_done_callback(_closing.discard)
+    _defaults.closing.add(closing)
+    closing.add_done_callback(_defaults.closing.discard)
 
 
 async def shut_down() -> None:
     """Close what was made, for a program that wants to see it gone before its loop ends."""
-    global _threads
-    if _pool is not None and not _pool.closed and _owner is asyncio.get_running_loop():
-        await _pool.close()
-    kept, _threads = _threads, None
+    pool = _defaults.pool
+    if pool is not None and not pool.closed and _defaults.owner is asyncio.get_running_loop():
+        await pool.close()
+    kept, _defaults.threads = _defaults.threads, None
     if kept is not None:
         await kept.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

@@ -8,12 +8,12 @@ import inspect
 import os
 import threading
 import types
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 from loopwatch.core.originals import time
+from loopwatch.core.process_state import living
 from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.core.unseen import unseen
 from loopwatch.errors import NotPicklable, OffloadError
@@ -22,10 +22,11 @@ from loopwatch.offloading import default_pool
 from loopwatch.offloading.policy import BUDGET, ENOUGH, Measured, decide
 from loopwatch.offloading.remote_call import Raised, Reference, Timed, Within, read_clocks, used_since
 from loopwatch.offloading.side_effects import Probation, State
-from loopwatch.workers import launch, settings, worker
+from loopwatch.workers import launch, worker
 from loopwatch.workers.interpreters import gil_enabled
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
+from loopwatch.workers.settings import settings
 from loopwatch.workers.thread_backend import ThreadBackend, in_own_thread
 from loopwatch.workers.totals import spent_by
 
@@ -89,7 +90,7 @@ class Moved:
         self._cause = Cause.UNKNOWN
         self._bound_until: int | None = None
         self._changes: deque[Decision] = deque(maxlen=CHANGES)
-        _KNOWN.add(self)
+        living(Moved).add(self)
 
     @property
     def to(self) -> Any:
@@ -105,7 +106,7 @@ class Moved:
 
     def place(self) -> Any:
         """Return where the next call is to run."""
-        if worker.INSIDE:
+        if worker.here.is_worker:
             return "inline"  # no pools within pools
         if self.to != "auto":
             return "inline" if self.to == "thread" and in_own_thread() else self.to
@@ -209,7 +210,7 @@ class Moved:
         return result
 
     def _before(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> State | None:
-        if self.probation is None or not self.probation.left or worker.INSIDE:
+        if self.probation is None or not self.probation.left or worker.here.is_worker:
             return None
         return self.probation.before((args, kwargs))
 
@@ -356,12 +357,9 @@ class Moved:
         return self.stats().explain()
 
 
-_KNOWN: weakref.WeakSet[Moved] = weakref.WeakSet()
-
-
 def _begin_anew() -> None:
     """This is a forked child, where a lock may be held for ever."""
-    for moved in list(_KNOWN):
+    for moved in list(living(Moved)):
         moved._lock = threading.Lock()
 
 
@@ -371,7 +369,7 @@ if hasattr(os, "register_at_fork"):
 
 def known() -> list[Moved]:
     """Return the functions of this process that may run somewhere else, in order of their names."""
-    return sorted(_KNOWN, key=lambda moved: (moved.name, moved.way))
+    return sorted(living(Moved), key=lambda moved: (moved.name, moved.way))
 
 
 @types.coroutine

@@ -159,7 +159,7 @@ def _survives(error: BaseException) -> bool:
     """Whether an exception can be raised by a future, and arrives from another process as it is."""
     if not isinstance(error, Exception) or isinstance(error, StopIteration):
         return False
-    if not worker.INSIDE:
+    if not worker.here.is_worker:
         return True
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)

@@ -12,7 +12,7 @@ from loopwatch.core.patches import PatchSet, loaded
 from loopwatch.events import FlaggedFunction, OffloadStats, PlaceStats, Stall
 from loopwatch.health.kinds.worker_pool import OwnPool
 from loopwatch.watch.probes.base import Loop
-from loopwatch.workers import settings
+from loopwatch.workers.settings import settings
 
 if TYPE_CHECKING:
     from loopwatch.offloading.auto import Mover
@@ -81,7 +81,7 @@ class OffloadingService:
     def stop(self) -> None:
         """Put back what is moved, and forget what was said about decorated functions."""
         self._stop()
-        settings.forget()
+        settings.reset()
 
     def _stop(self) -> None:
         mover, self._mover = self._mover, None

@@ -167,6 +167,6 @@ def is_worker() -> bool:
 def is_inside_pool() -> bool:
     """Whether this process belongs to one of loopwatch's own pools: its parent tells what it does."""
     worker = loaded("loopwatch.workers.worker")
-    if worker is not None and worker.INSIDE:
+    if worker is not None and worker.here.is_worker:
         return True
     return any("from loopwatch.workers import worker" in word for word in sys.orig_argv[1:3])  # its fork server

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from loopwatch.core import descriptors
 from loopwatch.core.patches import loaded
+from loopwatch.core.process_state import one
 from loopwatch.telemetry.metrics.attributes import utf8
 from loopwatch.telemetry.ports import is_worker
 
@@ -121,8 +122,8 @@ class _Slot(NamedTuple):
         descriptors.close_socket(self.holder, self.mark)
 
 
-_slots: dict[int, _Slot] = {}
-"""That of this process by its pid, if it has one; in a forked child first that of its parent."""
+class _Slots(dict[int, _Slot]):
+    """That of this process by its pid, if it has one; in a forked child first that of its parent."""
 
 
 def worker_index() -> int | None:
@@ -131,11 +132,11 @@ def worker_index() -> int | None:
     The first number that no other has: one that is started in place of another gets that one's. The kernel keeps the
     list, as names of sockets (abstract ones, unix(7)), from which each goes with its process; so on Linux only.
     """
-    pid = os.getpid()
-    if pid in _slots:
-        return _slots[pid].number
-    while _slots:
-        _slots.popitem()[1].close()
+    pid, slots = os.getpid(), one(_Slots)
+    if pid in slots:
+        return slots[pid].number
+    while slots:
+        slots.popitem()[1].close()
     if sys.platform != "linux" or not is_worker():
         return None
     for number in range(MOST_WORKERS):
@@ -145,7 +146,7 @@ def worker_index() -> int | None:
         except OSError:  # another has it
             holder.close()
             continue
-        kept = _slots.setdefault(pid, _Slot(number, holder, descriptors.mark(holder.fileno())))
+        kept = slots.setdefault(pid, _Slot(number, holder, descriptors.mark(holder.fileno())))
         if kept.holder is not holder:  # another thread was faster
             holder.close()
         return kept.number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 from loopwatch.core.dataclasses import dataclass, field
@@ -90,14 +90,14 @@ class LoopReading:
     """One loop at one moment.
 
     Attributes:
-        key: unique among the loops of the process.
+        key: stands for the loop, unlike its name unique for all time.
         stats: what is told to people.
         lags: how late its heartbeat was since it is watched.
         callbacks: callbacks that it has run since then, None where they are not counted.
         victims: what waited when its stalls ended.
     """
 
-    key: int
+    key: Hashable
     stats: LoopStats
     lags: Histogram
     callbacks: int | None = None

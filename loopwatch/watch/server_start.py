@@ -13,7 +13,7 @@ import asyncio
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from types import CodeType, CoroutineType, ModuleType
 from typing import Any
 
@@ -117,8 +117,8 @@ class ServerStarts:
         self._is_on = self._is_hooked = False
         self._hooks: list[ListItem] = []
         self._roles: dict[CodeType, _Role] = {}
-        self._starts: dict[int, _Start] = {}
-        self._listening: set[int] = set()
+        self._starts: dict[Hashable, _Start] = {}
+        self._listening: set[Hashable] = set()
 
     # -- life -----------------------------------------------------------------------------------------------------
 

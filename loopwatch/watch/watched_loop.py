@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Hashable
 from typing import Any
 
 from loopwatch.core.histogram import Histogram
@@ -17,10 +17,6 @@ from loopwatch.watch.expectations import Expectations
 from loopwatch.watch.observation import Baseline, Case, Episode, LoopReading
 from loopwatch.watch.probes.base import IDLE, Block, Counters, Failed, Loop, Probe
 from loopwatch.watch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
-
-_keys = itertools.count()
-"""Tell loops apart for ever; their ids are used again."""
-
 
 WINDOW, FIRST_WINDOW = 10.0, 1.0
 """s: figures of a loop are those of its last complete window of this length; the first is shorter, to be told soon."""
@@ -49,7 +45,7 @@ class WatchedLoop:
     def __init__(self, loop: Loop, name: str, probe: Probe, heartbeat: float | None, failed: Failed) -> None:
         self.ref: weakref.ref[Loop] = weakref.ref(loop)
         self.name = name
-        self.key = next(_keys)
+        self.key: Hashable = object()  # not its id, which is used again
         self.probe = probe
         self._has_heart = heartbeat is not None
         self.heart = Heartbeat(loop, heartbeat or LONGEST, self._utilization_since_beat, probe.on_beat, failed)

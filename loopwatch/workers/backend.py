@@ -35,8 +35,8 @@ class Backend(Protocol):
 
     *Functions travel by name.* ``@offload`` passes a stand-in that pickles by reference, and is the plain function
     where it is unpickled. An engine that is given what ``@offload`` has made runs the plain function: unpickled in a
-    process that sets ``loopwatch.workers.worker.INSIDE``, it runs inline by itself, which also keeps calls of other
-    offloaded functions from starting engines there.
+    process that sets ``loopwatch.workers.worker.here.is_worker``, it runs inline by itself, which also keeps calls of
+    other offloaded functions from starting engines there.
 
     *It counts for itself*: :meth:`stats` holds every call that was taken exactly once (``submitted`` is ``queued``,
     ``running``, ``completed``, ``failed`` and ``cancelled`` together). What ``@offload`` shows per function, it counts.

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
+from loopwatch.core.process_state import one
 from loopwatch.errors import NotPicklable
 
 MOST = 64
@@ -89,12 +90,18 @@ class Passage:
         self._received = {}
 
 
-_open = threading.local()
+class _Open(threading.local):
+    """The passage of the message that a thread is pickling or unpickling."""
+
+    passage: Passage | None = None
+
+
+_open = one(_Open)
 
 
 def current() -> Passage | None:
     """Return the passage of the message that this thread is pickling or unpickling, None outside."""
-    return getattr(_open, "passage", None)
+    return _open.passage
 
 
 class passing:  # noqa: N801 - a context manager, and cheaper than by ``contextlib``

@@ -15,10 +15,10 @@ import importlib.util
 import pickle
 import sys
 import traceback
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from loopwatch.core.process_state import living
 from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.workers import launch, pickling, tracing, worker
 from loopwatch.workers.call import blame
@@ -80,7 +80,7 @@ class InterpreterBackend(ThreadBackend):
             check_count("workers", workers, 1, "4")
         self._interpreters = _library()
         super().__init__(workers or usable_cpus(), max_queue=max_queue, name=name)
-        _BACKENDS.add(self)
+        living(InterpreterBackend).add(self)
 
     def _pack(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trip: tracing.Trip | None
@@ -142,16 +142,16 @@ def _opened(answer: bytes) -> Any:
 
 def _enter() -> None:
     """What is offloaded runs inline here."""
-    worker.INSIDE = True
+    worker.here.is_worker = True
 
 
 @functools.cache
 def _prepare(main: bytes) -> None:
-    worker.PREPARING = True
+    worker.here.is_preparing = True
     try:
         worker._prepare_main(pickle.loads(main))
     finally:
-        worker.PREPARING = False
+        worker.here.is_preparing = False
 
 
 def _answer(data: bytes, by_value: bool, main: bytes | None, carrier: Mapping[str, str] | None) -> bytes:
@@ -184,12 +184,10 @@ def _failed(words: str) -> bytes:
 
 # -- at the end of the program ----------------------------------------------------------------------------------------
 
-_BACKENDS: weakref.WeakSet[InterpreterBackend] = weakref.WeakSet()
-
 
 def _close_idle() -> None:
     """Python complains at its end of interpreters that are left."""
-    idle = [thread for backend in list(_BACKENDS) for thread in backend.dismiss()]
+    idle = [thread for backend in list(living(InterpreterBackend)) for thread in backend.dismiss()]
     for thread in idle:
         thread.join(ENDS_WITHIN)
 

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from loopwatch.core import memfd
+from loopwatch.core.process_state import living
 from loopwatch.errors import OffloadError
 from loopwatch.workers.worker import SHARED_SIZE, STATUS
 
@@ -63,7 +64,7 @@ class Launched:
             self._ends = stack.pop_all()
         # For when it is collected; at the end of the interpreter finalizers do nothing any more.
         weakref.finalize(self, self._ends.close).atexit = False
-        _launched.add(self)
+        living(Launched).add(self)
 
     def close(self) -> None:
         """Close our ends; a second call does nothing."""
@@ -124,7 +125,7 @@ class Spawner:
         self._closed = False
         self._lock = threading.Lock()
         weakref.finalize(self, _end, self._children).atexit = False
-        _launchers.add(self)
+        living(type(self)).add(self)
 
     def start(self) -> Launched:
         """Start a worker."""
@@ -247,7 +248,7 @@ class ForkServer:
         self._codes: dict[int, int] = {}
         self._closed = False
         self._lock = threading.Lock()
-        _launchers.add(self)
+        living(type(self)).add(self)
 
     def start(self) -> Launched:
         """Start a worker, and the server first if it does not run."""
@@ -318,36 +319,37 @@ class ForkServer:
 
 Launcher = Spawner | ForkServer
 
-_launched: weakref.WeakSet[Launched] = weakref.WeakSet()
-_launchers: weakref.WeakSet[Launcher] = weakref.WeakSet()
-
 
 def launcher(method: str, preload: Sequence[str]) -> Launcher:
     """Return what starts workers by ``method``."""
     return ForkServer(preload) if method == "forkserver" else Spawner(preload)
 
 
+def _launchers() -> list[Launcher]:
+    return [*living(Spawner), *living(ForkServer)]
+
+
 def helpers() -> list[int]:
     """Return the processes that this one has started for its pools: fork servers, and workers that were spawned."""
     found = []
-    for each in list(_launchers):
+    for each in _launchers():
         found += each.pids()
     return found
 
 
 def _forget_all() -> None:
     """A forked child that kept the lifelines open would keep the workers alive after its parent has died."""
-    for launched in list(_launched):
+    for launched in list(living(Launched)):
         launched.close()
-    for each in list(_launchers):
+    for each in _launchers():
         each.forget()
 
 
 def _close_all() -> None:
     """A thread may be starting a worker for a pool that is no more."""
-    for launched in list(_launched):
+    for launched in list(living(Launched)):
         launched.close()
-    for each in list(_launchers):
+    for each in _launchers():
         each.close()
 
 

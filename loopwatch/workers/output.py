@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
+from loopwatch.core.process_state import living, one
 from loopwatch.core.untraced import UntracedThread
 from loopwatch.workers import descriptor_passing
 
@@ -202,7 +203,7 @@ class _Writer:
         self._size = 0
         self._thread: threading.Thread | None = None
         self._finished: Callable[[], object] | None = None
-        _writers.add(self)
+        living(_Writer).add(self)
 
     def put(self, lines: bytes) -> None:
         """Have whole lines written."""
@@ -282,21 +283,29 @@ def _pieces(lines: bytes) -> Iterator[bytes]:
         start = end
 
 
-_writers: weakref.WeakSet[_Writer] = weakref.WeakSet()
-_one_at_a_time = {number: threading.Lock() for number in STREAMS}
-"""Pools may write to the same descriptor."""
+class _Locks(dict[int, threading.Lock]):
+    """One for each descriptor, as several pools may write to it."""
+
+    def renew(self) -> None:
+        """Make them anew, as a thread that has one may not be there any more."""
+        self.update((number, threading.Lock()) for number in STREAMS)
+
+    __init__ = renew
+
+
+_one_at_a_time = one(_Locks)
 
 
 def _wait_for_all() -> None:
     ends = time.monotonic() + PATIENCE
-    for writer in list(_writers):
+    for writer in list(living(_Writer)):
         writer.wait(ends)
 
 
 def _forget_all() -> None:
     """This is a forked child: the threads, who may hold the locks, are not here."""
-    _writers.clear()
-    _one_at_a_time.update((number, threading.Lock()) for number in STREAMS)
+    living(_Writer).clear()
+    _one_at_a_time.renew()
 
 
 atexit.register(_wait_for_all)

@@ -12,21 +12,22 @@ import contextlib
 import functools
 import itertools
 import os
-import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 from loopwatch.core.originals import time
+from loopwatch.core.process_state import living
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
 from loopwatch.health.naming import origin
 from loopwatch.health.records import PoolReading
-from loopwatch.workers import launch, pickling, settings, tracing, worker
+from loopwatch.workers import launch, pickling, tracing, worker
 from loopwatch.workers.call import Call, Outcome, blame, in_turns
 from loopwatch.workers.call_queue import check_hashable
 from loopwatch.workers.dispatcher import Dispatcher
 from loopwatch.workers.options import CallOptions, PoolOptions, changed, check_count, pool_options
+from loopwatch.workers.settings import settings
 from loopwatch.workers.stats import Figures
 
 T = TypeVar("T")
@@ -339,7 +340,7 @@ class WorkerPool:
         self._loop = loop
         self._by_value = not launch.main_is_importable()
         self._dispatcher = Dispatcher(self._options, self._figures, loop, self)
-        _POOLS.add(self)
+        living(WorkerPool).add(self)
         if settings.opened is not None:
             settings.opened(self)
         self._dispatcher.crew.staff()
@@ -386,7 +387,7 @@ class WorkerPool:
 
     def _shut(self) -> None:
         self._closed = self._closing = True
-        _POOLS.discard(self)
+        living(WorkerPool).discard(self)
         if self._dispatcher is not None:
             self._dispatcher.shut()
 
@@ -432,16 +433,15 @@ class WorkerPool:
 
 
 _UNSET: Any = object()
-_POOLS: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
 def open_pools() -> list[WorkerPool]:
     """Return the pools of this process that have been used and not closed."""
-    return list(_POOLS)
+    return list(living(WorkerPool))
 
 
 def _abandon_all() -> None:
-    for pool in list(_POOLS):
+    for pool in list(living(WorkerPool)):
         with contextlib.suppress(Exception):
             pool.abandon()
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from loopwatch.core import memfd
 from loopwatch.core.originals import time
+from loopwatch.core.process_state import one
 from loopwatch.errors import ConfigError, NotPicklable, OffloadError
 from loopwatch.workers import descriptor_passing
 
@@ -42,11 +43,21 @@ _EVERYONE = 2**31 - 1
 # Before 3.13 a mapping keeps a second descriptor of its own (CPython's Modules/mmapmodule.c).
 _UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
-_known: weakref.WeakValueDictionary[bytes, SharedBuffer] = weakref.WeakValueDictionary()
-"""The buffers of this process by token: what comes again, or comes back, is the same object."""
 
-_held: dict[object, int] = {}
-"""The descriptors through which this process holds, or awaits, a lock."""
+class _Buffers:
+    """The shared buffers of this process.
+
+    Attributes:
+        known: by token: what comes again, or comes back, is the same object.
+        held: the descriptors through which this process holds, or awaits, a lock.
+    """
+
+    def __init__(self) -> None:
+        self.known: weakref.WeakValueDictionary[bytes, SharedBuffer] = weakref.WeakValueDictionary()
+        self.held: dict[object, int] = {}
+
+
+_buffers = one(_Buffers)
 
 
 class SharedBuffer(mmap.mmap):
@@ -93,7 +104,7 @@ class SharedBuffer(mmap.mmap):
         self._fd, self._token, self._nbytes = fd, token, len(self)
         self._release = weakref.finalize(self, os.close, fd)
         self._release.atexit = False  # the kernel does it, and other exit handlers may still use the memory
-        _known[token] = self
+        _buffers.known[token] = self
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -280,12 +291,12 @@ class SharedBuffer(mmap.mmap):
             raise OffloadError("SharedBuffer: lock and atomic operations need Linux (F_OFD_SETLK in fcntl(2))")
         self._check_open()
         holder = object()
-        fd = _held[holder] = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
+        fd = _buffers.held[holder] = os.open(f"/proc/self/fd/{self._fd}", os.O_RDWR | os.O_CLOEXEC)
         try:
             _acquire(fd, start, deadline)
             yield
         finally:
-            if holder in _held:  # else this is a fork of the holder
+            if holder in _buffers.held:  # else this is a fork of the holder
                 # Said aloud, for a child between its fork and its exec still has the descriptor.
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, start))
                 _let_go(holder)
@@ -305,7 +316,7 @@ class SharedBuffer(mmap.mmap):
 
 def _rebuild(index: int, token: bytes) -> SharedBuffer:
     """Return the buffer that was passed. Two threads at once may map it twice, which does no harm."""
-    known = _known.get(token)
+    known = _buffers.known.get(token)
     if known is not None and not known.closed:
         return known
     passage = descriptor_passing.current()
@@ -361,14 +372,14 @@ def _acquire(fd: int, start: int, deadline: float) -> None:
 
 
 def _let_go(holder: object) -> None:
-    fd = _held.pop(holder, None)
+    fd = _buffers.held.pop(holder, None)
     if fd is not None:
         os.close(fd)
 
 
 def _after_fork_in_child() -> None:
     """A lock stays its taker's, and is not to outlive it for a child that has the descriptor by chance."""
-    for holder in list(_held):
+    for holder in list(_buffers.held):
         _let_go(holder)
 
 

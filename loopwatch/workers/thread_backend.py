@@ -15,7 +15,6 @@ import logging
 import os
 import queue
 import threading
-import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from loopwatch.core import log
 from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
+from loopwatch.core.process_state import living
 from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
 from loopwatch.workers import tracing
@@ -187,7 +187,7 @@ class ThreadBackend:
         self._waits, self._runs = Histogram(), Histogram()
         self._busy = self._lived = 0.0
         self._spent = spent_by(self, "thread")
-        _BACKENDS.add(self)
+        living(ThreadBackend).add(self)
 
     def submit(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
@@ -531,11 +531,8 @@ class ThreadBackend:
             )
 
 
-_BACKENDS: weakref.WeakSet[ThreadBackend] = weakref.WeakSet()
-
-
 def _forget_all() -> None:
-    for backend in list(_BACKENDS):
+    for backend in list(living(ThreadBackend)):
         backend.forget()
 
 

@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 
+from loopwatch.core.process_state import one
 from loopwatch.events import PlaceStats
 
 PLACES = ("inline", "thread", "process", "backend")
@@ -45,10 +46,39 @@ class Spent:
         self.held += other.held
 
 
-_lock = threading.Lock()
-_all: list[Spent] = []
-_past = {place: Spent(place) for place in PLACES}
-_saved = dict.fromkeys(PLACES, 0.0)
+class _Totals:
+    """What all calls of this process took.
+
+    Attributes:
+        lock: held while sums are made.
+        open: of those who still call.
+        past: of those who are gone, by place.
+        saved: seconds that loops were spared so far, by place; must not fall.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.open: list[Spent] = []
+        self.past = {place: Spent(place) for place in PLACES}
+        self.saved = dict.fromkeys(PLACES, 0.0)
+
+    def fold(self) -> None:
+        """Keep the sum of those who are gone instead of them; with the lock."""
+        for spent in [each for each in self.open if each.is_over]:
+            self.past[spent.place].add(spent)
+            self.open.remove(spent)
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: what the parent has spent is the parent's."""
+        self.lock = threading.Lock()
+        for spent in (*self.open, *self.past.values()):
+            spent.calls, spent.run, spent.trip, spent.held = 0, 0.0, 0.0, 0.0
+        self.saved.update(dict.fromkeys(PLACES, 0.0))
+
+
+_totals = one(_Totals)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_totals.after_fork_in_child)
 
 
 def spent_by(owner: object, place: str) -> Spent:
@@ -56,47 +86,27 @@ def spent_by(owner: object, place: str) -> Spent:
     spent = Spent(place)
     # Runs in whichever thread collects it, which may have the lock: it only leaves word.
     weakref.finalize(owner, setattr, spent, "is_over", True).atexit = False
-    if len(_all) > _MANY:
-        with _lock:
-            _fold()
-    _all.append(spent)
+    if len(_totals.open) > _MANY:
+        with _totals.lock:
+            _totals.fold()
+    _totals.open.append(spent)
     return spent
 
 
 def places() -> tuple[PlaceStats, ...]:
     """Return the sums by place, those without any left out."""
-    with _lock:
-        _fold()
+    with _totals.lock:
+        _totals.fold()
         found = []
         for place in PLACES:
             total = Spent(place)
-            for spent in (_past[place], *(each for each in _all if each.place == place)):
+            for spent in (_totals.past[place], *(each for each in _totals.open if each.place == place)):
                 total.add(spent)
             if place != "inline":
                 # What pickling took is known before how long the call ran: the difference may fall for a while.
-                _saved[place] = max(_saved[place], total.run - total.held)
+                _totals.saved[place] = max(_totals.saved[place], total.run - total.held)
             if total.run or total.trip or total.calls:
                 found.append(
-                    PlaceStats(place, total.calls, total.run, total.trip, total.held, _saved[place]),
+                    PlaceStats(place, total.calls, total.run, total.trip, total.held, _totals.saved[place]),
                 )
         return tuple(found)
-
-
-def _fold() -> None:
-    """Keep the sum of those who are gone instead of them; the lock is held."""
-    for spent in [each for each in _all if each.is_over]:
-        _past[spent.place].add(spent)
-        _all.remove(spent)
-
-
-def _forget() -> None:
-    """Begin anew in a forked child: what the parent has spent is the parent's."""
-    global _lock
-    _lock = threading.Lock()
-    for spent in (*_all, *_past.values()):
-        spent.calls, spent.run, spent.trip, spent.held = 0, 0.0, 0.0, 0.0
-    _saved.update(dict.fromkeys(PLACES, 0.0))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

@@ -33,6 +33,7 @@ try:
 except ImportError:  # Windows, where there are threads only
     pass
 
+from loopwatch.core.process_state import one
 from loopwatch.errors import OffloadError
 from loopwatch.workers import descriptor_passing, pickling, protocol, tracing
 from loopwatch.workers.protocol import Frame, Kind
@@ -56,15 +57,25 @@ BROKEN = 70
 OFFLOADED = "__loopwatch_offloaded__"
 """Attribute of a function that ``@offload`` has made: that function itself."""
 
-INSIDE = False
-"""Whether this process is a worker: what is offloaded runs inline here."""
-PREPARING = False
-"""Whether this worker is importing the program's ``__main__``, which must not start anything."""
+
+class Here:
+    """What this process is.
+
+    Attributes:
+        is_worker: whether it is a worker: what is offloaded runs inline here.
+        is_preparing: whether it is importing the program's ``__main__``, which must not start anything.
+    """
+
+    def __init__(self) -> None:
+        self.is_worker = self.is_preparing = False
+
+
+here = one(Here)
 
 
 def refuse_while_preparing() -> None:
     """Refuse what a script without the usual guard does while a worker imports it."""
-    if PREPARING:
+    if here.is_preparing:
         raise OffloadError(
             "a worker is importing this program's main module, which runs the program at once: "
             "put what starts it under  if __name__ == '__main__':"
@@ -206,8 +217,7 @@ def run(channel: int, lifeline: int, shared: int) -> None:
         lifeline: read end of a pipe that nobody writes to.
         shared: file of :data:`SHARED_SIZE` bytes that the parent has mapped too.
     """
-    global INSIDE
-    INSIDE = True
+    here.is_worker = True
     tie_life_to(lifeline)
     _ignore_interrupts()
     code = BROKEN
@@ -323,7 +333,6 @@ class Worker:
         return True
 
     def _set_up(self, setup: dict[str, Any]) -> None:
-        global PREPARING
         os.environ.update(setup["env"])
         if setup["nice"]:
             os.nice(setup["nice"])
@@ -337,11 +346,11 @@ class Worker:
         self._traced = setup["traced"]
         if self._traced:
             tracing.prepare()
-        PREPARING = True
+        here.is_preparing = True
         try:
             _prepare_main(setup["main"])
         finally:
-            PREPARING = False
+            here.is_preparing = False
 
     # -- calls ----------------------------------------------------------------------------------------------------
 

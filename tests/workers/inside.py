@@ -14,7 +14,7 @@ LOCAL: list[int] = []
 
 def where() -> tuple[bool, int, int]:
     """Return whether offloaded functions run inline here, the process, and what this interpreter's module is."""
-    return worker.INSIDE, os.getpid(), id(LOCAL)
+    return worker.here.is_worker, os.getpid(), id(LOCAL)
 
 
 def tell_and_wait(began: int, opened: int, value: Any = None) -> Any:

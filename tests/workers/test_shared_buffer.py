@@ -456,7 +456,7 @@ def test_freed_though_a_child_still_has_the_descriptor() -> None:
     """Leaving the block frees the lock at once, even if a child between fork and exec has a copy of its descriptor."""
     with SharedBuffer(8) as buffer:
         with buffer.lock():
-            (held,) = shared_buffer._held.values()
+            (held,) = shared_buffer._buffers.held.values()
             copied = os.dup(held)
         with buffer.lock(timeout=0):
             pass
@@ -472,7 +472,7 @@ def test_an_error_frees_the_lock() -> None:
         with buffer.lock(timeout=0):
             pass
         assert descriptors() == before
-        assert not shared_buffer._held
+        assert not shared_buffer._buffers.held
 
 
 def forked(check: Callable[[], bool]) -> bool:
@@ -498,7 +498,7 @@ def test_fork_of_a_holder() -> None:
                 with buffer.lock(timeout=0):
                     return False
             except TimeoutError:
-                return not shared_buffer._held
+                return not shared_buffer._buffers.held
 
         block = buffer.lock()
         with block:

@@ -142,7 +142,7 @@ def test_what_is_gone_stays_in_the_sum() -> None:
         del owner
     gc.collect()
     assert grown("process", before).run == pytest.approx(500)
-    assert len([each for each in totals._all if each.is_over]) == 0
+    assert len([each for each in totals._totals.open if each.is_over]) == 0
 
 
 def test_saved_never_falls() -> None:

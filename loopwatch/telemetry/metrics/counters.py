@@ -5,7 +5,7 @@ What is gone keeps what it has counted, in its series or in that of :data:`~loop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from loopwatch.events import LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState, culprit_key
 from loopwatch.health.records import PoolReading
@@ -106,13 +106,13 @@ class Loops:
 
     def __init__(self) -> None:
         self._places = Places(MAX_LOOPS, lambda _key: (OTHER,))
-        self._growth = Growth[int]()
-        self._blocked = Growth[int]()
+        self._growth = Growth[Hashable]()
+        self._blocked = Growth[Hashable]()
         self.busy_share = 0.0
         """Of the busiest loop, between the last two readings."""
         self._totals = Totals(5)
-        self._has: dict[Key, set[int]] = {}
-        self._spans = Spans[int]()
+        self._has: dict[Key, set[Hashable]] = {}
+        self._spans = Spans[Hashable]()
 
     def name_of(self, loop: str) -> str:
         """Return under which name the loop with this name is told."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from loopwatch.core.histogram import Histogram
+from loopwatch.core.process_state import one
 from loopwatch.telemetry.metrics.account import EMPTY, Account, Pause, nap_off_the_loop
 from loopwatch.telemetry.metrics.cardinality import Key
 from loopwatch.telemetry.metrics.catalog import BY_NAME, CATALOG, Kind, Metric
@@ -176,16 +177,17 @@ def _within(exemplar: Exemplar) -> Any:
     return set_span_in_context(NonRecordingSpan(span), Context())
 
 
-_kept: weakref.WeakKeyDictionary[Any, Instruments] = weakref.WeakKeyDictionary()
-"""The instruments on providers of the application, which outlive agents as these providers do."""
+class _Kept(weakref.WeakKeyDictionary[Any, Instruments]):
+    """The instruments on providers of the application, by provider."""
 
 
 def instruments_of(provider: Any, version: str) -> Instruments:
     """Return the instruments on a provider of the application; made with the first call."""
+    kept = one(_Kept)
     try:
-        found = _kept.get(provider)
+        found = kept.get(provider)
     except TypeError:  # one that cannot be referred to weakly, or has no hash
         return Instruments(provider.get_meter("loopwatch", version))
     if found is None:
-        found = _kept[provider] = Instruments(provider.get_meter("loopwatch", version))
+        found = kept[provider] = Instruments(provider.get_meter("loopwatch", version))
     return found
