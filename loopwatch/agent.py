@@ -380,7 +380,7 @@ class Agent:
 
     def expect_typed_code(self, is_expected: bool) -> None:
         """Set whether blocks by code typed at a prompt or in a notebook are expected; at first they are not."""
-        self._watch.watcher.expects_typed = is_expected
+        self._watch.watcher.expect_typed(is_expected)
 
     def watch_loop(self, loop: Loop, name: str | None = None) -> None:
         """Watch ``loop``: for loops that are not found by themselves, or to give one a name.

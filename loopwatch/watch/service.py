@@ -28,7 +28,7 @@ from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
 from loopwatch.watch.server_start import LONGEST, ServerStarts
 from loopwatch.watch.watched_loop import WatchedLoop
-from loopwatch.watch.watcher import Watcher
+from loopwatch.watch.watcher import Watcher, WatcherHooks
 
 if TYPE_CHECKING:
     from loopwatch.watch.waiters import Waiters
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAX_KINDS = 20
 """Kinds of loop of which it is logged that they are left alone."""
 
-Foresee = Callable[[Observation, Case, Callable[[], object]], object]
+DiagnoseEarly = Callable[[Observation, Case, Callable[[], object]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,15 @@ class WatchService:
         self._has_said_slow = False
         self._is_on = False
         self._left_alone: set[str] = set()
-        self._victims: Waiters | None = None
-        self._foresee: Foresee | None = None
+        self._waiters: Waiters | None = None
+        self._diagnose_early: DiagnoseEarly = lambda _seen, _case, _then: None
         self._discovery: Discovery | None = None
         self._has_stopped = False
         self._starts = ServerStarts(patches, faults, self.find, self._longest_start, hooks.start_over)
+        self._watcher_hooks = WatcherHooks(
+            hooks.observed, self._tick, self._retired, lambda: self._waiters,
+            lambda seen, case, then: self._diagnose_early(seen, case, then),
+        )  # fmt: skip
         self.sources: list[ContextSource] = []
         self._renew()
 
@@ -96,18 +100,12 @@ class WatchService:
     def _renew(self) -> None:
         """Take a new watcher, after the old one was stopped: whoever has the old one finds it ended."""
         self._has_stopped = False
-        self.watcher = Watcher(self._config, self._hooks.observed, self._faults, self._tick)
-        self.watcher.sources = self.sources
-        self.watcher.retired = self._retired
+        self.watcher = Watcher(self._config, self._watcher_hooks, self._faults, self.sources)
         self._governor = Governor(self._config().cpu_budget)
-        self.use(self._victims, self._foresee)
 
-    def use(self, victims: Waiters | None, foresee: Foresee | None) -> None:
-        """Set who is told of waiting callbacks, and who diagnoses a block for them while it lasts; None: nobody."""
-        self._victims, self._foresee = victims, foresee
-        self.watcher.victims = victims
-        if foresee is not None:
-            self.watcher.foresee = foresee
+    def use(self, waiters: Waiters, diagnose_early: DiagnoseEarly) -> None:
+        """Set what finds waiting callbacks, and what diagnoses a block for them while it lasts."""
+        self._waiters, self._diagnose_early = waiters, diagnose_early
 
     def start(self) -> None:
         """Watch loops that are given from now on; starts no thread before there is one."""

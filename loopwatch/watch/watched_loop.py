@@ -25,6 +25,8 @@ SCHEDULER_EVERY = 0.5
 """s between two readings of the scheduler's figures, which cost a file; what a thread waits in that time is little."""
 
 
+FORGET_AFTER = 0.5
+"""s for which samples of a callback that has ended are kept: until then it turns out whether it was a block."""
 QUIET_SPELL, QUIET_PASSES = 1.0, 5.0
 """A loop with fewer passes than this a second, counted over this many seconds, is quiet; its heartbeat makes some."""
 BUSY_PASSES, OWN_PASSES = 30.0, 4
@@ -207,6 +209,38 @@ class WatchedLoop:
             self._lags.add(window)
         self._lag = window.stats()
 
+    def open_episode(self, key: float) -> Episode:
+        """Return what is collected of the block under ``key``, from now on if nothing was."""
+        return self.episodes.get(key) or self.episodes.setdefault(key, Episode(os.urandom(5).hex()))
+
+    def close_episode(self, block: Block) -> Episode:
+        """Take out what was collected of ``block``: under its key, else what was sampled while it lasted.
+
+        A block that only a late beat proved has a key of its own.
+        """
+        own = self.episodes.pop(block.key, None)
+        if own is not None and own.samples:
+            return own
+        for key, episode in list(self.episodes.items()):
+            if any(block.start <= sample.at <= block.end for sample in episode.samples):
+                found = self.episodes.pop(key)
+                found.id = found.id if own is None else own.id  # which its waiters know
+                return found
+        return own or Episode(os.urandom(5).hex())
+
+    def expire_episodes(self, now: float) -> None:
+        """Drop what was collected of callbacks that ended below the threshold.
+
+        A while after they ended: the block of one that did not is handed out by its probe only when the events that
+        waited for it are counted, and ticks may follow each other at once.
+        """
+        since = self.probe.busy_since(now) if self.is_running else IDLE
+        for key, episode in list(self.episodes.items()):
+            if key != since and episode.ended is None:
+                episode.ended = now
+            elif key != since and episode.ended is not None and now - episode.ended > FORGET_AFTER:
+                self.episodes.pop(key, None)
+
     def case_of(self, key: float, stall_id: str | None = None) -> Case:
         """Return the case of the block under ``key``, the same for everybody who asks; also when it was handed on.
 
@@ -219,8 +253,7 @@ class WatchedLoop:
             if latest is not None and latest.key == key:
                 return latest
             if stall_id is None:
-                episode = self.episodes.get(key) or self.episodes.setdefault(key, Episode(os.urandom(5).hex()))
-                stall_id = episode.id
+                stall_id = self.open_episode(key).id
             self.latest_case = case = Case(key, stall_id)
             return case
 

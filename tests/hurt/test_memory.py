@@ -44,9 +44,10 @@ STALLS = (
         taken.append(seen)
         take(seen)
 
-    agent._watch.watcher._tell = keep
+    agent._parts.sinks.observe = keep
     asyncio.run(blocked(0.3))
     agent.flush()
+    agent._parts.sinks.observe = take
     model = max(taken, key=lambda seen: len(seen.samples))
 
     def feed(number):

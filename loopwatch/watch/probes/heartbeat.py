@@ -111,17 +111,16 @@ class Heartbeat:
         """Change the interval, from the next beat on."""
         self._interval = interval
 
-    def invite(self, when: float, wake: Callable[[], None]) -> float:
+    def invite(self, when: float, wake: Callable[[], None]) -> None:
         """Wake the watcher at the first beat after ``when``, and from then on let it have the GIL at each beat.
 
-        Returns by when the first should be. It lasts until the watcher has :meth:`left` or invites itself again.
+        It lasts until the watcher has :meth:`left` or invites itself again.
 
         Args:
             when: ``time.monotonic`` seconds.
             wake: wakes the watcher.
         """
         self._invited, self._wake, self._doubled = when, wake, 0
-        return max(self.due, when) + self._current
 
     def left(self) -> None:
         """The watcher has seen what it wanted: beats need not let it in any more."""
@@ -131,6 +130,11 @@ class Heartbeat:
     def interval(self) -> float:
         """s between two beats of a busy loop."""
         return self._interval
+
+    @property
+    def current_interval(self) -> float:
+        """Seconds between two beats now; more than :attr:`interval` while the loop is idle."""
+        return self._current
 
     def was_due(self, start: float, end: float) -> bool:
         """Whether a beat was due between two moments of the last seconds, ``time.monotonic`` s; from any thread."""

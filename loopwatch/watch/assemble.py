@@ -1,0 +1,123 @@
+"""Assembles the record of a block from what was sampled and measured of it. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from loopwatch.core.median import median
+from loopwatch.events import Evidence
+from loopwatch.system.syscalls import kind_of
+from loopwatch.watch.contention import Hindrance
+from loopwatch.watch.observation import Caller, Episode, Observation, Sample
+from loopwatch.watch.probes.base import Block
+from loopwatch.watch.usage import Usage
+
+
+class Origin(NamedTuple):
+    """Where a block was.
+
+    Attributes:
+        loop: name of the loop.
+        thread: name of its thread, "" if it has none.
+        pid: of the process.
+        started_at: of the block, seconds since the epoch.
+    """
+
+    loop: str
+    thread: str
+    pid: int
+    started_at: float
+
+
+class Measured(NamedTuple):
+    """What was measured of a block, beside its samples.
+
+    Attributes:
+        usage: processor time of the loop's thread and of the process.
+        hindrance: what kept the watcher from running.
+        gc: seconds that the garbage collector ran.
+        switch_interval: seconds after which a thread must give up the GIL, :func:`sys.getswitchinterval`.
+        traced: whether a debugger stopped the process.
+    """
+
+    usage: Usage
+    hindrance: Hindrance
+    gc: float
+    switch_interval: float
+    traced: bool
+
+
+def observation(origin: Origin, block: Block, episode: Episode, measured: Measured, *, ongoing: bool) -> Observation:
+    """Return the record of ``block``; ``ongoing`` if it is not over."""
+    hog, caller = measured.hindrance.hog, main_caller(episode)
+    return Observation(
+        id=episode.id,
+        loop=origin.loop,
+        thread=origin.thread,
+        started_at=origin.started_at,
+        start=block.start,
+        end=block.end,
+        evidence=_evidence(block, episode.samples, measured),
+        uncertainty=block.uncertainty,
+        shared=block.shared,
+        asleep=block.asleep,
+        ongoing=ongoing,
+        victims=block.victims,
+        samples=list(episode.samples),
+        hog=hog.stack if hog is not None else None,
+        task=caller.task,
+        coroutine=caller.coroutine,
+        context=caller.context,
+        span=caller.span,
+        pid=origin.pid,
+    )
+
+
+def main_caller(episode: Episode) -> Caller:
+    """Return the callback that was seen most often."""
+    seen = Counter(sample.callback for sample in episode.samples if sample.callback in episode.callers)
+    return episode.callers[seen.most_common(1)[0][0]] if seen else Caller(None, None)
+
+
+def is_typed(episode: Episode | None) -> bool:
+    """Whether most of a block was found to be code of a prompt, where that is expected."""
+    return episode is not None and 2 * sum(sample.typed for sample in episode.samples) > len(episode.samples)
+
+
+def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Evidence:
+    used, hindrance = measured.usage, measured.hindrance
+    syscall, share = _where(samples)
+    return Evidence(
+        wall=used.wall,
+        cpu=used.cpu,
+        process_cpu=used.process_cpu,
+        run_queue=used.run_queue,
+        throttled=hindrance.throttled,
+        gc=measured.gc,
+        watcher_late=hindrance.late,
+        watcher_starved=hindrance.starved,
+        gil_wait=median(sample.late for sample in samples) if samples else None,
+        samples=len(samples),
+        syscall=syscall,
+        syscall_share=share,
+        wait_channel=_most_common([sample.wait_channel for sample in samples if sample.wait_channel]),
+        hog=None if hindrance.hog is None else min(hindrance.hog.cpu / (block.end - block.start), 1.0),
+        asleep=block.asleep,
+        switch_interval=measured.switch_interval,
+        traced=measured.traced,
+    )
+
+
+def _where(samples: Sequence[Sample]) -> tuple[str | None, float]:
+    """Return the system call that stands for all, and the share of samples in calls of its kind."""
+    kinds = Counter(kind_of(sample.syscall) for sample in samples if sample.syscall is not None)
+    if not kinds:
+        return None, 0.0
+    kind, count = kinds.most_common(1)[0]
+    return _most_common([sample.syscall for sample in samples if kind_of(sample.syscall) == kind]), count / len(samples)
+
+
+def _most_common(values: Sequence[str | None]) -> str | None:
+    return Counter(values).most_common(1)[0][0] if values else None

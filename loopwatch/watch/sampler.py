@@ -1,0 +1,221 @@
+"""Samples blocked loops: stacks, tasks, contexts, system calls and clocks, read in the watcher's thread.
+
+Order matters: stacks are read first, in one go; files of ``/proc`` only afterwards, because reading them gives up the
+GIL and the loop moves on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+from loopwatch.config import Config
+from loopwatch.core.faults import Faults
+from loopwatch.core.frames import current_frames
+from loopwatch.core.originals import time
+from loopwatch.core.own_thread import OWN_THREADS
+from loopwatch.system.syscalls import LOCK_CALLS
+from loopwatch.watch import prompts, stacks, task_info
+from loopwatch.watch.contention import LATE, Contention, Lateness
+from loopwatch.watch.observation import Caller, Episode, Sample
+from loopwatch.watch.probes.base import IDLE
+from loopwatch.watch.watched_loop import WatchedLoop
+
+MAX_CALLERS = 50
+"""Callbacks of one block whose task and labels are read."""
+MAX_SAMPLES = 200
+"""Samples kept of one block; beyond, every second one is dropped and the gap doubles."""
+
+
+class Suspect(NamedTuple):
+    """A loop that may be blocked, and when what holds it began, ``time.monotonic`` seconds."""
+
+    loop: WatchedLoop
+    since: float
+
+
+class Moment(NamedTuple):
+    """One tick of the watcher: ``now`` and when it was ``planned``, ``time.monotonic`` seconds; ``late`` seconds."""
+
+    now: float
+    planned: float
+    late: float
+
+
+Samples = Mapping[Suspect, Sample]
+
+
+class Sampler:
+    """Takes samples for one watcher.
+
+    Args:
+        config: returns the settings in force.
+        faults: of the agent.
+        contention: where it is noted who kept the watcher from running.
+        sources: what labels of a callback are read from, beside those of the settings.
+
+    Attributes:
+        expects_typed: whether code that is typed at a prompt is marked as such.
+    """
+
+    def __init__(
+        self, config: Callable[[], Config], faults: Faults, contention: Contention, sources: Sequence[Any]
+    ) -> None:
+        self._config, self._faults, self._contention, self._sources = config, faults, contention, sources
+        self._is_without_stacks = False
+        self.expects_typed = False
+
+    def glimpse(self, loops: Iterable[WatchedLoop], moment: Moment) -> Samples:
+        """Sample blocked loops at once, when the watcher has had to wait for the GIL: it will not have it for long.
+
+        Who gave it up has been waiting since, and wants it back 5 ms (``sys.getswitchinterval``) after that, of which
+        the system takes one or two to wake this thread: what comes first in a tick may be all that is seen of a call.
+        """
+        found: dict[Suspect, Sample] = {}
+        config, now = self._config(), moment.now
+        with stacks.uncollected():
+            frames = current_frames()
+            for loop in loops:
+                overdue = max(now - loop.heart.due, 0.0)
+                since = loop.probe.busy_since(now, moment.late, overdue) if loop.is_running else IDLE
+                if now - since >= config.threshold / 2:
+                    self._add(found, Suspect(loop, since), frames, moment)
+        return found
+
+    def sample(
+        self, loops: Sequence[WatchedLoop], suspects: Iterable[Suspect], moment: Moment, known: Samples
+    ) -> tuple[list[tuple[Suspect, Episode]], Lateness | None]:
+        """Sample loops that may be blocked, and look for whoever kept the watcher from running.
+
+        Args:
+            loops: all that are watched.
+            suspects: those that may be blocked.
+            moment: of this tick.
+            known: samples of this tick that were taken before.
+
+        Returns:
+            What each block is known to be by now, and how late the watcher was if it was notable.
+        """
+        hog = None
+        taken = dict(known)
+        with stacks.uncollected():
+            frames = current_frames()
+            if not frames:
+                self._say_without_stacks()
+            for suspect in suspects:
+                if suspect not in known:
+                    self._add(taken, suspect, frames, moment)
+            if self._is_search_due(moment, taken):
+                innocent = {loop.thread.ident for loop in loops if loop.thread is not None} | _own_threads()
+                hog = self._contention.find_hog(frames, innocent, self._config().max_frames, moment.now)
+            del frames
+        lateness = None if hog is None else self._contention.note(hog, moment.planned, moment.now)
+        return [(suspect, self._note(suspect, sample)) for suspect, sample in taken.items()], lateness
+
+    def _add(
+        self, taken: dict[Suspect, Sample], suspect: Suspect, frames: Mapping[int, FrameType], moment: Moment
+    ) -> None:
+        """Sample ``suspect``, unless it has come to do something else meanwhile."""
+        sample = self._take(suspect, frames, moment)
+        if sample is not None and suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
+            taken[suspect] = sample
+
+    def _take(self, suspect: Suspect, frames: Mapping[int, FrameType], moment: Moment) -> Sample | None:
+        loop = suspect.loop
+        frame = frames.get(loop.thread.ident) if loop.thread is not None else None
+        target = loop.ref()
+        if (frame is None and frames) or target is None:
+            return None
+        by_handle = loop.probe.handles
+        task = task_info.running_task(target)
+        unnamed = task is None and not by_handle
+        # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
+        base = None if by_handle else loop.heart.base
+        stack, handle = stacks.RawStack(()), None
+        if frame is not None:
+            stack, handle = stacks.take(frame, base, self._config().max_frames, tell_calls_apart=unnamed)
+        task = task if task is not None else task_info.task_of(handle)
+        callback = _reference(handle if by_handle else task)
+        if unnamed and stack.frames:
+            episode = loop.episodes.get(suspect.since)
+            is_new = stack.fresh or episode is None or not episode.samples
+            callback = object() if is_new or episode is None else episode.samples[-1].callback
+        waiting = len(getattr(target, "_ready", ())) if by_handle else None
+        sample = Sample(moment.now, moment.late, stack, callback, waiting=waiting)
+        attempt = self._faults.attempt
+        sample.task, sample.coroutine = attempt("task", lambda: task_info.names_of(task), (None, None))
+        context = attempt("task", lambda: task_info.context_of(task, handle), None)
+        # A copy: by the time it is read the callback may have moved on and reset its variables.
+        sample.context = context.copy() if context is not None else None
+        return sample
+
+    def _note(self, suspect: Suspect, sample: Sample) -> Episode:
+        """Add ``sample`` to what is known of its block, with all that takes a file or code of the program to read."""
+        episode = suspect.loop.open_episode(suspect.since)
+        self._identify(episode, sample)
+        _ask_kernel(suspect.loop, sample)
+        sample.typed = self.expects_typed and prompts.is_typed(sample.stack.frames)
+        episode.samples.append(sample)
+        if len(episode.samples) > MAX_SAMPLES:
+            del episode.samples[1::2]
+        return episode
+
+    def _identify(self, episode: Episode, sample: Sample) -> None:
+        """Note who the sampled callback is, once a callback."""
+        context, sample.context = sample.context, None  # kept, it would keep the program's objects
+        if sample.callback in episode.callers or len(episode.callers) >= MAX_CALLERS:
+            return
+        episode.callers[sample.callback] = caller = Caller(sample.task, sample.coroutine)
+        if context is not None:
+            attempt = self._faults.attempt
+            caller.span = attempt("trace", lambda: task_info.span_of(context), None)
+            caller.context = task_info.labels(context, (*self._config().context, *self._sources), attempt)
+
+    def _is_search_due(self, moment: Moment, taken: Samples) -> bool:
+        """Whether to look for who keeps the GIL: from the watcher, or, by its last sample, from a loop's thread."""
+        if moment.late >= LATE:
+            return True
+        if self._contention.searched_lately(moment.now):
+            return False
+        known = (suspect.loop.episodes.get(suspect.since) for suspect in taken)
+        return moment.late >= sys.getswitchinterval() / 2 or any(
+            episode and episode.samples and episode.samples[-1].syscall in LOCK_CALLS for episode in known
+        )
+
+    def _say_without_stacks(self) -> None:
+        if not self._is_without_stacks:
+            self._is_without_stacks = True
+            self._faults.say(
+                logging.WARNING,
+                "loopwatch: stalls are reported without their code while there are sub-interpreters with a GIL of "
+                "their own: stacks cannot be read beside them without harm",
+            )
+
+
+def _ask_kernel(loop: WatchedLoop, sample: Sample) -> None:
+    if loop.thread is not None and not sample.stack.starts_ours:
+        # Each file gives up the GIL: where that is hard to get back one must do, or there are no further samples.
+        easy = sample.late < LATE
+        sample.syscall, sample.wait_channel = loop.thread.waiting_in(channel=easy)
+        sample.clocks = loop.thread.clocks(files=easy)
+
+
+def _reference(owner: Any) -> object:
+    """Return what is equal for two samples of one handle or task, and keeps nothing alive."""
+    if owner is None:
+        return None
+    try:
+        reference = weakref.ref(owner)
+        hash(reference)  # kept by the reference from now on; that of a dead object could not be made
+    except TypeError:
+        return id(owner)
+    return reference
+
+
+def _own_threads() -> set[int | None]:
+    return {thread.ident for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)}
