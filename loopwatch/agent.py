@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loopwatch.config import Config, ContextSource
+from loopwatch.config import Config
 from loopwatch.core import log
 from loopwatch.core.child_exit import Leaving
 from loopwatch.core.faults import Action, Faults
@@ -17,6 +17,7 @@ from loopwatch.core.fork_pause import ForkPause
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.patches import PatchSet
+from loopwatch.core.setting_kinds import ContextSource
 from loopwatch.core.unsupported import refusal
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall

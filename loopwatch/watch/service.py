@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from loopwatch.config import Config, ContextSource
+from loopwatch.config import Config
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
+from loopwatch.core.setting_kinds import ContextSource
 from loopwatch.core.text import printable
 from loopwatch.errors import ConfigError
 from loopwatch.events import LoopStats

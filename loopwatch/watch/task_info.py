@@ -9,9 +9,9 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from loopwatch.config import ContextSource
 from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.patches import loaded
+from loopwatch.core.setting_kinds import ContextSource
 from loopwatch.core.text import printable
 from loopwatch.watch.probes.base import Loop
 
