@@ -1,9 +1,9 @@
-"""The rules of findings: what is wrong with how a pool is used, with figures and a remedy. One function a rule."""
+"""The rules of findings: what is wrong with how a pool is used, with its statistics and a remedy. One class a rule."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -54,108 +54,139 @@ class Kinds:
     """Children have exited and nobody waits for them."""
 
 
-Rule = Callable[[Scene], Iterator[Finding]]
+class Rule:
+    """One kind of finding: what it looks at, when it holds, what it says.
+
+    Attributes:
+        kind: its name in metrics and alerts.
+        hold: seconds for which it has to hold before it is a finding.
+    """
+
+    kind: str
+    hold: float
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        """Return what holds now. Pure; what cannot be told for certain is no finding."""
+        raise NotImplementedError
 
 
-def oversubscribed(scene: Scene) -> Iterator[Finding]:
+class Oversubscribed(Rule):
     """More busy workers than processors, which they use up: they only get in each other's way."""
-    changes = [(each, change) for each in _of(scene, PROCESSES) if (change := each.change()) is not None]
-    if not changes:
-        return
-    busy, cores = sum(change.busy for _, change in changes), sum(change.cores or 0.0 for _, change in changes)
-    wanted = cores + sum(change.starved for _, change in changes)
-    # Where it is not known who waits for a processor: they use up what there is.
-    if busy >= scene.cpus + 1 and (wanted >= scene.cpus + 0.5 or cores >= 0.8 * scene.cpus):
-        worst = max(changes, key=lambda pair: pair[1].busy)[0].stats
-        yield Finding(
-            Kinds.OVERSUBSCRIBED,
-            worst.name,
-            f"{busy:.1f} busy worker processes want {wanted:.1f} processors at a time, of {scene.cpus:g}{_made(worst)}",
-            f"Give the pool max_workers={max(int(scene.cpus), 1)}: more workers finish no more work, take more memory "
-            "and take the processor away from the event loop.",
-            {
-                "busy": busy,
-                "cpus": scene.cpus,
-                "cores": cores,
-                "wanted": wanted,
-                "max_workers": float(worst.max_workers or 0),
-            },
-        )
+
+    kind, hold = Kinds.OVERSUBSCRIBED, 4.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        changes = [(each, change) for each in _of(scene, PROCESSES) if (change := each.change()) is not None]
+        if not changes:
+            return
+        busy, cores = sum(change.busy for _, change in changes), sum(change.cores or 0.0 for _, change in changes)
+        wanted = cores + sum(change.starved for _, change in changes)
+        # Where it is not known who waits for a processor: they use up what there is.
+        if busy >= scene.cpus + 1 and (wanted >= scene.cpus + 0.5 or cores >= 0.8 * scene.cpus):
+            worst = max(changes, key=lambda pair: pair[1].busy)[0].stats
+            yield Finding(
+                self.kind,
+                worst.name,
+                f"{busy:.1f} busy worker processes want {wanted:.1f} processors at a time, of "
+                f"{scene.cpus:g}{_made(worst)}",
+                f"Give the pool max_workers={max(int(scene.cpus), 1)}: more workers finish no more work, take "
+                "more memory and take the processor away from the event loop.",
+                {
+                    "busy": busy,
+                    "cpus": scene.cpus,
+                    "cores": cores,
+                    "wanted": wanted,
+                    "max_workers": float(worst.max_workers or 0),
+                },
+            )
 
 
 WAITING = 0.15
 """Share of their time below which calls wait rather than compute."""
 
 
-def io_bound(scene: Scene) -> Iterator[Finding]:
+class IoBoundProcesses(Rule):
     """Processes that wait: a thread or the loop itself could do that for a hundredth of the memory."""
-    for each in _of(scene, PROCESSES):
-        change = each.change()
-        share = None if change is None else change.cpu_share
-        if change is None or share is None or share > WAITING or change.finished < 5 or change.busy < 0.5:
-            continue
-        stats = each.stats
-        memory = sum(worker.memory for worker in stats.workers)
-        yield Finding(
-            Kinds.IO_BOUND,
-            stats.name,
-            f"the calls of {stats.name} compute for {share:.0%} of their time and wait for the rest, in "
-            f"{len(stats.workers)} processes of {memory / MIB:.0f} MiB together{_made(stats)}",
-            "Run them in threads (asyncio.to_thread, ThreadPoolExecutor), or use an asyncio library for what they "
-            "wait for: processes are for work that computes.",
-            {"cpu_share": share, "busy": change.busy, "finished": float(change.finished), "memory": float(memory)},
-        )
 
+    kind, hold = Kinds.IO_BOUND, 4.0
 
-def cpu_bound(scene: Scene) -> Iterator[Finding]:
-    """Threads that compute while they hold the GIL: the loop has to wait for it, too."""
-    for each in _of(scene, THREADS):
-        change = each.change()
-        share = None if change is None else change.cpu_share
-        if change is None or (change.cores or 0.0) < 0.5:
-            continue
-        if share is None or (share < 0.1 and (change.cores or 0.0) < 0.8):
-            continue  # many threads that compute a little each
-        if scene.gil_wait is None or scene.gil_wait < GIL_WAIT:
-            continue  # C code that gives up the GIL, such as zlib or numpy, is well placed in a thread
-        stats = each.stats
-        what = "the loop's default executor" if stats.kind == "default" else f"the thread pool {stats.name}"
-        yield Finding(
-            Kinds.CPU_BOUND,
-            stats.name,
-            f"{what} computes in Python: its calls use the processor for {share:.0%} of their time "
-            f"({change.cores or 0.0:.1f} processors), and whoever wants the GIL waits "
-            f"{scene.gil_wait * 1000:.0f} ms for it"
-            f"{_made(stats)}",
-            "Move them to processes (@loopwatch.offload, ProcessPoolExecutor): threads share one GIL with the event "
-            "loop, so they make it late and get no faster themselves.",
-            {"cpu_share": share, "cores": change.cores or 0.0, "gil_wait": scene.gil_wait, "busy": change.busy},
-        )
-
-
-def starved(scene: Scene) -> Iterator[Finding]:
-    """A default executor that is full: getaddrinfo and every asyncio.to_thread wait behind what fills it."""
-    for each in _of(scene, ("default",)):
-        stats = each.stats
-        busy = sum(worker.state in BUSY for worker in stats.workers)
-        if stats.max_workers and busy >= stats.max_workers and stats.queued > 0:
-            running = [worker.running_for for worker in stats.workers if worker.running_for is not None]
-            tasks = sorted({worker.task for worker in stats.workers if worker.task})[:3]
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in _of(scene, PROCESSES):
+            change = each.change()
+            share = None if change is None else change.cpu_share
+            if change is None or share is None or share > WAITING or change.finished < 5 or change.busy < 0.5:
+                continue
+            stats = each.stats
+            memory = sum(worker.memory for worker in stats.workers)
             yield Finding(
-                Kinds.STARVED,
+                self.kind,
                 stats.name,
-                f"all {stats.max_workers} threads of the default executor are busy"
-                + (f" with {', '.join(tasks)}" if tasks else "")
-                + f" and {stats.queued} calls wait, among them every DNS look-up of the loop",
-                "Give long calls an executor of their own (loop.run_in_executor(own_pool, ...)), or a larger default "
-                "one (loop.set_default_executor): asyncio needs it for getaddrinfo, and frameworks for files.",
-                {
-                    "busy": float(busy),
-                    "max_workers": float(stats.max_workers),
-                    "queued": float(stats.queued),
-                    "longest": max(running, default=0.0),
-                },
+                f"the calls of {stats.name} compute for {share:.0%} of their time and wait for the rest, in "
+                f"{len(stats.workers)} processes of {memory / MIB:.0f} MiB together{_made(stats)}",
+                "Run them in threads (asyncio.to_thread, ThreadPoolExecutor), or use an asyncio library for what they "
+                "wait for: processes are for work that computes.",
+                {"cpu_share": share, "busy": change.busy, "finished": float(change.finished), "memory": float(memory)},
             )
+
+
+class CpuBoundThreads(Rule):
+    """Threads that compute while they hold the GIL: the loop has to wait for it, too."""
+
+    kind, hold = Kinds.CPU_BOUND, 4.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in _of(scene, THREADS):
+            change = each.change()
+            share = None if change is None else change.cpu_share
+            if change is None or (change.cores or 0.0) < 0.5:
+                continue
+            if share is None or (share < 0.1 and (change.cores or 0.0) < 0.8):
+                continue  # many threads that compute a little each
+            if scene.gil_wait is None or scene.gil_wait < GIL_WAIT:
+                continue  # C code that gives up the GIL, such as zlib or numpy, is well placed in a thread
+            stats = each.stats
+            what = "the loop's default executor" if stats.kind == "default" else f"the thread pool {stats.name}"
+            yield Finding(
+                self.kind,
+                stats.name,
+                f"{what} computes in Python: its calls use the processor for {share:.0%} of their time "
+                f"({change.cores or 0.0:.1f} processors), and whoever wants the GIL waits "
+                f"{scene.gil_wait * 1000:.0f} ms for it"
+                f"{_made(stats)}",
+                "Move them to processes (@loopwatch.offload, ProcessPoolExecutor): threads share one GIL with "
+                "the event loop, so they make it late and get no faster themselves.",
+                {"cpu_share": share, "cores": change.cores or 0.0, "gil_wait": scene.gil_wait, "busy": change.busy},
+            )
+
+
+class StarvedExecutor(Rule):
+    """A default executor that is full: getaddrinfo and every asyncio.to_thread wait behind what fills it."""
+
+    kind, hold = Kinds.STARVED, 3.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in _of(scene, ("default",)):
+            stats = each.stats
+            busy = sum(worker.state in BUSY for worker in stats.workers)
+            if stats.max_workers and busy >= stats.max_workers and stats.queued > 0:
+                running = [worker.running_for for worker in stats.workers if worker.running_for is not None]
+                tasks = sorted({worker.task for worker in stats.workers if worker.task})[:3]
+                yield Finding(
+                    self.kind,
+                    stats.name,
+                    f"all {stats.max_workers} threads of the default executor are busy"
+                    + (f" with {', '.join(tasks)}" if tasks else "")
+                    + f" and {stats.queued} calls wait, among them every DNS look-up of the loop",
+                    "Give long calls an executor of their own (loop.run_in_executor(own_pool, ...)), or a larger "
+                    "default "
+                    "one (loop.set_default_executor): asyncio needs it for getaddrinfo, and frameworks for files.",
+                    {
+                        "busy": float(busy),
+                        "max_workers": float(stats.max_workers),
+                        "queued": float(stats.queued),
+                        "longest": max(running, default=0.0),
+                    },
+                )
 
 
 POOLS_PER_CALL, PROCESSES_PER_CALL, PER_CALL_WINDOW = 5, 10, 60.0
@@ -166,47 +197,62 @@ WORTH_THREADS, WORTH_PROCESSES = 0.01, 0.5
 """s of work for which a pool of threads, or a process, may be made: ten times and more what it takes to start them."""
 
 
-def per_call(scene: Scene) -> Iterator[Finding]:
-    """Pools and processes that are made for a call or two: starting them costs more than the call."""
-    places: dict[tuple[str, str], list[History]] = defaultdict(list)
-    for each in (*scene.histories, *scene.gone):
-        is_one = bool(each.stats.created_at) and each.stats.kind in PROCESSES | {"thread"}
-        if is_one and scene.now - each.first_seen <= PER_CALL_WINDOW:
-            places[each.stats.kind, each.stats.created_at].append(each)
-    for (kind, place), made in places.items():
-        if kind == "thread" and _is_of_a_library(place):
-            continue
-        few = [each for each in made if each.stats.submitted <= max(2 * (each.stats.max_workers or 1), 2)]
-        over = [each for each in few if each.stats.closed]
-        worth = WORTH_PROCESSES if kind in PROCESSES else WORTH_THREADS
-        if made and sum(each.run for each in made) / len(made) >= worth:
-            continue
-        if len(over) >= POOLS_PER_CALL and len(few) >= 0.8 * len(made):
-            calls = sum(each.stats.submitted for each in made) / len(made)
-            yield Finding(
-                Kinds.PER_CALL,
-                place,
-                f"{len(made)} pools ({kind}) were made at {place} within {PER_CALL_WINDOW:.0f} s, for "
-                f"{calls:.1f} calls each",
-                "Make one pool when the program starts and keep it: starting workers takes longer than most calls.",
-                {"pools": float(len(made)), "calls_each": calls, "window": PER_CALL_WINDOW},
-            )
-    by_place: dict[str, list[End]] = defaultdict(list)
-    for end in scene.ends:
-        copy = not end.executes or end.name.startswith("python")
-        if end.reason is None and end.place and copy and scene.now - end.at <= PER_CALL_WINDOW:
-            by_place[end.place].append(end)
-    for place, ends in by_place.items():
-        lived = median(end.lived for end in ends)
-        if len(ends) >= PROCESSES_PER_CALL and lived < WORTH_PROCESSES:
-            yield Finding(
-                Kinds.PER_CALL,
-                place,
-                f"{len(ends)} processes were made at {place} within {PER_CALL_WINDOW:.0f} s, and lived {lived:.2f} s",
-                "Keep a pool of workers (loopwatch.WorkerPool, ProcessPoolExecutor) and send it the calls: starting "
-                "an interpreter for each takes tens of milliseconds.",
-                {"processes": float(len(ends)), "lived": lived, "window": PER_CALL_WINDOW},
-            )
+class PoolPerCall(Rule):
+    """Pools that are made for a call or two: starting them costs more than the call."""
+
+    kind, hold = Kinds.PER_CALL, 0.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        places: dict[tuple[str, str], list[History]] = defaultdict(list)
+        for each in (*scene.histories, *scene.gone):
+            is_one = bool(each.stats.created_at) and each.stats.kind in PROCESSES | {"thread"}
+            if is_one and scene.now - each.first_seen <= PER_CALL_WINDOW:
+                places[each.stats.kind, each.stats.created_at].append(each)
+        for (kind, place), made in places.items():
+            if _is_wasted(made) and not (kind == "thread" and _is_of_a_library(place)):
+                calls = sum(each.stats.submitted for each in made) / len(made)
+                yield Finding(
+                    self.kind,
+                    place,
+                    f"{len(made)} pools ({kind}) were made at {place} within {PER_CALL_WINDOW:.0f} s, for "
+                    f"{calls:.1f} calls each",
+                    "Make one pool when the program starts and keep it: starting workers takes longer than most calls.",
+                    {"pools": float(len(made)), "calls_each": calls, "window": PER_CALL_WINDOW},
+                )
+
+
+class ProcessPerCall(Rule):
+    """Processes that are made for a call or two: starting an interpreter costs more than the call."""
+
+    kind, hold = Kinds.PER_CALL, 0.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        by_place: dict[str, list[End]] = defaultdict(list)
+        for end in scene.ends:
+            copy = not end.executes or end.name.startswith("python")
+            if end.reason is None and end.place and copy and scene.now - end.at <= PER_CALL_WINDOW:
+                by_place[end.place].append(end)
+        for place, ends in by_place.items():
+            lived = median(end.lived for end in ends)
+            if len(ends) >= PROCESSES_PER_CALL and lived < WORTH_PROCESSES:
+                yield Finding(
+                    self.kind,
+                    place,
+                    f"{len(ends)} processes were made at {place} within {PER_CALL_WINDOW:.0f} s, and lived "
+                    f"{lived:.2f} s",
+                    "Keep a pool of workers (loopwatch.WorkerPool, ProcessPoolExecutor) and send it the calls: "
+                    "starting an interpreter for each takes tens of milliseconds.",
+                    {"processes": float(len(ends)), "lived": lived, "window": PER_CALL_WINDOW},
+                )
+
+
+def _is_wasted(made: Sequence[History]) -> bool:
+    """Whether most of the pools that were made at one place got a call or two each, too short to be worth a pool."""
+    few = [each for each in made if each.stats.submitted <= max(2 * (each.stats.max_workers or 1), 2)]
+    over = [each for each in few if each.stats.closed]
+    worth = WORTH_PROCESSES if made[0].stats.kind in PROCESSES else WORTH_THREADS
+    is_short = sum(each.run for each in made) / len(made) < worth
+    return is_short and len(over) >= POOLS_PER_CALL and len(few) >= 0.8 * len(made)
 
 
 def _is_of_a_library(place: str) -> bool:
@@ -217,61 +263,75 @@ def _is_of_a_library(place: str) -> bool:
     return "/site-packages/" in file or "/dist-packages/" in file
 
 
-def payloads(scene: Scene) -> Iterator[Finding]:
+class CostlyPayloads(Rule):
     """Calls whose arguments and results take longer to pickle than the call to run."""
-    for each in _of(scene, PROCESSES):
-        change = each.change()
-        if change is None or change.pickling is None or change.finished < 10 or change.pickling < 0.02 * change.span:
-            continue
-        cost = change.pickling / change.finished
-        if change.pickling > change.run and cost > 0.001:
-            yield Finding(
-                Kinds.PAYLOADS,
-                each.stats.name,
-                f"pickling takes {cost * 1000:.1f} ms a call in {each.stats.name}, its work "
-                f"{change.run / change.finished * 1000:.1f} ms{_made(each.stats)}",
-                "Send less: a path or a key instead of the data, memory that both sides see "
-                "(loopwatch.SharedBuffer), or leave the call where its data is.",
-                {
-                    "pickling": cost,
-                    "run": change.run / change.finished,
-                    "finished": float(change.finished),
-                    "share_of_a_processor": change.pickling / change.span,
-                },
-            )
+
+    kind, hold = Kinds.PAYLOADS, 4.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in _of(scene, PROCESSES):
+            change = each.change()
+            if (
+                change is None
+                or change.pickling is None
+                or change.finished < 10
+                or change.pickling < 0.02 * change.span
+            ):
+                continue
+            cost = change.pickling / change.finished
+            if change.pickling > change.run and cost > 0.001:
+                yield Finding(
+                    self.kind,
+                    each.stats.name,
+                    f"pickling takes {cost * 1000:.1f} ms a call in {each.stats.name}, its work "
+                    f"{change.run / change.finished * 1000:.1f} ms{_made(each.stats)}",
+                    "Send less: a path or a key instead of the data, memory that both sides see "
+                    "(loopwatch.SharedBuffer), or leave the call where its data is.",
+                    {
+                        "pickling": cost,
+                        "run": change.run / change.finished,
+                        "finished": float(change.finished),
+                        "share_of_a_processor": change.pickling / change.span,
+                    },
+                )
 
 
 MEMORY_POINTS, MEMORY_SPAN, MEMORY_GROWTH, MEMORY_SHARE = 12, 180.0, 32 * MIB, 0.2
 """Points and s after the warm-up, bytes and share by which memory has to have grown."""
 
 
-def memory_growth(scene: Scene) -> Iterator[Finding]:
+class MemoryGrowth(Rule):
     """A worker whose memory keeps rising, long after it has warmed up."""
-    for each in scene.histories:
-        found = [(pid, growth) for pid, kept in each.memory.items() if (growth := _growth(kept)) is not None]
-        if not found:
-            continue
-        pid, growth = max(found, key=lambda pair: pair[1].slope)
-        per_call = growth.bytes / growth.done if growth.done > 0 else 0.0
-        each_call = f", {per_call / 1024:.0f} KiB a call" if per_call else ""
-        limit = "max_tasks_per_worker and max_memory_per_worker" if each.stats.kind == "loopwatch" else (
-            "maxtasksperchild" if each.stats.kind == "multiprocessing" else "max_tasks_per_child"
-        )  # fmt: skip
-        yield Finding(
-            Kinds.MEMORY,
-            each.stats.name,
-            f"worker {pid} of {each.stats.name} has grown by {growth.bytes / MIB:.0f} MiB in {growth.span:.0f} s"
-            f"{each_call}, and does not stop{_made(each.stats)}",
-            f"Look for a cache or a list that only grows in what it runs; until then have workers replaced ({limit}).",
-            {
-                "pid": float(pid),
-                "growth": float(growth.bytes),
-                "slope": growth.slope,
-                "calls": float(growth.done),
-                "span": growth.span,
-                "workers": float(len(found)),
-            },
-        )
+
+    kind, hold = Kinds.MEMORY, 0.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in scene.histories:
+            found = [(pid, growth) for pid, kept in each.memory.items() if (growth := _growth(kept)) is not None]
+            if not found:
+                continue
+            pid, growth = max(found, key=lambda pair: pair[1].slope)
+            per_call = growth.bytes / growth.done if growth.done > 0 else 0.0
+            each_call = f", {per_call / 1024:.0f} KiB a call" if per_call else ""
+            limit = "max_tasks_per_worker and max_memory_per_worker" if each.stats.kind == "loopwatch" else (
+                "maxtasksperchild" if each.stats.kind == "multiprocessing" else "max_tasks_per_child"
+            )  # fmt: skip
+            yield Finding(
+                self.kind,
+                each.stats.name,
+                f"worker {pid} of {each.stats.name} has grown by {growth.bytes / MIB:.0f} MiB in {growth.span:.0f} s"
+                f"{each_call}, and does not stop{_made(each.stats)}",
+                "Look for a cache or a list that only grows in what it runs; until then have workers replaced "
+                f"({limit}).",
+                {
+                    "pid": float(pid),
+                    "growth": float(growth.bytes),
+                    "slope": growth.slope,
+                    "calls": float(growth.done),
+                    "span": growth.span,
+                    "workers": float(len(found)),
+                },
+            )
 
 
 class Growth(NamedTuple):
@@ -306,56 +366,66 @@ NEGLECT_WINDOW = 300.0
 """s for which it is told that nobody asked for an error."""
 
 
-def neglected(scene: Scene) -> Iterator[Finding]:
+class LostErrors(Rule):
     """Errors that nobody asks for.
 
     That calls fail is no sign of it: programs poll, and handle what they get. The loop takes the errors of calls by
     ``run_in_executor``, and itself logs those that nobody retrieves.
     """
-    for each in scene.histories:
-        stats = each.stats
-        if stats.neglected and scene.now - each.neglected_at <= NEGLECT_WINDOW:
-            by_type = each.neglected
-            kinds = sorted(by_type, key=lambda name: -by_type[name])[:3]
-            yield Finding(
-                Kinds.ERRORS,
-                stats.name,
-                f"{stats.neglected} calls of {stats.name} failed and nobody asked for their result"
-                + (f" ({', '.join(kinds)})" if kinds else "")
-                + _made(stats),
-                "Keep what submit() returns and await it, or look at its exception() in a done callback: an error "
-                "that nobody asks for is lost without a trace.",
-                {"neglected": float(stats.neglected), "failed": float(stats.failed)},
-            )
+
+    kind, hold = Kinds.ERRORS, 0.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in scene.histories:
+            stats = each.stats
+            if stats.neglected and scene.now - each.neglected_at <= NEGLECT_WINDOW:
+                by_type = each.neglected
+                kinds = sorted(by_type, key=lambda name: -by_type[name])[:3]
+                yield Finding(
+                    self.kind,
+                    stats.name,
+                    f"{stats.neglected} calls of {stats.name} failed and nobody asked for their result"
+                    + (f" ({', '.join(kinds)})" if kinds else "")
+                    + _made(stats),
+                    "Keep what submit() returns and await it, or look at its exception() in a done callback: an error "
+                    "that nobody asks for is lost without a trace.",
+                    {"neglected": float(stats.neglected), "failed": float(stats.failed)},
+                )
 
 
-def crash_loop(scene: Scene) -> Iterator[Finding]:
+class CrashLoop(Rule):
     """Workers that die and are replaced and die again."""
-    died: dict[str, list[str]] = defaultdict(list)
-    names: dict[str, str] = {}
-    for each in (*scene.histories, *scene.gone):
-        if each.stats.kind != "children" and each.stats.crashes:
-            place = each.stats.created_at or each.stats.name  # a broken executor is replaced by a new one
-            names[place] = family(each.stats.name)
-            for reason, at in each.crashed:
-                if scene.now - at <= CRASH_WINDOW:
-                    died[place].append(reason)
-    for end in scene.ends:
-        if end.reason is not None and end.is_accident and scene.now - end.at <= CRASH_WINDOW:
-            place = end.place or end.name or "children"
-            names.setdefault(place, end.name or place)
-            died[place].append(end.reason)
-    for place, reasons in died.items():
-        if len(reasons) >= CRASHES:
-            most = max(set(reasons), key=reasons.count)
-            yield Finding(
-                Kinds.CRASHES,
-                names[place],
-                f"{len(reasons)} workers of {names[place]} died within {CRASH_WINDOW / 60:.0f} minutes, most of them "
-                f"by {most} ({place})",
-                _CURES.get(most, "Read what they wrote to standard error before they ended, and run the call alone."),
-                {"crashes": float(len(reasons)), most: float(reasons.count(most)), "window": CRASH_WINDOW},
-            )
+
+    kind, hold = Kinds.CRASHES, 0.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        died: dict[str, list[str]] = defaultdict(list)
+        names: dict[str, str] = {}
+        for each in (*scene.histories, *scene.gone):
+            if each.stats.kind != "children" and each.stats.crashes:
+                place = each.stats.created_at or each.stats.name  # a broken executor is replaced by a new one
+                names[place] = family(each.stats.name)
+                for reason, at in each.crashed:
+                    if scene.now - at <= CRASH_WINDOW:
+                        died[place].append(reason)
+        for end in scene.ends:
+            if end.reason is not None and end.is_accident and scene.now - end.at <= CRASH_WINDOW:
+                place = end.place or end.name or "children"
+                names.setdefault(place, end.name or place)
+                died[place].append(end.reason)
+        for place, reasons in died.items():
+            if len(reasons) >= CRASHES:
+                most = max(set(reasons), key=reasons.count)
+                yield Finding(
+                    self.kind,
+                    names[place],
+                    f"{len(reasons)} workers of {names[place]} died within {CRASH_WINDOW / 60:.0f} minutes, most of "
+                    f"them by {most} ({place})",
+                    _CURES.get(
+                        most, "Read what they wrote to standard error before they ended, and run the call alone."
+                    ),
+                    {"crashes": float(len(reasons)), most: float(reasons.count(most)), "window": CRASH_WINDOW},
+                )
 
 
 _CURES = {
@@ -366,58 +436,66 @@ _CURES = {
 }
 
 
-def queue_growth(scene: Scene) -> Iterator[Finding]:
+class QueueGrowth(Rule):
     """Calls that come faster than they are done, without end in sight."""
-    for each in scene.histories:
-        points = list(each.points)
-        if each.span < 0.6 * WINDOW or len(points) < 5:
-            continue
-        first, last = points[0], points[-1]
-        steps = [other.queued - one.queued for one, other in pairwise(points)]
-        risen, kept = sum(step > 0 for step in steps), sum(step >= 0 for step in steps)
-        steady = kept >= 0.8 * len(steps) and risen >= 0.5 * len(steps)
-        if steady and last.queued - first.queued >= 20 and last.queued >= 2 * first.queued:
-            rate = (last.queued - first.queued) / each.span
-            done = (last.finished - first.finished) / each.span
-            wait = last.queued / done if done > 0 else 0.0
-            yield Finding(
-                Kinds.QUEUE,
-                each.stats.name,
-                f"the queue of {each.stats.name} grows by {rate:.1f} calls a second and holds {last.queued}"
-                + (f"; who comes now waits {wait:.0f} s" if wait else "; none of them gets done")
-                + _made(each.stats),
-                "Bound the queue (a semaphore around submit, WorkerPool(max_queue=...)) and refuse what is too much; "
-                "more workers help only while there are processors for them.",
-                {"queued": float(last.queued), "growth": rate, "done": done, "wait": wait},
-            )
+
+    kind, hold = Kinds.QUEUE, 4.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in scene.histories:
+            points = list(each.points)
+            if each.span < 0.6 * WINDOW or len(points) < 5:
+                continue
+            first, last = points[0], points[-1]
+            steps = [other.queued - one.queued for one, other in pairwise(points)]
+            risen, kept = sum(step > 0 for step in steps), sum(step >= 0 for step in steps)
+            steady = kept >= 0.8 * len(steps) and risen >= 0.5 * len(steps)
+            if steady and last.queued - first.queued >= 20 and last.queued >= 2 * first.queued:
+                rate = (last.queued - first.queued) / each.span
+                done = (last.finished - first.finished) / each.span
+                wait = last.queued / done if done > 0 else 0.0
+                yield Finding(
+                    self.kind,
+                    each.stats.name,
+                    f"the queue of {each.stats.name} grows by {rate:.1f} calls a second and holds {last.queued}"
+                    + (f"; who comes now waits {wait:.0f} s" if wait else "; none of them gets done")
+                    + _made(each.stats),
+                    "Bound the queue (a semaphore around submit, WorkerPool(max_queue=...)) and refuse what is too "
+                    "much; more workers help only while there are processors for them.",
+                    {"queued": float(last.queued), "growth": rate, "done": done, "wait": wait},
+                )
 
 
 ZOMBIES = 3
 """So many are a pile."""
 
 
-def zombies(scene: Scene) -> Iterator[Finding]:
+class Zombies(Rule):
     """Children that have exited and still stand in the table of processes, which is finite."""
-    for each in scene.histories:
-        found = each.zombies
-        if len(found) >= ZOMBIES:
-            places = sorted(
-                {worker.reason.rpartition("made at ")[2] for worker in found if "made at " in worker.reason}
-            )
-            where = (
-                f", made at {places[0]}" + (f" and {len(places) - 1} other places" if places[1:] else "")
-                if places
-                else ""
-            )
-            yield Finding(
-                Kinds.ZOMBIES,
-                each.stats.name,
-                f"{len(found)} child processes have exited and nobody has waited for them, while others were started"
-                f"{where}",
-                "Wait for each child: process.wait() or communicate(), await asyncio's process.wait(), "
-                "Process.join(), os.waitpid(); or run what needs no answer with subprocess.run().",
-                {"zombies": float(len(found))},
-            )
+
+    kind, hold = Kinds.ZOMBIES, 5.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        for each in scene.histories:
+            found = each.zombies
+            if len(found) >= ZOMBIES:
+                places = sorted(
+                    {worker.reason.rpartition("made at ")[2] for worker in found if "made at " in worker.reason}
+                )
+                where = (
+                    f", made at {places[0]}" + (f" and {len(places) - 1} other places" if places[1:] else "")
+                    if places
+                    else ""
+                )
+                yield Finding(
+                    self.kind,
+                    each.stats.name,
+                    f"{len(found)} child processes have exited and nobody has waited for them, while others were "
+                    f"started{where}",
+                    "Wait for each child: process.wait() or communicate(), await asyncio's process.wait(), "
+                    "Process.join(), os.waitpid(); or run what needs no answer with subprocess.run().",
+                    {"zombies": float(len(found))},
+                )
 
 
 def family(name: str) -> str:
@@ -439,17 +517,18 @@ def _made(stats: PoolStats) -> str:
     return f" (made at {stats.created_at})" if stats.created_at else ""
 
 
-RULES: tuple[tuple[Rule, float], ...] = (
-    (oversubscribed, 4.0),
-    (io_bound, 4.0),
-    (cpu_bound, 4.0),
-    (starved, 3.0),
-    (per_call, 0.0),
-    (payloads, 4.0),
-    (memory_growth, 0.0),
-    (neglected, 0.0),
-    (crash_loop, 0.0),
-    (queue_growth, 4.0),
-    (zombies, 5.0),
+RULES: tuple[Rule, ...] = (
+    Oversubscribed(),
+    IoBoundProcesses(),
+    CpuBoundThreads(),
+    StarvedExecutor(),
+    PoolPerCall(),
+    ProcessPerCall(),
+    CostlyPayloads(),
+    MemoryGrowth(),
+    LostErrors(),
+    CrashLoop(),
+    QueueGrowth(),
+    Zombies(),
 )
-"""Each rule, and for how many s it has to hold."""
+"""All of them; a kind may have several."""

@@ -13,11 +13,7 @@ from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.core.median import median
 from loopwatch.events import Finding
 from loopwatch.health.finding_rules import RULES
-from loopwatch.health.history import (
-    CRASH_WINDOW,
-    History,
-    Scene,
-)
+from loopwatch.health.history import CRASH_WINDOW, History, Scene
 from loopwatch.health.records import End, PoolReading
 
 CLEAR_AFTER = 30.0
@@ -85,12 +81,12 @@ class Advisor:
         return self._hold(scene, at)
 
     def _hold(self, scene: Scene, at: float) -> tuple[Finding, ...]:
-        for rule, hold in RULES:
-            for finding in rule(scene):
+        for rule in RULES:
+            for finding in rule.check(scene):
                 key = (finding.kind, finding.subject)
                 held = self._held.setdefault(key, _Held(scene.now, finding))
                 held.last, held.finding = scene.now, replace(finding, at=held.finding.at)
-                if not held.told and scene.now - held.since >= hold:
+                if not held.told and scene.now - held.since >= rule.hold:
                     held.told = True
                     held.finding = replace(finding, at=at)
         for key, held in list(self._held.items()):

@@ -84,7 +84,7 @@ def test_each_kind_of_finding_with_its_figures() -> None:
         "oversubscribed": [],
         "io-bound-processes": [finding_rules.WAITING * 100],
         "cpu-bound-threads": [finding_rules.GIL_WAIT * 1000],
-        "starved-executor": [dict(finding_rules.RULES)[finding_rules.starved]],
+        "starved-executor": [finding_rules.StarvedExecutor.hold],
         "pool-per-call": [
             finding_rules.POOLS_PER_CALL,
             finding_rules.PROCESSES_PER_CALL,

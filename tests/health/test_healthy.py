@@ -33,7 +33,8 @@ FORK = multiprocessing.get_context("fork")
 def silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Agent]:
     """An agent whose rules need no time: whatever holds for an instant is a finding. There must be none."""
     monkeypatch.setattr(monitor, "PERIOD", 0.05)
-    monkeypatch.setattr(findings, "RULES", tuple((rule, 0.0) for rule, _ in findings.RULES))
+    for rule in findings.RULES:
+        monkeypatch.setattr(type(rule), "hold", 0.0)
     for name, value in {"EVERY": 0.0, "SHORTEST": 0.2, "UNWAITED_AFTER": 0.3}.items():
         monkeypatch.setattr(history, name, value)
     monkeypatch.setattr(states, "GRACE", 0.1)
