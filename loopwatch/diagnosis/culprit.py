@@ -76,18 +76,19 @@ class Site:
         if not stacks:
             return Verdict(None, (), 0)
         seen = Counter(key for stack in stacks for key in {_key(frame) for frame in stack if self.is_user(frame)})
-        needed = AGREE * len(stacks)
-        agreed = {key for key, count in seen.items() if count >= needed} or {key for key, _ in seen.most_common(1)}
-        found = [self._deepest(stack, agreed) for stack in stacks]
+        found = [self._deepest(stack, _agreed(seen, AGREE * len(stacks))) for stack in stacks]
         hits = Counter(frame for frame in found if frame is not None)
         if not hits:
-            stack = Counter(stacks).most_common(1)[0][0]
-            outermost = next((frame for frame in stack if not self.is_stdlib(frame)), None)
-            return Verdict(outermost, stack, sum(outermost in other for other in stacks) if outermost else 0)
+            return self._outermost(stacks)
         function = Counter(_key(frame) for frame in hits.elements()).most_common(1)[0][0]
         culprit = max((frame for frame in hits if _key(frame) == function), key=lambda frame: hits[frame])
         showing = Counter(stack for stack, frame in zip(stacks, found, strict=True) if frame == culprit)
         return Verdict(culprit, showing.most_common(1)[0][0], seen[function])
+
+    def _outermost(self, stacks: Sequence[Stack]) -> Verdict:
+        stack = Counter(stacks).most_common(1)[0][0]
+        outermost = next((frame for frame in stack if not self.is_stdlib(frame)), None)
+        return Verdict(outermost, stack, sum(outermost in other for other in stacks) if outermost else 0)
 
     def _deepest(self, stack: Stack, keys: set[tuple[str, str]]) -> Frame | None:
         return next((frame for frame in reversed(stack) if _key(frame) in keys and self.is_user(frame)), None)
@@ -108,6 +109,11 @@ def _is_stdlib(site: Site, file: str) -> bool:
     if file.startswith("<frozen"):
         return True
     return any(_under(file, folder) for folder in site.stdlib) and not _installed(file)
+
+
+def _agreed(seen: Counter[tuple[str, str]], needed: float) -> set[tuple[str, str]]:
+    """Return the functions that enough samples show; if none is, the one that most of them show."""
+    return {key for key, count in seen.items() if count >= needed} or {key for key, _ in seen.most_common(1)}
 
 
 def _key(frame: Frame) -> tuple[str, str]:

@@ -100,32 +100,24 @@ def diagnose(
     stacks = [to_frames(sample.stack.frames) for sample in seen.samples]
     if any(_in_debugger(stack) for stack in stacks):
         return None
-
-    def judge(found: Sequence[Stack]) -> Verdict:
-        return attempt("culprit", lambda: site.judge(found), Verdict(None, found[-1] if found else (), 0))
-
-    def name_call(stack: RawStack) -> str | None:
-        name = attempt("source", lambda: call_name(stack), None)
-        return None if name is None else printable(name)
-
-    verdict = judge([stack for stack in stacks if stack])
+    place = _Place(site, call_name, attempt)
+    verdict = place.judge([stack for stack in stacks if stack])
     if verdict.culprit is None and dump:
-        verdict = judge([dump])
+        verdict = place.judge([dump])
     leaf = verdict.stack[-1] if verdict.stack else None
     inner = _sample_of(verdict, seen.samples, stacks)
-    call = name_call(inner.stack) if inner is not None else None
+    call = place.call(inner.stack) if inner is not None else None
     spans = _spans(seen)
     evidence = _complete(seen, spans, leaf, call, threshold)
     cause = attempt("cause", lambda: decide(evidence), Cause.UNKNOWN)
     if cause is Cause.SUSPENDED and evidence.traced:
         return None
-    misplaced = cause is Cause.NATIVE_GIL and len(seen.samples) == 1 and call in CHEAP and not dump
-    if cause in NO_CULPRIT or misplaced or (cause is Cause.GIL and seen.hog is None):
-        verdict = Verdict(None, verdict.stack, 0)
-    elif cause is Cause.GIL and seen.hog is not None:
-        verdict = replace(judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
+    if cause is Cause.GIL and seen.hog is not None:
+        verdict = replace(place.judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
         leaf = verdict.stack[-1] if verdict.stack else leaf
-        call = name_call(seen.hog)
+        call = place.call(seen.hog)
+    elif _has_no_culprit(cause, seen, call, dump):
+        verdict = Verdict(None, verdict.stack, 0)
     calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
     return replace(
         undiagnosed(seen, threshold),
@@ -139,6 +131,34 @@ def diagnose(
         remedy=printable(attempt("remedy", lambda: remedy(cause, calls, verdict.culprit), ""), MAX_LINE),
         profile=_profile(stacks),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Says where in the code a block was; what fails in that costs the stall no more than this.
+
+    Attributes: as the arguments of :func:`diagnose`.
+    """
+
+    site: Site
+    call_name: CallName
+    attempt: Attempt
+
+    def judge(self, stacks: Sequence[Stack]) -> Verdict:
+        """Return the culprit of ``stacks``."""
+        unknown = Verdict(None, stacks[-1] if stacks else (), 0)
+        return self.attempt("culprit", lambda: self.site.judge(stacks), unknown)
+
+    def call(self, stack: RawStack) -> str | None:
+        """Return the name of the call at the innermost line of ``stack``."""
+        name = self.attempt("source", lambda: self.call_name(stack), None)
+        return None if name is None else printable(name)
+
+
+def _has_no_culprit(cause: Cause, seen: Observation, call: str | None, dump: Stack) -> bool:
+    """Whether what the samples show did not block the loop: somebody else did, or it was over when the sample came."""
+    misplaced = cause is Cause.NATIVE_GIL and len(seen.samples) == 1 and call in CHEAP and not dump
+    return cause in NO_CULPRIT or cause is Cause.GIL or misplaced
 
 
 def _uncertainty(seen: Observation, spans: Spans, cause: Cause) -> float:

@@ -177,38 +177,75 @@ def _find(target: str) -> tuple[list[Path], bool]:
 
 
 def _read_journal(path: Path) -> _Part:
-    part = _Part(str(path))
-    counts: dict[str, int] = {}
-    foreign = ""  # schema of another major version, while we are in its lines
-    run = 0.0
-    interned = _Interner()
+    reading = _JournalLines(str(path))
     for number, (raw, whole) in enumerate(_lines(path)):
-        record = json_object(raw)
-        kind = record.get("type") if record else None
-        header = _header_of(record, str(path)) if record and kind == "header" else None
-        stall = _stall_of(record) if record and kind == "stall" and not foreign else None
-        if header:
-            foreign, run = "", header.started_at
-            part.headers.append(header)
-        elif stall:
-            part.stalls.append((run, interned.stall(stall)))
-        elif kind == "flagged" and not foreign and fits(FlaggedFunction)(record):
-            pass  # its stalls say the same, and it may be rotated away while the function goes on blocking
-        else:
-            if record and kind == "header" and str(record.get("schema")).startswith("loopwatch.journal/"):
-                foreign = shown(str(record["schema"]))
-            reason = f"of schema {foreign}" if foreign else _why_passed_over(record, kind, whole)
-            counts[reason] = counts.get(reason, 0) + 1
-        if number + 1 >= _FOREIGN_AFTER and not (part.headers or part.stalls):
+        reading.add(json_object(raw), whole=whole)
+        if number + 1 >= _FOREIGN_AFTER and reading.is_empty:
             break
-    if not (part.headers or part.stalls):
-        if foreign:
+    return reading.finished()
+
+
+class _JournalLines:
+    """The lines of one journal, taken one after the other.
+
+    Args:
+        file: its name.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._part = _Part(file)
+        self._skipped: dict[str, int] = {}
+        self._foreign = ""  # schema of another major version, while we are in its lines
+        self._run = 0.0
+        self._interned = _Interner()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing of ours so far."""
+        return not (self._part.headers or self._part.stalls)
+
+    def add(self, record: Mapping[str, object] | None, *, whole: bool) -> None:
+        """Take the record of a line, None if it has none; ``whole`` if the line has an end."""
+        kind = record.get("type") if record else None
+        if record and kind == "header":
+            self._add_header(record)
+        elif self._foreign:
+            self._skip(f"of schema {self._foreign}")
+        elif record and kind == "stall" and (stall := _stall_of(record)):
+            self._part.stalls.append((self._run, self._interned.stall(stall)))
+        elif kind != "flagged" or not fits(FlaggedFunction)(record):
+            self._skip(_why_passed_over(record, kind, whole))
+        # The stalls of a flagged function say the same, and it may be rotated away while the function goes on blocking.
+
+    def _add_header(self, record: Mapping[str, object]) -> None:
+        header = _header_of(record, self._part.file)
+        if header:
+            self._foreign, self._run = "", header.started_at
+            self._part.headers.append(header)
+            return
+        if str(record.get("schema")).startswith("loopwatch.journal/"):
+            self._foreign = shown(str(record["schema"]))
+        self._skip(f"of schema {self._foreign}" if self._foreign else _why_passed_over(record, "header", True))
+
+    def _skip(self, reason: str) -> None:
+        self._skipped[reason] = self._skipped.get(reason, 0) + 1
+
+    def finished(self) -> _Part:
+        """Return what the file holds.
+
+        Raises:
+            _NotOursError: nothing of ours.
+        """
+        if self.is_empty and self._foreign:
             raise _NotOursError(
-                f"was written in schema {foreign}, this version reads {SCHEMA}", "update loopwatch to read it"
+                f"was written in schema {self._foreign}, this version reads {SCHEMA}", "update loopwatch to read it"
             )
-        raise _NotOursError("is empty" if not counts else "is not a loopwatch journal, no line is a record of one")
-    part.skipped.extend(Skipped(str(path), count, reason) for reason, count in counts.items())
-    return part
+        if self.is_empty:
+            raise _NotOursError(
+                "is not a loopwatch journal, no line is a record of one" if self._skipped else "is empty"
+            )
+        self._part.skipped.extend(Skipped(self._part.file, count, reason) for reason, count in self._skipped.items())
+        return self._part
 
 
 def _why_passed_over(record: Mapping[str, object] | None, kind: object, whole: bool) -> str:

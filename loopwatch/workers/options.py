@@ -107,7 +107,15 @@ class PoolOptions:
     prefix_output: bool | str = False
     on_event: Callable[[Any], object] | None = None
 
-    def __post_init__(self) -> None:  # noqa: PLR0912 - a list of checks
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_start()
+        self._check_output()
+        object.__setattr__(self, "initargs", tuple(self.initargs))
+        object.__setattr__(self, "context", tuple(located(each) for each in self.context))
+
+    def _check_sizes(self) -> None:
+        """Check how many workers there are, and what they may take."""
         if self.workers is not None:
             check_count("workers", self.workers, 1, "4")
         if self.min_workers is not None:
@@ -119,13 +127,16 @@ class PoolOptions:
         for name in ("max_queue", "max_tasks_per_worker", "max_memory_per_worker", "prefetch"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), 1, {"max_memory_per_worker": "500_000_000"}.get(name, "100"))
+        if not isinstance(self.nice, int) or isinstance(self.nice, bool) or not 0 <= self.nice <= 19:
+            raise ConfigError(f"nice={self.nice!r}: must be 0 (as the parent) to 19 (only when nothing else runs)")
+
+    def _check_start(self) -> None:
+        """Check how workers are started, and what they begin with."""
         if self.start_method not in START_METHODS:
             allowed = " or ".join(map(repr, START_METHODS))
             raise ConfigError(
                 f"start_method={self.start_method!r}: must be {allowed}; forking a running loop is unsafe"
             )
-        if not isinstance(self.nice, int) or isinstance(self.nice, bool) or not 0 <= self.nice <= 19:
-            raise ConfigError(f"nice={self.nice!r}: must be 0 (as the parent) to 19 (only when nothing else runs)")
         for name in ("initializer", "warmup", "on_event"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be callable")
@@ -138,6 +149,9 @@ class PoolOptions:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: must be a tuple, such as {example}")
         if not all(isinstance(each, str) for each in self.preload):
             raise ConfigError(f"preload={self.preload!r}: must be names of modules, such as ('numpy',)")
+
+    def _check_output(self) -> None:
+        """Check what the pool is called, and what becomes of what workers write."""
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"name={self.name!r}: must be a str, such as 'images'")
         if not isinstance(self.forward_logs, bool):
@@ -149,8 +163,6 @@ class PoolOptions:
         except (KeyError, IndexError, ValueError, AttributeError):
             words = "may contain {name} and {pid}, no other names in braces"
             raise ConfigError(f"prefix_output={self.prefix_output!r}: {words}") from None
-        object.__setattr__(self, "initargs", tuple(self.initargs))
-        object.__setattr__(self, "context", tuple(located(each) for each in self.context))
 
     def prefix(self, pid: int) -> str:
         """Return what begins the lines that a worker writes."""
