@@ -265,20 +265,23 @@ def _run(args: argparse.Namespace, target: list[str]) -> int:
 def _report(args: argparse.Namespace, _target: list[str]) -> int:
     from loopwatch.report.export import to_collapsed, to_json
     from loopwatch.report.reader import read_journals
+    from loopwatch.report.tables import Report
     from loopwatch.report.text import headline, to_text
 
     contents = read_journals(args.journal)
+    if args.collapsed:
+        _print(to_collapsed(contents))
+        return 0
+    report = Report.of(contents)
     if args.html:
         from loopwatch.report import html
 
-        _write_private(args.html, html.render(contents))
-        _print(f"{headline(contents)}\nWritten to {args.html}\n")
-    elif args.collapsed:
-        _print(to_collapsed(contents))
+        _write_private(args.html, html.render(report))
+        _print(f"{headline(report)}\nWritten to {args.html}\n")
     elif args.json:
-        _print(to_json(contents).rstrip("\n") + "\n")
+        _print(to_json(report).rstrip("\n") + "\n")
     else:
-        _print(to_text(contents, args.width or shutil.get_terminal_size((100, 24)).columns))
+        _print(to_text(report, args.width or shutil.get_terminal_size((100, 24)).columns))
     return 0
 
 

@@ -9,25 +9,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from loopwatch.core.faults import Faults
-from loopwatch.core.patches import PatchSet, loaded
+from loopwatch.core.patches import PatchSet
 from loopwatch.health.default_executors import Defaults
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.in_worker import Notes, Target
-from loopwatch.health.kinds.multiprocessing import MultiprocessingPools, WatchedPool
-from loopwatch.health.kinds.other import WatchedOther
-from loopwatch.health.kinds.processes import ProcessPools, WatchedProcesses
-from loopwatch.health.kinds.threads import ThreadPools, WatchedThreads, pool_of
+from loopwatch.health.kinds import KINDS, OTHER
+from loopwatch.health.kinds.base import Tools
 from loopwatch.health.lost_errors import Neglected
 from loopwatch.health.naming import origin, pool_name
 from loopwatch.health.records import Source
 from loopwatch.health.task_board import Address, Board
-from loopwatch.health.watched_pool import Identity, Watched
+from loopwatch.health.watched_pool import Identity, Terms, Watched
 
 MOST = 200
 """Pools that are watched at a time, those counted that are over and still told."""
-LOKY_MODULES = ("loky.process_executor", "joblib.externals.loky.process_executor")
-PROCESS_MODULES = {"concurrent.futures.process": "process", **dict.fromkeys(LOKY_MODULES, "loky")}
-"""Where process pools with futures are made, and what they are called."""
 
 
 class Executors:
@@ -56,6 +51,10 @@ class Executors:
         self._neglected = Neglected(self._hooks)
         self._inherited: Address | None = None
         self._defaults = Defaults(self._hooks, self._found, loop_name, self._is_default)
+        self._tools = Tools(
+            self._hooks, self._found, self.each, self._made, self._noted, self._target, self._board_here,
+            self._neglected, self._defaults.identify,
+        )  # fmt: skip
         self._begin()
 
     def _begin(self) -> None:
@@ -71,11 +70,9 @@ class Executors:
     def start(self) -> None:
         """Find executors from now on."""
         self._hooks.when_imported("concurrent.futures._base", self._neglected.start)
-        self._hooks.when_imported("concurrent.futures.thread", self._start_threads)
-        self._hooks.when_imported("concurrent.futures.process", self._start_processes)
-        for name in LOKY_MODULES:
-            self._hooks.when_imported(name, self._start_processes, part="loky")
-        self._hooks.when_imported("multiprocessing.pool", self._start_pools)
+        for kind in KINDS:
+            for module in kind.modules:
+                self._hooks.when_imported(module, functools.partial(kind.start, self._tools), part=kind.part)
         self._defaults.start()
 
     def stop(self) -> None:
@@ -96,34 +93,6 @@ class Executors:
             self._inherited = board.address
             board.close()
         self._begin()
-
-    def _start_threads(self, module: Any) -> None:
-        threads = ThreadPools(self._hooks, self._found)
-        threads.start(module)
-        self._neglected.of_thread = threads.tally_of
-        self._hooks.after(module.ThreadPoolExecutor, "__init__", self._made)
-        for thread in list(getattr(module, "_threads_queues", ())):
-            pool = pool_of(thread)
-            if pool is not None:
-                self._noted(pool)
-
-    def _start_processes(self, module: Any) -> None:
-        ProcessPools(self._hooks, self._found, self.each, self._target).start(module)
-        self._hooks.after(module.ProcessPoolExecutor, "__init__", self._made)
-        for manager in list(getattr(module, "_threads_wakeups", ())):
-            pool = manager.executor_reference()
-            if pool is not None:
-                self._noted(pool)
-
-    def _start_pools(self, module: Any) -> None:
-        MultiprocessingPools(self._hooks, self._found, self.each, self._target, self._neglected).start(module)
-        self._hooks.both(module.Pool, "__init__", self._making, self._made, always=False)
-        util = loaded("multiprocessing.util")  # where pools see to it that they are ended at exit
-        for finalizer in list(getattr(util, "_finalizer_registry", {}).values()):
-            ref = getattr(finalizer, "_weakref", None)
-            pool = None if ref is None else ref()
-            if isinstance(pool, module.Pool):
-                self._noted(pool)
 
     # -- what is watched ------------------------------------------------------------------------------------------
 
@@ -163,10 +132,6 @@ class Executors:
     def _is_default(self, watched: Watched, name: str) -> None:
         self._rename(watched, name, "default")
 
-    def _making(self, _pool: Any, *_args: Any, **_kwargs: Any) -> None:
-        """A pool is about to be made, and to start its workers at once."""
-        self._board_here()
-
     def _made(self, pool: Any, _result: None) -> None:
         """An executor was made; a subclass may still be about to make itself."""
         made = origin()
@@ -205,29 +170,13 @@ class Executors:
         return watched
 
     def _make(self, pool: Any, place: str, *, any_kind: bool) -> Watched | None:
-        collected = functools.partial(_forget, self._by_id, id(pool))
+        kind = next((each for each in KINDS if each.owns(pool)), OTHER if any_kind else None)
+        if kind is None or not kind.is_made(pool):
+            return None
         taken = {each.identity.name for each in self._watched}
-        if _is_a(pool, "concurrent.futures.thread", "ThreadPoolExecutor"):
-            if not _has(pool, "_threads", "_work_queue", "_shutdown", "_broken", "_max_workers", "_thread_name_prefix"):
-                return None  # it was not made by its base class
-            identity = self._defaults.identify(pool, place, taken)
-            return WatchedThreads(pool, identity, self._hung_after, collected)
-        for module, kind in PROCESS_MODULES.items():
-            if _is_a(pool, module, "ProcessPoolExecutor"):
-                if not _has(pool, "_processes", "_pending_work_items", "_queue_count", "_max_workers"):
-                    return None
-                identity = Identity(pool_name(type(pool).__name__, place, taken), kind, place)
-                return WatchedProcesses(pool, identity, self._hung_after, collected, self._board_here())
-        if _is_a(pool, "multiprocessing.pool", "Pool"):
-            if not _has(pool, "_pool", "_cache", "_taskqueue", "_inqueue", "_state", "_processes"):
-                return None
-            kind = "thread" if _is_a(pool, "multiprocessing.pool", "ThreadPool") else "multiprocessing"
-            identity = Identity(pool_name(type(pool).__name__, place, taken), kind, place)
-            return WatchedPool(pool, identity, self._hung_after, collected, self._board_here())
-        if any_kind:
-            identity = Identity(pool_name(type(pool).__name__, place, taken), "other", place)
-            return WatchedOther(pool, identity, self._hung_after, collected, self._hooks)
-        return None
+        identity = kind.identity(pool, place, taken, self._tools)
+        collected = functools.partial(_forget, self._by_id, id(pool))
+        return kind.watch(pool, Terms(identity, self._hung_after, collected), self._tools)
 
     def _has_room(self) -> bool:
         """Forget pools that have been over for a while, and if need be those that are over."""
@@ -253,18 +202,8 @@ class Executors:
     def _address(self) -> Address | None:
         return self._inherited if self._board is None else self._board.address
 
-    def _target(self, original: Any, place: str, in_thread: Callable[[Any], Notes | None] | None = None) -> Target:
+    def _target(self, original: Any, place: str, in_thread: Callable[[Any], Notes | None] | None) -> Target:
         return Target(original, place, self._address, in_thread)
-
-
-def _is_a(pool: Any, module: str, name: str) -> bool:
-    """Whether it is one indeed: what a mock says of its class is not asked."""
-    kind = getattr(loaded(module), name, None)
-    return isinstance(kind, type) and issubclass(type(pool), kind)
-
-
-def _has(pool: Any, *names: str) -> bool:
-    return all(hasattr(pool, name) for name in names)
 
 
 def _forget(by_id: dict[int, Watched], key: int, ref: Any) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from _thread import allocate_lock
 from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING
 
 from loopwatch.config import Config
+from loopwatch.core.alarm import Alarm
 from loopwatch.core.dataclasses import replace
 from loopwatch.core.faults import Faults
 from loopwatch.core.median import median
@@ -89,8 +89,7 @@ class Monitor:
     def _begin(self) -> None:
         self._guard = threading.RLock()  # a signal handler or a finalizer of the program may come in between
         self._polling = threading.RLock()
-        self._alarm = allocate_lock()
-        self._alarm.acquire()
+        self._alarm = Alarm()
         self._sources: tuple[Source, ...] = ()
         self._numbers: dict[Source, int] = {}
         self._oom: Oom | None = None
@@ -99,7 +98,9 @@ class Monitor:
         self._advisor: Advisor | None = None
         self._findings: tuple[Finding, ...] = ()
         self._news: News | None = None
-        self.thread = OwnThread("health", self._run, self._wake, needed=lambda: self._sources or self.births.known)
+        self.thread = OwnThread(
+            "health", self._run, lambda: self._alarm.wake(), needed=lambda: self._sources or self.births.known
+        )
         self._polled_at = float("-inf")
         self._next_tick = 0.0
         self._cpus_now = 1.0
@@ -218,19 +219,13 @@ class Monitor:
         except RuntimeError as exc:  # the system allows no more threads
             self._faults.add(PART, exc)
 
-    def _wake(self) -> None:
-        try:
-            self._alarm.release()
-        except RuntimeError:  # it is on its way already
-            pass
-
     def _run(self) -> None:
         thread, alarm = self.thread, self._alarm  # its own: all may have begun anew meanwhile
         if self._due is None:
             self._due = time.monotonic() + PERIOD
         try:
             while thread.stays():
-                alarm.acquire(True, max((self._due or 0.0) - time.monotonic(), 0.0))
+                alarm.wait(max((self._due or 0.0) - time.monotonic(), 0.0))
                 if thread.is_asked:
                     continue
                 began, imports = time.thread_time(), self._processes is None

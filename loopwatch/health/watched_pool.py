@@ -16,6 +16,7 @@ from loopwatch.events import PoolStats, WorkerState, WorkerStats
 from loopwatch.health.pool_workers import Staff, Work
 from loopwatch.health.records import PoolReading, ProcessFacts
 from loopwatch.health.states import Executor, Situation, judge
+from loopwatch.health.task_board import Board
 from loopwatch.health.task_stats import Tally, Window
 
 LINGER = 60.0
@@ -38,6 +39,20 @@ class Identity(NamedTuple):
     place: str
 
 
+class Terms(NamedTuple):
+    """How a pool is watched.
+
+    Attributes:
+        identity: what it is called.
+        hung_after: returns ``Config.hung_after``, seconds.
+        collected: called when nobody has a reference to the executor any more; None where nobody asks.
+    """
+
+    identity: Identity
+    hung_after: Callable[[], float]
+    collected: Callable[[Any], object] | None = None
+
+
 class Watched:
     """One pool under watch, held weakly. Kinds of pools differ in how they are looked into.
 
@@ -45,30 +60,22 @@ class Watched:
 
     Args:
         pool: the executor.
-        identity: what it is called.
-        hung_after: s, as ``Config.hung_after``.
-        collected: called when nobody has a reference to the executor any more.
+        terms: how it is watched.
     """
 
     knows_neglected = False
     """Whether it is known of failed tasks that nobody asks for their error."""
 
-    def __init__(
-        self,
-        pool: Any,
-        identity: Identity,
-        hung_after: Callable[[], float],
-        collected: Callable[[Any], object] | None = None,
-    ) -> None:
-        self.ref = weakref.ref(pool, collected)
+    def __init__(self, pool: Any, terms: Terms) -> None:
+        self.ref = weakref.ref(pool, terms.collected)
         self.keys: tuple[int, ...] = ()
         """Ids of objects by which calls are recognized as its own, as long as it is there."""
-        self.identity = identity
+        self.identity = terms.identity
         self.tally = Tally()
         self.started = self.recycled = 0
         self.ended_by_program = False
         """Whether the program has shut it down itself."""
-        self._hung_after = hung_after
+        self._hung_after = terms.hung_after
         self._window = Window()
         self._fate = Executor.OPEN
         self._fate_at = 0.0
@@ -267,6 +274,65 @@ class Watched:
             neglected=tally.neglected.total() if self.knows_neglected else None,
             **{"task_cpu": tally.cpu, **others},
         )
+
+
+class WatchedProcessPool(Watched):
+    """A pool whose workers are processes, or may be.
+
+    Args:
+        pool: the executor.
+        terms: how it is watched.
+        board: where its workers note what they do, None if they cannot.
+    """
+
+    def __init__(self, pool: Any, terms: Terms, board: Board | None) -> None:
+        super().__init__(pool, terms)
+        self.staff = Staff(board)
+        self.waiting = 0
+        """Threads that wait for it to end."""
+
+    def living(self) -> Collection[object]:
+        """Return its workers that are alive, also those of a pool that was shut down or collected."""
+        raise NotImplementedError
+
+    def look(self) -> None:
+        """See which workers it has now."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """It is watched no more; tasks that are under way may still tell that they are over."""
+        self.staff.close()
+
+    def has_workers(self) -> bool:
+        """Whether one of its workers is left, or how one ended is still to be found out."""
+        return bool(self.living()) or self.staff.is_unsettled
+
+    def pids(self) -> Sequence[int]:
+        """Return its worker processes."""
+        self.look()
+        return self.staff.pids()
+
+    def process_stats(
+        self, workers: Collection[WorkerStats], now: float, *, running: int, pending: int, cpu: float | None,
+        max_workers: int | None, lost: Callable[[int], str],
+    ) -> PoolStats:  # fmt: skip
+        """Put the figures together, with those of workers that have died.
+
+        Args:
+            workers: those that are there.
+            now: ``time.monotonic``.
+            running: tasks that they run.
+            pending: tasks without a result, those that run among them.
+            cpu: processor seconds of all its workers.
+            max_workers: at most.
+            lost: as of :meth:`dead`.
+        """
+        return self.stats(
+            [*workers, *self.dead(self.staff, now, lost)], now, queued=max(pending - running, 0), running=running,
+            running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=max_workers,
+            crashed=sum(self.staff.crashes.values()), crashes=dict(self.staff.crashes),
+            decoding=self.staff.overhead(), cpu=cpu,
+        )  # fmt: skip
 
 
 _GONE = (WorkerState.DEAD, WorkerState.ZOMBIE)

@@ -11,22 +11,12 @@ from collections.abc import Mapping
 from loopwatch.core.text import shown
 from loopwatch.events import Frame, Stall
 from loopwatch.report.reader import JournalContents
-from loopwatch.report.tables import (
-    blocked,
-    by_cause,
-    culprits,
-    expected,
-    flagged,
-    frame_name,
-    processes,
-    time_span,
-    unended,
-)
+from loopwatch.report.tables import Report, frame_name
 
 SCHEMA = "loopwatch.report/1"
 
 
-def to_json(contents: JournalContents) -> str:
+def to_json(report: Report) -> str:
     """Return the report as one JSON object; the shape is stable within ``loopwatch.report/1``.
 
     .. code-block:: text
@@ -49,27 +39,26 @@ def to_json(contents: JournalContents) -> str:
 
     Numbers that JSON does not have (infinity) are null.
     """
-    span = time_span(contents.stalls) if contents.stalls else (None, None)
-    rows = [
-        {**dataclasses.asdict(row), "causes": dict(row.causes), "routes": dict(row.routes)}
-        for row in culprits(contents)
-    ]
-    report = {
+    contents, span = report.contents, report.span or (None, None)
+    shown_report = {
         "schema": SCHEMA,
         "from": span[0],
         "to": span[1],
         "times": len(contents.stalls),
-        "blocked": blocked(contents),
-        "culprits": rows,
-        "flagged": [{**dataclasses.asdict(row), "causes": dict(row.causes)} for row in flagged(contents)],
-        "causes": [dataclasses.asdict(row) for row in by_cause(contents)],
-        "expected": [dataclasses.asdict(row) for row in expected(contents)],
-        "processes": [dataclasses.asdict(row) for row in processes(contents)],
-        "unended": [dataclasses.asdict(hang) for hang in unended(contents)],
+        "blocked": report.blocked,
+        "culprits": [
+            {**dataclasses.asdict(row), "causes": dict(row.causes), "routes": dict(row.routes)}
+            for row in report.culprits
+        ],
+        "flagged": [{**dataclasses.asdict(row), "causes": dict(row.causes)} for row in report.flagged],
+        "causes": [dataclasses.asdict(row) for row in report.causes],
+        "expected": [dataclasses.asdict(row) for row in report.expected],
+        "processes": [dataclasses.asdict(row) for row in report.processes],
+        "unended": [dataclasses.asdict(hang) for hang in report.unended],
         "skipped": [dataclasses.asdict(item) for item in contents.skipped],
         "stalls": [stall.to_dict() for stall in contents.stalls],
     }
-    return strict_json(report)
+    return strict_json(shown_report)
 
 
 def strict_json(value: object) -> str:

@@ -17,7 +17,8 @@ from loopwatch.core.text import shown
 from loopwatch.events import Evidence, Frame, Stall
 from loopwatch.report import tables
 from loopwatch.report.export import strict_json, weighted_stacks
-from loopwatch.report.reader import TORN, JournalContents
+from loopwatch.report.reader import TORN
+from loopwatch.report.tables import Report
 from loopwatch.report.text import (
     expected_sentence,
     flagged_sentence,
@@ -32,17 +33,17 @@ MAX_STALLS = 20_000
 """Stalls in one page, the longest ones; a browser gets slow beyond. The page says how many are left out."""
 
 
-def render(contents: JournalContents) -> str:
+def render(report: Report) -> str:
     """Return the page: tiles, timeline, culprits, flagged functions, flame graph and every stall.
 
     To sort, filter and click through.
 
     Example:
         >>> from loopwatch.report.reader import read_journals
-        >>> page = render(read_journals("/var/log/loopwatch"))  # doctest: +SKIP
+        >>> page = render(Report.of(read_journals("/var/log/loopwatch")))  # doctest: +SKIP
     """
     # Inside <script>, "</script>" and "<!--" would be read by the HTML parser before JSON is.
-    data = strict_json(_payload(contents))
+    data = strict_json(_payload(report))
     for char in "<>&":
         data = data.replace(char, f"\\u{ord(char):04x}")
     style, script = _asset("style.css"), _asset("script.js")
@@ -55,8 +56,8 @@ def render(contents: JournalContents) -> str:
         style=style,
         script=script,
         data=data,
-        headline=html.escape(headline(contents)),
-        text=html.escape(to_text(contents, width=110)),
+        headline=html.escape(headline(report)),
+        text=html.escape(to_text(report, width=110)),
     )
 
 
@@ -87,8 +88,8 @@ class _Table:
 class _Payload:
     """Collects the tables while stalls are turned into rows."""
 
-    def __init__(self, contents: JournalContents) -> None:
-        self.runs = tables.Runs(contents.headers)
+    def __init__(self, runs: tables.Runs) -> None:
+        self.runs = runs
         self.strings, self.frames, self.stacks = _Table(), _Table(), _Table()
         self.culprits, self.processes = _Table(), _Table()
 
@@ -131,8 +132,8 @@ class _Payload:
         return self.frames.number(frame, [self._string(name), self._string(frame.file), frame.line])
 
 
-def _payload(contents: JournalContents) -> dict[str, object]:
-    collected = _Payload(contents)
+def _payload(report: Report) -> dict[str, object]:
+    contents, collected = report.contents, _Payload(report.runs)
     kept = contents.stalls
     if len(kept) > MAX_STALLS:
         longest = sorted(kept, key=lambda stall: -stall.duration)[:MAX_STALLS]
@@ -148,10 +149,10 @@ def _payload(contents: JournalContents) -> dict[str, object]:
         "stacks": collected.stacks.rows,
         "culprits": collected.culprits.rows,
         "processes": [shown(collected.runs.name(run)) for run in runs],
-        "runs": len(tables.processes(contents)),
-        "flagged": [_flagged(row) for row in tables.flagged(contents)],
-        "hangs": [hang_sentence(hang) for hang in tables.unended(contents)],
-        "expected": [expected_sentence(row) for row in tables.expected(contents)],
+        "runs": len(report.processes),
+        "flagged": [_flagged(row) for row in report.flagged],
+        "hangs": [hang_sentence(hang) for hang in report.unended],
+        "expected": [expected_sentence(row) for row in report.expected],
         "skipped": skipped,
         "facts": [field.name.replace("_", " ") for field in fields(Evidence)],
         "versions": sorted({shown(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),

@@ -1,4 +1,4 @@
-"""From a journal to an answer: pure functions that make tables, text, JSON and collapsed stacks of it.
+"""The tables of a journal: pure functions from stalls to rows, and the report that holds them all.
 
 Nothing here reads a file, a clock or the terminal, so the same journal always gives the same report.
 """
@@ -451,4 +451,46 @@ def _counted(names: Iterable[str]) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
 
 
-# ----------------------------------------------------------------------------------------------- text
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All tables of one journal, computed once and shown as text, as a page or as JSON.
+
+    Attributes:
+        contents: what was read.
+        runs: the runs of processes.
+        span: begin of the first stall and end of the last, seconds since the epoch; None without stalls.
+        blocked: seconds that all loops together were held.
+        culprits, flagged, causes, expected, processes, unended: what the functions of this module return.
+    """
+
+    contents: JournalContents
+    runs: Runs
+    span: tuple[float, float] | None
+    blocked: float
+    culprits: tuple[CulpritRow, ...]
+    flagged: tuple[FlaggedRow, ...]
+    causes: tuple[CauseRow, ...]
+    expected: tuple[ExpectedRow, ...]
+    processes: tuple[ProcessRow, ...]
+    unended: tuple[Unended, ...]
+
+    @classmethod
+    def of(cls, contents: JournalContents) -> Report:
+        """Return the tables of ``contents``.
+
+        Example:
+            >>> Report.of(JournalContents()).blocked
+            0.0
+        """
+        return cls(
+            contents=contents,
+            runs=Runs(contents.headers),
+            span=time_span(contents.stalls) if contents.stalls else None,
+            blocked=blocked(contents),
+            culprits=culprits(contents),
+            flagged=flagged(contents),
+            causes=by_cause(contents),
+            expected=expected(contents),
+            processes=processes(contents),
+            unended=unended(contents),
+        )

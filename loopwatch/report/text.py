@@ -10,47 +10,41 @@ from datetime import UTC, datetime
 
 from loopwatch.core.text import shown
 from loopwatch.events import Stall
-from loopwatch.report.reader import TORN, JournalContents
+from loopwatch.report.reader import TORN
 from loopwatch.report.tables import (
+    CauseRow,
     CulpritRow,
     ExpectedRow,
     FlaggedRow,
-    Runs,
+    ProcessRow,
+    Report,
     Unended,
-    blocked,
-    by_cause,
-    culprits,
-    expected,
-    flagged,
     frame_name,
-    processes,
-    time_span,
     timeline,
-    unended,
 )
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 
 
-def to_text(contents: JournalContents, width: int = 100, top: int = 10) -> str:
+def to_text(report: Report, width: int = 100, top: int = 10) -> str:
     """Return the report for a terminal.
 
     Args:
-        contents: what :func:`~loopwatch.report.reader.read_journals` found.
+        report: of a journal.
         width: columns of the terminal; lines are cut or wrapped to it, 40 at least.
         top: how many culprits and processes to tell of.
     """
     width = max(40, width)
     sections = [
-        _text_headline(contents, width),
-        _section("NEVER ENDED", [_text_unended(hang, width) for hang in unended(contents)]),
-        _section("WORST CULPRITS", _text_culprits(contents, width, top)),
-        _section("FLAGGED FUNCTIONS", _text_flagged(contents, width, top)),
-        _section("BY CAUSE", _text_causes(contents)),
-        _section("EXPECTED, NOT COUNTED ABOVE", [_text_expected(row, width) for row in expected(contents)]),
-        _section("TIMELINE", _text_timeline(contents, width, top)),
-        _section("PROCESSES", _text_processes(contents, top)),
-        _section("PASSED OVER", [_text_skipped(contents)]),
+        _text_headline(report, width),
+        _section("NEVER ENDED", [_text_unended(hang, width) for hang in report.unended]),
+        _section("WORST CULPRITS", _text_culprits(report.culprits, width, top)),
+        _section("FLAGGED FUNCTIONS", _text_flagged(report.flagged, width, top)),
+        _section("BY CAUSE", _text_causes(report.causes)),
+        _section("EXPECTED, NOT COUNTED ABOVE", [_text_expected(row, width) for row in report.expected]),
+        _section("TIMELINE", _text_timeline(report, width, top)),
+        _section("PROCESSES", _text_processes(report.processes, top)),
+        _section("PASSED OVER", [_text_skipped(report)]),
     ]
     lines = [line for section in sections for line in section]
     return "\n".join(cut(line, width) for line in lines).rstrip("\n") + "\n"
@@ -104,13 +98,12 @@ def times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def headline(contents: JournalContents) -> str:
+def headline(report: Report) -> str:
     """Return the finding in one sentence."""
-    if not contents.stalls:
+    count, whole = len(report.contents.stalls), report.blocked
+    if not count:
         return "No stall was journaled."
-    worst = culprits(contents)[0]
-    whole = blocked(contents)
-    count = len(contents.stalls)
+    worst = report.culprits[0]
     who = f"by {shown(worst.name)}{_place(worst.file, worst.line)}"
     if count == 1:
         return f"The event loop was held once, for {seconds(whole)}, {who}."
@@ -130,11 +123,11 @@ def _section(title: str, blocks: Sequence[Sequence[str]]) -> list[str]:
     return ["", title, *(f"  {line}" for line in lines)] if lines else []
 
 
-def _text_headline(contents: JournalContents, width: int) -> list[str]:
-    lines = textwrap.wrap(headline(contents), width)
-    if contents.stalls:
-        start, end = time_span(contents.stalls)
-        lines.append(f"{clock(start)} to {clock(end)} UTC, {_plural(len(processes(contents)), 'process', 'es')}")
+def _text_headline(report: Report, width: int) -> list[str]:
+    lines = textwrap.wrap(headline(report), width)
+    if report.span is not None:
+        start, end = report.span
+        lines.append(f"{clock(start)} to {clock(end)} UTC, {_plural(len(report.processes), 'process', 'es')}")
     return lines
 
 
@@ -150,8 +143,7 @@ def _plural(count: int, noun: str, ending: str = "s") -> str:
     return f"{count} {noun}{'' if count == 1 else ending}"
 
 
-def _text_culprits(contents: JournalContents, width: int, top: int) -> list[list[str]]:
-    rows = culprits(contents)
+def _text_culprits(rows: Sequence[CulpritRow], width: int, top: int) -> list[list[str]]:
     blocks = [_text_culprit(number, row, width) for number, row in enumerate(rows[:top], 1)]
     rest = rows[top:]
     if rest:
@@ -173,8 +165,7 @@ def _text_culprit(number: int, row: CulpritRow, width: int) -> list[str]:
     return lines
 
 
-def _text_flagged(contents: JournalContents, width: int, top: int) -> list[list[str]]:
-    rows = flagged(contents)
+def _text_flagged(rows: Sequence[FlaggedRow], width: int, top: int) -> list[list[str]]:
     blocks = [_text_flagged_row(row, width) for row in rows[:top]]
     return blocks + ([[f"and {len(rows) - top} more"]] if len(rows) > top else [])
 
@@ -192,8 +183,7 @@ def _tally(counts: Sequence[tuple[str, int]], top: int = 4) -> str:
     return ", ".join(named) + (f", and {len(counts) - top} more" if len(counts) > top else "")
 
 
-def _text_causes(contents: JournalContents) -> list[list[str]]:
-    rows = by_cause(contents)
+def _text_causes(rows: Sequence[CauseRow]) -> list[list[str]]:
     longest = max((len(row.cause) for row in rows), default=0)
     return [
         [
@@ -204,14 +194,13 @@ def _text_causes(contents: JournalContents) -> list[list[str]]:
     ]
 
 
-def _text_timeline(contents: JournalContents, width: int, top: int) -> list[list[str]]:
-    if not contents.stalls:
+def _text_timeline(report: Report, width: int, top: int) -> list[list[str]]:
+    runs, span = report.runs, report.span
+    if span is None:
         return []
-    runs = Runs(contents.headers)
     lanes: dict[str, list[Stall]] = defaultdict(list)
-    for stall in contents.stalls:
+    for stall in report.contents.stalls:
         lanes[runs.name(runs.of(stall.pid, stall.started_at))].append(stall)
-    span = time_span(contents.stalls)
     named = sorted(lanes, key=lambda name: (-math.fsum(stall.duration for stall in lanes[name]), name))[:top]
     columns = min(width - 4, 120)
     slices = {name: timeline(lanes[name], columns, span) for name in named}
@@ -232,8 +221,7 @@ def _bar(value: float, highest: float) -> str:
     return _LEVELS[max(1, round(value / highest * (len(_LEVELS) - 1)))]
 
 
-def _text_processes(contents: JournalContents, top: int) -> list[list[str]]:
-    rows = processes(contents)
+def _text_processes(rows: Sequence[ProcessRow], top: int) -> list[list[str]]:
     blocks = [
         [
             f"{shown(row.name)}: {times(row.times) if row.times else 'never'} held"
@@ -246,9 +234,11 @@ def _text_processes(contents: JournalContents, top: int) -> list[list[str]]:
     return blocks + ([[f"and {len(rows) - top} more"]] if len(rows) > top else [])
 
 
-def _text_skipped(contents: JournalContents) -> list[str]:
+def _text_skipped(report: Report) -> list[str]:
     # A torn last line is how a killed process's journal always ends: no news.
-    return [skipped_sentence(item.file, item.lines, item.reason) for item in contents.skipped if item.reason != TORN]
+    return [
+        skipped_sentence(item.file, item.lines, item.reason) for item in report.contents.skipped if item.reason != TORN
+    ]
 
 
 def skipped_sentence(file: str, lines: int | None, reason: str) -> str:
@@ -266,6 +256,3 @@ def expected_sentence(row: ExpectedRow) -> str:
     where = _plural(row.processes, "process", "es")
     took = f"{row.reason}: {times(row.times)}, {seconds(row.total)} in total, in {where}"
     return f"{shown(took)}; longest {seconds(longest)} by {shown(name)}{_place(file, line)}"
-
-
-# --------------------------------------------------------------------------------- for other programs

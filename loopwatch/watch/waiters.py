@@ -21,12 +21,12 @@ import asyncio
 import contextvars
 import functools
 import gc
-from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
+from loopwatch.core.alarm import Alarm
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.off_loop import wait_until
@@ -77,10 +77,9 @@ class Waiters:
         self._faults = faults
         self._variable: Variable | None = None
         self._jobs: deque[_Job] = deque()
-        self._alarm = allocate_lock()
-        self._alarm.acquire()
+        self._alarm = Alarm()
         self.thread = OwnThread(
-            "victims", self._run, self._wake, lambda: self._jobs, lambda exc: faults.add("victims", exc)
+            "victims", self._run, lambda: self._alarm.wake(), lambda: self._jobs, lambda exc: faults.add("victims", exc)
         )
         self._stopping = False
 
@@ -114,12 +113,6 @@ class Waiters:
         self._stopping, self._variable = True, None
         self.thread.end(timeout)
 
-    def _wake(self) -> None:
-        try:
-            self._alarm.release()
-        except RuntimeError:  # it is on its way already
-            pass
-
     def _run(self) -> None:
         while self.thread.stays():
             while self._jobs and not self.thread.is_asked:
@@ -129,12 +122,12 @@ class Waiters:
                 job.is_done = True
                 del job  # it would keep the program's objects until the next one
             if not self.thread.is_asked:
-                self._alarm.acquire()
+                self._alarm.wait()
 
     def _do(self, run: Callable[[], object], patience: float = 0.0) -> None:
         job = _Job(run)
         self._jobs.append(job)
-        self._wake()
+        self._alarm.wake()
         if patience > 0:
             wait_until(lambda: job.is_done, patience)
 

@@ -10,11 +10,11 @@ import logging
 import os
 import sys
 import threading
-from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopwatch.config import Config
+from loopwatch.core.alarm import Alarm
 from loopwatch.core.dataclasses import compile_now, dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
@@ -86,8 +86,7 @@ class Watcher:
         self.gc = GcMonitor(lambda exc: faults.add("gc", exc, for_good=True))
         self.stretch = 1.0
         self.thread = OwnThread("watcher", self._run, self.wake)
-        self._alarm = allocate_lock()
-        self._alarm.acquire()
+        self._alarm = Alarm()
         self._guard = threading.RLock()  # a finalizer or signal handler of the program may come in between
         self._collecting = threading.RLock()
         self._ticked = threading.Condition()
@@ -147,10 +146,7 @@ class Watcher:
     def wake(self) -> None:
         """Have the thread tick now."""
         self._woken_at = time.monotonic()
-        try:
-            self._alarm.release()
-        except RuntimeError:  # it is on its way already
-            pass
+        self._alarm.wake()
 
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
@@ -232,7 +228,7 @@ class Watcher:
         if self.thread.is_asked:
             return planned
         # Without loops there is nothing to do until one is added.
-        if self._alarm.acquire(True, max(planned - time.monotonic(), 0.0) if self.loops else -1):
+        if self._alarm.wait(max(planned - time.monotonic(), 0.0) if self.loops else -1):
             # It wanted to run from then on; until the GIL was free it could not.
             planned, self._rest_ends = self._woken_at, 0.0
         return planned
@@ -241,7 +237,7 @@ class Watcher:
         """Look at nothing for a moment after a fault, and while the watcher is switched off; probes go on."""
         ends = time.monotonic() + pacing.LONGEST_TICK
         while not self.thread.is_asked and (time.monotonic() < ends or self._faults.is_off("watcher")):
-            self._alarm.acquire(True, pacing.LONGEST_TICK)
+            self._alarm.wait(pacing.LONGEST_TICK)
 
     def _announce_visit(self, when: float) -> None:
         """Have busy loops let the watcher have the GIL when it comes."""

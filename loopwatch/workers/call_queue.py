@@ -11,6 +11,7 @@ from typing import Any
 
 from loopwatch.errors import ConfigError
 from loopwatch.workers.call import Call
+from loopwatch.workers.options import CallOptions
 
 NOWHERE, IN_LINE, ASIDE = range(3)
 """Where a call waits; aside, if its function runs as often as it may."""
@@ -129,8 +130,16 @@ def _still(entries: list[_Entry], where: int) -> list[_Entry]:
     return kept
 
 
-def check_hashable(function: Any) -> None:
-    """Refuse a function whose calls cannot be counted."""
+def check_call(function: Any, options: CallOptions) -> None:
+    """Refuse what cannot be called, and for ``max_concurrency`` a function whose calls cannot be counted.
+
+    Raises:
+        ConfigError: it is refused.
+    """
+    if not callable(function):
+        raise ConfigError(f"function={function!r}: must be callable")
+    if options.max_concurrency is None:
+        return
     try:
         hash(function)
     except TypeError:

@@ -18,13 +18,13 @@ from typing import Any, Self, TypeVar
 
 from loopwatch.core.originals import time
 from loopwatch.core.process_state import living
-from loopwatch.errors import ConfigError, NotPicklable, OffloadError, PoolClosed, QueueFull
+from loopwatch.errors import NotPicklable, OffloadError, PoolClosed, QueueFull
 from loopwatch.events import PoolStats
 from loopwatch.health.naming import origin
 from loopwatch.health.records import PoolReading
 from loopwatch.workers import launch, pickling, tracing, worker
 from loopwatch.workers.call import Call, Outcome, blame, in_turns
-from loopwatch.workers.call_queue import check_hashable
+from loopwatch.workers.call_queue import check_call
 from loopwatch.workers.dispatcher import Dispatcher
 from loopwatch.workers.options import CallOptions, PoolOptions, changed, check_count, pool_options
 from loopwatch.workers.settings import settings
@@ -158,14 +158,8 @@ class WorkerPool:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> asyncio.Future[Any]:
         """Begin a call: see :class:`~loopwatch.workers.backend.Backend`. It raises, or its future, as :meth:`run`."""
-        trip = tracing.begin(function, self.name)
-        if trip is None:
-            return self._submit(function, args, kwargs, options, None)
-        try:
-            return self._submit(function, args, kwargs, options, trip)
-        except BaseException as exc:
-            trip.end(exc)
-            raise
+        begin = functools.partial(self._submit, function, args, kwargs, options)
+        return tracing.traced(function, self.name, begin)
 
     def _submit(
         self,
@@ -178,10 +172,7 @@ class WorkerPool:
         dispatcher = self._opened()
         if self._closing:
             raise PoolClosed(f"{self.name} is closed")
-        if not callable(function):
-            raise ConfigError(f"function={function!r}: must be callable")
-        if options.max_concurrency is not None:
-            check_hashable(function)
+        check_call(function, options)
         loop = asyncio.get_running_loop()
         call = Call(function, options, Outcome(loop=loop))
         call.trip = trip

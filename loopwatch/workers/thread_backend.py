@@ -23,11 +23,11 @@ from loopwatch.core import log
 from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
 from loopwatch.core.process_state import living
-from loopwatch.errors import ConfigError, OffloadError, PoolClosed, QueueFull, TaskTimeout
+from loopwatch.errors import OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
 from loopwatch.workers import tracing
 from loopwatch.workers.call import Call, Outcome
-from loopwatch.workers.call_queue import NOWHERE, Backlog, Room, check_hashable
+from loopwatch.workers.call_queue import NOWHERE, Backlog, Room, check_call
 from loopwatch.workers.options import CallOptions, check_count, usable_cpus
 from loopwatch.workers.totals import Spent, spent_by
 from loopwatch.workers.worker import undecorated
@@ -197,14 +197,8 @@ class ThreadBackend:
         Raises:
             QueueFull, PoolClosed: it was not taken.
         """
-        trip = tracing.begin(function, self.name)
-        if trip is None:
-            return self._submit(function, args, kwargs, options, None)
-        try:
-            return self._submit(function, args, kwargs, options, trip)
-        except BaseException as exc:
-            trip.end(exc)
-            raise
+        begin = functools.partial(self._submit, function, args, kwargs, options)
+        return tracing.traced(function, self.name, begin)
 
     def _submit(
         self,
@@ -214,10 +208,7 @@ class ThreadBackend:
         options: CallOptions,
         trip: tracing.Trip | None,
     ) -> asyncio.Future[Any]:
-        if not callable(function):
-            raise ConfigError(f"function={function!r}: must be callable")
-        if options.max_concurrency is not None:
-            check_hashable(function)
+        check_call(function, options)
         if self._closed:
             raise PoolClosed(f"{self.name} is closed")
         sent = self._pack(function, args, kwargs, trip)

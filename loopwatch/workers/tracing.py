@@ -19,10 +19,12 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
+
+Submitted = TypeVar("Submitted")
 
 FLUSH_WITHIN = 500
 """ms that a worker that ends may take to hand over its own spans."""
@@ -176,6 +178,22 @@ def begin(function: Any, pool: str) -> Trip | None:
     except Exception as exc:  # noqa: BLE001 - the program's samplers, processors and propagators
         _failed(exc)
         return None
+
+
+def traced(function: Any, pool: str, submit: Callable[[Trip | None], Submitted]) -> Submitted:
+    """Return what ``submit`` returns, which is given the span of the call; it ends the span where it raises.
+
+    Args:
+        function, pool: as of :func:`begin`.
+        submit: begins the call.
+    """
+    trip = begin(function, pool)
+    try:
+        return submit(trip)
+    except BaseException as exc:
+        if trip is not None:
+            trip.end(exc)
+        raise
 
 
 def _begin(function: Any, pool: str) -> Trip:

@@ -24,6 +24,7 @@ from loopwatch.events import AgentStats, Cause, Evidence, FlaggedFunction, Snaps
 from loopwatch.report.export import to_collapsed, to_json
 from loopwatch.report.html import render
 from loopwatch.report.reader import read_journals
+from loopwatch.report.tables import Report
 from loopwatch.report.text import to_text
 from loopwatch.sinks.hang_file import hang_header, hang_threads
 from loopwatch.sinks.journal import JournalWriter
@@ -144,11 +145,11 @@ def test_every_sink_gets_clean_names(
     writer.close()
     contents = read_journals(str(path))
     assert contents.stalls == (stall,)
-    text = to_text(contents)
+    text = to_text(Report.of(contents))
     assert all(line.isprintable() for line in text.splitlines())
-    assert json.loads(to_json(contents))["stalls"][0]["id"] == "7f"
+    assert json.loads(to_json(Report.of(contents)))["stalls"][0]["id"] == "7f"
     assert len(to_collapsed(contents).splitlines()) == 1
-    assert "</script><!--" not in render(contents)
+    assert "</script><!--" not in render(Report.of(contents))
 
     assert hang_threads(hang_header(7, {1: stall.loop})) == (7, {"0x0000000000000001": stall.loop})
     for found in (attributes.of_stall(stall), attributes.of_flagged(flagged)):
@@ -235,7 +236,7 @@ def test_reading_a_hostile_journal_is_bounded(tmp_path: Path) -> None:
         "".join(json.dumps(each) + "\n" for each in (header, {"type": "stall", **record, "culprit": frame}))
     )
     contents = read_journals(str(path))
-    text = to_text(contents)
+    text = to_text(Report.of(contents))
     assert all(line.isprintable() and len(line) <= MAX_LINE for line in text.splitlines())
-    assert len(render(contents)) < MIB
+    assert len(render(Report.of(contents))) < MIB
     assert len(to_collapsed(contents)) <= MAX_LINE * 2

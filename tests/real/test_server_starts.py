@@ -15,6 +15,7 @@ from real_servers import await_that, free_port, get, missing, program
 
 from loopwatch.report import tables
 from loopwatch.report.reader import read_journals
+from loopwatch.report.tables import Report
 from loopwatch.report.text import to_text
 
 APP = """\
@@ -94,7 +95,7 @@ def test_real_server_starts_with_one_line(name: str, tmp_path: Path) -> None:
     assert row.processes == workers
     assert row.total >= workers * (0.65 if name in IMPORTS_ON_THE_LOOP else 0.25) * 0.9
     assert row.total < workers * PATIENCE
-    assert f"EXPECTED, NOT COUNTED ABOVE\n  {row.reason}: " in to_text(contents)
+    assert f"EXPECTED, NOT COUNTED ABOVE\n  {row.reason}: " in to_text(Report.of(contents))
 
 
 def said_by(folder: Path) -> Callable[[], str]:

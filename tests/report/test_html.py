@@ -18,6 +18,7 @@ from stalls import stalls as any_stall
 from loopwatch.events import Evidence, StackCount, Stall
 from loopwatch.report import html
 from loopwatch.report.reader import JournalContents, Skipped
+from loopwatch.report.tables import Report
 from loopwatch.sinks.hang_file import HangDump
 
 
@@ -45,7 +46,7 @@ class Page(HTMLParser):
 
 def test_the_page_is_whole_in_itself() -> None:
     """No element names another resource, and the policy lets nothing be loaded or run but its own two blocks."""
-    page = html.render(make_contents(make_stall()))
+    page = html.render(Report.of(make_contents(make_stall())))
     parsed = Page(page)
     assert not [attrs for tag, attrs in parsed.tags if {"src", "href", "action", "onclick", "style"} & attrs.keys()]
     assert {tag for tag, _ in parsed.tags} & {"link", "img", "iframe", "object", "base", "form"} == set()
@@ -80,8 +81,8 @@ def test_hostile_names_make_no_element() -> None:
         evidence=Evidence(wall=1.0, syscall=HOSTILE),
     )
     hang = HangDump(HOSTILE, 100, (bad,), T0 + 99)
-    hostile = Page(html.render(make_contents(stall, hangs=(hang,), skipped=(Skipped(HOSTILE, 1, HOSTILE),))))
-    plain = Page(html.render(make_contents(make_stall())))
+    hostile = Page(html.render(Report.of(make_contents(stall, hangs=(hang,), skipped=(Skipped(HOSTILE, 1, HOSTILE),)))))
+    plain = Page(html.render(Report.of(make_contents(make_stall()))))
     assert hostile.tags[0] == plain.tags[0]
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
     assert hostile.data["stalls"][0]["id"] == HOSTILE
@@ -90,20 +91,20 @@ def test_hostile_names_make_no_element() -> None:
 
 def test_flagged_functions_are_in_the_page() -> None:
     """Cause, name, place, figures and remedy of a flagged function are data of the page, and text within it."""
-    parsed = Page(html.render(make_contents(*(make_stall(i) for i in range(3)))))
+    parsed = Page(html.render(Report.of(make_contents(*(make_stall(i) for i in range(3))))))
     ((cause, name, place, sentence, remedy),) = parsed.data["flagged"]
     assert (cause, name, place) == ("python", "app.images:resize", "/srv/app/images.py:42")
     assert sentence.startswith("flagged once, at 2026-01-01 10:00:20 UTC, in app.py (pid 100): 3 stalls, 750 ms")
     assert remedy == make_stall().remedy
     assert "FLAGGED FUNCTIONS" in parsed.text
-    assert Page(html.render(make_contents(make_stall()))).data["flagged"] == []
+    assert Page(html.render(Report.of(make_contents(make_stall())))).data["flagged"] == []
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(any_stall, max_size=4))
 def test_any_stalls_make_a_page(stalls: list[Stall]) -> None:
     """Whatever the records hold, the page is UTF-8, its data strict JSON, and no stall or second is missing."""
-    page = html.render(make_contents(*stalls))
+    page = html.render(Report.of(make_contents(*stalls)))
     page.encode("utf-8")
     data = Page(page).data
     assert [stall["s"] for stall in data["stalls"]] == [stall.duration for stall in stalls]
@@ -122,7 +123,7 @@ def test_the_numbers_of_a_stall_are_in_the_data() -> None:
         profile=(StackCount(deep, 3), StackCount(deep[:1], 1)),
         evidence=Evidence(wall=1.0, cpu=0.5, gil_wait=0.0051, syscall="recvfrom", syscall_share=0.97),
     )
-    data = Page(html.render(make_contents(stall))).data
+    data = Page(html.render(Report.of(make_contents(stall)))).data
     (row,) = data["stalls"]
     assert (row["at"], row["s"], row["c"], row["v"], row["line"]) == (T0, 1.0, "python", 3, 42)
     assert data["culprits"][row["w"]] == ["app.images.resize", "/srv/app/images.py"]
@@ -141,7 +142,7 @@ def test_the_numbers_of_a_stall_are_in_the_data() -> None:
 def test_equal_stacks_are_in_the_page_once() -> None:
     """10,000 stalls of one stack make a page of a few megabytes, not of a stack each."""
     stack = tuple(frame(f"app.deep.function_number_{i}") for i in range(50))
-    page = html.render(make_contents(*(make_stall(i, stack=stack) for i in range(10_000))))
+    page = html.render(Report.of(make_contents(*(make_stall(i, stack=stack) for i in range(10_000)))))
     data = Page(page).data
     assert len(data["stalls"]) == 10_000
     assert (len(data["stacks"]), len(data["frames"])) == (1, 50)
@@ -151,19 +152,19 @@ def test_equal_stacks_are_in_the_page_once() -> None:
 def test_too_many_stalls_keep_the_longest_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the bound the longest stalls stay, in order of time, and the page knows how many are left out."""
     monkeypatch.setattr(html, "MAX_STALLS", 3)
-    data = Page(html.render(make_contents(*(make_stall(i, duration=1.0 + i % 5) for i in range(10))))).data
+    data = Page(html.render(Report.of(make_contents(*(make_stall(i, duration=1.0 + i % 5) for i in range(10)))))).data
     assert ([row["id"] for row in data["stalls"]], data["leftOut"]) == (["s3", "s4", "s9"], 7)
 
 
 def test_without_scripts_the_plain_report_is_there() -> None:
     """The text report stands in the page itself, for mail clients and readers without JavaScript."""
-    page = html.render(make_contents(make_stall()))
+    page = html.render(Report.of(make_contents(make_stall())))
     assert "WORST CULPRITS" in Page(page).text
     assert "app.images.resize (/srv/app/images.py:42)" in Page(page).text
 
 
 def test_no_stall_makes_a_page() -> None:
     """An empty journal gives a page that says so."""
-    parsed = Page(html.render(JournalContents()))
+    parsed = Page(html.render(Report.of(JournalContents())))
     assert parsed.data["stalls"] == []
     assert "No stall was journaled." in parsed.text

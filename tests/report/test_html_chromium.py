@@ -18,6 +18,7 @@ from stalls import T0, frame, make_contents, make_stall
 from loopwatch.events import Cause, StackCount, Stall
 from loopwatch.report.html import render
 from loopwatch.report.reader import JournalContents
+from loopwatch.report.tables import Report
 from loopwatch.sinks.hang_file import HangDump
 
 CHROMIUM = shutil.which("chromium")
@@ -104,7 +105,7 @@ def _alive(group: int) -> bool:
 
 def dom(folder: Path, contents: JournalContents, script: str = "") -> Dom:
     """Return the page after its scripts ran, and after ``script``, which plays the user."""
-    page = render(contents)
+    page = render(Report.of(contents))
     if script:
         # The policy would not let a foreign script run: that it does not is what other tests show.
         page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
@@ -269,7 +270,7 @@ def test_hostile_names_are_shown_and_stay_inert(tmp_path: Path) -> None:
 
 def test_the_policy_stops_what_the_page_did_not_bring(tmp_path: Path) -> None:
     """Even a script that got into the page does not run, and the page is drawn all the same."""
-    page = render(make_contents(make_stall())).replace(
+    page = render(Report.of(make_contents(make_stall()))).replace(
         "<main>", "<main><script>document.documentElement.dataset.owned = 'yes'</script><img src='file:///x.png'>"
     )
     found = Dom(browse(tmp_path, page, "--dump-dom", quiet=False))
@@ -319,7 +320,7 @@ def test_processes_have_their_own_lanes(tmp_path: Path) -> None:
 def test_the_page_can_be_photographed(tmp_path: Path) -> None:
     """A screenshot has the size asked for and is no empty sheet."""
     picture = tmp_path / "page.png"
-    browse(tmp_path, render(make_contents(*some_stalls())), f"--screenshot={picture}")
+    browse(tmp_path, render(Report.of(make_contents(*some_stalls()))), f"--screenshot={picture}")
     content = picture.read_bytes()
     assert struct.unpack(">II", content[16:24]) == (1280, 1600)
     assert len(content) > 30_000

@@ -17,6 +17,7 @@ from loopwatch.events import Cause, Evidence, StackCount, Stall
 from loopwatch.report import html, tables
 from loopwatch.report.export import to_collapsed, to_json
 from loopwatch.report.reader import TORN, Header, JournalContents, Skipped, read_journals
+from loopwatch.report.tables import Report
 from loopwatch.report.text import to_text
 from loopwatch.sinks.hang_file import HangDump
 from loopwatch.sinks.journal import JournalWriter
@@ -69,13 +70,13 @@ def test_what_moving_does_not_cure_is_not_flagged() -> None:
     for stalls in groups:
         contents = make_contents(*stalls)
         assert tables.flagged(contents) == ()
-        assert "FLAGGED FUNCTIONS" not in to_text(contents)
+        assert "FLAGGED FUNCTIONS" not in to_text(Report.of(contents))
 
 
 def test_flagged_functions_are_in_text_and_json() -> None:
     """The text says how often, how long, why and what to do; the JSON has the same figures."""
     contents = make_contents(*(make_stall(i, victims=2, duration=0.5) for i in range(3)))
-    text = to_text(contents, width=200)
+    text = to_text(Report.of(contents), width=200)
     assert (
         """
 FLAGGED FUNCTIONS
@@ -86,7 +87,7 @@ minute, 6 waited (python 3)
 """
         in text
     )
-    (row,) = json.loads(to_json(contents))["flagged"]
+    (row,) = json.loads(to_json(Report.of(contents)))["flagged"]
     assert " ".join(row) == (
         "name file line flagged first_at processes stalls blocked worst_minute victims cause causes remedy"
     )
@@ -96,7 +97,9 @@ minute, 6 waited (python 3)
 def test_of_many_flagged_functions_the_worst_are_told() -> None:
     """Beyond the number asked for, the text says how many more there are."""
     stalls = [make_stall(i, culprit=frame(f"app.f.f{j}"), duration=1 + j) for i in range(3) for j in range(5)]
-    section = to_text(make_contents(*stalls), top=2).partition("FLAGGED FUNCTIONS")[2].partition("BY CAUSE")[0]
+    section = (
+        to_text(Report.of(make_contents(*stalls)), top=2).partition("FLAGGED FUNCTIONS")[2].partition("BY CAUSE")[0]
+    )
     assert re.findall(r"app.f:f\d", section) == ["app.f:f4", "app.f:f3"]
     assert section.rstrip().endswith("and 3 more")
 
@@ -161,7 +164,7 @@ def test_a_notice_without_an_end_is_a_hang() -> None:
     contents = make_contents(make_stall(0), make_stall(1, ongoing=True, duration=4.0, cause=Cause.NATIVE_GIL))
     (hang,) = tables.unended(contents)
     assert (hang.pid, hang.loop, hang.at, hang.blocked, hang.cause) == (100, "main", T0 + 14, 4.0, Cause.NATIVE_GIL)
-    text = to_text(contents, width=200)
+    text = to_text(Report.of(contents), width=200)
     assert (
         "app.py (pid 100), loop main: last seen blocked in app.images.resize (/srv/app/images.py:42), "
         "for at least 4.00 s, at 2026-01-01 10:00:14 UTC"
@@ -206,7 +209,7 @@ def test_the_text_holds_what_an_operator_asks() -> None:
     """Headline, culprit with place, counts, route, remedy, cause shares, timeline and processes are all there."""
     stalls = [make_stall(i, duration=0.5, victims=2, context={"http.route": "/thumb"}) for i in range(4)]
     stalls.append(make_stall(5, pid=101, duration=2.0, cause=Cause.SLEEP, culprit=frame("app.jobs.poll", 9)))
-    text = to_text(make_contents(*stalls), width=100)
+    text = to_text(Report.of(make_contents(*stalls)), width=100)
     headline = "The event loop was held 5 times for 4.00 s in total, 50% of it by app.images.resize"
     assert " ".join(text.split()).startswith(headline)
     assert "2026-01-01 10:00:00 to 2026-01-01 10:00:52 UTC, 2 processes" in text
@@ -238,14 +241,14 @@ def test_expected_blocks_stand_apart(tmp_path: Path) -> None:
     assert tables.expected(contents) == (
         tables.ExpectedRow(start, 2, 1.15, 1, ("app.models.load", "/srv/app/models.py", 9, 0.9)),
     )
-    text = to_text(contents)
+    text = to_text(Report.of(contents))
     assert "app.models.load" not in text[: text.index("EXPECTED, NOT COUNTED ABOVE")]
     assert "start-up of uvicorn: 2 times, 1.15 s in total, in 1 process; longest 900 ms by app.models.load" in text
-    data = json.loads(to_json(contents))
+    data = json.loads(to_json(Report.of(contents)))
     assert (data["times"], data["blocked"], len(data["culprits"])) == (1, 0.5, 1)
     assert data["expected"][0]["total"] == pytest.approx(1.15)
     assert "load" not in to_collapsed(contents)
-    assert "start-up of uvicorn: 2 times" in html.render(contents)
+    assert "start-up of uvicorn: 2 times" in html.render(Report.of(contents))
 
 
 def test_expected_block_ends_a_hang() -> None:
@@ -258,7 +261,7 @@ def test_expected_block_ends_a_hang() -> None:
 def test_no_stall_is_said_plainly() -> None:
     """An empty journal gives a short report, not an empty or failing one."""
     header = Header("f", 7, T0, "0.1.0", "3.11.9", "app.py")
-    text = to_text(JournalContents(headers=(header,)))
+    text = to_text(Report.of(JournalContents(headers=(header,))))
     assert text.startswith("No stall was journaled.\n")
     assert "app.py (pid 7): never held" in text
 
@@ -266,7 +269,7 @@ def test_no_stall_is_said_plainly() -> None:
 def test_what_was_passed_over_is_told_but_not_a_torn_last_line() -> None:
     """Foreign lines are reported with file and count; the torn end of a killed process's journal is normal."""
     skipped = (Skipped("a.jsonl", 3, "not readable"), Skipped("b.jsonl", 1, TORN), Skipped("c.jsonl", None, "is empty"))
-    text = to_text(make_contents(make_stall(), skipped=skipped))
+    text = to_text(Report.of(make_contents(make_stall(), skipped=skipped)))
     assert "a.jsonl: 3 lines not readable" in text
     assert "c.jsonl: is empty" in text
     assert "b.jsonl" not in text
@@ -276,7 +279,7 @@ def test_what_was_passed_over_is_told_but_not_a_torn_last_line() -> None:
 @given(lists_of_stalls, st.integers(0, 200))
 def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[Stall], width: int) -> None:
     """No line is wider than asked (40 at least), and no control character of a name reaches the terminal."""
-    text = to_text(make_contents(*stalls), width=width)
+    text = to_text(Report.of(make_contents(*stalls)), width=width)
     assert all(len(line) <= max(40, width) for line in text.split("\n"))
     assert all(char == "\n" or char.isprintable() for char in text)
     text.encode("utf-8")
@@ -285,7 +288,7 @@ def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[St
 @given(lists_of_stalls)
 def test_json_is_strict_and_gives_the_stalls_back(stalls: list[Stall]) -> None:
     """Every parser takes the JSON, and its stalls are equal to those that went in."""
-    data = json.loads(to_json(make_contents(*stalls)), parse_constant=pytest.fail)
+    data = json.loads(to_json(Report.of(make_contents(*stalls))), parse_constant=pytest.fail)
     assert data["schema"] == "loopwatch.report/1"
     assert [Stall.from_dict(item) for item in data["stalls"]] == stalls
     assert data["times"] == len(stalls) == sum(row["times"] for row in data["culprits"])
@@ -295,7 +298,7 @@ def test_json_is_strict_and_gives_the_stalls_back(stalls: list[Stall]) -> None:
 def test_json_shape_is_stable() -> None:
     """The documented keys, no more and no less; infinity becomes null."""
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
-    data = json.loads(to_json(make_contents(stall)))
+    data = json.loads(to_json(Report.of(make_contents(stall))))
     assert " ".join(data) == (
         "schema from to times blocked culprits flagged causes expected processes unended skipped stalls"
     )

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loopwatch.core.originals import time
-from loopwatch.core.patches import Patch
+from loopwatch.core.patches import Patch, loaded
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.in_worker import SHIFT, Target, job_number
+from loopwatch.health.kinds.base import ExecutorKind, Tools
 from loopwatch.health.lost_errors import RESULT, Neglected
 from loopwatch.health.naming import error_name, task_name
 from loopwatch.health.pool_workers import Staff, Work
@@ -26,7 +27,7 @@ from loopwatch.health.seats import Seat, Seats
 from loopwatch.health.states import Executor
 from loopwatch.health.task_board import RING, Board, Run
 from loopwatch.health.task_stats import Outcome
-from loopwatch.health.watched_pool import Identity, Watched
+from loopwatch.health.watched_pool import Terms, Watched, WatchedProcessPool
 from loopwatch.system import threads
 
 LOST = "lost"
@@ -43,32 +44,22 @@ class _Job(NamedTuple):
     name: str
 
 
-class WatchedPool(Watched):
+class WatchedPool(WatchedProcessPool):
     """A pool of :mod:`multiprocessing` under watch."""
 
     knows_neglected = True
 
-    def __init__(
-        self,
-        pool: Any,
-        identity: Identity,
-        hung_after: Callable[[], float],
-        collected: Callable[[Any], object],
-        board: Board | None,
-    ) -> None:
-        super().__init__(pool, identity, hung_after, collected)
-        self.staff = Staff(board)
+    def __init__(self, pool: Any, terms: Terms, board: Board | None) -> None:
+        super().__init__(pool, terms, board)
         self.jobs: dict[int, _Job] = {}
         self.keys = id(pool._pool), id(pool._inqueue)
-        self.waiting = 0
-        """Threads that wait for it to end."""
         self._max_workers = pool._processes
         self._cache = weakref.ref(pool._cache)
         self._lost: set[int] = set()
-        self.has_threads = identity.kind == "thread"
+        self.has_threads = terms.identity.kind == "thread"
         self._workers: tuple[weakref.ref[Any], ...] = ()
         self.seats = Seats(self, ThreadNotes)
-        self.take(pool._pool, are_new=bool(identity.place))
+        self.take(pool._pool, are_new=bool(terms.identity.place))
 
     # -- its workers ----------------------------------------------------------------------------------------------
 
@@ -86,7 +77,7 @@ class WatchedPool(Watched):
         """Return the workers that it had when they were last taken note of, as far as they have not been let go of."""
         return [member for ref in self._workers if (member := ref()) is not None]
 
-    def _living(self) -> list[Any]:
+    def living(self) -> list[Any]:
         """Return those of them that are there."""
         if self.has_threads:
             return [member for member in self._members() if member.is_alive()]
@@ -95,7 +86,7 @@ class WatchedPool(Watched):
     def look(self, *, are_new: bool = True) -> None:
         """See which of its workers are there."""
         if not self.has_threads:
-            present = self._living() if self.staff.is_ending else self._members()
+            present = self.living() if self.staff.is_ending else self._members()
             self.staff.look([process.pid for process in present], time.monotonic(), are_new=are_new)
 
     def ended(self, processes: Sequence[Any]) -> None:
@@ -175,25 +166,12 @@ class WatchedPool(Watched):
             return Executor.OPEN
         return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
 
-    def close(self) -> None:
-        """It is watched no more; tasks that are under way may still tell that they are over."""
-        self.staff.close()
-
-    def has_workers(self) -> bool:
-        """Whether one of its workers is left, or how one ended is still to be found out."""
-        return bool(self._living()) or self.staff.is_unsettled
-
-    def pids(self) -> Sequence[int]:
-        """Return its worker processes."""
-        self.look()
-        return self.staff.pids()
-
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return its figures."""
         self.look()
         self.staff.settle(facts)
         if self.has_threads:
-            workers = [self._thread(thread, now) for thread in self._living()]
+            workers = [self._thread(thread, now) for thread in self.living()]
             self.started = self.seats.count
         else:
             workers = [self._process(pid, facts.get(pid), now) for pid in self.staff.present()]
@@ -202,13 +180,10 @@ class WatchedPool(Watched):
         busy = sum(worker.calls for worker in workers)
         if not self.has_threads and not self.staff.is_known(now):
             busy = min(pending, len(workers))
-        return self.stats(
-            [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(pending - busy, 0), running=busy,
-            running_for=sum(worker.running_for or 0.0 for worker in workers),
-            max_workers=self._max_workers, crashed=sum(self.staff.crashes.values()),
-            crashes=dict(self.staff.crashes), decoding=self.staff.overhead(),
-            cpu=self.seats.cpu if self.has_threads else self.staff.cpu(facts),
-        )  # fmt: skip
+        cpu = self.seats.cpu if self.has_threads else self.staff.cpu(facts)
+        return self.process_stats(
+            workers, now, running=busy, pending=pending, cpu=cpu, max_workers=self._max_workers, lost=self._lost_words
+        )
 
     def _lost_words(self, number: int) -> str:
         name = self._name_of(number)
@@ -429,3 +404,32 @@ def _left(result: Any) -> int:
     if length is None:  # its tasks are still being made
         return 1
     return max(int(length) - getattr(result, "_index", 0) - len(getattr(result, "_unsorted", ())), 0)
+
+
+class MultiprocessingKind(ExecutorKind):
+    """:class:`multiprocessing.Pool`, and its pool of threads."""
+
+    modules = ("multiprocessing.pool",)
+    class_name = "Pool"
+    needs = ("_pool", "_cache", "_taskqueue", "_inqueue", "_state", "_processes")
+
+    def start(self, tools: Tools, module: Any) -> None:
+        MultiprocessingPools(tools.hooks, tools.found, tools.each, tools.target, tools.lost_errors).start(module)
+
+        def making(_pool: Any, *_args: Any, **_kwargs: Any) -> None:
+            tools.board()  # it is about to start its workers
+
+        tools.hooks.both(module.Pool, "__init__", making, tools.made, always=False)
+        util = loaded("multiprocessing.util")  # where pools see to it that they are ended at exit
+        for finalizer in list(getattr(util, "_finalizer_registry", {}).values()):
+            ref = getattr(finalizer, "_weakref", None)
+            pool = None if ref is None else ref()
+            if isinstance(pool, module.Pool):
+                tools.noted(pool)
+
+    def name(self, pool: Any) -> str:
+        threads = getattr(loaded("multiprocessing.pool"), "ThreadPool", None)
+        return "thread" if isinstance(threads, type) and issubclass(type(pool), threads) else "multiprocessing"
+
+    def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        return WatchedPool(pool, terms, tools.board())

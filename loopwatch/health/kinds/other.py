@@ -16,11 +16,12 @@ from loopwatch.core.originals import time
 from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats
 from loopwatch.health.hooks import Hooks
+from loopwatch.health.kinds.base import ExecutorKind, Tools
 from loopwatch.health.naming import error_name
 from loopwatch.health.records import ProcessFacts
 from loopwatch.health.states import Executor
 from loopwatch.health.task_stats import Outcome
-from loopwatch.health.watched_pool import Identity, Watched
+from loopwatch.health.watched_pool import Terms, Watched
 
 MANY = 1000
 """Tasks that are looked at one by one; of more it is only known how many there are."""
@@ -33,17 +34,10 @@ class WatchedOther(Watched):
         TypeError: its methods cannot be replaced, or it cannot be referenced weakly.
     """
 
-    def __init__(
-        self,
-        pool: Any,
-        identity: Identity,
-        hung_after: Callable[[], float],
-        collected: Callable[[Any], object],
-        hooks: Hooks,
-    ) -> None:
+    def __init__(self, pool: Any, terms: Terms, hooks: Hooks) -> None:
         if not _has_really(pool, "submit"):
             raise TypeError("it is made up when it is asked for, as that of a mock")
-        super().__init__(pool, identity, hung_after, collected)
+        super().__init__(pool, terms)
         self._pending: dict[_Task, weakref.ref[Any]] = {}
         self._is_shut_down = False
         most = getattr(pool, "_max_workers", None)
@@ -74,7 +68,7 @@ class WatchedOther(Watched):
         error = future.exception()
         self.tally.add(Outcome(None, time.monotonic() - task.at, None if error is None else error_name(error)))
 
-    def fate(self, pool: Any) -> Executor:  # noqa: ARG002
+    def fate(self, pool: Any) -> Executor:
         """Return whether it takes calls, as far as is known."""
         return Executor.SHUT_DOWN if self._is_shut_down else Executor.OPEN
 
@@ -82,7 +76,7 @@ class WatchedOther(Watched):
         """Whether it has any is not known: whether it has a task."""
         return bool(self._pending)
 
-    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return its figures."""
         running = queued = 0
         looked_at = list(islice(self._pending.copy().items(), MANY))
@@ -141,3 +135,16 @@ def _noting(ref: weakref.ref[Any], original: Any, patch: Patch) -> Any:
         del method.__wrapped__  # it is bound, and would keep the executor alive
         original = None
     return method
+
+
+class OtherKind(ExecutorKind):
+    """Whatever has ``submit``: watched only where the program asks for it."""
+
+    def start(self, tools: Tools, module: Any) -> None:
+        """Nothing: it comes from no module that is known."""
+
+    def name(self, pool: Any) -> str:
+        return "other"
+
+    def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        return WatchedOther(pool, terms, tools.hooks)

@@ -19,6 +19,7 @@ from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.in_worker import Target
+from loopwatch.health.kinds.base import ExecutorKind, Tools
 from loopwatch.health.lost_errors import Onlooker, failure_of
 from loopwatch.health.naming import task_name
 from loopwatch.health.pool_workers import Staff
@@ -26,37 +27,27 @@ from loopwatch.health.records import ProcessFacts
 from loopwatch.health.states import Executor
 from loopwatch.health.task_board import Board
 from loopwatch.health.task_stats import Outcome, Tally
-from loopwatch.health.watched_pool import Identity, Watched
+from loopwatch.health.watched_pool import Terms, Watched, WatchedProcessPool
 
 TOGETHER = 16
 """Tasks that are counted together, far fewer than a worker's ring has room for."""
 CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 
 
-class WatchedProcesses(Watched):
+class WatchedProcesses(WatchedProcessPool):
     """A process pool with futures under watch."""
 
     knows_neglected = True
 
-    def __init__(
-        self,
-        pool: Any,
-        identity: Identity,
-        hung_after: Callable[[], float],
-        collected: Callable[[Any], object],
-        board: Board | None,
-    ) -> None:
-        super().__init__(pool, identity, hung_after, collected)
-        self.staff = Staff(board)
-        self.waiting = 0
-        """Threads that wait for it to end."""
+    def __init__(self, pool: Any, terms: Terms, board: Board | None) -> None:
+        super().__init__(pool, terms, board)
         self._max_workers = pool._max_workers
         self._manager: weakref.ref[Any] | None = None
         self._over: deque[tuple[int, float, str | None]] = deque()
         self._lost: dict[int, str] = {}
         """Names of the tasks whose workers have died, by number."""
         self._see_manager(pool)
-        self.staff.look(self._processes(), time.monotonic(), are_new=False)
+        self.staff.look(self.living(), time.monotonic(), are_new=False)
 
     # -- what it has ----------------------------------------------------------------------------------------------
 
@@ -71,7 +62,7 @@ class WatchedProcesses(Watched):
         manager = None if self._manager is None else self._manager()
         return getattr(manager, name, None) or {}
 
-    def _processes(self) -> list[int]:
+    def living(self) -> list[int]:
         """Return its workers by process id, also those of a pool that was shut down or collected."""
         return [process.pid for process in Staff.living(list(self._managed("processes").values()))]
 
@@ -81,7 +72,7 @@ class WatchedProcesses(Watched):
 
     def look(self) -> None:
         """See which workers it has now, and count what is over."""
-        self.staff.look(self._processes(), time.monotonic(), count=self.count)
+        self.staff.look(self.living(), time.monotonic(), count=self.count)
 
     def look_at(self, pool: Any) -> None:
         """The same, after ``pool`` may have begun to have workers."""
@@ -152,19 +143,6 @@ class WatchedProcesses(Watched):
             return Executor.OPEN
         return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
 
-    def close(self) -> None:
-        """It is watched no more; tasks that are under way may still tell that they are over."""
-        self.staff.close()
-
-    def has_workers(self) -> bool:
-        """Whether one of its workers is left, or how one ended is still to be found out."""
-        return bool(self._processes()) or self.staff.is_unsettled
-
-    def pids(self) -> Sequence[int]:
-        """Return its workers."""
-        self.look()
-        return self.staff.pids()
-
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return its figures."""
         self.look()
@@ -176,12 +154,9 @@ class WatchedProcesses(Watched):
         if not self.staff.is_known(now):  # a pool hands out few more tasks than it has workers
             busy = min(len(pending), len(present))
         self.started, self.recycled = self.staff.started, self.staff.recycled
-        return self.stats(
-            [*workers, *self.dead(self.staff, now, self._lost_words)], now, queued=max(len(pending) - busy, 0),
-            running=busy, running_for=sum(worker.running_for or 0.0 for worker in workers),
-            max_workers=self._max_workers, crashed=sum(self.staff.crashes.values()),
-            crashes=dict(self.staff.crashes), cpu=self.staff.cpu(facts),
-            decoding=self.staff.overhead(),
+        return self.process_stats(
+            workers, now, running=busy, pending=len(pending), cpu=self.staff.cpu(facts), max_workers=self._max_workers,
+            lost=self._lost_words,
         )  # fmt: skip
 
     def _worker(self, pid: int, pending: Mapping[int, Any], facts: ProcessFacts | None, now: float) -> WorkerStats:
@@ -209,7 +184,7 @@ class ProcessPools:
         hooks: Hooks,
         found: Callable[[Any], Watched | None],
         each: Callable[[], Sequence[Watched]],
-        target: Callable[[Any, str], Target],
+        target: Callable[[Any, str, None], Target],
     ) -> None:
         self._hooks, self._found, self._each, self._target = hooks, found, each, target
         self.here = threading.local()
@@ -222,7 +197,7 @@ class ProcessPools:
             module: :mod:`concurrent.futures.process`, or the one that loky made after it.
         """
         patches, place = self._hooks.patches, f"{module.__name__}:_process_worker"
-        patches.replace(module, "_process_worker", lambda original, _patch: self._target(original, place))
+        patches.replace(module, "_process_worker", lambda original, _patch: self._target(original, place, None))
         patches.replace(module, "_WorkItem", _watched_item).state = self
         patches.replace(module.ProcessPoolExecutor, "submit", _submit).state = self
         self._hooks.both(module.ProcessPoolExecutor, "shutdown", self._ending, self._ended)
@@ -333,3 +308,35 @@ def _watched_item(original: Any, patch: Patch) -> Any:
 
     _WorkItem.__qualname__, _WorkItem.__module__ = original.__qualname__, original.__module__
     return _WorkItem
+
+
+class ProcessPoolKind(ExecutorKind):
+    """:class:`concurrent.futures.ProcessPoolExecutor`, and loky's after its model."""
+
+    modules: tuple[str, ...] = ("concurrent.futures.process",)
+    class_name = "ProcessPoolExecutor"
+    needs = ("_processes", "_pending_work_items", "_queue_count", "_max_workers")
+
+    def start(self, tools: Tools, module: Any) -> None:
+        ProcessPools(tools.hooks, tools.found, tools.each, tools.target).start(module)
+        tools.hooks.after(module.ProcessPoolExecutor, "__init__", tools.made)
+        for manager in list(getattr(module, "_threads_wakeups", ())):
+            pool = manager.executor_reference()
+            if pool is not None:
+                tools.noted(pool)
+
+    def name(self, pool: Any) -> str:
+        return "process"
+
+    def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        return WatchedProcesses(pool, terms, tools.board())
+
+
+class LokyKind(ProcessPoolKind):
+    """Reusable executors of loky and joblib."""
+
+    modules = ("loky.process_executor", "joblib.externals.loky.process_executor")
+    part = "loky"
+
+    def name(self, pool: Any) -> str:
+        return "loky"

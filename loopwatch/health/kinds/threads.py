@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +16,7 @@ from loopwatch.core.originals import time
 from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.health.hooks import Hooks
+from loopwatch.health.kinds.base import ExecutorKind, Tools
 from loopwatch.health.lost_errors import failure_of
 from loopwatch.health.naming import task_name
 from loopwatch.health.pool_workers import Work
@@ -23,7 +24,7 @@ from loopwatch.health.records import ProcessFacts
 from loopwatch.health.seats import Seat, Seats
 from loopwatch.health.states import Executor
 from loopwatch.health.task_stats import TOGETHER, Tally
-from loopwatch.health.watched_pool import Identity, Watched
+from loopwatch.health.watched_pool import Identity, Terms, Watched
 from loopwatch.system import threads
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
@@ -38,10 +39,8 @@ class WatchedThreads(Watched):
 
     knows_neglected = True
 
-    def __init__(
-        self, pool: Any, identity: Identity, hung_after: Callable[[], float], collected: Callable[[Any], object]
-    ) -> None:
-        super().__init__(pool, identity, hung_after, collected)
+    def __init__(self, pool: Any, terms: Terms) -> None:
+        super().__init__(pool, terms)
         self.waiting = 0
         """Threads that wait for it to end."""
         self._max_workers = pool._max_workers
@@ -67,7 +66,7 @@ class WatchedThreads(Watched):
         """Whether one of its threads runs."""
         return bool(self.seats.living())
 
-    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:  # noqa: ARG002
+    def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return its figures."""
         workers = [self._worker(thread, now) for thread in self.seats.living()]
         self.started = self.seats.count
@@ -230,3 +229,27 @@ def _function_of(item: Any) -> str:
         task = getattr(item, "task", None)
         function = task[0] if isinstance(task, tuple) and task else task
     return task_name(function)
+
+
+class ThreadPoolKind(ExecutorKind):
+    """:class:`concurrent.futures.ThreadPoolExecutor`, default executors of loops among them."""
+
+    modules = ("concurrent.futures.thread",)
+    class_name = "ThreadPoolExecutor"
+    needs = ("_threads", "_work_queue", "_shutdown", "_broken", "_max_workers", "_thread_name_prefix")
+
+    def start(self, tools: Tools, module: Any) -> None:
+        threads = ThreadPools(tools.hooks, tools.found)
+        threads.start(module)
+        tools.lost_errors.of_thread = threads.tally_of
+        tools.hooks.after(module.ThreadPoolExecutor, "__init__", tools.made)
+        for thread in list(getattr(module, "_threads_queues", ())):
+            pool = pool_of(thread)
+            if pool is not None:
+                tools.noted(pool)
+
+    def identity(self, pool: Any, place: str, taken: Container[str], tools: Tools) -> Identity:
+        return tools.thread_identity(pool, place, taken)
+
+    def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        return WatchedThreads(pool, terms)

@@ -247,7 +247,7 @@ class Epoll(NamedTuple):
         return ready
 
 
-def timed_select(  # noqa: PLR0915 - one function is what makes closure cells of its variables, the cheapest there are
+def timed_select(  # noqa: C901, PLR0915 - one function makes closure cells of its variables, the cheapest there are
     cell: Cell, original: Select, epoll: Epoll | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Timed:
     """Return a ``select`` that does what ``original`` does and notes when the loop waits and when it works.
