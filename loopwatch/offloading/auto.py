@@ -27,12 +27,14 @@ from loopwatch.core.patches import Around, CodePatch, Patch, PatchSet
 from loopwatch.core.text import printable
 from loopwatch.core.unseen import unseen
 from loopwatch.diagnosis.flagging import Flagging
-from loopwatch.events import FlaggedFunction, Frame, OffloadStats, Stall
+from loopwatch.events import Cause, FlaggedFunction, Frame, OffloadStats, Stall
 from loopwatch.offloading import default_pool, lock_check
-from loopwatch.offloading.function import Moved
+from loopwatch.offloading.function import OffloadedFunction, name_of
 from loopwatch.offloading.loop_bound import of_a_loop
+from loopwatch.offloading.measurements import Measurements
 from loopwatch.offloading.names import Found, Search, Target
 from loopwatch.offloading.remote_call import Raised
+from loopwatch.offloading.route import Route
 from loopwatch.offloading.side_effects import CALLS_ITSELF, Probation
 from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.stacks import is_own
@@ -62,7 +64,7 @@ class Listed:
 
     def __init__(self, way: str, found: Found) -> None:
         self.way, self.found = way, found
-        self.moved: Moved | None = None
+        self.moved: OffloadedFunction | None = None
         self.patch: CodePatch | None = None
         self.asks_for_error = self.calls_itself = False
 
@@ -157,7 +159,7 @@ class Mover:
         self._search.look()
         for frame in (*((stall.culprit,) if stall.culprit is not None else ()), *reversed(stall.stack)):
             listed = self._listed.get(f"{frame.module}:{frame.function}")
-            if listed is not None and (listed.moved is None or listed.moved.stays != CALLS_ITSELF):
+            if listed is not None and (listed.moved is None or listed.moved.route.stays != CALLS_ITSELF):
                 flagged = self._count(stall, frame)
                 if flagged is not None:
                     self._move(listed, flagged)
@@ -170,25 +172,35 @@ class Mover:
         with self._lock:
             if listed.moved is not None or worker.here.is_worker:
                 return
-            found, function = listed.found, cast("Any", listed.found.function)
+            function = cast("Any", listed.found.function)
             probation = Probation(function)
             patch = None if probation.stays else self._patches.inside(function, self._around(listed))
-            moved = Moved(patch.original if patch else function, "auto", CallOptions(), way=listed.way)
-            moved.shares_context, moved.stays = True, probation.stays
-            listed.asks_for_error, listed.calls_itself = probation.asks_for_error, probation.calls_itself
-            if listed.way == TRANSPARENT and probation.asks:
-                moved.stays = f"it calls {probation.asks}(), which needs the running loop"
-            elif not found.single:
-                moved.bound = f"{function.__module__}:* moves to threads only: name it by itself"
-            elif not _main_is_guarded():
-                moved.bound = "__main__ would run in it: it has no if __name__ == '__main__'"
-            else:
-                moved.probation = probation
-            moved.known_from(flagged.stalls, flagged.blocked / flagged.stalls, flagged.cause)
+            moved = self._function(listed, patch.original if patch else function, probation, flagged)
             listed.patch, listed.moved = patch, moved
         self._say(f"loopwatch: {flagged.stalls} stalls within {flagged.window:g} s: {moved.explain()}")
-        if listed.way == TRANSPARENT and not moved.stays:
+        if listed.way == TRANSPARENT and not moved.route.stays:
             self._open()
+
+    @staticmethod
+    def _function(listed: Listed, function: Any, probation: Probation, flagged: FlaggedFunction) -> OffloadedFunction:
+        """Return ``function`` as one that runs where its measurements say, which begin with those of its stalls."""
+        listed.asks_for_error, listed.calls_itself = probation.asks_for_error, probation.calls_itself
+        stays, bound = probation.stays, ""
+        if listed.way == TRANSPARENT and probation.asks:
+            stays = f"it calls {probation.asks}(), which needs the running loop"
+        elif not listed.found.single:
+            bound = f"{function.__module__}:* moves to threads only: name it by itself"
+        elif not _main_is_guarded():
+            bound = "__main__ would run in it: it has no if __name__ == '__main__'"
+        measurements, run = Measurements(), flagged.blocked / flagged.stalls
+        measurements.assume(flagged.stalls, run, 0.0 if flagged.cause in (Cause.IO, Cause.SLEEP) else run)
+        is_tried = not bound and stays == probation.stays
+        route = Route(
+            name_of(function), "auto", measurements, stays=stays, bound=bound,
+            probation=probation if is_tried else None, cause=flagged.cause,
+        )  # fmt: skip
+        route.decide(calls=0)
+        return OffloadedFunction(function, route, measurements, CallOptions(), way=listed.way, shares_context=True)
 
     # -- calls ----------------------------------------------------------------------------------------------------
 
@@ -215,19 +227,23 @@ class Mover:
         with self._lock:
             if listed.patch is not None and listed.moved is not None:
                 self._patches.undo(listed.patch)
-                listed.moved.stays = CALLS_ITSELF
+                listed.moved.route.keep_inline(CALLS_ITSELF)
 
     @unseen
-    async def _awaited(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        place = moved.place()
+    async def _awaited(
+        self, listed: Listed, moved: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        place = moved.route.place()
         if place != "inline" and (against := self._why_inline(listed, args, kwargs)):
             moved.left[against] += 1
             place = "inline"
         return await moved.run(place, args, kwargs)
 
     @unseen
-    def _transparently(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        place = moved.place()
+    def _transparently(
+        self, listed: Listed, moved: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        place = moved.route.place()
         if place == "inline":
             return self._inline(listed, moved, args, kwargs)
         if not self._bridges.is_open():
@@ -246,7 +262,7 @@ class Mover:
         return result
 
     @unseen
-    def _inline(self, listed: Listed, moved: Moved, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _inline(self, listed: Listed, moved: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call here; if that holds the loop, nobody else can want the function moved meanwhile."""
         if listed.patch is None or running_loop() is None:
             return moved.inline(args, kwargs)
@@ -320,7 +336,9 @@ class Mover:
         return (*found, *missing)
 
 
-_within: contextvars.ContextVar[tuple[Moved, ...]] = contextvars.ContextVar("loopwatch_moved_within", default=())
+_within: contextvars.ContextVar[tuple[OffloadedFunction, ...]] = contextvars.ContextVar(
+    "loopwatch_moved_within", default=()
+)
 """The functions of the list in which a context is, outermost first."""
 
 

@@ -10,7 +10,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from loopwatch.errors import ConfigError, OffloadError
 from loopwatch.events import OffloadStats
-from loopwatch.offloading.function import Moved
+from loopwatch.offloading.function import OffloadedFunction, name_of
+from loopwatch.offloading.measurements import Measurements
+from loopwatch.offloading.route import Route
 from loopwatch.workers import worker
 from loopwatch.workers.backend import Backend
 from loopwatch.workers.options import CallOptions
@@ -108,7 +110,9 @@ def _decorated(function: Any, to: Any, options: CallOptions, pool: WorkerPool | 
         raise ConfigError(f"@offload of {function!r}: must be a function, a method or a coroutine function")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigError(f"@offload of {function.__qualname__}: a generator cannot be moved; return a list")
-    moved = Moved(function, to, options, pool)
+    measurements = Measurements()
+    route = Route(name_of(function), to, measurements)
+    run = OffloadedFunction(function, route, measurements, options, pool=pool)
 
     @functools.wraps(function)
     def offloaded(*args: Any, **kwargs: Any) -> Any:
@@ -118,13 +122,13 @@ def _decorated(function: Any, to: Any, options: CallOptions, pool: WorkerPool | 
                 f"{function.__qualname__}() is offloaded and needs a running event loop: await it inside one, "
                 f"or call {function.__qualname__}.inline() here and now"
             )
-        return moved.call(args, kwargs)
+        return run.call(args, kwargs)
 
     attributes = cast("Any", offloaded)
     attributes.inline = function
     setattr(attributes, worker.OFFLOADED, offloaded)
-    attributes.stats = moved.stats
-    attributes.explain = moved.explain
+    attributes.stats = run.stats
+    attributes.explain = run.explain
     # What asks whether it may be awaited is told so: asyncio's mark, and since 3.12 that of inspect.
     attributes._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
     if hasattr(inspect, "markcoroutinefunction"):

@@ -21,7 +21,7 @@ import loopwatch
 from loopwatch import Cause, Frame, Stall
 from loopwatch.agent import Agent
 from loopwatch.events import Evidence
-from loopwatch.offloading import default_pool, function
+from loopwatch.offloading import default_pool, route
 from loopwatch.offloading.auto import IN_A_THREAD, OUTSIDE, WITHIN_CONTEXT
 from loopwatch.offloading.side_effects import CALLS_ITSELF
 from tests.conftest import Run, runner
@@ -67,8 +67,8 @@ def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON
 def skip_probation(agent: Agent, function: str) -> None:
     """Have a function go to a process with its first call."""
     function = agent._parts.offloading._mover._listed[f"{MODULE}:{function}"].moved  # type: ignore[union-attr]
-    assert function is not None and function.probation is not None
-    function.probation.left = 0
+    assert function is not None and function.route.probation is not None
+    function.route.probation.left = 0
 
 
 def told(agent: Agent, name: str) -> loopwatch.events.OffloadStats:
@@ -550,7 +550,7 @@ def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
 def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
     """A function that became quick costs little for each call: it is judged again when it was slow, or is asked for."""
     agent = make(transparent_offload=[f"{MODULE}:takes"])
-    judged, real = [], function.decide
+    judged, real = [], route.decide
 
     def decide(*args: Any) -> Any:
         judged.append(args)
@@ -560,7 +560,7 @@ def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkey
         flag(agent, "takes", cause=Cause.IO)
         for _ in range(60):  # until the calls that flagged it are forgotten
             named.takes()
-        monkeypatch.setattr(function, "decide", decide)
+        monkeypatch.setattr(route, "decide", decide)
         for _ in range(100):
             named.takes()
 

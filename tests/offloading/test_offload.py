@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import loopwatch
-from loopwatch.offloading import default_pool, function
+from loopwatch.offloading import default_pool, route
 from loopwatch.offloading.policy import Measured, decide
 from loopwatch.workers import pickling
 from tests.offloading import offloaded
@@ -327,8 +327,8 @@ async def test_auto_comes_back_when_it_has_become_cheap() -> None:
 
 async def test_auto_tries_a_process_again_after_a_bad_argument(monkeypatch: pytest.MonkeyPatch) -> None:
     """An argument that does not pickle keeps a function off processes for a number of calls, not for ever."""
-    assert function.AGAIN == 200
-    monkeypatch.setattr(function, "AGAIN", 5)
+    assert route.AGAIN == 200
+    monkeypatch.setattr(route, "AGAIN", 5)
     calls: Any = loopwatch.offload(to="auto")(offloaded.computes.inline)
     await calls(0.02)
     await calls(0.02, threading.Lock())
