@@ -31,7 +31,7 @@ from loopwatch.events import AgentStats, Cause, Evidence, Frame, LagStats, LoopS
 from loopwatch.health.records import PoolReading
 from loopwatch.system.threads import scheduled
 from loopwatch.telemetry.metrics.account import Account
-from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.collect import Collector
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Inputs, Reading
 from loopwatch.telemetry.otel.otlp_config import Signal, targets_of
@@ -49,7 +49,7 @@ WARM_UP = 3
 
 def account(size: str) -> Account:
     """Return an account that grows with each reading, of a typical service or of a full one."""
-    readings = Readings()
+    readings = Collector()
     loops, pools, culprits = (1, 2, 3) if size == "typical" else (12, 12, 60)
     lags = [spread() for _ in range(loops)]
     times = [(spread(), spread()) for _ in range(pools)]

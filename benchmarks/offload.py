@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # workers are given it too
 
 ROUNDS = 5
-Figures = dict[str, list[tuple[float | None, ...]]]
+PoolCounts = dict[str, list[tuple[float | None, ...]]]
 """What each way was measured to take, one tuple a round."""
 
 
@@ -34,7 +34,7 @@ def turns(ways: Any, rounds: int) -> Iterator[tuple[int, Any]]:
             yield number, way
 
 
-def table(headings: str, found: Figures, formats: str) -> None:
+def table(headings: str, found: PoolCounts, formats: str) -> None:
     """Print the medians: a row for each way, a column for each figure."""
     print(f"| {' | '.join(headings.split(', '))} |\n|{' --- |' * len(headings.split(', '))}")
     for way, rounds in found.items():
@@ -49,7 +49,7 @@ async def fibonacci(rounds: int, quick: bool) -> None:
     import fibonacci as example
 
     n, times = (25, 8) if quick else (30, 16)
-    found: Figures = {way: [] for way in example.WAYS}
+    found: PoolCounts = {way: [] for way in example.WAYS}
     await example.fibonacci(1)
     for _, way in turns(example.WAYS, rounds):
         results, seconds, longest = await example.measure(example.WAYS[way], [n] * times)
@@ -66,14 +66,14 @@ async def images(rounds: int, quick: bool) -> None:
     count = 8 if quick else 100
     pictures = example.make_images(count)
     first = '@offload(to="auto"), first time'
-    found: Figures = {way: [] for way in ("inline", "@offload", first, '@offload(to="auto")')}
+    found: PoolCounts = {way: [] for way in ("inline", "@offload", first, '@offload(to="auto")')}
     digests = set()
     await example.resize_elsewhere(pictures[0])
     async with example.api() as url:
         for _, way in turns(example.WAYS, rounds):
             measured = await example.measure(example.WAYS[way], pictures, url)
             digests.add(measured.digest)
-            api = (quantile(measured.answers, share) * 1e3 for share in (0.5, 0.99))
+            api = (quantile(measured.results, share) * 1e3 for share in (0.5, 0.99))
             row = first if "auto" in way and not found[first] else way
             found[row].append((measured.total, measured.longest * 1e3, *api))
     assert len(digests) == 1
@@ -88,7 +88,7 @@ async def model(rounds: int, quick: bool) -> None:
 
     numbers = [example.SIZE - 1 - number for number in range(200 if quick else 5000)]
     ways = {"once per worker": (example.load_once, numbers), "with each call": (example.load_each_time, numbers[:4])}
-    found: Figures = {way: [] for way in ways}
+    found: PoolCounts = {way: [] for way in ways}
     for _, name in turns(ways, rounds):
         way, these = ways[name]
         predictions, seconds, longest = await way(these, 2)
@@ -106,7 +106,7 @@ async def shared(rounds: int, quick: bool) -> None:
     image = numpy.random.default_rng(1).integers(0, 256, (height, width, 3), "u1")
     bands = [(height * number // 8, height * (number + 1) // 8) for number in range(8)]
     ways = {"SharedBuffer": example.share, "passed there and back": example.send}
-    found: Figures = {way: [] for way in ways}
+    found: PoolCounts = {way: [] for way in ways}
     for number, name in turns(ways, 1 + rounds):
         result, seconds, longest = await ways[name](image, bands)
         assert numpy.array_equal(result, 255 - image)
@@ -121,7 +121,7 @@ async def service(rounds: int, quick: bool) -> None:
     from load import quantile
 
     seconds = 5 if quick else 25
-    found: Figures = {way: [] for way in example.WAYS}
+    found: PoolCounts = {way: [] for way in example.WAYS}
     for _, way in turns(example.WAYS, min(rounds, 3)):
         measured = await example.measure(example.WAYS[way], seconds)
         figures = [quantile(each, share) * 1e3 for each in (measured.pings, measured.pages) for share in (0.5, 0.99)]
@@ -158,7 +158,7 @@ async def bridge(rounds: int, quick: bool) -> None:
         "a bridged task": lambda: Bridged(steps_only()),
         "a bridged task whose plain function waits": lambda: Bridged(calls()),
     }
-    found: Figures = {way: [] for way in ways}
+    found: PoolCounts = {way: [] for way in ways}
     for _, way in turns(ways, rounds):
         began = time.perf_counter()
         await asyncio.create_task(ways[way]())

@@ -218,7 +218,7 @@ class Service:
     async def handle(self, path: str) -> object:
         """Count a request, and return what is answered.
 
-        ``on`` and ``off`` install the agent and take it out; ``slices/ROUNDS`` answers with figures of the service
+        ``on`` and ``off`` install the agent and take it out; ``slices/ROUNDS`` results with figures of the service
         under the load that it has meanwhile.
         """
         self.requests += 1
@@ -474,7 +474,7 @@ def running(wanted: dict[str, str], server: str, loop: str) -> Iterator[dict[str
             environment = {**os.environ, **ENVIRONMENT}
             process = subprocess.Popen(command("serve", variant, server, loop, port, python=python), env=environment)
             started[variant] = (process, port)
-            if not answers(process, port):
+            if not results(process, port):
                 print(f"{variant}: its server on {loop} does not answer; left out", file=sys.stderr)
                 del started[variant]
                 process.kill()
@@ -503,7 +503,7 @@ def get(port: int, path: str = "", timeout: float = 5.0) -> bytes:
         return body
 
 
-def answers(process: subprocess.Popen[bytes], port: int) -> bool:
+def results(process: subprocess.Popen[bytes], port: int) -> bool:
     """Wait until a server answers; return False if it ends, or does not within 15 s."""
     for _ in range(300):
         try:

@@ -1,7 +1,7 @@
 """Prints what loopwatch costs a process at its start, beside the same process without it.
 
 Each case is run without the agent (off), without it once more (A/A: what is noise), and with it: under the environment
-that ``loopwatch run`` gives to every Python process. The order is reversed every other round. Figures are medians of
+that ``loopwatch run`` gives to every Python process. The order is reversed every other round. PoolCounts are medians of
 what is more than without, in ms of processor time, which neighbours disturb less, and of wall clock; memory is the peak
 resident set (``getrusage``).
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopwatch.config import Config
 from loopwatch.core import log
-from loopwatch.core.child_exit import Leaving
+from loopwatch.core.child_exit import ChildExit
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.fork_pause import ForkPause
 from loopwatch.core.off_loop import off_loop, running_loop
@@ -23,7 +23,7 @@ from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
 from loopwatch.watch.observation import LoopReading
 from loopwatch.watch.probes.base import Loop
-from loopwatch.watch.service import Hooks, WatchService
+from loopwatch.watch.service import WatchHooks, WatchService
 from loopwatch.watch.task_info import count_tasks
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ class Agent:
         self._state, self._reason = "off", "not started"
         self._has_begun = False
         self._forks = ForkPause(self._faults)
-        self._leaving = Leaving(self._patches, self._faults, self._end_of_child)
+        self._child_exit = ChildExit(self._patches, self._faults, self._end_of_child)
         self._parts: _Parts | None = None
-        hooks = Hooks(
+        hooks = WatchHooks(
             observed=lambda seen: self._made().sinks.observe(seen),
             loop_begins=lambda: self._made().sinks.loop_begins(),
             loop_runs=self._loop_runs,
@@ -152,7 +152,7 @@ class Agent:
             parts.watch_for(self._watch)
             if discover:
                 parts.health.start()
-                self._leaving.start()
+                self._child_exit.start()
                 for loop in self._watch.discover(own):
                     parts.health.adopt(loop)
             return discover
@@ -185,7 +185,7 @@ class Agent:
             parts.telemetry.metrics.freeze()
             self._state, self._reason = "off", "stopped"
             self._watch.end_discovery()
-            self._leaving.stop()
+            self._child_exit.stop()
             parts.offloading.stop()
             parts.health.stop(timeout)
             self._watch.stop(timeout)
@@ -224,7 +224,7 @@ class Agent:
         if parts is not None:
             parts.watch_for(self._watch)
             if was_on and not goes_on:
-                self._leaving.stop()
+                self._child_exit.stop()
                 parts.health.stop(0.0)
                 parts.telemetry.end_export(0.0)
                 self._patches.undo_all()

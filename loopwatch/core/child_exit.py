@@ -12,7 +12,7 @@ from loopwatch.core.patches import ListItem, PatchSet, when_imported
 PART = "leaving"
 
 
-class Leaving:
+class ChildExit:
     """Has something done when such a child has finished its work, and before it is gone.
 
     Args:

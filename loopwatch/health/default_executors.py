@@ -18,7 +18,7 @@ _DEPTH = 14
 """Frames between the method of a loop that makes its default executor and the note of that."""
 
 
-class Defaults:
+class DefaultExecutors:
     """Tells default executors from others.
 
     Args:

@@ -10,22 +10,22 @@ from typing import Any
 
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
-from loopwatch.health.default_executors import Defaults
+from loopwatch.health.default_executors import DefaultExecutors
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.in_worker import Notes, Target
 from loopwatch.health.kinds import KINDS, OTHER
 from loopwatch.health.kinds.base import Tools
-from loopwatch.health.lost_errors import Neglected
+from loopwatch.health.lost_errors import LostErrors
 from loopwatch.health.naming import origin, pool_name
 from loopwatch.health.records import Source
-from loopwatch.health.task_board import Address, Board
+from loopwatch.health.task_board import Address, TaskBoard
 from loopwatch.health.watched_pool import Identity, Terms, Watched
 
 MOST = 200
 """Pools that are watched at a time, those counted that are over and still told."""
 
 
-class Executors:
+class ExecutorDiscovery:
     """The executors of this process that are not ours.
 
     Args:
@@ -48,9 +48,9 @@ class Executors:
     ) -> None:
         self._hooks = Hooks(patches, faults, self._dropped)
         self._add, self._remove, self._hung_after = add, remove, hung_after
-        self._neglected = Neglected(self._hooks)
+        self._neglected = LostErrors(self._hooks)
         self._inherited: Address | None = None
-        self._defaults = Defaults(self._hooks, self._found, loop_name, self._is_default)
+        self._defaults = DefaultExecutors(self._hooks, self._found, loop_name, self._is_default)
         self._tools = Tools(
             self._hooks, self._found, self.each, self._made, self._noted, self._target, self._board_here,
             self._neglected, self._defaults.identify,
@@ -62,7 +62,7 @@ class Executors:
         self._watched: list[Watched] = []
         self._by_id: dict[int, Watched] = {}
         self._aside: dict[int, weakref.ref[Any]] = {}
-        self._board: Board | None = None
+        self._board: TaskBoard | None = None
         self._has_no_board = False
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -191,10 +191,10 @@ class Executors:
 
     # -- the board ------------------------------------------------------------------------------------------------
 
-    def _board_here(self) -> Board | None:
+    def _board_here(self) -> TaskBoard | None:
         if self._board is None and not self._has_no_board:
             try:
-                self._board = Board()
+                self._board = TaskBoard()
             except (OSError, AttributeError):  # such as a system without memfd_create, or no descriptor left
                 self._has_no_board = True
         return self._board

@@ -22,7 +22,7 @@ MOST_POOLS = 500
 """Pools that are over and of which something is kept."""
 
 
-class Advisor:
+class FindingTracker:
     """Keeps what was seen, and says what follows from it.
 
     Example:

@@ -32,7 +32,7 @@ class Line(NamedTuple):
         log.write(level, "loopwatch: %s", self.text, extra=self.extra)
 
 
-class News:
+class HealthLog:
     """Tells what is new from one poll to the next.
 
     Findings carry themselves as ``record.loopwatch_finding`` (a dict).

@@ -17,19 +17,19 @@ from typing import Any, NamedTuple
 from loopwatch.core.patches import Patch
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.naming import error_name
-from loopwatch.health.task_stats import Tally
+from loopwatch.health.task_stats import TaskStats
 
 NOTE, GIVEN_UP, BASE = "_loopwatch_note", "_loopwatch_given_up", "_loopwatch_base"
 """Names in a failed result: whose it is; that somebody has tried to cancel it. In its class: what it was."""
 
 
 class Onlooker:
-    """A done callback of ours, which does not ask for the error: it counts the call for :attr:`tally`."""
+    """A done callback of ours, which does not ask for the error: it counts the call for :attr:`task_stats`."""
 
     __slots__ = ()
 
     @property
-    def tally(self) -> Tally:
+    def task_stats(self) -> TaskStats:
         """Of the pool that the call belongs to."""
         raise NotImplementedError
 
@@ -52,7 +52,7 @@ RESULT = Shape("_value", ("successful",))
 """Those of :mod:`multiprocessing.pool`."""
 
 
-class Neglected:
+class LostErrors:
     """Follows failed results until somebody asks for their error, or nobody can.
 
     Args:
@@ -64,7 +64,7 @@ class Neglected:
         self._kinds: dict[type, type | None] = {}
         self._gone = hooks.guarded(self._is_gone)
         self._is_on = False
-        self.of_thread: Callable[[Any], Tally | None] = lambda _future: None
+        self.of_thread: Callable[[Any], TaskStats | None] = lambda _future: None
         """Returns for whom the calling thread runs the call with this future, None if it does not."""
 
     def start(self, module: Any) -> None:
@@ -93,11 +93,11 @@ class Neglected:
 
     def _failing(self, future: Any, exception: BaseException) -> None:
         """A future is about to fail: nobody can have asked yet."""
-        tally = self.of_thread(future)
-        if tally is None:
-            tally = next((each.tally for each in future._done_callbacks if isinstance(each, Onlooker)), None)
-        if tally is not None and not _is_told(future):
-            self.follow(future, FUTURE, tally, exception)
+        task_stats = self.of_thread(future)
+        if task_stats is None:
+            task_stats = next((each.task_stats for each in future._done_callbacks if isinstance(each, Onlooker)), None)
+        if task_stats is not None and not _is_told(future):
+            self.follow(future, FUTURE, task_stats, exception)
 
     def _failed(self, future: Any) -> None:
         if _is_told(future):  # since a moment ago
@@ -111,7 +111,7 @@ class Neglected:
 
     # -- any ------------------------------------------------------------------------------------------------------
 
-    def follow(self, result: Any, shape: Shape, tally: Tally, error: Any) -> None:
+    def follow(self, result: Any, shape: Shape, task_stats: TaskStats, error: Any) -> None:
         """Follow ``result``, which is about to be told that it failed; nothing is done where that cannot be.
 
         Args:
@@ -132,18 +132,18 @@ class Neglected:
             return
         # Kept before it is followed: what stands in the instance is hidden then, and its __dict__ costs as it is made.
         setattr(result, shape.error, error)
-        setattr(result, NOTE, (tally.ref, error_name(error)))
+        setattr(result, NOTE, (task_stats.ref, error_name(error)))
         try:
             result.__class__ = kind
         except TypeError:  # of another layout
             self._kinds[base] = None
             delattr(result, NOTE)
 
-    def _is_gone(self, note: tuple[weakref.ref[Tally], str]) -> None:
+    def _is_gone(self, note: tuple[weakref.ref[TaskStats], str]) -> None:
         """Called by the garbage collector, on any thread, at any time."""
-        tally = note[0]()
-        if tally is not None and self._is_on and not sys.is_finalizing():
-            tally.neglect(note[1])
+        task_stats = note[0]()
+        if task_stats is not None and self._is_on and not sys.is_finalizing():
+            task_stats.neglect(note[1])
 
 
 _LIBRARIES = ("concurrent", "multiprocessing", "loky", "joblib")

@@ -17,15 +17,15 @@ from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread, until_gone
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding, WorkerState
-from loopwatch.health.children.hooks import Births
+from loopwatch.health.children.hooks import ProcessHooks
 from loopwatch.health.children.watched import Children, has_children
 from loopwatch.health.records import PoolReading, ProcessFacts, Source
 from loopwatch.system import threads
 
 if TYPE_CHECKING:
     from loopwatch.health.children.processes import Processes
-    from loopwatch.health.findings import Advisor
-    from loopwatch.health.health_log import News
+    from loopwatch.health.findings import FindingTracker
+    from loopwatch.health.health_log import HealthLog
     from loopwatch.system.cgroup import Oom
 
 PERIOD = 2.0
@@ -81,7 +81,7 @@ class Monitor:
     ) -> None:
         self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
         self._polled = polled
-        self.births = Births(patches, faults, self._born)
+        self.process_hooks = ProcessHooks(patches, faults, self._born)
         self._running = False
         self._next_number = count(1)
         self._begin()
@@ -93,13 +93,13 @@ class Monitor:
         self._sources: tuple[Source, ...] = ()
         self._numbers: dict[Source, int] = {}
         self._oom: Oom | None = None
-        self._children = Children(self.births, lambda: self._config().hung_after, self._oom_killed)
+        self._children = Children(self.process_hooks, lambda: self._config().hung_after, self._oom_killed)
         self._processes: Processes | None = None
-        self._advisor: Advisor | None = None
+        self._advisor: FindingTracker | None = None
         self._findings: tuple[Finding, ...] = ()
-        self._news: News | None = None
+        self._health_log: HealthLog | None = None
         self.thread = OwnThread(
-            "health", self._run, lambda: self._alarm.wake(), needed=lambda: self._sources or self.births.known
+            "health", self._run, lambda: self._alarm.wake(), needed=lambda: self._sources or self.process_hooks.known
         )
         self._polled_at = float("-inf")
         self._next_tick = 0.0
@@ -114,16 +114,16 @@ class Monitor:
         """Take note of children from now on; starts no thread before there is something to look after."""
         self._running = True
         with self._faults.guard("children"):
-            self.births.start()
+            self.process_hooks.start()
             self._children.begin()
         self.tick(time.monotonic())
 
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread, waiting at most ``timeout`` s; the patches are undone by their owner."""
         self._running = False
-        self.births.stop()
+        self.process_hooks.stop()
         self.thread.end(timeout)
-        self.births.known = {}
+        self.process_hooks.known = {}
         self._begin()
 
     def add(self, source: Source) -> None:
@@ -160,11 +160,11 @@ class Monitor:
         """Have the thread away during a fork of the calling thread; return what has it back."""
         thread = self.thread.hold()
         until_gone(() if thread is None else (thread,))
-        return lambda: self.births.when_forked(self.thread.release)
+        return lambda: self.process_hooks.when_forked(self.thread.release)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, which has neither the thread nor the children."""
-        self.births.after_fork_in_child()
+        self.process_hooks.after_fork_in_child()
         self._begin()
 
     # -- what is asked --------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Monitor:
         if self._faults.is_off(PART) or not self._running:
             return ()
         now = time.monotonic()
-        is_stale = now - self._polled_at > FRESH or self.births.changes != self._changes_seen
+        is_stale = now - self._polled_at > FRESH or self.process_hooks.changes != self._changes_seen
         is_stale = is_stale and self._has_work()
         if is_stale and self._polling.acquire(timeout=PATIENCE):
             try:
@@ -240,7 +240,7 @@ class Monitor:
             self._faults.add(PART, exc)
 
     def _has_work(self) -> bool:
-        return bool(self._sources or self.births.known or self._children.pids() or has_children())
+        return bool(self._sources or self.process_hooks.known or self._children.pids() or has_children())
 
     def _poll(self) -> None:
         if self._faults.is_off(PART):
@@ -257,9 +257,9 @@ class Monitor:
         if not self._faults.is_off("advice"):
             with self._faults.guard("advice"):
                 if self._advisor is None:
-                    from loopwatch.health.findings import Advisor  # loaded once there is something to look at
+                    from loopwatch.health.findings import FindingTracker  # loaded once there is something to look at
 
-                    self._advisor = Advisor()
+                    self._advisor = FindingTracker()
                 gil_wait = self._gil_wait(readings)
                 if now >= self._next_cpus:
                     self._cpus_now, self._next_cpus = self._cpus(), now + LONGEST_PERIOD
@@ -268,12 +268,12 @@ class Monitor:
                 )
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):
-                if self._news is None:
-                    from loopwatch.health.health_log import News
+                if self._health_log is None:
+                    from loopwatch.health.health_log import HealthLog
 
-                    self._news = News()
+                    self._health_log = HealthLog()
                 config = self._config()
-                for line in self._news.of(readings, self._findings, ends, now, config.log_interval):
+                for line in self._health_log.of(readings, self._findings, ends, now, config.log_interval):
                     line.write(config.log_level)
 
     def _gil_wait(self, readings: tuple[PoolReading, ...]) -> float | None:
@@ -295,7 +295,7 @@ class Monitor:
 
             self._oom = Oom()
         oom = self._oom
-        before, complete, self._changes_seen = oom.look(), True, self.births.changes
+        before, complete, self._changes_seen = oom.look(), True, self.process_hooks.changes
         claimed = [pid for source in self._sources for pid in self._pids(source)]
         self._children.look(claimed)
         pids = [*claimed, *self._children.pids()]
@@ -303,7 +303,7 @@ class Monitor:
             if self._processes is None:
                 from loopwatch.health.children.processes import Processes  # imports psutil
 
-                self._processes = Processes(self.births.exit_of, oom)
+                self._processes = Processes(self.process_hooks.exit_of, oom)
             until = time.monotonic() + QUICK if quick else None
             complete = self._processes.poll(pids, until=until, unique=not quick)
             self._processes.forget(self._children.settle(self._processes.facts))

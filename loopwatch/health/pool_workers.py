@@ -14,7 +14,7 @@ from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.originals import time
 from loopwatch.health.records import ProcessFacts
 from loopwatch.health.states import crash_reason
-from loopwatch.health.task_board import Board, Now, Run
+from loopwatch.health.task_board import Now, Run, TaskBoard
 
 MOST_REASONS = 16
 """Ways to die told apart; further ones are told as ``other``."""
@@ -75,14 +75,14 @@ class Dead:
     done: int
 
 
-class Staff:
+class PoolWorkers:
     """The workers of a pool.
 
     Args:
         board: where they say what they run, None where there is none.
     """
 
-    def __init__(self, board: Board | None) -> None:
+    def __init__(self, board: TaskBoard | None) -> None:
         self._board = board
         self._lock = threading.RLock()  # a signal handler or a finalizer of the program may come in between
         self.kept: set[int] = set()

@@ -11,7 +11,7 @@ from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
 from loopwatch.errors import ConfigError
 from loopwatch.events import Finding
-from loopwatch.health.discovery import Executors
+from loopwatch.health.discovery import ExecutorDiscovery
 from loopwatch.health.kinds.worker_pool import OwnPool, WatchedOwn
 from loopwatch.health.monitor import Monitor
 from loopwatch.health.records import PoolReading
@@ -38,7 +38,7 @@ class HealthService:
     ) -> None:
         self._faults, self._hung_after = faults, lambda: config().hung_after
         self._monitor = Monitor(config, patches, faults, polled)
-        self._executors = Executors(
+        self._executors = ExecutorDiscovery(
             patches, faults, add=self._monitor.add, remove=self._monitor.remove, loop_name=loop_name,
             hung_after=self._hung_after,
         )  # fmt: skip
@@ -76,7 +76,7 @@ class HealthService:
 
     def when_forked(self, action: Callable[[], object]) -> None:
         """Have ``action`` done once the fork of the calling thread is over; now, if it is."""
-        self._monitor.births.when_forked(action)
+        self._monitor.process_hooks.when_forked(action)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child."""

@@ -93,7 +93,7 @@ def _place(number: int) -> int:
 _NOTHING = memoryview(bytes(SIZE)).cast("q")
 
 
-class Board:
+class TaskBoard:
     """The parent's side. Any thread may read.
 
     Raises:

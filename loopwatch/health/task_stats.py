@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     cpu: float | None = None
 
 
-class Tally:
+class TaskStats:
     """Counts tasks. Workers only append to :attr:`latest`; whoever asks puts them together.
 
     Example:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 from loopwatch.core.dataclasses import replace
 from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerState, WorkerStats
-from loopwatch.health.pool_workers import Staff, Work
+from loopwatch.health.pool_workers import PoolWorkers, Work
 from loopwatch.health.records import PoolReading, ProcessFacts
 from loopwatch.health.states import Executor, Situation, judge
-from loopwatch.health.task_board import Board
-from loopwatch.health.task_stats import Tally, Window
+from loopwatch.health.task_board import TaskBoard
+from loopwatch.health.task_stats import TaskStats, Window
 
 LINGER = 60.0
 """s for which the figures of a pool are told that is over: long enough to be exported or scraped."""
@@ -71,7 +71,7 @@ class Watched:
         self.keys: tuple[int, ...] = ()
         """Ids of objects by which calls are recognized as its own, as long as it is there."""
         self.identity = terms.identity
-        self.tally = Tally()
+        self.task_stats = TaskStats()
         self.started = self.recycled = 0
         self.ended_by_program = False
         """Whether the program has shut it down itself."""
@@ -133,10 +133,10 @@ class Watched:
             self._fate, self._fate_at = fate, now
         is_over = fate is not Executor.OPEN and not self.has_workers()
         self.count()
-        self.tally.fold()
+        self.task_stats.fold()
         stats = self.read(facts, now)
         reading = PoolReading(
-            stats, self.tally.waits.copy(), self.tally.runs.copy(), neglected=dict(self.tally.neglected)
+            stats, self.task_stats.waits.copy(), self.task_stats.runs.copy(), neglected=dict(self.task_stats.neglected)
         )
         if is_over:
             if self._over_at is None:
@@ -147,11 +147,11 @@ class Watched:
 
     def _with_neglected(self, last: PoolReading) -> PoolReading:
         """Return a reading that nothing else changes: results may be kept for longer than their pool."""
-        self.tally.fold()
-        count = self.tally.neglected.total()
+        self.task_stats.fold()
+        count = self.task_stats.neglected.total()
         if self.knows_neglected and count != last.stats.neglected:
             stats = replace(last.stats, neglected=count)
-            last = self._last = replace(last, stats=stats, neglected=dict(self.tally.neglected))
+            last = self._last = replace(last, stats=stats, neglected=dict(self.task_stats.neglected))
         return last
 
     def _fate_now(self) -> Executor:
@@ -208,7 +208,9 @@ class Watched:
             oom_killed=situation.oom_killed,
         )
 
-    def dead(self, staff: Staff, now: float, lost: Callable[[int], str] | None = None) -> list[WorkerStats]:
+    def dead(
+        self, pool_workers: PoolWorkers, now: float, lost: Callable[[int], str] | None = None
+    ) -> list[WorkerStats]:
         """Return those that have crashed not long ago.
 
         Args:
@@ -217,12 +219,12 @@ class Watched:
             lost: says what became of the task, by its number, that a worker had when it died.
         """
         found = []
-        for each in list(staff.dead):
+        for each in list(pool_workers.dead):
             if now - each.at < LINGER:
                 work = Work(0, each.done)
                 worker = self.worker(
                     each.pid, work, each.born, each.at, alive=False, exitcode=each.exitcode,
-                    oom_killed=each.pid in staff.oom,
+                    oom_killed=each.pid in pool_workers.oom,
                 )  # fmt: skip
                 if lost is not None and each.task is not None:
                     worker = replace(worker, reason=f"{worker.reason} {lost(each.task)}")
@@ -250,8 +252,8 @@ class Watched:
             running_for: s for which those that run now have run, all together.
             **others: further fields of :class:`~loopwatch.events.PoolStats`.
         """
-        tally = self.tally
-        over = tally.completed + tally.failed + tally.cancelled
+        task_stats = self.task_stats
+        over = task_stats.completed + task_stats.failed + task_stats.cancelled
         alive = sum(worker.state not in _GONE for worker in workers)
         return PoolStats(
             name=self.identity.name,
@@ -261,18 +263,18 @@ class Watched:
             queued=queued,
             running=running,
             submitted=over + queued + running if submitted is None else submitted,
-            completed=tally.completed,
-            failed=tally.failed,
-            cancelled=tally.cancelled,
-            failures=dict(tally.failures),
+            completed=task_stats.completed,
+            failed=task_stats.failed,
+            cancelled=task_stats.cancelled,
+            failures=dict(task_stats.failures),
             started=self.started,
             recycled=self.recycled,
-            wait=tally.waits.stats(),
-            run=tally.runs.stats(),
-            utilization=self._window.share(now, tally.busy + running_for, alive),
+            wait=task_stats.waits.stats(),
+            run=task_stats.runs.stats(),
+            utilization=self._window.share(now, task_stats.busy + running_for, alive),
             closed=self._fate is not Executor.OPEN,
-            neglected=tally.neglected.total() if self.knows_neglected else None,
-            **{"task_cpu": tally.cpu, **others},
+            neglected=task_stats.neglected.total() if self.knows_neglected else None,
+            **{"task_cpu": task_stats.cpu, **others},
         )
 
 
@@ -285,9 +287,9 @@ class WatchedProcessPool(Watched):
         board: where its workers note what they do, None if they cannot.
     """
 
-    def __init__(self, pool: Any, terms: Terms, board: Board | None) -> None:
+    def __init__(self, pool: Any, terms: Terms, board: TaskBoard | None) -> None:
         super().__init__(pool, terms)
-        self.staff = Staff(board)
+        self.pool_workers = PoolWorkers(board)
         self.waiting = 0
         """Threads that wait for it to end."""
 
@@ -301,16 +303,16 @@ class WatchedProcessPool(Watched):
 
     def close(self) -> None:
         """It is watched no more; tasks that are under way may still tell that they are over."""
-        self.staff.close()
+        self.pool_workers.close()
 
     def has_workers(self) -> bool:
         """Whether one of its workers is left, or how one ended is still to be found out."""
-        return bool(self.living()) or self.staff.is_unsettled
+        return bool(self.living()) or self.pool_workers.is_unsettled
 
     def pids(self) -> Sequence[int]:
         """Return its worker processes."""
         self.look()
-        return self.staff.pids()
+        return self.pool_workers.pids()
 
     def process_stats(
         self, workers: Collection[WorkerStats], now: float, *, running: int, pending: int, cpu: float | None,
@@ -328,10 +330,11 @@ class WatchedProcessPool(Watched):
             lost: as of :meth:`dead`.
         """
         return self.stats(
-            [*workers, *self.dead(self.staff, now, lost)], now, queued=max(pending - running, 0), running=running,
+            [*workers, *self.dead(self.pool_workers, now, lost)], now,
+            queued=max(pending - running, 0), running=running,
             running_for=sum(worker.running_for or 0.0 for worker in workers), max_workers=max_workers,
-            crashed=sum(self.staff.crashes.values()), crashes=dict(self.staff.crashes),
-            decoding=self.staff.overhead(), cpu=cpu,
+            crashed=sum(self.pool_workers.crashes.values()), crashes=dict(self.pool_workers.crashes),
+            decoding=self.pool_workers.overhead(), cpu=cpu,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ or in a process.
 - ``auto_offload`` names coroutine functions: what is awaited already is run on a loop elsewhere.
 - ``transparent_offload`` names plain functions: their task is suspended meanwhile, where a bridge is open (see
   :mod:`loopwatch.offloading.bridge`). It is opened for tasks that are created from then on, or for what
-  :meth:`Mover.bridge` is given.
+  :meth:`AutoOffload.bridge` is given.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Listed:
 
     def __init__(self, way: str, found: Found) -> None:
         self.way, self.found = way, found
-        self.moved: OffloadedFunction | None = None
+        self.offloaded: OffloadedFunction | None = None
         self.patch: CodePatch | None = None
         self.asks_for_error = self.calls_itself = False
 
@@ -74,7 +74,7 @@ class Listed:
         return f"{printable(self.found.function.__module__)}:{printable(self.found.function.__qualname__)}"
 
 
-class Mover:
+class AutoOffload:
     """Watches the stalls for functions that may be moved, and moves them.
 
     Args:
@@ -159,7 +159,7 @@ class Mover:
         self._search.look()
         for frame in (*((stall.culprit,) if stall.culprit is not None else ()), *reversed(stall.stack)):
             listed = self._listed.get(f"{frame.module}:{frame.function}")
-            if listed is not None and (listed.moved is None or listed.moved.route.stays != CALLS_ITSELF):
+            if listed is not None and (listed.offloaded is None or listed.offloaded.route.stays != CALLS_ITSELF):
                 flagged = self._count(stall, frame)
                 if flagged is not None:
                     self._move(listed, flagged)
@@ -170,15 +170,15 @@ class Mover:
 
     def _move(self, listed: Listed, flagged: FlaggedFunction) -> None:
         with self._lock:
-            if listed.moved is not None or worker.here.is_worker:
+            if listed.offloaded is not None or worker.here.is_worker:
                 return
             function = cast("Any", listed.found.function)
             probation = Probation(function)
             patch = None if probation.stays else self._patches.inside(function, self._around(listed))
-            moved = self._function(listed, patch.original if patch else function, probation, flagged)
-            listed.patch, listed.moved = patch, moved
-        self._say(f"loopwatch: {flagged.stalls} stalls within {flagged.window:g} s: {moved.explain()}")
-        if listed.way == TRANSPARENT and not moved.route.stays:
+            offloaded = self._function(listed, patch.original if patch else function, probation, flagged)
+            listed.patch, listed.offloaded = patch, offloaded
+        self._say(f"loopwatch: {flagged.stalls} stalls within {flagged.window:g} s: {offloaded.explain()}")
+        if listed.way == TRANSPARENT and not offloaded.route.stays:
             self._open()
 
     @staticmethod
@@ -208,16 +208,16 @@ class Mover:
         dispatch = self._transparently if listed.way == TRANSPARENT else self._awaited
 
         def around(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            moved, within = listed.moved, _within.get()
-            if moved is None:  # it is just being exchanged
+            offloaded, within = listed.offloaded, _within.get()
+            if offloaded is None:  # it is just being exchanged
                 return original(*args, **kwargs)
             # It may call itself by way of others, as deep as it could before: only the outermost call is ours.
-            if within.count(moved) > MOST_WITHIN:
+            if within.count(offloaded) > MOST_WITHIN:
                 self._give_back(listed)
                 return original(*args, **kwargs)
-            token = _within.set((*within, moved))
+            token = _within.set((*within, offloaded))
             try:
-                return original(*args, **kwargs) if moved in within else dispatch(listed, moved, args, kwargs)
+                return original(*args, **kwargs) if offloaded in within else dispatch(listed, offloaded, args, kwargs)
             finally:
                 _within.reset(token)
 
@@ -225,49 +225,51 @@ class Mover:
 
     def _give_back(self, listed: Listed) -> None:
         with self._lock:
-            if listed.patch is not None and listed.moved is not None:
+            if listed.patch is not None and listed.offloaded is not None:
                 self._patches.undo(listed.patch)
-                listed.moved.route.keep_inline(CALLS_ITSELF)
+                listed.offloaded.route.keep_inline(CALLS_ITSELF)
 
     @unseen
     async def _awaited(
-        self, listed: Listed, moved: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, listed: Listed, offloaded: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        place = moved.route.place()
+        place = offloaded.route.place()
         if place != "inline" and (against := self._why_inline(listed, args, kwargs)):
-            moved.left[against] += 1
+            offloaded.left[against] += 1
             place = "inline"
-        return await moved.run(place, args, kwargs)
+        return await offloaded.run(place, args, kwargs)
 
     @unseen
     def _transparently(
-        self, listed: Listed, moved: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, listed: Listed, offloaded: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        place = moved.route.place()
+        place = offloaded.route.place()
         if place == "inline":
-            return self._inline(listed, moved, args, kwargs)
+            return self._inline(listed, offloaded, args, kwargs)
         if not self._bridges.is_open():
             if running_loop() is not None:
-                moved.left[OUTSIDE] += 1
-            return self._inline(listed, moved, args, kwargs)
+                offloaded.left[OUTSIDE] += 1
+            return self._inline(listed, offloaded, args, kwargs)
         against = "" if self._bridges.is_in_own_context() else WITHIN_CONTEXT
         against = against or (IN_A_THREAD if place == "thread" and listed.calls_itself else "")
         against = against or lock_check.why_not_here(sys._getframe()) or self._why_inline(listed, args, kwargs)
         if against:
-            moved.left[against] += 1
-            return self._inline(listed, moved, args, kwargs)
-        result = self._bridges.wait(moved.elsewhere(place, args, kwargs))
+            offloaded.left[against] += 1
+            return self._inline(listed, offloaded, args, kwargs)
+        result = self._bridges.wait(offloaded.elsewhere(place, args, kwargs))
         if type(result) is Raised:
             raise result.error
         return result
 
     @unseen
-    def _inline(self, listed: Listed, moved: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _inline(
+        self, listed: Listed, offloaded: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Run a call here; if that holds the loop, nobody else can want the function moved meanwhile."""
         if listed.patch is None or running_loop() is None:
-            return moved.inline(args, kwargs)
+            return offloaded.inline(args, kwargs)
         with listed.patch.paused():
-            return moved.inline(args, kwargs)
+            return offloaded.inline(args, kwargs)
 
     def _why_inline(self, listed: Listed, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         if listed.asks_for_error and sys.exc_info()[0] is not None:
@@ -328,7 +330,8 @@ class Mover:
     def stats(self) -> tuple[OffloadStats, ...]:
         """Return a record for each function that is named, moved or not."""
         found = [
-            listed.moved.stats() if listed.moved is not None else _waiting(listed) for listed in self._listed.values()
+            listed.offloaded.stats() if listed.offloaded is not None else _waiting(listed)
+            for listed in self._listed.values()
         ]
         missing = [
             OffloadStats(target.name, self._ways[target], "inline", why) for target, why in self._missing.items()

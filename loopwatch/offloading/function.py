@@ -26,7 +26,7 @@ from loopwatch.workers import launch, worker
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.thread_backend import ThreadBackend
-from loopwatch.workers.totals import spent_by
+from loopwatch.workers.totals import totals_of
 
 
 class OffloadedFunction:
@@ -67,7 +67,7 @@ class OffloadedFunction:
             self._reference = Reference(function.__module__, function.__qualname__)
         self._measurements = measurements
         self._counts: Counter[str] = Counter()
-        self._inline, self._backend = spent_by(self, "inline"), spent_by(self, "backend")
+        self._inline, self._backend = totals_of(self, "inline"), totals_of(self, "backend")
         self._away = 0
         living(OffloadedFunction).add(self)
 

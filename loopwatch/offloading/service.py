@@ -15,7 +15,7 @@ from loopwatch.watch.probes.base import Loop
 from loopwatch.workers.settings import settings
 
 if TYPE_CHECKING:
-    from loopwatch.offloading.auto import Mover
+    from loopwatch.offloading.auto import AutoOffload
 
 PART = "offload"
 
@@ -31,7 +31,7 @@ class OffloadingService:
 
     def __init__(self, loops: Callable[[], Iterable[Loop]], patches: PatchSet, faults: Faults) -> None:
         self._loops, self._patches, self._faults = loops, patches, faults
-        self._mover: Mover | None = None
+        self._auto: AutoOffload | None = None
 
     def start(self, config: Config, pool_opened: Callable[[OwnPool], object] | None = None) -> None:
         """Offload the functions that ``config`` names, and apply its defaults to decorated ones.
@@ -53,18 +53,18 @@ class OffloadingService:
             return
         with self._faults.guard(PART):
             from loopwatch.diagnosis.flagging import Flagging
-            from loopwatch.offloading.auto import Mover  # who moves nothing need not load the pool
+            from loopwatch.offloading.auto import AutoOffload  # who moves nothing need not load the pool
 
-            self._mover = Mover(
+            self._auto = AutoOffload(
                 config.auto_offload,
                 config.transparent_offload,
                 Flagging(config.flag_after, config.flag_window, config.max_culprits),
                 self._patches,
                 lambda text: self._faults.say(logging.WARNING, "%s", text),
             )
-            self._mover.start()
+            self._auto.start()
             for loop in self._loops():
-                self._mover.loop_started(loop)
+                self._auto.loop_started(loop)
 
     def configure(self, config: Config, changes: Iterable[str]) -> None:
         """Take other settings while it is at work.
@@ -84,40 +84,40 @@ class OffloadingService:
         settings.reset()
 
     def _stop(self) -> None:
-        mover, self._mover = self._mover, None
+        mover, self._auto = self._auto, None
         if mover is not None:
             with self._faults.guard(PART):
                 mover.stop()
 
     def loop_started(self, loop: Loop) -> None:
         """Take note of a loop that begins to run; on its thread."""
-        if self._mover is not None and not self._faults.is_off(PART):
+        if self._auto is not None and not self._faults.is_off(PART):
             with self._faults.guard(PART):
-                self._mover.loop_started(loop)
+                self._auto.loop_started(loop)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, where a lock may be held for ever."""
-        if self._mover is not None:
-            self._mover.after_fork_in_child()
+        if self._auto is not None:
+            self._auto.after_fork_in_child()
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
         """Take a stall: move its function if that is named and found to block."""
         if flagged is not None:
             settings.causes[flagged.name] = flagged.cause
-        if self._mover is not None:
-            self._mover.saw(stall)
+        if self._auto is not None:
+            self._auto.saw(stall)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
-        """Return what to await instead of ``coroutine``, so that plain functions can be moved in it."""
-        return coroutine if self._mover is None else self._mover.bridge(coroutine)
+        """Return what to await instead of ``coroutine``, so that plain functions can be offloaded in it."""
+        return coroutine if self._auto is None else self._auto.bridge(coroutine)
 
     def stats(self) -> tuple[OffloadStats, ...]:
         """Return functions that run somewhere else, or may."""
-        moved = loaded("loopwatch.offloading.function")
-        if moved is None:
+        offloaded = loaded("loopwatch.offloading.function")
+        if offloaded is None:
             return ()
-        named = () if self._mover is None else self._mover.stats()
-        return (*named, *(each.stats() for each in moved.known() if each.way == "offload"))
+        named = () if self._auto is None else self._auto.stats()
+        return (*named, *(each.stats() for each in offloaded.known() if each.way == "offload"))
 
     @staticmethod
     def places() -> tuple[PlaceStats, ...]:

@@ -19,7 +19,7 @@ from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.stacks import below, uncollected
 
 
-class Discovery:
+class LoopDiscovery:
     """Tells which loops start, stop and close.
 
     Args:

@@ -21,7 +21,7 @@ from loopwatch.core.text import printable
 from loopwatch.errors import ConfigError
 from loopwatch.events import LoopStats
 from loopwatch.system.threads import thread_name
-from loopwatch.watch.discovery import Discovery
+from loopwatch.watch.discovery import LoopDiscovery
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.governor import Governor
 from loopwatch.watch.observation import Case, LoopReading, Observation
@@ -41,7 +41,7 @@ DiagnoseEarly = Callable[[Observation, Case, Callable[[], object]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
+class WatchHooks:
     """What a :class:`WatchService` calls. None of it may raise.
 
     Attributes:
@@ -78,7 +78,7 @@ class WatchService:
         sources: what labels of the blocking callback are read from.
     """
 
-    def __init__(self, config: Callable[[], Config], patches: PatchSet, faults: Faults, hooks: Hooks) -> None:
+    def __init__(self, config: Callable[[], Config], patches: PatchSet, faults: Faults, hooks: WatchHooks) -> None:
         self._config, self._patches, self._faults, self._hooks = config, patches, faults, hooks
         self._pid = os.getpid()
         self._has_said_slow = False
@@ -86,7 +86,7 @@ class WatchService:
         self._left_alone: set[str] = set()
         self._waiters: Waiters | None = None
         self._diagnose_early: DiagnoseEarly = lambda _seen, _case, _then: None
-        self._discovery: Discovery | None = None
+        self._discovery: LoopDiscovery | None = None
         self._has_stopped = False
         self._starts = ServerStarts(patches, faults, self.find, self._longest_start, hooks.start_over)
         self._watcher_hooks = WatcherHooks(
@@ -114,7 +114,7 @@ class WatchService:
             self._renew()
         self._is_on = True
         self.watcher.gc.start()
-        self._discovery = Discovery(
+        self._discovery = LoopDiscovery(
             self._patches,
             self.loop_started,
             self._loop_stopped,

@@ -13,7 +13,7 @@ from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pickling import Payload
 
 if TYPE_CHECKING:
-    from loopwatch.workers.connection import Link
+    from loopwatch.workers.connection import Connection
     from loopwatch.workers.tracing import Trip
 
 TURN = 0.001
@@ -41,8 +41,22 @@ class Call:
     """One call on its way."""
 
     __slots__ = (
-        "attempts", "begun", "crashed", "created", "function", "future", "has_room", "is_prepared", "link", "lost",
-        "number", "options", "payload", "timer", "trip", "waits",
+        "attempts",
+        "begun",
+        "connection",
+        "crashed",
+        "created",
+        "function",
+        "future",
+        "has_room",
+        "is_prepared",
+        "lost",
+        "number",
+        "options",
+        "payload",
+        "timer",
+        "trip",
+        "waits",
     )  # fmt: skip
 
     def __init__(self, function: Any, options: CallOptions, future: Outcome) -> None:
@@ -62,9 +76,9 @@ class Call:
         """Whether it takes one of the ``max_queue`` places."""
         self.is_prepared = False
         """Whether its preparation in turns is over, or was given up."""
-        self.link: Link | None = None
+        self.connection: Connection | None = None
         self.number = 0
-        """What ``link`` knows it by."""
+        """What ``connection`` knows it by."""
         self.timer: asyncio.TimerHandle | None = None
         self.trip: Trip | None = None
         """Its span, if it is traced."""
@@ -83,7 +97,7 @@ class Call:
     def end_trip(self, error: BaseException | None = None) -> None:
         """End its span, if it has one: this is what its caller gets."""
         if self.trip is not None:
-            pid = self.link.pid if self.link is not None else None
+            pid = self.connection.pid if self.connection is not None else None
             self.trip.end(error, pid=pid, attempts=self.attempts + (not self.crashed), begun=self.begun)
 
 

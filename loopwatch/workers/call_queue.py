@@ -22,7 +22,7 @@ SPARE = 100
 _Entry = tuple[int, int, Call]
 
 
-class Backlog:
+class CallQueue:
     """Calls in the order in which they are to run: by priority, then first come, first served.
 
     A call with ``max_concurrency`` whose function runs as often as it may is set aside until one of them has ended.

@@ -46,7 +46,7 @@ class State(StrEnum):
 IDLE, BUSY = State.IDLE, State.BUSY  # looked up for each call
 
 
-class Link:
+class Connection:
     """The parent's end of one worker.
 
     Args:
@@ -61,8 +61,8 @@ class Link:
         self,
         launched: Launched,
         loop: asyncio.AbstractEventLoop,
-        on_frame: Callable[[Link, Frame], None],
-        on_death: Callable[[Link, int | None], None],
+        on_frame: Callable[[Connection, Frame], None],
+        on_death: Callable[[Connection, int | None], None],
         launcher: Launcher,
     ) -> None:
         self.pid = launched.pid
@@ -283,7 +283,7 @@ class Link:
         """Send a call."""
         number, packed = next(self._numbers), call.payload
         assert packed is not None
-        call.link, call.number = self, number
+        call.connection, call.number = self, number
         self.calls[number] = call
         self.send(
             protocol.frame(

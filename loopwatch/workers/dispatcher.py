@@ -19,13 +19,13 @@ from loopwatch.events import PoolEvent
 from loopwatch.health.states import crash_reason
 from loopwatch.workers import protocol, worker
 from loopwatch.workers.call import Call
-from loopwatch.workers.call_queue import NOWHERE, Backlog, Room
-from loopwatch.workers.connection import BUSY, IDLE, Link
+from loopwatch.workers.call_queue import NOWHERE, CallQueue, Room
+from loopwatch.workers.connection import BUSY, IDLE, Connection
 from loopwatch.workers.options import PoolOptions
 from loopwatch.workers.protocol import LOG, SKIPPED, Frame
-from loopwatch.workers.results import Answers
-from loopwatch.workers.stats import Figures
-from loopwatch.workers.supervisor import STUCK, Crew, exit_words, stuck
+from loopwatch.workers.results import Results
+from loopwatch.workers.stats import PoolCounts
+from loopwatch.workers.supervisor import STUCK, Supervisor, exit_words, stuck
 
 SHORT = 0.001
 """s: calls that take less on average are sent ahead, so that a worker need not wait for the next one."""
@@ -36,7 +36,7 @@ MOST_LOST = 3
 
 
 class Dispatcher:
-    """Has the calls of one pool run by its workers: the :class:`~loopwatch.workers.supervisor.Employer` of its crew.
+    """Gives the calls of one pool to its workers; the :class:`~loopwatch.workers.supervisor.Employer` of them.
 
     Args:
         options: of the pool.
@@ -45,18 +45,20 @@ class Dispatcher:
         pool: what is to live as long as the workers do.
     """
 
-    def __init__(self, options: PoolOptions, figures: Figures, loop: asyncio.AbstractEventLoop, pool: object) -> None:
+    def __init__(
+        self, options: PoolOptions, figures: PoolCounts, loop: asyncio.AbstractEventLoop, pool: object
+    ) -> None:
         self._pool = pool
         self.room = Room(options.max_queue)
-        self.backlog = Backlog()
+        self.call_queue = CallQueue()
         self.preparing = 0
         """Calls that wait for room, or are being pickled."""
         self.quiet = asyncio.Event()
         """Set while no call waits or runs."""
         self.quiet.set()
-        self.crew = Crew(self, options, figures.counts, loop)
-        self.answers = Answers(loop, figures, self.on_change)
-        self._options, self._figures, self._loop = options, figures, loop
+        self.supervisor = Supervisor(self, options, figures.counts, loop)
+        self.results = Results(loop, figures, self.on_change)
+        self._options, self._stats, self._loop = options, figures, loop
         self._ready: list[asyncio.Future[None]] = []
         self._stuck_timer: asyncio.TimerHandle | None = None
         self._oom_seen = _oom_kills()
@@ -64,33 +66,33 @@ class Dispatcher:
 
     def accept(self, call: Call) -> None:
         """Have a call run that is pickled."""
-        self._figures.counts["submitted"] += 1
+        self._stats.counts["submitted"] += 1
         call.future.given_up = functools.partial(self._given_up, call)
-        if not self.backlog and call.options.max_concurrency is None:
-            link = self.crew.free(self._depth())
-            if link is not None:  # it need not stand in line
-                self._send(self.crew, link, call)
-                if self.quiet.is_set() or len(link.calls) > 1:
+        if not self.call_queue and call.options.max_concurrency is None:
+            connection = self.supervisor.free(self._depth())
+            if connection is not None:  # it need not stand in line
+                self._send(self.supervisor, connection, call)
+                if self.quiet.is_set() or len(connection.calls) > 1:
                     self._note_load()
                 return
-        self.backlog.add(call)
+        self.call_queue.add(call)
         self.dispatch()
 
     async def ready(self) -> None:
         """Wait until a worker can take calls."""
-        if not any(link.accepts for link in self.crew.links):
+        if not any(connection.accepts for connection in self.supervisor.connections):
             waiting = self._loop.create_future()
             self._ready.append(waiting)
-            self.crew.staff()
+            self.supervisor.start_missing()
             await waiting
 
     def refuse_all(self) -> None:
         """Fail what waits or runs: the pool is closed."""
         error = PoolClosed(f"{self._options.name} was closed")
-        for link in self.crew.links:
-            for call in link.calls.values():
+        for connection in self.supervisor.connections:
+            for call in connection.calls.values():
                 if call is not None and not call.future.done():
-                    self.answers.fail(call, _again(error))
+                    self.results.fail(call, _again(error))
                     call.future.exception()  # whoever waits may never run again, which is not to be complained of
         self.on_nobody(error)
 
@@ -98,8 +100,13 @@ class Dispatcher:
         """End the spans of calls whose callers will never be told, unless this is a forked child: they are not its."""
         if os.getpid() == self._pid:
             error = PoolClosed(f"the loop of {self._options.name} was closed")
-            calls = [call for link in self.crew.links for call in link.calls.values() if call is not None]
-            for call in (*calls, *self.backlog.clear()):
+            calls = [
+                call
+                for connection in self.supervisor.connections
+                for call in connection.calls.values()
+                if call is not None
+            ]
+            for call in (*calls, *self.call_queue.clear()):
                 call.end_trip(error)
 
     def shut(self) -> None:
@@ -114,31 +121,31 @@ class Dispatcher:
         """Return how many calls a worker may have: more than one only if they are over in no time."""
         if self._options.prefetch is not None:
             return min(self._options.prefetch, MOST_AHEAD)
-        run = self._figures.mean_run
+        run = self._stats.mean_run
         return 1 if run >= SHORT else min(MOST_AHEAD, 1 + int(SHORT / max(run, SHORT / 10)))
 
     def dispatch(self) -> None:
         """Send calls to workers that can take them; have workers started if there are too few."""
-        if self.backlog.in_line:
-            crew, depth = self.crew, self._depth()
-            while self.backlog.in_line and (link := crew.free(depth)) is not None:
-                call = self.backlog.next()
+        if self.call_queue.in_line:
+            supervisor, depth = self.supervisor, self._depth()
+            while self.call_queue.in_line and (connection := supervisor.free(depth)) is not None:
+                call = self.call_queue.next()
                 if call is None:
                     break
-                self._send(crew, link, call)
-            if self.backlog.in_line:
-                crew.staff()
+                self._send(supervisor, connection, call)
+            if self.call_queue.in_line:
+                supervisor.start_missing()
         self._note_load()
 
     def _note_load(self) -> None:
         """Tell if nothing waits or runs any more; have calls taken back in a while that wait behind a long one."""
         most = 0
-        for link in self.crew.links:
-            if len(link.calls) > most:  # noqa: PLR1730 - twice as fast
-                most = len(link.calls)
-        if most > 1 and self._stuck_timer is None and not self.backlog.in_line and self.crew.may_take_more():
+        for connection in self.supervisor.connections:
+            if len(connection.calls) > most:  # noqa: PLR1730 - twice as fast
+                most = len(connection.calls)
+        if most > 1 and self._stuck_timer is None and not self.call_queue.in_line and self.supervisor.may_take_more():
             self._stuck_timer = self._loop.call_later(STUCK, self._take_back)
-        if most or self.backlog or self.preparing or self.answers:
+        if most or self.call_queue or self.preparing or self.results:
             if self.quiet.is_set():
                 self.quiet.clear()
         elif not self.quiet.is_set():
@@ -146,18 +153,18 @@ class Dispatcher:
             if self._options.on_event is not None:
                 self.on_event("drained", None)
 
-    def _send(self, crew: Crew, link: Link, call: Call) -> None:
+    def _send(self, supervisor: Supervisor, connection: Connection, call: Call) -> None:
         self._give_room(call)
-        was_idle = link.state is IDLE
-        link.state = BUSY
-        link.give(call)
-        if link.first is call:
+        was_idle = connection.state is IDLE
+        connection.state = BUSY
+        connection.give(call)
+        if connection.first is call:
             self._begin(call)
         if was_idle and self._options.on_event is not None:  # it may submit and cancel
-            self.on_event("busy", link.pid)
+            self.on_event("busy", connection.pid)
         limit = self._options.max_tasks_per_worker
-        if limit is not None and link.accepts and link.done + len(link.calls) >= limit:
-            crew.retire(link, "it has done what one worker may")
+        if limit is not None and connection.accepts and connection.done + len(connection.calls) >= limit:
+            supervisor.retire(connection, "it has done what one worker may")
 
     def _begin(self, call: Call) -> None:
         """The worker can begin ``call`` now: its time runs."""
@@ -165,118 +172,118 @@ class Dispatcher:
         if call.options.timeout is not None:
             call.timer = self._loop.call_later(call.options.timeout, self._timed_out, call)
         if self._options.max_memory_per_worker is not None:
-            self.crew.watch_memory()
+            self.supervisor.watch_memory()
 
     def _take_back(self) -> None:
         """Give calls that wait behind a long one to workers that are free."""
         self._stuck_timer = None
-        crew = self.crew
-        if self.backlog.in_line or not crew.may_take_more():
+        supervisor = self.supervisor
+        if self.call_queue.in_line or not supervisor.may_take_more():
             return
         taken = []
-        for link in crew.links:
-            if stuck(link):
-                for call in list(link.calls.values())[1:]:
+        for connection in supervisor.connections:
+            if stuck(connection):
+                for call in list(connection.calls.values())[1:]:
                     if call is not None and not call.future.done():
-                        link.skip(call)
-                        taken.append((link, call))
+                        connection.skip(call)
+                        taken.append((connection, call))
         # A turn later what the worker had begun in the meantime is visible.
         self._loop.call_soon(self._move, taken)
 
-    def _move(self, taken: list[tuple[Link, Call]]) -> None:
-        for link, call in reversed(taken):
-            waits = call.link is link and call.number in link.calls and not link.has_begun(call)
+    def _move(self, taken: list[tuple[Connection, Call]]) -> None:
+        for connection, call in reversed(taken):
+            waits = call.connection is connection and call.number in connection.calls and not connection.has_begun(call)
             if waits and not call.future.done():
-                link.calls[call.number] = None
+                connection.calls[call.number] = None
                 self._wait_again(call)
         self.dispatch()
 
     def _wait_again(self, call: Call) -> None:
         """A call that was sent and not begun is sent anew."""
-        self.backlog.ended(call)
-        call.link = call.begun = None
-        self.backlog.add(call, first=True)
+        self.call_queue.ended(call)
+        call.connection = call.begun = None
+        self.call_queue.add(call, first=True)
 
     # -- answers --------------------------------------------------------------------------------------------------
 
-    def on_frame(self, link: Link, frame: Frame) -> None:
+    def on_frame(self, connection: Connection, frame: Frame) -> None:
         """A worker has sent something."""
         head = frame.head
         if head.kind == LOG:
-            self.answers.relay(frame)
+            self.results.relay(frame)
             return
-        received = link.take(head.descriptors) if head.descriptors else []
-        call = link.calls.pop(head.id, None)
+        received = connection.take(head.descriptors) if head.descriptors else []
+        call = connection.calls.pop(head.id, None)
         if head.kind != SKIPPED:
-            link.done += 1
+            connection.done += 1
         if call is not None:
-            self.backlog.ended(call)
+            self.call_queue.ended(call)
             if call.timer is not None:
                 call.stop_clock()
             if head.run and call.begun is not None:
                 created = call.created
-                self._figures.ran(head.run / 1e9, call.begun - created, time.perf_counter() - created)
+                self._stats.ran(head.run / 1e9, call.begun - created, time.perf_counter() - created)
             if call.trip is not None and head.began:
                 call.trip.ran(head.began, head.run, head.cpu)
-        self._go_on(link)
+        self._go_on(connection)
         if call is None or call.future.done():
             for descriptor in received:
                 os.close(descriptor)
         elif head.kind == SKIPPED:  # it was to be taken back, but looked as if it had been begun
-            call.link = call.begun = None
-            self.backlog.add(call, first=True)
+            call.connection = call.begun = None
+            self.call_queue.add(call, first=True)
         else:
-            self.answers.take(call, frame, received)
-        if head.flags & protocol.PLEASE_RECYCLE and link.accepts:
-            self.crew.retire(link, "it has grown beyond max_memory_per_worker")
+            self.results.take(call, frame, received)
+        if head.flags & protocol.PLEASE_RECYCLE and connection.accepts:
+            self.supervisor.retire(connection, "it has grown beyond max_memory_per_worker")
         self.dispatch()
 
-    def _go_on(self, link: Link) -> None:
+    def _go_on(self, connection: Connection) -> None:
         """The worker goes on with the next call, or rests."""
-        self.crew.failures = 0
-        if link.calls:
-            following = link.first
+        self.supervisor.failures = 0
+        if connection.calls:
+            following = connection.first
             if following is not None:
                 self._begin(following)
-        elif link.state is BUSY:
-            self.crew.rest(link)
+        elif connection.state is BUSY:
+            self.supervisor.rest(connection)
 
     # -- calls that do not end as they should ---------------------------------------------------------------------
 
     def _given_up(self, call: Call) -> None:
         """The caller does not want the result any more."""
-        self._figures.counts["cancelled"] += 1
+        self._stats.counts["cancelled"] += 1
         call.end_trip(asyncio.CancelledError())
         call.stop_clock()
         call.payload = None
         self._give_room(call)
         if call.waits != NOWHERE:
-            self.backlog.discard(call)
-        elif call.link is not None and call.number in call.link.calls:
-            call.link.skip(call)
+            self.call_queue.discard(call)
+        elif call.connection is not None and call.number in call.connection.calls:
+            call.connection.skip(call)
         if not self._loop.is_closed():
             # A turn later it is visible whether the worker has begun it in the meantime.
             self._loop.call_soon(self._end_given_up, call)
 
     def _end_given_up(self, call: Call) -> None:
-        if call.link is not None and call.link.is_in(call):
-            self.crew.kill(call.link, "the call it ran was cancelled")
+        if call.connection is not None and call.connection.is_in(call):
+            self.supervisor.kill(call.connection, "the call it ran was cancelled")
         self.dispatch()
 
     def _timed_out(self, call: Call) -> None:
         call.timer = None
-        link = call.link
-        if link is None:
+        connection = call.connection
+        if connection is None:
             return
-        link.look()
-        if call.number not in link.calls or link.started > call.number or call.future.done():
+        connection.look()
+        if call.number not in connection.calls or connection.started > call.number or call.future.done():
             return  # it ended in time
-        if link.finished == call.number:
+        if connection.finished == call.number:
             return  # it did, and its result is on its way
-        self._figures.counts["timed_out"] += 1
+        self._stats.counts["timed_out"] += 1
         words = f"{call.name} ran longer than {call.options.timeout:g} s"
-        self.answers.fail(call, TaskTimeout(f"{words}; worker {link.pid} was killed"))
-        self.crew.kill(link, words)
+        self.results.fail(call, TaskTimeout(f"{words}; worker {connection.pid} was killed"))
+        self.supervisor.kill(connection, words)
 
     def _give_room(self, call: Call) -> None:
         """The call needs no place in the queue any more."""
@@ -284,47 +291,47 @@ class Dispatcher:
             call.has_room = False
             self.room.give()
 
-    def on_lost(self, link: Link, code: int | None) -> None:
+    def on_lost(self, connection: Connection, code: int | None) -> None:
         """Fail what the worker ran, and send the rest to others."""
         again, first = [], True
-        for call in link.calls.values():
+        for call in connection.calls.values():
             if call is None:
                 continue
             call.stop_clock()
-            begun = link.has_begun(call)
+            begun = connection.has_begun(call)
             call.attempts += begun
             call.lost += first and not begun
             first = False
             if call.future.done():
-                self.backlog.ended(call)
+                self.call_queue.ended(call)
             elif begun and call.attempts > call.options.retries:
-                self.backlog.ended(call)
-                self._crash(call, link, code, "while it ran")
+                self.call_queue.ended(call)
+                self._crash(call, connection, code, "while it ran")
             elif call.lost >= MOST_LOST:
-                self.backlog.ended(call)
-                self._crash(call, link, code, f"as {MOST_LOST - 1} others did before they could run")
+                self.call_queue.ended(call)
+                self._crash(call, connection, code, f"as {MOST_LOST - 1} others did before they could run")
             else:
-                self._figures.counts["retried"] += begun
+                self._stats.counts["retried"] += begun
                 if call.trip is not None:
-                    call.trip.lost(link.pid)
+                    call.trip.lost(connection.pid)
                 again.append(call)
         for call in reversed(again):
             self._wait_again(call)
-        link.calls.clear()
+        connection.calls.clear()
 
-    def _crash(self, call: Call, link: Link, code: int | None, when: str) -> None:
-        self._figures.counts["crashed"] += 1
+    def _crash(self, call: Call, connection: Connection, code: int | None, when: str) -> None:
+        self._stats.counts["crashed"] += 1
         call.crashed = call.attempts > 0
-        oom = code == -9 and link.cause is None and _oom_kills() > self._oom_seen
-        reason = f": {link.cause}" if link.cause else " (out of memory)" if oom else ""
-        words = f"worker {link.pid} died {when} {call.name} ({exit_words(code)}){reason}"
-        self.answers.fail(call, WorkerCrashed(words, link.pid, code, oom_killed=oom or link.over_memory))
+        oom = code == -9 and connection.cause is None and _oom_kills() > self._oom_seen
+        reason = f": {connection.cause}" if connection.cause else " (out of memory)" if oom else ""
+        words = f"worker {connection.pid} died {when} {call.name} ({exit_words(code)}){reason}"
+        self.results.fail(call, WorkerCrashed(words, connection.pid, code, oom_killed=oom or connection.over_memory))
 
     def on_nobody(self, error: OffloadError) -> None:
         """Refuse what waits: there is nobody to do it."""
-        for call in self.backlog.clear():
+        for call in self.call_queue.clear():
             self._give_room(call)
-            self.answers.fail(call, _again(error))
+            self.results.fail(call, _again(error))
         for waiting in self._ready:
             if not waiting.done():
                 waiting.set_exception(_again(error))
@@ -335,12 +342,12 @@ class Dispatcher:
 
     def wanted(self) -> int:
         """Return how many workers could be busy now."""
-        busy = sum(link.accepts and bool(link.calls) for link in self.crew.links)
-        return max(busy + self.backlog.in_line, bool(self._ready))
+        busy = sum(connection.accepts and bool(connection.calls) for connection in self.supervisor.connections)
+        return max(busy + self.call_queue.in_line, bool(self._ready))
 
     def on_change(self) -> None:
         """A worker has come or gone."""
-        if any(link.accepts for link in self.crew.links):
+        if any(connection.accepts for connection in self.supervisor.connections):
             for waiting in self._ready:
                 if not waiting.done():
                     waiting.set_result(None)
@@ -350,7 +357,7 @@ class Dispatcher:
     def on_crash(self, code: int | None) -> None:
         """A worker has died without being told to."""
         kills = _oom_kills() if code == -9 else self._oom_seen
-        self._figures.died(crash_reason(code, kills > self._oom_seen))
+        self._stats.died(crash_reason(code, kills > self._oom_seen))
         self._oom_seen = kills
 
     def on_event(self, kind: str, pid: int | None, detail: str = "") -> None:

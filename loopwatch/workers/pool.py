@@ -1,6 +1,6 @@
 """``WorkerPool``, the public class of the managed worker pool.
 
-What a call goes through: :meth:`WorkerPool.submit` pickles it, in turns if it is large; it waits in the backlog; the
+What a call goes through: :meth:`WorkerPool.submit` pickles it, in turns if it is large; it waits in the call_queue; the
 dispatcher sends it to a worker; the answer is unpickled, in turns if it is large; its future is set.
 """
 
@@ -28,7 +28,7 @@ from loopwatch.workers.call_queue import check_call
 from loopwatch.workers.dispatcher import Dispatcher
 from loopwatch.workers.options import CallOptions, PoolOptions, changed, check_count, pool_options
 from loopwatch.workers.settings import settings
-from loopwatch.workers.stats import Figures
+from loopwatch.workers.stats import PoolCounts
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class _Bound:
 
     async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`WorkerPool.run`, with these options."""
-        self._pool._figures.spent.calls += 1
+        self._pool._stats.spent.calls += 1
         return await self._pool.submit(function, args, kwargs, self._options)
 
     def map(
@@ -106,7 +106,7 @@ class WorkerPool:
         self._options: PoolOptions = pool_options(workers=workers, **options)
         self.name = self._options.name
         self._defaults = CallOptions()
-        self._figures = Figures()
+        self._stats = PoolCounts()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dispatcher: Dispatcher | None = None
         self._closing = self._closed = False
@@ -124,7 +124,7 @@ class WorkerPool:
             NotPicklable: the function, an argument or the result cannot be sent.
             QueueFull, PoolClosed: it was not taken.
         """
-        self._figures.spent.calls += 1
+        self._stats.spent.calls += 1
         result: T = await self.submit(function, args, kwargs, self._defaults)
         return result
 
@@ -178,7 +178,7 @@ class WorkerPool:
         call.trip = trip
         call.has_room = dispatcher.room.take()
         if not call.has_room and options.on_full == "raise":
-            words = f"{len(dispatcher.backlog)} calls wait, max_queue={self._options.max_queue}"
+            words = f"{len(dispatcher.call_queue)} calls wait, max_queue={self._options.max_queue}"
             dispatcher.on_event("queue_full", None, words)
             raise QueueFull(f"{self.name}: {words}; raise it or use on_full='wait'")
         extras = self._extras(trip)
@@ -256,7 +256,7 @@ class WorkerPool:
 
     def _held(self, call: Call) -> Callable[[float], None]:
         """Return what is told for how many s the loop was held by pickling ``call``."""
-        return self._figures.encoded if call.trip is None else call.trip.encoding(self._figures.encoded)
+        return self._stats.encoded if call.trip is None else call.trip.encoding(self._stats.encoded)
 
     def _extras(self, trip: tracing.Trip | None) -> tuple[list[tuple[str, str, Any]], Any] | None:
         """Return the context variables that travel along with their values, and the trace; None if nothing does."""
@@ -287,7 +287,7 @@ class WorkerPool:
         try:
             while True:
                 for args in itertools.islice(items, max(most - len(pending), 0)):
-                    self._figures.spent.calls += 1
+                    self._stats.spent.calls += 1
                     pending.append(self.submit(function, args, {}, options))
                 if not pending:
                     return
@@ -330,11 +330,11 @@ class WorkerPool:
             raise OffloadError("WorkerPool needs Unix sockets between processes: on Windows use @offload(to='thread')")
         self._loop = loop
         self._by_value = not launch.main_is_importable()
-        self._dispatcher = Dispatcher(self._options, self._figures, loop, self)
+        self._dispatcher = Dispatcher(self._options, self._stats, loop, self)
         living(WorkerPool).add(self)
         if settings.opened is not None:
             settings.opened(self)
-        self._dispatcher.crew.staff()
+        self._dispatcher.supervisor.start_missing()
         return self._dispatcher
 
     async def ready(self) -> None:
@@ -366,13 +366,13 @@ class WorkerPool:
         dispatcher = self._opened()
         self._closing = True
         dispatcher.room.refuse(PoolClosed(f"{self.name} was closed"))
-        dispatcher.crew.leave()
+        dispatcher.supervisor.leave()
         if not force:
             dispatcher.dispatch()
             await dispatcher.quiet.wait()
         dispatcher.refuse_all()
         try:
-            await dispatcher.crew.end()
+            await dispatcher.supervisor.end()
         finally:
             self._shut()
 
@@ -386,11 +386,11 @@ class WorkerPool:
         """Let go of everything without the loop; the workers are killed by the kernel."""
         self._shut()
         if self._dispatcher is not None:
-            if self._dispatcher.crew.owns_loop():
+            if self._dispatcher.supervisor.owns_loop():
                 self._dispatcher.refuse_all()
             else:
                 self._dispatcher.end_trips()
-            self._dispatcher.crew.abandon()
+            self._dispatcher.supervisor.abandon()
 
     async def __aenter__(self) -> Self:
         try:
@@ -412,13 +412,13 @@ class WorkerPool:
         told: dict[str, Any] = {"max_workers": self._options.most, "created_at": self._place, "closed": self._closing}
         found = self._dispatcher
         if found is None:
-            return self._figures.reading(self.name, **told)
-        return self._figures.reading(
+            return self._stats.reading(self.name, **told)
+        return self._stats.reading(
             self.name,
-            found.crew.links,
-            found.crew.alive,
-            queued=len(found.backlog),
-            decoding=len(found.answers),
+            found.supervisor.connections,
+            found.supervisor.alive,
+            queued=len(found.call_queue),
+            decoding=len(found.results),
             **told,
         )
 

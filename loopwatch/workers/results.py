@@ -15,11 +15,11 @@ from loopwatch.errors import NotPicklable, OffloadError
 from loopwatch.workers import pickling, protocol
 from loopwatch.workers.call import Call, in_turns
 from loopwatch.workers.protocol import ERROR, RESULT, Frame
-from loopwatch.workers.stats import Figures
+from loopwatch.workers.stats import PoolCounts
 from loopwatch.workers.worker import RemoteTraceback
 
 
-class Answers:
+class Results:
     """Resolves calls.
 
     Args:
@@ -28,7 +28,7 @@ class Answers:
         on_done: called when a result that took several turns is there.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, figures: Figures, on_done: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, figures: PoolCounts, on_done: Callable[[], None]) -> None:
         self._loop, self._figures, self._on_done = loop, figures, on_done
         self._decoding: set[asyncio.Task[Any]] = set()
 

@@ -11,8 +11,8 @@ from loopwatch.core.originals import time
 from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.health.naming import error_name, task_name
 from loopwatch.health.records import PoolReading
-from loopwatch.workers.connection import Link
-from loopwatch.workers.totals import spent_by
+from loopwatch.workers.connection import Connection
+from loopwatch.workers.totals import totals_of
 from loopwatch.workers.worker import resident
 
 COUNTED = (
@@ -45,7 +45,7 @@ class Times(NamedTuple):
         return Times(runs, waits, [])
 
 
-class Figures:
+class PoolCounts:
     """Counts, times, and the longest that a call held the loop."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Figures:
         """Calls that failed, by type of the exception."""
         self.crashes: Counter[str] = Counter()
         """Workers that died without being told to, by reason."""
-        self.spent = spent_by(self, "process")
+        self.spent = totals_of(self, "process")
         self.mean_run = UNKNOWN_RUN
         self._times = Times(Histogram(), Histogram(), [])
         self._busy = 0.0
@@ -99,7 +99,7 @@ class Figures:
     def reading(
         self,
         name: str,
-        links: Iterable[Link] = (),
+        connections: Iterable[Connection] = (),
         alive: float = 0.0,
         *,
         queued: int = 0,
@@ -116,13 +116,13 @@ class Figures:
             **told: further fields of :class:`PoolStats`.
         """
         now = time.monotonic()
-        links = list(links)
-        calls = [call for link in links for call in list(link.calls.values()) if call is not None]
+        connections = list(connections)
+        calls = [call for connection in connections for call in list(connection.calls.values()) if call is not None]
         times = self._times.together()
         counted: dict[str, Any] = {name: self.counts[name] for name in COUNTED}
         stats = PoolStats(
             name=name,
-            workers=tuple(_worker(link, now) for link in links),
+            workers=tuple(_worker(connection, now) for connection in connections),
             queued=queued,
             running=sum(not call.future.done() for call in calls) + decoding,
             **counted,
@@ -140,16 +140,16 @@ class Figures:
         return PoolReading(stats, times.waits, times.runs)
 
 
-def _worker(link: Link, now: float) -> WorkerStats:
-    call = link.running()
+def _worker(connection: Connection, now: float) -> WorkerStats:
+    call = connection.running()
     begun = None if call is None else call.begun
     return WorkerStats(
-        link.pid,
-        link.state,
-        len(link.calls),
-        link.done,
-        now - link.started_at,
-        resident(link.pid),
+        connection.pid,
+        connection.state,
+        len(connection.calls),
+        connection.done,
+        now - connection.started_at,
+        resident(connection.pid),
         task=None if call is None else task_name(call.function),
         running_for=None if begun is None else max(time.perf_counter() - begun, 0.0),
     )

@@ -17,7 +17,7 @@ from loopwatch.core.originals import time
 from loopwatch.core.untraced import UntracedThread
 from loopwatch.errors import OffloadError
 from loopwatch.workers import descriptor_passing, launch, pickling, protocol, tracing
-from loopwatch.workers.connection import IDLE, Link, State
+from loopwatch.workers.connection import IDLE, Connection, State
 from loopwatch.workers.options import PoolOptions
 from loopwatch.workers.output import Output
 from loopwatch.workers.protocol import Frame, Kind
@@ -43,14 +43,14 @@ class Employer(Protocol):
     def wanted(self) -> int:
         """Return how many workers could be busy now."""
 
-    def on_frame(self, link: Link, frame: Frame) -> None:
+    def on_frame(self, connection: Connection, frame: Frame) -> None:
         """A worker has sent something other than that it is ready."""
 
     def on_crash(self, code: int | None) -> None:
         """A worker has died without being told to."""
 
-    def on_lost(self, link: Link, code: int | None) -> None:
-        """A worker has ended; its calls are in ``link.calls``."""
+    def on_lost(self, connection: Connection, code: int | None) -> None:
+        """A worker has ended; its calls are in ``connection.calls``."""
 
     def on_change(self) -> None:
         """There may be something to do: a worker has become ready, or has gone."""
@@ -62,7 +62,7 @@ class Employer(Protocol):
         """Something happened that the user may want to know."""
 
 
-class Crew:
+class Supervisor:
     """Starts workers, replaces them, and ends them.
 
     Args:
@@ -75,7 +75,7 @@ class Crew:
     def __init__(
         self, employer: Employer, options: PoolOptions, counts: Counter[str], loop: asyncio.AbstractEventLoop
     ) -> None:
-        self.links: list[Link] = []
+        self.connections: list[Connection] = []
         self.failures = 0
         """Workers that ended before they had done anything since one last did."""
         self._employer, self._options, self._counts, self._loop = employer, options, counts, loop
@@ -95,30 +95,34 @@ class Crew:
     def alive(self) -> float:
         """Seconds that workers have lived, all together."""
         now = time.monotonic()
-        return self._alive + sum(now - link.started_at for link in list(self.links))
+        return self._alive + sum(now - connection.started_at for connection in list(self.connections))
 
-    def free(self, depth: int) -> Link | None:
+    def free(self, depth: int) -> Connection | None:
         """Return the worker that can begin a call soonest, None if each has ``depth`` calls or is stuck in one."""
         best = None
-        for link in self.links:
-            if not link.accepts:
+        for connection in self.connections:
+            if not connection.accepts:
                 continue
-            if link.state is IDLE:
-                return link
-            if len(link.calls) < depth and (best is None or len(link.calls) < len(best.calls)) and not stuck(link):
-                best = link
+            if connection.state is IDLE:
+                return connection
+            if (
+                len(connection.calls) < depth
+                and (best is None or len(connection.calls) < len(best.calls))
+                and not stuck(connection)
+            ):
+                best = connection
         return best
 
     def may_take_more(self) -> bool:
         """Whether a worker has nothing to do, or another may be started."""
-        return self._living() < self._most or any(link.state is State.IDLE for link in self.links)
+        return self._living() < self._most or any(connection.state is State.IDLE for connection in self.connections)
 
     def _living(self) -> int:
-        return sum(link.state is not State.STOPPING for link in self.links) + self._starting
+        return sum(connection.state is not State.STOPPING for connection in self.connections) + self._starting
 
     # -- starting -------------------------------------------------------------------------------------------------
 
-    def staff(self) -> None:
+    def start_missing(self) -> None:
         """Start the workers that are missing, now or when the last failure is long enough ago."""
         living = self._living()
         if self._ending or living >= self._most:
@@ -131,7 +135,7 @@ class Crew:
         elif missing > 0 and self._failure is not None and not living:
             self._employer.on_nobody(self._failure)
         elif missing > 0:
-            self._later(delay, self.staff)
+            self._later(delay, self.start_missing)
 
     def _start(self, count: int) -> None:
         self._starting += count
@@ -148,18 +152,18 @@ class Crew:
             launched.close()
             self._note_gone()
             return
-        link = Link(launched, self._loop, self._on_frame, self._on_death, self._launcher)
-        self.links.append(link)
+        connection = Connection(launched, self._loop, self._on_frame, self._on_death, self._launcher)
+        self.connections.append(connection)
         self._counts["started"] += 1
-        self._employer.on_event("started", link.pid)
-        link.timer = self._loop.call_later(
-            START_TIMEOUT, self.kill, link, f"it was not ready after {START_TIMEOUT:g} s"
+        self._employer.on_event("started", connection.pid)
+        connection.timer = self._loop.call_later(
+            START_TIMEOUT, self.kill, connection, f"it was not ready after {START_TIMEOUT:g} s"
         )
-        theirs = descriptor_passing.NONE if self._output is None else self._output.tap(link.pid)
-        link.send(protocol.frame(Kind.SETUP, 0, setup, descriptors=len(theirs)), theirs)
+        theirs = descriptor_passing.NONE if self._output is None else self._output.tap(connection.pid)
+        connection.send(protocol.frame(Kind.SETUP, 0, setup, descriptors=len(theirs)), theirs)
         for each in prepare:
             frame = protocol.frame(Kind.PREPARE, 0, each.pickle, each.buffers, descriptors=len(each.descriptors))
-            link.send(frame, each.descriptors)
+            connection.send(frame, each.descriptors)
 
     def on_not_started(self, count: int, exc: BaseException) -> None:
         """``count`` workers could not be started."""
@@ -172,22 +176,24 @@ class Crew:
         self._on_failed_start(error)
         self._note_gone()
 
-    def _on_frame(self, link: Link, frame: Frame) -> None:
+    def _on_frame(self, connection: Connection, frame: Frame) -> None:
         if frame.head.kind != Kind.READY:
-            self._employer.on_frame(link, frame)
+            self._employer.on_frame(connection, frame)
         elif frame.head.id:  # it ends by itself
             try:
                 words, where = pickle.loads(frame.pickle)
             except Exception as exc:
                 raise protocol.BrokenFrame(f"its failure cannot be read: {exc}") from exc
-            link.failure = OffloadError(f"worker {link.pid} of {self._options.name} could not get ready: {words}")
-            link.failure.__cause__ = RemoteTraceback(where)
-        elif link.state is State.STARTING:
+            connection.failure = OffloadError(
+                f"worker {connection.pid} of {self._options.name} could not get ready: {words}"
+            )
+            connection.failure.__cause__ = RemoteTraceback(where)
+        elif connection.state is State.STARTING:
             self._failure = None
-            if link.timer is not None:
-                link.timer.cancel()
-            self.rest(link)
-            self._employer.on_event("ready", link.pid)
+            if connection.timer is not None:
+                connection.timer.cancel()
+            self.rest(connection)
+            self._employer.on_event("ready", connection.pid)
             self._employer.on_change()
 
     def _on_failed_start(self, error: OffloadError) -> None:
@@ -197,7 +203,7 @@ class Crew:
         self._back_off(FIRST_BACKOFF)
         self._employer.on_event("failed", None, str(error))
         if self._living():
-            self.staff()
+            self.start_missing()
         else:
             self._employer.on_nobody(error)
 
@@ -209,26 +215,26 @@ class Crew:
 
     # -- running --------------------------------------------------------------------------------------------------
 
-    def rest(self, link: Link) -> None:
+    def rest(self, connection: Connection) -> None:
         """A worker has nothing to do now."""
-        link.state = State.IDLE
-        link.idle_since = time.monotonic()
+        connection.state = State.IDLE
+        connection.idle_since = time.monotonic()
         timeout = self._options.idle_timeout
-        if timeout is not None and len(self.links) > self._least:
+        if timeout is not None and len(self.connections) > self._least:
             self._later(timeout, self._shrink)
 
-    def retire(self, link: Link, why: str) -> None:
+    def retire(self, connection: Connection, why: str) -> None:
         """Replace a worker once it has done what it was sent."""
         self._counts["recycled"] += 1
-        link.stop()
-        self._employer.on_event("recycled", link.pid, why)
-        self.staff()
+        connection.stop()
+        self._employer.on_event("recycled", connection.pid, why)
+        self.start_missing()
 
-    def kill(self, link: Link, why: str) -> None:
+    def kill(self, connection: Connection, why: str) -> None:
         """End a worker now."""
-        if link.cause is None:
-            link.kill(why)
-            self._employer.on_event("killed", link.pid, why)
+        if connection.cause is None:
+            connection.kill(why)
+            self._employer.on_event("killed", connection.pid, why)
 
     def watch_memory(self) -> None:
         """Look at the memory of busy workers as long as there are any, if it is limited."""
@@ -237,14 +243,14 @@ class Crew:
 
     def _check_memory(self) -> None:
         limit = self._options.max_memory_per_worker
-        busy = [link for link in self.links if link.calls and link.accepts]
+        busy = [connection for connection in self.connections if connection.calls and connection.accepts]
         if limit is None or not busy:
             return
-        for link in busy:
-            used = resident(link.pid)
+        for connection in busy:
+            used = resident(connection.pid)
             if used > 2 * limit:
-                link.over_memory = True
-                self.kill(link, f"it used {used:,} bytes, more than twice max_memory_per_worker={limit:,}")
+                connection.over_memory = True
+                self.kill(connection, f"it used {used:,} bytes, more than twice max_memory_per_worker={limit:,}")
         self.watch_memory()
 
     def _shrink(self) -> None:
@@ -252,13 +258,13 @@ class Crew:
         if timeout is None or self._ending:
             return
         now, ends = time.monotonic(), []
-        living = [link for link in self.links if link.state is not State.STOPPING]
-        for link in living[self._least :]:
-            if link.state is State.IDLE and link.accepts:
-                ends.append(link.idle_since + timeout)
+        living = [connection for connection in self.connections if connection.state is not State.STOPPING]
+        for connection in living[self._least :]:
+            if connection.state is State.IDLE and connection.accepts:
+                ends.append(connection.idle_since + timeout)
                 if ends[-1] <= now + 0.001:
                     ends.pop()
-                    link.stop()
+                    connection.stop()
         if ends:
             self._later(min(ends) - now, self._shrink)
 
@@ -273,29 +279,30 @@ class Crew:
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
-    def _on_death(self, link: Link, code: int | None) -> None:
-        self.links.remove(link)
-        self._alive += time.monotonic() - link.started_at
-        self._employer.on_lost(link, code)
-        chance = link.cause is None and link.failure is None and self.failures < MOST_CHANCE
-        if link.state is State.STARTING and not chance:
-            error = link.failure or OffloadError(
-                f"worker {link.pid} of {self._options.name} ended before it was ready: {link.cause or exit_words(code)}"
+    def _on_death(self, connection: Connection, code: int | None) -> None:
+        self.connections.remove(connection)
+        self._alive += time.monotonic() - connection.started_at
+        self._employer.on_lost(connection, code)
+        chance = connection.cause is None and connection.failure is None and self.failures < MOST_CHANCE
+        if connection.state is State.STARTING and not chance:
+            error = connection.failure or OffloadError(
+                f"worker {connection.pid} of {self._options.name} ended before it was ready: "
+                f"{connection.cause or exit_words(code)}"
             )
             self._on_failed_start(error)
-        elif link.cause is not None or code == 0:
-            self._employer.on_event("stopped", link.pid, link.cause or "")
+        elif connection.cause is not None or code == 0:
+            self._employer.on_event("stopped", connection.pid, connection.cause or "")
         else:
             self._employer.on_crash(code)
-            self._employer.on_event("crashed", link.pid, exit_words(code))
-            if not link.started:
+            self._employer.on_event("crashed", connection.pid, exit_words(code))
+            if not connection.started:
                 self._back_off(0.0)
-        self.staff()
+        self.start_missing()
         self._employer.on_change()
         self._note_gone()
 
     def _note_gone(self) -> None:
-        if self._ending and not self.links and not self._starting:
+        if self._ending and not self.connections and not self._starting:
             self._gone.set()
 
     def leave(self) -> None:
@@ -307,8 +314,8 @@ class Crew:
         self.end_soon()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._gone.wait(), launch.ENDS_WITHIN)
-        for link in self.links:
-            self.kill(link, "it did not end")
+        for connection in self.connections:
+            self.kill(connection, "it did not end")
         closed = asyncio.Event()
         loop, launcher = self._loop, self._launcher
 
@@ -329,11 +336,11 @@ class Crew:
     def end_soon(self) -> None:
         """Tell or force all workers to end."""
         self._ending = True
-        for link in self.links:
-            if link.state is State.IDLE and link.accepts:
-                link.stop()
-            elif link.state is not State.STOPPING or link.calls:
-                self.kill(link, "the pool was closed")
+        for connection in self.connections:
+            if connection.state is State.IDLE and connection.accepts:
+                connection.stop()
+            elif connection.state is not State.STOPPING or connection.calls:
+                self.kill(connection, "the pool was closed")
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -346,19 +353,19 @@ class Crew:
     def abandon(self) -> None:
         """Let go of everything without the loop: it is closed, or the interpreter ends."""
         self._ending = True
-        for link in self.links:
+        for connection in self.connections:
             if self.owns_loop():
-                link.detach()
-            link.release()
-        self.links.clear()
+                connection.detach()
+            connection.release()
+        self.connections.clear()
         if self._output is not None:
             self._output.abandon(owns_loop=self.owns_loop())
         self._launcher.close()
 
 
-def stuck(link: Link) -> bool:
+def stuck(connection: Connection) -> bool:
     """Whether a worker has been running one call for long."""
-    first = link.first
+    first = connection.first
     return first is not None and first.begun is not None and time.perf_counter() - first.begun >= STUCK
 
 
@@ -368,7 +375,7 @@ def exit_words(code: int | None) -> str:
 
 
 def _start_workers(
-    crew_ref: weakref.ref[Crew],
+    crew_ref: weakref.ref[Supervisor],
     loop: asyncio.AbstractEventLoop,
     launcher: launch.Launcher,
     options: PoolOptions,
@@ -384,18 +391,18 @@ def _start_workers(
             tell = ("on_started", launched, setup, prepare)
         except BaseException as exc:  # noqa: BLE001 - told to the pool
             tell = ("on_not_started", count - number, exc)
-        crew = crew_ref()
+        supervisor = crew_ref()
         try:
-            if crew is None:
+            if supervisor is None:
                 raise RuntimeError("nobody needs it")
-            loop.call_soon_threadsafe(getattr(crew, tell[0]), *tell[1:])
+            loop.call_soon_threadsafe(getattr(supervisor, tell[0]), *tell[1:])
         except RuntimeError:  # or the loop is closed
             if launched is not None:
                 launched.close()
             return
         if launched is None:
             return
-        del crew, tell
+        del supervisor, tell
 
 
 def _setup(options: PoolOptions) -> tuple[bytes, list[pickling.Payload]]:

@@ -27,9 +27,9 @@ from loopwatch.errors import OffloadError, PoolClosed, QueueFull, TaskTimeout
 from loopwatch.events import PoolStats
 from loopwatch.workers import tracing
 from loopwatch.workers.call import Call, Outcome
-from loopwatch.workers.call_queue import NOWHERE, Backlog, Room, check_call
+from loopwatch.workers.call_queue import NOWHERE, CallQueue, Room, check_call
 from loopwatch.workers.options import CallOptions, check_count, usable_cpus
-from loopwatch.workers.totals import Spent, spent_by
+from loopwatch.workers.totals import CallTotals, totals_of
 from loopwatch.workers.worker import undecorated
 
 IDLE_FOR = 10.0
@@ -44,7 +44,7 @@ class ThreadCall(Call):
     __slots__ = ("ended", "loop", "over", "sent", "spent", "thread")
 
     def __init__(
-        self, function: Any, options: CallOptions, loop: asyncio.AbstractEventLoop, sent: Any, spent: Spent
+        self, function: Any, options: CallOptions, loop: asyncio.AbstractEventLoop, sent: Any, spent: CallTotals
     ) -> None:
         super().__init__(function, options, Outcome(loop=loop))
         self.loop, self.spent = loop, spent
@@ -173,10 +173,10 @@ class ThreadBackend:
         self._most = threads or min(32, usable_cpus() + 4)
         self._max_queue = max_queue
         self._lock = threading.Lock()
-        self._backlog, self._room = Backlog(), Room(max_queue)
+        self._call_queue, self._room = CallQueue(), Room(max_queue)
         self._outside: OrderedDict[ThreadCall, None] = OrderedDict()
         """Calls that wait for room: in the order in which they came."""
-        self._crew: set[_Thread] = set()
+        self._supervisor: set[_Thread] = set()
         """Threads that count."""
         self._left: set[_Thread] = set()
         """Threads whose calls were given up, and which do not count."""
@@ -186,7 +186,7 @@ class ThreadBackend:
         self._counts: Counter[str] = Counter()
         self._waits, self._runs = Histogram(), Histogram()
         self._busy = self._lived = 0.0
-        self._spent = spent_by(self, "thread")
+        self._totals = totals_of(self, "thread")
         living(ThreadBackend).add(self)
 
     def submit(
@@ -212,19 +212,19 @@ class ThreadBackend:
         if self._closed:
             raise PoolClosed(f"{self.name} is closed")
         sent = self._pack(function, args, kwargs, trip)
-        call = ThreadCall(function, options, asyncio.get_running_loop(), sent, self._spent)
+        call = ThreadCall(function, options, asyncio.get_running_loop(), sent, self._totals)
         call.trip = trip
         with self._lock:
             if self._closed:
                 raise PoolClosed(f"{self.name} is closed")
             call.has_room = self._room.take()
-            if call.has_room or (self._has_free() and not self._backlog.is_at_limit(call)):
+            if call.has_room or (self._has_free() and not self._call_queue.is_at_limit(call)):
                 self._accept(call)
                 self._dispatch()
             elif options.on_full == "wait":
                 self._outside[call] = None
             else:
-                words = f"{len(self._backlog)} calls wait, max_queue={self._max_queue}"
+                words = f"{len(self._call_queue)} calls wait, max_queue={self._max_queue}"
                 raise QueueFull(f"{self.name}: {words}; raise it or use on_full='wait'")
         call.future.add_done_callback(functools.partial(self._given_up, call))
         return call.future
@@ -257,11 +257,11 @@ class ThreadBackend:
     # -- who runs what; under the lock ----------------------------------------------------------------------------
 
     def _has_free(self) -> bool:
-        return bool(self._idle) or (len(self._crew) < self._most and len(self._left) < MOST_LEFT)
+        return bool(self._idle) or (len(self._supervisor) < self._most and len(self._left) < MOST_LEFT)
 
     def _accept(self, call: ThreadCall) -> None:
         self._counts["submitted"] += 1
-        self._backlog.add(call)
+        self._call_queue.add(call)
 
     def _give_room(self, call: ThreadCall) -> None:
         """The call needs no place in the queue any more; those who wait for room get it."""
@@ -275,14 +275,14 @@ class ThreadBackend:
 
     def _dispatch(self) -> None:
         """Give calls to threads that are free, and end those that will never get another."""
-        while self._backlog.in_line and self._has_free():
-            call = self._backlog.next()
+        while self._call_queue.in_line and self._has_free():
+            call = self._call_queue.next()
             if not isinstance(call, ThreadCall):
                 break
             thread = self._idle.pop() if self._idle else _Thread(self._work, f"loopwatch-{self.name}")
             thread.call, call.thread = call, thread
             thread.inbox.put(call)
-            if thread not in self._crew and not self._start(thread, call):
+            if thread not in self._supervisor and not self._start(thread, call):
                 break
             self._give_room(call)
         if self._closed:
@@ -294,13 +294,13 @@ class ThreadBackend:
         try:
             thread.start()
         except RuntimeError as exc:  # RLIMIT_NPROC is reached, or the interpreter is about to end
-            self._backlog.ended(call)
+            self._call_queue.ended(call)
             call.thread = None
-            self._backlog.add(call, first=True)
-            while not self._crew and (waiting := self._backlog.clear()):  # those that wait for room come next
+            self._call_queue.add(call, first=True)
+            while not self._supervisor and (waiting := self._call_queue.clear()):  # those that wait for room come next
                 self._refuse(OffloadError(f"{self.name}: no thread could be started: {exc}"), waiting)
             return False
-        self._crew.add(thread)
+        self._supervisor.add(thread)
         self._counts["started"] += 1
         return True
 
@@ -327,18 +327,18 @@ class ThreadBackend:
             self._off(thread)
         elif call.waits != NOWHERE:
             call.sent = None
-            self._backlog.discard(call)
+            self._call_queue.discard(call)
             self._give_room(call)
         return True
 
     def _off(self, thread: _Thread) -> None:
         """The thread does not count any more."""
-        if thread not in self._crew:
+        if thread not in self._supervisor:
             return
-        self._crew.discard(thread)
+        self._supervisor.discard(thread)
         self._lived += time.perf_counter() - thread.since
         self._dispatch()
-        if not self._crew:
+        if not self._supervisor:
             for closer in self._closers:
                 with contextlib.suppress(RuntimeError):  # its loop is closed
                     closer.get_loop().call_soon_threadsafe(_wake, closer)
@@ -398,7 +398,7 @@ class ThreadBackend:
         """The call has ended: return whether the thread may go on."""
         with self._lock:
             call.sent = None
-            self._backlog.ended(call)
+            self._call_queue.ended(call)
             goes_on = not call.over
             if goes_on:
                 call.over, thread.call = True, None
@@ -408,8 +408,8 @@ class ThreadBackend:
                     self._busy += seconds
                     self._runs.record(seconds)
                     self._waits.record(call.begun - call.created)
-                    self._spent.run += seconds
-                    self._spent.trip += call.begun - call.created
+                    self._totals.run += seconds
+                    self._totals.trip += call.begun - call.created
                 self._counts["completed" if error is None else "failed"] += 1
                 self._idle.append(thread)
             self._dispatch()
@@ -468,15 +468,15 @@ class ThreadBackend:
                 call.tell(None, PoolClosed(*error.args), even_if_unheard=True)
             self._outside.clear()
             if force:
-                self._refuse(error, self._backlog.clear())
-                for running in [thread.call for thread in self._crew]:
+                self._refuse(error, self._call_queue.clear())
+                for running in [thread.call for thread in self._supervisor]:
                     if running is not None and self._leave(running):
                         self._counts["failed"] += 1
                         running.tell(None, PoolClosed(*error.args), even_if_unheard=True)
             self._dispatch()
-            if not self._crew:  # all that there may be still run what was given up
-                self._refuse(error, self._backlog.clear())
-            if self._crew:
+            if not self._supervisor:  # all that there may be still run what was given up
+                self._refuse(error, self._call_queue.clear())
+            if self._supervisor:
                 self._closers.append(ended)
             else:
                 ended.set_result(None)
@@ -494,8 +494,8 @@ class ThreadBackend:
         """This is a forked child: there are no threads here."""
         self._lock = threading.Lock()
         self._closed = True
-        self._backlog = Backlog()
-        self._crew.clear()
+        self._call_queue = CallQueue()
+        self._supervisor.clear()
         for kept in (self._outside, self._left, self._idle, self._closers):
             kept.clear()
 
@@ -503,12 +503,12 @@ class ThreadBackend:
         """Return the figures; ``started`` counts threads; what timed out or was cancelled does not run any more."""
         with self._lock:
             now = time.perf_counter()
-            running = [thread.call for thread in self._crew if thread.call is not None]
+            running = [thread.call for thread in self._supervisor if thread.call is not None]
             busy = self._busy + sum(now - call.begun for call in running if call.begun is not None)
-            lived = self._lived + sum(now - thread.since for thread in self._crew)
+            lived = self._lived + sum(now - thread.since for thread in self._supervisor)
             return PoolStats(
                 name=self.name,
-                queued=len(self._backlog),
+                queued=len(self._call_queue),
                 running=len(running),
                 submitted=self._counts["submitted"],
                 completed=self._counts["completed"],

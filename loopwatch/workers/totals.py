@@ -18,7 +18,7 @@ _MANY = 64
 """Writers after which those that are gone are looked for."""
 
 
-class Spent:
+class CallTotals:
     """What one pool, set of threads or function has spent, in s; written by one thread at a time.
 
     Attributes:
@@ -38,7 +38,7 @@ class Spent:
         self.run = self.trip = self.held = 0.0
         self.is_over = False
 
-    def add(self, other: Spent) -> None:
+    def add(self, other: CallTotals) -> None:
         """Add what another has spent."""
         self.calls += other.calls
         self.run += other.run
@@ -58,8 +58,8 @@ class _Totals:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.open: list[Spent] = []
-        self.past = {place: Spent(place) for place in PLACES}
+        self.open: list[CallTotals] = []
+        self.past = {place: CallTotals(place) for place in PLACES}
         self.saved = dict.fromkeys(PLACES, 0.0)
 
     def fold(self) -> None:
@@ -81,9 +81,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_totals.after_fork_in_child)
 
 
-def spent_by(owner: object, place: str) -> Spent:
+def totals_of(owner: object, place: str) -> CallTotals:
     """Return where ``owner`` writes, for as long as it lives."""
-    spent = Spent(place)
+    spent = CallTotals(place)
     # Runs in whichever thread collects it, which may have the lock: it only leaves word.
     weakref.finalize(owner, setattr, spent, "is_over", True).atexit = False
     if len(_totals.open) > _MANY:
@@ -99,7 +99,7 @@ def places() -> tuple[PlaceStats, ...]:
         _totals.fold()
         found = []
         for place in PLACES:
-            total = Spent(place)
+            total = CallTotals(place)
             for spent in (_totals.past[place], *(each for each in _totals.open if each.place == place)):
                 total.add(spent)
             if place != "inline":

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loopwatch.core.histogram import Histogram
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.health.finding_rules import NEGLECT_WINDOW, RULES, Kinds
-from loopwatch.health.findings import CLEAR_AFTER, Advisor
+from loopwatch.health.findings import CLEAR_AFTER, FindingTracker
 from loopwatch.health.records import End, PoolReading
 
 MIB = 1 << 20
@@ -46,11 +46,11 @@ def advised(
     cpus: float = 4,
     ends: Callable[[float], list[End]] = lambda _now: [],
     gil_wait: float | None = None,
-    advisor: Advisor | None = None,
+    advisor: FindingTracker | None = None,
     start: float = 0.0,
 ) -> list[Finding]:
     """Return what is found after ``seconds`` of polls; time begins at ``start``."""
-    advisor, found = advisor or Advisor(), ()
+    advisor, found = advisor or FindingTracker(), ()
     for n in range(int(seconds / POLL) + 1):
         now = start + n * POLL
         found = advisor.update(round_of(now), 1000 + now, cpus, ends(now), gil_wait=gil_wait, at=5e9 + now)
@@ -392,7 +392,7 @@ def test_memory_that_grows_without_bound() -> None:
 )
 def test_memory_that_finds_its_size(size: Callable[[float], float]) -> None:
     """Never in an hour."""
-    advisor = Advisor()
+    advisor = FindingTracker()
     for start in range(0, 3600, 60):
         assert advised(growing(size), 58, advisor=advisor, start=start) == []
 
@@ -538,7 +538,7 @@ def test_a_queue_that_grows_without_end() -> None:
 )
 def test_queues_that_come_and_go(depth: Callable[[float], float]) -> None:
     """Batches, waves, a full bounded queue."""
-    advisor = Advisor()
+    advisor = FindingTracker()
     for start in range(0, 600, 20):
         assert advised(queue(depth), 18, advisor=advisor, start=start) == []
 
@@ -578,7 +578,7 @@ def test_zombies_that_are_waited_for_late(round_of: Round) -> None:
 
 def test_a_finding_begins_and_ends_late_and_stays_meanwhile() -> None:
     """It keeps the time at which it was found, and is over only some time after its cause."""
-    advisor = Advisor()
+    advisor = FindingTracker()
 
     def starved(now: float) -> list[PoolReading]:
         return [default(6, 4)]
@@ -629,7 +629,7 @@ def test_names_of_rules_are_few_and_fit_for_a_metric() -> None:
 )
 def test_no_figures_are_too_odd(readings: list[PoolReading], step: float) -> None:
     """Whatever pools tell, counters that fall included: no rule fails, and each figure is finite."""
-    advisor = Advisor()
+    advisor = FindingTracker()
     for n, reading in enumerate(readings):
         for found in advisor.update([reading], n * step, 2, gil_wait=0.005, at=1.0):
             assert all(math.isfinite(value) for value in found.evidence.values())

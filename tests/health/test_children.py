@@ -210,7 +210,7 @@ def test_to_look_is_not_to_wait(monitor: Monitor) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     for _ in range(3):
         assert has_children()
-    birth = monitor.births.known[pid]
+    birth = monitor.process_hooks.known[pid]
     assert (birth.exitcode, birth.ended_at) == (None, None)
     (worker,) = children(monitor).workers
     assert (worker.state, worker.exitcode) == (WorkerState.ZOMBIE, 3)
@@ -259,13 +259,13 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
         told, quiet = subprocess.Popen(sleeps()), subprocess.Popen(("/bin/sh", "-c", "read line; exit 3"), stdin=-1)
         pids = {made.pid, process.pid, forked, child.pid, told.pid, quiet.pid}
         with watching() as monitor:
-            births = monitor.births.known
-            assert births.keys() == pids
-            assert {pid: births[pid].executes for pid in births} == {
+            process_hooks = monitor.process_hooks.known
+            assert process_hooks.keys() == pids
+            assert {pid: process_hooks[pid].executes for pid in process_hooks} == {
                 pid: pid not in (process.pid, forked) for pid in pids
             }
             now = time.monotonic()
-            assert all(-1.0 < now - birth.at < 60.0 and birth.adopted for birth in births.values())
+            assert all(-1.0 < now - birth.at < 60.0 and birth.adopted for birth in process_hooks.values())
             crash(made.pid, process.pid, forked, child.pid)
             assert made.wait() == -signal.SIGUSR2
             process.join()
@@ -281,7 +281,7 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
                 told.pid: (None, False),
                 quiet.pid: ("exit 3", False),
             }
-            assert monitor.births.known == {}
+            assert monitor.process_hooks.known == {}
         return stats
 
     stats = run(main())
@@ -291,9 +291,9 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
 def test_workers_of_pools_that_were_there_before() -> None:
     """Pools are found after the children are adopted, and claim theirs: nothing is counted twice."""
     with subprocess.Popen(sleeps()) as worker, watching() as monitor:
-        assert worker.pid in monitor.births.known
+        assert worker.pid in monitor.process_hooks.known
         monitor._children.look([worker.pid])
-        assert monitor.births.known == {}
+        assert monitor.process_hooks.known == {}
         crash(worker.pid)
         assert worker.wait() == -signal.SIGUSR2
         stats = children(monitor)
@@ -311,7 +311,7 @@ def test_children_that_nobody_notes_crash(monitor: Monitor) -> None:
     monitor._children._clock = lambda: now[0]
     seen, adopted, killed = start(), start(), start()
     assert len(children(monitor).workers) == 3
-    assert monitor.births.known == {}
+    assert monitor.process_hooks.known == {}
     crash(seen)
     os.waitpid(seen, 0)
     os.kill(killed, signal.SIGKILL)
@@ -319,26 +319,26 @@ def test_children_that_nobody_notes_crash(monitor: Monitor) -> None:
     assert children(monitor).crashes == {"SIGUSR2": 1}
     now[0] += NOTED_WITHIN
     assert len(children(monitor).workers) == 1
-    birth = monitor.births.known[adopted]
+    birth = monitor.process_hooks.known[adopted]
     assert (birth.adopted, birth.executes, birth.place) == (True, True, "")
     crash(adopted)
     os.waitpid(adopted, 0)
     assert birth.exitcode == -signal.SIGUSR2
     stats = children(monitor)
     assert (stats.crashes, stats.started, stats.workers) == ({"SIGUSR2": 2}, 3, ())
-    assert monitor.births.known == {}
+    assert monitor.process_hooks.known == {}
 
 
 def test_one_that_is_adopted_before_it_is_noted(monitor: Monitor) -> None:
     """Another thread may look while a child is being started: it stays the same child, and gets what is known of it."""
-    births = monitor.births
+    process_hooks = monitor.process_hooks
     with subprocess.Popen(sleeps()) as child:
-        noted = births.known.pop(child.pid)
-        adopted = births.adopt(child.pid)
-        assert adopted.adopted and births.adopt(child.pid) is adopted
+        noted = process_hooks.known.pop(child.pid)
+        adopted = process_hooks.adopt(child.pid)
+        assert adopted.adopted and process_hooks.adopt(child.pid) is adopted
         children(monitor)
-        births._add(noted)
-        assert births.known[child.pid] is adopted
+        process_hooks._add(noted)
+        assert process_hooks.known[child.pid] is adopted
         assert (adopted.adopted, adopted.place, adopted.name) == (False, noted.place, "sleep")
         stats = children(monitor)
         assert (len(stats.workers), stats.started) == (1, 1)
@@ -499,16 +499,16 @@ def test_taken_back_in_any_order(monitor: Monitor) -> None:
         monitor.stop()
         monitor._patches.undo_all()
         assert subprocess.Popen(exits(3)).wait() == 3
-        assert len(seen) == 1 and monitor.births.known == {}
+        assert len(seen) == 1 and monitor.process_hooks.known == {}
     finally:
         subprocess.Popen._execute_child = ours.__wrapped__  # type: ignore[attr-defined]
 
 
 def test_one_that_is_noted_twice_is_one(monitor: Monitor) -> None:
     """By ``os.fork`` and by what calls it: whoever has seen the first note hears that it was told to end."""
-    births = monitor.births
+    process_hooks = monitor.process_hooks
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    noted = births._note
+    noted = process_hooks._note
     looked: list[int] = []
 
     def look(pid: int, **known: Any) -> None:
@@ -517,7 +517,7 @@ def test_one_that_is_noted_twice_is_one(monitor: Monitor) -> None:
             looked.append(pid)
         noted(pid, **known)
 
-    births._note = look  # type: ignore[method-assign]
+    process_hooks._note = look  # type: ignore[method-assign]
     process.start()
     process.kill()
     process.join()

@@ -35,7 +35,7 @@ from loopwatch.health import states as states_module
 from loopwatch.health.in_worker import SAMPLE, SlotNotes
 from loopwatch.health.kinds.multiprocessing import LOST, MANY
 from loopwatch.health.service import HealthService
-from loopwatch.health.task_board import SIZE, SLOTS, Address, Board, claim
+from loopwatch.health.task_board import SIZE, SLOTS, Address, TaskBoard, claim
 
 __all__ = ["watch"]
 HERE = Path(__file__).name
@@ -366,7 +366,7 @@ def test_pools_that_were_there_before() -> None:
 
 def test_board() -> None:
     """Every worker gets a slot of its own, freed ones again; what is at the address instead is left alone."""
-    board = Board()
+    board = TaskBoard()
     slots = [claim(board.address, pid) for pid in range(1, 40)]
     assert len({slot.base for slot in slots if slot is not None}) == 39
     same = claim(board.address, 1 + SLOTS)  # where the first one sits
@@ -394,7 +394,7 @@ def test_board() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="memfd and its seals are Linux's")
 def test_a_board_cannot_be_cut() -> None:
     """A worker that truncates the board is refused: its parent would die of a SIGBUS at the next look."""
-    board = Board()
+    board = TaskBoard()
     with open(f"/proc/self/fd/{board.address.fd}", "r+b") as file:  # noqa: PTH123 - as a worker finds it
         for size in (0, SIZE + 1):
             with pytest.raises(PermissionError):
@@ -438,7 +438,7 @@ def test_what_is_at_the_address_of_a_board_by_now_is_left_alone(tmp_path: Path) 
 def test_what_is_between_tasks_is_not_reckoned_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gap that is measured stands for those before it: a worker that is replaced after two tasks has had one."""
     clock = itertools.count(0, 1000)  # 1 us of the processor between two looks at its clock
-    board = Board()
+    board = TaskBoard()
     slot = claim(board.address, pid=os.getpid())
     assert slot is not None
     monkeypatch.setattr(in_worker.time, "process_time_ns", lambda: next(clock))

@@ -28,7 +28,7 @@ from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.health import lost_errors
 from loopwatch.health.service import HealthService
-from loopwatch.health.task_stats import MOST_TYPES, TOGETHER, Tally
+from loopwatch.health.task_stats import MOST_TYPES, TOGETHER, TaskStats
 
 __all__ = ["watch"]
 ODD = "tasks_of_pools.Odd"
@@ -392,12 +392,12 @@ def test_on_off_on() -> None:
             forget(executor)
             until(lambda watch=watch: only(watch).neglected == 1)  # type: ignore[misc]
             kept, asked = fail(executor), fail(executor)
-            tally = watch._executors.each()[0].tally
+            task_stats = watch._executors.each()[0].task_stats
             watch.stop()
             patches.undo_all()
             del kept
-            tally.fold()
-            assert tally.neglected == {ODD: 1}
+            task_stats.fold()
+            assert task_stats.neglected == {ODD: 1}
             assert isinstance(asked.exception(), tasks.Odd)
             assert type(asked) is type(fail(executor)) is Future
             assert replaced() == before
@@ -442,21 +442,22 @@ def test_the_agent_tells(run: Callable[[Any], Any]) -> None:
 
 def test_many_at_once() -> None:
     """They are put together in between, from several threads, and none is lost; types are told apart up to a number."""
-    tally = Tally()
+    task_stats = TaskStats()
     threads = [
-        threading.Thread(target=lambda: [tally.neglect("ValueError") for _ in range(2 * TOGETHER)]) for _ in range(4)
+        threading.Thread(target=lambda: [task_stats.neglect("ValueError") for _ in range(2 * TOGETHER)])
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(tally._neglected) < 8 * TOGETHER
+    assert len(task_stats._neglected) < 8 * TOGETHER
     for number in range(MOST_TYPES + 5):
-        tally.neglect(f"Error{number}")
-    tally.fold()
-    assert tally.neglected["ValueError"] == 8 * TOGETHER
-    assert tally.neglected.total() == 8 * TOGETHER + MOST_TYPES + 5
-    assert len(tally.neglected) == MOST_TYPES + 1
+        task_stats.neglect(f"Error{number}")
+    task_stats.fold()
+    assert task_stats.neglected["ValueError"] == 8 * TOGETHER
+    assert task_stats.neglected.total() == 8 * TOGETHER + MOST_TYPES + 5
+    assert len(task_stats.neglected) == MOST_TYPES + 1
 
 
 def test_what_is_read_when_it_has_no_error() -> None:

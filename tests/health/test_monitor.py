@@ -21,7 +21,7 @@ from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding, PoolStats, WorkerState, WorkerStats
 from loopwatch.health import monitor as module
 from loopwatch.health.finding_rules import GIL_WAIT
-from loopwatch.health.health_log import MOST_LINES, ORPHAN_AFTER, News
+from loopwatch.health.health_log import MOST_LINES, ORPHAN_AFTER, HealthLog
 from loopwatch.health.history import UNWAITED_AFTER
 from loopwatch.health.monitor import LONGEST_PERIOD, PERIOD, Monitor, gil_wait, period
 from loopwatch.health.records import End, PoolReading, ProcessFacts
@@ -162,7 +162,7 @@ def test_a_child_starts_it(watching: Watching, quick: None, child: subprocess.Po
         child.kill()
         child.wait()
         until(lambda: not threads())
-        assert watching.monitor.births.known == {}
+        assert watching.monitor.process_hooks.known == {}
 
 
 def test_stopping_ends_it(watching: Watching) -> None:
@@ -380,7 +380,7 @@ def worker(pid: int, state: WorkerState, reason: str = "") -> WorkerStats:
     return WorkerStats(pid, state, 0, 0, 1.0, 0, reason=reason)
 
 
-def told(news: News, now: float, *readings: PoolReading, interval: float = 60.0, **others: object) -> list[str]:
+def told(news: HealthLog, now: float, *readings: PoolReading, interval: float = 60.0, **others: object) -> list[str]:
     findings, ends = others.get("findings", ()), others.get("ends", ())
     return [line.text for line in news.of(readings, findings, ends, now, interval)]  # type: ignore[arg-type]
 
@@ -392,7 +392,7 @@ def test_a_zombie_is_told_once_the_program_has_passed_it_over() -> None:
         dead = worker(7, WorkerState.ZOMBIE, "sh; it has exited")
         return reading(dead, name="children", kind="children", started=started)
 
-    news = News()
+    news = HealthLog()
     assert told(news, 0, zombie(1)) == told(news, 5, zombie(2)) == told(news, UNWAITED_AFTER, zombie(2)) == []
     assert told(news, 3600, zombie(2)) == []
     assert told(news, 3602, zombie(3)) == ["child process 7 is a zombie: sh; it has exited"]
@@ -403,25 +403,25 @@ def test_a_thread_that_waits_is_told_where_calls_wait_for_it() -> None:
     """One that consumes a queue for as long as the program runs does no harm; a process that does nothing is told."""
     hung = worker(7, WorkerState.HUNG, "it has run app:consume for 99 s")
     for kind in ("thread", "default"):
-        news = News()
+        news = HealthLog()
         assert told(news, 0, reading(hung, kind=kind)) == told(news, 600, reading(hung, kind=kind)) == []
         (line,) = told(news, 602, reading(hung, kind=kind, queued=1))
         assert line == f"worker of pool ({kind}) 7 is hung: it has run app:consume for 99 s"
-    assert len(told(News(), 0, reading(hung))) == 1
+    assert len(told(HealthLog(), 0, reading(hung))) == 1
 
 
 def test_a_task_that_outlives_its_executor_is_told_if_it_takes_long() -> None:
     """Who shuts down and does not wait may mean it; a worker without a task is told at once."""
     task = replace(worker(7, WorkerState.ORPHAN, "it is alive"), calls=1)
-    news = News()
+    news = HealthLog()
     assert told(news, 0, reading(task)) == told(news, ORPHAN_AFTER - 1, reading(task)) == []
     assert told(news, ORPHAN_AFTER, reading(task)) == ["worker of pool (process) 7 is an orphan: it is alive"]
-    assert len(told(News(), 0, reading(replace(task, calls=0)))) == 1
+    assert len(told(HealthLog(), 0, reading(replace(task, calls=0)))) == 1
 
 
 def test_crashes_of_pools_are_told_by_reason() -> None:
     """Each once, with how many; within the interval they are held back and counted in the next line."""
-    news = News()
+    news = HealthLog()
     assert told(news, 0, reading(crashes={"SIGSEGV": 1}, created_at="app.py:1 in main")) == [
         "a worker of pool (process), made at app.py:1 in main, died: SIGSEGV"
     ]
@@ -443,7 +443,7 @@ def test_crashes_of_children_are_told_and_answers_are_not() -> None:
         End(6, 5.0, 9.0, "exit 155", "app.py:7 in run", "worker"),
         End(7, 5.0, 9.0, "exit 1", "app.py:8 in run", "worker"),
     ]
-    news = News()
+    news = HealthLog()
     assert told(news, 6, ends=ends) == [
         "child process 1 (worker), made at app.py:2 in run, died: SIGKILL",
         "child process 7 (worker), made at app.py:8 in run, died: exit 1",
@@ -454,14 +454,14 @@ def test_crashes_of_children_are_told_and_answers_are_not() -> None:
 def test_a_storm_is_cut_short() -> None:
     """Hundreds of things at once are a few lines."""
     findings = [Finding("zombies", f"pool {n}", "so it is", "do this") for n in range(300)]
-    lines = told(News(), 0, findings=findings)
+    lines = told(HealthLog(), 0, findings=findings)
     assert len(lines) == MOST_LINES + 1
     assert lines[-1] == f"{300 - MOST_LINES} more lines about pools and processes are left out"
 
 
 def test_what_is_remembered_of_names_is_bounded() -> None:
     """Two thousand pools that crashed leave no more than a few hundred entries."""
-    news = News()
+    news = HealthLog()
     for n in range(2_000):
         told(news, float(n), reading(worker(n, WorkerState.ORPHAN), name=f"pool {n}", crashes={"oom": 1}))
     assert max(len(news._last), len(news._crashes), len(news._held)) <= 501

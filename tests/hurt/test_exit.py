@@ -353,10 +353,10 @@ def test_leftovers_follow_no_symbolic_link(tmp_path: Path) -> None:
     pid = dead_pid()
     target = tmp_path / "target"
     leave_a_hang(str(tmp_path), pid).rename(target)
-    link = hang_path(str(tmp_path), pid)
-    link.symlink_to(target)
+    connection = hang_path(str(tmp_path), pid)
+    connection.symlink_to(target)
     assert leftover_hangs(str(tmp_path), 2.0) == []
-    assert link.is_symlink()
+    assert connection.is_symlink()
     assert target.read_text()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hostproc import succeeded
 
-from loopwatch.health.pool_workers import Staff
+from loopwatch.health.pool_workers import PoolWorkers
 
 NO_THREADS = """
     import warnings
@@ -53,6 +53,6 @@ def test_no_thread_can_be_started(tmp_path: Path) -> None:
 
 def test_a_look_within_a_look() -> None:
     """A signal handler or finalizer that uses the pool while its workers are looked at waits for nothing."""
-    staff, inner = Staff(None), []
-    staff.look([1], 0.0, count=lambda: inner.append(staff.look([1, 2], 0.0)))
-    assert (inner, staff.started, staff.pids()) == ([None], 2, [1])
+    pool_workers, inner = PoolWorkers(None), []
+    pool_workers.look([1], 0.0, count=lambda: inner.append(pool_workers.look([1, 2], 0.0)))
+    assert (inner, pool_workers.started, pool_workers.pids()) == ([None], 2, [1])

@@ -58,7 +58,7 @@ def stall_in(function: str, *callers: str, cause: Cause = Cause.PYTHON, module: 
 
 def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON, module: str = MODULE) -> None:
     """Have the agent see as many stalls as flag a function."""
-    mover = agent._parts.offloading._mover
+    mover = agent._parts.offloading._auto
     assert mover is not None
     for number in range(agent.config.flag_after):
         mover.saw(stall_in(function, *callers, cause=cause, module=module, at=1.0 + number))
@@ -66,7 +66,7 @@ def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON
 
 def skip_probation(agent: Agent, function: str) -> None:
     """Have a function go to a process with its first call."""
-    function = agent._parts.offloading._mover._listed[f"{MODULE}:{function}"].moved  # type: ignore[union-attr]
+    function = agent._parts.offloading._auto._listed[f"{MODULE}:{function}"].offloaded  # type: ignore[union-attr]
     assert function is not None and function.route.probation is not None
     function.route.probation.left = 0
 
@@ -270,7 +270,7 @@ def test_bridge_is_paid_for_by_bridged_tasks_only(run: Run, make: Callable[..., 
 
 
 def test_cancelled_and_timed_out(run: Run, make: Callable[..., Agent], tmp_path: Path) -> None:
-    """``asyncio.timeout`` and a sibling's failure in a TaskGroup end a moved call, as they end an await."""
+    """``asyncio.timeout`` and a sibling's failure in a TaskGroup end a offloaded call, as they end an await."""
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
     opened = os.open(pipe, os.O_RDWR)
@@ -806,7 +806,7 @@ def test_module_that_is_imported_later(
 
     assert list(listed(agent)) == ["imported_later:function"]
     code = imported_later.function.__code__
-    agent._parts.offloading._mover.saw(stall_in("function", module="imported_later"))  # type: ignore[union-attr]
+    agent._parts.offloading._auto.saw(stall_in("function", module="imported_later"))  # type: ignore[union-attr]
     assert imported_later.function.__code__ is code
     sys.modules.pop("imported_later")
 

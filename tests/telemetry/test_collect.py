@@ -27,7 +27,7 @@ from loopwatch.events import (
 )
 from loopwatch.health.records import PoolReading
 from loopwatch.telemetry.metrics.catalog import BY_NAME, MAX_SAMPLES, OTHER, Kind
-from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.collect import Collector
 from loopwatch.telemetry.metrics.records import Inputs, Reading
 from loopwatch.watch.observation import LoopReading
 
@@ -73,7 +73,7 @@ def told(reading: Reading, name: str) -> Told:
 def test_figures_of_a_loop() -> None:
     """Counters are totals, gauges those of the last window, and the histogram has every beat."""
     lag = LagStats(count=200, min=0.001, mean=0.002, p50=0.003, p90=0.004, p99=0.005, max=0.006, stddev=0.007)
-    reading = Readings().read(inputs(loops=[loop(0, lag=lag, utilization=0.25, blocked_for=1.5, victims=3)], tasks=12))
+    reading = Collector().read(inputs(loops=[loop(0, lag=lag, utilization=0.25, blocked_for=1.5, victims=3)], tasks=12))
     for which, value in (
         ("min", 0.001), ("mean", 0.002), ("p50", 0.003), ("p90", 0.004), ("p99", 0.005), ("max", 0.006),
         ("stddev", 0.007),
@@ -96,7 +96,7 @@ def test_figures_of_a_loop() -> None:
 def test_what_a_loop_cannot_tell_is_absent() -> None:
     """A loop that only has a heartbeat has no utilization, not one of 0."""
     bare = loop(0, busy=None, idle=None, passes=None, callbacks=None)
-    reading = Readings().read(inputs(loops=[bare]))
+    reading = Collector().read(inputs(loops=[bare]))
     for name in ("utilization", "time", "passes", "callbacks", "lag.p50"):
         assert f"asyncio.eventloop.{name}" not in reading.points
     assert "asyncio.tasks" not in reading.points
@@ -105,7 +105,7 @@ def test_what_a_loop_cannot_tell_is_absent() -> None:
 
 def test_a_loop_that_is_gone_keeps_its_counts() -> None:
     """Its last figures stay in its series, a later loop of that name adds to them, and its gauges end."""
-    readings = Readings()
+    readings = Collector()
     readings.read(inputs(loops=[loop(0, passes=60, blocked_for=1.0)]))
     readings.loop_gone(loop(0, passes=100))
     between = readings.read(inputs())
@@ -118,7 +118,7 @@ def test_a_loop_that_is_gone_keeps_its_counts() -> None:
 
 def test_a_loop_that_came_and_went_between_two_readings_counts() -> None:
     """asyncio.run() of some milliseconds is not lost."""
-    readings = Readings()
+    readings = Collector()
     for key in range(10):
         readings.loop_gone(loop(key, passes=10))
     assert told(readings.read(inputs()), "asyncio.eventloop.passes") == {("main",): 100}
@@ -126,7 +126,7 @@ def test_a_loop_that_came_and_went_between_two_readings_counts() -> None:
 
 def test_the_ninth_loop_is_told_with_others() -> None:
     """The first eight are told apart, stably; of the gauges of others the worst is told."""
-    readings = Readings()
+    readings = Collector()
     loops = [loop(key, f"loop-{key}", utilization=key / 100, blocked_for=key) for key in range(12)]
     for _ in range(3):
         reading = readings.read(inputs(loops=loops))
@@ -142,7 +142,7 @@ def test_the_ninth_loop_is_told_with_others() -> None:
 
 def test_the_busiest_loop_gets_a_place() -> None:
     """Fifty idle loops came first: one that is busy, and one that stalls, are told apart all the same."""
-    readings = Readings()
+    readings = Collector()
     idle = [loop(key, f"idle-{key}", busy=0.0, idle=0.0) for key in range(50)]
     readings.read(inputs(loops=idle))
     for second in range(1, 6):
@@ -157,7 +157,7 @@ def test_the_busiest_loop_gets_a_place() -> None:
 
 def test_a_pool_in_trouble_gets_a_place() -> None:
     """Twenty pools with more tasks came first: the one whose workers die is told apart all the same."""
-    readings = Readings()
+    readings = Collector()
     for second in range(1, 6):
         others = [pool(f"p{n}", submitted=100 * second, completed=100 * second) for n in range(20)]
         bad = pool("bad", submitted=second, completed=0, crashes={"SIGSEGV": second})
@@ -167,7 +167,7 @@ def test_a_pool_in_trouble_gets_a_place() -> None:
 
 def test_stalls_by_culprit() -> None:
     """Times and seconds by loop, cause and culprit; without a culprit the cause stands for it."""
-    readings = Readings()
+    readings = Collector()
     readings.read(inputs(loops=[loop(0)]))
     for _ in range(3):
         readings.saw(make_stall(culprit=frame("app.users.load"), cause=Cause.IO, duration=0.5))
@@ -180,7 +180,7 @@ def test_stalls_by_culprit() -> None:
 
 def test_ten_thousand_culprits() -> None:
     """Twenty are told apart, the rest together by cause; nothing is lost, and later heavy ones find a place."""
-    readings = Readings()
+    readings = Collector()
     readings.read(inputs(loops=[loop(0)]))
     for number in range(10_000):
         readings.saw(make_stall(number, culprit=frame(f"app.m.f{number}"), duration=0.1))
@@ -201,7 +201,7 @@ def test_ten_thousand_culprits() -> None:
 
 def test_fewer_culprits_are_wanted() -> None:
     """``max_culprits`` lowers the bound at run time, down to none; more than the catalog allows it cannot be."""
-    readings = Readings(1000)
+    readings = Collector(1000)
     assert readings.max_culprits == 20
     readings.max_culprits = 0
     for number in range(5):
@@ -223,7 +223,7 @@ def test_figures_of_a_pool() -> None:
         completed=9, failed=3, failures={"ValueError": 2}, crashes={"SIGKILL": 1}, started=5, utilization=0.5,
         max_workers=8, cpu=2.5, waits=histogram(0.1, 0.2), runs=histogram(1.0),
     )  # fmt: skip
-    reading = Readings().read(inputs(pools=[one]))
+    reading = Collector().read(inputs(pools=[one]))
     key = ("thumbs", "process")
     assert told(reading, "loopwatch.pool.workers") == {(*key, "busy"): 2, (*key, "idle"): 0, (*key, "zombie"): 1}
     assert told(reading, "loopwatch.pool.max_workers") == {key: 8}
@@ -242,7 +242,7 @@ def test_figures_of_a_pool() -> None:
 
 def test_a_pool_that_is_gone_keeps_its_counts() -> None:
     """So does the next one of that name, which counts from 0 again."""
-    readings = Readings()
+    readings = Collector()
     readings.read(inputs(pools=[pool("p", submitted=10, completed=10)]))
     assert told(readings.read(inputs()), "loopwatch.pool.completed") == {("p", "process"): 10}
     again = readings.read(inputs(pools=[pool("p", submitted=2, completed=2)]))
@@ -252,7 +252,7 @@ def test_a_pool_that_is_gone_keeps_its_counts() -> None:
 
 def test_two_pools_of_one_name() -> None:
     """They are told as one, with the sums of both."""
-    readings = Readings()
+    readings = Collector()
     both = [pool("p", submitted=10, completed=10, queued=1), pool("p", submitted=5, completed=5, queued=2)]
     readings.read(inputs(pools=both))
     reading = readings.read(inputs(pools=both))
@@ -264,7 +264,7 @@ def test_workers_that_are_unwell_are_told_first() -> None:
     """With more sets than there is room for, zombies and hung workers keep their pool's name."""
     states = ("starting", "idle", "busy", "hung", "zombie", "orphan", "stopping", "dead", "unknown")
     pools = [pool(f"p{n}", workers=tuple(worker(state) for state in states), submitted=n + 1) for n in range(9)]
-    workers = told(Readings().read(inputs(pools=pools)), "loopwatch.pool.workers")
+    workers = told(Collector().read(inputs(pools=pools)), "loopwatch.pool.workers")
     assert len(workers) <= BY_NAME["loopwatch.pool.workers"].sets
     assert sum(workers.values()) == 81
     for state in ("hung", "zombie", "orphan"):
@@ -279,7 +279,7 @@ def test_figures_of_offloading() -> None:
     """Calls by function and place, seconds by place, and what was saved."""
     function = OffloadStats("app:resize", "offload", "process", "", calls=9, inline=2, process=7)
     places = (PlaceStats("inline", run=0.5), PlaceStats("process", calls=3, run=4.0, trip=1.0, held=0.2, saved=3.5))
-    reading = Readings().read(inputs(offload=(function,), places=places))
+    reading = Collector().read(inputs(offload=(function,), places=places))
     assert told(reading, "loopwatch.offload.calls") == {
         ("app:resize", "inline"): 2, ("app:resize", "process"): 7, ("WorkerPool.run", "process"): 3,
     }  # fmt: skip
@@ -310,7 +310,7 @@ def flagged(number: int, blocked: float) -> FlaggedFunction:
 def test_flagged_functions_and_findings() -> None:
     """The seven that blocked longest and the sum of all others; findings are counted by kind."""
     findings = tuple(Finding(kind, "pool", "text", "remedy") for kind in ("leak", "leak", "churn"))
-    reading = Readings().read(inputs(flagged=tuple(flagged(n, float(n)) for n in range(10)), findings=findings))
+    reading = Collector().read(inputs(flagged=tuple(flagged(n, float(n)) for n in range(10)), findings=findings))
     found = told(reading, "loopwatch.flagged")
     assert len(found) == 8
     assert found[("app.m:f9", "io", "await")] == 9.0
@@ -320,7 +320,7 @@ def test_flagged_functions_and_findings() -> None:
 
 def test_figures_of_the_agent() -> None:
     """Its own processor time delays loops by at most that times the share for which the busiest one was busy."""
-    readings = Readings()
+    readings = Collector()
     readings.read(inputs(loops=[loop(0, busy=0.0, idle=0.0)]))
     agent = AgentStats("watching", cpu=2.0, stretch=4.0, faults={"journal": 2})
     reading = readings.read(inputs(loops=[loop(0, busy=3.0, idle=1.0)], agent=agent, dropped={"stalls": 5, "logs": 0}))
@@ -354,7 +354,7 @@ def counters(reading: Reading) -> Told:
     }
 
 
-def chaos(dice: random.Random, readings: Readings, keys: list[int]) -> Inputs:
+def chaos(dice: random.Random, readings: Collector, keys: list[int]) -> Inputs:
     """Have things happen to a process without any measure: loops, pools and culprits by the dozen come and go."""
     for number in range(dice.randrange(400)):
         culprit = frame(f"app.m.f{dice.randrange(10_000)}")
@@ -404,7 +404,7 @@ def chaos(dice: random.Random, readings: Readings, keys: list[int]) -> Inputs:
 @given(st.integers(0, 2**32))
 def test_whatever_happens_it_is_bounded_and_counters_only_grow(seed: int) -> None:
     """At most 600 samples, each metric within its own bound, no counter ever lower than before, no series twice."""
-    dice, readings, keys = random.Random(seed), Readings(), [0]
+    dice, readings, keys = random.Random(seed), Collector(), [0]
     highest: Told = {}
     for _ in range(12):
         reading = readings.read(chaos(dice, readings, keys))
@@ -422,7 +422,7 @@ def test_whatever_happens_it_is_bounded_and_counters_only_grow(seed: int) -> Non
 @given(st.integers(0, 2**32))
 def test_whatever_happens_nothing_is_lost(seed: int) -> None:
     """What all series together have grown by is what has happened: every stall, every task, every pass."""
-    dice, readings, keys = random.Random(seed), Readings(), itertools.count()
+    dice, readings, keys = random.Random(seed), Collector(), itertools.count()
     seen: Told = {}
     stalls = tasks = passes = 0
     pools: dict[str, int] = {}

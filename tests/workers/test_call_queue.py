@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from loopwatch import PoolClosed
 from loopwatch.workers.call import Call
-from loopwatch.workers.call_queue import SPARE, Backlog, Room
+from loopwatch.workers.call_queue import SPARE, CallQueue, Room
 from loopwatch.workers.options import CallOptions
 from tests.conftest import Run
 
@@ -32,7 +32,7 @@ class AgainstSortedList(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backlog = Backlog()
+        self.call_queue = CallQueue()
         self.waiting: list[tuple[int, int, Call]] = []
         self.running: list[Call] = []
         self.last = self.first = 0
@@ -46,12 +46,12 @@ class AgainstSortedList(RuleBasedStateMachine):
         call = call_of(function, priority)
         self.last += 1
         self.waiting.append((-priority, self.last, call))
-        self.backlog.add(call)
+        self.call_queue.add(call)
 
     @rule()
     def take(self) -> None:
         expected = min((entry for entry in self.waiting if self.may_run(entry[2])), default=None)
-        call = self.backlog.next()
+        call = self.call_queue.next()
         assert call is (None if expected is None else expected[2])
         if expected is not None:
             self.waiting.remove(expected)
@@ -62,36 +62,36 @@ class AgainstSortedList(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(self.running))
         self.running.remove(call)
-        self.backlog.ended(call)
+        self.call_queue.ended(call)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def send_again(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(self.running))
         self.running.remove(call)
-        self.backlog.ended(call)
+        self.call_queue.ended(call)
         self.first -= 1
         self.waiting.append((-call.options.priority, self.first, call))
-        self.backlog.add(call, first=True)
+        self.call_queue.add(call, first=True)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def give_up(self, data: st.DataObject) -> None:
         entry = data.draw(st.sampled_from(self.waiting))
         self.waiting.remove(entry)
-        self.backlog.discard(entry[2])
+        self.call_queue.discard(entry[2])
 
     @rule()
     def clear(self) -> None:
-        assert self.backlog.clear() == [call for _, _, call in sorted(self.waiting)]
+        assert self.call_queue.clear() == [call for _, _, call in sorted(self.waiting)]
         self.waiting.clear()
 
     @invariant()
     def counts(self) -> None:
-        assert len(self.backlog) == len(self.waiting)
-        assert self.backlog.in_line >= any(self.may_run(call) for _, _, call in self.waiting)
+        assert len(self.call_queue) == len(self.waiting)
+        assert self.call_queue.in_line >= any(self.may_run(call) for _, _, call in self.waiting)
         for _, _, call in self.waiting:
-            assert self.backlog.is_at_limit(call) == (not self.may_run(call))
+            assert self.call_queue.is_at_limit(call) == (not self.may_run(call))
 
 
 TestAgainstSortedList = AgainstSortedList.TestCase
@@ -100,37 +100,37 @@ TestAgainstSortedList.settings = settings(max_examples=150, stateful_step_count=
 
 def test_given_up_in_the_place_of_another() -> None:
     """A call that was in line because another had ended and is given up leaves that place to the next one."""
-    backlog = Backlog()
+    call_queue = CallQueue()
     first, second, third = (call_of("one") for _ in range(3))
     for call in (first, second, third):
-        backlog.add(call)
-    assert backlog.next() is first
-    assert backlog.next() is None
-    backlog.ended(first)
-    backlog.discard(second)
-    assert backlog.in_line == 1
-    assert backlog.next() is third
+        call_queue.add(call)
+    assert call_queue.next() is first
+    assert call_queue.next() is None
+    call_queue.ended(first)
+    call_queue.discard(second)
+    assert call_queue.in_line == 1
+    assert call_queue.next() is third
 
 
 @pytest.mark.parametrize("function", ["free", "one"])
 def test_what_was_given_up_takes_no_memory(function: str) -> None:
     """However many calls are given up, no more than a few hundred of them are kept."""
-    backlog = Backlog()
+    call_queue = CallQueue()
     running = call_of("one")
-    backlog.add(running)
-    assert backlog.next() is running
+    call_queue.add(running)
+    assert call_queue.next() is running
     for _ in range(10_000):
         call = call_of(function)
-        backlog.add(call)
-        assert (backlog.next() is None) == (function == "one")
+        call_queue.add(call)
+        assert (call_queue.next() is None) == (function == "one")
         if function == "free":
-            backlog.ended(call)
-            backlog.add(call)
-        backlog.discard(call)
-    kept = len(backlog._line) + sum(map(len, backlog._aside.values()))
+            call_queue.ended(call)
+            call_queue.add(call)
+        call_queue.discard(call)
+    kept = len(call_queue._line) + sum(map(len, call_queue._aside.values()))
     assert kept <= 2 * SPARE
-    assert len(backlog) == 0
-    assert backlog._line == []
+    assert len(call_queue) == 0
+    assert call_queue._line == []
 
 
 def test_places(run: Run) -> None:

@@ -99,7 +99,7 @@ def test_a_flood_of_records_does_not_fill_the_memory(run: Run) -> None:
             most = 0
             while not call.done():
                 await asyncio.sleep(0)
-                most = max([most, *(len(link._frames) for link in pool._dispatcher.crew.links)])
+                most = max([most, *(len(connection._frames) for connection in pool._dispatcher.supervisor.connections)])
             assert await call == "done"
             assert 0 < most < 3000  # one slice holds 1,300
 

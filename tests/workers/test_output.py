@@ -145,7 +145,7 @@ def tell():
 async def main():
     async with WorkerPool(2, prefix_output="") as pool:
         flooding = asyncio.ensure_future(pool.run(flood))
-        output = pool._dispatcher.crew._output
+        output = pool._dispatcher.supervisor._output
         while not output._writers[0].is_full:
             await asyncio.sleep(0.001)
         await asyncio.gather(*(pool.run(abs, n) for n in range(100)))
@@ -365,8 +365,8 @@ def test_writing_stops_by_itself() -> None:
             for _ in range(2):
                 await pool.run(write, "x\n")
                 dispatcher = pool._dispatcher
-                assert dispatcher is not None and dispatcher.crew._output is not None
-                writer = dispatcher.crew._output._writers[0]
+                assert dispatcher is not None and dispatcher.supervisor._output is not None
+                writer = dispatcher.supervisor._output._writers[0]
                 while writer._thread is None:
                     await asyncio.sleep(0.001)
                 while writer._thread is not None:

@@ -164,9 +164,9 @@ def test_result_that_is_on_its_way(run: Run) -> None:
     async def main() -> None:
         async with WorkerPool(1) as pool:
             call = asyncio.ensure_future(pool.options(timeout=0.05).run(bytes, 50_000_000))
-            while not (links := pool._dispatcher.crew.links) or not links[0].calls:  # type: ignore[union-attr]
+            while not (connections := pool._dispatcher.supervisor.connections) or not connections[0].calls:  # type: ignore[union-attr]
                 await asyncio.sleep(0)
-            while links[0].finished != 1:  # the loop is held meanwhile
+            while connections[0].finished != 1:  # the loop is held meanwhile
                 time.sleep(0.001)
             time.sleep(0.1)
             assert len(await call) == 50_000_000
@@ -418,7 +418,7 @@ def test_max_concurrency(gate: Gate) -> None:
             assert await pool.run(abs, -1) == 1  # others pass by
             assert pool.stats().running == 1 and pool.stats().queued == 3
             tasks[1].cancel()
-            os.kill(next(link.pid for link in pool.stats().workers if link.calls), signal.SIGKILL)
+            os.kill(next(connection.pid for connection in pool.stats().workers if connection.calls), signal.SIGKILL)
             with pytest.raises(loopwatch.WorkerCrashed):
                 await tasks[0]
             await gate.entered()
@@ -498,7 +498,7 @@ def test_shrinks_and_grows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         assert await pool.run(abs, -1) == 1
         await stopped.wait()
         assert pool.stats().workers == ()
-        assert pool._dispatcher is not None and pool._dispatcher.crew._timers == {}
+        assert pool._dispatcher is not None and pool._dispatcher.supervisor._timers == {}
         assert await pool.run(abs, -2) == 2
         await pool.close()
 

@@ -33,7 +33,7 @@ import pytest
 from loopwatch.errors import NotPicklable, OffloadError, PoolClosed, TaskTimeout, WorkerCrashed
 from loopwatch.events import PoolEvent
 from loopwatch.workers import dispatcher, supervisor
-from loopwatch.workers.connection import Link
+from loopwatch.workers.connection import Connection
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.shared_buffer import SharedBuffer
@@ -57,9 +57,9 @@ def no_complaints(capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequ
     assert capfd.readouterr().err == ""
 
 
-def links(pool: WorkerPool) -> list[Link]:
+def connections(pool: WorkerPool) -> list[Connection]:
     """Return the pool's ends of its workers."""
-    return [] if pool._dispatcher is None else pool._dispatcher.crew.links
+    return [] if pool._dispatcher is None else pool._dispatcher.supervisor.connections
 
 
 def pid_of(pool: WorkerPool) -> int:
@@ -193,7 +193,7 @@ def test_killed_while_large_data_moves(run: Run, method: str) -> None:
             assert pool.stats().failed == 0
             for turns in (1, 5, 20):
                 task = asyncio.ensure_future(pool.run(bytes, 100_000_000))
-                while not links(pool) or links(pool)[0]._receiver.target is None:
+                while not connections(pool) or connections(pool)[0]._receiver.target is None:
                     await asyncio.sleep(0)
                 for _ in range(turns):
                     await asyncio.sleep(0)
@@ -213,11 +213,11 @@ def test_argument_that_kills_its_reader(monkeypatch: pytest.MonkeyPatch) -> None
         async with WorkerPool(1) as pool:
             task = asyncio.ensure_future(pool.run(len, bytes(50_000_000)))
             for _ in range(3):
-                while not links(pool) or not links(pool)[0].calls:
+                while not connections(pool) or not connections(pool)[0].calls:
                     await asyncio.sleep(0)
                 os.kill(pid_of(pool), signal.SIGKILL)
-                victim = links(pool)[0]
-                while victim in links(pool):
+                victim = connections(pool)[0]
+                while victim in connections(pool):
                     await asyncio.sleep(0)
             with pytest.raises(WorkerCrashed):
                 await task
@@ -466,7 +466,7 @@ def test_nothing_can_be_sent(monkeypatch: pytest.MonkeyPatch, size: int) -> None
         async with WorkerPool(1) as pool:
             assert await pool.run(abs, -1) == 1
             pid = pid_of(pool)
-            monkeypatch.setattr(links(pool)[0], "_channel", Full(links(pool)[0]._channel))
+            monkeypatch.setattr(connections(pool)[0], "_channel", Full(connections(pool)[0]._channel))
             assert await pool.run(len, b"x" * size) == size
             assert pid_of(pool) != pid
             await usable(pool)
@@ -486,8 +486,8 @@ def test_interrupted_between_answers(caplog: pytest.LogCaptureFixture) -> None:
     async def together(pool: WorkerPool) -> None:
         """Have the answers of all calls handled in one turn."""
         calls.extend(pool.submit(logger.warning, ("said",), {}, CallOptions()) for _ in range(5))
-        (link,) = links(pool)
-        while link.finished < 5:
+        (connection,) = connections(pool)
+        while connection.finished < 5:
             pass
         await asyncio.gather(*calls)
 
@@ -1338,7 +1338,7 @@ def test_everything_at_once(run: Run, tmp_path: Path) -> None:
 
 def test_pause_between_failed_starts_stays_a_number() -> None:
     """After thousands of failures in a row it is as long as after ten: five seconds."""
-    made = supervisor.Crew.__new__(supervisor.Crew)
+    made = supervisor.Supervisor.__new__(supervisor.Supervisor)
     made.failures = 5000
     made._back_off(0.0)
     assert 0 < made._retry_at - time.monotonic() <= supervisor.LONGEST_BACKOFF

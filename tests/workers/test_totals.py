@@ -15,7 +15,7 @@ import loopwatch
 from loopwatch.events import PlaceStats
 from loopwatch.workers import totals
 from loopwatch.workers.thread_backend import ThreadBackend
-from loopwatch.workers.totals import Spent, places, spent_by
+from loopwatch.workers.totals import CallTotals, places, totals_of
 
 Run = Callable[[Any], Any]
 
@@ -138,7 +138,7 @@ def test_what_is_gone_stays_in_the_sum() -> None:
     before = now()
     for _ in range(1000):
         owner = Owner()
-        spent_by(owner, "process").run += 0.5
+        totals_of(owner, "process").run += 0.5
         del owner
     gc.collect()
     assert grown("process", before).run == pytest.approx(500)
@@ -151,14 +151,14 @@ def test_saved_never_falls() -> None:
     class Owner: ...
 
     owner, before = Owner(), now()
-    own = spent_by(owner, "process")
+    own = totals_of(owner, "process")
     own.run += 1.0
     assert grown("process", before).saved == pytest.approx(1.0)
     own.held += 0.4
     assert grown("process", before).saved == pytest.approx(1.0)
     own.run += 0.5
     assert grown("process", before).saved == pytest.approx(1.1)
-    assert isinstance(own, Spent)
+    assert isinstance(own, CallTotals)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -169,7 +169,7 @@ def test_a_forked_child_begins_at_zero() -> None:
     class Owner: ...
 
     owner = Owner()
-    spent_by(owner, "process").run += 1.0
+    totals_of(owner, "process").run += 1.0
     assert now()["process"].run >= 1.0
     pid = os.fork()
     if not pid:

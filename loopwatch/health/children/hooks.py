@@ -69,7 +69,7 @@ class Birth:
     adopted: bool = False
 
 
-class Births:
+class ProcessHooks:
     """The children that were noted, by process id.
 
     Args:

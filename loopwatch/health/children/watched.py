@@ -15,7 +15,7 @@ from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
 from loopwatch.core.patches import loaded
 from loopwatch.events import PoolStats, WorkerStats
-from loopwatch.health.children.hooks import Birth, Births
+from loopwatch.health.children.hooks import Birth, ProcessHooks
 from loopwatch.health.records import End, PoolReading, ProcessFacts
 from loopwatch.health.states import Situation, Verdict, crash_reason, judge
 from loopwatch.system import threads
@@ -58,14 +58,19 @@ class Children:
 
     def __init__(
         self,
-        births: Births,
+        process_hooks: ProcessHooks,
         hung_after: Callable[[], float],
         oom_killed: Callable[[frozenset[int]], bool | None] = lambda _pids: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ends: deque[End] = deque(maxlen=MOST_ENDS)
         """How the last ones ended, oldest first."""
-        self._births, self._hung_after, self._oom_killed, self._clock = births, hung_after, oom_killed, clock
+        self._process_hooks, self._hung_after, self._oom_killed, self._clock = (
+            process_hooks,
+            hung_after,
+            oom_killed,
+            clock,
+        )
         self._members: dict[int, _Child] = {}
         self._claimed: set[int] = set()
         self._started = 0
@@ -80,8 +85,8 @@ class Children:
         if _is_listed() and has_children():
             now, theirs = self._clock(), _helpers()
             for pid in child_pids():
-                if pid not in self._births.known and pid not in theirs:
-                    self._members[pid] = _Child(pid, self._births.adopt(pid), now, counted=False)
+                if pid not in self._process_hooks.known and pid not in theirs:
+                    self._members[pid] = _Child(pid, self._process_hooks.adopt(pid), now, counted=False)
 
     # -- what the monitor asks ------------------------------------------------------------------------------------
 
@@ -97,19 +102,19 @@ class Children:
             claimed: processes that pools look after.
         """
         now = self._clock()
-        births = dict(self._births.known)
-        self._claimed = (self._claimed & births.keys()) | set(claimed)
+        process_hooks = dict(self._process_hooks.known)
+        self._claimed = (self._claimed & process_hooks.keys()) | set(claimed)
         theirs = self._claimed | _helpers()
         here = [pid for pid in child_pids() if pid not in theirs]
-        here += [pid for pid, birth in births.items() if birth.remote and pid not in theirs]
+        here += [pid for pid, birth in process_hooks.items() if birth.remote and pid not in theirs]
         for pid in here:
-            birth = births.get(pid)
+            birth = process_hooks.get(pid)
             member = self._members.get(pid)
             if birth is not None and birth.pool is not None:
                 continue
             if member is not None and member.birth is None:
                 if birth is None and now - member.first_seen >= NOTED_WITHIN:
-                    birth = self._births.adopt(pid)
+                    birth = self._process_hooks.adopt(pid)
                 member.birth = birth  # it was seen before it was noted
             if member is None or member.birth is not birth:
                 # Of one that nobody noted a pool may say a moment later that it is its own.
@@ -121,23 +126,23 @@ class Children:
         for pid in theirs & self._members.keys():
             birth = self._members.pop(pid).birth
             if birth is not None and birth.adopted:  # whoever claims it hears of its end
-                self._births.forget([pid])
-        self._note_short_lives(births, now)
+                self._process_hooks.forget([pid])
+        self._note_short_lives(process_hooks, now)
 
     def _count(self, member: _Child) -> None:
         self._started += not member.counted
         member.counted = True
 
-    def _note_short_lives(self, births: Mapping[int, Birth], now: float) -> None:
+    def _note_short_lives(self, process_hooks: Mapping[int, Birth], now: float) -> None:
         """Deal with children that were waited for before anybody saw them, and with workers of pools that are gone."""
-        done = [pid for pid, birth in births.items() if birth.exitcode is not None and pid not in self._members]
-        ours = {pid: births[pid] for pid in done if births[pid].pool is None and pid not in self._claimed}
+        done = [pid for pid, birth in process_hooks.items() if birth.exitcode is not None and pid not in self._members]
+        ours = {pid: process_hooks[pid] for pid in done if process_hooks[pid].pool is None and pid not in self._claimed}
         killed = frozenset(pid for pid, birth in ours.items() if birth.exitcode == SIGKILL)
         oom = self._oom_killed(killed) if killed else None
         for pid, birth in ours.items():
             self._started += 1
             self._ended(pid, birth, birth.exitcode, now=now, oom=oom if pid in killed else False)
-        self._births.forget(done)
+        self._process_hooks.forget(done)
 
     def settle(self, facts: Mapping[int, ProcessFacts]) -> list[int]:
         """Take note of those that have ended; return them: their numbers may be given to others."""
@@ -150,7 +155,7 @@ class Children:
             if fact.zombie and member.zombie_since is None:
                 member.zombie_since = now
             if not fact.alive and not fact.zombie:
-                birth = member.birth or self._births.known.get(pid)
+                birth = member.birth or self._process_hooks.known.get(pid)
                 code = fact.exitcode if birth is None or birth.exitcode is None else birth.exitcode
                 if member.gone_since is None:
                     member.gone_since = now
@@ -161,7 +166,7 @@ class Children:
                 self._cpu += fact.cpu or 0.0
                 over.append(pid)
                 del self._members[pid]
-        self._births.forget(over)
+        self._process_hooks.forget(over)
         return over
 
     def _ended(

@@ -12,9 +12,9 @@ from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.patches import loaded
 from loopwatch.health.hooks import PART, Hooks
 from loopwatch.health.in_worker import Notes, Target
-from loopwatch.health.lost_errors import Neglected
+from loopwatch.health.lost_errors import LostErrors
 from loopwatch.health.naming import pool_name
-from loopwatch.health.task_board import Board
+from loopwatch.health.task_board import TaskBoard
 from loopwatch.health.watched_pool import Identity, Terms, Watched
 
 
@@ -40,8 +40,8 @@ class Tools:
     made: Callable[[Any, None], object]
     noted: Callable[[Any], object]
     target: Callable[[Any, str, Callable[[Any], Notes | None] | None], Target]
-    board: Callable[[], Board | None]
-    lost_errors: Neglected
+    board: Callable[[], TaskBoard | None]
+    lost_errors: LostErrors
     thread_identity: Callable[[Any, str, Container[str]], Identity]
 
 

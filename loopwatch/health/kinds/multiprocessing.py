@@ -19,13 +19,13 @@ from loopwatch.events import PoolStats, WorkerStats
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.in_worker import SHIFT, Target, job_number
 from loopwatch.health.kinds.base import ExecutorKind, Tools
-from loopwatch.health.lost_errors import RESULT, Neglected
+from loopwatch.health.lost_errors import RESULT, LostErrors
 from loopwatch.health.naming import error_name, task_name
-from loopwatch.health.pool_workers import Staff, Work
+from loopwatch.health.pool_workers import PoolWorkers, Work
 from loopwatch.health.records import ProcessFacts
 from loopwatch.health.seats import Seat, Seats
 from loopwatch.health.states import Executor
-from loopwatch.health.task_board import RING, Board, Run
+from loopwatch.health.task_board import RING, Run, TaskBoard
 from loopwatch.health.task_stats import Outcome
 from loopwatch.health.watched_pool import Terms, Watched, WatchedProcessPool
 from loopwatch.system import threads
@@ -49,7 +49,7 @@ class WatchedPool(WatchedProcessPool):
 
     knows_neglected = True
 
-    def __init__(self, pool: Any, terms: Terms, board: Board | None) -> None:
+    def __init__(self, pool: Any, terms: Terms, board: TaskBoard | None) -> None:
         super().__init__(pool, terms, board)
         self.jobs: dict[int, _Job] = {}
         self.keys = id(pool._pool), id(pool._inqueue)
@@ -81,30 +81,30 @@ class WatchedPool(WatchedProcessPool):
         """Return those of them that are there."""
         if self.has_threads:
             return [member for member in self._members() if member.is_alive()]
-        return Staff.living(self._members())
+        return PoolWorkers.living(self._members())
 
     def look(self, *, are_new: bool = True) -> None:
         """See which of its workers are there."""
         if not self.has_threads:
-            present = self.living() if self.staff.is_ending else self._members()
-            self.staff.look([process.pid for process in present], time.monotonic(), are_new=are_new)
+            present = self.living() if self.pool_workers.is_ending else self._members()
+            self.pool_workers.look([process.pid for process in present], time.monotonic(), are_new=are_new)
 
     def ended(self, processes: Sequence[Any]) -> None:
         """Note how workers ended, before the pool replaces them."""
         now = time.monotonic()
         for process in processes:
             exitcode = process.exitcode
-            if exitcode is None or self.staff.has_crashed(process.pid):
+            if exitcode is None or self.pool_workers.has_crashed(process.pid):
                 continue
-            at = self.staff.now(process.pid)
+            at = self.pool_workers.now(process.pid)
             if exitcode == 0 and (at is None or at.number is None):
                 continue
             if exitcode > 0 and at is not None and at.number is None and at.done > 0:
                 continue  # it had done its part: forked from an executor's thread, it fails to join itself at its end
-            dead = self.staff.crashed(process.pid, exitcode, now)
+            dead = self.pool_workers.crashed(process.pid, exitcode, now)
             if dead.task is not None:
                 self._lost.add(dead.task)
-                self.tally.add(Outcome(None, None, LOST))
+                self.task_stats.add(Outcome(None, None, LOST))
 
     def notes_of(self, thread: threading.Thread) -> ThreadNotes:
         """Return what notes for a worker that is a thread."""
@@ -119,13 +119,13 @@ class WatchedPool(WatchedProcessPool):
             return
         success, value = outcome
         name = None if success or not isinstance(value, BaseException) else error_name(value)
-        run = self._run_of(number) if self.has_threads else self.staff.run_of(number)
+        run = self._run_of(number) if self.has_threads else self.pool_workers.run_of(number)
         if run is None:
-            self.tally.add(Outcome(None, None, name))
+            self.task_stats.add(Outcome(None, None, name))
             return
         known = self.jobs.get(job)
         wait = None if known is None else max(run.start - known.at, 0.0)
-        self.tally.add(Outcome(wait, run.end - run.start, name, run.cpu))
+        self.task_stats.add(Outcome(wait, run.end - run.start, name, run.cpu))
 
     def _run_of(self, number: int) -> Run | None:
         runs = (each.run_of(number) for each in self.seats.all())
@@ -169,18 +169,18 @@ class WatchedPool(WatchedProcessPool):
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return its figures."""
         self.look()
-        self.staff.settle(facts)
+        self.pool_workers.settle(facts)
         if self.has_threads:
             workers = [self._thread(thread, now) for thread in self.living()]
             self.started = self.seats.count
         else:
-            workers = [self._process(pid, facts.get(pid), now) for pid in self.staff.present()]
-            self.started, self.recycled = self.staff.started, self.staff.recycled
+            workers = [self._process(pid, facts.get(pid), now) for pid in self.pool_workers.present()]
+            self.started, self.recycled = self.pool_workers.started, self.pool_workers.recycled
         pending = self._pending()
         busy = sum(worker.calls for worker in workers)
-        if not self.has_threads and not self.staff.is_known(now):
+        if not self.has_threads and not self.pool_workers.is_known(now):
             busy = min(pending, len(workers))
-        cpu = self.seats.cpu if self.has_threads else self.staff.cpu(facts)
+        cpu = self.seats.cpu if self.has_threads else self.pool_workers.cpu(facts)
         return self.process_stats(
             workers, now, running=busy, pending=pending, cpu=cpu, max_workers=self._max_workers, lost=self._lost_words
         )
@@ -190,8 +190,8 @@ class WatchedPool(WatchedProcessPool):
         return f"while it ran {name or 'a task'}, whose result will never come"
 
     def _process(self, pid: int, facts: ProcessFacts | None, now: float) -> WorkerStats:
-        work = self.staff.work(pid, self._name_of, now)
-        return self.worker(pid, work, self.staff.born(pid, now), now, facts=facts)
+        work = self.pool_workers.work(pid, self._name_of, now)
+        return self.worker(pid, work, self.pool_workers.born(pid, now), now, facts=facts)
 
     def _thread(self, thread: threading.Thread, now: float) -> WorkerStats:
         seat, native_id = self.notes_of(thread), thread.native_id or 0
@@ -256,7 +256,7 @@ class MultiprocessingPools:
         found: Callable[[Any], Watched | None],
         each: Callable[[], Sequence[Watched]],
         target: Callable[[Any, str, Callable[..., Any]], Target],
-        neglected: Neglected,
+        neglected: LostErrors,
     ) -> None:
         self._neglected = neglected
         self._hooks, self._found, self._each, self._target = hooks, found, each, target
@@ -313,7 +313,7 @@ class MultiprocessingPools:
             watched.over(result._job, index, outcome)
             success, error = outcome
             if not success and not getattr(result, "_error_callback", True):  # what imap() returns has none
-                self._neglected.follow(result, RESULT, watched.tally, error)
+                self._neglected.follow(result, RESULT, watched.task_stats, error)
 
     # -- workers --------------------------------------------------------------------------------------------------
 
@@ -333,7 +333,7 @@ class MultiprocessingPools:
         if watched is None or watched.has_threads:
             return None
         found = members.copy()
-        watched.staff.kept |= {process.pid for process in found}
+        watched.pool_workers.kept |= {process.pid for process in found}
         return watched, found
 
     def _exited(self, before: tuple[WatchedPool, list[Any]] | None, members: list[Any]) -> None:
@@ -342,7 +342,7 @@ class MultiprocessingPools:
             watched, found = before
             watched.ended([process for process in found if process not in members])
             watched.take(members)
-            watched.staff.kept -= {process.pid for process in found}
+            watched.pool_workers.kept -= {process.pid for process in found}
 
     def _populated(self, _before: None, _context: Any, _process: Any, _count: int, members: list[Any], *_: Any) -> None:
         watched = self._of(members)
@@ -357,12 +357,12 @@ class MultiprocessingPools:
     def _closing(self, pool: Any) -> None:
         watched = self._found(pool)
         if isinstance(watched, WatchedPool):
-            watched.staff.is_ending = watched.ended_by_program = True
+            watched.pool_workers.is_ending = watched.ended_by_program = True
 
     def _ending(self, pool: Any) -> None:
         watched = self._found(pool)
         if isinstance(watched, WatchedPool):
-            watched.staff.is_ending = watched.ended_by_program = True
+            watched.pool_workers.is_ending = watched.ended_by_program = True
             watched.waiting += 1
 
     def _ended(self, pool: Any, _result: None) -> None:

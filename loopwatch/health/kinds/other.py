@@ -63,10 +63,10 @@ class WatchedOther(Watched):
         """Count a task that is over."""
         self._pending.pop(task, None)
         if future.cancelled():
-            self.tally.cancelled += 1
+            self.task_stats.cancelled += 1
             return
         error = future.exception()
-        self.tally.add(Outcome(None, time.monotonic() - task.at, None if error is None else error_name(error)))
+        self.task_stats.add(Outcome(None, time.monotonic() - task.at, None if error is None else error_name(error)))
 
     def fate(self, pool: Any) -> Executor:
         """Return whether it takes calls, as far as is known."""

@@ -22,11 +22,11 @@ from loopwatch.health.in_worker import Target
 from loopwatch.health.kinds.base import ExecutorKind, Tools
 from loopwatch.health.lost_errors import Onlooker, failure_of
 from loopwatch.health.naming import task_name
-from loopwatch.health.pool_workers import Staff
+from loopwatch.health.pool_workers import PoolWorkers
 from loopwatch.health.records import ProcessFacts
 from loopwatch.health.states import Executor
-from loopwatch.health.task_board import Board
-from loopwatch.health.task_stats import Outcome, Tally
+from loopwatch.health.task_board import TaskBoard
+from loopwatch.health.task_stats import Outcome, TaskStats
 from loopwatch.health.watched_pool import Terms, Watched, WatchedProcessPool
 
 TOGETHER = 16
@@ -39,7 +39,7 @@ class WatchedProcesses(WatchedProcessPool):
 
     knows_neglected = True
 
-    def __init__(self, pool: Any, terms: Terms, board: Board | None) -> None:
+    def __init__(self, pool: Any, terms: Terms, board: TaskBoard | None) -> None:
         super().__init__(pool, terms, board)
         self._max_workers = pool._max_workers
         self._manager: weakref.ref[Any] | None = None
@@ -47,7 +47,7 @@ class WatchedProcesses(WatchedProcessPool):
         self._lost: dict[int, str] = {}
         """Names of the tasks whose workers have died, by number."""
         self._see_manager(pool)
-        self.staff.look(self.living(), time.monotonic(), are_new=False)
+        self.pool_workers.look(self.living(), time.monotonic(), are_new=False)
 
     # -- what it has ----------------------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ class WatchedProcesses(WatchedProcessPool):
 
     def living(self) -> list[int]:
         """Return its workers by process id, also those of a pool that was shut down or collected."""
-        return [process.pid for process in Staff.living(list(self._managed("processes").values()))]
+        return [process.pid for process in PoolWorkers.living(list(self._managed("processes").values()))]
 
     def _pending(self) -> Mapping[int, Any]:
         """Return its tasks without a result, by number."""
@@ -72,7 +72,7 @@ class WatchedProcesses(WatchedProcessPool):
 
     def look(self) -> None:
         """See which workers it has now, and count what is over."""
-        self.staff.look(self.living(), time.monotonic(), count=self.count)
+        self.pool_workers.look(self.living(), time.monotonic(), count=self.count)
 
     def look_at(self, pool: Any) -> None:
         """The same, after ``pool`` may have begun to have workers."""
@@ -82,7 +82,7 @@ class WatchedProcesses(WatchedProcessPool):
     def has_changed(self, pool: Any) -> bool:
         """Whether it has other workers than when they were looked at; cheap, and asked after each task."""
         processes = pool._processes
-        return self._manager is None or (processes is not None and len(processes) != self.staff.size)
+        return self._manager is None or (processes is not None and len(processes) != self.pool_workers.size)
 
     def broke(self, manager: Any) -> None:
         """Note how workers died, before the others are ended for it.
@@ -92,10 +92,10 @@ class WatchedProcesses(WatchedProcessPool):
         """
         self._manager = weakref.ref(manager)
         processes, now = dict(manager.processes), time.monotonic()
-        self.staff.look(processes, now, count=self.count)
-        self.staff.is_ending = True
-        self.staff.note_crashes(processes, now)
-        self._lost = {each.task: self._name_of(each.task) for each in self.staff.dead if each.task is not None}
+        self.pool_workers.look(processes, now, count=self.count)
+        self.pool_workers.is_ending = True
+        self.pool_workers.note_crashes(processes, now)
+        self._lost = {each.task: self._name_of(each.task) for each in self.pool_workers.dead if each.task is not None}
 
     def _name_of(self, number: int) -> str:
         return _name_in(self._pending(), number)
@@ -112,7 +112,7 @@ class WatchedProcesses(WatchedProcessPool):
     def over(self, number: int, submitted: float, future: Any) -> None:
         """Note that task ``number`` is over. Its caller may be waiting for this to return: little is done here."""
         if future._state in CANCELLED:
-            self.tally.cancelled += 1
+            self.task_stats.cancelled += 1
             return
         self._over.append((number, submitted, failure_of(future)))
         if len(self._over) >= TOGETHER:
@@ -126,11 +126,11 @@ class WatchedProcesses(WatchedProcessPool):
                 number, submitted, error = over.popleft()
             except IndexError:  # another thread does it
                 return
-            run = self.staff.run_of(number)
+            run = self.pool_workers.run_of(number)
             if run is None:
-                self.tally.add(Outcome(None, None, error))
+                self.task_stats.add(Outcome(None, None, error))
             else:
-                self.tally.add(Outcome(max(run.start - submitted, 0.0), run.end - run.start, error, run.cpu))
+                self.task_stats.add(Outcome(max(run.start - submitted, 0.0), run.end - run.start, error, run.cpu))
 
     # -- what is asked --------------------------------------------------------------------------------------------
 
@@ -147,21 +147,21 @@ class WatchedProcesses(WatchedProcessPool):
         """Return its figures."""
         self.look()
         pending = self._pending()
-        self.staff.settle(facts)
-        present = self.staff.present()
+        self.pool_workers.settle(facts)
+        present = self.pool_workers.present()
         workers = [self._worker(pid, pending, facts.get(pid), now) for pid in present]
         busy = sum(worker.calls for worker in workers)
-        if not self.staff.is_known(now):  # a pool hands out few more tasks than it has workers
+        if not self.pool_workers.is_known(now):  # a pool hands out few more tasks than it has workers
             busy = min(len(pending), len(present))
-        self.started, self.recycled = self.staff.started, self.staff.recycled
+        self.started, self.recycled = self.pool_workers.started, self.pool_workers.recycled
         return self.process_stats(
-            workers, now, running=busy, pending=len(pending), cpu=self.staff.cpu(facts), max_workers=self._max_workers,
-            lost=self._lost_words,
+            workers, now, running=busy, pending=len(pending), cpu=self.pool_workers.cpu(facts),
+            max_workers=self._max_workers, lost=self._lost_words,
         )  # fmt: skip
 
     def _worker(self, pid: int, pending: Mapping[int, Any], facts: ProcessFacts | None, now: float) -> WorkerStats:
-        work = self.staff.work(pid, functools.partial(_name_in, pending), now)
-        return self.worker(pid, work, self.staff.born(pid, now), now, facts=facts)
+        work = self.pool_workers.work(pid, functools.partial(_name_in, pending), now)
+        return self.worker(pid, work, self.pool_workers.born(pid, now), now, facts=facts)
 
 
 def _name_in(pending: Mapping[int, Any], number: int) -> str:
@@ -233,7 +233,7 @@ class ProcessPools:
         watched = self._found(pool)
         if isinstance(watched, WatchedProcesses):
             watched.look_at(pool)
-            watched.staff.is_ending = watched.ended_by_program = True
+            watched.pool_workers.is_ending = watched.ended_by_program = True
             watched.waiting += wait
 
     def _ended(self, pool: Any, _result: None) -> None:
@@ -261,9 +261,9 @@ class _Submitted(Onlooker):
         self._pools, self.watched, self.number, self.at = pools, watched, number, at
 
     @property
-    def tally(self) -> Tally:
+    def task_stats(self) -> TaskStats:
         """Of its pool."""
-        return self.watched.tally
+        return self.watched.task_stats
 
     def __call__(self, future: Any) -> None:
         self._pools.over(self, future)

@@ -23,7 +23,7 @@ from loopwatch.health.pool_workers import Work
 from loopwatch.health.records import ProcessFacts
 from loopwatch.health.seats import Seat, Seats
 from loopwatch.health.states import Executor
-from loopwatch.health.task_stats import TOGETHER, Tally
+from loopwatch.health.task_stats import TOGETHER, TaskStats
 from loopwatch.health.watched_pool import Identity, Terms, Watched
 from loopwatch.system import threads
 
@@ -134,11 +134,11 @@ class ThreadPools:
         if isinstance(watched, WatchedThreads):
             watched.waiting = 0
 
-    def tally_of(self, future: Any) -> Tally | None:
+    def task_stats_of(self, future: Any) -> TaskStats | None:
         """Return what counts the task that the calling thread runs, if ``future`` is its future."""
         seat: Seat | None = getattr(self.here, "seat", None)
         item = None if seat is None else seat.item
-        return seat.watched.tally if seat is not None and getattr(item, "future", None) is future else None
+        return seat.watched.task_stats if seat is not None and getattr(item, "future", None) is future else None
 
     def seat(self) -> Seat | None:
         """Find the seat of the calling thread, None if it is not of a pool that is watched."""
@@ -160,18 +160,18 @@ class ThreadPools:
         """Note what became of the task of ``seat``, which its thread is done with at ``end``."""
         watched: Watched = seat.watched
         try:
-            tally = watched.tally
+            task_stats = watched.task_stats
             if future._state in _CANCELLED:
-                tally.cancelled += 1
+                task_stats.cancelled += 1
                 return
             seat.done = done = seat.done + 1
             name = failure_of(future) if type(future) is not Future or future._exception is not None else None
             run = end - seat.since
             if run > WORTH_A_CLOCK or not done % CLOCK_EVERY:
                 seat.cpu = time.thread_time()
-            tally.latest.append((seat.since - made_at, run, name, None))
-            if len(tally.latest) >= TOGETHER:
-                tally.fold(wait=False)
+            task_stats.latest.append((seat.since - made_at, run, name, None))
+            if len(task_stats.latest) >= TOGETHER:
+                task_stats.fold(wait=False)
         except Exception as exc:  # noqa: BLE001 - the same seam: a future may be of the program's own kind
             self._hooks.failed(watched, exc)
 
@@ -241,7 +241,7 @@ class ThreadPoolKind(ExecutorKind):
     def start(self, tools: Tools, module: Any) -> None:
         threads = ThreadPools(tools.hooks, tools.found)
         threads.start(module)
-        tools.lost_errors.of_thread = threads.tally_of
+        tools.lost_errors.of_thread = threads.task_stats_of
         tools.hooks.after(module.ThreadPoolExecutor, "__init__", tools.made)
         for thread in list(getattr(module, "_threads_queues", ())):
             pool = pool_of(thread)

@@ -14,7 +14,7 @@ from loopwatch.core.dataclasses import replace
 from loopwatch.core.faults import Faults
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.telemetry.metrics.account import Account
-from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.collect import Collector
 from loopwatch.telemetry.metrics.exemplars import Exemplars
 from loopwatch.telemetry.metrics.records import Inputs, Reading
 from loopwatch.watch.observation import LoopReading
@@ -39,7 +39,7 @@ class Accumulator:
     def __init__(self, look: Callable[[], Inputs], faults: Faults) -> None:
         self._look, self._faults = look, faults
         self._lock = threading.RLock()  # a finalizer of the program may come in between
-        self._readings = Readings()
+        self._collector = Collector()
         self._last: Inputs | None = None
         self._failures = 0
         self._exemplars = Exemplars()
@@ -48,7 +48,7 @@ class Accumulator:
     def configure(self, max_culprits: int) -> None:
         """Count from now on, with at most ``max_culprits`` functions told apart."""
         with self._lock:
-            self._readings.max_culprits = max_culprits
+            self._collector.max_culprits = max_culprits
             self._last = None
 
     def freeze(self) -> None:
@@ -56,26 +56,26 @@ class Accumulator:
         with self._faults.guard(PART):
             inputs = self._look()
             with self._lock:
-                self._readings.read(inputs)
+                self._collector.read(inputs)
                 self._last = replace(inputs, loops=())  # the loops report their last values in loop_gone()
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, with empty counters."""
         self._lock = threading.RLock()
         self._last = None
-        self._readings = Readings(self._readings.max_culprits)
+        self._collector = Collector(self._collector.max_culprits)
         self._exemplars.clear()
 
     def loop_gone(self, loop: LoopReading) -> None:
         """Add the last values of a loop that is not watched any more."""
         with self._lock:
-            self._readings.loop_gone(loop)
+            self._collector.loop_gone(loop)
 
     def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: object = None) -> None:
         """Count a stall that is over; a hang is counted when it ends."""
         if not stall.ongoing:
             with self._lock:
-                self._readings.saw(stall)
+                self._collector.saw(stall)
             self._exemplars.saw(stall)
 
     def read(self, pause: Callable[[], None] = lambda: None) -> Reading | None:
@@ -90,7 +90,7 @@ class Accumulator:
             inputs = self._last or self._look()
             pause()
             with self._lock:
-                found = self._readings.read(inputs, pause)
+                found = self._collector.read(inputs, pause)
             self._failures = 0
         except Exception as exc:  # noqa: BLE001 - logged, and counted where it happens again
             self._failures += 1

@@ -26,7 +26,7 @@ from loopwatch.telemetry.metrics.records import Inputs, Point, Reading, Spread
 from loopwatch.watch.observation import LoopReading
 
 
-class Readings:
+class Collector:
     """Makes points; keeps what was counted.
 
     Not safe for several threads at once.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Meter
     from opentelemetry.trace import Tracer
 
-    from loopwatch.telemetry.otel.sdk import Private
+    from loopwatch.telemetry.otel.sdk import PrivateProviders
 
 SCOPE = "loopwatch"
 """Name of the instrumentation scope of all that is told."""
@@ -97,7 +97,7 @@ class Providers:
         self._used: dict[Signal, Any] = {}
         self._handles: dict[Signal, Any] = {}
         self._instruments: Instruments | None = None
-        self._private: Private | None = None
+        self._private: PrivateProviders | None = None
         self._dropped: dict[Signal, int] = {}
         self._cpu = 0.0
         self._running = False
@@ -119,19 +119,21 @@ class Providers:
         if not wanted:
             return lambda: self._put_into_force(targets, None)
         try:
-            from loopwatch.telemetry.otel.sdk import Private  # it imports the SDK: here, at start-up, and never later
+            from loopwatch.telemetry.otel.sdk import (
+                PrivateProviders,  # it imports the SDK: here, at start-up, and never later
+            )
         except ImportError as exc:
             raise ConfigError(
                 f"OTLP to {next(iter(wanted.values())).shown}: the SDK of OpenTelemetry cannot be imported ({exc}): "
                 "pip install -U opentelemetry-sdk opentelemetry-exporter-otlp, which must be of one release"
             ) from None
         try:
-            private = Private(targets, wanted, self._account, self._faults, self._version)
+            private = PrivateProviders(targets, wanted, self._account, self._faults, self._version)
         except ValueError as exc:
             raise ConfigError(f"an OTEL_* variable is refused by the SDK of OpenTelemetry: {_line(exc)}") from None
         return lambda: self._put_into_force(targets, private)
 
-    def _put_into_force(self, targets: Targets, private: Private | None) -> None:
+    def _put_into_force(self, targets: Targets, private: PrivateProviders | None) -> None:
         with self._lock:
             old, self._private = self._private, private
             self._targets = targets
@@ -161,7 +163,7 @@ class Providers:
         if instruments is not None and not leaving:
             instruments.detach()
 
-    def _retire(self, private: Private, timeout: float, *, wait: bool = True) -> None:
+    def _retire(self, private: PrivateProviders, timeout: float, *, wait: bool = True) -> None:
         private.stop(timeout, wait=wait)
         with self._lock:
             if private is self._private:

@@ -32,7 +32,7 @@ PIECE = 8
 """Spans or log records that are encoded in one go, some tenths of a millisecond."""
 
 
-class Private:
+class PrivateProviders:
     """Providers of those signals that the application has none for.
 
     Args:
@@ -75,13 +75,13 @@ class Private:
         for signal, sender in self._senders.items():
             self._exporter.add(signal, sender, self._wanted[signal].shown, encoders[signal])
 
-    def in_child(self) -> Private:
+    def in_child(self) -> PrivateProviders:
         """Return what takes this one's place in a forked child, and let go of what is the parent's.
 
         Costs next to nothing: a child that runs no loop never needs providers, else they are made by its first use.
         """
         self._exporter.abandon()
-        child = Private.__new__(Private)
+        child = PrivateProviders.__new__(PrivateProviders)
         child._targets, child._wanted, child._account = self._targets, self._wanted, self._account
         child._faults = self._faults
         child._version, child._senders = self._version, self._senders
@@ -163,7 +163,7 @@ class Private:
 
 
 class _Tracers(TracerProvider):
-    """Does nothing in a forked child: there :class:`Private` makes others, once they are needed.
+    """Does nothing in a forked child: there :class:`PrivateProviders` makes others, once they are needed.
 
     Since 1.45 providers of the SDK ask there who the child is: they search for detectors, import them, start threads
     and wait for those, up to 5 s each, and for ever where a thread of the parent was importing.
