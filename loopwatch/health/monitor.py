@@ -14,7 +14,7 @@ from loopwatch.core.faults import Faults
 from loopwatch.core.median import median
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread, until_gone
+from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import Finding, WorkerState
 from loopwatch.health.children.hooks import ProcessHooks
@@ -155,12 +155,6 @@ class Monitor:
             self._next_tick = now + PERIOD
             if self._has_work():
                 self._ensure_thread()
-
-    def hold_for_fork(self) -> Callable[[], None]:
-        """Have the thread away during a fork of the calling thread; return what has it back."""
-        thread = self.thread.hold()
-        until_gone(() if thread is None else (thread,))
-        return lambda: self.process_hooks.when_forked(self.thread.release)
 
     def after_fork_in_child(self) -> None:
         """Begin anew in a forked child, which has neither the thread nor the children."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_of_pools import until
+from tests_of_pools import held_for_fork, until
 
 import loopwatch
 from loopwatch.config import Config
@@ -464,7 +464,7 @@ def test_a_child_has_no_children_of_its_parent(monitor: Monitor) -> None:
     with subprocess.Popen(sleeps()) as sibling:
         assert len(children(monitor).workers) == 1
         read, write = os.pipe()
-        release = monitor.hold_for_fork()
+        release = held_for_fork(monitor)
         assert not [thread for thread in threading.enumerate() if thread.name == "loopwatch-health"]
         pid = os.fork()
         if pid == 0:

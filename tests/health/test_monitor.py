@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from tests_of_pools import until
+from tests_of_pools import held_for_fork, until
 
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
@@ -183,7 +183,7 @@ def test_stopping_ends_it(watching: Watching) -> None:
 def test_a_fork_finds_no_thread(watching: Watching) -> None:
     """It ends before a fork, does not start meanwhile, and goes on afterwards."""
     watching.monitor.add(Pool())
-    release = watching.monitor.hold_for_fork()
+    release = held_for_fork(watching.monitor)
     assert threads() == []
     watching.monitor.add(Pool())
     assert threads() == []
@@ -198,7 +198,7 @@ def test_forks_do_not_keep_it_from_polling(watching: Watching, monkeypatch: pyte
     watching.monitor.add(pool)
 
     def fork() -> bool:
-        watching.monitor.hold_for_fork()()
+        held_for_fork(watching.monitor)()
         return pool.asked >= 3
 
     until(fork)
@@ -207,15 +207,20 @@ def test_forks_do_not_keep_it_from_polling(watching: Watching, monkeypatch: pyte
 def test_a_fork_does_not_warn_because_of_it() -> None:
     """Since 3.12 a fork beside other threads warns; with ours alone it does not, and the thread goes on each time."""
     program = """
-import os, threading, warnings
+import contextlib, functools, os, threading, warnings
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
+from loopwatch.core import fork_pause
 from loopwatch.health.monitor import Monitor
 
+fork_pause.until_gone = functools.partial(fork_pause.until_gone, patience=20.0)  # this machine may be busy
+pause = fork_pause.ForkPause(Faults())
 monitor, release, warned, threads = Monitor(Config, PatchSet(), Faults()), [], [], []
 os.register_at_fork(
-    before=lambda: release.append(monitor.hold_for_fork()),
+    before=lambda: release.append(
+        pause.begin(monitor.thread, (), contextlib.nullcontext(), monitor.process_hooks.when_forked)
+    ),
     after_in_parent=lambda: release.pop()(),
     after_in_child=monitor.after_fork_in_child,
 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
+
+from loopwatch.core.faults import Faults
+from loopwatch.core.fork_pause import ForkPause
+from loopwatch.health.monitor import Monitor
 
 
 def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
@@ -14,6 +19,12 @@ def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
+
+
+def held_for_fork(monitor: Monitor) -> Callable[[], object]:
+    """Stop the monitor's thread as before a fork; return what starts it again."""
+    pause = ForkPause(Faults())
+    return pause.begin(monitor.thread, (), contextlib.nullcontext(), monitor.process_hooks.when_forked)
 
 
 class Gate:
