@@ -42,12 +42,14 @@ if TYPE_CHECKING:
     )
     from loopwatch.offloading.decorator import offload
     from loopwatch.workers.backend import Backend
+    from loopwatch.workers.options import CallOptions
     from loopwatch.workers.pool import WorkerPool
     from loopwatch.workers.shared_buffer import SharedBuffer
 
 __all__ = [
     "Agent",
     "Backend",
+    "CallOptions",
     "Cause",
     "Config",
     "ConfigError",
@@ -79,6 +81,7 @@ _HOMES = {
     "__version__": "loopwatch._version",
     "Agent": "loopwatch.agent",
     "Backend": "loopwatch.workers.backend",
+    "CallOptions": "loopwatch.workers.options",
     "Cause": "loopwatch.events",
     "Config": "loopwatch.config",
     "ConfigError": "loopwatch.errors",

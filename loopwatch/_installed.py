@@ -1,6 +1,6 @@
-"""The one global: the agent of this process, with the lock, fork and exit handling that go with it.
+"""The installed agent of this process, with its lock, fork and exit handling: the one global.
 
-Loads the agent only when it is installed: under ``loopwatch run`` every process that imports asyncio comes by here.
+Imports the agent only on installation: under ``loopwatch run`` every process that imports asyncio imports this module.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loopwatch.core.process_state import one
 from loopwatch.core.subinterpreters import in_subinterpreter
 from loopwatch.errors import ConfigError
 
-TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+TYPE_CHECKING = False  # recognised by type checkers; importing typing takes 3 ms
 if TYPE_CHECKING:
     from typing import Any
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 
 class _Process:
-    """What this process has installed."""
+    """Installation state of this process."""
 
     def __init__(self) -> None:
-        self.agent: Agent | None = None  # that is wanted
-        self.begun: Agent | None = None  # that is on, or is being started or stopped
+        self.agent: Agent | None = None  # the wanted one
+        self.begun: Agent | None = None  # the one that is on, or is being started or stopped
         self.lock = threading.RLock()
-        self.settling: int | None = None  # ident of the thread that starts and stops them
+        self.settling: int | None = None  # ident of the thread that is in _settle()
         self.patches: PatchSet | None = None  # outlives agents, so that the next one finds the residues of the last
         self.deferred: Deferred | None = None
-        self.is_handled = False  # its forks and its exit
-        self.forking = threading.local()  # .release: what lets the agent go on after the fork of this thread
+        self.is_handled = False  # fork and exit handlers are registered
+        self.forking = threading.local()  # .release: restarts the agent's threads after this thread's fork
 
 
 _process = one(_Process)
@@ -45,12 +45,12 @@ _process = one(_Process)
 def install(config: Config | None = None, **settings: Any) -> Agent:
     """Watch every event loop of this process from now on.
 
-    Safe at import time, inside a running loop and from any thread. Nothing is started before a loop runs. A second
-    call returns the same agent; with explicit settings it reconfigures that agent and logs what changed.
+    Safe at import time, inside a running loop and from any thread. Nothing is started before a loop runs. A second call
+    returns the same agent; with explicit settings it reconfigures that agent and logs what changed.
 
     Args:
         config: all settings at once; the environment is not read then.
-        **settings: fields of :class:`loopwatch.Config`; they win over ``LOOPWATCH_*`` variables.
+        **settings: fields of :class:`loopwatch.Config`; they override ``LOOPWATCH_*`` variables.
 
     Returns:
         The agent.
@@ -90,10 +90,10 @@ def install(config: Config | None = None, **settings: Any) -> Agent:
 
 
 def uninstall() -> None:
-    """Stop watching and put everything back; without an agent it does nothing.
+    """Stop watching and restore everything; without an agent it does nothing.
 
-    Attributes are as they were before :func:`install`. Where somebody has wrapped one of ours since, our part stays
-    but does nothing, and the next :func:`install` uses it again.
+    Attributes are as they were before :func:`install`. A replacement that other code has wrapped since stays as a
+    pass-through, and the next :func:`install` reuses it.
     """
     _uninstall(leaving=False)
 
@@ -116,13 +116,13 @@ def _uninstall(*, leaving: bool) -> None:
 
 
 def _settle(*, leaving: bool = False) -> None:
-    """Start and stop agents until the one that is wanted is on, and no other; with the lock.
+    """Start and stop agents until the wanted one is on, and no other; call it with the lock held.
 
-    Signal handlers, finalizers and callbacks of the program may install and uninstall in the midst of it, in this very
-    thread: they only change what is wanted.
+    Signal handlers, finalizers and callbacks of the program may install and uninstall meanwhile, in the same thread:
+    they only change which agent is wanted.
 
     Raises:
-        ConfigError: the one that was wanted cannot be started; none is wanted then.
+        ConfigError: the wanted agent cannot be started; none is wanted then.
     """
     if _process.settling is not None:
         return
@@ -152,7 +152,7 @@ def _begin(agent: Agent) -> None:
 def current_agent() -> Agent | None:
     """Return the installed agent, None if there is none.
 
-    Under ``loopwatch run`` it is installed by this, if the process has not had anything to watch yet.
+    Under ``loopwatch run`` this installs it, if the process has not had anything to watch yet.
     """
     deferred = _process.deferred
     if _process.agent is None and deferred is not None:
@@ -161,10 +161,10 @@ def current_agent() -> Agent | None:
 
 
 def install_when_needed(failed: Callable[[Exception], object]) -> None:
-    """Install for a program that does not know of us, as soon as there is something to watch.
+    """Install, for a program that does not do so itself, as soon as there is something to watch.
 
     Args:
-        failed: called with what goes wrong then; must not raise.
+        failed: called with an exception of the installation; must not raise.
     """
     if in_subinterpreter():
         return
@@ -175,10 +175,10 @@ def install_when_needed(failed: Callable[[Exception], object]) -> None:
 
 
 def install_from_environment() -> None:
-    """Install for a program that does not know of us: a bad setting is logged and the program goes on without.
+    """Install for a program that does not do so itself; a bad setting is logged, and no agent is installed.
 
-    It is watched even if the port for Prometheus cannot be opened. Where it is a notebook or a prompt that runs what is
-    typed on its loop, that is what it is for; a call of install() there asks to see it.
+    The agent is installed even if the port for Prometheus cannot be opened. Blocks by code that a notebook or a prompt
+    runs on its loop are expected here; an explicit call of install() reports them.
     """
     from loopwatch.core import log
 
@@ -188,7 +188,7 @@ def install_from_environment() -> None:
         if not str(exc).startswith("prometheus_"):
             log.write(logging.ERROR, "loopwatch: not started: %s", exc)
             return
-        # Not the value is wrong, which would name its variable.
+        # The port could not be opened; an error about a value names its variable.
         log.write(logging.ERROR, "loopwatch: Prometheus cannot scrape this process: %s", exc)
         agent = install(prometheus_port=None)
     agent.expect_typed_code(True)
@@ -202,7 +202,7 @@ def _place() -> str | None:
 
 
 def _start(agent: Agent) -> None:
-    """Start the agent in place of what waits for the first use, whose replacements must be gone before."""
+    """Start the agent in place of the deferred start, whose replacements must be undone before."""
     deferred = _process.deferred
     was_waiting = deferred is not None and deferred.is_waiting
     if deferred is not None:
@@ -218,7 +218,7 @@ def _start(agent: Agent) -> None:
 
 
 def _handle_process() -> None:
-    """Once, for good: a fork handler cannot be taken back, and an exit handler leaves its slot (atexitmodule.c)."""
+    """Register once: a fork handler cannot be removed, and an exit handler leaves its slot (atexitmodule.c)."""
     if _process.is_handled:
         return
     _process.is_handled = True
@@ -244,6 +244,6 @@ def _after_fork_in_child() -> None:
     _process.lock = threading.RLock()
     _process.forking = threading.local()
     if _process.settling != threading.get_ident():
-        _process.settling = None  # that thread is not there
+        _process.settling = None  # that thread does not exist here
     if _process.agent is not None:
         _process.agent.after_fork_in_child()

@@ -1,4 +1,4 @@
-"""The agent: wires the five services, and is what a program holds of loopwatch. It has no global state."""
+"""The agent: wires the five services, and is the object that a program uses. It has no global state."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ Callback = Callable[[Stall], object]
 
 
 class _Parts:
-    """The services beside the watching of loops; loaded and made when the agent is first started.
+    """All services except the watching of loops; imported and made on first use.
 
     Args:
-        agent: that they belong to.
+        agent: their owner.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -63,16 +63,16 @@ class _Parts:
         self.telemetry: TelemetryService = TelemetryService(agent._look, self.sinks.do, faults)
 
     def watch_for(self, watch: WatchService) -> None:
-        """Have ``watch`` find waiting callbacks, and diagnose early for them; after each start and fork."""
+        """Make ``watch`` find waiting callbacks, and diagnose early for them; call after each start and fork."""
         watch.use(self.telemetry.waiters, self.sinks.diagnose_early)
 
 
 class Agent:
-    """Watches event loops and says what blocks them. Usually made by :func:`loopwatch.install`.
+    """Watches event loops and reports what blocks them. Usually made by :func:`loopwatch.install`.
 
     Args:
         config: settings, default :class:`loopwatch.Config`.
-        patches: where replaced attributes are kept, so that a later agent finds residues of this one.
+        patches: holds replaced attributes, so that a later agent finds residues of this one.
 
     Example:
         >>> import asyncio, time, loopwatch
@@ -107,28 +107,28 @@ class Agent:
         self._watch = WatchService(lambda: self._config, self._patches, self._faults, hooks)
 
     def _made(self) -> _Parts:
-        """Return the other services; they are made once, and can be read after a stop."""
+        """Return the other services; they are made once, and stay readable after a stop."""
         if self._parts is None:
             with self._lock:
                 self._parts = self._parts or _Parts(self)
         return self._parts
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- lifecycle ------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> Config:
-        """The settings in force."""
+        """The current settings."""
         return self._config
 
     def start(self, *, discover: bool = True) -> None:
         """Find and watch loops from now on; a second call does nothing. Starts no thread before a loop runs.
 
         Args:
-            discover: False to watch only what is given to :meth:`watch_loop`, and to replace nothing global.
+            discover: False to watch only loops given to :meth:`watch_loop`, and to replace nothing global.
 
         Raises:
             ConfigError: ``prometheus_port`` cannot be opened, or a standard ``OTEL_*`` variable is not allowed; nothing
-                has started then.
+                is started then.
         """
         own = running_loop()
         if off_loop(lambda: self._start(discover=discover, own=own)) and own is not None:
@@ -137,7 +137,7 @@ class Agent:
                 self._made().health.adopt(own)
 
     def _start(self, *, discover: bool, own: Loop | None) -> bool:
-        """Start, and watch the loops that run already but for ``own``; return whether loops are discovered now."""
+        """Start, and watch the loops that run already, except ``own``; return whether loops are discovered now."""
         with self._lock:
             if self._state != "off" or not self._may_start():
                 return False
@@ -168,12 +168,12 @@ class Agent:
         return False
 
     def stop(self, timeout: float = 1.0, *, leaving: bool = False) -> None:
-        """Take everything back: patches, threads, timers, files; what was found stays readable.
+        """Undo everything: patches, threads, timers, files; recorded data stays readable.
 
         Args:
-            timeout: seconds to wait for each service at most.
-            leaving: the interpreter exits: providers of the program that shut down after us can still collect what was
-                counted.
+            timeout: maximum seconds to wait for each service.
+            leaving: the interpreter exits: providers of the program that shut down later can still collect the
+                counters.
         """
         off_loop(lambda: self._stop(timeout, leaving=leaving))
 
@@ -189,7 +189,7 @@ class Agent:
             parts.offloading.stop()
             parts.health.stop(timeout)
             self._watch.stop(timeout)
-            self._patches.undo_all()  # only now: a loop of uvloop must not close unseen while it is read
+            self._patches.undo_all()  # only now: a uvloop loop must not be closed unnoticed while it is read
         parts.telemetry.stop(timeout)
         parts.sinks.drain(timeout)
         parts.telemetry.end_export(timeout, leaving=leaving)
@@ -197,7 +197,7 @@ class Agent:
         log.stderr.flush()
 
     def hold_for_fork(self) -> Callable[[], None]:
-        """Stop the agent's threads before a fork; return what starts them again in the parent."""
+        """Stop the agent's threads before a fork; return the function that restarts them in the parent."""
         parts = self._parts
         if parts is None:
             return self._forks.begin(self._watch.thread, (), contextlib.nullcontext(), lambda act: act())
@@ -205,10 +205,10 @@ class Agent:
         return self._forks.begin(self._watch.thread, others, parts.sinks.held(), parts.health.when_forked)
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, where none of the threads exist and any lock may be held for ever.
+        """Reset in a forked child, where none of the threads exist and any lock may be held for ever.
 
-        Nothing is imported, opened, logged or started here, as a module or handler may have been in use by a thread
-        that is no more: that comes with the first loop.
+        Nothing is imported, opened, logged or started here, as a thread that no longer exists may have been using a
+        module or handler: that is left to the first loop.
         """
         self._lock = threading.RLock()
         self._forks.begin_child()
@@ -232,7 +232,7 @@ class Agent:
         self._forks.end_child()
 
     def _end_of_child(self) -> None:
-        """Export and write what there is, at the end of a child that runs no ``atexit`` functions."""
+        """Export and write pending data, at the end of a child that runs no ``atexit`` functions."""
         if self._has_begun:
             self.stop(leaving=True)
 
@@ -251,10 +251,10 @@ class Agent:
             **settings: fields of :class:`loopwatch.Config`.
 
         Returns:
-            ``{field: (old, new)}`` for what changed.
+            ``{field: (old, new)}`` for the fields that changed.
 
         Raises:
-            ConfigError: an unknown field or a value that is not allowed; nothing has changed then.
+            ConfigError: an unknown field or a value that is not allowed; nothing is changed then.
 
         Example:
             >>> Agent().configure(threshold=0.05)
@@ -284,7 +284,7 @@ class Agent:
                 self.start() if new.enabled else self.stop()
         return changes
 
-    # -- what a program asks --------------------------------------------------------------------------------------
+    # -- interface for the program --------------------------------------------------------------------------------
 
     def stalls(self) -> tuple[Stall, ...]:
         """Return the latest stalls, oldest first; at most ``Config.max_stalls``."""
@@ -294,7 +294,7 @@ class Agent:
         """Return the functions that keep blocking, most blocked time first.
 
         A function is flagged while it is the culprit of ``Config.flag_after`` stalls within ``Config.flag_window``
-        seconds, counted where running it off the loop is a cure (python, native_gil, native, io, sleep).
+        seconds; only causes that running it off the loop cures are counted (python, native_gil, native, io, sleep).
 
         Args:
             now: end of the window in seconds since the epoch, default the present.
@@ -302,7 +302,7 @@ class Agent:
         return () if self._parts is None else self._parts.sinks.flagged(time.time() if now is None else now)
 
     def snapshot(self) -> Snapshot:
-        """Return the present state: loops, pools, functions that keep blocking or are offloaded, the agent's cost."""
+        """Return the current state: loops, pools, functions that keep blocking or are offloaded, the agent's cost."""
         return self._snapshot(() if self._parts is None else off_loop(self._parts.health.readings))
 
     def _snapshot(self, pools: Sequence[PoolReading]) -> Snapshot:
@@ -331,12 +331,12 @@ class Agent:
         )
 
     def _look(self) -> tuple[Snapshot, Sequence[LoopReading], Sequence[PoolReading]]:
-        """Return what metrics are computed from; from any thread."""
+        """Return the input of the metrics; callable from any thread."""
         pools = self._made().health.readings()
         return self._snapshot(pools), self._watch.readings(time.monotonic()), pools
 
     def on_stall(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback`` with each stall, in a thread of the agent; return a function that ends that.
+        """Call ``callback`` with each stall, in a thread of the agent; return a function that removes it.
 
         A callback that raises is removed and logged once.
 
@@ -348,7 +348,7 @@ class Agent:
         return self._made().sinks.callbacks.add(callback)
 
     def add_context(self, source: ContextSource) -> Callable[[], None]:
-        """Label stalls with what ``source`` returns; return a function that ends that.
+        """Label stalls with the result of ``source``; return a function that removes it.
 
         Args:
             source: a context variable's name, or a callable that returns a mapping. It is read in a copy of the
@@ -361,8 +361,9 @@ class Agent:
     ) -> None:
         """Export through these OpenTelemetry providers, whatever has been set globally.
 
-        Without it those that the program sets globally are used, else what ``OTEL_*`` variables and ``otlp_endpoint``
-        say. They are left alone: never shut down, never made global. A later call replaces what an earlier one gave.
+        Without it the providers that the program sets globally are used, otherwise the ``OTEL_*`` variables and
+        ``otlp_endpoint``. The program's providers are never shut down and never made global. A later call replaces an
+        earlier one.
 
         Args:
             tracer_provider: makes the spans of stalls; None: as without this call.
@@ -370,7 +371,7 @@ class Agent:
             logger_provider: of ``opentelemetry._logs``, makes the log records; None: likewise.
 
         Raises:
-            ConfigError: something that is no such provider.
+            ConfigError: an argument is not such a provider.
 
         Example:
             ``loopwatch.install().use_providers(tracer_provider=my_provider)``
@@ -380,15 +381,15 @@ class Agent:
         )
 
     def expect_typed_code(self, is_expected: bool) -> None:
-        """Set whether blocks by code typed at a prompt or in a notebook are expected; at first they are not."""
+        """Set whether blocks by code typed at a prompt or in a notebook are expected; initially they are not."""
         self._watch.watcher.expect_typed(is_expected)
 
     def watch_loop(self, loop: Loop, name: str | None = None) -> None:
-        """Watch ``loop``: for loops that are not found by themselves, or to give one a name.
+        """Watch ``loop``: for loops that are not found automatically, or to name one.
 
         Args:
             loop: any event loop, running or not.
-            name: what to call it, default after its thread.
+            name: its name, default after its thread.
 
         Raises:
             ConfigError: ``loop`` is no event loop, or is closed.
@@ -396,15 +397,15 @@ class Agent:
         self._watch.watch(loop, name)
 
     def watch_executor(self, executor: Any, name: str | None = None) -> None:
-        """Watch ``executor``: one that is not found by itself, or to give one a name.
+        """Watch ``executor``: for executors that are not found automatically, or to name one.
 
-        Found by themselves are ``ThreadPoolExecutor``, ``ProcessPoolExecutor`` and what is made of them, default
-        executors of loops, ``multiprocessing.Pool`` and loky. Of any other it is known what is submitted to it and what
-        became of that; its run times are those from ``submit`` to the result.
+        Found automatically are ``ThreadPoolExecutor``, ``ProcessPoolExecutor`` and their subclasses, default executors
+        of loops, ``multiprocessing.Pool`` and loky. For any other executor only submissions and their outcomes are
+        known; its run times are those from ``submit`` to the result.
 
         Args:
             executor: has ``submit(function, *args, **kwargs)``, which returns a future; it is not kept alive by this.
-            name: what to call it, default after its class and where this is called.
+            name: its name, default after its class and the caller's line.
 
         Raises:
             ConfigError: ``executor`` is no executor, or its ``submit`` cannot be replaced.
@@ -423,15 +424,15 @@ class Agent:
         self._made().health.watch(executor, name, is_on=self._state == "on")
 
     def adopt_executor(self, executor: Any, place: str) -> None:
-        """Watch an executor that was made before the agent, at ``place``: ``file:line in function``."""
+        """Watch an executor that was made before the agent; ``place`` is ``file:line in function``."""
         if self._state == "on":
             self._made().health.found(executor, place)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
-        """Return what to await instead of ``coroutine``, so that ``transparent_offload`` applies in it.
+        """Return an awaitable to use instead of ``coroutine``, so that ``transparent_offload`` applies in it.
 
         For tasks that are not made with ``create_task``, and for frameworks that serve many requests in one task. From
-        the first use on tasks as such are bridged no longer: what is given here alone pays for it.
+        the first use on, tasks are no longer bridged automatically: only coroutines given to this method bear the cost.
 
         Example:
             ``response = await agent.bridge(handler(request))``
@@ -439,11 +440,11 @@ class Agent:
         return self._made().offloading.bridge(coroutine)
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Wait until what was seen so far is emitted, at most ``timeout`` seconds; return whether it is. For tests."""
+        """Wait until all that was seen is emitted, at most ``timeout`` seconds; return whether it is. For tests."""
         return off_loop(lambda: self._watch.watcher.settle(timeout) and self._made().sinks.flush(timeout))
 
     def cut(self, loop: Loop) -> None:
-        """End what holds ``loop`` right now as if it had gone idle; call it on the loop's thread. For tests."""
+        """End the current block of ``loop`` as if it had gone idle; call it on the loop's thread. For tests."""
         self._watch.cut(loop)
 
     # -- hooks of the services ------------------------------------------------------------------------------------
@@ -453,14 +454,14 @@ class Agent:
         self._made().offloading.loop_started(loop)
 
     def _begin_export(self) -> None:
-        """Export from now on, if there is something to watch: a loop, or pools and child processes."""
+        """Start exporting if there is something to watch: a loop, or pools and child processes."""
         parts, has_loops = self._parts, bool(self._watch.loops)
         if self._state == "on" and parts is not None and (has_loops or parts.health.in_use):
             parts.telemetry.begin(forks=not has_loops)
             self._has_begun = True
 
     def _tick(self, now: float) -> None:
-        """In the watcher's thread, once a tick."""
+        """Periodic work; called by the watcher's thread once a tick."""
         self._forks.bring_back()
         if (parts := self._parts) is not None:
             parts.health.tick(now)
@@ -468,12 +469,12 @@ class Agent:
             parts.telemetry.tick()
 
     def _cpu(self) -> float:
-        """Return the processor time of the agent's own threads, seconds."""
+        """Return the processor time of the agent's own threads, in seconds."""
         parts = self._parts
         return self._watch.cpu + (0.0 if parts is None else parts.sinks.cpu + parts.health.cpu + parts.telemetry.cpu)
 
     def _relay(self, action: Action) -> bool:
-        """Leave a log line to the sink thread where a loop or the watcher would have to wait for the handler."""
+        """Hand a log line to the sink thread where a loop or the watcher would have to wait for the handler."""
         in_watcher = self._watch.watcher.is_own_thread(threading.get_ident())
         must_not_wait = running_loop() is not None or in_watcher or self._forks.running > 0
         return must_not_wait and self._parts is not None and self._parts.sinks.do(action)

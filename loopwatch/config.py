@@ -1,4 +1,4 @@
-"""Every setting in one frozen record, from arguments, from the environment, or both.
+"""All settings in one frozen record, from arguments, from the environment, or both.
 
 A setting is one line: its name, type, default and kind; the kinds are in :mod:`loopwatch.core.setting_kinds`.
 """
@@ -26,12 +26,12 @@ class _Setting(NamedTuple):
 
 
 def setting(default: Any, kind: kinds.Kind) -> Any:
-    """Declare a field of :class:`Config`: its default, what it allows, and how its variable is read."""
+    """Declare a field of :class:`Config`: its default, and the kind that validates it and parses its variable."""
     return _Setting(default, kind)
 
 
 def _with_kinds(cls: type[Any]) -> type[Any]:
-    """Give each field its default in place of what :func:`setting` has returned, and the class their kinds."""
+    """Replace each :func:`setting` by its default, and store the kinds on the class."""
     found = {name: value for name, value in vars(cls).items() if isinstance(value, _Setting)}
     for name, value in found.items():
         setattr(cls, name, value.default)
@@ -42,46 +42,48 @@ def _with_kinds(cls: type[Any]) -> type[Any]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 @_with_kinds
 class Config:
-    """How loopwatch watches and tells; every field is also an environment variable ``LOOPWATCH_<FIELD>``.
+    """Settings of loopwatch; every field is also an environment variable ``LOOPWATCH_<FIELD>``.
 
     Attributes:
         enabled: kill switch; False installs nothing.
-        threshold: s; a callback, or a whole pass, that holds the loop longer is a stall.
-        hang_after: s; a block that still goes on is announced (``Stall.ongoing``); never before ``threshold``.
-        heartbeat: s between two lag probes while the loop is busy; stretches to 1 s while it is idle.
-        grace: s after the start of the agent in which stalls are not reported.
+        threshold: seconds; a callback, or a whole pass, that holds the loop longer is a stall.
+        hang_after: seconds; a block that still goes on is reported early (``Stall.ongoing``); never before
+            ``threshold``.
+        heartbeat: seconds between two lag probes while the loop is busy; stretches to 1 second while it is idle.
+        grace: seconds after the start of the agent in which stalls are not reported.
         max_stalls: stalls kept in memory.
         max_frames: frames kept of a stack.
-        max_culprits: culprits told apart in telemetry, the rest is ``other``.
-        user_code: path or module prefixes whose frames are the user's, whatever else they look like.
-        library_code: path or module prefixes whose frames are not the user's.
+        max_culprits: distinct culprits in telemetry, the rest is ``other``.
+        user_code: path or module prefixes whose frames count as the user's, whatever else they look like.
+        library_code: path or module prefixes whose frames do not.
         cpu_budget: share of one core that the agent itself may use, 0 to 1.
-        journal: file or directory for the JSON-lines journal, None for none. Each process writes its own
-            file, ``NAME.<pid>.jsonl``.
+        journal: file or directory for the JSON-lines journal, None for none. Each process writes its own file,
+            ``NAME.<pid>.jsonl``.
         journal_max_bytes: bytes that one process's journal may take, rotation included.
-        log_level: level of the one log line a stall, as in :mod:`logging`; a name such as "ERROR" is turned
-            into its number.
-        log_interval: s between two log lines of one culprit.
+        log_level: level of the one log line per stall, as in :mod:`logging`; a name such as "ERROR" is converted to its
+            number.
+        log_interval: seconds between two log lines of one culprit.
         on_stall: called with each :class:`~loopwatch.Stall`, in a thread of the agent.
         context: context variables and callables that label stalls.
         follow_fork: whether a forked child gets a working agent of its own (True) or none.
         flag_after: stalls within ``flag_window`` that make a function flagged, see :meth:`loopwatch.Agent.flagged`.
-        flag_window: s; the time over which they are counted.
-        workers: processes of the default worker pool, None for as many as processors may be used; read when it starts.
-        offload_to: ``process``, ``thread``, ``auto`` or ``inline``: where ``@offload`` without ``to`` sends calls.
+        flag_window: seconds in which they are counted.
+        workers: processes of the default worker pool, None for the number of usable processors; read when it starts.
+        offload_to: ``process``, ``thread``, ``auto`` or ``inline``: where ``@offload`` without ``to`` runs calls.
         auto_offload: coroutine functions, ``pkg.mod:function``, ``pkg.mod:Class.method`` or ``pkg.mod:*``, that are
-            moved off the loop once they are flagged.
+            offloaded once they are flagged.
         transparent_offload: plain functions, named in the same way, whose tasks are suspended meanwhile; needs the
-            extra ``loopwatch[transparent]``. Read what moving means before: docs/offload.md.
-        hung_after: s for which a worker that has a task may use neither processor nor I/O before it counts as hung.
-        otlp_endpoint: URL of an OTLP receiver; None for what the ``OTEL_EXPORTER_OTLP_*`` variables say, and for no
-            export where they say nothing.
-        export_interval: s between two exports of metrics, None for what ``OTEL_METRIC_EXPORT_INTERVAL`` says, or 10.
+            extra ``loopwatch[transparent]``. Read first what offloading changes: docs/offload.md.
+        hung_after: seconds without processor time or I/O after which a worker that has a task counts as hung.
+        otlp_endpoint: URL of an OTLP receiver; None to use the ``OTEL_EXPORTER_OTLP_*`` variables, and not to export
+            where they are not set.
+        export_interval: seconds between two exports of metrics, None for ``OTEL_METRIC_EXPORT_INTERVAL``, or 10.
         prometheus_port: port on which Prometheus can scrape this process, None for none; worker processes of a server
             take the next free ones. Needs the extra ``loopwatch[prometheus]``.
         prometheus_host: address on which that port is opened.
-        prometheus_names: names under which that port is asked, beside addresses, ``localhost`` and the machine's host
-            name: ``("shop", "*.svc.cluster.local")``; ``("*",)`` allows any. Requests under other names are refused.
+        prometheus_names: host names under which that port may be requested, beside addresses, ``localhost`` and the
+            machine's host name: ``("shop", "*.svc.cluster.local")``; ``("*",)`` allows any. Requests under other names
+            are refused.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -136,7 +138,7 @@ class Config:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
-        """Make a Config of keyword settings; an unknown name is a ConfigError that lists the known ones."""
+        """Make a Config of keyword settings; an unknown name raises a ConfigError that lists the known ones."""
         _check_names(settings)
         return cls(**settings)
 
@@ -164,8 +166,8 @@ def from_env(environ: Mapping[str, str] | None = None, **explicit: Any) -> Confi
     """Build a Config from ``LOOPWATCH_*`` variables; explicit arguments win.
 
     Args:
-        environ: the variables, default ``os.environ``. Empty values count as absent; variables that are no
-            setting are passed over.
+        environ: the variables, default ``os.environ``. Empty values count as absent; variables that are no setting are
+            ignored.
         **explicit: settings that were given as arguments.
 
     Raises:

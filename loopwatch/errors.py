@@ -1,14 +1,14 @@
-"""The exception tree of loopwatch.
+"""Exception hierarchy of loopwatch.
 
 .. code-block:: text
 
     LoopwatchError
     ├── ConfigError        (also a ValueError)    a field, variable or argument that cannot be used
-    └── OffloadError                              a call was not, or not to its end, run where it was sent
+    └── OffloadError                              an offloaded call was not run, or not to its end
         ├── WorkerCrashed                         its worker died: pid, exitcode, signal, oom_killed
         ├── TaskTimeout    (also a TimeoutError)  it ran longer than allowed
-        ├── QueueFull                             as many calls wait as may
-        ├── PoolClosed                            the pool takes no calls any more
+        ├── QueueFull                             the queue has reached its limit
+        ├── PoolClosed                            the pool accepts no further calls
         └── NotPicklable   (also a TypeError)     an argument or a result cannot be sent to another process
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class LoopwatchError(Exception):
-    """Base of every error that loopwatch raises on purpose."""
+    """Base class of all errors that loopwatch raises on purpose."""
 
 
 class ConfigError(LoopwatchError, ValueError):
@@ -31,7 +31,7 @@ class ConfigError(LoopwatchError, ValueError):
 
 
 class OffloadError(LoopwatchError):
-    """A call that was sent away did not come back with a result or an exception of its own."""
+    """An offloaded call ended with neither a result nor an exception of its own."""
 
 
 class WorkerCrashed(OffloadError):  # noqa: N818 - the public name
@@ -40,8 +40,8 @@ class WorkerCrashed(OffloadError):  # noqa: N818 - the public name
     Args:
         message: what happened, in one line.
         pid: of the worker that died.
-        exitcode: as ``subprocess`` has it, negative for a signal; None if unknown.
-        oom_killed: whether the kernel killed it for memory, as far as can be told.
+        exitcode: as in ``subprocess``, negative for a signal; None if unknown.
+        oom_killed: whether the kernel killed it for lack of memory, as far as that is known.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class TaskTimeout(OffloadError, TimeoutError):  # noqa: N818 - the public name
 
 
 class QueueFull(OffloadError):  # noqa: N818 - the public name
-    """As many calls wait for a worker as ``max_queue`` allows."""
+    """The queue is full: ``max_queue`` calls wait for a worker."""
 
 
 class PoolClosed(OffloadError):  # noqa: N818 - the public name
-    """The pool was closed, or its loop was: it takes no further calls."""
+    """The pool or its loop was closed: it accepts no further calls."""
 
 
 class NotPicklable(OffloadError, TypeError):  # noqa: N818 - the public name

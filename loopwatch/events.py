@@ -13,14 +13,14 @@ from loopwatch.core.dataclasses import asdict, dataclass, field, field_names
 
 
 class Cause(StrEnum):
-    """Why the loop's thread did not get on: the verdict of :mod:`loopwatch.diagnosis.cause`."""
+    """Why the loop's thread made no progress: the verdict of :mod:`loopwatch.diagnosis.cause`."""
 
     PYTHON = "python"
     """It ran Python bytecode."""
     NATIVE_GIL = "native_gil"
     """It was inside C code that keeps the GIL (json, re, sort, pickle)."""
     NATIVE = "native"
-    """It was inside C code that gave up the GIL (hashlib, zlib, sqlite, numpy)."""
+    """It was inside C code that releases the GIL (hashlib, zlib, sqlite, numpy)."""
     IO = "io"
     """It waited in a system call (recv, read, fsync, wait4, connect)."""
     SLEEP = "sleep"
@@ -32,7 +32,7 @@ class Cause(StrEnum):
     GC = "gc"
     """The garbage collector ran."""
     STARVED = "starved"
-    """It was runnable but was given no processor."""
+    """It was runnable but got no processor."""
     SUSPENDED = "suspended"
     """The whole process was stopped (SIGSTOP, a paused virtual machine)."""
     OVERLOAD = "overload"
@@ -43,7 +43,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One place in the code.
+    """One frame of a stack: a function and the line it was at.
 
     Attributes:
         function: qualified name, ``Images.resize`` or ``handler.<locals>.<lambda>``.
@@ -63,10 +63,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was observed while the loop was blocked: facts only, the verdict is made from them.
+    """Facts observed while the loop was blocked; the verdict is made from them.
 
-    All times in seconds over ``wall``, the observed span (the block, and up to 10 ms before it). A field is
-    None where this system or this kind of loop cannot tell.
+    All times in seconds over ``wall``, the observed span (the block, and up to 10 ms before it). A field is None where
+    this system or this kind of loop does not provide it.
 
     Attributes:
         wall: length of the observed span.
@@ -74,21 +74,21 @@ class Evidence:
         process_cpu: processor time of the whole process.
         run_queue: time the loop's thread was runnable but waited for a processor.
         throttled: time the process's cgroup was held back by its processor quota.
-        gc: time inside the garbage collector, in whichever thread.
-        watcher_late: time the watcher's own thread wanted to run and could not, where that was notable (15 ms).
+        gc: time inside the garbage collector, in any thread.
+        watcher_late: time the watcher's own thread was ready to run and could not, where that was notable (15 ms).
         watcher_starved: part of it in which that thread waited for a processor, not for the GIL.
-        gil_wait: median time the watcher waited to run, per sample; near the interpreter's switch
-            interval (5 ms) when somebody holds the GIL, near 0 when nobody does.
+        gil_wait: median time the watcher waited to run, per sample; near the interpreter's switch interval (5 ms) when
+            a thread holds the GIL, near 0 when none does.
         samples: number of stack samples taken.
-        moving: share of neighbouring samples whose innermost position differs, 0 to 1.
+        moving: share of adjacent samples whose innermost position differs, 0 to 1.
         syscall: system call the thread was most often found in, ``running`` if it was on a processor.
         syscall_share: share of samples found in it or in calls of its kind (sleep, lock, I/O), 0 to 1.
         wait_channel: kernel function it most often slept in (``/proc/PID/wchan``).
-        callbacks: number of different callbacks seen in the samples.
+        callbacks: number of distinct callbacks seen in the samples.
         longest_callback: upper bound of the time one callback alone held the loop.
         dominant_callback: lower bound of the same.
-        in_call: share of samples that found the thread in the midst of one call of C code that keeps the GIL
-            (before 3.12 the garbage collector, and with it its callbacks, runs inside such a call).
+        in_call: share of samples that found the thread inside one call of C code that keeps the GIL (before 3.12 the
+            garbage collector, and with it its callbacks, runs inside such a call).
         lock_wait: whether the innermost Python frame is a known wait for a lock, queue or future.
         call: dotted name of what the innermost frame was calling, ``.acquire`` for a method.
         threshold: the limit in force.
@@ -125,12 +125,12 @@ class Evidence:
     traced: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping."""
+        """Return the fields as a JSON-compatible mapping."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild from :meth:`to_dict`; fields of a later version are passed over."""
+        """Rebuild from :meth:`to_dict`; fields of a later version are ignored."""
         return cls(**_known(cls, data))
 
 
@@ -144,30 +144,31 @@ class StackCount:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """One time that the loop was held longer than the threshold.
+    """One block of the loop that was longer than the threshold.
 
     Attributes:
         id: short unique id, the same in log line, journal and report.
         loop: name of the loop.
         started_at: seconds since the epoch.
         duration: seconds the loop was held.
-        uncertainty: seconds by which one callback's share may be shorter than ``duration`` (asyncio:
-            callbacks before and after it in the same pass), or the block may be shorter or longer than it
-            (other loops: time between two readings). 0 where the figure is exact.
-        ongoing: True for the early notice of a block that has not ended yet.
+        uncertainty: seconds by which one callback's share may be shorter than ``duration`` (asyncio: callbacks before
+            and after it in the same pass), or the block may be shorter or longer than it (other loops: time between two
+            readings). 0 where the duration is exact.
+        ongoing: True for the early report of a block that has not ended yet.
         cause: why.
-        culprit: the user's code that is responsible; for ``gil`` the frame of the thread that held it; None
-            for ``starved``, ``suspended`` and where it cannot be known.
+        culprit: the user's code that is responsible; for ``gil`` the frame of the thread that held it; None for
+            ``starved``, ``suspended`` and where it is unknown.
         leaf: innermost frame, None if no sample was taken in time.
-        stack: frames, outermost first, bounded; the loop's own machinery is cut off.
-        samples: (how many samples agree with the culprit, how many were taken).
+        stack: frames, outermost first, bounded; without those of the loop itself.
+        samples: (number of samples that agree with the culprit, number of samples taken).
         task: name of the task, None outside one.
         coroutine: qualified name of the task's coroutine.
         context: labels from the callback's own context: ``http.route``, ``trace_id``, ``span_id``, ...
-        victims: how many ready callbacks, due timers and I/O events waited when it ended; None if unknown.
+        victims: number of ready callbacks, due timers and I/O events that waited when it ended; None if unknown.
         evidence: the facts behind ``cause``.
-        remedy: one sentence that tells what to do.
-        profile: distinct stacks seen and how often, most frequent first, bounded; empty if only ``stack``.
+        remedy: one sentence: what to do.
+        profile: distinct stacks and the number of samples of each, most frequent first, bounded; empty if only
+            ``stack``.
         thread: name of the loop's thread.
         pid: process id.
         expected: why this block was expected, such as ``start-up of uvicorn``: it is counted and journaled, and not
@@ -197,12 +198,12 @@ class Stall:
     expected: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping; see :meth:`from_dict`."""
+        """Return the fields as a JSON-compatible mapping; see :meth:`from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild from :meth:`to_dict` or its JSON; fields of a later version are passed over.
+        """Rebuild from :meth:`to_dict` or its JSON; fields of a later version are ignored.
 
         Raises:
             KeyError, TypeError, ValueError: ``data`` is not a stall.
@@ -226,17 +227,18 @@ class FlaggedFunction:
     Attributes:
         name: ``module:qualname``.
         culprit: the function, at the line of its latest stall.
-        stalls: how many it caused in the window.
+        stalls: number of stalls it caused in the window.
         window: length of the window in seconds.
         blocked: seconds blocked by them.
         blocked_per_minute: the same in seconds per minute.
-        victims: how many ready callbacks, due timers and I/O events waited at their ends; unknown ones count as 0.
+        victims: number of ready callbacks, due timers and I/O events that waited at their ends; unknown ones count as
+            0.
         cause: the one with the most blocked time.
         causes: (cause, number of stalls), most frequent first.
         loops: names of the loops it blocked, at most 8.
-        first_at: seconds since the epoch, begin of the first stall in the window.
+        first_at: seconds since the epoch, start of the first stall in the window.
         last_at: seconds since the epoch, end of the latest.
-        remedy: one sentence that tells what to do, from its latest stall of ``cause``.
+        remedy: one sentence: what to do, from its latest stall of ``cause``.
         offloadable: whether running it off the loop cures ``cause``.
     """
 
@@ -256,12 +258,12 @@ class FlaggedFunction:
     offloadable: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping; see :meth:`from_dict`."""
+        """Return the fields as a JSON-compatible mapping; see :meth:`from_dict`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild from :meth:`to_dict` or its JSON; fields of a later version are passed over.
+        """Rebuild from :meth:`to_dict` or its JSON; fields of a later version are ignored.
 
         Raises:
             KeyError, TypeError, ValueError: ``data`` is not a flagged function.
@@ -276,11 +278,11 @@ class FlaggedFunction:
 
 @dataclass(frozen=True, slots=True)
 class LagStats:
-    """Lateness of the heartbeat over one interval, in seconds; what a newly arriving request would wait.
+    """Lateness of the heartbeat over one interval, in seconds: what a newly arriving request would wait.
 
     Attributes:
-        count: beats in the interval.
-        min, mean, p50, p90, p99, max: lateness; quantiles are right to 5 percent.
+        count: heartbeats in the interval.
+        min, mean, p50, p90, p99, max: lateness; quantiles are accurate to 5 percent.
         stddev: standard deviation.
     """
 
@@ -301,7 +303,7 @@ class ExpectedBlocks:
     Attributes:
         reason: such as ``start-up of uvicorn``.
         loop: name of the loop.
-        blocks: how many.
+        blocks: number of blocks.
         blocked: seconds blocked by them.
         longest: seconds of the longest.
         culprit, cause: of the longest.
@@ -316,13 +318,13 @@ class ExpectedBlocks:
     cause: Cause = Cause.UNKNOWN
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping."""
+        """Return the fields as a JSON-compatible mapping."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class LoopStats:
-    """One loop, over the agent's last complete window.
+    """Statistics of one loop over the agent's last complete window.
 
     Attributes:
         name: name of the loop.
@@ -330,15 +332,15 @@ class LoopStats:
         running: whether it runs now.
         window: length of the window in seconds; 0 before the first one is complete.
         utilization: busy / (busy + idle) in the window, 0 to 1; None where it cannot be measured.
-        busy, idle: seconds since the loop is watched; differences of two readings give the utilization
-            between them, see :meth:`utilization_since`.
-        passes: passes of the loop since it is watched; None where it cannot be counted.
+        busy, idle: seconds since the loop has been watched; differences of two readings give the utilization between
+            them, see :meth:`utilization_since`.
+        passes: passes of the loop since it has been watched; None where they cannot be counted.
         passes_per_s: passes per second in the window.
         callbacks_per_s: callbacks (libuv: I/O events) per second in the window, None where not counted.
         lag: lateness of the heartbeat in the window, None before the first window is complete.
-        stalls: stalls since the loop is watched.
+        stalls: stalls since the loop has been watched.
         blocked: seconds blocked by them.
-        blocked_for: seconds the loop is blocked right now, 0 if it is not, or if that is expected.
+        blocked_for: seconds for which the loop has been blocked now, 0 if it is not, or if that is expected.
         expected: blocks that were expected, such as those while its server started; not among ``stalls``.
     """
 
@@ -359,7 +361,7 @@ class LoopStats:
     expected: tuple[ExpectedBlocks, ...] = ()
 
     def utilization_since(self, earlier: LoopStats) -> float | None:
-        """Return busy / (busy + idle) between ``earlier`` and this reading, None if it cannot be told."""
+        """Return busy / (busy + idle) between ``earlier`` and this reading, None if it is unknown."""
         if self.busy is None or self.idle is None or earlier.busy is None or earlier.idle is None:
             return None
         busy, idle = self.busy - earlier.busy, self.idle - earlier.idle
@@ -368,7 +370,7 @@ class LoopStats:
 
 @dataclass(frozen=True, slots=True)
 class AgentStats:
-    """What the agent itself does and costs.
+    """State and cost of the agent itself.
 
     Attributes:
         state: ``watching``, ``waiting`` (no loop yet), ``paused`` or ``off``.
@@ -377,8 +379,9 @@ class AgentStats:
         cpu_share: the same as a share of one core over the last window.
         stretch: factor by which the governor has lengthened the agent's intervals; 1 within budget.
         faults: faults of the agent itself since it was installed, by part.
-        switched_off: parts that failed repeatedly and are left out, and s until each is tried again; None: it is not.
-        dropped: stalls not told because the agent's queue was full.
+        switched_off: parts that are switched off after repeated failures, with the seconds until each is tried again;
+            None: never.
+        dropped: stalls that were not emitted because the agent's queue was full.
         prometheus: URL where Prometheus can scrape this process, empty where it cannot.
     """
 
@@ -399,7 +402,7 @@ class Decision:
 
     Attributes:
         to: ``inline``, ``thread`` or ``process``.
-        reason: one sentence with the figures that decided it.
+        reason: one sentence with the values that decided it.
     """
 
     to: str
@@ -408,20 +411,20 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class OffloadStats:
-    """A function that runs somewhere else, or may.
+    """Statistics of a function that is offloaded, or may be.
 
     Attributes:
         name: ``module:qualname``.
-        way: how that was asked for: ``offload`` (decorated), ``auto_offload`` or ``transparent_offload`` (named in the
+        way: how that was requested: ``offload`` (decorated), ``auto_offload`` or ``transparent_offload`` (named in the
             configuration).
         to: where its next call runs: ``inline``, ``thread``, ``process`` or the name of a backend.
         reason: why.
-        calls: since it was decorated, or since the agent found it to block.
-        inline, thread, process, backend: where they ran.
+        calls: calls since it was decorated, or since the agent found it to block.
+        inline, thread, process, backend: calls by where they ran.
         failed: calls that raised.
-        run: median s of the last calls that were measured, None if none were.
-        left: why calls that could have been moved ran inline, and how many.
-        changes: the last decisions that sent it somewhere else than before, oldest first.
+        run: median seconds of the latest measured calls, None if none were measured.
+        left: reasons why calls that could have been offloaded ran inline, with the number of calls.
+        changes: the latest decisions that changed its destination, oldest first.
     """
 
     name: str
@@ -439,7 +442,7 @@ class OffloadStats:
     changes: tuple[Decision, ...] = ()
 
     def explain(self) -> str:
-        """Return in words where it runs, and why.
+        """Return a sentence: where it runs, and why.
 
         Example:
             >>> OffloadStats("app:resize", "offload", "process", "as it was told").explain()
@@ -451,24 +454,24 @@ class OffloadStats:
         return f"{words} ({left})" if left else words
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping."""
+        """Return the fields as a JSON-compatible mapping."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class PlaceStats:
-    """What the calls of this process that may run elsewhere took at one place since it started, in s.
+    """Totals of the offloadable calls of this process at one destination since it started, in seconds.
 
-    Those of functions that were moved, and those that a pool was given directly.
+    Includes calls of offloaded functions, and calls given to a pool directly.
 
     Attributes:
-        place: ``inline``, ``thread``, ``process``, or ``backend`` for engines that are neither.
-        calls: calls that a :class:`loopwatch.WorkerPool` was given directly; functions count theirs.
-        run: how long they ran; of a coroutine what it waited is part of it, except inline. ``backend``: how long the
+        place: destination: ``inline``, ``thread``, ``process``, or ``backend`` for engines that are neither.
+        calls: calls given to a :class:`loopwatch.WorkerPool` directly; functions count their own.
+        run: run time of the calls; for a coroutine it includes its waits, except inline. ``backend``: the time the
             caller waited, as nothing else is known.
-        trip: what they took on top: pickling, queue, way there and back, unpickling.
+        trip: overhead on top: pickling, queue, transfer both ways, unpickling.
         held: part of it in which pickling and unpickling held a loop.
-        saved: for how long loops would have been held by them, less ``held``; never falls.
+        saved: time for which the calls would have held loops, less ``held``; never decreases.
     """
 
     place: str
@@ -479,31 +482,31 @@ class PlaceStats:
     saved: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping."""
+        """Return the fields as a JSON-compatible mapping."""
         return asdict(self)
 
 
 class WorkerState(StrEnum):
-    """What a worker is about: the verdict of :mod:`loopwatch.health.states`, or what its own pool knows."""
+    """State of a worker: the verdict of :mod:`loopwatch.health.states`, or as its own pool reports it."""
 
     STARTING = "starting"
-    """It has been started and has not said yet that it is ready."""
+    """It was started and has not reported yet that it is ready."""
     IDLE = "idle"
     """It waits for work."""
     BUSY = "busy"
-    """It has a task and gets on."""
+    """It has a task and makes progress."""
     HUNG = "hung"
-    """It has a task, and has used neither processor nor I/O for ``Config.hung_after`` s."""
+    """It has a task, and has used neither processor nor I/O for ``Config.hung_after`` seconds."""
     ZOMBIE = "zombie"
-    """It has exited and nobody has waited for it."""
+    """It has exited, and its parent has not waited for it."""
     ORPHAN = "orphan"
     """It is alive although its executor is shut down, broken or gone."""
     STOPPING = "stopping"
-    """It has been told to end."""
+    """It was asked to end."""
     DEAD = "dead"
-    """It is gone."""
+    """It has ended."""
     UNKNOWN = "unknown"
-    """Whether it has a task cannot be told."""
+    """It is not known whether it has a task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,17 +518,17 @@ class WorkerStats:
         state: one of :class:`WorkerState`.
         calls: calls that were sent to it and not answered.
         done: calls it has answered.
-        age: s since it was started.
+        age: seconds since it was started.
         memory: resident bytes, 0 where that cannot be read, and for threads.
-        reason: why it is in that state, in words; empty where the state says it all.
-        unique: bytes that would be free if it ended (USS), None where that is not read.
-        cpu: processor time in s, None where that cannot be read.
-        starved: s for which it was ready to run and was given no processor; None where that cannot be read.
-        task: name of the function that it runs, None if it runs none or that cannot be told; of a child process that
+        reason: why it is in that state, in words; empty where the state is self-explanatory.
+        unique: bytes that its end would free (USS), None where that is not read.
+        cpu: processor time in seconds, None where that cannot be read.
+        starved: seconds for which it was runnable and got no processor; None where that cannot be read.
+        task: name of the function that it runs, None if it runs none or that is unknown; of a child process that
             belongs to no pool, what it is.
-        running_for: s for which it has run it.
-        exitcode: how it ended, negative for the number of a signal; None while it lives or where that is not known.
-        oom_killed: whether the kernel killed it for want of memory; None where that cannot be told.
+        running_for: seconds for which it has run it.
+        exitcode: how it ended, negative for the number of a signal; None while it lives or where that is unknown.
+        oom_killed: whether the kernel killed it for lack of memory; None where that is unknown.
     """
 
     pid: int
@@ -546,15 +549,15 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolEvent:
-    """Something that happened in a pool.
+    """An event in a pool.
 
     Attributes:
         kind: ``started``, ``ready``, ``busy``, ``recycled``, ``crashed``, ``killed``, ``stopped`` (of a worker),
             ``failed`` (a worker that could not start), ``queue_full``, ``drained``.
         pool: its name.
-        pid: of the worker, None where it is about none.
-        detail: why, in words; empty where the kind says it all.
-        at: s since the epoch.
+        pid: of the worker, None where no worker is concerned.
+        detail: why, in words; empty where the kind is self-explanatory.
+        at: seconds since the epoch.
     """
 
     kind: str
@@ -566,35 +569,34 @@ class PoolEvent:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A pool's figures since it was made.
+    """Statistics of a pool since it was made.
 
     Attributes:
         name: of the pool.
-        workers: one entry for each worker that lives.
+        workers: one entry for each live worker.
         queued: calls that wait for a worker.
         running: calls that were sent to one.
-        submitted, completed, failed: calls taken; that returned; that raised, timed out or were lost.
+        submitted, completed, failed: calls accepted; that returned; that raised, timed out or were lost.
         cancelled, timed_out: calls that the caller gave up; that ran too long.
         crashed, retried: calls whose worker died; that were run again then.
         started, recycled: workers started; replaced for their age or memory.
         wait, run: seconds that calls waited, and ran; None before the first.
-        longest_encode, longest_decode: s for which pickling or unpickling one call held the loop at most.
+        longest_encode, longest_decode: maximum seconds for which pickling or unpickling one call held the loop.
         utilization: share of the workers' time since the pool was made in which they ran calls.
         kind: ``loopwatch``, ``process`` (ProcessPoolExecutor), ``thread`` (ThreadPoolExecutor), ``default`` (a loop's
             default executor), ``multiprocessing`` (multiprocessing.Pool), ``loky``, ``children`` (processes that belong
             to no pool), ``other``.
-        max_workers: workers that it may have, None where there is no limit or it is not known.
+        max_workers: maximum number of workers, None where there is no limit or it is unknown.
         failures: failed calls by type of the exception.
-        crashes: workers that died without being told to, by reason: ``SIGSEGV``, ``exit 3``, ``oom``.
-        created_at: where it was made, ``file:line in function``; empty where that is not known.
-        closed: whether it takes no more calls.
-        task_cpu: s of processor time that calls used, None where that is not known; with ``run`` it says whether they
-            compute or wait.
-        cpu: s of processor time of all its workers since it was made.
-        encoding, decoding: s that pickling calls and unpickling results took in this process, all together; of
-            executors that are not loopwatch's ``decoding`` is what calls and results cost their workers; None where
-            that is not known.
-        neglected: failed calls whose error nobody has asked for and nobody can any more; None where that is not known.
+        crashes: workers that ended without being asked to, by reason: ``SIGSEGV``, ``exit 3``, ``oom``.
+        created_at: where it was made, ``file:line in function``; empty where that is unknown.
+        closed: whether it accepts no more calls.
+        task_cpu: processor seconds that calls used, None where that is unknown; compared with ``run`` it shows whether
+            they compute or wait.
+        cpu: processor seconds of all its workers since it was made.
+        encoding, decoding: total seconds for pickling calls and unpickling results in this process; of executors that
+            are not loopwatch's ``decoding`` is what calls and results cost their workers; None where that is unknown.
+        neglected: failed calls whose error was not retrieved and no longer can be; None where that is unknown.
     """
 
     name: str
@@ -628,21 +630,21 @@ class PoolStats:
     neglected: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping."""
+        """Return the fields as a JSON-compatible mapping."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Advice about a pool or a process, with the figures that it rests on.
+    """Advice about a pool or a process, with the values that it rests on.
 
     Attributes:
-        kind: short name of the rule, such as ``cpu-bound-threads``; few, and fit for an attribute of a metric.
+        kind: short name of the rule, such as ``cpu-bound-threads``; of low cardinality, usable as a metric attribute.
         subject: name of the pool, or what the process is.
-        text: one sentence: what is so, with the figures.
+        text: one sentence: what was found, with the values.
         remedy: one sentence: what to do.
-        evidence: the figures by name, in SI units.
-        at: s since the epoch when it was first found.
+        evidence: the values by name, in SI units.
+        at: seconds since the epoch when it was first found.
     """
 
     kind: str
@@ -653,25 +655,25 @@ class Finding:
     at: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping."""
+        """Return the fields as a JSON-compatible mapping."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything the agent knows right now.
+    """Everything the agent knows at one moment.
 
     Attributes:
         at: seconds since the epoch.
         pid: process id.
-        loops: one entry for each loop that is watched.
+        loops: one entry for each watched loop.
         agent: the agent's own state and cost.
         tasks: tasks of this process that are alive or not yet collected; None where counting would not be O(1).
         flagged: functions that keep blocking, most blocked time first.
         pools: worker pools of this process that are in use, loopwatch's and others, and its child processes.
-        offload: functions that run somewhere else, or may.
-        findings: advice about them.
-        places: what such calls took, by where they ran.
+        offload: functions that are offloaded, or may be.
+        findings: advice about pools and processes.
+        places: totals of offloadable calls by destination.
     """
 
     at: float
@@ -686,12 +688,12 @@ class Snapshot:
     places: tuple[PlaceStats, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able mapping."""
+        """Return the fields as a JSON-compatible mapping."""
         return asdict(self)
 
 
 def culprit_key(stall: Stall) -> str:
-    """Return what stands for the culprit of ``stall`` when stalls are counted."""
+    """Return the key under which ``stall`` is counted for its culprit."""
     if stall.culprit is None:
         return f"[{stall.cause}]"
     return f"{stall.culprit.module}:{stall.culprit.function}"

@@ -1,4 +1,4 @@
-"""What users' tests, and our own, use: an assertion, a recording sink, a clock that stands still."""
+"""Test helpers, for users and for loopwatch itself: an assertion, a recording sink, a manual clock."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class assert_not_blocked:  # noqa: N801 - reads as a statement
     coroutine functions. Works beside an installed agent and without one.
 
     Args:
-        max_s: s; a shorter block is allowed. Below about 0.02 the noise of a busy machine may show.
+        max_s: seconds; a shorter block is allowed. Below about 0.02 the noise of a busy machine may show.
         **settings: further fields of :class:`loopwatch.Config`, such as ``user_code``.
 
     Raises:
-        AssertionError: names each block: how long, where, why. Not raised over another exception.
+        AssertionError: lists each block: how long, where, why. Not raised over another exception.
         ConfigError: ``max_s`` is not a number above 0.
         LoopwatchError: no event loop runs here.
 
@@ -103,10 +103,10 @@ class assert_not_blocked:  # noqa: N801 - reads as a statement
 
 
 class RecordingSink:
-    """An ``on_stall`` callback that keeps what it gets and lets a test wait for it.
+    """An ``on_stall`` callback that stores stalls and lets a test wait for them.
 
     Attributes:
-        stalls: in the order they came.
+        stalls: in order of arrival.
 
     Example:
         >>> sink = RecordingSink()
@@ -121,7 +121,7 @@ class RecordingSink:
         self._arrived = threading.Condition()
 
     def __call__(self, stall: Stall) -> None:
-        """Keep ``stall``."""
+        """Store ``stall``."""
         with self._arrived:
             self.stalls.append(stall)
             self._arrived.notify_all()
@@ -139,7 +139,7 @@ class RecordingSink:
 
 
 class FakeClock:
-    """A clock that only moves when told to; call it to read it.
+    """A clock that only moves by :meth:`advance`; call it to read it.
 
     Example:
         >>> clock = FakeClock(100.0)
@@ -156,5 +156,17 @@ class FakeClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let ``seconds`` pass."""
+        """Move the clock forward by ``seconds``."""
         self.now += seconds
+
+
+def __getattr__(name: str) -> Any:
+    """Load the conformance suite only where it is asked for, as it needs pytest."""
+    if name != "BackendConformance":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pytest
+
+    pytest.register_assert_rewrite("loopwatch.offloading.conformance")
+    from loopwatch.offloading.conformance import BackendConformance
+
+    return BackendConformance

@@ -205,3 +205,11 @@ def test_missing_package(name: str, package: str, remedy: str) -> None:
     assert done.returncode == 1
     assert remedy in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_backend_of_your_own() -> None:
+    """The example of a backend runs a decorated function and counts it."""
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLES / "own_backend.py")], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (ended.stdout, ended.stderr) == ("294 1\n", "")

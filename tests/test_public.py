@@ -181,6 +181,7 @@ def test_public_names_are_frozen() -> None:
     assert sorted(loopwatch.__all__) == [
         "Agent",
         "Backend",
+        "CallOptions",
         "Cause",
         "Config",
         "ConfigError",

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import loopwatch
-from loopwatch.demo.screen import WHY
+from loopwatch.diagnosis.causes import CAUSES
 from loopwatch.events import Cause
-from loopwatch.sinks.log import _DID
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(loopwatch.__file__).parent
@@ -22,7 +21,8 @@ def test_every_cause_has_its_words_and_its_colour(cause: Cause) -> None:
     """The log line and the demo say it in words, the page has a colour of its own for it, the README explains it."""
     style = (PACKAGE / "report" / "page" / "style.css").read_text()
     colours = dict(re.findall(r"\.([a-z_]+)\{--c:(#[0-9a-f]{6})\}", style))
-    assert cause in _DID and cause in WHY
+    facts = CAUSES[cause]
+    assert facts.doing and facts.why and facts.remedy.endswith(".")
     assert list(colours.values()).count(colours[cause.value]) == 1
     assert f"| `{cause.value}` |" in (ROOT / "README.md").read_text()
 

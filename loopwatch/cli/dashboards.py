@@ -1,4 +1,4 @@
-"""``loopwatch dashboards``: what Grafana and Prometheus need, from the installed package to a folder or a Grafana."""
+"""``loopwatch dashboards``: writes the packaged dashboards and rules to a folder, or saves them in a Grafana."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from loopwatch.cli.grafana import Grafana
 from loopwatch.errors import LoopwatchError
 
 _LEFT_OUT = frozenset({"__init__.py", "__pycache__", "source", "tests"})
-"""What lies beside the data: code, and in a checkout what the data is made from."""
+"""Other entries of the data folder: code, and in a checkout the sources of the data."""
 
 
 def export(target: Path, *, overwrite: bool = False) -> tuple[Path, ...]:
-    """Write dashboards, rules, runbook, the compose file and what it needs into a folder; return what was written.
+    """Write dashboards, rules, runbook, the compose file and its files into a folder; return all their paths.
 
-    A file that is there and the same is left alone.
+    Existing files with the same content are left alone.
 
     Args:
-        target: the folder; it is made where it is not there.
-        overwrite: whether files that differ are replaced.
+        target: the folder; it is created if needed.
+        overwrite: whether to replace files that differ.
 
     Raises:
-        LoopwatchError: a file differs from ours, before anything was written; or the folder cannot be written to.
+        LoopwatchError: an existing file differs, and nothing was written; or the folder cannot be written to.
 
     Example:
         >>> [str(path) for path in export(Path("monitoring"))][:2]
@@ -56,11 +56,11 @@ def push(url: str, token: str, folder: str, saved: Callable[[str, str], object] 
     Args:
         url: of Grafana, with its path if it has one.
         token: of a service account that may edit.
-        folder: title of the folder, which is made where it is not there; empty for none.
+        folder: title of the folder, which is created if needed; empty for none.
         saved: called with title and address of each.
 
     Raises:
-        LoopwatchError: Grafana could not be asked, or has refused.
+        LoopwatchError: Grafana could not be reached, or has refused.
     """
     grafana = Grafana(url, token)
     uid = grafana.folder(folder) if folder else None
@@ -69,7 +69,7 @@ def push(url: str, token: str, folder: str, saved: Callable[[str, str], object] 
 
 
 def dashboards() -> tuple[dict[str, Any], ...]:
-    """Return the dashboards as Grafana has them."""
+    """Return the dashboards in Grafana's JSON model."""
     found = ((name, content) for name, content in _files(_data()) if name.startswith("grafana/"))
     return tuple(json.loads(content) for _, content in found)
 

@@ -1,4 +1,4 @@
-"""What works on this machine, found by trying it: ``loopwatch doctor``. Changes nothing and leaves nothing behind."""
+"""``loopwatch doctor``: tries what works on this machine. Changes nothing and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from loopwatch.errors import ConfigError
 SCHEMA = "loopwatch.doctor/1"
 
 _NEWEST = (3, 14)
-"""Newest Python that loopwatch is meant for."""
+"""Newest Python that loopwatch supports."""
 
 _OTEL_BETA_OFFSET = 21
 """OpenTelemetry Python 1.N is released together with 0.(N+21)b."""
 
 
 class State(StrEnum):
-    """How well something works here."""
+    """How well something works on this machine."""
 
     OK = "ok"
     WARNING = "warning"
@@ -51,11 +51,11 @@ class Check:
     """One finding.
 
     Attributes:
-        name: what was looked at.
+        name: subject of the check.
         state: how well it works.
-        detail: what was found.
+        detail: description of the finding.
         advice: what to do, "" if nothing.
-        essential: whether loopwatch is of no use where ``state`` is ``no``.
+        essential: whether loopwatch cannot work if ``state`` is ``no``.
     """
 
     name: str
@@ -71,10 +71,10 @@ Examination = Callable[[Mapping[str, str]], Iterator[Check]]
 
 
 def examine(environ: Mapping[str, str]) -> tuple[Check, ...]:
-    """Try everything.
+    """Run all checks.
 
     Args:
-        environ: the environment variables to look at.
+        environ: the environment variables to check.
     """
     return tuple(check for examination in _EXAMINATIONS for check in _guarded(examination, environ))
 
@@ -96,7 +96,7 @@ def to_json(checks: Sequence[Check]) -> str:
 
 
 def to_text(checks: Sequence[Check]) -> str:
-    """Return one line a check, and the verdict."""
+    """Return one line per check, and the verdict."""
     width = max(len(check.name) for check in checks)
     lines = [f"loopwatch {__version__}"]
     for check in checks:
@@ -108,10 +108,10 @@ def to_text(checks: Sequence[Check]) -> str:
 
 
 def _guarded(examination: Examination, environ: Mapping[str, str]) -> Iterator[Check]:
-    """Yield the findings; a look that fails is a finding too, because it is what a user would report."""
+    """Yield the findings; an examination that fails is a finding too, because a user would report it."""
     try:
         yield from examination(environ)
-    except Exception as exc:  # noqa: BLE001 - told below
+    except Exception as exc:  # noqa: BLE001 - reported below
         name = examination.__name__.removeprefix("_").replace("_", " ")
         yield Check(name, State.NO, f"could not be examined: {_one_line(exc)}", "report this to loopwatch")
 
@@ -181,7 +181,7 @@ def _uvloop(_environ: Mapping[str, str]) -> Iterator[Check]:
     try:
         version = importlib.metadata.version("uvloop")
         uvloop: Any = importlib.import_module("uvloop")
-    except ImportError:  # PackageNotFoundError is one
+    except ImportError:  # includes PackageNotFoundError
         yield Check("uvloop", State.NO, "not installed", "nothing to do, unless your program is to run on it")
         return
     from loopwatch.watch.probes.uvloop import UvloopProbe
@@ -206,7 +206,7 @@ def _tried(
     *,
     essential: bool = False,
 ) -> Check:
-    """Block a loop on purpose and see whether it is found."""
+    """Block a loop on purpose and check that the stall is found."""
     from loopwatch.agent import Agent
 
     block = 0.15
@@ -387,7 +387,7 @@ def _otel_versions() -> dict[str, str]:
 
 
 def _otel_release(version: str) -> int | None:
-    """Return N for 1.N and for the 0.(N+21)b released with it; None for what has numbers of its own."""
+    """Return N for 1.N and for the 0.(N+21)b released with it; None for any other version scheme."""
     match = re.match(r"([01])\.(\d+)", version)
     if match is None:
         return None
@@ -426,7 +426,7 @@ def _settings(environ: Mapping[str, str]) -> Iterator[Check]:
 
 def _setting(variable: str, field: str, text: str) -> Check:
     if field in ("on_stall", "context") and ":" in text:
-        # What it names is the program's code: not for us to import.
+        # It names code of the program, which must not be imported here.
         good = all(_names_an_object(item) for item in text.split(",") if ":" in item)
         advice = "" if good else "write pkg.mod:name"
         return Check(variable, State.OK if good else State.WARNING, f"{text!r}, not imported here", advice)
@@ -452,7 +452,7 @@ def _journal(environ: Mapping[str, str]) -> Iterator[Check]:
     try:
         path = Path(str(from_env({ENV_PREFIX + "JOURNAL": text}).journal))
     except ConfigError:
-        return  # told with the settings
+        return  # reported with the settings
     folder = path if path.is_dir() else path.parent
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".loopwatch-"):

@@ -1,4 +1,4 @@
-"""The little of Grafana's HTTP API that saves dashboards: folders, and dashboards in them. Standard library only."""
+"""A minimal client of Grafana's HTTP API: folders, and dashboards in them. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 from loopwatch.errors import LoopwatchError
 
 TIMEOUT = 30.0
-"""s for one answer."""
+"""Seconds to wait for one response."""
 _LONGEST = 16 * 1024 * 1024
-"""Bytes that are read of an answer."""
+"""Bytes read of a response at most."""
 _PAGE = 1000
-"""Folders that are asked for at once; the most that Grafana gives."""
+"""Folders per request; Grafana's maximum."""
 
 _ADVICE = {
     401: "is it a token of this Grafana, and not expired",
@@ -28,14 +28,14 @@ _ADVICE = {
 
 
 class Grafana:
-    """One Grafana, as an account with a token sees it.
+    """One Grafana, accessed with the token of a service account.
 
     Args:
         url: its address, with its path if it has one.
         token: of a service account that may edit; never shown in an error.
 
     Raises:
-        LoopwatchError: the address or the token cannot be used.
+        LoopwatchError: the address or the token is invalid.
 
     Example:
         >>> grafana = Grafana("https://grafana.example.com", token)
@@ -50,7 +50,7 @@ class Grafana:
         self._opener = urllib.request.build_opener(_NoRedirect, tls)
 
     def folder(self, title: str) -> str:
-        """Return the uid of the top folder with this title, which is made where there is none."""
+        """Return the uid of the top-level folder with this title; it is created if there is none."""
         page = 1
         while folders := self._ask("GET", f"/api/folders?limit={_PAGE}&page={page}", list):
             for folder in folders:
@@ -65,21 +65,21 @@ class Grafana:
         """Save a dashboard in place of the one with its uid, and return its address.
 
         Args:
-            dashboard: as it is exported, without ``id``.
+            dashboard: as exported, without ``id``.
             folder: uid of a folder, None for none.
-            message: what is said of this version in its history.
+            message: description of this version in the dashboard's history.
         """
         body: dict[str, Any] = {"dashboard": {**dashboard, "id": None}, "overwrite": True, "message": message}
         if folder is not None:
             body["folderUid"] = folder
         answer = self._ask("POST", "/api/dashboards/db", dict, body, f"{dashboard['title']}: ")
         path = str(answer.get("url", f"/d/{dashboard['uid']}"))
-        # With a path of its own, Grafana says it in what it answers.
+        # If Grafana is served under a path, its answer includes that path.
         at = urlsplit(self._root)
         return f"{at.scheme}://{at.netloc}{path}" if path.startswith(f"{at.path}/") else f"{self._root}{path}"
 
     def _ask(self, method: str, path: str, kind: type[Any], body: Any = None, subject: str = "") -> Any:
-        """Ask, and return the JSON of the answer."""
+        """Send a request and return the JSON of the response."""
         address = f"{self._root}{path}"
         headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
         data = None
@@ -125,7 +125,7 @@ class Grafana:
         return self._clean(f"{type(exc).__name__}: {exc}" if isinstance(exc, Exception) else str(exc))
 
     def _clean(self, text: str) -> str:
-        """Return foreign text as one line of printable characters, without the token."""
+        """Return untrusted text as one line of printable characters, without the token."""
         line = " ".join(text.replace(self._token, "***").split())[:500]
         return "".join(char if char.isprintable() else "?" for char in line)
 
@@ -134,9 +134,10 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows nothing: the token is meant for one address, and a POST would become a GET."""
+    """Follows no redirect: the token is meant for one address, and a POST would become a GET."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Return no request, so that the redirect is an error."""
         return None
 
 
@@ -144,7 +145,7 @@ def _address(url: str) -> str:
     try:
         parts = urlsplit(url.strip())
         fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is no number
         fits = False
     if not fits or parts.username or parts.query or parts.fragment or not url.strip().isprintable():
         shown = repr(url) if "@" not in url else "an address with a user in it"

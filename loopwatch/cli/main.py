@@ -1,4 +1,4 @@
-"""The command ``loopwatch``: run a program under watch, read what it left behind, try it out, check this machine."""
+"""The command ``loopwatch``: run a program under watch, report on a journal, run the demo, check this machine."""
 
 from __future__ import annotations
 
@@ -55,13 +55,14 @@ _RUN_OPTIONS = (
 _REPEATED = ("--context", "--user-code", "--library-code")
 
 _SIGPIPE_EXIT = 141
-"""Exit code of a program that ended because nobody read its output (128 + SIGPIPE)."""
+"""Exit code of a program whose output pipe was closed (128 + SIGPIPE)."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """An argument parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Print ``message`` in one line and exit with status 2."""
         line = " ".join(message.split())
         self.exit(2, f"loopwatch: {line}; see {self.prog} --help\n")
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return _SIGPIPE_EXIT
-    except OSError as exc:  # stdout on a full disk, a working directory that was removed
+    except OSError as exc:  # such as stdout on a full disk, a removed working directory
         what = f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}"
         print(f"loopwatch: {shown(what)}", file=sys.stderr)  # noqa: T201
         _drop_output()
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Send what is still to be written nowhere: the interpreter tries once more at its end."""
+    """Redirect standard output to the null device: the interpreter flushes it once more at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -103,9 +104,9 @@ def _main(args: list[str]) -> int:
 
 
 def _split_run(args: list[str]) -> tuple[list[str], list[str]]:
-    """Return our part of ``run ...`` and the program's, which begins at the first word that is no option of ours.
+    """Split ``run ...`` into loopwatch's part and the program's, which begins at the first word that is no option.
 
-    argparse cannot do it: it would look for its own options behind the program's name as well.
+    argparse cannot do it: it would parse options behind the program's name as well.
     """
     takes_value = {name for name, _, _ in _RUN_OPTIONS}
     at = 1
@@ -317,7 +318,7 @@ def _push_dashboards(args: argparse.Namespace, _target: list[str]) -> int:
 
 
 def _write_private(name: str, text: str) -> None:
-    """Write a file that holds names and paths of the program: only for its owner, as the journal itself."""
+    """Write a file readable by its owner only, as the journal: it holds names and paths of the program."""
     try:
         descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes no descriptor

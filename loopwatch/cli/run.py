@@ -1,8 +1,8 @@
-"""Starts a program so that it, and every Python process it starts, is watched: ``loopwatch run``.
+"""``loopwatch run``: starts a program so that it, and every Python process it starts, is watched.
 
-Nothing of the program is imported or executed here. The program replaces this process, so that its exit code, signals
-and input are its own; the agent comes to it through PYTHONPATH (see :mod:`loopwatch.cli.bootstrap.sitecustomize`) and
-its settings through ``LOOPWATCH_*`` variables.
+No code of the program is imported or executed here. The program replaces this process, so that its exit code, signals
+and input are its own; it loads the agent through PYTHONPATH (see :mod:`loopwatch.cli.bootstrap.sitecustomize`), and
+the agent reads its settings from ``LOOPWATCH_*`` variables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SCRIPTS = (".py", ".pyw", ".pyz")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is to be executed.
+    """The program to execute.
 
     Attributes:
         path: executable file.
@@ -42,9 +42,9 @@ class Program:
 
 
 def find_program(target: Sequence[str]) -> Program:
-    """Return what ``-m MODULE ARGS``, ``SCRIPT ARGS`` or ``COMMAND ARGS`` means.
+    """Return the program that ``-m MODULE ARGS``, ``SCRIPT ARGS`` or ``COMMAND ARGS`` means.
 
-    A name without a directory is looked for on PATH first, as a shell does, unless it is a script of that name.
+    A name without a directory is looked up on PATH first, as a shell does, unless a script has that name.
 
     Raises:
         LoopwatchError: there is no such module, script or command.
@@ -72,7 +72,7 @@ def find_program(target: Sequence[str]) -> Program:
 
 
 def settings_for(options: Mapping[str, str]) -> dict[str, str]:
-    """Return the ``LOOPWATCH_*`` variables for ``{field: text}``, each text checked as the agent will read it.
+    """Return the ``LOOPWATCH_*`` variables for ``{field: text}``, each text checked as the agent will parse it.
 
     Raises:
         ConfigError: names the option, its value and what is allowed.
@@ -85,12 +85,12 @@ def settings_for(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _checked(field: str, text: str) -> str:
-    """Return ``text`` as the program's processes can read it, whatever their directory."""
+    """Return ``text`` in a form that the program's processes can use, whatever their directory."""
     variable, option = ENV_PREFIX + field.upper(), f"--{field.replace('_', '-')}"
     if not text:
         raise ConfigError(f"{option} '': must not be empty")
     try:
-        # Callables are the program's: importing them here would run its code.
+        # Callables belong to the program: importing them here would run its code.
         config = from_env({variable: _without_callables(text) if field == "context" else text})
     except ConfigError as exc:
         raise ConfigError(str(exc).replace(f"{variable}=", f"{option} ", 1)) from None
@@ -100,14 +100,14 @@ def _checked(field: str, text: str) -> str:
 
 
 def environment(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
-    """Return ``environ`` with ``variables``, and with our directory first on PYTHONPATH, once."""
+    """Return ``environ`` with ``variables``, and with :data:`BOOTSTRAP` first on PYTHONPATH, once."""
     others = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry != BOOTSTRAP]
     path = os.pathsep.join([BOOTSTRAP, *others]) if any(others) else BOOTSTRAP
     return {**environ, **variables, "PYTHONPATH": path}
 
 
 def execute(program: Program, environ: Mapping[str, str]) -> NoReturn:
-    """Become ``program``; on Windows, which cannot, run it and exit as it does.
+    """Replace this process by ``program``; on Windows, which cannot, run it and exit with its status.
 
     Raises:
         LoopwatchError: the system refuses to execute it.
@@ -133,7 +133,7 @@ def _run_and_wait(program: Program, environ: Mapping[str, str]) -> int:
         while True:
             try:
                 return process.wait()
-            except KeyboardInterrupt:  # the console sent it to the program too, which decides
+            except KeyboardInterrupt:  # the console sent it to the program too, which decides what to do
                 continue
 
 
@@ -148,7 +148,7 @@ def _not_an_option(name: str) -> str:
 def _check_module(module: str) -> None:
     if not module:
         raise LoopwatchError("-m: the name of a module is missing")
-    # Only the top: looking for a submodule would import its parents, which is the program's code.
+    # Only the top level: finding a submodule would import its parents, which are the program's code.
     top = module.partition(".")[0]
     path = list(sys.path)
     try:
@@ -197,7 +197,7 @@ def _checked_journal(config: Config, option: str) -> str:
 
 
 def _first_line(path: str) -> bytes:
-    """Return what tells the system how to execute a file: ``#!...``, or the mark of an archive, which it cannot."""
+    """Return the first line of a file: ``#!...``, or the signature of an archive, which the system cannot execute."""
     try:
         with Path(path).open("rb") as file:
             return file.readline(256)
@@ -206,9 +206,9 @@ def _first_line(path: str) -> bytes:
 
 
 def _check_interpreter(name: str, path: str, first: bytes) -> None:
-    """Refuse a command whose first line keeps its Python from seeing PYTHONPATH: it would run unwatched."""
+    """Refuse a command whose first line makes Python ignore PYTHONPATH: it would run unwatched."""
     words = first[2:].decode(errors="replace").split() if first.startswith(b"#!") else []
-    while words and not Path(words[0]).name.startswith("python"):  # /usr/bin/env, its options
+    while words and not Path(words[0]).name.startswith("python"):  # skip /usr/bin/env and its options
         del words[0]
     for flag in words[1:]:
         if re.fullmatch(r"-[A-Za-z]*[EI][A-Za-z]*", flag):

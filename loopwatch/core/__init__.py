@@ -1,1 +1,1 @@
-"""What it takes to be a guest in somebody's process. Imports nothing of the rest of the package."""
+"""Foundation for running inside another program: patches, faults, threads. Imports no other folder of loopwatch."""

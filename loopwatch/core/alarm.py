@@ -1,4 +1,4 @@
-"""What a thread sleeps on until it is woken, or for a time: a bare lock, as others may be replaced or traced."""
+"""Wake-up event for one thread, built on a bare ``_thread`` lock: other primitives may be replaced or traced."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from _thread import allocate_lock
 
 
 class Alarm:
-    """Wakes one thread.
+    """Wake-up event for one thread; a :meth:`wake` is kept until the next :meth:`wait`.
 
     Example:
         >>> alarm = Alarm()
@@ -20,12 +20,12 @@ class Alarm:
         self._lock.acquire()
 
     def wake(self) -> None:
-        """Have the thread go on, now or where it waits next; from any thread and signal handler, never blocks."""
+        """Wake the thread, now or at its next :meth:`wait`. Safe in any thread and signal handler; never blocks."""
         try:
             self._lock.release()
-        except RuntimeError:  # it is on its way already
+        except RuntimeError:  # already woken
             pass
 
     def wait(self, seconds: float = -1) -> bool:
-        """Sleep until :meth:`wake`, at most ``seconds``, without end if that is -1; return whether it was woken."""
+        """Sleep until :meth:`wake`, at most ``seconds`` (-1: no limit); return whether it was woken."""
         return self._lock.acquire(True, seconds)

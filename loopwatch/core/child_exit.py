@@ -1,4 +1,4 @@
-"""The end of a child process of multiprocessing: it runs no ``atexit`` functions (``BaseProcess._bootstrap``)."""
+"""Exit hook for child processes of multiprocessing, which run no ``atexit`` functions (``BaseProcess._bootstrap``)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ PART = "leaving"
 
 
 class ChildExit:
-    """Has something done when such a child has finished its work, and before it is gone.
+    """Calls a function when a multiprocessing child has finished its work, before the process ends.
 
     Args:
-        patches: where the replaced attribute is kept.
-        faults: where failures are counted.
-        leave: what is to be done; in the main thread of the child.
+        patches: holds the replaced attribute.
+        faults: counts failures.
+        leave: called in the main thread of the child.
     """
 
     def __init__(self, patches: PatchSet, faults: Faults, leave: Callable[[], object]) -> None:
@@ -26,11 +26,11 @@ class ChildExit:
         self._hooks: list[ListItem] = []
 
     def start(self) -> None:
-        """Wait for the end, if multiprocessing is imported or will be; we do not import it."""
+        """Install the hook, now or once the program imports multiprocessing; never imports it."""
         self._hooks += when_imported("multiprocessing.util", self._patch)
 
     def stop(self) -> None:
-        """Wait no more; the patch is undone by its owner."""
+        """Stop waiting for the import; the owner of ``patches`` undoes the patch."""
         for hook in self._hooks:
             hook.undo()
         self._hooks.clear()
@@ -40,7 +40,7 @@ class ChildExit:
             self._patches.around(util, "_exit_function", self._exit_function)
 
     def _exit_function(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # In any other process it is called at exit, through a reference that is older than ours.
+        # Other processes call it at exit, through a reference that is older than the patch.
         try:
             return original(*args, **kwargs)
         finally:

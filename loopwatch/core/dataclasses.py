@@ -1,18 +1,19 @@
-"""``dataclass`` with slots as the standard library has it, most of which is made when it is first asked for.
+"""A lazy ``dataclass(slots=True)``, compatible with the standard one; most of a class is generated on first use.
 
-The standard one takes 0.5 to 1 ms a class, half of what it took to load the agent; most of the records are not needed
-before something happens. Methods are compiled at the second instance. What ``dataclasses.fields`` and its like look for
-is made by the standard decorator when somebody looks; until then its module is not even loaded.
+The standard decorator takes 0.5 to 1 ms a class, which would be half of the agent's load time, and most records are not
+needed before something happens. Here methods are compiled at the second instance. The attributes that
+``dataclasses.fields`` and similar functions read are made by the standard decorator on first access; until then its
+module is not even loaded.
 """
 
 from __future__ import annotations
 
 import functools
 
-TYPE_CHECKING = False  # as type checkers know it
+TYPE_CHECKING = False  # recognised by type checkers
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from dataclasses import dataclass as dataclass  # noqa: PLC0414 - it is what this module exports
+    from dataclasses import dataclass as dataclass  # noqa: PLC0414 - exported
     from dataclasses import field as field  # noqa: PLC0414
     from typing import Any, Literal, TypeVar
 
@@ -21,16 +22,16 @@ else:
 
     def dataclass(
         *,
-        slots: Literal[True],  # noqa: ARG001 - as type checkers know it
+        slots: Literal[True],  # noqa: ARG001 - for type checkers
         frozen: bool = False,
         kw_only: bool = False,
     ) -> Callable[[type], type]:
-        """Make a class a dataclass, with the arguments of the standard decorator that are in use here.
+        """Make a class a dataclass; takes those arguments of the standard decorator that this package uses.
 
         Args:
-            slots: instances have no other attributes than the fields.
-            frozen: instances cannot be changed, and can be hashed.
-            kw_only: fields are given by name.
+            slots: instances have no attributes but the fields.
+            frozen: instances are immutable and hashable.
+            kw_only: fields are keyword-only.
 
         Example:
             >>> import dataclasses
@@ -63,44 +64,44 @@ else:
         return make
 
     def field(*, default_factory: Callable[[], Any]) -> Any:
-        """Give a field a value of its own in each instance, as the standard function of this name does."""
+        """Declare a field whose default is made anew for each instance, as ``dataclasses.field`` does."""
         return _Factory(default_factory)
 
 
 def compile_now(*classes: Any) -> None:
-    """Compile the methods of ``classes``, where the first instance is no time to do that."""
+    """Compile the methods of ``classes`` now, where that must not happen while instances are made."""
     for cls in classes:
-        cls.__init__  # noqa: B018 - looked for, see below
+        cls.__init__  # noqa: B018 - the access compiles them, see _Init
 
 
 def field_names(cls: Any) -> tuple[str, ...]:
-    """Return the names of the fields of a class that was made here."""
+    """Return the field names of a class made by this module."""
     names: tuple[str, ...] = cls.__slots__
     return names
 
 
 def replace(record: Record, **changes: Any) -> Record:
-    """Return a copy of ``record`` with other values in some fields, as the standard function does."""
+    """Return a copy of ``record`` with ``changes`` applied, as ``dataclasses.replace`` does."""
     values = {name: getattr(record, name) for name in _names(record)}
     return type(record)(**(values | changes))
 
 
 def asdict(record: Any) -> dict[str, Any]:
-    """Return ``{field: value}``, with the fields of records within it, as the standard function does."""
+    """Return ``{field: value}``, nested records converted too, as ``dataclasses.asdict`` does."""
     import dataclasses
 
     return dataclasses.asdict(record)
 
 
 class _Factory:
-    """The default of a field that is made anew for each instance."""
+    """A field's default that is made anew for each instance."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
 
 
 class _Spec:
-    """A class that is being made: names and defaults of its fields, and what it is to be."""
+    """Definition of a class: names and defaults of its fields, its options, and the class once it is made."""
 
     def __init__(self, names: tuple[str, ...], defaults: dict[str, Any], frozen: bool, kw_only: bool) -> None:
         self.cls: Any = None
@@ -108,7 +109,7 @@ class _Spec:
 
 
 class _Init:
-    """In place of ``__init__`` until a second instance is made, or it is looked for, as by ``inspect.signature``."""
+    """Stand-in for ``__init__`` until a second instance is made or it is accessed, as by ``inspect.signature``."""
 
     def __init__(self, spec: _Spec) -> None:
         self._spec = spec
@@ -121,7 +122,7 @@ class _Init:
         return self._compile(instance)
 
     def _first(self, instance: object, *args: Any, **kwargs: Any) -> None:
-        """Initialise the first instance, as of many records there is no other."""
+        """Initialise the first instance without compiling: many records never get a second one."""
         spec = self._spec
         values = dict(zip(spec.names, args, strict=False)) if not spec.kw_only else {}
         if len(values) == len(args) and not values.keys() & kwargs.keys():
@@ -135,7 +136,7 @@ class _Init:
                 if (then := getattr(instance, "__post_init__", None)) is not None:
                     then()
                 return
-        self._compile(instance)(*args, **kwargs)  # says what is wrong with the arguments
+        self._compile(instance)(*args, **kwargs)  # raises the TypeError for the arguments
 
     def _compile(self, instance: object) -> Any:
         cls = self._spec.cls
@@ -145,7 +146,7 @@ class _Init:
 
 
 class _Standard:
-    """In place of what the standard decorator gives a class, until that is looked for."""
+    """Stand-in for an attribute that the standard decorator gives a class, until its first access."""
 
     def __init__(self, name: str, spec: _Spec) -> None:
         self._name, self._spec = name, spec
@@ -162,14 +163,14 @@ class _Standard:
         made: Any = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=spec.kw_only)(
             type(spec.cls.__name__, (), namespace | given)
         )
-        params = made.__dataclass_params__  # of interest to a dataclass that inherits from this one
+        params = made.__dataclass_params__  # read when a dataclass inherits from this one
         params.frozen, params.init, params.repr, params.eq = spec.frozen, True, True, True
         spec.cls.__dataclass_fields__, spec.cls.__dataclass_params__ = made.__dataclass_fields__, params
         return getattr(spec.cls, self._name)
 
 
 def _compiled(spec: _Spec) -> dict[str, Any]:
-    """Return ``__init__``, and those of ``__eq__`` and ``__hash__`` that the class has not written itself."""
+    """Return ``__init__``, and ``__eq__`` and ``__hash__`` unless the class defines them itself."""
     cls = spec.cls
     given: dict[str, Any] = {"_set": object.__setattr__, "_anew": _ANEW}
     parameters = ["self", "*"] if spec.kw_only and spec.names else ["self"]
@@ -194,7 +195,7 @@ def _compiled(spec: _Spec) -> dict[str, Any]:
         "__hash__": f"(self):\n return hash({own})",
     }
     wanted = ["__init__", *(name for name, generic in _GENERIC.items() if vars(cls).get(name) is generic)]
-    # A program that ends by Ctrl-C is killed by SIGINT at the very end, unless text is executed on the way there: that
+    # After Ctrl-C the interpreter kills itself by SIGINT as its last act, unless source text is executed before: that
     # resets ``unhandled_keyboard_interrupt`` (Python/pythonrun.c, run_eval_code_obj). Compiled code does not.
     code = compile("\n".join(f"def {name}{sources[name]}" for name in wanted), "<string>", "exec")
     exec(code, given)
@@ -214,7 +215,7 @@ _ANEW = _Anew()
 
 def _names(record: Any) -> tuple[str, ...]:
     own: tuple[str, ...] | None = vars(type(record)).get("__own_fields__")
-    return tuple(type(record).__dataclass_fields__) if own is None else own  # a class of the program that inherits
+    return tuple(type(record).__dataclass_fields__) if own is None else own  # a subclass made by the program
 
 
 def _values(record: Any) -> tuple[Any, ...]:

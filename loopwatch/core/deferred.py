@@ -1,7 +1,7 @@
-"""Puts something off until this process does what is worth watching: runs a loop, uses a pool, starts a worker process.
+"""Deferred start: calls a function when the process first runs a loop, uses a pool or starts a worker process.
 
-Stands alone: it runs in every Python process under ``loopwatch run`` that imports asyncio, most of which never do any
-of that, and imports nothing that asyncio has not loaded. What it replaces is put back at the first use.
+Self-contained: runs in every Python process under ``loopwatch run`` that imports asyncio, most of which never do any of
+that, and imports nothing that asyncio has not loaded. Its replacements are undone at the first use.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from loopwatch.core.import_hooks import WhenComplete, WhenImported
 from loopwatch.core.stand_in import StandIn
 from loopwatch.core.unseen import unseen
 
-TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+TYPE_CHECKING = False  # recognised by type checkers; importing typing takes 3 ms
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
@@ -32,17 +32,17 @@ _FIRST_USES = (
     ("os", "", "fork"),
     ("os", "", "forkpty"),
 )
-"""Module, class and function. Programs that are executed (``subprocess``) are not among them: any library does that at
-import, and what it starts is found by looking once the agent is there."""
+"""Module, class and function. ``subprocess`` is not among them: libraries run programs at import, and children that run
+already are found when the agent starts."""
 
 
 class Deferred:
-    """Calls ``begin`` once: at the first use, on the thread that is about to do it, before it does.
+    """Calls ``begin`` once, just before the first use, on the thread that makes it.
 
     Args:
-        begin: what was put off.
-        origin: returns where a thread pool is being made, ``file:line in function``; None if it is of no interest.
-        failed: called with what goes wrong, ``begin`` included; must not raise.
+        begin: the deferred action.
+        origin: returns where a thread pool is being created, ``file:line in function``; None to ignore that pool.
+        failed: called with every exception, including those of ``begin``; must not raise.
 
     Example:
         >>> import asyncio
@@ -62,14 +62,14 @@ class Deferred:
         self.is_waiting = False
 
     def start(self) -> None:
-        """Wait for the first use from now on."""
+        """Start waiting for the first use."""
         self.is_waiting = True
         for name, owner, function in _FIRST_USES:
             self._when_imported(name, functools.partial(self._wait_for, owner, function))
         self._when_imported("concurrent.futures.thread", self._wait_for_made)
 
     def cancel(self) -> None:
-        """Wait no longer: what was replaced is as it was, and ``begin`` is not called any more."""
+        """Stop waiting: undo the replacements; ``begin`` is not called any more."""
         self.is_waiting = False
         for use in self._uses:
             use.undo()
@@ -80,13 +80,13 @@ class Deferred:
         self._finders.clear()
 
     def fire(self) -> None:
-        """Call ``begin`` now, if that is still to be done."""
+        """Call ``begin`` now, unless it has been called or cancelled."""
         if self.is_waiting:
             self.cancel()
             self._begin()
 
     def pools(self) -> list[tuple[Any, str]]:
-        """Return the thread pools that were made meanwhile, each with where: ``file:line in function``."""
+        """Return (pool, ``file:line in function``) for each live thread pool that was created while waiting."""
         return [(pool, place) for ref, place in list(self._made.values()) if (pool := ref()) is not None]
 
     def _when_imported(self, name: str, callback: Callable[[ModuleType], object]) -> None:
@@ -94,7 +94,7 @@ class Deferred:
         if module is None:
             self._finders.append(WhenImported(name, callback))
             sys.meta_path.insert(0, self._finders[-1])
-        elif getattr(module.__spec__, "_initializing", False):  # uvloop, which imports asyncio
+        elif getattr(module.__spec__, "_initializing", False):  # being imported now: uvloop, which imports asyncio
             WhenComplete.of(module, lambda module: self.is_waiting and callback(module))
         else:
             callback(module)
@@ -105,13 +105,13 @@ class Deferred:
             self._add(target, function, lambda _args: self.fire())
 
     def _wait_for_made(self, module: ModuleType) -> None:
-        """A thread pool is no reason to begin: libraries make one at import that nobody may ever use."""
+        """Record new thread pools without firing: libraries create pools at import that may never be used."""
         self._add(module.ThreadPoolExecutor, "__init__", self._note)
 
     def _add(self, owner: Any, name: str, before: Callable[[tuple[Any, ...]], object]) -> None:
         try:
             self._uses.append(_Use(owner, name, before, self._failed))
-        except Exception as exc:  # noqa: BLE001 - the program's import must not fail for it
+        except Exception as exc:  # noqa: BLE001 - must not fail the program's import
             self._failed(exc)
 
     def _note(self, args: tuple[Any, ...]) -> None:
@@ -123,7 +123,7 @@ class Deferred:
 
 @unseen
 class _Use:
-    """A function or method that has ``before(args)`` called before each call, until :meth:`undo`."""
+    """Wraps a function or method so that ``before(args)`` is called before each call, until :meth:`undo`."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Use:
         setattr(owner, name, self._replacement)
 
     def undo(self) -> None:
-        """Put the original back; where somebody has wrapped the replacement it stays, and does nothing."""
+        """Restore the original; a replacement that other code has wrapped stays as a pass-through."""
         self._before = _nothing
         self._forwards = self._is_in_place
         if not self._is_in_place:
@@ -171,7 +171,8 @@ class _Use:
         if len(args) == 1 and args[0] is None:  # _set_running_loop(None): a loop has stopped
             return self._forward(args, kwargs)
         if self._name == "_set_running_loop" and self._before is not _nothing and not self._is_in_place:
-            # What replaces it next is not called this time, as it will call the wrapper: it finds the loop running.
+            # The patch that begin() installs is not called this time, as it leads to the foreign wrapper and back here:
+            # the agent finds the loop running.
             result = self._original(*args, **kwargs)
             self._note(args)
             return result
@@ -181,11 +182,11 @@ class _Use:
     def _note(self, args: tuple[Any, ...]) -> None:
         try:
             self._before(args)
-        except Exception as exc:  # noqa: BLE001 - the seam between the program and us
+        except Exception as exc:  # noqa: BLE001 - boundary between the program and the agent
             self._failed(exc)
 
     def _forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call what stands in place of the original now, if that is not what calls this one."""
+        """Call what replaces the original now, unless that is the caller."""
         found = vars(self._owner).get(self._name)
         is_outer = found is None or found is self._replacement or getattr(self._local, "is_inside", False)
         if is_outer or not self._forwards:

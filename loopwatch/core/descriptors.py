@@ -1,7 +1,7 @@
-"""Whether a descriptor that was kept is still ours.
+"""Detects whether a stored file descriptor still refers to what the agent opened.
 
-A program that becomes a daemon may close every descriptor there is, and its own files and sockets get the numbers of
-ours: whoever went on would write into them, take their connections, close them.
+A program that becomes a daemon may close all descriptors, and its own files and sockets then reuse the numbers. Using a
+stale descriptor would write into them, accept their connections or close them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 
 class LostError(OSError):
-    """Descriptors of ours were closed by others."""
+    """Descriptors of the agent were closed by other code."""
 
 
 Mark = tuple[int, int] | None
-"""What is behind a descriptor: device and inode, which every socket has too; None where that cannot be told."""
+"""Identity of an open file: device and inode, which every socket has too; None where it is unknown."""
 
 
 def mark(fd: int) -> Mark:
-    """Return what is behind ``fd`` now; costs a microsecond.
+    """Return the identity of what ``fd`` refers to now; costs a microsecond.
 
     Example:
         >>> ours, theirs = os.pipe()
@@ -31,13 +31,13 @@ def mark(fd: int) -> Mark:
     """
     try:
         found = os.fstat(fd)
-    except OSError:  # nothing any more; or a socket of Windows
+    except OSError:  # closed; or a Windows socket
         return None
     return found.st_dev, found.st_ino
 
 
 def mark_of(path: Path) -> Mark:
-    """Return what stands at ``path`` now, where it is not followed if it is a link."""
+    """Return the identity of what is at ``path`` now; a symbolic link is not followed."""
     try:
         found = path.stat(follow_symlinks=False)
     except OSError:
@@ -46,7 +46,7 @@ def mark_of(path: Path) -> Mark:
 
 
 def close(fd: int, before: Mark) -> None:
-    """Close ``fd`` unless it is somebody else's by now.
+    """Close ``fd``, unless its number now refers to something else.
 
     Args:
         fd: the descriptor.
@@ -57,7 +57,7 @@ def close(fd: int, before: Mark) -> None:
 
 
 def close_socket(kept: socket.socket, before: Mark) -> None:
-    """Close a socket; what is somebody else's by now is only let go of."""
+    """Close a socket; detach it instead if its descriptor now refers to something else."""
     if mark(kept.fileno()) == before:
         kept.close()
     else:

@@ -1,8 +1,8 @@
-"""What happens when a part of the agent itself fails: it is counted, logged, and left out for a while if it goes on.
+"""Fault isolation: failures inside the agent are counted and logged; a part that keeps failing is switched off.
 
-A fault of one stall, pool or loop costs that one something, never the part. Only a part that fails on :data:`OCCASIONS`
-occasions within :data:`WINDOW` seconds is switched off, for :data:`FIRST_PAUSE` seconds; then it is tried again. If it
-fails again, it is off for twice as long, at most :data:`LONGEST_PAUSE`; that it works again is logged too.
+A fault affects one stall, pool or loop, never the whole part. Only a part that fails on :data:`OCCASIONS` occasions
+within :data:`WINDOW` seconds is switched off, for :data:`FIRST_PAUSE` seconds, and then tried again. If it fails again,
+it is off for twice as long, at most :data:`LONGEST_PAUSE`. Recovery is logged too.
 """
 
 from __future__ import annotations
@@ -26,33 +26,34 @@ Other = TypeVar("Other")
 P = ParamSpec("P")
 
 OCCASIONS = 3
-"""Faults on different occasions within :data:`WINDOW` that switch a part off."""
+"""Faults on distinct occasions within :data:`WINDOW` that switch a part off."""
 WINDOW = 60.0
-"""s."""
+"""Seconds."""
 APART = 0.1
-"""s between two faults on different occasions."""
+"""Minimum seconds between faults on distinct occasions."""
 FIRST_PAUSE = 10.0
-"""s for which a part is off the first time."""
+"""Seconds for which a part is off the first time."""
 LONGEST_PAUSE = 600.0
-"""s for which a part is off at most; one that has worked for as long begins anew."""
+"""Maximum seconds for which a part is off; a part that has worked for as long starts again with the first pause."""
 TRIAL = 10.0
-"""s without a fault after which a part counts as working again where nothing shows it earlier."""
+"""Seconds without a fault after which a part counts as recovered, unless a success shows it earlier."""
 
 
 class Attempt(Protocol):
-    """Does what may fail without harm, such as code of the program; as :meth:`Faults.attempt`."""
+    """Type of :meth:`Faults.attempt`: runs an action that may fail without harm, such as code of the program."""
 
     def __call__(self, part: str, do: Callable[[], Found], otherwise: Other, /) -> Found | Other:
-        """Return ``do()``, or ``otherwise`` if it fails, which is then counted under the name of the part."""
+        """Return ``do()``; if it fails, count a fault of ``part`` and return ``otherwise``."""
 
 
 def plainly(_part: str, do: Callable[[], Found], _otherwise: Other, /) -> Found | Other:
-    """Return ``do()``, whatever it raises."""
+    """Return ``do()``; exceptions propagate."""
     return do()
 
 
 NEVER_OFF = frozenset({"callback", "fork", "pool", "probe", "prometheus", "search", "teller"})
-"""Parts that leave out by themselves the one thing that has failed (a loop's probe, a pool, a scrape, an action)."""
+"""Parts that are never switched off: they skip the failed object themselves (a loop's probe, a pool, a scrape, an
+action)."""
 
 
 _NEVER = float("inf")
@@ -60,14 +61,14 @@ _NEVER = float("inf")
 
 @dataclass(slots=True)
 class _Part:
-    """One part that has failed.
+    """Fault history of one part.
 
     Attributes:
-        occasions: when it failed, lately.
-        about: what the last fault was about.
-        pause: s for which it is off the next time.
-        well_since: when it worked again after it was off.
-        said: whether it was logged that it is off, and not yet that it works again.
+        occasions: times of recent faults.
+        about: subject of the last fault.
+        pause: seconds for which it is switched off the next time.
+        well_since: time of the last recovery.
+        said: whether the switch-off was logged and the recovery was not yet.
     """
 
     occasions: list[float] = field(default_factory=list)
@@ -78,13 +79,13 @@ class _Part:
 
 
 class Faults:
-    """Faults of one agent, by the name of the part that failed.
+    """Counts the faults of one agent by part, and switches off parts that keep failing.
 
     Args:
-        relay: has an action done by another thread and returns True, or returns False: do it here. A log handler may
-            block, and neither a loop nor the watcher may wait for it.
+        relay: hands an action to another thread and returns True, or returns False: the caller runs it. A log handler
+            may block, and neither a loop nor the watcher may wait for it.
         failed: called with the name of a part at each fault; must not raise.
-        clock: monotonic seconds.
+        clock: monotonic clock in seconds.
 
     Attributes:
         counts: faults by part, since the start.
@@ -107,24 +108,24 @@ class Faults:
         self._relay = relay
         self._failed = failed
         self._clock = clock
-        # No lock: single operations on dicts, as faults come from any thread, in signal handlers and around forks.
+        # No lock, only single dict operations: faults come from any thread, signal handlers and around forks.
         self._parts: dict[str, _Part] = {}
-        self._off: dict[str, float] = {}  # when each is tried again
-        self._trials: dict[str, float] = {}  # since when each is
+        self._off: dict[str, float] = {}  # when each part is tried again
+        self._trials: dict[str, float] = {}  # since when each part is on trial
 
     @contextmanager
     def guard(self, part: str, about: object = None, *, for_good: bool = False) -> Iterator[None]:
-        """Keep an exception of ``part`` inside, and count it.
+        """Catch an exception of ``part`` and count it.
 
         Args:
             part: its name.
-            about, for_good: as of :meth:`add`.
+            about, for_good: as in :meth:`add`.
         """
         try:
             yield
         except BaseException as exc:
-            # In a thread of the program, KeyboardInterrupt and its like are meant for the program. In a thread of ours
-            # they come from a callback (``sys.exit()``, a cancelled future) and would end that thread unseen.
+            # In the program's threads, KeyboardInterrupt and the like are meant for the program. In the agent's threads
+            # they come from a callback (``sys.exit()``, a cancelled future) and would end the thread silently.
             if not isinstance(exc, Exception) and not threading.current_thread().name.startswith(OWN_THREADS):
                 raise
             if raised_by_handler(exc):
@@ -135,27 +136,27 @@ class Faults:
                 self._works_again(part)
 
     def run(self, part: str, do: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call ``do(*args, **kwargs)`` unless ``part`` is switched off; a fault is counted."""
+        """Call ``do(*args, **kwargs)`` unless ``part`` is switched off; count a fault."""
         if not self.is_off(part):
             with self.guard(part):
                 do(*args, **kwargs)
 
     def attempt(self, part: str, do: Callable[[], Found], otherwise: Other, about: object = None) -> Found | Other:
-        """Return what ``do()`` returns; ``otherwise`` if it fails or ``part`` is switched off."""
+        """Return ``do()``, or ``otherwise`` if it fails or ``part`` is switched off."""
         if not self.is_off(part):
             with self.guard(part, about):
                 return do()
         return otherwise
 
     def add(self, part: str, exc: BaseException, about: object = None, *, for_good: bool = False) -> None:
-        """Count a fault of ``part``; the first one is logged, repeated ones switch it off for a while.
+        """Count a fault of ``part``: log the first, switch the part off for a while if they repeat.
 
         Args:
             part: its name.
             exc: the fault.
-            about: what it was about, such as the id of a stall, never an object of the program: several faults about
-                the same are one occasion.
-            for_good: it cannot come back, as a thread or hook has ended with it.
+            about: its subject, such as the id of a stall, never an object of the program; several faults with the same
+                subject are one occasion.
+            for_good: the part cannot recover, as its thread or hook has ended.
         """
         first = self.count(part) == 1
         self._failed(part)
@@ -181,12 +182,12 @@ class Faults:
             self._tell(part, f"{what}: {error_text(exc)}", exc)
 
     def count(self, part: str) -> int:
-        """Count a fault that needs nothing else; return how many there are of ``part``."""
+        """Count a fault without logging it; return the number of faults of ``part``."""
         self.counts[part] = found = self.counts.get(part, 0) + 1
         return found
 
     def add_one(self, part: str, exc: BaseException) -> None:
-        """Count a fault of one of the objects that are watched as ``part``; the first is logged, nothing goes off."""
+        """Count a fault of one watched object of the kind ``part``; log the first, switch nothing off."""
         if self.count(part) == 1:
             self.say(
                 logging.WARNING,
@@ -213,7 +214,7 @@ class Faults:
         return False
 
     def off(self) -> dict[str, float | None]:
-        """Return the parts that are switched off, and for how many s from now; None for good."""
+        """Return the parts that are switched off, with the seconds until each is tried again; None: never."""
         now = self._clock()
         return {part: None if ends == _NEVER else ends - now for part, ends in self._off.copy().items() if ends > now}
 
@@ -223,7 +224,7 @@ class Faults:
         def write() -> None:
             try:
                 log.write(level, text, *args, error=exc)
-            except Exception:  # noqa: BLE001 - there is nowhere left to tell it
+            except Exception:  # noqa: BLE001 - nowhere left to log it
                 self.counts.setdefault("log", 1)
 
         if log.logger.isEnabledFor(level) and not self._relay(write):
@@ -244,7 +245,7 @@ class Faults:
 
 
 def _is_repeated(state: _Part, now: float, about: object) -> bool:
-    """Note a fault; return whether there were enough lately, on different occasions."""
+    """Record a fault; return whether enough distinct occasions are recent."""
     known = state.occasions
     if known and (now - known[-1] < APART or (about is not None and about == state.about)):
         return False

@@ -1,7 +1,7 @@
-"""Stops the agent's threads while the process forks, and starts them again afterwards.
+"""Stops the agent's threads while the process forks, and restarts them afterwards.
 
-The child is to be as it would be without us: no thread is there whose locks it would inherit locked, or that was
-importing a module; and its parent is not warned of threads that are not its own.
+The child must be as it would be without the agent: it inherits no lock and no half-done import of an agent thread, and
+Python does not warn the parent about threads that it did not start itself.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ PART = "fork"
 """Name under which faults around a fork are counted."""
 
 Finish = Callable[[Callable[[], object]], object]
-"""Calls what it is given once the fork of the calling thread is over."""
+"""Runs the given action once the fork of the calling thread is over."""
 
 
 class ForkPause:
-    """The forks of one agent's process.
+    """Fork handling of one agent.
 
     Args:
         faults: of the agent.
 
     Attributes:
-        running: forks under way: nothing is logged meanwhile, as a handler may block or import.
+        running: number of forks in progress; nothing is logged meanwhile, as a handler may block or import.
     """
 
     def __init__(self, faults: Faults) -> None:
@@ -39,13 +39,13 @@ class ForkPause:
     def begin(
         self, first: OwnThread, others: Sequence[OwnThread], held: contextlib.AbstractContextManager[None], then: Finish
     ) -> Callable[[], None]:
-        """Stop the threads before a fork; return what starts them again after it, in the parent.
+        """Stop the threads before a fork; return the function that restarts them in the parent.
 
         Args:
-            first: the watcher's thread, which starts the others again: who forks waits for the start of only one.
+            first: the watcher's thread, which restarts the others: the forking thread waits for one start only.
             others: the other threads.
-            held: entered for as long as the fork takes.
-            then: has the threads started again.
+            held: context that is entered for the duration of the fork.
+            then: runs the restart of the threads.
         """
         self.running += 1
         threads, leaving, hold = (first, *others), list[threading.Thread | None](), contextlib.ExitStack()
@@ -72,16 +72,16 @@ class ForkPause:
             self.bring_back()
 
     def bring_back(self) -> None:
-        """Start the other threads again; once a tick in the watcher's thread, where there is one."""
+        """Restart the other threads; called once a tick by the watcher's thread, if there is one."""
         while self._returning:
             with self._faults.guard(PART):
                 self._returning.popleft().release()
 
     def begin_child(self) -> None:
-        """Begin anew in a forked child, where none of the threads exists; :meth:`end_child` ends it."""
+        """Reset in a forked child, where none of the threads exists; :meth:`end_child` completes it."""
         self.running = 1
         self._returning.clear()
 
     def end_child(self) -> None:
-        """Everything has begun anew."""
+        """Complete the reset in a forked child."""
         self.running = 0

@@ -1,9 +1,9 @@
-"""Marks the frame of a call so that the same call is known again, where neither program nor debugger sees it.
+"""Marks a frame so that the same call is recognised again, invisibly to the program and to debuggers.
 
-The one attribute of a frame that anybody can set and that goes away with the call is ``f_trace_lines``; but a debugger
-that begins to trace a frame with ``f_trace_lines = False`` does not stop at its lines. It is one byte of the frame
-object, of which the interpreter only asks whether it is 0 (``PyFrameObject`` in CPython's
-Include/internal/pycore_frame.h, ``trace_line`` in Python/legacy_tracing.c): the mark is a 2 in place of the 1.
+``f_trace_lines`` is the only frame attribute that any code can set and that ends with the call; but a debugger that
+begins to trace a frame with ``f_trace_lines = False`` does not stop at its lines. It is one byte of the frame object,
+which the interpreter only compares with 0 (``PyFrameObject`` in CPython's Include/internal/pycore_frame.h,
+``trace_line`` in Python/legacy_tracing.c): the mark is a 2 in place of the 1.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _TRUE, _MARKED = 1, 2
 
 
 def mark(frame: FrameType) -> bool:
-    """Mark the call of ``frame``, which must be held meanwhile; return whether it was not marked before.
+    """Mark the call of ``frame``; return whether it was not marked before.
 
-    False too where the frame cannot be marked.
+    Returns False too where the frame cannot be marked. The caller must hold a reference to ``frame`` meanwhile.
 
     Example:
         >>> frame = sys._getframe()
@@ -31,7 +31,7 @@ def mark(frame: FrameType) -> bool:
     import ctypes
 
     byte = ctypes.c_ubyte.from_address(id(frame) + offset)
-    if byte.value != _TRUE:  # marked, or somebody has switched it off
+    if byte.value != _TRUE:  # marked already, or tracing of lines is switched off
         return False
     byte.value = _MARKED
     return True
@@ -39,10 +39,10 @@ def mark(frame: FrameType) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def _offset() -> int | None:
-    """Return where in a frame object that byte lies, as a frame of our own shows; None where it cannot be found."""
+    """Return the offset of that byte in a frame object, found with this call's frame; None where it cannot be found."""
     try:
         import ctypes
-    except ImportError:  # an interpreter that was built without it
+    except ImportError:  # an interpreter built without it
         return None
     frame, size = sys._getframe(), FrameType.__basicsize__
     frame.f_trace_lines = True

@@ -1,4 +1,4 @@
-"""The frames of other threads, where they may be read."""
+"""Reads the frames of other threads, where that is safe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _read = sys._current_frames
 
 
 def _interpreters() -> Any:
-    """Return the interpreter's module about sub-interpreters, None where there is none or none is needed."""
+    """Return the interpreter's module for sub-interpreters, None where it does not exist or is not needed."""
     if _PYTHON < (3, 12):
-        return None  # one GIL and one allocator for all
+        return None  # one GIL and one allocator for all interpreters
     try:
-        # As the statement does: programs replace importlib.import_module by a function that raises on a loop.
+        # As the import statement does: programs make importlib.import_module raise on a loop's thread.
         return __import__("_interpreters" if _PYTHON >= (3, 13) else "_xxsubinterpreters")
     except ImportError:
         return None
@@ -26,11 +26,11 @@ _MAIN = 0
 
 
 def are_readable() -> bool:
-    """Return whether frames of other threads may be read: not beside a sub-interpreter that has a GIL of its own.
+    """Return whether frames of other threads may be read: not beside a sub-interpreter with its own GIL.
 
-    ``sys._current_frames`` goes through the threads of all interpreters and makes frame objects for them without their
-    GIL and with the wrong allocator: ``free(): invalid pointer`` in 3.12 and 3.13 (``_PyThread_CurrentFrames`` in
-    CPython's Python/pystate.c).
+    ``sys._current_frames`` walks the threads of all interpreters and creates frame objects for them without their GIL
+    and with the wrong allocator: ``free(): invalid pointer`` in 3.12 and 3.13 (``_PyThread_CurrentFrames`` in CPython's
+    Python/pystate.c).
     """
     if _known is None:
         return True
@@ -38,15 +38,15 @@ def are_readable() -> bool:
     if len(found) == 1:
         return True
     if _PYTHON < (3, 13):
-        return False  # of which kind they are cannot be found out
+        return False  # their kind is unknown
     try:
         return all(_known.get_config(number).gil != "own" for number, _ in found if number != _MAIN)
-    except Exception:  # noqa: BLE001 - InterpreterNotFoundError: one has just ended, or is not complete yet
+    except Exception:  # noqa: BLE001 - InterpreterNotFoundError: one has just ended, or is being created
         return False
 
 
 def current_frames() -> dict[int, FrameType]:
-    """Return the innermost frame of every thread, drop it as soon as it is read; nothing where they are not readable.
+    """Return the innermost frame of every thread, empty where they are not readable; drop it once it is read.
 
     Example:
         >>> import threading

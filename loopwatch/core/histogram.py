@@ -1,4 +1,4 @@
-"""A histogram of durations with bounded memory and quantiles that are right to 5 percent."""
+"""Histogram of durations with bounded memory and quantiles accurate to 5 percent."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from loopwatch.events import LagStats
 
 _LOWEST = 1e-5
-"""s; shorter durations share the first bucket."""
+"""Seconds; shorter durations share the first bucket."""
 _GROWTH = math.log(1.1)
-"""Each bucket is 10 percent wider than the one before: its geometric middle is off by 5 percent at most."""
+"""Each bucket is 10 percent wider than the one before: its geometric middle is off by at most 5 percent."""
 _BUCKETS = 1 + math.ceil(math.log(1e5 / _LOWEST) / _GROWTH)
 
 
 class Histogram:
     """Durations from 10 microseconds to a day, in 243 buckets of equal relative width.
 
-    One thread records. Another may read after it has put a fresh histogram in this one's place.
+    Only one thread records. Another may read it after replacing it with a fresh histogram.
 
     Example:
         >>> h = Histogram()
@@ -53,7 +53,7 @@ class Histogram:
             self.highest = seconds
 
     def record_all(self, durations: Sequence[float]) -> None:
-        """Add many durations: a third of the price of one by one."""
+        """Add many durations, in a third of the time of adding them one by one."""
         buckets, log = self._buckets, math.log
         for seconds in durations:
             index = 0
@@ -72,13 +72,13 @@ class Histogram:
         """Return a histogram with the same durations."""
         other = Histogram()
         other._buckets = self._buckets.copy()
-        # Its thread may be about to record: what the copy counts is what lies in its buckets.
+        # The recording thread may be between two updates: the copy's count is the sum of its buckets.
         other.count, other.total, other.squares = sum(other._buckets.values()), self.total, self.squares
         other.lowest, other.highest = self.lowest, self.highest
         return other
 
     def add(self, other: Histogram) -> None:
-        """Add the durations of ``other``, which nobody writes to."""
+        """Add the durations of ``other``, to which no thread may be recording."""
         for index, count in other._buckets.items():
             self._buckets[index] = self._buckets.get(index, 0) + count
         self.count += other.count
@@ -87,7 +87,7 @@ class Histogram:
         self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
 
     def since(self, earlier: Histogram) -> Histogram:
-        """Return the durations recorded since ``earlier``, a copy of this one; extremes are right to 5 percent."""
+        """Return the durations recorded since ``earlier``, a copy of this one; extremes are accurate to 5 percent."""
         other = Histogram()
         grown = ((index, count - earlier._buckets.get(index, 0)) for index, count in self._buckets.items())
         other._buckets = {index: count for index, count in grown if count > 0}
@@ -100,7 +100,7 @@ class Histogram:
         return other
 
     def items(self) -> list[tuple[float, int]]:
-        """Return (duration, how many there are of about that length), shortest first."""
+        """Return (duration, count of durations of about that length), shortest first."""
         return [
             (min(max(_middle(index), self.lowest), self.highest), self._buckets[index])
             for index in sorted(self._buckets)
@@ -118,7 +118,7 @@ class Histogram:
         return self.highest
 
     def at_most(self, bounds: Sequence[float]) -> list[int]:
-        """Return how many durations were no longer than each of ``bounds`` (s, ascending), and last how many there are.
+        """Return how many durations were at most each of ``bounds`` (seconds, ascending), and last the total count.
 
         A duration within 5 percent of a bound may be counted on its other side.
         """

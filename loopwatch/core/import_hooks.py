@@ -1,7 +1,8 @@
-"""Call back once a module has been imported, without importing it ourselves.
+"""Import hooks: callbacks for modules that the program imports; the modules are never imported here.
 
-Stands alone (standard library only, nothing heavy): it also runs in every Python process started under ``loopwatch
-run``, most of which never start an event loop. Unlike wrapt's import hooks the finder goes away when it is done.
+Self-contained (standard library only, nothing heavy): also runs in every Python process started under
+``loopwatch run``, most of which never start an event loop. Unlike wrapt's import hooks the finder removes itself when
+it is done.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+TYPE_CHECKING = False  # recognised by type checkers; importing typing takes 3 ms
 if TYPE_CHECKING:
     from typing import Any
 
 
 class WhenImported:
-    """A meta path finder that waits for one module; finds nothing itself.
+    """A meta path finder that waits for one module and finds nothing itself.
 
     Args:
         name: module to wait for.
@@ -40,7 +41,7 @@ class WhenImported:
         path: Sequence[str] | None = None,  # noqa: ARG002 - the finder protocol
         target: ModuleType | None = None,  # noqa: ARG002
     ) -> ModuleSpec | None:
-        """Find ``name`` through the other finders and have its loader call back."""
+        """Find ``name`` through the other finders, and wrap its loader so that it calls back."""
         if name != self._name or self._searching:
             return None
         self._searching = True
@@ -60,7 +61,7 @@ class WhenImported:
 
 
 class _Notifying:
-    """Stands in for the loader of one module until it has run; loaders themselves may be shared and are left alone."""
+    """Proxy for the loader of one module until it has run; loaders may be shared, so they are not changed."""
 
     def __init__(self, loader: Any, imported: Callable[[ModuleType], None]) -> None:
         self._loader, self._imported = loader, imported
@@ -69,7 +70,7 @@ class _Notifying:
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Create the module as the real loader does."""
+        """Create the module with the real loader."""
         spec.loader = self._loader
         try:
             return self._loader.create_module(spec)  # type: ignore[no-any-return]
@@ -86,15 +87,15 @@ class _Notifying:
 
 
 class WhenComplete(ModuleSpec):
-    """Calls back once a module that is being imported right now, further up the stack, has been imported.
+    """Calls back once a module whose import is in progress, further up the stack, has been imported.
 
-    Stands in for the class of its ``__spec__`` until then: that the import is over is noted there
-    (``_load_unlocked`` in Lib/importlib/_bootstrap.py), and nowhere else.
+    Replaces the class of its ``__spec__`` until then: the end of the import is recorded there (``_load_unlocked`` in
+    Lib/importlib/_bootstrap.py), and nowhere else.
     """
 
     @classmethod
     def of(cls, module: ModuleType, callback: Callable[[ModuleType], object]) -> None:
-        """Call back with ``module``; not if its import fails."""
+        """Call back with ``module`` once it is imported; not if its import fails."""
         spec = module.__spec__
         if type(spec) is ModuleSpec:
             spec.loopwatch = module, callback  # type: ignore[attr-defined]

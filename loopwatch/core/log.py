@@ -1,7 +1,7 @@
-"""Every line that loopwatch logs: one printable line, to logging; to the original stderr where none is set up.
+"""Logging of loopwatch: one printable line per record, to logging, or to the original stderr without a handler.
 
-Without any handler Python writes warnings to ``sys.stderr`` (:data:`logging.lastResort`). That may be a stream in which
-the program captures its own output, and descriptor 2 below it may be a file of the program by now.
+Without any handler Python writes warnings to ``sys.stderr`` (:data:`logging.lastResort`). The program may have replaced
+that stream to capture its own output, and descriptor 2 below it may be a file of the program by now.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ except ImportError:  # Windows; or gevent, which takes poll() out of select
 logger = logging.getLogger("loopwatch")
 
 _PYTHONS = getattr(logging, "_StderrHandler", None)
-"""The class of the handler of last resort that Python makes; a program may have put its own in its place."""
+"""Class of Python's own handler of last resort; a program may have installed another one."""
 
 STDERR = 2
 MAX_BYTES = 4096
-"""Bytes of what is written to stderr at once: PIPE_BUF, which a pipe takes as a whole or not at all (pipe(7))."""
+"""Maximum bytes of one write to stderr: PIPE_BUF, which a pipe takes as a whole or not at all (pipe(7))."""
 MAX_WAITING = 20
-"""Lines that wait for a stderr that is full, or that the program has put something else in the place of."""
+"""Maximum lines buffered while stderr is full, or replaced by the program."""
 MAX_TRACEBACK = 50
-"""Lines of a traceback, the last ones."""
+"""Maximum lines of a traceback; the last ones are kept."""
 
 
 def write(
@@ -47,9 +47,10 @@ def write(
     """Log a line to the logger ``loopwatch``.
 
     Args:
-        level: of :mod:`logging`.
-        text, args: the line, as logging takes it; shown on one line of at most :data:`MAX_LINE` characters.
-        error: whose traceback is logged too.
+        level: as in :mod:`logging`.
+        text, args: format and arguments, as in :mod:`logging`; shown on one line of at most :data:`MAX_LINE`
+            characters.
+        error: exception whose traceback is logged too.
         extra: attributes of the record.
 
     Raises:
@@ -71,10 +72,10 @@ def write(
 
 
 def _traceback(error: BaseException) -> str:
-    """Return the traceback as formatters would write it, each line printable."""
+    """Return the traceback as a formatter would write it, each line printable."""
     try:
         lines = "".join(traceback.format_exception(error)).splitlines()
-    except Exception:  # noqa: BLE001 - the text of an exception is code of the program
+    except Exception:  # noqa: BLE001 - the text of an exception comes from code of the program
         lines = []
     return "\n".join(printable(line, MAX_LINE) for line in lines[-MAX_TRACEBACK:])
 
@@ -82,13 +83,13 @@ def _traceback(error: BaseException) -> str:
 class Stderr:
     """Standard error as it was at the start, for lines that logging has no handler for.
 
-    A line is written only while descriptor 2 is still what it was then (device and inode): what the program has put in
-    its place is the program's. No duplicate is kept for that: it would keep a pipe open whose reader waits until all
-    have closed it, as parents of daemons do. For each line there is one for some microseconds, so that what was looked
-    at is what is written to.
+    A line is written only while descriptor 2 still refers to the same file (device and inode): what the program has put
+    in its place is never written to. No duplicate is kept open for that: it would keep a pipe open whose reader waits
+    until all writers have closed it, as parents of daemons do. Each write uses a duplicate for some microseconds, so
+    that the file that was checked is the one written to.
 
-    A stderr that takes nothing (a full pipe, a stopped terminal) or is not there is not waited for: the last
-    :data:`MAX_WAITING` lines are written as soon as it is back, at the latest when the agent stops; others are lost.
+    Never waits for a stderr that is blocked (a full pipe, a stopped terminal) or closed: the last :data:`MAX_WAITING`
+    lines are written as soon as it is back, at the latest when the agent stops; others are lost.
     """
 
     def __init__(self) -> None:
@@ -97,27 +98,27 @@ class Stderr:
         self.begin()
 
     def begin(self) -> None:
-        """Take what is descriptor 2 now for standard error; nothing if it is closed."""
+        """Take the current descriptor 2 as standard error; none if it is closed."""
         self._mark = _mark(STDERR)
 
     @property
     def waiting(self) -> int:
-        """Lines that wait."""
+        """Number of buffered lines."""
         return len(self._waiting)
 
     def write(self, text: str) -> None:
-        """Write ``text`` and a line end, in one piece; never blocks, never raises."""
+        """Write ``text`` and a newline in one piece; never blocks, never raises."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._waiting.clear()  # of a forked child's parent
+            self._waiting.clear()  # lines of a forked child's parent
         line = text.encode("utf-8", "backslashreplace")
         if len(line) >= MAX_BYTES:
-            line = line[: MAX_BYTES - 1].decode("utf-8", "ignore").encode()  # not in the midst of a character
+            line = line[: MAX_BYTES - 1].decode("utf-8", "ignore").encode()  # no partial character
         self._waiting.append(line + b"\n")
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits, as far as that can be done now."""
+        """Write buffered lines, as many as stderr takes now."""
         fd = self._duplicate() if self._waiting and self._pid == os.getpid() else None
         if fd is None:
             return
@@ -130,7 +131,7 @@ class Stderr:
                     self._waiting.appendleft(line)
                     return
                 except OSError:
-                    return  # nobody reads it any more, or the disk is full
+                    return  # no reader is left, or the disk is full
         except IndexError:
             pass  # another thread was faster
         finally:
@@ -161,7 +162,7 @@ def _mark(fd: int) -> tuple[int, int] | None:
 
 
 def _takes_more(fd: int) -> bool:
-    """Whether a write would not block; of a pipe: there is room for :data:`MAX_BYTES` (``pipe_poll`` in fs/pipe.c)."""
+    """Whether a write would not block: a pipe has room for :data:`MAX_BYTES` (``pipe_poll`` in fs/pipe.c)."""
     if poll is None:
         return True
     waiting = poll()
@@ -170,4 +171,4 @@ def _takes_more(fd: int) -> bool:
 
 
 stderr = one(Stderr)
-"""That of this process."""
+"""The instance of this process."""

@@ -1,4 +1,4 @@
-"""The median. To import ``statistics`` for it takes 5 ms, of every process that is watched."""
+"""The median, without :mod:`statistics`, whose import takes 5 ms in every watched process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def median(values: Iterable[float]) -> float:
     """Return the middle one of ``values``, or the mean of the two in the middle.
 
     Raises:
-        ValueError: there are none.
+        ValueError: ``values`` is empty.
 
     Example:
         >>> median([3, 1, 2]), median([4, 1, 2, 3])

@@ -1,4 +1,4 @@
-"""Memory without a name that processes share (memfd_create(2)). Loaded in workers too, so that it imports nothing."""
+"""Anonymous shared memory (memfd_create(2)). Loaded in workers too, so it imports nothing else of the package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ except ImportError:  # Windows
 def sealed(name: str, size: int) -> int:
     """Return the descriptor of ``size`` zeroed bytes, whose size no process can change.
 
-    Were it cut by another process that has it, the next access here would be a SIGBUS.
+    If another process that has the descriptor truncated it, the next access here would raise SIGBUS.
 
     Args:
-        name: for ``/proc/PID/maps``.
+        name: shown in ``/proc/PID/maps``.
         size: bytes.
 
     Raises:
@@ -35,9 +35,9 @@ def sealed(name: str, size: int) -> int:
 
 
 def _above_standard(fd: int) -> int:
-    """Return a descriptor above those of standard input, output and error, which a program may have closed.
+    """Return ``fd``, or a duplicate above 2 if it took the number of a standard stream that the program has closed.
 
-    What is then written to them by their numbers must not land here.
+    Data written to standard streams by number must not end up in this file.
     """
     if fd > 2:
         return fd

@@ -1,4 +1,4 @@
-"""Runs what reads files, or waits, off the thread of an event loop."""
+"""Runs actions that read files or wait off the thread of an event loop."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Result = TypeVar("Result")
 
 _OWN = __file__.removesuffix("core/off_loop.py")
 _AROUND = (_OWN + "demo", _OWN + "integrations/", _OWN + "testing.py")
-"""Code that calls the program, and holds nothing meanwhile; as do the wrappers that go unseen."""
+"""Agent code that calls the program without holding a lock; so do the wrappers of :mod:`loopwatch.core.unseen`."""
 
 STEP = 5e-5
-"""s between two looks whether it is done."""
+"""Seconds between two checks of a condition."""
 
 
 def running_loop() -> Any:
-    """Return the event loop that the calling thread runs, None if it runs none; asyncio is not imported for it."""
+    """Return the event loop that the calling thread runs, None if it runs none; does not import asyncio."""
     events = sys.modules.get("asyncio.events")
     return None if events is None else events._get_running_loop()
 
 
 def wait_until(happened: Callable[[], bool], timeout: float = float("inf")) -> bool:
-    """Wait for what another thread does; return whether it ``happened`` within ``timeout`` s.
+    """Wait until another thread makes ``happened()`` true; return False if ``timeout`` seconds pass before that.
 
-    A lock would be waited for in fewer wake-ups, but that is a blocking call where a loop runs.
+    A lock would need fewer wake-ups, but waiting for it is a blocking call where a loop runs.
     """
     ends = time.monotonic() + timeout
     while not happened():
@@ -40,12 +40,12 @@ def wait_until(happened: Callable[[], bool], timeout: float = float("inf")) -> b
 
 
 def _has_interrupted_us() -> bool:
-    """Return whether the program called from within code of ours, which only its signal handlers and finalizers do."""
+    """Return whether code of the program that interrupted the agent is calling: a signal handler or a finalizer."""
     frame: FrameType | None = sys._getframe(2)
     foreign = False
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_OWN) or file.startswith(_AROUND):  # or a wrapper that goes unseen: "<" is before it
+        if not file.startswith(_OWN) or file.startswith(_AROUND):  # or an unseen wrapper: its name begins with "<"
             foreign = True
         elif foreign:
             return True
@@ -54,12 +54,12 @@ def _has_interrupted_us() -> bool:
 
 
 def off_loop(action: Callable[[], Result]) -> Result:
-    """Return what ``action`` returns; where the calling thread runs a loop, it is called in a thread of its own.
+    """Return ``action()``; where the calling thread runs a loop, it is called in a separate thread.
 
-    The caller waits all the same, as it wants the result. But detectors of blocking calls replace ``open``, ``os.stat``
-    and their like by functions that raise where a loop runs: they must not take our files for the program's, nor our
-    wait, which only releases the GIL. A signal handler of the program that has interrupted code of ours calls it in
-    its own thread: another one would wait for ever for a lock which that code holds.
+    The caller still waits for the result. But detectors of blocking calls make ``open``, ``os.stat`` and the like raise
+    where a loop runs: they must not take the agent's file access for the program's, nor its wait, which only releases
+    the GIL. If a signal handler of the program has interrupted the agent, ``action`` is called in the same thread:
+    another one would wait for ever for a lock that the interrupted code holds.
 
     Raises:
         BaseException: what ``action`` raises.
@@ -82,7 +82,7 @@ def off_loop(action: Callable[[], Result]) -> Result:
     try:
         thread = UntracedThread(run, "loopwatch-call")
         thread.start()
-    except RuntimeError:  # at exit, without a thread left, in a sub-interpreter without daemons
+    except RuntimeError:  # at exit, at the thread limit, in a sub-interpreter without daemon threads
         return action()
     wait_until(lambda: not thread.is_alive())
     if errors:

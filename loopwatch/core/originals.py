@@ -1,9 +1,8 @@
-"""Functions of the interpreter that programs and their tests replace, as the interpreter made them.
+"""The interpreter's clocks and sleeps, unaffected by programs and tests that replace them.
 
-Home Assistant and blockbuster replace ``time.sleep`` by a function that raises on a loop's thread; freezegun and
-time-machine stop the clocks; tests set ``time.monotonic`` to what they like. What measures a program must not depend on
-them: ``time`` here is a copy of the interpreter's module that nobody else holds, made anew, so that it does not matter
-who was imported first.
+Home Assistant and blockbuster make ``time.sleep`` raise on a loop's thread; freezegun and time-machine stop the clocks;
+tests replace ``time.monotonic``. Measurements must not depend on that: ``time`` here is a private, newly made copy of
+the interpreter's module, so the order of imports does not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from importlib.machinery import BuiltinImporter
 _CLOCK_REALTIME_COARSE = 5
 """``include/uapi/linux/time.h``: the time of day as of the last timer interrupt."""
 _COARSE_LAG = 0.05
-"""s that the coarse clock lags behind at most (a timer interrupt is 1 to 10 ms), and some more."""
+"""Maximum lag of the coarse clock in seconds (timer interrupts come every 1 to 10 ms), with a margin."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,10 +30,10 @@ _select, _sleep = select.select, time.sleep
 
 
 def wall_clock() -> float:
-    """Return the time of day in s since the epoch, also while a test library pretends another one.
+    """Return the time of day in seconds since the epoch, even while a test library fakes it.
 
-    time-machine replaces what ``time.time`` is in C, for every copy of the module. It leaves Linux' coarse clock alone,
-    which is used if the two do not agree; elsewhere its time is believed.
+    time-machine replaces ``time.time`` in C, for every copy of the module. It leaves Linux' coarse clock alone, which
+    is used if the two disagree; on other systems the faked time is returned.
     """
     now = _time_of_day()
     if sys.platform == "linux":
@@ -48,13 +47,13 @@ time.time = wall_clock
 
 
 def release_gil(seconds: float) -> None:
-    """Release the GIL for ``seconds``, so that a thread that waits for it gets it; for a loop's thread.
+    """Release the GIL for ``seconds``, so that a waiting thread gets it; for a loop's thread.
 
-    By ``select(2)`` without descriptors, which counts in microseconds and is nobody's idea of a blocking call:
-    ``time.sleep`` raises an audit event (``time_sleep`` in CPython's Modules/timemodule.c), from which detectors of
+    Uses ``select(2)`` without descriptors, which has microsecond resolution and which no tool treats as a blocking
+    call: ``time.sleep`` raises an audit event (``time_sleep`` in CPython's Modules/timemodule.c), by which detectors of
     blocking calls take it for the program's.
     """
-    if sys.platform == "win32":  # select() wants a socket there
+    if sys.platform == "win32":  # select() needs a socket there
         _sleep(seconds)
     else:
         _select((), (), (), seconds)

@@ -1,7 +1,7 @@
-"""A daemon thread of the agent, which is away while the process forks.
+"""Daemon threads of the agent that end while the process forks and are restarted afterwards.
 
-A child that is forked beside other threads inherits their locks, and modules that they were importing, as they stood;
-since 3.12 the interpreter warns of it. The agent's own threads are few and have nothing that would not wait.
+A child that is forked while other threads run inherits their locks and half-done imports as they are; since 3.12 the
+interpreter warns about it. The agent has few threads, and all their work can wait.
 """
 
 from __future__ import annotations
@@ -17,33 +17,35 @@ from loopwatch.core.originals import release_gil, time
 from loopwatch.core.untraced import UntracedThread
 
 OWN_THREADS = "loopwatch-"
-"""How the names of the agent's threads begin."""
+"""Prefix of the names of the agent's threads."""
 PATIENCE = 0.02
-"""s that a fork waits at most for threads that are in the midst of something, such as a slow sink."""
+"""Maximum seconds that a fork waits for busy threads, such as one inside a slow sink."""
 LOCK_PATIENCE = 2.0
-"""s that it waits for one that has a lock which the child would inherit locked for ever.
+"""Maximum seconds that a fork waits for a thread with a lock that the child would inherit locked for ever.
 
-That of a module that is being imported, or of the stream that a log handler of the program writes to: a child that
-flushes ``sys.stderr`` would hang (its lock is not renewed in a child, CPython's Modules/_io/bufferedio.c)."""
+That is the lock of a module that is being imported, or of the stream that a log handler of the program writes to: a
+child that flushes ``sys.stderr`` would hang (its lock is not renewed in a child, CPython's
+Modules/_io/bufferedio.c)."""
 _SHORTEST_NAP, _LONGEST_NAP = 0.00002, 0.0005
 _LOCKING = ("<frozen importlib._bootstrap>", f"logging{os.sep}__init__.py")
-"""Files, by the ends of their names, whose functions are on the stack of a thread that has such a lock."""
-_stat = os.stat  # programs replace it by one that raises on a loop's thread
+"""Ends of file names: functions of these files are on the stack of a thread with such a lock."""
+_stat = os.stat  # programs replace it with one that raises on a loop's thread
 
 
 class OwnThread:
     """One of the agent's threads.
 
     Args:
-        name: what it is called, after ``loopwatch-``.
-        run: its work. It asks :meth:`stays` before each piece of it and returns where that says no; it is run again
+        name: thread name, after ``loopwatch-``.
+        run: its work. It calls :meth:`stays` before each piece of work and returns if that is False; it is called again
             after the fork.
-        wake: has ``run`` ask soon; from any thread.
-        needed: whether there is work for it after a fork; else it is started when there is.
-        failed: takes what leaves ``run``, such as MemoryError; the next :meth:`start` begins another thread.
+        wake: makes ``run`` call :meth:`stays` soon; safe in any thread.
+        needed: whether there is work for it after a fork; otherwise it is started when there is.
+        failed: called with an exception that leaves ``run``, such as MemoryError; the next :meth:`start` makes a new
+            thread.
 
     Attributes:
-        cpu: processor s that it has used, as of the last :meth:`stays`.
+        cpu: processor seconds that it has used, as of the last :meth:`stays`.
     """
 
     def __init__(
@@ -57,16 +59,16 @@ class OwnThread:
         self.cpu = 0.0
         self._name, self._run, self._wake, self._needed = name, run, wake, needed
         self._failed = failed
-        self._lock = threading.RLock()  # a finalizer or signal handler of the program may come in between
+        self._lock = threading.RLock()  # reentrant: a finalizer or signal handler of the program may interrupt
         self._thread: threading.Thread | None = None
         self._is_wanted = self._has_ended = False
         self._holds = 0
 
     def start(self) -> None:
-        """Start it unless it runs; during a fork, after that.
+        """Start the thread unless it runs; during a fork, once the fork is over.
 
         Raises:
-            RuntimeError: there can be no more threads.
+            RuntimeError: no further thread can be started.
         """
         if self._thread is not None and self._is_wanted:
             return
@@ -87,7 +89,7 @@ class OwnThread:
 
     def _main(self) -> None:
         me, self._before = self._thread, self.cpu
-        release_gil(_SHORTEST_NAP)  # who starts it, a loop's thread perhaps, goes on first
+        release_gil(_SHORTEST_NAP)  # let the starting thread, perhaps a loop's, go on first
         try:
             self._run()
         except BaseException as exc:
@@ -103,7 +105,7 @@ class OwnThread:
                 self._thread, self._is_wanted = None, False
 
     def stays(self) -> bool:
-        """Whether it is to go on; asked by itself."""
+        """Whether to go on; called by the thread itself."""
         self.cpu = self._before + time.thread_time()
         if not self.is_asked:
             return True
@@ -115,28 +117,28 @@ class OwnThread:
             return not self._holds
 
     def leave(self) -> None:
-        """Have the next :meth:`start` begin another one; called by itself, where it finds nothing more to do."""
+        """Let the next :meth:`start` make a new thread; called by the thread itself, when it has no more work."""
         with self._lock:
             self._thread, self._is_wanted = None, False
 
     @property
     def is_asked(self) -> bool:
-        """Whether it is to leave."""
+        """Whether the thread should leave ``run``."""
         return self._holds > 0 or self._has_ended
 
     @property
     def exists(self) -> bool:
-        """Whether it is there, or will be after the fork."""
+        """Whether the thread runs, or will after the fork."""
         return self._thread is not None or self._is_wanted
 
     @property
     def ident(self) -> int | None:
-        """Its ident, None where it is away."""
+        """Ident of the thread, None while there is none."""
         thread = self._thread
         return None if thread is None else thread.ident
 
     def hold(self) -> threading.Thread | None:
-        """Have it go away until :meth:`release`; return what is to be waited for, None if nothing is."""
+        """Stop the thread until :meth:`release`; return the thread to wait for, None if there is none."""
         with self._lock:
             self._holds += 1
             thread = self._thread
@@ -146,10 +148,10 @@ class OwnThread:
         return thread
 
     def release(self) -> None:
-        """Have it back, if it is needed.
+        """Restart the thread if it is needed; ends one :meth:`hold`.
 
         Raises:
-            RuntimeError: there can be no more threads.
+            RuntimeError: no further thread can be started.
         """
         with self._lock:
             self._holds -= 1
@@ -159,7 +161,7 @@ class OwnThread:
                     self._begin()
 
     def end(self, timeout: float) -> bool:
-        """End it for good; wait at most ``timeout`` s; return whether it is gone."""
+        """End the thread for good; wait at most ``timeout`` seconds; return whether it is gone."""
         with self._lock:
             self._has_ended, self._is_wanted = True, False
             thread = self._thread
@@ -172,10 +174,11 @@ class OwnThread:
 
 
 def until_gone(threads: Iterable[threading.Thread], patience: float = PATIENCE) -> None:
-    """Wait until the system does not know ``threads`` any more, all together at most ``patience`` s.
+    """Wait until ``threads`` have ended for the system too, at most ``patience`` seconds in total.
 
-    The interpreter takes a thread for ended a little before; it counts those of the system (``os_fork_impl`` in
-    CPython's Modules/posixmodule.c).
+    The interpreter considers a thread ended slightly earlier, but at a fork it counts those of the system
+    (``os_fork_impl`` in CPython's Modules/posixmodule.c). A thread with a lock is waited for longer: at most
+    :data:`LOCK_PATIENCE` seconds.
     """
     began = now = time.monotonic()
     ends, nap = began + patience, _SHORTEST_NAP
@@ -184,14 +187,14 @@ def until_gone(threads: Iterable[threading.Thread], patience: float = PATIENCE) 
             if now >= ends:
                 if now - began >= LOCK_PATIENCE or not _has_lock(thread):
                     return
-                ends = now + patience  # it leaves soon after that
+                ends = now + patience  # it ends soon after releasing the lock
             release_gil(nap)
             nap = min(2 * nap, _LONGEST_NAP)
             now = time.monotonic()
 
 
 def until_one_less(end: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Have ``end`` end a thread that is none of Python's, and wait at most ``patience`` s until there is one less."""
+    """Call ``end``, which ends a thread not made by Python, and wait at most ``patience`` seconds until it is gone."""
     before, began = _count(), time.monotonic()
     end()
     while before and _count() >= before and time.monotonic() - began < patience:
@@ -199,7 +202,7 @@ def until_one_less(end: Callable[[], object], patience: float = PATIENCE) -> Non
 
 
 def _count() -> int:
-    """Return how many threads this process has, 0 where that cannot be told: each is a folder (proc(5))."""
+    """Return the number of threads of this process, 0 where it is unknown: each is a directory (proc(5))."""
     try:
         return _stat("/proc/self/task").st_nlink - 2
     except OSError:
@@ -219,7 +222,7 @@ def _is_there(thread: threading.Thread) -> bool:
 
 
 def _has_lock(thread: threading.Thread) -> bool:
-    """Whether ``thread`` is in the midst of an import, or of a log line."""
+    """Whether ``thread`` is inside an import, or writing a log line."""
     frame = current_frames().get(thread.ident or 0)
     while frame is not None:
         if frame.f_code.co_filename.endswith(_LOCKING):

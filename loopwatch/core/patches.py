@@ -1,8 +1,8 @@
-"""The only module of the agent that replaces an attribute it does not own, and the only one that puts it back.
+"""Reversible patches. No other module of the agent replaces or restores attributes that the agent does not own.
 
-Undo works in any order. Where somebody has wrapped our replacement in the meantime it cannot be taken out without
-taking theirs out too: it stays, does nothing but call the original, and is used again by the next patch of the same
-attribute, so that layers never stack.
+Undo works in any order. A replacement that other code has wrapped meanwhile cannot be removed without removing their
+wrapper too: it stays as a residue, only calls the original, and is reused by the next patch of the same attribute, so
+that layers never stack.
 
 A warning or log record that names its caller never names a wrapper: see :mod:`loopwatch.core.unseen` and
 :meth:`PatchSet.beside`.
@@ -26,7 +26,7 @@ from loopwatch.core.stand_in import StandIn, called
 from loopwatch.core.unseen import unseen, unseen_code
 
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Called with the original (bound), the positional and the keyword arguments; returns what the caller gets."""
+"""Called with the original (bound), the positional and the keyword arguments; returns the result for the caller."""
 
 _ABSENT = object()
 
@@ -36,8 +36,9 @@ class Patch:
 
     Attributes:
         active: False once undone; the replacement must then act as the original does.
-        lives_with_owner: whether only the replacement keeps it alive, and the owner that; no cycle is made.
-        state: what the replacement works on, kept for a later patch that finds it as a residue.
+        lives_with_owner: whether only the replacement keeps the patch alive, and only the owner the replacement; no
+            cycle is made.
+        state: data of the replacement, kept for a later patch that finds it as a residue.
     """
 
     __slots__ = (
@@ -65,7 +66,7 @@ class Patch:
 
     @property
     def replacement(self) -> Any:
-        """What stands in its place, None if that is gone."""
+        """The replacement, None if it is gone."""
         return self._replacement() if self.lives_with_owner else self._replacement
 
     @property
@@ -75,12 +76,12 @@ class Patch:
 
     @property
     def in_place(self) -> bool:
-        """Whether the attribute is our replacement itself, so that it can be put back."""
+        """Whether the attribute is still the replacement itself, so that it can be restored."""
         owner, replacement = self.owner, self.replacement
         return owner is not None and replacement is not None and vars(owner).get(self.name) is replacement
 
     def undo(self) -> bool:
-        """Stop intercepting; return whether the attribute is now as it was before us."""
+        """Stop intercepting; return whether the attribute is now as it was before the patch."""
         self.active = False
         if self.owner is None:
             return True
@@ -94,15 +95,14 @@ class Patch:
 
 
 class CodePatch:
-    """One reversible replacement of what a Python function does, for everybody who has it, by whatever name.
+    """One reversible replacement of a Python function's code, effective through every reference to the function.
 
-    The function stays the same object with the same signature; its code is exchanged. The original is kept as a
-    function of its own.
+    The function stays the same object with the same signature. The original is kept as a separate function.
 
     Attributes:
         name: of the function.
         active: False once undone.
-        original: does what the function did.
+        original: behaves as the function did.
     """
 
     __slots__ = ("_code", "_function", "_signed", "active", "name", "original")
@@ -113,7 +113,7 @@ class CodePatch:
         self.original = _copy(function)
         self._function = function
         self._signed = "__signature__" not in function.__dict__
-        if self._signed:  # read from the code otherwise
+        if self._signed:  # else it is read from the code
             function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
         self._code = _passing_on(function, self._around, unseen(around))
         function.__code__ = self._code
@@ -124,7 +124,7 @@ class CodePatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Have the function be as it was for a while, for all threads: it may call itself as deep as it ever could."""
+        """Restore the original code for a while, for all threads: it may recurse as deep as it ever could."""
         ours = self._function.__code__ is self._code
         if ours:
             self._function.__code__ = self.original.__code__
@@ -135,7 +135,7 @@ class CodePatch:
                 self._function.__code__ = self._code
 
     def undo(self) -> bool:
-        """Stop intercepting; return whether the function is now as it was before us."""
+        """Stop intercepting; return whether the function is now as it was before the patch."""
         self.active = False
         if self._function.__code__ not in (self._code, self.original.__code__):
             return False
@@ -164,7 +164,7 @@ async def _awaited(*args: Any, **kwargs: Any) -> Any:
 
 
 def _passing_on(function: FunctionType, call: Callable[..., Any], around: Around) -> CodeType:
-    """Return code that calls ``call(around, args, kwargs)``, which stands in it as the constant ``...`` does above."""
+    """Return code that calls ``call(around, args, kwargs)`` in place of the constant ``...`` of the templates above."""
     template = (_awaited if inspect.iscoroutinefunction(function) else _plain).__code__
 
     @unseen
@@ -181,7 +181,7 @@ def _passing_on(function: FunctionType, call: Callable[..., Any], around: Around
 
 @unseen
 class _Wrapper(StandIn):
-    """Calls the state of a patch, with one frame less than a function between them would take."""
+    """Calls the state of a patch directly, which saves the frame of a function in between."""
 
     __slots__ = ()
 
@@ -193,12 +193,12 @@ class _Wrapper(StandIn):
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What is called at a call of a function, while none of it is on the stack below that function; none may raise.
+    """Hooks at a call of a function that leave no frame below it on the stack; none may raise.
 
     Attributes:
-        before: before it.
-        over: as soon as it is over, however it ended.
-        after: with its result, after ``over``; not where it has raised.
+        before: called before the function.
+        over: called as soon as the call has ended, however it ended.
+        after: called with the result, after ``over``; not if the function raised.
     """
 
     before: Callable[[], object]
@@ -207,7 +207,7 @@ class Beside:
 
 
 class _OneCall(functools.partial[Any]):
-    """One call of a function: the chain that makes it lets go of it right after, whether it has raised or not."""
+    """One call of a function; calls ``over`` when the chain drops it, right after the call, raised or not."""
 
     over: Callable[[], object]
 
@@ -216,7 +216,7 @@ class _OneCall(functools.partial[Any]):
 
 
 def _chain(original: Callable[[], Any], patch: Patch) -> Any:
-    """Return what calls ``original``, which takes no arguments, from C alone: see :meth:`PatchSet.beside`."""
+    """Return a callable that calls ``original``, which takes no arguments, from C only: see :meth:`PatchSet.beside`."""
 
     def begin() -> _OneCall:
         call, beside = _OneCall(original), patch.state
@@ -230,7 +230,7 @@ def _chain(original: Callable[[], Any], patch: Patch) -> Any:
             patch.state.after(result)
         return result
 
-    # One step of it is one call. None of these iterators ever ends, or keeps anything from one step to the next.
+    # One step is one call. None of these iterators ever ends, or keeps anything between steps.
     calls = iter(begin, _ABSENT)
     step = map(ended, map(operator.call, calls)).__next__
     chain = type("_Chain", (StandIn,), {"__slots__": (), "__call__": staticmethod(step)})  # without a frame of its own
@@ -246,7 +246,7 @@ def _unused(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 class PatchSet:
-    """The patches of one agent, and the residues that could not be taken out.
+    """The patches of one agent, and the residues that could not be removed.
 
     Example:
         >>> import types
@@ -265,7 +265,7 @@ class PatchSet:
         self._of_objects: weakref.WeakSet[Patch] = weakref.WeakSet()
 
     def around(self, owner: Any, name: str, around: Around) -> Patch:
-        """Wrap the function or method ``owner.name``; signature and binding stay as they were.
+        """Wrap the function or method ``owner.name``; signature and binding are preserved.
 
         Raises:
             AttributeError, TypeError: the attribute does not exist or cannot be replaced.
@@ -277,10 +277,10 @@ class PatchSet:
         return self._with(owner, name, make, unseen(around))
 
     def beside(self, owner: Any, name: str, beside: Beside) -> Patch:
-        """Have something done at each call of ``owner.name``, which takes no arguments, with no frame of ours below it.
+        """Call hooks at each call of ``owner.name``, which takes no arguments, with no frame of the agent below it.
 
-        For functions in C that warn: what they emit names the very frame that runs, skipped or not (``setup_context``
-        in CPython's Python/_warnings.c with a ``stack_level`` of 1).
+        For functions in C that warn: the warning names the innermost frame, skipped or not (``setup_context`` in
+        CPython's Python/_warnings.c with a ``stack_level`` of 1).
 
         Raises:
             AttributeError, TypeError: the attribute does not exist or cannot be replaced.
@@ -288,7 +288,7 @@ class PatchSet:
         return self._with(owner, name, _chain, beside)
 
     def _with(self, owner: Any, name: str, make: Callable[[Any, Patch], Any], state: Any) -> Patch:
-        """Replace ``owner.name``, or activate a residue of an earlier patch, with a new ``state``."""
+        """Replace ``owner.name``, or reactivate a residue of an earlier patch, with a new ``state``."""
         patch = self.replace(owner, name, make, state)
         patch.state = state
         return patch
@@ -302,15 +302,15 @@ class PatchSet:
         *,
         lives_with_owner: bool = False,
     ) -> Patch:
-        """Replace ``owner.name`` by ``make(original, patch)``, for callers that need every nanosecond.
+        """Replace ``owner.name`` with ``make(original, patch)``, for callers that need every nanosecond.
 
-        A residue of an earlier patch is activated instead, with the ``state`` it had: look at ``patch.state``.
+        A residue of an earlier patch is reactivated instead, with its own ``state``: read ``patch.state``.
 
         Args:
-            owner, name: what is replaced.
-            make: must return a function that has ``patch``.
+            owner, name: the attribute to replace.
+            make: must return a function that holds ``patch``.
             state: of the patch.
-            lives_with_owner: for an object that comes and goes: nothing of it is kept here.
+            lives_with_owner: for short-lived objects: no strong reference is kept here.
         """
         if lives_with_owner:
             patch = self._residue_on(owner, name) or Patch(owner, name, make, state, lives_with_owner=True)
@@ -322,25 +322,25 @@ class PatchSet:
         return patch
 
     def inside(self, function: FunctionType, around: Around) -> CodePatch:
-        """Wrap what ``function`` does, also for those who have imported it by name already.
+        """Wrap what ``function`` does, also for code that has already imported it by name.
 
         Args:
             function: a plain function or a coroutine function, written in Python.
-            around: as for :meth:`around`; of a coroutine function it is a coroutine function too.
+            around: as for :meth:`around`; for a coroutine function it is a coroutine function too.
         """
         patch = CodePatch(function, around)
         self._active.append(patch)
         return patch
 
     def undo(self, patch: Patch | CodePatch) -> None:
-        """Take one patch back; a second call does nothing."""
+        """Undo one patch; a second call does nothing."""
         if patch in self._active:
             self._active.remove(patch)
             if not patch.undo() and isinstance(patch, Patch):
                 self._residues.append(patch)
 
     def undo_all(self) -> None:
-        """Take every patch back, last one first."""
+        """Undo every patch, last one first."""
         for each in list(self._of_objects):
             each.undo()
         for patch in reversed(list(self._active)):
@@ -357,7 +357,7 @@ class PatchSet:
         return None
 
     def _residue_on(self, owner: Any, name: str) -> Patch | None:
-        """The same, of patches that live with their owner."""
+        """The same, for patches that live with their owner."""
         for patch in list(self._of_objects):
             if not patch.active and patch.owner is owner and patch.name == name:
                 replacement = patch.replacement
@@ -367,10 +367,11 @@ class PatchSet:
 
 
 def when_imported(name: str, callback: Callable[[ModuleType], object]) -> list[ListItem]:
-    """Call back with a module: now if the program has imported it, else as soon as it does; we never do.
+    """Call back with a module: now if the program has imported it, else as soon as it does; never imports it.
 
     Returns:
-        What waits for that, to be undone by whoever waits no more; empty where the module was there.
+        The pending import hook, to be undone by a caller that stops waiting; empty where the module was imported
+        already.
     """
     module = loaded(name)
     if module is None:
@@ -380,7 +381,7 @@ def when_imported(name: str, callback: Callable[[ModuleType], object]) -> list[L
 
 
 def _reference(owner: Any) -> tuple[Callable[[], Any] | None, Any]:
-    """Return (weak reference, None), or (None, owner) for what cannot be referenced weakly."""
+    """Return (weak reference, None), or (None, owner) for an object that has no weak references."""
     try:
         return weakref.ref(owner), None
     except TypeError:
@@ -390,8 +391,8 @@ def _reference(owner: Any) -> tuple[Callable[[], Any] | None, Any]:
 def _reachable(outer: Any, replacement: Any, depth: int = 20) -> bool:
     """Whether calling ``outer`` still leads to ``replacement``: through wrappers, closures and bound methods.
 
-    A residue that nobody calls any more (a foreign patcher put the original back) must not be used again. A wrapper
-    that hides what it wraps in a way not known here counts as leading to us: not patching twice is the safer error.
+    A residue that is no longer called (another patcher has restored the original) must not be reused. A wrapper that
+    hides what it wraps in an unknown way counts as leading to it: not patching twice is the safer error.
     """
     seen: set[int] = set()
     todo = [outer]
@@ -430,14 +431,14 @@ def _is_builtin(item: Any) -> bool:
 
 
 class ListItem:
-    """One reversible addition to a list that others use too, such as ``gc.callbacks`` or ``sys.meta_path``."""
+    """One reversible addition to a list shared with other code, such as ``gc.callbacks`` or ``sys.meta_path``."""
 
     def __init__(self, target: list[Any], item: Any, *, first: bool = False) -> None:
         self._target, self._item = target, item
         target.insert(0 if first else len(target), item)
 
     def undo(self) -> None:
-        """Take the item out, wherever it stands now; a second call does nothing."""
+        """Remove the item, wherever it is now; a second call does nothing."""
         for index, item in enumerate(self._target):
             if item is self._item:
                 del self._target[index]
@@ -445,7 +446,7 @@ class ListItem:
 
 
 def loaded(module: str) -> Any:
-    """Return ``sys.modules[module]`` if it is imported completely, else None."""
+    """Return ``sys.modules[module]`` if its import is complete, else None."""
     found = sys.modules.get(module)
     spec = getattr(found, "__spec__", None)
     return None if found is None or getattr(spec, "_initializing", False) else found

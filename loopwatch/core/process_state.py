@@ -1,28 +1,28 @@
-"""The state of the process: everything that belongs to no agent, pool or call. No other module keeps any.
+"""Process-wide state: single instances, and registries of live objects. No other module holds global state.
 
-Who needs a variable of the whole process writes a class, and asks for its only instance here: :func:`one`. Who needs to
-know all objects of a class that are in use registers them in :func:`living`, which does not keep them alive.
+For a variable of the whole process, write a class and get its only instance from :func:`one`. To enumerate the live
+objects of a class, register them in :func:`living`, which holds weak references only.
 
-What there is, and why no agent and no pool can hold it:
+What is held here, and why no agent or pool can hold it:
 
-- ``_installed``: the agent that is installed, with its lock and the waiting for a first use.
+- ``_installed``: the installed agent, with its lock and its deferred start.
 - ``core.log``: the original stderr, a fact about the process.
 - ``telemetry``: the instruments on the application's providers, which outlive agents as those providers do; the number
   of this worker process, which is a socket name of the kernel.
-- ``health.task_board``: memory maps that must not be closed, as somebody else's descriptor would be closed with them.
+- ``health.task_board``: memory maps that must not be closed, as a descriptor of other code could be closed with them.
 - ``workers``, ``offloading``: ``@offload`` works without an agent. Its settings and its default pool; the pools,
-  threads, launchers and writers that a forked child or the end of the process must close; the shared buffers and the
-  locks held on them; what calls took; whether this process is itself a worker.
+  threads, launchers and writers that a forked child or the exit of the process must close; the shared buffers and the
+  locks held on them; the totals of calls; whether this process is itself a worker.
 
-Apart from it there are caches, in the modules that use them: of facts that do not change (``functools.cache``), and in
-``workers.pickling`` the pickles of functions, which are sent again and again.
+Besides, modules keep caches of their own: of facts that do not change (``functools.cache``), and in
+``workers.pickling`` the pickles of functions, which are sent repeatedly.
 """
 
 from __future__ import annotations
 
 import weakref
 
-TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+TYPE_CHECKING = False  # recognised by type checkers; importing typing takes 3 ms
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ _living: dict[type[Any], weakref.WeakSet[Any]] = {}
 
 
 def one(kind: type[Kind]) -> Kind:
-    """Return the only instance of ``kind`` in this process; made without arguments by the first call.
+    """Return the only instance of ``kind`` in this process; the first call makes it, without arguments.
 
     Example:
         >>> class Names(set): pass
@@ -42,11 +42,11 @@ def one(kind: type[Kind]) -> Kind:
     """
     found: Kind | None = _ones.get(kind)
     if found is None:
-        found = _ones.setdefault(kind, kind())  # of two threads, the first one's
+        found = _ones.setdefault(kind, kind())  # if two threads race, the first one's
     return found
 
 
 def living(kind: type[Kind]) -> weakref.WeakSet[Kind]:
-    """Return the objects of ``kind`` that are in use: a set that their owner adds them to."""
+    """Return the live objects of ``kind``: a weak set to which their owner adds them."""
     found = _living.get(kind)
     return _living.setdefault(kind, weakref.WeakSet()) if found is None else found

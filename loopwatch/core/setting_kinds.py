@@ -1,6 +1,6 @@
-"""Kinds of settings: what values each allows, and how its text in an environment variable is read.
+"""Kinds of settings: validation of their values, and parsing of environment variables.
 
-A :class:`Kind` is what stands behind a setting in :mod:`loopwatch.config`.
+Each setting in :mod:`loopwatch.config` has a :class:`Kind`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any, NamedTuple
 from loopwatch.errors import ConfigError
 
 ContextSource = str | Callable[[], Mapping[str, str] | None]
-"""The name of a context variable, or a callable that returns labels; called in the callback's own context."""
+"""Name of a context variable, or a callable that returns labels; called in the callback's own context."""
 
 Check = Callable[[str, Any], Any]
-"""Takes the name of a setting and its value; returns the value as it is kept, or raises ConfigError."""
+"""Takes the name and value of a setting; returns the value to store, or raises ConfigError."""
 Parse = Callable[[str], Any]
-"""Takes the text of a variable; raises ValueError with what is allowed."""
+"""Takes the text of an environment variable; raises ValueError with what is allowed."""
 
 
 class Kind(NamedTuple):
-    """A kind of settings: its check, and the parser of its text."""
+    """A kind of settings: validator of values and parser of texts."""
 
     check: Check
     parse: Parse
 
 
 def bad(name: str, value: object, allowed: str) -> ConfigError:
-    """Return the error of a setting whose value is not allowed."""
+    """Return the ConfigError for a value that is not allowed."""
     return ConfigError(f"{name}={value!r}: must be {allowed}")
 
 
@@ -139,7 +139,7 @@ def _journal(name: str, value: Any) -> str | None:
         return None
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise bad(name, value, "a path or None")
-    from pathlib import Path  # 4 ms, for a setting that most programs do not have
+    from pathlib import Path  # 4 ms, for a setting that most programs do not use
 
     path = Path(value).absolute()
     folder = path if path.is_dir() or str(os.fspath(value)).endswith(os.sep) else path.parent
@@ -151,12 +151,12 @@ def _journal(name: str, value: Any) -> str | None:
 def _endpoint(name: str, value: Any) -> str | None:
     if value is None:
         return None
-    from urllib.parse import urlsplit  # 3 ms, for a setting that most programs do not have
+    from urllib.parse import urlsplit  # 3 ms, for a setting that most programs do not use
 
     try:
         parts = urlsplit(value) if isinstance(value, str) else None
         good = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number, brackets that do not match
+    except ValueError:  # a port that is not a number, unbalanced brackets
         good = False
     if not good:
         raise bad(name, value, "a URL such as 'http://127.0.0.1:4318', or None")
@@ -234,7 +234,7 @@ def _parse_callable(text: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in path.split("."):
             found = getattr(found, part)
-    except Exception as exc:  # noqa: BLE001 - importing a module runs it, and anything may go wrong in it
+    except Exception as exc:  # noqa: BLE001 - importing a module runs it, which may raise anything
         reason = f"{type(exc).__name__}: {exc}"
         raise ValueError(f"pkg.mod:name of something that can be imported ({reason})") from None
     return found
@@ -248,7 +248,7 @@ def _parse_context(text: str) -> tuple[Any, ...]:
 
 
 def number(allowed: str, low: float, high: float, *, open_low: bool = False) -> Kind:
-    """A number from ``low`` to ``high``, in words ``allowed``; above ``low`` if ``open_low``."""
+    """A number from ``low`` to ``high``, or above ``low`` if ``open_low``; ``allowed`` describes it in errors."""
     return Kind(_number(allowed, low, high, open_low=open_low), _parse_number)
 
 
@@ -258,12 +258,12 @@ def seconds(high: float) -> Kind:
 
 
 def count(allowed: str, low: int, *, or_none: bool = False) -> Kind:
-    """A whole number from ``low`` on, in words ``allowed``; or None if ``or_none``."""
+    """A whole number from ``low`` on, or None if ``or_none``; ``allowed`` describes it in errors."""
     return Kind(_count(allowed, low, or_none=or_none), _parse_count)
 
 
 def one_of(*allowed: str) -> Kind:
-    """One of some words."""
+    """One of the given words."""
     return Kind(_one_of(*allowed), str.strip)
 
 

@@ -1,4 +1,4 @@
-"""Exceptions that signal handlers of the program raise: in the midst of our code, and Ctrl-C that ends the program."""
+"""Exceptions from signal handlers of the program: those raised inside agent code, and Ctrl-C that ends the program."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 def raised_by_handler(exc: BaseException) -> bool:
     """Return whether a Python signal handler of the program raised ``exc``.
 
-    The interpreter runs handlers between two bytecodes of whatever the main thread is at (``_PyErr_CheckSignals`` in
-    CPython's Modules/signalmodule.c), so that a time-out by ``signal.alarm`` may come out of any function. It is meant
-    for the program and must not be kept from it.
+    The interpreter runs handlers between any two bytecodes of the main thread (``_PyErr_CheckSignals`` in CPython's
+    Modules/signalmodule.c), so that a timeout by ``signal.alarm`` may come out of any function. It is meant for the
+    program and must reach it.
 
     Args:
         exc: as caught, with its traceback.
@@ -38,9 +38,9 @@ def raised_by_handler(exc: BaseException) -> bool:
 
 
 def ended_by_interrupt() -> bool:
-    """Return whether the program has come to its end by a KeyboardInterrupt that it did not catch; in an exit handler.
+    """Return whether a KeyboardInterrupt that the program did not catch has ended it; for exit handlers.
 
-    The interpreter is then killed by SIGINT as its last act, for the shell to see (``pymain_run_python`` and
+    The interpreter then kills itself with SIGINT as its last act, for the shell to see (``pymain_run_python`` and
     ``exit_sigint`` in CPython's Modules/main.c).
     """
     exc = getattr(sys, "last_value", None)
@@ -52,10 +52,11 @@ def ended_by_interrupt() -> bool:
 
 
 def end_by_interrupt() -> None:
-    """Have the interpreter end as it does after an interrupt, whatever has run since.
+    """Make the interpreter end as it does after an interrupt, whatever has run since.
 
-    It keeps that in mind until text is executed (``run_eval_code_obj`` in CPython's Python/pythonrun.c), as for every
-    ``NamedTuple`` of a module that is imported while we stop; an interrupt in such a text sets it again.
+    Its flag for that is cleared when source text is executed (``run_eval_code_obj`` in CPython's Python/pythonrun.c),
+    as for every ``NamedTuple`` of a module that is imported while the agent stops; an interrupt in such a text sets it
+    again.
     """
     try:
         exec("raise KeyboardInterrupt")
@@ -67,7 +68,7 @@ def _code_of(handler: Any) -> CodeType | None:
     """Return the code that runs first when ``handler`` is called; None for signal.SIG_DFL and the like, and for C."""
     called = getattr(type(handler), "__call__", None)  # noqa: B004 - the function is wanted
     for function in (handler, getattr(handler, "func", None), called):
-        code = getattr(function, "__code__", None)  # a bound method has that of its function
+        code = getattr(function, "__code__", None)  # a bound method has the code of its function
         if isinstance(code, CodeType):
             return code
     return None

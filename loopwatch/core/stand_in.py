@@ -1,8 +1,8 @@
-"""In place of a function that is not ours: called, bound, inspected, compared, copied and pickled as it is.
+"""Transparent proxy for a function: called, bound, inspected, compared, copied and pickled like the original.
 
-Stands alone (standard library only, nothing heavy): it also runs in every Python process under ``loopwatch run``. It
-does what is needed here of what ``wrapt.FunctionWrapper`` does: to import wrapt would be a third of what it takes to
-load the agent.
+Self-contained (standard library only, nothing heavy): also runs in every Python process under ``loopwatch run``. It
+implements the part of ``wrapt.FunctionWrapper`` that is needed here: importing wrapt would take a third of the agent's
+load time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from loopwatch.core.unseen import unseen
 
-TYPE_CHECKING = False  # as type checkers know it; importing typing takes 3 ms
+TYPE_CHECKING = False  # recognised by type checkers; importing typing takes 3 ms
 if TYPE_CHECKING:
     from typing import Any
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @unseen
 class StandIn:
-    """Calls ``call(original, args, kwargs)`` where the original would be called.
+    """Calls ``call(original, args, kwargs)`` in place of the original.
 
     Args:
         original: a function, written in Python or not. As an attribute of a class it binds if the original does:
             builtin functions do not.
-        call: a :data:`Call`, which is given the original, bound to the object that it was found on; or whatever a
-            subclass makes of it.
+        call: a :data:`Call`, which receives the original, bound to the object that it was read from; subclasses may use
+            it differently.
 
     Example:
         >>> stand_in = StandIn(len, lambda original, args, kwargs: original(*args) + 1)
@@ -84,10 +84,10 @@ class StandIn:
         return self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """By its name, as the original: programs hand ``os.kill`` to processes where nothing of ours is installed."""
+        """Pickle by name, like the original: programs send ``os.kill`` to processes that run no agent."""
         original = _get(self, "_original")
         bound_to = getattr(original, "__self__", None)
-        if bound_to is not None and not isinstance(bound_to, type(functools)):  # that of a builtin is its module
+        if bound_to is not None and not isinstance(bound_to, type(functools)):  # of a builtin it is the module
             return getattr, (bound_to, original.__name__)
         import pkgutil
 
@@ -95,7 +95,7 @@ class StandIn:
 
 
 def called(stand_in: StandIn, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """Return the function that is called, bound, and its arguments."""
+    """Return the original of ``stand_in``, bound, and the arguments to call it with."""
     original = _get(stand_in, "_original")
     if args and _get(stand_in, "_is_unbound"):  # Class.method(instance, ...)
         return original.__get__(args[0], type(args[0])), args[1:]
@@ -104,4 +104,4 @@ def called(stand_in: StandIn, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ..
 
 _get, _set = object.__getattribute__, object.__setattr__
 _OWN = frozenset({"__call__", "__copy__", "__deepcopy__", "__get__", "__reduce_ex__"})
-"""What is looked for on the object, and is not the original's."""
+"""Attributes of the proxy itself; all others are read from the original."""

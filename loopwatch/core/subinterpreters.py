@@ -1,7 +1,7 @@
-"""Whether this code runs in a sub-interpreter, which is not watched.
+"""Detects sub-interpreters, which are not watched.
 
 The interpreter ends the process if threads are left at the end of a sub-interpreter (``Py_EndInterpreter`` in CPython's
-Python/pylifecycle.c); isolated ones allow no daemon threads (PEP 684), and not all that is imported supports them.
+Python/pylifecycle.c); isolated ones allow no daemon threads (PEP 684), and not all imported modules support them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def in_subinterpreter() -> bool:
-    """Return whether the calling thread runs in an interpreter other than the process's first.
+    """Return whether the calling thread runs in another interpreter than the main one.
 
     Example:
         >>> in_subinterpreter()
@@ -22,6 +22,6 @@ def in_subinterpreter() -> bool:
         return not _is_main_interpreter()
     try:
         import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
-    except ImportError:  # an interpreter that was built without them
+    except ImportError:  # an interpreter built without them
         return False
     return bool(interpreters.get_current() != interpreters.get_main())

@@ -1,36 +1,36 @@
-"""Foreign text made fit for every sink: printable, on one line, bounded. Pure.
+"""Sanitises untrusted text for all sinks: printable, on one line, bounded. Pure.
 
-Names of functions, files, modules, tasks, threads, routes and loops, texts of exceptions and the lines of somebody
-else's journal may hold anything: line ends that forge a second line of a log, escapes that steer a terminal,
-bidirectional controls that show another text than there is, surrogates that cannot be encoded, ten megabytes. Records
-are made of what :func:`printable` returns, so all sinks get clean text; where a value must stay exact to look something
-up (the file name for :mod:`linecache`), the raw one is kept inside.
+Names of functions, files, modules, tasks, threads, routes and loops, texts of exceptions and the lines of a foreign
+journal may contain anything: newlines that forge a second log line, escape sequences that control a terminal,
+bidirectional controls that disguise the text, surrogates that cannot be encoded, ten megabytes. Records are built from
+the results of :func:`printable`, so all sinks get clean text; where a value must stay exact for a lookup (the file name
+for :mod:`linecache`), the raw one is kept internally.
 """
 
 from __future__ import annotations
 
 MAX_NAME = 200
-"""Characters of a name: of a function, module, task, thread, loop, route, pool, or of the value of a label."""
+"""Maximum characters of a name (function, module, task, thread, loop, route, pool) or of the value of a label."""
 MAX_PATH = 1000
-"""Characters of a path."""
+"""Maximum characters of a path."""
 MAX_LINE = 2000
-"""Characters of a line in the log, and of any other text such as that of an exception."""
+"""Maximum characters of a log line, and of any other text such as that of an exception."""
 
 _CUT = "..."
 
 _type_name = type.__dict__["__name__"].__get__
-"""Reads a class's name past a metaclass, whose attribute of that name would be code of the program."""
+"""Reads a class's name without its metaclass, whose attribute of that name could run code of the program."""
 
 
 def printable(text: object, most: int = MAX_NAME) -> str:
-    """Return ``text`` on one line, bounded, with everything else than printable characters shown as an escape.
+    """Return ``text`` on one line, bounded, with all characters that are not printable escaped.
 
-    What is too long is cut in its last third, so that both the beginning and the end (of a path: the file) are there.
-    Applied twice it changes nothing more. No code of the program runs: of an object that is no text its type is shown.
+    Text that is too long is cut in its last third, so that both its beginning and its end (of a path: the file) are
+    kept. Idempotent. Runs no code of the program: of an object that is not text the type is shown.
 
     Args:
-        text: anything; None is no text.
-        most: characters, 12 or more.
+        text: anything; None gives an empty text.
+        most: maximum characters, 12 or more.
 
     Example:
         >>> printable("a\\nb\\x1b[31m"), printable("x" * 300, 12), printable(b"name"), printable(None)
@@ -49,7 +49,7 @@ def printable(text: object, most: int = MAX_NAME) -> str:
 
 
 def shown(text: object) -> str:
-    """Return a text out of somebody else's file for people: printable, at most :data:`MAX_LINE` characters."""
+    """Return text from a foreign file for display: printable, at most :data:`MAX_LINE` characters."""
     return printable(text, MAX_LINE)
 
 
@@ -62,7 +62,7 @@ def error_text(error: BaseException, most: int = MAX_LINE) -> str:
     """
     try:
         said = printable(str(error), most)
-    except Exception:  # noqa: BLE001 - its __str__ is code of the program; that it fails is what is told
+    except Exception:  # noqa: BLE001 - its __str__ is code of the program; the failure is reported
         said = "(its text cannot be had)"
     kind = printable(_type_name(type(error)))
     return printable(f"{kind}: {said}" if said else kind, most)
@@ -72,7 +72,7 @@ def _exact(text: object) -> str:
     if text is None:
         return ""
     kind = type(text)
-    # A subclass of str may have methods of its own, down to __str__ and __len__.
+    # A subclass of str may override any method, even __str__ and __len__.
     return str.__str__(text) if issubclass(kind, str) else f"<{printable(_type_name(kind))}>"
 
 
@@ -81,7 +81,7 @@ def _escaped(char: str) -> str:
 
 
 def _first(text: str, room: int) -> str:
-    """Return as much of the beginning of ``text`` as goes into ``room`` characters; no escape is torn."""
+    """Return as much of the beginning of ``text`` as fits into ``room`` characters, without splitting an escape."""
     if text.isprintable():
         return text[:room]
     found = []
@@ -95,7 +95,7 @@ def _first(text: str, room: int) -> str:
 
 
 def _last(text: str, room: int) -> str:
-    """Return as much of the end of ``text`` as goes into ``room`` characters."""
+    """Return as much of the end of ``text`` as fits into ``room`` characters, without splitting an escape."""
     if text.isprintable():
         return text
     found = []

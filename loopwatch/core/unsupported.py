@@ -1,4 +1,4 @@
-"""Says why a process cannot be watched."""
+"""Decides whether a process can be watched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loopwatch.core.subinterpreters import in_subinterpreter
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the agent does not start.
+    """Reason why the agent does not start.
 
     Attributes:
         text: the reason, and what to do.
@@ -25,7 +25,7 @@ class Refusal:
 def refusal() -> Refusal | None:
     """Return why this process cannot be watched, None if it can."""
     if in_subinterpreter():
-        # A pool of sub-interpreters imports the program's modules, which may install, in each of them.
+        # Each sub-interpreter of a pool imports the program's modules, which may call install().
         return Refusal("a sub-interpreter: only loops of the main interpreter are watched", logging.INFO)
     monkey = loaded("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):

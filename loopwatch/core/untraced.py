@@ -1,16 +1,18 @@
-"""Threads that do without the trace and profile functions which the program has set for new threads.
+"""Threads without the trace and profile functions that the program has set for new threads.
 
-A debugger, coverage or profiler sets them with ``threading.settrace`` and ``threading.setprofile`` to watch the
-program: the agent's threads are none of it, would be slowed by them, and would end, with a traceback on the program's
-stderr, where such a function raises.
+Debuggers, coverage and profilers set them with ``threading.settrace`` and ``threading.setprofile`` to watch the
+program. The agent's threads are not part of it: they would be slowed down, and would end, with a traceback on the
+program's stderr, if such a function raised.
 """
 
 from __future__ import annotations
 
+import builtins
 import functools
 import operator
 import sys
 import threading
+import types
 from collections import deque
 from collections.abc import Callable
 
@@ -18,13 +20,13 @@ _drop = (functools.partial(sys.settrace, None), functools.partial(sys.setprofile
 
 
 class UntracedThread(threading.Thread):
-    """A daemon thread that no trace or profile function is called for.
+    """A daemon thread for which no trace or profile function is called.
 
-    ``run`` is a chain of C functions: a Python function could only drop them once they had been called for itself.
+    ``run`` is a chain of C functions: a Python function could drop them only after they had been called for itself.
 
     Args:
-        target: what it runs.
-        name: what it is called.
+        target: function to run.
+        name: thread name.
 
     Example:
         >>> thread = UntracedThread(lambda: print("runs", sys.gettrace()), "loopwatch-example")
@@ -34,6 +36,36 @@ class UntracedThread(threading.Thread):
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
         super().__init__(name=name, daemon=True)
-        # Again at the end: others may set them for all threads (``threading.settrace_all_threads``, since 3.12).
+        # Again at the end: other code may set them for all threads (``threading.settrace_all_threads``, since 3.12).
         steps: tuple[Callable[[], object], ...] = (*_drop, target, *_drop)
         self.run = functools.partial(deque, map(operator.call, steps), 0)  # type: ignore
+
+    def start(self) -> None:
+        """Start it as the standard library does, whatever others have put in the place of its functions since."""
+        if _start is None:
+            super().start()
+        else:
+            _start(self)
+
+
+class _Globals(dict[str, object]):
+    """The variables of :mod:`threading`, as they are now but for those that are items here."""
+
+    def __missing__(self, name: str) -> object:
+        return vars(threading)[name]
+
+
+def _bound_start() -> Callable[[threading.Thread], None] | None:
+    """Return ``Thread.start`` with the functions of the interpreter that start a thread bound to it.
+
+    Programs and their tests replace these, to count threads or to refuse them. None if ``start`` itself is replaced.
+    """
+    start = threading.Thread.start
+    if type(start) is not types.FunctionType or start.__code__.co_freevars:
+        return None
+    names = ("_start_joinable_thread", "_start_new_thread")  # since 3.13, and before
+    bound = {name: getattr(threading, name) for name in names if hasattr(threading, name)}
+    return types.FunctionType(start.__code__, _Globals(bound | {"__builtins__": builtins}))
+
+
+_start = _bound_start()

@@ -1,8 +1,8 @@
-"""``loopwatch demo``: a service that blocks its loop, the agent inside it, and a client that is made to wait.
+"""``loopwatch demo``: a service that blocks its loop, the agent inside it, and a client that has to wait.
 
-The service (:mod:`loopwatch.demo.app`) runs in a child process; the load comes from here. All that is told about blocks
-comes from the agent in the child, one JSON line a stall through a pipe; what is true is known here only, in
-:data:`loopwatch.demo.truth.HABITS`, and compared at the end.
+The service (:mod:`loopwatch.demo.app`) runs in a child process; the load comes from this one. Every report of a block
+comes from the agent in the child, one JSON line per stall through a pipe; only this process knows the truth
+(:data:`loopwatch.demo.truth.HABITS`), and compares both at the end.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from loopwatch.sinks.files import journal_path
 
 LOOPS = ("asyncio", "uvloop")
 START_TIMEOUT = 60.0
-"""s for the child to start."""
+"""Seconds for the child to start."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+"""Exit status after Ctrl-C, as in shells: 128 + SIGINT."""
 
 
 def main(loop: str = "asyncio", seconds: float = 10.0, journal: str | None = None) -> int:
-    """Run the demo and print what it shows.
+    """Run the demo and print its findings.
 
     Args:
-        loop: ``asyncio`` or ``uvloop``, what the service runs on.
-        seconds: s that the load lasts; each slow route is asked for once in any case, which takes about 6 s.
+        loop: ``asyncio`` or ``uvloop``, the event loop of the service.
+        seconds: seconds of load; each slow route is requested at least once, which takes about 6 seconds.
         journal: file or directory for the journal, None for a new private directory; both are kept.
 
     Returns:
-        Exit status: 0 after a complete run, 1 if the service failed, 2 for arguments that cannot be, 130 after Ctrl-C.
+        Exit status: 0 after a complete run, 1 if the service failed, 2 for invalid arguments, 130 after Ctrl-C.
     """
     screen = Screen()
     try:
@@ -60,7 +60,7 @@ def main(loop: str = "asyncio", seconds: float = 10.0, journal: str | None = Non
     except LoopwatchError as exc:
         sys.stderr.write(f"loopwatch demo: {exc}\n")
         return 1
-    except BrokenPipeError:  # the reader of our output has had enough
+    except BrokenPipeError:  # the reader of the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     finally:
@@ -70,7 +70,7 @@ def main(loop: str = "asyncio", seconds: float = 10.0, journal: str | None = Non
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the demo was asked for; ``temporary`` if the directory of the journal was made for it."""
+    """Arguments of the demo; ``temporary`` if the directory of the journal was created for it."""
 
     loop: str
     seconds: float
@@ -78,17 +78,17 @@ class Settings:
     temporary: bool
 
     def tidy_up(self) -> None:
-        """Remove a directory that was made for nothing."""
+        """Remove the temporary directory if it is empty."""
         if self.temporary:
             with contextlib.suppress(OSError):  # not empty: it is kept
                 Path(self.journal).rmdir()
 
 
 def _settings(loop: str, seconds: float, journal: str | None) -> Settings:
-    """Check the arguments; what is made on disk is made last.
+    """Check the arguments, then create the directory.
 
     Raises:
-        ConfigError: a value that cannot be, or uvloop is not installed.
+        ConfigError: a value is invalid, or uvloop is not installed.
     """
     if loop not in LOOPS:
         raise ConfigError(f"loop={loop!r}: must be one of {', '.join(LOOPS)}")
@@ -105,7 +105,7 @@ def _settings(loop: str, seconds: float, journal: str | None) -> Settings:
 
 
 async def _run(settings: Settings, screen: Screen) -> None:
-    """Run it all; whatever happens, the child is gone afterwards.
+    """Run the demo; the child has ended afterwards in any case.
 
     Raises:
         LoopwatchError: the service did not start, or ended by itself.
@@ -127,7 +127,7 @@ async def _run(settings: Settings, screen: Screen) -> None:
 
 
 async def _converse(child: Child, seconds: float, screen: Screen) -> tuple[Seen, list[Habit]]:
-    """Ask the service and listen to its agent; return what was seen, and which habits it has on this machine."""
+    """Send requests and receive the findings; return both, and the habits of the service on this machine."""
     seen = Seen()
     async with contextlib.aclosing(child.messages()) as messages:
         ready = await _first(messages)

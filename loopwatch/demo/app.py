@@ -1,6 +1,6 @@
-"""The service behind ``loopwatch demo``: a small shop on plain asyncio streams, with the habits that block event loops.
+"""The service behind ``loopwatch demo``: a small shop on plain asyncio streams, with habits that block event loops.
 
-It plays the user's part: it does not import loopwatch, and the agent shows its functions like those of any program.
+It plays the user's part: it does not import loopwatch, and the agent reports its functions like those of any program.
 Each slow route does real work for about a third of a second; :meth:`Shop.open` finds the sizes that take so long
 on this machine.
 """
@@ -24,20 +24,20 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 BLOCK = 0.3
-"""s of work that a slow route is given."""
+"""Seconds of work per slow route."""
 SUBSCRIBERS = 400
 MAX_BODY = 64 * 1024
 DISKS = (None, "/var/tmp")
-"""Directories to export to: that of temporary files, and one that is on a disk where the first is in memory."""
+"""Directories to export to: that of temporary files, and one on a disk, in case the first is in memory."""
 
 Handler: TypeAlias = Callable[[str], Awaitable[object]]
-"""Takes what ``{id}`` stands for in the path, returns something JSON-able."""
+"""Takes the part of the path that ``{id}`` stands for, returns a JSON-serializable value."""
 
 _request: ContextVar[tuple[str, str] | None] = ContextVar("request", default=None)
 
 
 def labels() -> Mapping[str, str] | None:
-    """Return what the current request is called, in the words of OpenTelemetry; None outside a request."""
+    """Return method and route of the current request as OpenTelemetry attributes; None outside a request."""
     request = _request.get()
     return None if request is None else {"http.request.method": request[0], "http.route": request[1]}
 
@@ -46,7 +46,7 @@ def labels() -> Mapping[str, str] | None:
 
 
 def build_report(archive: str, number: str) -> dict[str, object]:
-    """Read a whole archive to change one field of it, and write all of it again."""
+    """Parse a whole archive to change one field of it, and serialize all of it again."""
     report = json.loads(archive)
     report["id"] = number
     return {"id": number, "bytes": len(json.dumps(report))}
@@ -63,7 +63,7 @@ def shrink_image(pixels: bytes, width: int) -> bytes:
 
 
 def hash_password(password: str, iterations: int) -> bytes:
-    """Hash slowly on purpose, as one should, but not here."""
+    """Hash slowly on purpose, as one should, but not on the loop."""
     return hashlib.pbkdf2_hmac("sha256", password.encode(), b"salt of this account", iterations)
 
 
@@ -76,13 +76,13 @@ def is_plain_search(query: str) -> bool:
 
 
 def ask_old_inventory() -> int:
-    """Respect the limit of an old system: four questions a second."""
+    """Respect the rate limit of an old system: four requests per second."""
     time.sleep(BLOCK)
     return 12
 
 
 def ask_supplier(port: int) -> int:
-    """Ask another service with a client that knows nothing of asyncio."""
+    """Query another service with a client that does not support asyncio."""
     supplier = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         supplier.request("GET", "/stock/oak-table")
@@ -92,9 +92,9 @@ def ask_supplier(port: int) -> int:
 
 
 def export_orders(folder: str | None) -> int:
-    """Write the whole list of orders again for each change, all the way to the disk; return how often.
+    """Write the whole list of orders again for each change, with fsync; return how often.
 
-    As often as fits into :data:`BLOCK`: how long a disk takes differs a hundredfold, also from one minute to the next.
+    As often as fits into :data:`BLOCK`: the speed of a disk differs a hundredfold, also from one minute to the next.
     """
     orders = b"4711;oak table;1;249.00\n" * 175_000
     ends = time.monotonic() + BLOCK
@@ -121,19 +121,19 @@ class PriceList:
         return self._lock.locked()
 
     def renew(self) -> None:
-        """Ask the supplier, which takes its time, and keep the lock all the while; in a thread."""
+        """Query the slow supplier while holding the lock; in a thread."""
         with self._lock:
             time.sleep(BLOCK)
             self._prices["oak table"] += 1
 
     def price_of(self, article: str) -> int:
-        """Return a price, once nobody changes it."""
+        """Return a price; waits for the lock."""
         with self._lock:
             return self._prices[article]
 
 
 def notify_subscriber(message: bytes) -> int:
-    """Make the message of one subscriber: nothing to speak of, but everybody's turn comes at once."""
+    """Build the message of one subscriber: cheap, but those of all subscribers run in one pass."""
     checksum = 0
     for byte in message:
         checksum = (checksum * 31 + byte) & 0xFFFFFFFF
@@ -144,7 +144,7 @@ def notify_subscriber(message: bytes) -> int:
 
 
 class _Supplier(socketserver.StreamRequestHandler):
-    """Answers any request after :data:`BLOCK`."""
+    """Answers any request after :data:`BLOCK` seconds."""
 
     def handle(self) -> None:
         while self.rfile.readline().strip():
@@ -154,7 +154,7 @@ class _Supplier(socketserver.StreamRequestHandler):
 
 
 def _start_supplier() -> int:
-    """Start the service that ours depends on, in threads that end with the process; return its port."""
+    """Start the service that the shop depends on, in daemon threads; return its port."""
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Supplier)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="supplier", daemon=True).start()
@@ -162,10 +162,10 @@ def _start_supplier() -> int:
 
 
 def sized(work: Callable[[int], object], start: int, seconds: float = BLOCK) -> int:
-    """Return the size for which ``work``, whose time grows with it in proportion, takes ``seconds`` of processor time.
+    """Return the size for which ``work``, whose time is proportional to it, takes ``seconds`` of processor time.
 
-    The thread's processor time is what counts, not the clock on the wall, and the best of three: the machine may be
-    busy with others.
+    Measured as the thread's processor time, not as wall time, and as the best of three: other programs may keep the
+    machine busy.
     """
     size = start
     while _cost(work, size) < seconds / 10:
@@ -192,7 +192,7 @@ def _slow_query() -> str:
 
 
 def _waits_for_disk(folder: str | None) -> bool:
-    """Whether exporting to ``folder`` is waiting, not computing: in memory there is nothing to wait for."""
+    """Whether exporting to ``folder`` waits rather than computes: memory has nothing to wait for."""
     began, cpu = time.monotonic(), time.thread_time()
     try:
         export_orders(folder)
@@ -206,15 +206,15 @@ def _waits_for_disk(folder: str | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Shop:
-    """What the service works on.
+    """The service and its data.
 
     Attributes:
         archive: JSON of all orders.
         image, width: grey pixels, and how many make a row.
         iterations: of the password hash.
         account: hash of the one password.
-        query: what somebody searches for.
-        message: what subscribers are told.
+        query: a search that makes the pattern backtrack.
+        message: message to each subscriber.
         prices: the price list.
         supplier: port of the supplier's service.
         export_to: directory that exports go to, "" for that of temporary files; None if there is no disk to wait for.
@@ -233,9 +233,9 @@ class Shop:
 
     @classmethod
     def open(cls) -> Shop:
-        """Return a shop whose slow routes take about :data:`BLOCK` on this machine; takes about 2 s."""
+        """Return a shop whose slow routes take about :data:`BLOCK` on this machine; takes about 2 seconds."""
         width = 512
-        # Making the archive is measured too, and is a third of it.
+        # The measured time includes making the archive, a third of it.
         orders = sized(lambda orders: build_report(_archive(orders), "0"), 1000, 1.5 * BLOCK)
         rows = sized(lambda rows: shrink_image(bytes(width * rows), width), 16)
         iterations = sized(lambda count: hash_password("open sesame", count), 1000)
@@ -268,11 +268,11 @@ class Shop:
         }
 
     async def health(self, _: str) -> object:
-        """Say that all is well."""
+        """Report that the service is up."""
         return {"status": "ok"}
 
     async def report(self, number: str) -> object:
-        """JSON, much of it."""
+        """Large JSON."""
         return build_report(self.archive, number)
 
     async def thumbnail(self, _: str) -> object:
@@ -280,7 +280,7 @@ class Shop:
         return {"bytes": len(shrink_image(self.image, self.width))}
 
     async def login(self, _: str) -> object:
-        """C code that gives up the GIL."""
+        """C code that releases the GIL."""
         return {"granted": hmac.compare_digest(hash_password("open sesame", self.iterations), self.account)}
 
     async def search(self, _: str) -> object:
@@ -296,11 +296,11 @@ class Shop:
         return {"in_stock": ask_supplier(self.supplier)}
 
     async def export(self, _: str) -> object:
-        """A disk that is waited for."""
+        """A wait for the disk."""
         return {"written": export_orders(self.export_to or None)}
 
     async def lock(self, _: str) -> object:
-        """A lock shared with a thread; the thread begins here, so that the request meets it at work every time."""
+        """A lock shared with a thread, which starts here so that every request finds the lock held."""
         renewal = asyncio.get_running_loop().run_in_executor(None, self.prices.renew)
         while not self.prices.renewing and not renewal.done():
             await asyncio.sleep(0.005)
@@ -342,7 +342,7 @@ class Shop:
 
 
 def _match(template: str, path: str) -> str | None:
-    """Return what ``{id}`` stands for ("" without one), None if ``path`` is another."""
+    """Return the part of ``path`` that ``{id}`` stands for ("" without one), None if ``path`` does not match."""
     before, placeholder, after = template.partition("{id}")
     if not placeholder:
         return "" if path == template else None
@@ -355,7 +355,7 @@ async def _read_request(reader: asyncio.StreamReader) -> tuple[str, str] | None:
     """Return (method, path) of the next request, None if there is none; its body is read and dropped.
 
     Raises:
-        ValueError: this is not a request, or its body is too large.
+        ValueError: it is no valid request, or its body is too large.
     """
     try:
         head = await reader.readuntil(b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The client of the demo: asks for /health all the time, and for something slow now and then."""
+"""The client of the demo: requests /health all the time, and a slow route now and then."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Sequence
 from loopwatch.demo.truth import HEALTH_EVERY, Habit, Seen
 
 QUIET = 1.5
-"""s at the start in which nothing slow is asked for."""
+"""Seconds at the start without slow requests."""
 PAUSE = 0.2
-"""s between two slow requests."""
+"""Seconds between two slow requests."""
 PATIENCE = 10.0
-"""s that the client waits for one answer."""
+"""Seconds that the client waits for one response."""
 
 
 class Connections:
-    """Connections to the service that are kept open and used again."""
+    """Connections to the service, kept open and reused."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, method: str, path: str) -> None:
-        """Ask for ``path`` and read the answer.
+        """Request ``path`` and read the response.
 
         Raises:
             OSError, asyncio.IncompleteReadError, TimeoutError: there was none.
-            ValueError: it was not "200 OK".
+            ValueError: its status was not "200 OK".
         """
         async with asyncio.timeout(PATIENCE):
             if self._free:
@@ -49,7 +49,7 @@ class Connections:
             raise ValueError(status)
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all connections."""
         for _, writer in self._free:
             writer.close()
 
@@ -58,14 +58,14 @@ _FAILURES = (OSError, ValueError, asyncio.IncompleteReadError)  # TimeoutError i
 
 
 class Client:
-    """Asks for /health all the time, and for something slow now and then."""
+    """Requests /health all the time, and a slow route now and then."""
 
     def __init__(self, port: int, seen: Seen) -> None:
         self._connections = Connections(port)
         self._seen = seen
 
     async def run(self, habits: Sequence[Habit], seconds: float) -> None:
-        """Ask for ``seconds``, and for each slow route at least once."""
+        """Send requests for ``seconds`` seconds, and to each slow route at least once."""
         self._seen.began = time.time()
         steady = asyncio.create_task(self._ask_for_health())
         try:

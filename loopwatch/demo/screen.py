@@ -1,4 +1,4 @@
-"""What the demo prints: findings as they come, and the comparison with the truth at the end."""
+"""Output of the demo: findings as they come, and the comparison with the truth at the end."""
 
 from __future__ import annotations
 
@@ -13,32 +13,18 @@ from pathlib import Path
 
 from loopwatch.core.text import shown
 from loopwatch.demo.truth import EXPORT, HEALTH_EVERY, THRESHOLD, Habit, Seen
+from loopwatch.diagnosis.causes import CAUSES
 from loopwatch.events import Cause, Frame, Stall
 from loopwatch.report.text import seconds as in_words
 from loopwatch.report.text import times
 
 WIDTH = 96
 BUSY = 0.2
-"""Share of a block for which the loop waited for a processor: from here on, this machine is in the way of the demo."""
-
-WHY = {
-    Cause.PYTHON: "it ran Python code",
-    Cause.NATIVE_GIL: "C code that keeps the GIL; no other Python thread could run either",
-    Cause.NATIVE: "C code that gives up the GIL; other threads went on, the loop could not",
-    Cause.IO: "it waited for a disk, the network or another process",
-    Cause.SLEEP: "it slept",
-    Cause.LOCK: "it waited for a lock that another thread held",
-    Cause.GIL: "another thread held the GIL",
-    Cause.GC: "the garbage collector ran",
-    Cause.STARVED: "it was given no processor; the machine is busy",
-    Cause.SUSPENDED: "the whole process was stopped",
-    Cause.OVERLOAD: "no callback was slow, but very many were ready at once",
-    Cause.UNKNOWN: "the evidence does not tell",
-}
+"""Share of a block spent waiting for a processor from which the machine counts as too busy for the demo."""
 
 
 class Screen:
-    """Writes lines to standard output, with colour only on a terminal that wants it."""
+    """Writes lines to standard output, in colour only on a terminal that supports it."""
 
     def __init__(self) -> None:
         terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -46,23 +32,23 @@ class Screen:
         self._encoding = sys.stdout.encoding or "ascii"
 
     def line(self, text: str = "", style: str = "") -> None:
-        """Write one line; what the terminal cannot show becomes a question mark."""
+        """Write one line; characters outside the encoding become question marks."""
         text = text.encode(self._encoding, "replace").decode(self._encoding)
         sys.stdout.write((f"\x1b[{style}m{text}\x1b[0m" if style and text and self._colour else text) + "\n")
         sys.stdout.flush()
 
     def heading(self, text: str) -> None:
-        """Write a line that stands out."""
+        """Write a line in bold."""
         self.line(text, "1")
 
     def item(self, name: str, text: str) -> None:
-        """Write one fact, on as many lines as it takes."""
+        """Write one fact, wrapped."""
         for number, line in enumerate(textwrap.wrap(shown(text), WIDTH - 16, break_on_hyphens=False)):
             self.line(f"         {name if not number else '':<6} {line}")
 
 
 def introduce(screen: Screen, habits: Sequence[Habit]) -> None:
-    """Say what is about to happen."""
+    """Print what the demo is about to do."""
     screen.line(f"A client asks it for /health {round(1 / HEALTH_EVERY)} times a second, and now and then for one of")
     for line in textwrap.wrap(", ".join(habit.route.replace(" ", "\xa0") for habit in habits), WIDTH - 2):
         screen.line("  " + line.replace("\xa0", " "))
@@ -73,7 +59,7 @@ def introduce(screen: Screen, habits: Sequence[Habit]) -> None:
 
 
 def tell(screen: Screen, stall: Stall, seen: Seen) -> None:
-    """Print one finding: in full the first time, in one line when it comes again."""
+    """Print one finding: in full the first time, in one line when it recurs."""
     at = f"{max(stall.started_at - seen.began, 0):5.1f} s"
     held = f"{'holds' if stall.ongoing else 'held'} the loop for {in_words(stall.duration)}"
     title = f"{at}  {_route(stall)} {held}"
@@ -82,7 +68,7 @@ def tell(screen: Screen, stall: Stall, seen: Seen) -> None:
         return
     screen.line(title, "1;33")
     screen.item("where", _where(stall))
-    screen.item("why", f"{stall.cause.value}: {WHY[stall.cause]}")
+    screen.item("why", f"{stall.cause.value}: {CAUSES[stall.cause].why}")
     if stall.victims is not None:
         screen.item("hurt", f"{stall.victims} callbacks and events waited" if stall.victims != 1 else "1 waited")
     screen.item("do", stall.remedy)
@@ -109,7 +95,7 @@ def _where(stall: Stall) -> str:
 
 
 def _call(stall: Stall) -> str | None:
-    """Return what the culprit had called, where that is what took the time."""
+    """Return the call made by the culprit, if the call took the time; else None."""
     if stall.culprit in stall.stack:
         inner = stall.stack[stall.stack.index(stall.culprit) + 1 :]
         if inner:
@@ -123,7 +109,7 @@ def _place(frame: Frame) -> str:
 
 
 def summarise(screen: Screen, seen: Seen, habits: Sequence[Habit]) -> None:
-    """Compare what the agent told with the truth, and say what it all cost."""
+    """Print the comparison of the agent's findings with the truth, and the cost of the agent."""
     screen.line()
     screen.heading("What the agent found")
     screen.line()
@@ -152,7 +138,7 @@ def summarise(screen: Screen, seen: Seen, habits: Sequence[Habit]) -> None:
 
 
 def _report(screen: Screen, habit: Habit, found: Sequence[Stall], asked: int) -> int:
-    """Print what was found of ``habit``; return how often it was found with the right function and cause."""
+    """Print the findings for ``habit``; return how many have the right function and cause."""
     true = [stall for stall in found if _culprit(stall) == habit.culprit and stall.cause is habit.cause]
     waited = sum(stall.victims or 0 for stall in found)
     _row(screen, habit.route, habit.culprit, habit.cause.value, f"{len(true)} of {asked}", _blocked(found), str(waited))
@@ -166,13 +152,13 @@ def _report(screen: Screen, habit: Habit, found: Sequence[Stall], asked: int) ->
 
 
 def _verdict(stall: Stall) -> str:
-    """Return what was told instead of the truth, with room for how often."""
+    """Return the text of a wrong finding, with a placeholder for how often it occurred."""
     told = f"{_culprit(stall)}, {stall.cause.value}".replace("{", "{{").replace("}", "}}")
     return ("machine busy {times}: " if _disturbed(stall) else "wrong {times}: ") + told
 
 
 def _disturbed(stall: Stall) -> bool:
-    """Whether the machine held the service up as well: what was told may be true, but is not what was planned."""
+    """Whether the machine held up the service as well: the finding may be true, but is not the planned one."""
     waited = max(stall.evidence.run_queue or 0.0, stall.evidence.throttled or 0.0)
     return waited >= BUSY * stall.duration or stall.cause in (Cause.STARVED, Cause.SUSPENDED)
 
@@ -251,7 +237,7 @@ def _cost(screen: Screen, seen: Seen) -> None:
 
 
 def what_next(screen: Screen, journal: Path, *, temporary: bool) -> None:
-    """Say how to look at the journal."""
+    """Print how to read the journal."""
     kept = " is kept in a new directory that only you can read" if temporary else " is kept"
     page = journal.parent / "report.html"
     screen.line(f"The journal of this run{kept}. Look at it again:")

@@ -1,4 +1,4 @@
-"""The service of the demo: a child process with the agent in it, and this process's hold on it."""
+"""The service of the demo: a child process with the agent in it, and the parent's handle on it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from loopwatch.demo import app
 from loopwatch.demo.truth import THRESHOLD
 
 STOP_TIMEOUT = 5.0
-"""s for the child to end."""
+"""Seconds for the child to end."""
 
 
 def run_service() -> None:
-    """Be the child: run the service under the agent until standard input ends; arguments: loop, journal."""
+    """Main function of the child: run the service under the agent until standard input ends; argv: loop, journal."""
     loop, journal = sys.argv[-2:]
     threading.Thread(target=_die_with_parent, name="lifeline", daemon=True).start()
     shop = app.Shop.open()
@@ -32,12 +32,12 @@ def run_service() -> None:
     agent = loopwatch.install(
         loopwatch.Config(
             threshold=THRESHOLD,
-            cpu_budget=0.05,  # it samples while the loop is blocked, and here that is half of the time
+            cpu_budget=0.05,  # it samples while the loop is blocked, here half of the time
             journal=journal,
-            log_level=logging.DEBUG,  # nobody listens below WARNING: the parent tells
+            log_level=logging.DEBUG,  # not printed below WARNING: the parent prints the findings
             on_stall=lambda stall: send({"stall": stall.to_dict()}),
             context=(app.labels,),
-            user_code=(app.__name__,),  # it is installed with the package, and would be a library's otherwise
+            user_code=(app.__name__,),  # installed with the package, it would count as a library otherwise
         )
     )
     factory = None
@@ -68,13 +68,13 @@ class _Sender:
         self._lock = threading.Lock()
 
     def __call__(self, message: dict[str, Any]) -> None:
-        with self._lock, contextlib.suppress(BrokenPipeError):  # the parent is gone: so are we, soon
+        with self._lock, contextlib.suppress(BrokenPipeError):  # the parent is gone, and this process ends soon
             sys.stdout.write(json.dumps(message) + "\n")
             sys.stdout.flush()
 
 
 def _die_with_parent() -> None:
-    """Wait for the end of standard input, which comes also when the parent is killed; then nothing holds us long."""
+    """Wait for the end of standard input, which comes also when the parent is killed; then exit soon in any case."""
     while os.read(0, 64):
         pass
     time.sleep(STOP_TIMEOUT / 2)
@@ -82,7 +82,7 @@ def _die_with_parent() -> None:
 
 
 class Child:
-    """The process of the service. Ends when its standard input does, so it cannot outlive this one.
+    """The child process of the service. It ends when its standard input does, so it cannot outlive this process.
 
     Args:
         loop: ``asyncio`` or ``uvloop``.
@@ -90,14 +90,14 @@ class Child:
     """
 
     def __init__(self, loop: str, journal: str) -> None:
-        # Our own copy of the package may not be importable from elsewhere; last, so that it shadows nothing.
+        # This copy of the package may not be importable elsewhere; last on the path, it shadows nothing.
         code = "import sys; sys.path.append(sys.argv[1]); from loopwatch.demo.service import run_service; run_service()"
         root = str(Path(__file__).parent.parent.parent)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", code, root, loop, journal],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            process_group=0,  # Ctrl-C is for us, and we end it
+            process_group=0,  # Ctrl-C goes to this process, which ends the child
         )
 
     @property
@@ -106,7 +106,7 @@ class Child:
         return self._process.pid
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Give what the child sends, until it ends."""
+        """Yield the messages of the child, until it ends."""
         reader = asyncio.StreamReader(limit=2**24)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), self._process.stdout
@@ -118,12 +118,12 @@ class Child:
             transport.close()
 
     def ask_to_end(self) -> None:
-        """Have the child end by itself."""
+        """Ask the child to end: close its standard input."""
         if self._process.stdin is not None:
             self._process.stdin.close()
 
     def end(self) -> int:
-        """See to it that the child is gone, and return its exit status."""
+        """End the child, by force after a timeout, and return its exit status."""
         self.ask_to_end()
         try:
             return self._process.wait(STOP_TIMEOUT)
@@ -131,7 +131,7 @@ class Child:
             return self.kill()
 
     def kill(self) -> int:
-        """End the child now, and return its exit status."""
+        """Kill the child, and return its exit status."""
         self.ask_to_end()
         self._process.kill()
         return self._process.wait()

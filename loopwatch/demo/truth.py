@@ -1,4 +1,4 @@
-"""What the demo's service does wrong, and what client and agent saw of it."""
+"""The habits of the demo's service, and the observations of client and agent."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from loopwatch.events import AgentStats, Cause, Stall
 EXPORT = "/export"
 """Template of the route that needs a disk."""
 THRESHOLD = 0.1
-"""s, of the agent in the service."""
+"""Threshold of the agent in the service, seconds."""
 HEALTH_EVERY = 0.02
-"""s between two questions to /health: each on a connection of its own, so that a slow answer holds back no other."""
+"""Seconds between two requests to /health, each on its own connection: a slow response delays no other."""
 
 
 @dataclass(frozen=True, slots=True)
 class Habit:
-    """A way to block a loop, and the truth about it.
+    """A way to block a loop, with its true culprit and cause.
 
     Attributes:
         method, template: the route, as the service labels it.
-        path: what is asked for.
-        culprit: qualified name of the function that does it.
-        cause: why the loop cannot go on meanwhile.
+        path: path of the request.
+        culprit: qualified name of the blocking function.
+        cause: why the loop is blocked.
     """
 
     method: str
@@ -54,20 +54,20 @@ HABITS = (
     _habit("GET", "/lock", app.PriceList.price_of, Cause.LOCK),
     _habit("POST", "/fanout", app.notify_subscriber, Cause.OVERLOAD),
 )
-"""What the demo's service does wrong."""
+"""The blocking habits of the demo's service."""
 
 
 @dataclass(slots=True)
 class Seen:
-    """What the client and the agent saw; times in seconds since the epoch.
+    """Observations of the client and the agent; times in seconds since the epoch.
 
     Attributes:
-        health: (when asked, s until the answer) for each question to /health.
-        slow: (when asked, when answered) for each slow request, by habit.
-        failed: what went wrong, by route.
-        stalls: what the agent told.
-        agent: what the agent says of itself at the end.
-        began, ended: of the load.
+        health: (time of request, seconds until the response) for each request to /health.
+        slow: (time of request, time of response) for each slow request, by habit.
+        failed: error, by route.
+        stalls: stalls that the agent reported.
+        agent: statistics of the agent at the end.
+        began, ended: begin and end of the load.
     """
 
     health: list[tuple[float, float]] = field(default_factory=list)

@@ -1,1 +1,1 @@
-"""From what was seen to what is said: cause, culprit and remedy. Pure functions of records."""
+"""Diagnosis: from an observation to cause, culprit and remedy of a stall. Pure functions of records."""

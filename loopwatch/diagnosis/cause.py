@@ -1,7 +1,7 @@
-"""Why the loop did not get on: ordered rules over :class:`loopwatch.Evidence`, first match wins.
+"""Decides the cause of a stall: ordered rules over :class:`loopwatch.Evidence`, first match wins.
 
-A rule looks at facts only, so that any verdict in a journal can be replayed. Where no rule is confident the answer is
-``unknown``.
+A rule depends on the evidence only, so that any verdict in a journal can be replayed. If no rule is confident, the
+cause is ``unknown``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from loopwatch.events import Cause, Evidence
 from loopwatch.system.syscalls import RUNNING, kind_of
 
 MOST = 0.5
-"""Share of the observed span that one thing must fill to be the reason for it."""
+"""Share of the observed span that one activity must fill to be its cause."""
 MOSTLY = 0.8
 MUCH, SOME = 0.4, 0.3
-"""Shares at which the loss of the GIL shows: the watcher notices it only between its own sleeps."""
+"""Shares from which loss of the GIL shows: the watcher notices it only between its own sleeps."""
 
 MOVES = 0.3
-"""Share of neighbouring samples with another innermost position that shows a thread which gets on."""
+"""Share of neighbouring samples with different innermost positions from which a thread counts as progressing."""
 
 
 def decide(evidence: Evidence) -> Cause:
@@ -40,14 +40,14 @@ def _share(seconds: float | None, evidence: Evidence) -> float:
 
 
 def _others(evidence: Evidence) -> float:
-    """Share of one processor that the other threads of the process used."""
+    """Share of one processor used by the other threads of the process."""
     if evidence.process_cpu is None or evidence.cpu is None:
         return 0.0
     return _share(evidence.process_cpu - evidence.cpu, evidence)
 
 
 def _kept_from_running(evidence: Evidence) -> float:
-    """Share of the span in which the watcher had a processor to run on, but not the GIL."""
+    """Share of the span in which the watcher had a processor, but not the GIL."""
     return _share(evidence.watcher_late - evidence.watcher_starved, evidence)
 
 
@@ -55,7 +55,7 @@ def _starved(evidence: Evidence) -> Cause | None:
     waited = max(_waited_for_a_processor(evidence), _awake(_share(evidence.throttled, evidence), evidence))
     if evidence.asleep:
         waited = max(waited, _share(evidence.watcher_starved, evidence))
-    # What would be too long with a processor of its own, too, is not the machine's fault alone.
+    # A block whose processor time alone exceeds the threshold is not only the machine's fault.
     too_long_by_itself = None not in (evidence.cpu, evidence.threshold) and evidence.cpu >= evidence.threshold  # type: ignore[operator]
     return Cause.STARVED if waited >= (MOSTLY if too_long_by_itself else MOST) else None
 
@@ -64,14 +64,14 @@ def _suspended(evidence: Evidence) -> Cause | None:
     nobody_ran = evidence.process_cpu is not None and _share(evidence.process_cpu, evidence) < 0.1
     nobody_waited = _share(evidence.run_queue, evidence) < 0.3
     nothing_seen = evidence.samples < 2 or (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval
-    # A loop that nobody kept from waking up, and that did not wait for a processor either, was stopped itself.
+    # A loop that nothing kept from waking up, and that did not wait for a processor either, was stopped itself.
     could_not_wake = evidence.asleep and evidence.run_queue is not None
     stopped = nobody_ran and nobody_waited and nothing_seen
     return Cause.SUSPENDED if stopped and (could_not_wake or _kept_from_running(evidence) >= MOST) else None
 
 
 def _gc(evidence: Evidence) -> Cause | None:
-    # Who is found asleep, and does not want the GIL, is not held up by a collection in another thread.
+    # A sleeping thread that does not want the GIL is not held up by a collection in another thread.
     elsewhere = evidence.samples > 1 and kind_of(evidence.syscall) in ("sleep", "io") and evidence.syscall_share >= MOST
     return Cause.GC if _share(evidence.gc, evidence) >= MOST and not elsewhere else None
 
@@ -80,14 +80,14 @@ def _overload(evidence: Evidence) -> Cause | None:
     longest, surely = evidence.longest_callback, evidence.dominant_callback
     if evidence.callbacks < 3 or longest is None or surely is None or evidence.threshold is None:
         return None
-    # Few samples, far apart, bound a callback badly; that nearly each found another one tells as much.
+    # Few samples, far apart, bound a callback badly; a different one in nearly each is as good evidence.
     ever_new = evidence.callbacks >= 0.75 * evidence.samples or evidence.callbacks >= 5
     many = longest < evidence.threshold or (ever_new and surely < evidence.threshold / 2)
     return Cause.OVERLOAD if many else None
 
 
 def _ran(evidence: Evidence) -> float:
-    """Share of the time it was given a processor, or could have had one, that the loop's thread used."""
+    """Share of processor time that the loop's thread used, of the time that it did not wait for a processor."""
     return _share(evidence.cpu, evidence) / (1 - min(_waited_for_a_processor(evidence), MOSTLY))
 
 
@@ -97,7 +97,7 @@ def _waited_for_a_processor(evidence: Evidence) -> float:
 
 
 def _awake(waited: float, evidence: Evidence) -> float:
-    """Who is found asleep is not runnable: what it waited for a processor, it waited before the block."""
+    """Limit a wait to the share awake: a thread found asleep is not runnable, and waited before the block."""
     return min(waited, max(1 - evidence.syscall_share, 0.0)) if _slept(evidence) else waited
 
 
@@ -106,7 +106,7 @@ def _another_held_the_gil(evidence: Evidence) -> Cause | None:
         return None
     if _kept_from_running(evidence) >= SOME:
         return Cause.GIL
-    # Who waits for a lock stays where it is; who waits for the GIL gets it now and then, and moves on.
+    # A thread that waits for a lock stays in one position; one that waits for the GIL gets it at times, and moves on.
     stays = evidence.lock_wait and (evidence.moving or 0.0) < MOVES
     wanted = evidence.asleep or (not stays and kind_of(evidence.syscall) in (RUNNING, "lock", ""))
     contended = (evidence.gil_wait or 0.0) >= 0.2 * evidence.switch_interval or _kept_from_running(evidence) >= SOME / 2
@@ -120,7 +120,7 @@ def _computing(evidence: Evidence) -> Cause | None:
         return Cause.NATIVE_GIL
     if not evidence.samples or evidence.gil_wait is None:
         return None
-    if evidence.gil_wait > 3 * evidence.switch_interval:  # Python code gives the GIL away after one
+    if evidence.gil_wait > 3 * evidence.switch_interval:  # Python code releases the GIL after one
         return Cause.NATIVE_GIL
     if (evidence.moving or 0.0) >= MOVES or evidence.gil_wait >= MOST * evidence.switch_interval:
         return Cause.PYTHON
@@ -134,19 +134,19 @@ def _waiting(evidence: Evidence) -> Cause | None:
         return {"sleep": Cause.SLEEP, "lock": Cause.LOCK, "io": Cause.IO}[kind_of(evidence.syscall)]
     if _share(evidence.run_queue, evidence) + _share(evidence.gc, evidence) + _share(evidence.cpu, evidence) >= MOST:
         return None
-    # It slept most of the time, in the kernel's account, but each time too briefly to be found asleep.
+    # By the kernel's accounting it slept most of the time, but each time too briefly to be found asleep.
     return _by_name(evidence) or (Cause.IO if evidence.samples and evidence.wait_channel else None)
 
 
 def _slept(evidence: Evidence) -> bool:
     """Whether the samples found the thread asleep rather than running."""
     if evidence.samples == 1 and (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:
-        return False  # a single, late sample: by the time the kernel was asked the block may have been over
+        return False  # a single, late sample: the block may have been over by the time the kernel was asked
     return kind_of(evidence.syscall) in ("sleep", "lock", "io")
 
 
 def _by_name(evidence: Evidence) -> Cause | None:
-    """Where the kernel does not say what a thread waited in, the name of the call may."""
+    """Return the cause by the name of the call, where the kernel does not say what the thread waited in."""
     if evidence.lock_wait:
         return Cause.LOCK
     if evidence.call == "time.sleep":

@@ -1,4 +1,4 @@
-"""Whose code it is: the frame of the user's own code that is responsible for what was seen."""
+"""Finds the culprit of a stall: the responsible frame of the user's own code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.events import Frame
 
-# What sysconfig and pathlib say, which take 6 ms to load in every process that is watched.
+# As sysconfig and pathlib would say, which take 6 ms to load in every watched process.
 _COLLECTIONS = (getattr(collections, "__file__", None) or "").rpartition("__init__.")[0]
 _SEPARATOR = _COLLECTIONS[-1:] or "/"
 _STDLIB = _COLLECTIONS.rstrip(_SEPARATOR).rpartition(_SEPARATOR)[0]
@@ -24,12 +24,12 @@ Stack = tuple[Frame, ...]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Where it happened.
+    """Where a stall happened.
 
     Attributes:
         culprit: the responsible frame, None if there is none.
-        stack: the stack that stands for all, outermost frame first.
-        agreeing: samples that show the culprit.
+        stack: the representative stack, outermost frame first.
+        agreeing: number of samples that show the culprit.
     """
 
     culprit: Frame | None
@@ -39,11 +39,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Tells the user's code from libraries and the interpreter.
+    """Distinguishes the user's code from libraries and the interpreter.
 
     Attributes:
         stdlib: directories of the standard library.
-        user_code, library_code: path or module prefixes that decide before anything else.
+        user_code, library_code: path or module prefixes, which take precedence.
     """
 
     stdlib: tuple[str, ...]
@@ -52,7 +52,7 @@ class Site:
 
     @classmethod
     def here(cls, user_code: Sequence[str] = (), library_code: Sequence[str] = ()) -> Site:
-        """Return the rules for this interpreter; frames are compared as they are shown."""
+        """Return the rules for this interpreter; paths are compared in printable form, as frames have them."""
         return cls(
             (printable(_STDLIB, MAX_PATH),) if _STDLIB else (),
             tuple(printable(prefix, MAX_PATH) for prefix in user_code),
@@ -70,8 +70,8 @@ class Site:
     def judge(self, stacks: Sequence[Stack]) -> Verdict:
         """Find the culprit of stacks that were sampled one after the other.
 
-        It is the deepest function of the user's code that most samples agree on; in a program whose own code does not
-        appear at all, the outermost function of a library, which is the task or callback that somebody started.
+        It is the deepest function of the user's code that most samples agree on; if none of that code appears, the
+        outermost function of a library, which is the task or callback that was started.
         """
         if not stacks:
             return Verdict(None, (), 0)
@@ -94,7 +94,7 @@ class Site:
         return next((frame for frame in reversed(stack) if _key(frame) in keys and self.is_user(frame)), None)
 
 
-# Every sample of every stall asks this of each of its frames, and a program has few files.
+# Called for each frame of every sample, and a program has few files.
 @lru_cache(maxsize=4096)
 def _is_user(site: Site, module: str, file: str) -> bool:
     if any(_matches(module, file, prefix) for prefix in site.user_code):
@@ -112,7 +112,7 @@ def _is_stdlib(site: Site, file: str) -> bool:
 
 
 def _agreed(seen: Counter[tuple[str, str]], needed: float) -> set[tuple[str, str]]:
-    """Return the functions that enough samples show; if none is, the one that most of them show."""
+    """Return the functions that enough samples show; if there are none, the most frequent one."""
     return {key for key, count in seen.items() if count >= needed} or {key for key, _ in seen.most_common(1)}
 
 

@@ -1,4 +1,4 @@
-"""Turns an observation into a :class:`loopwatch.Stall`. Pure, but for the function that names calls."""
+"""Turns an observation into a :class:`loopwatch.Stall`. Pure, except for the function that names calls."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
+from loopwatch.diagnosis.causes import CAUSES
 from loopwatch.diagnosis.culprit import Site, Stack, Verdict
 from loopwatch.diagnosis.remedy import remedy
 from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
@@ -18,10 +19,7 @@ from loopwatch.watch.observation import Observation, Sample
 from loopwatch.watch.stacks import RawStack, to_frames
 
 MAX_PROFILE = 8
-"""Distinct stacks kept of one stall."""
-
-WHOLE_PASS = frozenset({Cause.OVERLOAD, Cause.GIL, Cause.STARVED, Cause.SUSPENDED})
-"""Causes that hold the pass and not one callback of it."""
+"""Distinct stacks kept per stall."""
 
 CHEAP = frozenset(
     {
@@ -37,10 +35,8 @@ CHEAP = frozenset(
         "time.time",
     }
 )
-"""Calls that cannot be what a late sample was waiting for: the interpreter gave up the GIL at the end of the first call
-after an operator that kept it, and whose that was is not known."""
-
-NO_CULPRIT = frozenset({Cause.STARVED, Cause.SUSPENDED})
+"""Calls too cheap to have delayed a sample: the interpreter releases the GIL at the end of the first call after an
+operator that kept it, and which function ran that operator is not known."""
 
 _DEBUGGERS = (
     "IPython.core.debugger", "_pydevd_bundle", "bdb", "debugpy", "ipdb", "pdb", "pudb", "pydevd", "remote_pdb",
@@ -50,11 +46,11 @@ _WAITERS = ("threading", "queue", "concurrent.futures", "multiprocessing", "_que
 _WAITING_METHODS = (".acquire", ".join", ".result", ".wait", ".get", ".put")
 
 CallName = Callable[[RawStack], str | None]
-"""Returns the dotted name of what the innermost frame of a stack is calling."""
+"""Returns the dotted name of the call that the innermost frame of a stack is making."""
 
 
 def undiagnosed(seen: Observation, threshold: float) -> Stall:
-    """Return the stall for something that cannot be diagnosed: what was measured, and no cause."""
+    """Return the stall of an undiagnosed observation: its measurements, without a cause."""
     return Stall(
         id=seen.id,
         loop=printable(seen.loop),
@@ -84,18 +80,18 @@ def diagnose(
     *,
     attempt: Attempt = plainly,
 ) -> Stall | None:
-    """Return the stall that ``seen`` amounts to, None if a debugger held the program.
+    """Return the stall of the observation ``seen``, None if a debugger held the program.
 
     All text in it is printable and bounded, see :mod:`loopwatch.core.text`.
 
     Args:
-        seen: what the watcher saw.
-        site: tells whose code a frame is.
-        threshold: s, the limit in force.
+        seen: observation of the watcher.
+        site: decides whose code a frame is.
+        threshold: seconds, the limit in force.
         call_name: names the call at the innermost line of a stack.
-        dump: stack that faulthandler wrote during the block, used where no sample shows the user's code.
-        attempt: does what a stall can do without: the names of calls (part ``source``), the culprit, the cause, the
-            remedy; default without a net.
+        dump: stack that faulthandler wrote during the block, used if no sample shows the user's code.
+        attempt: guards the optional parts of a stall: the names of calls (part ``source``), the culprit, the cause,
+            the remedy; default: unguarded.
     """
     stacks = [to_frames(sample.stack.frames) for sample in seen.samples]
     if any(_in_debugger(stack) for stack in stacks):
@@ -135,7 +131,7 @@ def diagnose(
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Says where in the code a block was; what fails in that costs the stall no more than this.
+    """Locates a block in the code; a failure costs the stall its location, no more.
 
     Attributes: as the arguments of :func:`diagnose`.
     """
@@ -156,13 +152,13 @@ class _Place:
 
 
 def _has_no_culprit(cause: Cause, seen: Observation, call: str | None, dump: Stack) -> bool:
-    """Whether what the samples show did not block the loop: somebody else did, or it was over when the sample came."""
+    """Whether the sampled code is not to blame: something else blocked the loop, or the sample came too late."""
     misplaced = cause is Cause.NATIVE_GIL and len(seen.samples) == 1 and call in CHEAP and not dump
-    return cause in NO_CULPRIT or cause is Cause.GIL or misplaced
+    return not CAUSES[cause].has_culprit or cause is Cause.GIL or misplaced
 
 
 def _uncertainty(seen: Observation, spans: Spans, cause: Cause) -> float:
-    if cause in WHOLE_PASS:
+    if CAUSES[cause].is_whole_pass:
         return seen.uncertainty
     if seen.shared:
         return seen.uncertainty + spans.slack
@@ -174,10 +170,10 @@ class Spans:
     """How the observed span divides among callbacks.
 
     Attributes:
-        callbacks: different callbacks seen.
-        longest: upper bound, s, of the time any one of them held the loop; None without samples.
+        callbacks: number of different callbacks seen.
+        longest: upper bound, seconds, of the time that any one of them held the loop; None without samples.
         surely: lower bound of the same.
-        slack: s of the span that may belong to other callbacks than the longest one.
+        slack: seconds of the span that may belong to other callbacks than the longest one.
     """
 
     callbacks: int
@@ -213,10 +209,10 @@ def _spans(seen: Observation) -> Spans:
 
 
 def _held(sample: Sample, evidence: Evidence) -> float:
-    """Return how long before ``sample`` one call must have kept the GIL.
+    """Return for how many seconds before ``sample`` one call must have kept the GIL.
 
-    The watcher had asked for the GIL all that time. Whoever holds it gives it away one switch interval after that, at
-    the end of the call it is in: nothing else can have run meanwhile.
+    The watcher requested the GIL all that time. Its holder releases it one switch interval after the request, at the
+    end of the current call: nothing else can have run meanwhile.
     """
     return max(sample.late - 2 * evidence.switch_interval - evidence.watcher_starved, 0.0)
 
@@ -269,7 +265,7 @@ def _sample_of(verdict: Verdict, samples: Sequence[Sample], stacks: Sequence[Sta
 
 
 def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
-    """Return dotted names from the culprit's line inward, for the table of remedies."""
+    """Return dotted names from the culprit's line inward, for the remedy table."""
     if verdict.culprit is None:
         return ()
     frames = verdict.stack

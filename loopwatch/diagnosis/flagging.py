@@ -1,4 +1,4 @@
-"""Which functions keep blocking a loop, counted over a sliding window. Pure: it is given the time."""
+"""Flagging: finds functions that keep blocking a loop, over a sliding window. Pure: the time is an argument."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from loopwatch.core.dataclasses import dataclass
+from loopwatch.diagnosis.causes import those
 from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
 
-OFFLOADABLE = frozenset({Cause.PYTHON, Cause.NATIVE_GIL, Cause.NATIVE, Cause.IO, Cause.SLEEP})
-"""Causes that are cured where the function runs somewhere else; only stalls of these are counted."""
+OFFLOADABLE = those("is_offloadable")
+"""Causes that offloading the function cures; only stalls of these are counted."""
 
 MAX_SPANS = 256
-"""Stalls of one function within the window whose times are kept apart; with more, those that end in the same hundredth
-of the window are kept as one, and leave it together."""
+"""Stalls of one function within the window that are kept separately; with more, those that end in the same hundredth of
+the window are merged, and leave it together."""
 
 MAX_LOOPS = 8
-"""Names of loops kept of one function."""
+"""Loop names kept per function."""
 
-_TRACKED = 4  # functions tracked for each one that telemetry tells apart: most are never flagged
+_TRACKED = 4  # functions tracked for each one that telemetry distinguishes: most are never flagged
 
 _Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What one cause has in a span: number of stalls, s blocked, remedy of the latest."""
+    """Stalls of one cause in a span: their number, seconds blocked, remedy of the latest."""
 
     stalls: int
     blocked: float
@@ -35,7 +36,7 @@ class _Share:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """One stall, or several that are counted together; times in s since the epoch, ``culprit`` of the latest."""
+    """One stall, or several merged; times in seconds since the epoch, ``culprit`` of the latest."""
 
     begin: float
     end: float
@@ -47,7 +48,7 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _History:
-    """The stalls of one function, in order of their end, and whether it has been told that it is flagged."""
+    """The stalls of one function, sorted by end, and whether it was reported as flagged."""
 
     spans: tuple[_Span, ...] = ()
     told: bool = False
@@ -56,13 +57,13 @@ class _History:
 class Flagging:
     """Finds the functions that are the culprit of several stalls within a window.
 
-    A function is known by module, qualified name and file. One thread may add while others read: what is known of a
-    function is replaced as a whole and never changed, and readers take a copy of the table.
+    A function is identified by module, qualified name and file. One thread may add while others read: the history of
+    a function is replaced as a whole and never changed, and readers copy the table.
 
     Args:
-        after: stalls within the window that make a function flagged, 1 or more.
-        window: s.
-        max_culprits: functions told apart in telemetry; four times as many are tracked, those that cost least leave.
+        after: number of stalls within the window that flags a function, 1 or more.
+        window: length of the window, seconds.
+        max_culprits: functions distinguished in telemetry; four times as many are tracked, the cheapest are dropped.
 
     Attributes:
         after, window, max_culprits: as above; may be changed at any time.
@@ -81,7 +82,7 @@ class Flagging:
         """Count ``stall``, which ended now.
 
         Returns:
-            Its function if this makes it flagged, for the first time or after a whole window without a stall of it.
+            Its function if this flags it, for the first time or after a whole window without a stall of it.
         """
         culprit = stall.culprit
         if culprit is None or stall.ongoing or stall.cause not in OFFLOADABLE:
@@ -98,7 +99,7 @@ class Flagging:
         return self._record(spans) if flagged and not was_told and key in self._known else None
 
     def flagged(self, now: float) -> tuple[FlaggedFunction, ...]:
-        """Return the functions that are flagged at ``now`` (s since the epoch), most blocked time first."""
+        """Return the functions that are flagged at ``now`` (seconds since the epoch), most blocked time first."""
         recent = [self._recent(history.spans, now) for history in self._known.copy().values()]
         found = [self._record(spans) for spans in recent if _count(spans) >= self.after]
         return tuple(sorted(found, key=lambda function: (-function.blocked, function.name, function.culprit.file)))
@@ -108,7 +109,7 @@ class Flagging:
         self._known = {}
 
     def _recent(self, spans: Iterable[_Span], now: float) -> tuple[_Span, ...]:
-        # What lies a whole window ahead was counted before the clock was set back.
+        # Spans a whole window ahead were counted before the clock was set back.
         return tuple(span for span in spans if now - self.window < span.end <= now + self.window)
 
     def _forget_the_cheapest(self, newest: _Key, now: float) -> None:
@@ -166,16 +167,16 @@ def _blocked(spans: Iterable[_Span]) -> float:
 
 
 def _bounded(spans: Sequence[_Span], window: float) -> tuple[_Span, ...]:
-    """Return ``spans``, in order of their end, as no more than MAX_SPANS."""
+    """Return ``spans``, sorted by end, merged if there are more than MAX_SPANS."""
     if len(spans) <= MAX_SPANS:
         return tuple(spans)
-    # The slices lie still, so a span that was merged before stays in the slice of all its stalls and cannot grow on.
+    # Slices are fixed in time, so a merged span stays in the slice of all its stalls and cannot grow on.
     slices = itertools.groupby(spans, key=lambda span: span.end // (window / 100))
     return tuple(_merged(list(together)) for _, together in slices)
 
 
 def _merged(spans: Sequence[_Span]) -> _Span:
-    """Return one span for several, which are in order of their end."""
+    """Merge spans, which are sorted by end, into one."""
     shares: dict[Cause, list[_Share]] = {}
     for span in spans:
         for cause, share in span.shares.items():

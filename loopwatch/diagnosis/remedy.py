@@ -1,7 +1,6 @@
-"""What to do about a stall: one sentence, from its cause and from the call that the blocking line was making.
+"""The remedy of a stall: one sentence, from its cause and the call that the blocking line was making.
 
-The look-up in the table of :mod:`loopwatch.diagnosis.remedy_table`; which line is to blame, and why it blocked, is
-decided elsewhere.
+Looks up the table of :mod:`loopwatch.diagnosis.remedy_table`; culprit and cause are decided elsewhere.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
-from loopwatch.diagnosis.remedy_table import _HOLDS_GIL, BY_CAUSE_ALONE, FALLBACKS, TABLE, Advice
+from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.diagnosis.remedy_table import _HOLDS_GIL, TABLE, Advice
 from loopwatch.events import Cause, Frame
 
 _PROCESS = "loop.run_in_executor with a ProcessPoolExecutor"
@@ -20,14 +20,14 @@ _GENERIC_MODULES = frozenset({"builtins", "io", "_io"})
 
 
 def is_generic(pattern: str) -> bool:
-    """Return whether ``pattern`` says little about what the user's line wanted: a bare method, a builtin."""
+    """Return whether ``pattern`` says little about the purpose of the user's line: a bare method, a builtin."""
     return pattern.partition(".")[0] in _GENERIC_MODULES | {""}
 
 
 _Index = Mapping[tuple[str, Cause], Advice]
 
 
-@cache  # a program that is never blocked need not have it
+@cache  # built with the first stall
 def _index(*, generic: bool) -> _Index:
     return {
         (pattern, cause): advice
@@ -39,28 +39,29 @@ def _index(*, generic: bool) -> _Index:
 
 
 def remedy(cause: Cause, calls: Sequence[str], culprit: Frame | None) -> str:
-    """Return one sentence, on one line, that tells what to do about a stall.
+    """Return one sentence, on one line, that says what to do about a stall.
 
     Args:
-        cause: why the loop was held.
-        calls: dotted names of what the blocking line was doing, from the user's line inward: library frames as
+        cause: why the loop was blocked.
+        calls: dotted names of the calls of the blocking line, from the user's line inward: library frames as
             ``module.qualname``, the C function at the end as ``time.sleep`` or, on an object of unknown type, as
-            ``.recv``. The outermost name that the table knows decides; bare methods and builtins only if no
-            other name does.
-        culprit: the user's code, named where no call is: for ``gil`` the code of the thread that held it.
+            ``.recv``. The outermost name in the table decides; bare methods and builtins only if no other name
+            does.
+        culprit: the user's code, named if there is no call: for ``gil`` the code of the thread that held it.
 
     Example:
         >>> remedy(Cause.NATIVE, ["bcrypt.hashpw"], None)
         'Run bcrypt.hashpw() through asyncio.to_thread: password hashing is slow on purpose.'
     """
-    if cause in BY_CAUSE_ALONE:
-        return BY_CAUSE_ALONE[cause].format(call=_name(culprit, "the work of that thread"))
+    facts = CAUSES[cause]
+    if not facts.is_of_call:
+        return facts.remedy.format(call=_name(culprit, "the work of that thread"))
     found = _find(_index(generic=False), cause, calls) or _find(_index(generic=True), cause, calls)
     if found is not None:
         advice, call = found
         return advice.text.format(call=_called(call), offload=_executor(cause))
     called = next((_called(call) for call in calls if call.strip()), _name(culprit, "the blocking code"))
-    return FALLBACKS[cause].format(call=called, offload=_executor(cause))
+    return facts.remedy.format(call=called, offload=_executor(cause))
 
 
 def _find(index: _Index, cause: Cause, calls: Sequence[str]) -> tuple[Advice, str] | None:

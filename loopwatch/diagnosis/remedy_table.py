@@ -1,61 +1,16 @@
-"""What to do about a call that holds a loop: one line for each kind of call, and one for each cause alone."""
+"""The remedy table: one sentence for each kind of blocking call."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from loopwatch.core.dataclasses import dataclass
+from loopwatch.diagnosis.causes import those
 from loopwatch.events import Cause
 
-BY_CAUSE_ALONE: Mapping[Cause, str] = MappingProxyType(
-    {
-        Cause.GIL: "Another thread held the GIL: run {call} in a ProcessPoolExecutor instead of a thread.",
-        Cause.GC: (
-            "The garbage collector stopped the loop: call gc.freeze() after start-up, raise gc.set_threshold() "
-            "and keep explicit gc.collect() calls out of requests."
-        ),
-        Cause.STARVED: (
-            "The loop was given no processor: raise the container's CPU limit (cgroup throttling) "
-            "or run fewer busy processes on this machine."
-        ),
-        Cause.SUSPENDED: (
-            "The whole process was stopped: look for SIGSTOP, a debugger, a frozen container "
-            "or a paused virtual machine, not for slow code."
-        ),
-        Cause.OVERLOAD: (
-            "Too many small callbacks were ready at once: bound concurrency with asyncio.Semaphore, "
-            "batch the work or add worker processes."
-        ),
-    }
-)
-"""Causes for which the call does not matter: whatever the line did, it was not what held the loop."""
+ANY = those("is_of_call")
+"""Causes for which the call that blocked matters."""
 
 
-FALLBACKS: Mapping[Cause, str] = MappingProxyType(
-    {
-        Cause.PYTHON: (
-            "Move the computing part of {call} to {offload}, or let the loop breathe "
-            "with await asyncio.sleep(0) between pieces."
-        ),
-        Cause.NATIVE_GIL: "Move the native part of {call} to {offload}: it keeps the GIL, so a thread would not help.",
-        Cause.NATIVE: "Move the native part of {call} to {offload}: it gives up the GIL, so a thread is enough.",
-        Cause.IO: "Replace the blocking call in {call} with its asyncio counterpart, or run it through {offload}.",
-        Cause.SLEEP: "Replace the sleep in {call} with await asyncio.sleep(), or run it through {offload}.",
-        Cause.LOCK: "Replace the lock that {call} waits for with its asyncio counterpart, or wait through {offload}.",
-        Cause.UNKNOWN: (
-            "The evidence does not tell why {call} held the loop: time its parts, "
-            "then await what waits and move what computes to a process."
-        ),
-    }
-)
-"""For calls that the table does not know. Together with BY_CAUSE_ALONE: every cause."""
-
-
-ANY = frozenset(FALLBACKS)
-
-
-_HOLDS_GIL = frozenset({Cause.PYTHON, Cause.NATIVE_GIL})
+_HOLDS_GIL = those("keeps_gil")
 
 
 _COMPUTES = _HOLDS_GIL | {Cause.NATIVE, Cause.UNKNOWN}
@@ -78,13 +33,13 @@ _ON_SQL = frozenset({Cause.IO, Cause.LOCK, Cause.NATIVE})
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What to do about some calls.
+    """The remedy for some calls.
 
     Attributes:
-        patterns: dotted prefixes, matched on whole segments: ``os`` is ``os.stat`` but not ``osgeo``. A leading
-            dot is a method of an unknown object.
+        patterns: dotted prefixes, matched on whole segments: ``os`` matches ``os.stat`` but not ``osgeo``. A leading
+            dot stands for a method of an object of unknown type.
         text: the sentence; ``{call}`` is the call that matched, ``{offload}`` the executor that suits the cause.
-        causes: for which causes it is right.
+        causes: causes for which it is right.
     """
 
     patterns: tuple[str, ...]
@@ -98,7 +53,7 @@ def _on(patterns: str, text: str, causes: frozenset[Cause] = ANY) -> Advice:
 
 # Frames carry the module that defines a function, not the one it is imported from (`httpx.get` is
 # `httpx._api.get`), C functions that of their extension (`os.stat` is `posix.stat`): both spellings are listed.
-# Packages with an asyncio half are listed by the modules of their blocking half.
+# Packages with an asyncio API are listed by the modules of their blocking API.
 TABLE: tuple[Advice, ...] = (
     # Sleeping and retrying
     _on(
@@ -271,7 +226,7 @@ TABLE: tuple[Advice, ...] = (
         _WAITS,
     ),
     _on(
-        # They wait until the new thread runs, and for nothing else.
+        # These wait until the new thread runs, and for nothing else.
         "threading.Thread.start concurrent.futures.thread.ThreadPoolExecutor.submit",
         "Start threads before they are needed and keep them: {call} waited for a new thread, which was given no "
         "processor, or not the GIL.",
@@ -514,7 +469,7 @@ TABLE: tuple[Advice, ...] = (
         "Bound the size of the numbers and objects given to {call}, or run it through {offload}.",
         _COMPUTES,
     ),
-    # Methods of an object whose type is not known: only where name and cause together say enough
+    # Methods of an object of unknown type: only where name and cause together are conclusive
     _on(
         ".acquire .__enter__",
         "Replace {call} of the thread lock with asyncio.Lock, or take it inside asyncio.to_thread.",
@@ -573,4 +528,4 @@ TABLE: tuple[Advice, ...] = (
     ),
     _on(".render", "Cache rendered fragments, or run {call} through {offload}.", _HOLDS_GIL),
 )
-"""All advice. A longer pattern wins over a shorter one; no pattern stands twice for one cause."""
+"""All remedies. A longer pattern wins over a shorter one; no pattern occurs twice for one cause."""

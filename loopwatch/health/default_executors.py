@@ -1,4 +1,4 @@
-"""Which thread pools are the default executors of event loops: DNS, files and ``asyncio.to_thread`` depend on them."""
+"""Identifies the default executors of event loops, which serve DNS, files and ``asyncio.to_thread``."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from loopwatch.health.naming import pool_name
 from loopwatch.health.watched_pool import Identity, Watched
 
 _DEPTH = 14
-"""Frames between the method of a loop that makes its default executor and the note of that."""
+"""Most stack frames between ``run_in_executor``, which creates the default executor, and the hook on its creation."""
 
 
 class DefaultExecutors:
-    """Tells default executors from others.
+    """Distinguishes the default executors of loops from other thread pools, and names them after their loop.
 
     Args:
-        hooks: how methods are replaced.
-        found: returns what watches a pool.
-        loop_name: returns what a loop is called, None for one that is not known.
-        rename: gives what is watched another identity.
+        hooks: method hooks.
+        found: returns the :class:`Watched` of a pool.
+        loop_name: returns the name of a loop, None for an unknown one.
+        rename: gives a :class:`Watched` the name of a default executor.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class DefaultExecutors:
         self._here = threading.local()
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Hook asyncio and uvloop once they are imported."""
         self._hooks.when_imported("asyncio.base_events", self._patch_asyncio)
         self._hooks.when_imported("uvloop", self._patch_uvloop)
 
     def adopt(self, loop: Any) -> None:
-        """Take note of the default executor that ``loop`` has already."""
+        """Register the default executor that ``loop`` already has."""
         pool = getattr(loop, "_default_executor", None)
         if pool is not None:
             self._hooks.guarded(self._set, at=1)(loop, pool)
@@ -62,7 +62,7 @@ class DefaultExecutors:
             self._rename(watched, _name(self._name_of(loop)))
 
     def identify(self, pool: Any, place: str, taken: Container[str]) -> Identity:
-        """Return what a thread pool is to be called that is being made."""
+        """Return the identity of a thread pool that is being created."""
         loop = self._maker()
         if loop is not None:
             return Identity(pool_name("", "", taken, _name(self._name_of(loop))), "default", place)
@@ -71,7 +71,7 @@ class DefaultExecutors:
         return Identity(pool_name(type(pool).__name__, place, taken, given), "thread", place)
 
     def _maker(self) -> Any:
-        """Return the loop that makes its default executor in this thread right now, None if none does."""
+        """Return the loop whose default executor the calling thread is creating, None if there is none."""
         loop = getattr(self._here, "loop", None)
         base = loaded("asyncio.base_events")
         if loop is not None or base is None:
@@ -95,7 +95,7 @@ def _name(loop: str) -> str:
 
 
 def _run_in_executor(original: Any, patch: Patch) -> Any:
-    """Return uvloop's ``run_in_executor``, which has no frame of its own, with a note of whose executor it makes."""
+    """Wrap uvloop's ``run_in_executor``, which has no Python frame, to record the loop that creates an executor."""
 
     @functools.wraps(original)
     def run_in_executor(self: Any, executor: Any, *args: Any) -> Any:

@@ -22,18 +22,18 @@ from loopwatch.health.task_board import Address, TaskBoard
 from loopwatch.health.watched_pool import Identity, Terms, Watched
 
 MOST = 200
-"""Pools that are watched at a time, those counted that are over and still told."""
+"""Most pools watched at a time, including closed ones whose statistics are still reported."""
 
 
 class ExecutorDiscovery:
-    """The executors of this process that are not ours.
+    """Finds and watches the executors of this process, except loopwatch's worker pools.
 
     Args:
-        patches: where replaced attributes are kept.
-        faults: where failures are counted.
-        add, remove: called with a pool that is to be looked after, and no more.
-        hung_after: s, as ``Config.hung_after``.
-        loop_name: returns what an event loop is called, None for one that is not known.
+        patches: registry of replaced attributes.
+        faults: counter of failures.
+        add, remove: called with a pool when monitoring of it begins and ends.
+        hung_after: returns ``Config.hung_after``, seconds.
+        loop_name: returns the name of an event loop, None for an unknown one.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class ExecutorDiscovery:
         self._board: TaskBoard | None = None
         self._has_no_board = False
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life cycle -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Find executors from now on."""
+        """Hook the modules of all kinds: those already imported, and others when they are."""
         self._hooks.when_imported("concurrent.futures._base", self._neglected.start)
         for kind in KINDS:
             for module in kind.modules:
@@ -76,7 +76,7 @@ class ExecutorDiscovery:
         self._defaults.start()
 
     def stop(self) -> None:
-        """Find no more; the patches are undone by their owner."""
+        """Stop discovery and forget all pools; the owner of the patches undoes them."""
         self._hooks.stop()
         self._neglected.stop()
         self._inherited = None
@@ -87,24 +87,24 @@ class ExecutorDiscovery:
         self._begin()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, whose executors are the parent's no longer."""
+        """Start afresh in a forked child: the parent's executors do not run here."""
         board = self._board
         if board is not None:
             self._inherited = board.address
             board.close()
         self._begin()
 
-    # -- what is watched ------------------------------------------------------------------------------------------
+    # -- watched pools --------------------------------------------------------------------------------------------
 
     def each(self) -> Sequence[Watched]:
-        """Return everything that is watched."""
+        """Return all watched pools."""
         return self._watched.copy()
 
     def watch(self, pool: Any, name: str | None = None) -> Watched | None:
-        """Watch ``pool``, and give it a name; return what watches it, None if there are too many already.
+        """Watch ``pool`` and optionally name it; return its :class:`Watched`, None if there are too many already.
 
         Raises:
-            TypeError: it is of a kind that is not known, and its methods cannot be replaced.
+            TypeError: it is of an unknown kind, and its methods cannot be replaced.
         """
         if self._hooks.is_left_alone(pool):
             return None
@@ -114,12 +114,12 @@ class ExecutorDiscovery:
         return watched
 
     def adopt(self, loop: Any) -> None:
-        """Take note of the default executor of a loop that was there before us."""
+        """Register the default executor of a loop that existed before the agent."""
         if not self._hooks.is_off:
             self._defaults.adopt(loop)
 
     def found(self, pool: Any, place: str) -> None:
-        """Watch a pool that was made before us, at ``place``."""
+        """Watch a pool that was created at ``place`` before the agent started."""
         if not self._hooks.is_off:
             self._found(pool, place)
 
@@ -133,7 +133,7 @@ class ExecutorDiscovery:
         self._rename(watched, name, "default")
 
     def _made(self, pool: Any, _result: None) -> None:
-        """An executor was made; a subclass may still be about to make itself."""
+        """Handle a new executor, whose subclass may not have finished ``__init__`` yet."""
         made = origin()
         if made.aside:
             aside, key = self._aside, id(pool)
@@ -142,11 +142,11 @@ class ExecutorDiscovery:
             self._found(pool, made.place)
 
     def _noted(self, pool: Any) -> None:
-        """Watch a pool that was there before us; if it cannot be, others still are."""
+        """Watch a pool that existed before the agent; a failure affects no other pool."""
         self._hooks.guarded(self._found)(pool)
 
     def _dropped(self, thing: Any) -> None:
-        """An object of the program has failed, or what watches it: look after it no more."""
+        """Stop watching an object of the program after it, or its :class:`Watched`, has failed."""
         with self._lock:
             for each in [each for each in self._watched if each is thing or each.ref() is thing]:
                 self._watched.remove(each)
@@ -179,7 +179,7 @@ class ExecutorDiscovery:
         return kind.watch(pool, Terms(identity, self._hung_after, collected), self._tools)
 
     def _has_room(self) -> bool:
-        """Forget pools that have been over for a while, and if need be those that are over."""
+        """Drop expired pools, then the oldest closed one if there are too many; return whether there is room."""
         self._watched = [each for each in self._watched if not each.gone]
         if len(self._watched) >= MOST:
             over = next((each for each in self._watched if each.is_over), None)
@@ -189,7 +189,7 @@ class ExecutorDiscovery:
             self._remove(over)
         return True
 
-    # -- the board ------------------------------------------------------------------------------------------------
+    # -- the task board -------------------------------------------------------------------------------------------
 
     def _board_here(self) -> TaskBoard | None:
         if self._board is None and not self._has_no_board:
@@ -207,7 +207,7 @@ class ExecutorDiscovery:
 
 
 def _forget(by_id: dict[int, Watched], key: int, ref: Any) -> None:
-    """The executor with this id is collected; another one may have it soon."""
+    """Forget a collected executor, whose id may be reused."""
     watched = by_id.get(key)
     if watched is not None and watched.ref is ref:
         watched.keys = ()

@@ -1,4 +1,4 @@
-"""The rules of findings: what is wrong with how a pool is used, with its statistics and a remedy. One class a rule."""
+"""The finding rules: each detects one misuse of pools, and yields its statistics and a remedy. One class a rule."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from loopwatch.health.history import (
 from loopwatch.health.records import End
 
 GIL_WAIT = 0.002
-"""s that a thread waits for the GIL if another one computes in Python: it gives it up every 5 ms when asked to."""
+"""Seconds of waiting for the GIL that show Python code computing in another thread: it yields only every 5 ms."""
 
 
 class Kinds:
-    """Names of the rules, as metrics and alerts have them."""
+    """Names of the rules in metrics and alerts."""
 
     OVERSUBSCRIBED = "oversubscribed"
     """More workers compute than there are processors."""
@@ -39,23 +39,23 @@ class Kinds:
     STARVED = "starved-executor"
     """A loop's default executor has no thread left for DNS and files."""
     PER_CALL = "pool-per-call"
-    """A pool or a process is made for a call or two."""
+    """A pool or a process is created for a call or two."""
     PAYLOADS = "costly-payloads"
     """Pickling takes longer than the work."""
     MEMORY = "memory-growth"
     """A worker's memory grows without bound."""
     ERRORS = "neglected-errors"
-    """Calls fail and nobody asks for their errors."""
+    """Calls fail and their errors are never retrieved."""
     CRASHES = "crash-loop"
     """Workers die again and again."""
     QUEUE = "queue-growth"
-    """More calls come than workers can do."""
+    """Calls arrive faster than workers complete them."""
     ZOMBIES = "zombies"
-    """Children have exited and nobody waits for them."""
+    """Child processes have exited and are never reaped."""
 
 
 class Rule:
-    """One kind of finding: what it looks at, when it holds, what it says.
+    """One kind of finding: its condition, its text and its remedy.
 
     Attributes:
         kind: its name in metrics and alerts.
@@ -66,22 +66,23 @@ class Rule:
     hold: float
 
     def check(self, scene: Scene) -> Iterator[Finding]:
-        """Return what holds now. Pure; what cannot be told for certain is no finding."""
+        """Yield the findings that hold now. Pure; what is uncertain is no finding."""
         raise NotImplementedError
 
 
 class Oversubscribed(Rule):
-    """More busy workers than processors, which they use up: they only get in each other's way."""
+    """More busy workers than processors, all of which are in use: the workers only slow each other down."""
 
     kind, hold = Kinds.OVERSUBSCRIBED, 4.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for the busiest pool if all process pools together want more processors than there are."""
         changes = [(each, change) for each in _of(scene, PROCESSES) if (change := each.change()) is not None]
         if not changes:
             return
         busy, cores = sum(change.busy for _, change in changes), sum(change.cores or 0.0 for _, change in changes)
         wanted = cores + sum(change.starved for _, change in changes)
-        # Where it is not known who waits for a processor: they use up what there is.
+        # Where time on the run queue is unknown: the workers use (nearly) all processors.
         if busy >= scene.cpus + 1 and (wanted >= scene.cpus + 0.5 or cores >= 0.8 * scene.cpus):
             worst = max(changes, key=lambda pair: pair[1].busy)[0].stats
             yield Finding(
@@ -102,15 +103,16 @@ class Oversubscribed(Rule):
 
 
 WAITING = 0.15
-"""Share of their time below which calls wait rather than compute."""
+"""Share of run time on the CPU below which calls count as waiting."""
 
 
 class IoBoundProcesses(Rule):
-    """Processes that wait: a thread or the loop itself could do that for a hundredth of the memory."""
+    """Processes that wait: a thread or the loop itself could do that with a hundredth of the memory."""
 
     kind, hold = Kinds.IO_BOUND, 4.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each process pool whose calls mostly wait."""
         for each in _of(scene, PROCESSES):
             change = each.change()
             share = None if change is None else change.cpu_share
@@ -130,11 +132,12 @@ class IoBoundProcesses(Rule):
 
 
 class CpuBoundThreads(Rule):
-    """Threads that compute while they hold the GIL: the loop has to wait for it, too."""
+    """Threads that compute while they hold the GIL, for which the loop has to wait."""
 
     kind, hold = Kinds.CPU_BOUND, 4.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each thread pool that computes in Python and delays others at the GIL."""
         for each in _of(scene, THREADS):
             change = each.change()
             share = None if change is None else change.cpu_share
@@ -143,7 +146,7 @@ class CpuBoundThreads(Rule):
             if share is None or (share < 0.1 and (change.cores or 0.0) < 0.8):
                 continue  # many threads that compute a little each
             if scene.gil_wait is None or scene.gil_wait < GIL_WAIT:
-                continue  # C code that gives up the GIL, such as zlib or numpy, is well placed in a thread
+                continue  # C code that releases the GIL, such as zlib or numpy, belongs in a thread
             stats = each.stats
             what = "the loop's default executor" if stats.kind == "default" else f"the thread pool {stats.name}"
             yield Finding(
@@ -160,11 +163,12 @@ class CpuBoundThreads(Rule):
 
 
 class StarvedExecutor(Rule):
-    """A default executor that is full: getaddrinfo and every asyncio.to_thread wait behind what fills it."""
+    """A full default executor: getaddrinfo and every asyncio.to_thread queue behind its tasks."""
 
     kind, hold = Kinds.STARVED, 3.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each default executor whose threads are all busy while calls wait."""
         for each in _of(scene, ("default",)):
             stats = each.stats
             busy = sum(worker.state in BUSY for worker in stats.workers)
@@ -190,19 +194,20 @@ class StarvedExecutor(Rule):
 
 
 POOLS_PER_CALL, PROCESSES_PER_CALL, PER_CALL_WINDOW = 5, 10, 60.0
-"""Pools, and processes, made at one place within so many s: that is no start-up any more."""
+"""Pools, and processes, created at one place within this many seconds: more than a start-up."""
 
 
 WORTH_THREADS, WORTH_PROCESSES = 0.01, 0.5
-"""s of work for which a pool of threads, or a process, may be made: ten times and more what it takes to start them."""
+"""Seconds of work that justify a thread pool, or a process: at least ten times what starting it takes."""
 
 
 class PoolPerCall(Rule):
-    """Pools that are made for a call or two: starting them costs more than the call."""
+    """Pools created for a call or two: starting them costs more than the call."""
 
     kind, hold = Kinds.PER_CALL, 0.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each place that keeps creating short-lived pools."""
         places: dict[tuple[str, str], list[History]] = defaultdict(list)
         for each in (*scene.histories, *scene.gone):
             is_one = bool(each.stats.created_at) and each.stats.kind in PROCESSES | {"thread"}
@@ -222,11 +227,12 @@ class PoolPerCall(Rule):
 
 
 class ProcessPerCall(Rule):
-    """Processes that are made for a call or two: starting an interpreter costs more than the call."""
+    """Processes created for a call or two: starting an interpreter costs more than the call."""
 
     kind, hold = Kinds.PER_CALL, 0.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each place that keeps creating short-lived processes."""
         by_place: dict[str, list[End]] = defaultdict(list)
         for end in scene.ends:
             copy = not end.executes or end.name.startswith("python")
@@ -247,7 +253,7 @@ class ProcessPerCall(Rule):
 
 
 def _is_wasted(made: Sequence[History]) -> bool:
-    """Whether most of the pools that were made at one place got a call or two each, too short to be worth a pool."""
+    """Whether most pools created at one place got a call or two each, too short to be worth a pool."""
     few = [each for each in made if each.stats.submitted <= max(2 * (each.stats.max_workers or 1), 2)]
     over = [each for each in few if each.stats.closed]
     worth = WORTH_PROCESSES if made[0].stats.kind in PROCESSES else WORTH_THREADS
@@ -256,8 +262,10 @@ def _is_wasted(made: Sequence[History]) -> bool:
 
 
 def _is_of_a_library(place: str) -> bool:
-    """Whether ``place`` is in an installed package: asgiref makes a thread for each call by design, and no user of it
-    can change that. Processes that a package makes for each call cost so much that they are worth a word.
+    """Whether ``place`` is in an installed package.
+
+    asgiref creates a thread for each call by design, which its users cannot change. A process for each call costs so
+    much that it is reported even of a package.
     """
     file = place.replace("\\", "/")
     return "/site-packages/" in file or "/dist-packages/" in file
@@ -269,6 +277,7 @@ class CostlyPayloads(Rule):
     kind, hold = Kinds.PAYLOADS, 4.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each process pool that pickles for longer than its calls run."""
         for each in _of(scene, PROCESSES):
             change = each.change()
             if (
@@ -297,15 +306,16 @@ class CostlyPayloads(Rule):
 
 
 MEMORY_POINTS, MEMORY_SPAN, MEMORY_GROWTH, MEMORY_SHARE = 12, 180.0, 32 * MIB, 0.2
-"""Points and s after the warm-up, bytes and share by which memory has to have grown."""
+"""Thresholds after the warm-up: points, seconds, growth in bytes, growth as a share."""
 
 
 class MemoryGrowth(Rule):
-    """A worker whose memory keeps rising, long after it has warmed up."""
+    """A worker whose memory keeps growing long after its warm-up."""
 
     kind, hold = Kinds.MEMORY, 0.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each pool with a worker whose memory grows steadily."""
         for each in scene.histories:
             found = [(pid, growth) for pid, kept in each.memory.items() if (growth := _growth(kept)) is not None]
             if not found:
@@ -335,7 +345,7 @@ class MemoryGrowth(Rule):
 
 
 class Growth(NamedTuple):
-    """By how many bytes memory has grown, over how many s and calls; bytes/s."""
+    """Growth of a worker's memory: bytes, seconds and calls it took, and bytes/s."""
 
     bytes: int
     span: float
@@ -344,7 +354,7 @@ class Growth(NamedTuple):
 
 
 def _growth(kept: Sequence[Memory]) -> Growth | None:
-    """Return how memory has grown, None unless it rises steadily: a warm-up levels off, a cache finds its size."""
+    """Return the growth of memory, None unless it is steady: a warm-up levels off, a cache reaches its size."""
     points = list(kept)[len(kept) // 4 :]  # the first quarter is warm-up
     if len(points) < MEMORY_POINTS or points[-1].at - points[0].at < MEMORY_SPAN:
         return None
@@ -363,19 +373,20 @@ def _growth(kept: Sequence[Memory]) -> Growth | None:
 
 
 NEGLECT_WINDOW = 300.0
-"""s for which it is told that nobody asked for an error."""
+"""Seconds for which a lost error is reported."""
 
 
 class LostErrors(Rule):
-    """Errors that nobody asks for.
+    """Errors of failed calls that are never retrieved.
 
-    That calls fail is no sign of it: programs poll, and handle what they get. The loop takes the errors of calls by
-    ``run_in_executor``, and itself logs those that nobody retrieves.
+    Failures alone are no sign of it: programs poll, and handle the errors they get. The loop retrieves the errors of
+    ``run_in_executor`` calls, and logs those that its users do not retrieve.
     """
 
     kind, hold = Kinds.ERRORS, 0.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each pool that lost errors lately."""
         for each in scene.histories:
             stats = each.stats
             if stats.neglected and scene.now - each.neglected_at <= NEGLECT_WINDOW:
@@ -394,11 +405,12 @@ class LostErrors(Rule):
 
 
 class CrashLoop(Rule):
-    """Workers that die and are replaced and die again."""
+    """Workers that die, are replaced, and die again."""
 
     kind, hold = Kinds.CRASHES, 0.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each place where workers have crashed repeatedly."""
         died: dict[str, list[str]] = defaultdict(list)
         names: dict[str, str] = {}
         for each in (*scene.histories, *scene.gone):
@@ -437,11 +449,12 @@ _CURES = {
 
 
 class QueueGrowth(Rule):
-    """Calls that come faster than they are done, without end in sight."""
+    """Calls that keep arriving faster than they are completed."""
 
     kind, hold = Kinds.QUEUE, 4.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each pool whose queue grows steadily."""
         for each in scene.histories:
             points = list(each.points)
             if each.span < 0.6 * WINDOW or len(points) < 5:
@@ -467,15 +480,16 @@ class QueueGrowth(Rule):
 
 
 ZOMBIES = 3
-"""So many are a pile."""
+"""Unreaped children from which on there is a finding."""
 
 
 class Zombies(Rule):
-    """Children that have exited and still stand in the table of processes, which is finite."""
+    """Exited children that still occupy the process table, which is finite."""
 
     kind, hold = Kinds.ZOMBIES, 5.0
 
     def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each source with too many unreaped children."""
         for each in scene.histories:
             found = each.zombies
             if len(found) >= ZOMBIES:
@@ -499,7 +513,7 @@ class Zombies(Rule):
 
 
 def family(name: str) -> str:
-    """Return what pools have in common that are made at one place one after the other.
+    """Return the name shared by pools that are created at one place one after the other.
 
     Example:
         >>> family("ProcessPoolExecutor at app.py:12 #3")
@@ -531,4 +545,4 @@ RULES: tuple[Rule, ...] = (
     QueueGrowth(),
     Zombies(),
 )
-"""All of them; a kind may have several."""
+"""All rules; a kind may have several."""

@@ -1,7 +1,7 @@
 """Applies the finding rules to pools and processes, with minimum hold and clear times. Pure: time is an argument.
 
-A rule that holds has to hold for a while before it is a finding, and not to hold for a while before it is none. What
-cannot be told for certain is no finding: each threshold is there to keep a healthy program silent.
+A rule becomes a finding once it has held for :attr:`Rule.hold` seconds, and ceases to be one once it has not held for
+:data:`CLEAR_AFTER` seconds. What is uncertain is no finding: the thresholds keep a healthy program silent.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from loopwatch.health.history import CRASH_WINDOW, History, Scene
 from loopwatch.health.records import End, PoolReading
 
 CLEAR_AFTER = 30.0
-"""s without the rule holding after which a finding is over."""
+"""Seconds for which a rule must not hold before its finding is cleared."""
 MOST_POOLS = 500
-"""Pools that are over and of which something is kept."""
+"""Closed pools whose history is kept."""
 
 
 class FindingTracker:
-    """Keeps what was seen, and says what follows from it.
+    """Keeps the history of all pools, and applies the rules to it.
 
     Example:
         >>> Advisor().update((), 0.0, cpus=2)
@@ -46,15 +46,15 @@ class FindingTracker:
         gil_wait: float | None = None,
         at: float = 0.0,
     ) -> tuple[Finding, ...]:
-        """Take a round of readings and return the findings that hold.
+        """Add one round of readings and return the current findings.
 
         Args:
             readings: of all pools.
-            now: ``time.monotonic``.
+            now: ``time.monotonic`` seconds.
             cpus: processors that this process may use.
-            ends: how child processes ended, oldest first.
-            gil_wait: s that a thread had to wait for the GIL just now.
-            at: s since the epoch.
+            ends: ends of child processes, oldest first.
+            gil_wait: seconds that a thread just waited for the GIL.
+            at: seconds since the epoch.
         """
         present = set()
         for reading in readings:
@@ -90,7 +90,7 @@ class FindingTracker:
                     held.told = True
                     held.finding = replace(finding, at=at)
         for key, held in list(self._held.items()):
-            # One that is not told yet has to hold without a break.
+            # A rule that is no finding yet has to hold without interruption.
             if held.last < scene.now and (not held.told or scene.now - held.last > CLEAR_AFTER):
                 del self._held[key]
         return tuple(held.finding for held in self._held.values() if held.told)

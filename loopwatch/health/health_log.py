@@ -1,4 +1,4 @@
-"""Selects which health events of pools and processes are logged: each once, when it begins, not when it is over."""
+"""Selects the health events of pools and processes to log: each once, when it begins, not when it ends."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from loopwatch.health.history import THREADS, Unwaited
 from loopwatch.health.records import End, PoolReading
 
 ORPHAN_AFTER = 60.0
-"""s that a task may take which runs on when its executor is shut down or gone: whoever does not wait may mean it."""
+"""Seconds a task may go on after its executor is shut down or gone: a program that does not wait may intend it."""
 MOST_KEYS = 500
-"""Things whose last line is remembered."""
+"""Subjects whose last line is remembered."""
 MOST_LINES = 5
-"""Lines told at once; of more only their number is told."""
+"""Lines logged at once; of further ones only their number is logged."""
 
 _TOLD = (WorkerState.HUNG, WorkerState.ZOMBIE, WorkerState.ORPHAN)
 
 
 class Line(NamedTuple):
-    """One line of the log, and what is attached to its record."""
+    """One log line, and the extra attributes of its record."""
 
     text: str
     extra: dict[str, Any] | None = None
@@ -33,9 +33,9 @@ class Line(NamedTuple):
 
 
 class HealthLog:
-    """Tells what is new from one poll to the next.
+    """Turns the changes between two polls into log lines, rate-limited by subject.
 
-    Findings carry themselves as ``record.loopwatch_finding`` (a dict).
+    The record of a finding carries it as ``record.loopwatch_finding`` (a dict).
     """
 
     def __init__(self) -> None:
@@ -55,14 +55,14 @@ class HealthLog:
         now: float,
         interval: float,
     ) -> list[Line]:
-        """Return the lines to be written.
+        """Return the lines to write.
 
         Args:
             readings: of all pools.
-            findings: that hold.
-            ends: how children ended, oldest first.
-            now: ``time.monotonic``.
-            interval: s between two lines of one thing.
+            findings: current ones.
+            ends: ends of child processes, oldest first.
+            now: ``time.monotonic`` seconds.
+            interval: seconds between two lines about one subject.
         """
         lines = [*self._of_findings(findings, now, interval), *self._of_ends(ends, now, interval)]
         present = {
@@ -112,7 +112,7 @@ class HealthLog:
             since = self._workers.setdefault(key, now)
             if since < 0 or not _is_harm(stats, worker, now - since, unwaited):
                 continue
-            self._workers[key] = -1.0  # told
+            self._workers[key] = -1.0  # logged
             about = f"{worker.state} {family(stats.name)}"
             if self._may_tell(about, now, interval):
                 lines.append(Line(_worker_words(stats, worker) + self._more(about)))
@@ -154,12 +154,12 @@ class HealthLog:
 
 
 def _is_harm(stats: PoolStats, worker: WorkerStats, since: float, unwaited: Sequence[WorkerStats]) -> bool:
-    """Whether the state that a worker has had for ``since`` s is more than what healthy programs do."""
+    """Whether a worker's state of the last ``since`` seconds is a problem rather than what healthy programs do."""
     if worker.state == WorkerState.ZOMBIE:
         return worker in unwaited
     if worker.state == WorkerState.ORPHAN:
         return not worker.calls or since >= ORPHAN_AFTER
-    # Threads that consume a queue or serve for as long as the program runs wait, too: nobody waits for them.
+    # Threads that consume a queue or serve as long as the program runs look hung, too: harmless without queued calls.
     return stats.kind not in THREADS or stats.queued > 0
 
 

@@ -12,23 +12,23 @@ from loopwatch.events import PoolStats, WorkerState, WorkerStats
 from loopwatch.health.records import End, PoolReading
 
 WINDOW = 30.0
-"""s over which changes are looked at."""
+"""Seconds over which changes are computed."""
 
 
 EVERY = 1.0
-"""s between two points that are kept."""
+"""Seconds between two stored points."""
 
 
 SHORTEST = 8.0
-"""s that a pool has to have been seen before anything is said of its changes."""
+"""Seconds of history a pool needs before its changes are computed."""
 
 
 MEMORY_EVERY = 15.0
-"""s between two points of a worker's memory that are kept."""
+"""Seconds between two stored points of a worker's memory."""
 
 
 MOST_STARVED = 0.8
-"""Share of their time in which workers may be given no processor before nothing can be said of what they would do."""
+"""Share of busy time on the run queue from which on a CPU share would be a guess, and is None."""
 
 
 PROCESSES = frozenset({"process", "loky", "multiprocessing", "loopwatch"})
@@ -44,14 +44,14 @@ MIB = 1 << 20
 
 
 UNWAITED_AFTER = 10.0
-"""s after which a program that starts further processes has passed over a zombie."""
+"""Seconds after which a zombie counts as unreaped if the program goes on to start further processes."""
 
 
 class Unwaited:
-    """Zombies of one pool that the program passes over: it has started others long after they had exited.
+    """Zombies of one pool that the program does not reap: it started other processes long after they had exited.
 
-    Programs start many and wait for them in turn, however long the first one takes; others wait for what has ended
-    whenever they start the next. Both are healthy, and one zombie does no harm.
+    Some programs start many processes and wait for them in turn, however long the first one takes; others reap
+    finished ones whenever they start the next. Both are healthy, and one zombie does no harm.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Unwaited:
         self._started: dict[int, int] = {}
 
     def of(self, stats: PoolStats, now: float) -> list[WorkerStats]:
-        """Return those that are there, given the latest figures.
+        """Return the current unreaped zombies, given the latest statistics.
 
         Example:
             >>> unwaited, dead = Unwaited(), (WorkerStats(7, WorkerState.ZOMBIE, 0, 0, 1.0, 0),)
@@ -74,7 +74,7 @@ class Unwaited:
 
 
 class Point(NamedTuple):
-    """Figures of a pool at one moment."""
+    """Statistics of a pool at one moment."""
 
     at: float
     busy: int
@@ -88,7 +88,7 @@ class Point(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Memory of a worker at one moment, and the calls it had done."""
+    """Memory of a worker at one moment, and the calls it had finished."""
 
     at: float
     bytes: int
@@ -97,18 +97,18 @@ class Memory(NamedTuple):
 
 @dataclass(slots=True)
 class History:
-    """How the figures of one pool have changed.
+    """The statistics of one pool over time.
 
     Attributes:
         stats: the latest.
-        points: of the last :data:`WINDOW`, oldest first.
-        memory: of each worker, by process id.
-        first_seen, last_seen: when.
+        points: of the last :data:`WINDOW` seconds, oldest first.
+        memory: points of each worker, by process id.
+        first_seen, last_seen: ``time.monotonic`` seconds.
         crashed: (reason, at) of crashes since it was first seen.
-        neglected: failed calls whose error nobody can ask for any more, by type as far as that is told.
-        neglected_at: when they were last seen to become more.
-        run: s that its calls have run.
-        zombies: those that the program has passed over.
+        neglected: number of lost errors by type; that of all failures where the types are not known.
+        neglected_at: when their number last grew.
+        run: seconds that its calls have run.
+        zombies: unreaped ones.
     """
 
     stats: PoolStats
@@ -124,10 +124,10 @@ class History:
     _unwaited: Unwaited = field(default_factory=Unwaited)
 
     def add(self, reading: PoolReading, now: float) -> None:
-        """Take note of a reading."""
+        """Add a reading."""
         stats, before = reading.stats, self.stats
         for reason, count in stats.crashes.items():
-            # One that is broken when it is first seen has been made a moment ago.
+            # A pool that is broken when first seen was created a moment ago: its crashes are new.
             known = before.crashes.get(reason, 0) if self.points else 0
             self.crashed.extend([(reason, now)] * min(max(count - known, 0), CRASHES))
         if (stats.neglected or 0) > (before.neglected or 0 if self.points else 0):
@@ -167,11 +167,11 @@ class History:
 
     @property
     def span(self) -> float:
-        """s over which there are points."""
+        """Seconds between the oldest and the latest point."""
         return self.points[-1].at - self.points[0].at if self.points else 0.0
 
     def change(self) -> Change | None:
-        """Return what has happened in the window, None while that is too short."""
+        """Return the change over the window, None while it is shorter than :data:`SHORTEST`."""
         if self.span < SHORTEST:
             return None
         first, last = self.points[0], self.points[-1]
@@ -189,7 +189,7 @@ class History:
 
 
 def _starved(points: Sequence[Point]) -> float:
-    """Return s for which workers that were there before and after waited for a processor."""
+    """Return the seconds on the run queue of workers that are in both of two successive points."""
     return sum(
         max(other.starved[pid] - one.starved[pid], 0.0)
         for one, other in pairwise(points)
@@ -198,17 +198,17 @@ def _starved(points: Sequence[Point]) -> float:
 
 
 class Change(NamedTuple):
-    """What has happened in a pool within a window.
+    """The change of a pool's statistics within a window.
 
     Attributes:
-        span: its length, s.
-        busy: workers that were busy, on average.
-        cores: processors that its workers used, on average; None where that is not known.
+        span: length of the window in seconds.
+        busy: average number of busy workers.
+        cores: average number of processors its workers used; None if unknown.
         finished: calls that ended.
-        run: s that these ran.
-        task_cpu: s of processor time that these used, None where that is not known.
-        pickling: s that pickling and unpickling took in this process, None where that is not known.
-        starved: workers that were ready to run and were given no processor, on average; 0 where that is not known.
+        run: seconds they ran.
+        task_cpu: CPU seconds they used, None if unknown.
+        pickling: seconds of pickling and unpickling in this process, None if unknown.
+        starved: average number of workers that were runnable but were given no processor; 0 if unknown.
     """
 
     span: float
@@ -222,9 +222,9 @@ class Change(NamedTuple):
 
     @property
     def cpu_share(self) -> float | None:
-        """Share of the time that calls ran in which they computed; None where there was too little.
+        """Share of the calls' run time in which they computed; None if there was too little of it.
 
-        What they waited for a processor is left out: they would have computed.
+        Time on the run queue is excluded: they would have computed.
         """
         starved = min(self.starved / self.busy, 1.0) if self.busy > 0 else 0.0
         if self.task_cpu is not None and self.run >= 2.0 and self.finished >= 5:
@@ -238,15 +238,15 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that rules look at.
+    """The input of all rules.
 
     Attributes:
-        histories: of pools that are there.
-        gone: of pools that were, not long ago.
-        ends: how child processes ended, oldest first.
-        cpus: that this process may use.
-        gil_wait: s that a thread had to wait for the GIL, None where that was not looked at.
-        now: ``time.monotonic``.
+        histories: of the current pools.
+        gone: of pools that ended lately.
+        ends: ends of child processes, oldest first.
+        cpus: processors that this process may use.
+        gil_wait: seconds that a thread waited for the GIL, None if not measured.
+        now: ``time.monotonic`` seconds.
     """
 
     histories: Sequence[History]
@@ -258,4 +258,4 @@ class Scene:
 
 
 CRASHES, CRASH_WINDOW = 3, 300.0
-"""So many workers of one place that die within so many s are a pattern."""
+"""Crashes of workers of one place, within this many seconds, that make a crash loop."""

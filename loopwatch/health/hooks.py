@@ -1,4 +1,4 @@
-"""Replaces methods of other libraries' pools by plain functions, as subclasses call ``Base.method(self)`` unbound."""
+"""Hooks methods of other libraries' pools with plain functions, as subclasses call ``Base.method(self)`` unbound."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from loopwatch.health.isolation import Isolation
 Note = Callable[..., Any]
 
 PART = "executors"
-"""What the watching of foreign pools is called among the parts that may fail."""
+"""Name of pool discovery among the parts whose faults are counted."""
 ONE = "executor"
-"""What a single one is called that fails, which is no matter for the others."""
+"""Name under which a fault of a single pool is counted; it does not affect the others."""
 
 
 class Hooks:
-    """Puts notes before and after methods, and takes care that none of them harms the program.
+    """Calls hooks before and after methods; an exception of a hook never reaches the program.
 
     Args:
-        patches: where the replaced attributes are kept.
-        faults: where failures are counted.
-        drop: called with an object of the program that has failed, and of which nothing is noted any more.
+        patches: registry of replaced attributes.
+        faults: counter of failures.
+        drop: called with an object of the program on which a hook has failed, and which is no longer watched.
     """
 
     def __init__(self, patches: PatchSet, faults: Faults, drop: Callable[[Any], object] = lambda _thing: None) -> None:
@@ -35,33 +35,33 @@ class Hooks:
 
     @property
     def is_off(self) -> bool:
-        """Whether the part as a whole has failed, as for a version of a module that is not known."""
+        """Whether the whole part is switched off, for instance after faults with an unknown version of a module."""
         return self._faults.is_off(PART)
 
     def is_left_alone(self, thing: object) -> bool:
-        """Whether nothing is to be noted of ``thing``."""
+        """Whether hooks skip ``thing``."""
         return self._isolation.has(thing) or self.is_off
 
     def failed(self, thing: object, exc: Exception) -> None:
-        """Note that ``thing`` has failed: an executor, a future, whatever it is that the program has given us."""
+        """Record that a hook failed on ``thing``, such as an executor or future, and exclude it from now on."""
         if self._isolation.add(thing, exc):
             self._drop(thing)
 
     def after(self, owner: Any, name: str, note: Note) -> None:
-        """Have ``note(instance, result)`` called after each call of a method."""
+        """Call ``note(instance, result)`` after each call of a method."""
         self._around(owner, name, None, note)
 
     def before(self, owner: Any, name: str, note: Note) -> None:
-        """Have ``note(instance, *args, **kwargs)`` called before each call of a method."""
+        """Call ``note(instance, *args, **kwargs)`` before each call of a method."""
         self._around(owner, name, note, None)
 
     def both(self, owner: Any, name: str, before: Note, after: Note, *, always: bool = True) -> None:
-        """Do both.
+        """Call one hook before and one after each call of a method.
 
         Args:
-            owner, name: of the method.
-            before, after: as above.
-            always: whether ``after`` is called, with None, if the method has raised.
+            owner, name: the method.
+            before, after: as for :meth:`before` and :meth:`after`.
+            always: whether ``after`` is called, with None, if the method raises.
         """
         self._around(owner, name, before, after, always=always)
 
@@ -92,12 +92,12 @@ class Hooks:
         self.patches.replace(owner, name, make).state = (*state, always)
 
     def guarded(self, note: Note, whose: object = None, at: int = 0) -> Note:
-        """Return ``note`` such that it harms nobody: what it raises is counted, once for each object.
+        """Return ``note`` wrapped so that it never raises: an exception is counted, once for each object.
 
         Args:
-            note: what is to be called.
-            whose: the object that fails if it raises; None for one of its arguments.
-            at: which of them.
+            note: the hook.
+            whose: the object to exclude if the hook raises; None for one of its arguments.
+            at: index of that argument.
         """
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -105,19 +105,19 @@ class Hooks:
             if not self.is_left_alone(thing):
                 try:
                     return note(*args, **kwargs)
-                except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
+                except Exception as exc:  # noqa: BLE001 - the boundary between the program and its hooks
                     self.failed(thing, exc)
             return None
 
         return guarded
 
     def when_imported(self, name: str, callback: Callable[[Any], object], part: str = PART) -> None:
-        """Have ``callback`` called with a module as soon as the program has imported it; we never do.
+        """Call ``callback`` with a module as soon as the program has imported it; loopwatch never imports it.
 
         Args:
             name: of the module.
-            callback: what to call.
-            part: what is switched off if that fails, such as for a version of the module that is not known.
+            callback: called with the module.
+            part: the part to which a failure is counted, for instance with an unknown version of the module.
         """
 
         def guarded(module: ModuleType) -> None:
@@ -127,7 +127,7 @@ class Hooks:
         self._items += when_imported(name, guarded)
 
     def stop(self) -> None:
-        """Take back what is in lists; patches are undone by their owner."""
+        """Remove the import hooks; the owner of the patches undoes them."""
         for item in self._items:
             item.undo()
         self._items.clear()

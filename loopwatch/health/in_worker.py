@@ -1,11 +1,11 @@
 """Runs inside workers of other libraries' process pools: wraps their task queues to report each task to the parent.
 
-In the worker the pool's own function runs as ever; its queues note on the parent's task board when a task was taken and
-when its result is sent. What travels in them is not touched: neither functions, nor arguments, results, exceptions. If
-the board cannot be had, the queues are the pool's own. In the parent :class:`Target` stands where the pool looks for
-that function. Workers load this, so that it imports little.
+The pool's worker function runs unchanged, on wrapped queues that record on the parent's task board when a task is taken
+and when its result is sent. Functions, arguments, results and exceptions pass through untouched. Without a task board
+the queues are not wrapped. In the parent, :class:`Target` replaces the worker function under the name by which the pool
+finds it. Workers import this module, so it imports little.
 """
-# To load pathlib takes 4 ms, in every process that is watched.
+# Importing pathlib takes 4 ms, in every watched process.
 # ruff: noqa: PTH120
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from loopwatch.health.task_board import Address, Slot, claim
 Function = Callable[..., Any]
 
 LONG = 300_000
-"""ns from which on tasks are worth a look at the processor's clock each."""
+"""Nanoseconds of run time above which the CPU clock is read for each task."""
 SAMPLE = 16
-"""Of so many shorter ones one is measured."""
+"""Of this many shorter tasks, one is measured."""
 SHIFT = 32
 """Bits for the number of a task within its job (:mod:`multiprocessing.pool`)."""
 
 
 def noting(place: str, address: Address) -> Function:
-    """Return what a worker is to run instead of the function at ``place``."""
+    """Return the function that a worker runs instead of the one at ``place``."""
     return functools.partial(_run_at, place, address)
 
 
@@ -45,7 +45,7 @@ def _run_at(place: str, address: Address, *args: Any, **kwargs: Any) -> Any:
 
 @unseen
 def run_noting(function: Function, address: Address, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a pool's ``function`` for workers on queues that note what it does."""
+    """Run a pool's worker ``function`` on queues that record its tasks on the task board."""
     slot = claim(address, os.getpid())
     if slot is None or len(args) < 2:
         return function(*args, **kwargs)
@@ -54,29 +54,29 @@ def run_noting(function: Function, address: Address, args: tuple[Any, ...], kwar
 
 @unseen
 def run_with(notes: Notes, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a pool's ``function`` for workers with ``notes`` being taken."""
+    """Run a pool's worker ``function`` on queues that report its tasks to ``notes``."""
     results = Outcomes if function.__module__ == "multiprocessing.pool" else Results
     return function(Calls(args[0], notes), results(args[1], notes), *args[2:], **kwargs)
 
 
 class Notes(Protocol):
-    """What is noted of a worker."""
+    """Recorder of the tasks of one worker."""
 
     def ready(self) -> None:
-        """It asks for a task."""
+        """Record that the worker asks for a task."""
 
     def begin(self, number: int) -> None:
-        """Task ``number`` was taken."""
+        """Record that task ``number`` was taken."""
 
     def end(self) -> None:
-        """The task is over, if there is one."""
+        """Record the end of the current task, if there is one."""
 
 
 class SlotNotes:
-    """What this worker runs now, on its parent's board.
+    """Records the tasks of this process in its slot of the parent's task board.
 
-    The processor's clock is a system call. Short tasks are measured as samples, and those between them are taken to
-    have computed all the time; what arguments and results cost beside short tasks is reckoned from the samples.
+    Reading the CPU clock is a system call. Of short tasks only a sample is measured, and the others count as having
+    computed all the time; the overhead of arguments and results between short tasks is extrapolated from the samples.
     """
 
     __slots__ = ("_count", "_cpu", "_is_long", "_measured", "_number", "_slot", "_start")
@@ -87,21 +87,21 @@ class SlotNotes:
         self._start = self._count = self._measured = 0
         self._is_long = False
         self._cpu: int | None = None
-        """The processor's clock when the last task ended, and when the present one began, as far as it was read."""
+        """CPU clock, in nanoseconds, at the end of the last task or the start of the current one; None if not read."""
 
     def ready(self) -> None:
-        """It asks for a task."""
+        """Record that the worker asks for a task."""
         self._slot.ready()
 
     def begin(self, number: int) -> None:
-        """Task ``number`` was taken."""
+        """Record that task ``number`` was taken."""
         before, between = self._cpu, 0
         is_sample = self._is_long or self._count % SAMPLE == 0
         self._count += 1
         if before is not None or is_sample:
             now = time.process_time_ns()
             if before is not None:
-                # It stands for those before it, not for those to come: a worker may be replaced after a few.
+                # A sample stands for the tasks before it, not those after it: a worker may be replaced after a few.
                 between = (now - before) * (self._count - 1 - self._measured)
                 self._measured = self._count - 1
             self._cpu = now if is_sample else None
@@ -109,7 +109,7 @@ class SlotNotes:
         self._slot.begin(number, self._start, between)
 
     def end(self) -> None:
-        """The task is over."""
+        """Record the end of the current task, if there is one."""
         if self._number is None:
             return
         now, before = time.monotonic_ns(), self._cpu
@@ -124,7 +124,7 @@ class SlotNotes:
 
 
 class _Queue:
-    """A queue of the pool's, with everything that it has."""
+    """Proxy of one of the pool's queues."""
 
     def __init__(self, queue: Any, notes: Notes) -> None:
         self._queue, self._notes = queue, notes
@@ -134,10 +134,10 @@ class _Queue:
 
 
 class Calls(_Queue):
-    """The queue of calls: a task begins when it has been taken."""
+    """The call queue: a task begins when it is taken."""
 
     def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait for a task as the queue does."""
+        """Return the next item of the queue, and record the start of its task."""
         self._notes.ready()
         item = self._queue.get(*args, **kwargs)
         number = number_of(item)
@@ -147,27 +147,27 @@ class Calls(_Queue):
 
 
 class Results(_Queue):
-    """The queue of results: a task ends when its result is about to be sent."""
+    """The result queue: a task ends when its result is about to be sent."""
 
     @property
     def put(self) -> Function:
-        """The queue's own method: errors in it, such as a result that cannot be pickled, show no frame of ours."""
+        """The queue's method itself: the traceback of an error, such as in pickling, has no frame of loopwatch."""
         self._notes.end()
         put: Function = self._queue.put
         return put
 
 
 class Outcomes(_Queue):
-    """The queue of results of :mod:`multiprocessing.pool`, whose workers ask for ``put`` only once."""
+    """The result queue of :mod:`multiprocessing.pool`, whose workers look up ``put`` only once."""
 
     def put(self, item: Any) -> None:
-        """Send a result."""
+        """Record the end of the task and send its result."""
         self._notes.end()
         self._queue.put(item)
 
 
 def number_of(item: Any) -> int | None:
-    """Return the number of a task as it comes out of a queue of calls, None for what is no task."""
+    """Return the task number of an item of a call queue, None if it is no task."""
     if type(item) is tuple:  # multiprocessing.pool: job, index in it, function, arguments
         return job_number(item[0], item[1]) if len(item) == 5 else None
     number = getattr(item, "work_id", None)  # concurrent.futures.process, loky
@@ -175,7 +175,7 @@ def number_of(item: Any) -> int | None:
 
 
 def job_number(job: int | None, index: int | None) -> int | None:
-    """Return one number for task ``index`` of a job."""
+    """Return the task number of task ``index`` of a job, None if either is None."""
     return None if job is None or index is None else (job << SHIFT) + index
 
 
@@ -183,14 +183,15 @@ _FOLDER = os.path.dirname(os.path.dirname(__file__))
 
 
 class Target:
-    """Stands for a pool's function for workers, in every way in which a process can be told to run it.
+    """Replacement of a pool's worker function; can be called in a fork or a thread, and pickled for other processes.
 
     Args:
-        original: that function; it takes the queue of calls and that of results first.
-        place: how it is found in another process, ``module:name``.
-        address: returns where the board is, None to run ``original`` alone. In a forked worker it is the parent's.
-        in_thread: returns what notes for the calling thread, a worker that asks the given queue for tasks; None if
-            nothing does.
+        original: the worker function; its first arguments are the call queue and the result queue.
+        place: its import path for other processes, ``module:name``.
+        address: returns the address of the task board, None to run ``original`` alone. In a forked worker it is the
+            parent's.
+        in_thread: returns the recorder for the calling thread, a worker that takes tasks from the given queue, or
+            None.
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class Target:
 
     @unseen
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it: in a worker that was forked, or in a thread that stands for one."""
+        """Run the worker function in a forked process or a thread."""
         address = self._address()
         in_thread = self._in_thread
         if in_thread is not None and threading.current_thread() is not threading.main_thread():
@@ -215,7 +216,7 @@ class Target:
         return run_noting(self._original, address, args, kwargs)
 
     def __reduce__(self) -> tuple[Function, tuple[Any, ...]]:
-        """For a worker with an interpreter of its own, in which this package need not be."""
+        """Pickle for a spawned worker: as the original function if that could not import this package."""
         address = self._address()
         if address is None or address.pid != os.getpid() or not importable():
             from pkgutil import resolve_name
@@ -225,35 +226,34 @@ class Target:
 
 
 class _LateNotes:
-    """Notes of a thread that is started by a pool which is still being made."""
+    """Recorder of a thread whose pool is still being created: finds that of the pool at the first task."""
 
     def __init__(self, find: Callable[[], Notes | None]) -> None:
         self._find = find
         self._notes: Notes | None = None
 
     def ready(self) -> None:
-        """It asks for a task."""
+        """Record nothing: a thread is ready once it runs."""
 
     def begin(self, number: int) -> None:
-        """Task ``number`` was taken."""
+        """Record that task ``number`` was taken."""
         if self._notes is None:
             self._notes = self._find()
         if self._notes is not None:
             self._notes.begin(number)
 
     def end(self) -> None:
-        """The task is over, if there is one."""
+        """Record the end of the current task, if there is one."""
         if self._notes is not None:
             self._notes.end()
 
 
 def importable() -> bool:
-    """Return whether a worker with an interpreter of its own would find this package where this process does.
+    """Return whether a spawned worker would import this package from where this process did.
 
-    :mod:`multiprocessing` hands ``sys.path`` on to what it starts (``spawn.get_preparation_data``), and editable
-    installations are found by what ``site`` sets up, in the same interpreter. Nothing else is relied upon, such as a
-    frozen program, or one that took our folder from its path once it had us: a worker that fails to import is the end
-    of its pool.
+    :mod:`multiprocessing` passes ``sys.path`` to the processes it spawns (``spawn.get_preparation_data``), and the same
+    interpreter finds editable installations through ``site``. In all other cases, such as a frozen program or one that
+    has removed loopwatch's folder from its path, the answer is False: a worker that fails to import breaks its pool.
     """
     spawn = sys.modules.get("multiprocessing.spawn")
     executable = sys.executable if spawn is None else spawn.get_executable()

@@ -9,15 +9,15 @@ from typing import Any
 from loopwatch.core.faults import Faults
 
 MOST = 1000
-"""Objects remembered; of more than that the oldest are forgotten, and may fail once more."""
+"""Most objects remembered; beyond that the oldest is forgotten, and may fail once more."""
 
 
 class Isolation:
-    """Objects that failed while they were watched, such as a mock in place of an executor; held weakly.
+    """Objects on which the instrumentation failed, such as a mock in place of an executor; held weakly.
 
     Args:
-        faults: where each of them is counted, once.
-        part: under which name.
+        faults: counts each of them once.
+        part: name under which they are counted.
 
     Example:
         >>> class Odd: pass
@@ -33,7 +33,7 @@ class Isolation:
         self._failed: dict[int, weakref.ref[Any] | None] = {}
 
     def has(self, thing: object) -> bool:
-        """Whether ``thing`` has failed."""
+        """Whether ``thing`` is excluded."""
         failed = self._failed
         if not failed or id(thing) not in failed:
             return False
@@ -41,7 +41,7 @@ class Isolation:
         return ref is None or ref() is thing
 
     def add(self, thing: object, exc: BaseException) -> bool:
-        """Leave ``thing`` alone from now on; return False if it had failed before."""
+        """Exclude ``thing`` from now on; return False if it already was."""
         if self.has(thing):
             return False
         failed, key = self._failed, id(thing)
@@ -49,13 +49,13 @@ class Isolation:
             failed.pop(next(iter(failed)), None)
         try:
             failed[key] = weakref.ref(thing, functools.partial(_forget, failed, key))
-        except TypeError:  # it cannot be referenced weakly
+        except TypeError:  # it does not support weak references
             failed[key] = None
         self._faults.add_one(self._part, exc)
         return True
 
 
 def _forget(failed: dict[int, weakref.ref[Any] | None], key: int, ref: weakref.ref[Any]) -> None:
-    """It is collected; another object may have its id soon."""
+    """Forget a collected object, whose id may be reused."""
     if failed.get(key) is ref:
         failed.pop(key, None)

@@ -1,8 +1,8 @@
-"""Detects exceptions of failed calls that nobody ever retrieves. Costs nothing where calls succeed.
+"""Detects exceptions of failed calls that are never retrieved. Costs nothing where calls succeed.
 
-A result that has failed becomes one of a subclass of its class that looks the same, until its error is read: then it is
-what it was. If it is collected before that, nobody can ask any more, and its error was neglected. The error itself is
-what is watched: whoever asks, in whatever way and since whenever, reads it, and no frame of ours comes in between.
+The class of a failed result is switched to a look-alike subclass, and back when its error is read. If the result is
+collected before that, its error is lost. The attribute that holds the error is observed: every way of retrieving the
+error reads it, and no frame of loopwatch enters a traceback.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from loopwatch.health.naming import error_name
 from loopwatch.health.task_stats import TaskStats
 
 NOTE, GIVEN_UP, BASE = "_loopwatch_note", "_loopwatch_given_up", "_loopwatch_base"
-"""Names in a failed result: whose it is; that somebody has tried to cancel it. In its class: what it was."""
+"""Attributes of a followed result: (its statistics, error name), whether it was given up; of its class: the base."""
 
 
 class Onlooker:
-    """A done callback of ours, which does not ask for the error: it counts the call for :attr:`task_stats`."""
+    """A done callback of loopwatch, which counts the call for :attr:`task_stats` and does not retrieve its error."""
 
     __slots__ = ()
 
     @property
     def task_stats(self) -> TaskStats:
-        """Of the pool that the call belongs to."""
+        """Task statistics of the call's pool."""
         raise NotImplementedError
 
 
 class Shape(NamedTuple):
-    """What results of one kind are like.
+    """The attributes of one kind of results that matter here.
 
     Attributes:
-        error: attribute that has the error, and is read by whoever asks for it.
-        asking: methods that ask without reading it, or tell somebody else.
+        error: attribute that holds the error; every retrieval reads it.
+        asking: methods that count as a retrieval although they do not read it.
     """
 
     error: str
@@ -47,16 +47,16 @@ class Shape(NamedTuple):
 
 
 FUTURE = Shape("_exception", ("add_done_callback",))
-"""Those of :mod:`concurrent.futures`."""
+"""Results of :mod:`concurrent.futures`."""
 RESULT = Shape("_value", ("successful",))
-"""Those of :mod:`multiprocessing.pool`."""
+"""Results of :mod:`multiprocessing.pool`."""
 
 
 class LostErrors:
-    """Follows failed results until somebody asks for their error, or nobody can.
+    """Follows failed results until their error is retrieved or lost.
 
     Args:
-        hooks: how methods are replaced, and where failures are counted.
+        hooks: method hooks; they count failures.
     """
 
     def __init__(self, hooks: Hooks) -> None:
@@ -65,10 +65,10 @@ class LostErrors:
         self._gone = hooks.guarded(self._is_gone)
         self._is_on = False
         self.of_thread: Callable[[Any], TaskStats | None] = lambda _future: None
-        """Returns for whom the calling thread runs the call with this future, None if it does not."""
+        """Returns the task statistics of the call of this future if the calling thread runs it, else None."""
 
     def start(self, module: Any) -> None:
-        """Begin.
+        """Hook futures.
 
         Args:
             module: :mod:`concurrent.futures._base`.
@@ -81,18 +81,18 @@ class LostErrors:
         self._hooks.after(module.Future, "cancel", self._cancelled)
 
     def resume(self) -> None:
-        """Count from now on."""
+        """Follow and count from now on."""
         self._is_on = True
 
     def stop(self) -> None:
-        """Count no more; what is still followed is let go of when somebody asks for it."""
+        """Stop counting; results that are still followed are restored when their error is read."""
         self._is_on = False
         self._kinds = {}
 
     # -- futures --------------------------------------------------------------------------------------------------
 
     def _failing(self, future: Any, exception: BaseException) -> None:
-        """A future is about to fail: nobody can have asked yet."""
+        """Follow a future that is about to fail: its error cannot have been retrieved yet."""
         task_stats = self.of_thread(future)
         if task_stats is None:
             task_stats = next((each.task_stats for each in future._done_callbacks if isinstance(each, Onlooker)), None)
@@ -100,25 +100,25 @@ class LostErrors:
             self.follow(future, FUTURE, task_stats, exception)
 
     def _failed(self, future: Any) -> None:
-        if _is_told(future):  # since a moment ago
+        if _is_told(future):  # a callback was added in between
             let_go(future)
 
     def _cancelled(self, future: Any, result: bool) -> None:
-        """Whoever tries to cancel it does not want to know: ``Executor.map`` does that to all that follow an error."""
+        """Treat a cancel() attempt as giving up the error: ``Executor.map`` cancels all calls after one that failed."""
         if not result:
             setattr(future, GIVEN_UP, True)
             let_go(future)
 
-    # -- any ------------------------------------------------------------------------------------------------------
+    # -- any result -----------------------------------------------------------------------------------------------
 
     def follow(self, result: Any, shape: Shape, task_stats: TaskStats, error: Any) -> None:
-        """Follow ``result``, which is about to be told that it failed; nothing is done where that cannot be.
+        """Follow ``result``, which is about to be set to ``error``; does nothing if its class does not allow it.
 
         Args:
-            result: what the caller has.
-            shape: what it is like.
-            tally: who counts it if it is neglected.
-            error: what it is about to be told; counted by its type.
+            result: the caller's future or async result.
+            shape: its attributes.
+            task_stats: counts the error if it is lost.
+            error: counted by its type.
         """
         base = type(result)
         if not self._is_on or hasattr(base, BASE):
@@ -130,17 +130,17 @@ class LostErrors:
         kind = self._kinds[base]
         if kind is None:
             return
-        # Kept before it is followed: what stands in the instance is hidden then, and its __dict__ costs as it is made.
+        # Set before the class is switched: its property hides the attribute, and vars() would create a costly __dict__.
         setattr(result, shape.error, error)
         setattr(result, NOTE, (task_stats.ref, error_name(error)))
         try:
             result.__class__ = kind
-        except TypeError:  # of another layout
+        except TypeError:  # another memory layout
             self._kinds[base] = None
             delattr(result, NOTE)
 
     def _is_gone(self, note: tuple[weakref.ref[TaskStats], str]) -> None:
-        """Called by the garbage collector, on any thread, at any time."""
+        """Count a lost error; called by the garbage collector, on any thread, at any time."""
         task_stats = note[0]()
         if task_stats is not None and self._is_on and not sys.is_finalizing():
             task_stats.neglect(note[1])
@@ -150,32 +150,32 @@ _LIBRARIES = ("concurrent", "multiprocessing", "loky", "joblib")
 
 
 def _is_known(base: type) -> bool:
-    """Whether it is a library's own class: one of the program's is neither derived from nor kept here."""
+    """Whether ``base`` is a class of a known library: classes of the program are neither subclassed nor kept here."""
     return base.__module__.partition(".")[0] in _LIBRARIES and not hasattr(base, "__del__")
 
 
 def let_go(result: Any) -> None:
-    """Have ``result`` be what it was: somebody has asked."""
+    """Give ``result`` its original class back, as its error was retrieved."""
     base = getattr(type(result), BASE, None)
     if base is not None:
         result.__class__ = base
-        with suppress(AttributeError):  # another thread has asked, too
+        with suppress(AttributeError):  # another thread has retrieved it, too
             delattr(result, NOTE)
 
 
 def failure_of(future: Any) -> str | None:
-    """Return the name of the error of a future that is done, None if it has none, without asking for it."""
+    """Return the name of a done future's error, None if it has none, without counting as a retrieval."""
     if hasattr(type(future), BASE):
         note = getattr(future, NOTE, None)
         if note is not None:
             name: str = note[1]
             return name
-    error = future._exception  # somebody has asked
+    error = future._exception  # already retrieved
     return None if error is None else error_name(error)
 
 
 def _is_told(future: Any) -> bool:
-    """Whether somebody else hears of the error, or does not want to."""
+    """Whether the program handles the error otherwise (done callback, waiter) or gave the call up."""
     for callback in future._done_callbacks:
         if not isinstance(callback, Onlooker):
             return True
@@ -186,7 +186,7 @@ def _is_told(future: Any) -> bool:
 
 
 def _set_exception(original: Any, patch: Patch) -> Any:
-    """Return a ``set_exception`` that has notes taken before and after it does what it did."""
+    """Wrap ``set_exception`` with hooks before and after it."""
 
     @functools.wraps(original)
     def set_exception(self: Any, exception: Any) -> None:
@@ -203,7 +203,7 @@ def _set_exception(original: Any, patch: Patch) -> Any:
 
 
 def _kind(base: type, shape: Shape, gone: Callable[[Any], object]) -> type:
-    """Return a subclass of ``base`` that looks the same, for results whose error nobody has read."""
+    """Return a look-alike subclass of ``base``, for results whose error has not been read."""
     name = shape.error
 
     def read(self: Any) -> Any:
@@ -211,7 +211,7 @@ def _kind(base: type, shape: Shape, gone: Callable[[Any], object]) -> type:
         return getattr(self, name)
 
     def write(self: Any, value: Any) -> None:
-        """What it is about to be told is kept already."""
+        """Store ``value``, unless :meth:`LostErrors.follow` has done so already."""
         if vars(self).get(name) is not value:
             vars(self)[name] = value
 

@@ -1,4 +1,4 @@
-"""The health thread: polls pools and child processes, derives states and findings, logs what is new."""
+"""The health thread: polls pools and child processes, derives states and findings, logs changes."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from loopwatch.system.cgroup import Oom
 
 PERIOD = 2.0
-"""s between two polls."""
+"""Seconds between two polls."""
 LONGEST_PERIOD = 60.0
 BUDGET_SHARE = 0.2
-"""Part of ``Config.cpu_budget`` that polling may use: where there are many processes, they are polled less often."""
+"""Share of ``Config.cpu_budget`` that polling may use: many processes are polled less often."""
 FRESH = 0.5
-"""s: facts that are older, or older than the last start or end of a child, are polled anew for a snapshot."""
+"""Seconds: a snapshot polls again if facts are older than this, or than the last start or end of a child."""
 QUICK = 0.005
-"""s that such a poll takes at most; what it did not come to keeps its last facts."""
+"""Seconds that such a poll takes at most; processes it did not reach keep their last facts."""
 PATIENCE = 0.02
-"""s that a snapshot waits for a poll that is under way."""
+"""Seconds that a snapshot waits for a poll in progress."""
 NAP = 0.001
-"""s for which the thread sleeps to see how late it gets the GIL back."""
+"""Seconds that the thread sleeps to measure how late it gets the GIL back."""
 PART = "health"
 
 _NOTHING: dict[int, ProcessFacts] = {}
@@ -53,13 +53,13 @@ def _usable_cpus() -> float:
 
 
 class Monitor:
-    """Looks after pools and child processes from a daemon thread, which starts with the first of them.
+    """Monitors pools and child processes from a daemon thread, which starts with the first of them.
 
     Args:
-        config: current settings.
-        patches: where replaced attributes are kept.
-        faults: where failures are counted.
-        polled: called after each poll of the thread, by it.
+        config: returns the current settings.
+        patches: registry of replaced attributes.
+        faults: counter of failures.
+        polled: called by the thread after each poll.
         cpus: returns how many processors this process may use.
 
     Example:
@@ -87,7 +87,7 @@ class Monitor:
         self._begin()
 
     def _begin(self) -> None:
-        self._guard = threading.RLock()  # a signal handler or a finalizer of the program may come in between
+        self._guard = threading.RLock()  # a signal handler or finalizer of the program may re-enter
         self._polling = threading.RLock()
         self._alarm = Alarm()
         self._sources: tuple[Source, ...] = ()
@@ -106,12 +106,12 @@ class Monitor:
         self._cpus_now = 1.0
         self._next_cpus = 0.0
         self._changes_seen = -1
-        self._due: float | None = None  # kept while the thread is away for a fork
+        self._due: float | None = None  # kept while the thread is paused for a fork
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life cycle -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Take note of children from now on; starts no thread before there is something to look after."""
+        """Record child processes from now on; the thread starts only once there is something to monitor."""
         self._running = True
         with self._faults.guard("children"):
             self.process_hooks.start()
@@ -119,7 +119,7 @@ class Monitor:
         self.tick(time.monotonic())
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End the thread, waiting at most ``timeout`` s; the patches are undone by their owner."""
+        """End the thread, waiting at most ``timeout`` seconds; the owner of the patches undoes them."""
         self._running = False
         self.process_hooks.stop()
         self.thread.end(timeout)
@@ -127,7 +127,7 @@ class Monitor:
         self._begin()
 
     def add(self, source: Source) -> None:
-        """Look after ``source``; a second call does nothing."""
+        """Monitor ``source``; a second call does nothing."""
         with self._guard:
             if source not in self._numbers:
                 self._numbers[source] = next(self._next_number)
@@ -135,21 +135,21 @@ class Monitor:
         self._ensure_thread()
 
     def remove(self, source: Source) -> None:
-        """Look after ``source`` no more."""
+        """Stop monitoring ``source``."""
         with self._guard:
             self._numbers.pop(source, None)
             self._sources = tuple(each for each in self._sources if each is not source)
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """What was added and is not over."""
+        """All monitored sources."""
         return self._sources
 
     def tick(self, now: float) -> None:
-        """Find out, cheaply, whether there is a child that nobody has noted; to be called now and then.
+        """Start the thread if there is an unrecorded child; cheap, to be called regularly.
 
         Args:
-            now: ``time.monotonic``.
+            now: ``time.monotonic`` seconds.
         """
         if now >= self._next_tick and self._running and not self.thread.exists:
             self._next_tick = now + PERIOD
@@ -157,24 +157,24 @@ class Monitor:
                 self._ensure_thread()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, which has neither the thread nor the children."""
+        """Start afresh in a forked child, which has neither the thread nor the children."""
         self.process_hooks.after_fork_in_child()
         self._begin()
 
-    # -- what is asked --------------------------------------------------------------------------------------------
+    # -- readings and findings ------------------------------------------------------------------------------------
 
     @property
     def in_use(self) -> bool:
-        """Whether there is a thread, as there is something to look after."""
+        """Whether the thread exists, because there is something to monitor."""
         return self.thread.exists
 
     @property
     def cpu(self) -> float:
-        """Processor s of its thread."""
+        """CPU seconds of its thread."""
         return self.thread.cpu
 
     def readings(self) -> tuple[PoolReading, ...]:
-        """Return the figures of all pools, and of child processes if there were any; takes milliseconds at most."""
+        """Return the readings of all pools, and of child processes if there were any; takes milliseconds at most."""
         if self._faults.is_off(PART) or not self._running:
             return ()
         now = time.monotonic()
@@ -183,18 +183,18 @@ class Monitor:
         if is_stale and self._polling.acquire(timeout=PATIENCE):
             try:
                 with self._faults.guard(PART):
-                    # Importing psutil takes too long for a loop: without it only who is there can be told.
+                    # Importing psutil takes too long on a loop's thread: without it only the process ids are read.
                     self._look(quick=True, facts=self._processes is not None or running_loop() is None)
             finally:
                 self._polling.release()
         return self._read(time.monotonic())
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return the advice that holds now, as of the last poll."""
+        """Return the current findings, as of the last poll."""
         return self._findings
 
     def poll_now(self) -> None:
-        """Poll everything and draw conclusions, in the calling thread. For tests."""
+        """Poll everything and update the findings, in the calling thread. For tests."""
         self._poll()
 
     # -- polling --------------------------------------------------------------------------------------------------
@@ -210,11 +210,11 @@ class Monitor:
             return  # the interpreter is about to exit and starts no more threads
         try:
             self.thread.start()
-        except RuntimeError as exc:  # the system allows no more threads
+        except RuntimeError as exc:  # the system is out of threads
             self._faults.add(PART, exc)
 
     def _run(self) -> None:
-        thread, alarm = self.thread, self._alarm  # its own: all may have begun anew meanwhile
+        thread, alarm = self.thread, self._alarm  # local: stop() replaces both
         if self._due is None:
             self._due = time.monotonic() + PERIOD
         try:
@@ -230,7 +230,7 @@ class Monitor:
                 if not self._has_work():
                     self._due = None
                     return
-        except Exception as exc:  # noqa: BLE001 - the thread's outermost seam: without it, nothing is looked after
+        except Exception as exc:  # noqa: BLE001 - the thread's outermost frame: a fault ends the monitoring
             self._faults.add(PART, exc)
 
     def _has_work(self) -> bool:
@@ -251,7 +251,7 @@ class Monitor:
         if not self._faults.is_off("advice"):
             with self._faults.guard("advice"):
                 if self._advisor is None:
-                    from loopwatch.health.findings import FindingTracker  # loaded once there is something to look at
+                    from loopwatch.health.findings import FindingTracker  # loaded at the first use
 
                     self._advisor = FindingTracker()
                 gil_wait = self._gil_wait(readings)
@@ -271,7 +271,7 @@ class Monitor:
                     line.write(config.log_level)
 
     def _gil_wait(self, readings: tuple[PoolReading, ...]) -> float | None:
-        """Return how long this thread has to wait for the GIL, if threads are there that may compute."""
+        """Return the seconds this thread waits for the GIL, None if no pool thread is busy."""
         from loopwatch.health.history import THREADS
 
         busy = any(
@@ -283,9 +283,9 @@ class Monitor:
         return gil_wait() if busy else None
 
     def _look(self, *, quick: bool = False, facts: bool = True) -> None:
-        """Poll the facts of all processes, or only see which there are."""
+        """Update the set of processes and, with ``facts``, poll the facts of each."""
         if self._oom is None:
-            from loopwatch.system.cgroup import Oom  # loaded once there is something to look at
+            from loopwatch.system.cgroup import Oom  # loaded at the first use
 
             self._oom = Oom()
         oom = self._oom
@@ -315,38 +315,38 @@ class Monitor:
         for source in (*self._sources, *((self._children,) if self._children.used else ())):
             try:
                 found.append(replace(source.reading(facts, now), number=self._numbers.get(source, 0)))
-            except Exception as exc:  # noqa: BLE001 - the seam between one pool and the others
+            except Exception as exc:  # noqa: BLE001 - a failing pool must not affect the others
                 self._drop(source, exc)
         return tuple(found)
 
     def _pids(self, source: Source) -> list[int]:
         try:
             return [pid for pid in source.pids() if pid]
-        except Exception as exc:  # noqa: BLE001 - the same seam
+        except Exception as exc:  # noqa: BLE001 - likewise
             self._drop(source, exc)
             return []
 
     def _drop(self, source: Source, exc: Exception) -> None:
-        """A pool that cannot be read is looked after no more."""
+        """Stop monitoring a pool that cannot be read."""
         self.remove(source)
         self._faults.add_one("pool", exc)
 
 
 def period(used: float, budget: float) -> float:
-    """Return s until the next poll.
+    """Return the seconds until the next poll.
 
     Args:
-        used: s of processor time that the last one took.
+        used: CPU seconds of the last poll.
         budget: ``Config.cpu_budget``.
     """
     return min(max(used / (budget * BUDGET_SHARE), PERIOD), LONGEST_PERIOD)
 
 
 def gil_wait() -> float:
-    """Return for how many s this thread has to wait for the GIL when it wants it back: the median of five times.
+    """Return the seconds this thread waits to get the GIL back: the median of five measurements.
 
-    Whoever computes in Python hands it over after the switch interval (5 ms). What the thread waited for a processor
-    is left out. A wait of no length would not do: the other thread needs a moment to wake up and take the GIL.
+    A thread that computes in Python yields the GIL after the switch interval (5 ms). Time on the run queue is excluded.
+    A sleep of zero would not do: the other thread needs a moment to wake up and take the GIL.
     """
     waits = []
     for _ in range(5):
@@ -358,6 +358,6 @@ def gil_wait() -> float:
 
 
 def _run_queue() -> float:
-    """Return s for which this thread has waited for a processor, 0 where the system does not tell."""
+    """Return the seconds this thread has spent on the run queue, 0 where the system does not report it."""
     found = threads.scheduled(threading.get_native_id())
     return 0.0 if found is None else found.run_queue

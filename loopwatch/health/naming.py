@@ -18,7 +18,7 @@ LONGEST = 100
 def task_name(function: Any) -> str:
     """Return the name of the function that a task runs, ``module:qualname``; never its arguments.
 
-    What pools put around it for ``map`` is looked through.
+    Wrappers that pools add for ``map`` are unwrapped.
 
     Example:
         >>> import functools, os
@@ -42,7 +42,7 @@ _AROUND = ("_process_chunk", "_process_chunk_with_context")
 
 
 def error_name(error: BaseException) -> str:
-    """Return the type of an exception, as the attribute ``error.type`` has it.
+    """Return the type of an exception, as in the attribute ``error.type``.
 
     Example:
         >>> import json
@@ -55,12 +55,12 @@ def error_name(error: BaseException) -> str:
 
 
 def pool_name(kind: str, place: str, taken: Container[str], given: str = "") -> str:
-    """Return a name that no other pool has, the same whenever the program runs.
+    """Return a name that is unique in this process and the same in every run of the program.
 
     Args:
-        kind: what it is, its class.
-        place: where it was made, ``file:line in function``.
-        taken: names of others.
+        kind: class of the pool.
+        place: where it was created, ``file:line in function``.
+        taken: names of other pools.
         given: name that the program gave it.
 
     Example:
@@ -75,30 +75,30 @@ def pool_name(kind: str, place: str, taken: Container[str], given: str = "") -> 
 
 
 MOST = 60
-"""Frames looked at."""
+"""Most frames examined."""
 
 _MACHINERY = (
     "asyncio", "concurrent", "contextlib", "functools", "joblib", "loky", "loopwatch", "multiprocessing", "os",
     "subprocess", "threading", "uvloop", "wrapt", "weakref",
 )  # fmt: skip
-"""Modules that make pools and processes for others."""
+"""Modules that create pools and processes on behalf of others."""
 _POOLS = (
     "concurrent.futures.process", "multiprocessing.pool", "multiprocessing.resource_tracker",
     "multiprocessing.forkserver", "loky", "joblib.externals.loky", "loopwatch.workers",
 )  # fmt: skip
-"""Those of them that look after what they have made."""
+"""Those whose pools manage the processes they create."""
 _SHOWN = ("loopwatch.demo.app",)
 _ASIDE = ("opentelemetry.sdk",)
-"""Libraries that make pools for a moment, which are nobody's business: for each set of attributes of a process."""
+"""Libraries whose short-lived pools are not watched: one for each set of resource attributes."""
 
 
 class Origin(NamedTuple):
-    """Where something was made.
+    """Where a pool or process was created.
 
     Attributes:
-        place: ``file:line in function``; empty where no frame is the program's.
-        pool: module of the pool that made it, None if the program itself did.
-        aside: whether it is of no interest.
+        place: ``file:line in function``; empty if no frame is the program's.
+        pool: module of the pool that created it, None if the program did.
+        aside: whether it is not to be watched.
     """
 
     place: str
@@ -107,10 +107,10 @@ class Origin(NamedTuple):
 
 
 def origin(skip: int = 1) -> Origin:
-    """Return where the caller is being called from.
+    """Return the place in the program from which the caller is called.
 
     Args:
-        skip: frames to leave out, the caller's own first.
+        skip: frames to skip, this function's first.
     """
     frame: FrameType | None = sys._getframe(skip)
     pool = None

@@ -1,4 +1,4 @@
-"""Tracks the worker processes of one pool: start times, their entries on the task board, how they ended."""
+"""Tracks the worker processes of one pool: start times, their entries on the task board, their exits."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from loopwatch.health.states import crash_reason
 from loopwatch.health.task_board import Now, Run, TaskBoard
 
 MOST_REASONS = 16
-"""Ways to die told apart; further ones are told as ``other``."""
+"""Most crash reasons distinguished; further ones are counted as ``other``."""
 MOST_DEAD = 16
-"""Dead workers that are told one by one."""
+"""Most dead workers reported one by one."""
 DYING = 0.5
-"""s that a worker may take to end once it has closed its descriptors."""
+"""Seconds that a worker may take to exit once it has closed its descriptors."""
 SILENT = 10.0
-"""s after which a worker that has not said anything is not waited for any more."""
+"""Seconds after which a new worker without an entry on the task board is no longer expected to make one."""
 SIGKILL = -int(getattr(signal, "SIGKILL", 9))
 
 
 @dataclass(slots=True)
 class _Member:
-    """One worker; ``is_new`` if it was seen to start, ``slot`` its index on the board, None as far as it has none."""
+    """One worker; ``is_new`` if its start was seen, ``slot`` its index on the task board, None if it has none yet."""
 
     born: float
     is_new: bool
@@ -38,14 +38,14 @@ class _Member:
 
 
 class Work(NamedTuple):
-    """What one worker is about.
+    """Current activity of one worker.
 
     Attributes:
-        calls: tasks that it has, None where that cannot be told.
-        done: tasks that it has finished.
-        task: name of the one that it runs.
-        since: ``time.monotonic`` s when it began.
-        ready: whether it asks for tasks, None where that cannot be told.
+        calls: number of its current tasks, None if unknown.
+        done: number of tasks it has finished.
+        task: name of its current task.
+        since: start of that task, ``time.monotonic`` seconds.
+        ready: whether it asks for tasks, None if unknown.
     """
 
     calls: int | None = None
@@ -57,14 +57,14 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """A worker that died without being told to.
+    """A worker that crashed: it exited without being asked to.
 
     Attributes:
         pid: process id.
-        at, born: ``time.monotonic`` s when that was noticed, and when it was first seen.
+        at, born: when its death was noticed, and when it was first seen; ``time.monotonic`` seconds.
         exitcode: negative for the number of a signal.
-        task: number of the task that it had, None if it had none or that is not known.
-        done: tasks it had finished.
+        task: number of its task, None if it had none or that is unknown.
+        done: number of tasks it had finished.
     """
 
     pid: int
@@ -76,42 +76,42 @@ class Dead:
 
 
 class PoolWorkers:
-    """The workers of a pool.
+    """The worker processes of one pool.
 
     Args:
-        board: where they say what they run, None where there is none.
+        board: the task board they write to, None without one.
     """
 
     def __init__(self, board: TaskBoard | None) -> None:
         self._board = board
-        self._lock = threading.RLock()  # a signal handler or a finalizer of the program may come in between
+        self._lock = threading.RLock()  # a signal handler or finalizer of the program may re-enter
         self.kept: set[int] = set()
-        """Workers that are not to be forgotten now: it is being found out how they ended."""
+        """Workers not to be forgotten while their exit status is determined."""
         self._members: dict[int, _Member] = {}
         self.started = self.recycled = 0
         self.is_ending = False
-        """Whether workers that go are not to be replaced."""
+        """Whether the pool is ending, so that workers which exit are not replaced."""
         self.crashes: Counter[str] = Counter()
-        """Workers that died without being told to, by reason."""
+        """Number of crashed workers by reason."""
         self.dead: deque[Dead] = deque(maxlen=MOST_DEAD)
-        """The last of them, oldest first."""
+        """The latest crashed workers, oldest first."""
         self.oom: set[int] = set()
-        """Which of them the kernel killed for want of memory."""
+        """Process ids of those killed by the kernel's OOM killer."""
         self._unsettled: set[int] = set()
         self._cpu_of_gone = self._overhead_of_gone = 0.0
 
     def close(self) -> None:
-        """Ask the board no more."""
+        """Stop reading the task board."""
         self._board = None
 
     def look(self, pids: Iterable[int], now: float, *, are_new: bool = True, count: Callable[[], object] = int) -> None:
-        """See which workers there are now.
+        """Update the set of workers.
 
         Args:
-            pids: of those whom the pool has.
-            now: ``time.monotonic``.
-            are_new: whether those not seen before have just been started, and will say what they do.
-            count: called while those that come are known, and those that go still are.
+            pids: of the pool's current workers.
+            now: ``time.monotonic`` seconds.
+            are_new: whether workers not seen before have just started, and will write to the task board.
+            count: called after new workers were added and before gone ones are removed.
         """
         present = set(pids)
         with self._lock:
@@ -137,9 +137,9 @@ class PoolWorkers:
             self.recycled += 1
 
     def note_crashes(self, processes: Mapping[int, Any], now: float) -> None:
-        """Note which of ``processes`` are dead or about to be, and how they ended.
+        """Record which of ``processes`` have crashed, and how; waits a moment for those that are exiting.
 
-        A process has closed its descriptors some time before it can be waited for: in between, it writes its core.
+        A process closes its descriptors some time before it can be reaped: in between, it writes its core dump.
         """
         connection = sys.modules["multiprocessing.connection"]
         ready = connection.wait([process.sentinel for process in processes.values()], timeout=0)
@@ -154,7 +154,7 @@ class PoolWorkers:
 
     @contextmanager
     def keeping(self, pids: Iterable[int]) -> Iterator[None]:
-        """Forget none of ``pids`` meanwhile, whatever other threads see of them."""
+        """Keep the entries of ``pids`` for the duration of the block, even if other threads find them gone."""
         kept = set(pids)
         self.kept |= kept
         try:
@@ -163,7 +163,7 @@ class PoolWorkers:
             self.kept -= kept
 
     def crashed(self, pid: int, exitcode: int, now: float) -> Dead:
-        """Note that worker ``pid`` died without being told to."""
+        """Record the crash of worker ``pid``."""
         at, born = self.now(pid), self.born(pid, now)
         dead = Dead(pid, now, born, exitcode, None if at is None else at.number, 0 if at is None else at.done)
         self.dead.append(dead)
@@ -173,7 +173,7 @@ class PoolWorkers:
         return dead
 
     def has_crashed(self, pid: int) -> bool:
-        """Whether worker ``pid`` is one of the last that crashed."""
+        """Whether worker ``pid`` is among the latest crashed ones."""
         return any(dead.pid == pid for dead in self.dead)
 
     def _count(self, reason: str) -> None:
@@ -181,19 +181,19 @@ class PoolWorkers:
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether it is still to be found out who killed one of them."""
+        """Whether it is still unknown if the OOM killer ended one of them."""
         return bool(self._unsettled)
 
     @staticmethod
     def living(processes: Iterable[Any]) -> list[Any]:
-        """Return those that nobody has waited for; to ask one whether it is alive would be to wait for it.
+        """Return the processes that were not reaped yet; ``is_alive`` is not called, as it would reap them.
 
-        They are not to be kept: each has descriptors.
+        Callers must not keep the result: each process object holds descriptors.
         """
         return [each for each in processes if getattr(getattr(each, "_popen", None), "returncode", 0) is None]
 
     def settle(self, facts: Mapping[int, ProcessFacts]) -> None:
-        """Correct the reason of those that the kernel killed for want of memory, once that has been looked at."""
+        """Correct the crash reason of workers that the OOM killer ended, once ``facts`` say so."""
         for pid in list(self._unsettled):
             fact = facts.get(pid)
             if fact is None or fact.alive:
@@ -203,30 +203,30 @@ class PoolWorkers:
                 self.oom.add(pid)
                 before, after = crash_reason(SIGKILL), crash_reason(SIGKILL, True)
                 self.crashes[before] -= 1
-                self.crashes += Counter()  # which drops what is 0
+                self.crashes += Counter()  # drops zero counts
                 self._count(after)
 
     def pids(self) -> Sequence[int]:
-        """Return the workers that are there, and those of whom it is still to be found out who killed them."""
+        """Return the current workers, and crashed ones of which it is unknown if the OOM killer ended them."""
         return [*self._members, *(pid for pid in self._unsettled if pid not in self._members)]
 
     @property
     def size(self) -> int:
-        """How many workers there were at the last look."""
+        """Number of workers at the last update."""
         return len(self._members)
 
     def present(self) -> Sequence[int]:
-        """Return the workers that the pool has, without those whose death was noted."""
+        """Return the current workers without those recorded as crashed."""
         dead = {each.pid for each in self.dead}
         return [pid for pid in list(self._members) if pid not in dead]
 
     def born(self, pid: int, now: float) -> float:
-        """Return when worker ``pid`` was first seen, ``time.monotonic`` s."""
+        """Return when worker ``pid`` was first seen, ``time.monotonic`` seconds; ``now`` for an unknown one."""
         member = self._members.get(pid)
         return now if member is None else member.born
 
     def cpu(self, facts: Mapping[int, ProcessFacts]) -> float:
-        """Return s of processor time of all workers so far."""
+        """Return the CPU seconds of all workers so far."""
         for pid, member in list(self._members.items()):
             fact = facts.get(pid)
             if fact is not None and fact.cpu is not None:
@@ -234,15 +234,15 @@ class PoolWorkers:
         return self._cpu_of_gone + sum(member.cpu for member in list(self._members.values()))
 
     def overhead(self) -> float | None:
-        """Return s of processor time that arguments and results cost the workers, None where they do not say."""
+        """Return the CPU seconds workers spent on arguments and results, None without a task board."""
         if self._board is None:
             return None
         return self._overhead_of_gone + sum(at.overhead for pid in self.present() if (at := self.now(pid)) is not None)
 
-    # -- the board ------------------------------------------------------------------------------------------------
+    # -- the task board -------------------------------------------------------------------------------------------
 
     def is_known(self, now: float) -> bool:
-        """Whether all workers say what they run, or are about to; True if there are none."""
+        """Whether all workers have an entry on the task board, or are expected to make one; True without workers."""
         return self._board is not None and all(
             self._is_awaited(member, now) or self._slot(pid, member) is not None
             for pid, member in list(self._members.items())
@@ -252,18 +252,18 @@ class PoolWorkers:
         return self._board is not None and member.is_new and now - member.born < SILENT
 
     def now(self, pid: int) -> Now | None:
-        """Return what worker ``pid`` is about, None if it does not say."""
+        """Return the task board's entry of worker ``pid``, None if it has none."""
         member = self._members.get(pid)
         slot = None if member is None else self._slot(pid, member)
         return None if slot is None or self._board is None else self._board.now(slot)
 
     def work(self, pid: int, name_of: Callable[[int], str], now: float) -> Work:
-        """Return what worker ``pid`` is about.
+        """Return the current activity of worker ``pid``.
 
         Args:
             pid: process id.
             name_of: returns the name of the task with a number.
-            now: ``time.monotonic``.
+            now: ``time.monotonic`` seconds.
         """
         at, member = self.now(pid), self._members.get(pid)
         if at is None:
@@ -273,7 +273,7 @@ class PoolWorkers:
         return Work(1, at.done, name_of(at.number), at.since, at.ready)
 
     def run_of(self, number: int) -> Run | None:
-        """Return how task ``number`` went, None if no worker says."""
+        """Return the times of finished task ``number``, None if no worker has them."""
         board = self._board
         if board is None:
             return None

@@ -1,4 +1,4 @@
-"""Records and protocols shared by the modules of ``health``. Times are ``time.monotonic`` s unless said."""
+"""Records and protocols shared by the modules of ``health``. Moments are ``time.monotonic`` seconds unless stated."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class PoolReading:
     """One pool at one moment.
 
     Attributes:
-        stats: what is told to people.
-        waits, runs: how long its tasks waited and ran since it was made, s; a copy that nobody writes to.
-        neglected: failed calls whose error nobody can ask for any more, by type; empty also where that is not known.
-        number: tells it from a later pool of its name; the monitor's business, 0 before.
+        stats: its public statistics.
+        waits, runs: wait and run times of its tasks since it was created, in seconds; a private copy.
+        neglected: number of lost errors by type; empty also if unknown.
+        number: distinguishes it from a later pool of its name; set by the monitor, 0 before.
     """
 
     stats: PoolStats
@@ -30,24 +30,23 @@ class PoolReading:
 
 @dataclass(frozen=True, slots=True)
 class ProcessFacts:
-    """What the system says of one process, as it was last polled; None where it does not say.
+    """Facts from the system about one process, as of the last poll; None where the system does not report it.
 
     Attributes:
         pid: process id.
         at: when it was polled.
         alive: whether it runs; a zombie does not.
-        zombie: whether it has exited and nobody has waited for it.
-        cpu: s of processor time.
-        starved: s for which its main thread was ready to run and was given no processor.
-        memory, unique: resident bytes; bytes that would be free if it ended.
-        moved_at: when its processor time or its I/O was last seen to be more than before.
-        started_at: s since the epoch.
+        zombie: whether it has exited and is not reaped.
+        cpu: CPU seconds.
+        starved: seconds for which its main thread was runnable but was given no processor.
+        memory, unique: resident bytes; bytes that its end would free.
+        moved_at: when its CPU time or its I/O was last seen to grow.
+        started_at: seconds since the epoch.
         state: letter of ``/proc/PID/stat``, such as S or D.
-        name: what it is, a program's name, never its arguments.
-        waits_in: kernel function that it sleeps in, asked for only where it has not moved for a while.
-        exitcode: how it ended, negative for the number of a signal; None while it lives, and where that is not known.
-        oom_killed: whether the kernel killed it for want of memory, if SIGKILL ended it; None where that cannot be
-            told.
+        name: name of its program, never its arguments.
+        waits_in: kernel function that it sleeps in; read only if it has made no progress for a while.
+        exitcode: negative for the number of a signal; None while it lives or if unknown.
+        oom_killed: whether the kernel's OOM killer ended it; None if unknown.
     """
 
     pid: int
@@ -73,16 +72,16 @@ REQUESTS = frozenset({"SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE"})
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a child process that belongs to no pool has ended.
+    """The end of a child process that belongs to no pool.
 
     Attributes:
         pid: process id.
-        at: when that was noticed.
-        lived: s from its start.
-        reason: ``SIGSEGV``, ``exit 3``, ``oom``; None if it was told to end, or ended with exit code 0.
-        place: where it was made, ``file:line in function``; empty where that is not known.
-        name: what it was, a program's name.
-        executes: whether it was a program of its own, whose exit code is an answer rather than an accident.
+        at: when it was noticed.
+        lived: seconds from start to end.
+        reason: ``SIGSEGV``, ``exit 3``, ``oom``; None if it was asked to end, or ended with exit code 0.
+        place: where it was started, ``file:line in function``; empty if unknown.
+        name: name of its program.
+        executes: whether it executed another program, whose exit code is a result rather than an accident.
     """
 
     pid: int
@@ -95,11 +94,11 @@ class End:
 
     @property
     def is_accident(self) -> bool:
-        """Whether it is a crash beyond doubt.
+        """Whether it is certainly a crash.
 
-        That is a signal which nobody sends for a good reason, or, of a copy of this process, the exit code of an
-        uncaught exception. Other exit codes are answers: billiard's workers end with 155 to be replaced
-        (``EX_RECYCLE``), gunicorn's with 3 and 4.
+        That is a signal not in :data:`REQUESTS` or, of a copy of this process, the exit code of an uncaught exception.
+        Other exit codes are results: billiard's workers exit with 155 to be replaced (``EX_RECYCLE``), gunicorn's with
+        3 and 4.
         """
         if self.reason is None or self.reason in REQUESTS:
             return False
@@ -107,14 +106,14 @@ class End:
 
 
 class Source(Protocol):
-    """A pool, or a group of processes, as the monitor asks it: from the monitor's thread, or that of a snapshot."""
+    """A pool or a group of processes, as the monitor reads it, from its own thread or that of a snapshot."""
 
     @property
     def gone(self) -> bool:
-        """Whether it is over: closed or collected, no worker left, and told once as such."""
+        """Whether it has ended: closed or collected, without workers, and reported so; the monitor then drops it."""
 
     def pids(self) -> Sequence[int]:
-        """Return the worker processes whose facts are wanted; empty for threads."""
+        """Return the ids of the worker processes to poll; empty for threads."""
 
     def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
-        """Return its figures, given what was polled of its processes."""
+        """Return its statistics, given the polled facts of its processes."""

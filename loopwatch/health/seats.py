@@ -1,4 +1,4 @@
-"""One slot (seat) per thread of a pool, held weakly: the thread writes there what it runs, any thread reads it."""
+"""One record (seat) per thread of a pool, with its current task: written by that thread, read by any."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, Generic, TypeVar
 from loopwatch.system import threads
 
 MOST_GONE = 64
-"""Threads that have ended of which is kept what they ran; of more only how many they were."""
+"""Most ended threads whose seats are kept; of further ones only count and CPU time are."""
 
 
 class Seat:
-    """One thread of a pool.
+    """The seat of one thread of a pool.
 
     Args:
-        watched: what watches the pool.
+        watched: the :class:`Watched` of the pool.
         thread: held weakly.
-        born: ``time.monotonic`` s when it was first seen.
+        born: when it was first seen, ``time.monotonic`` seconds.
     """
 
     __slots__ = ("born", "cpu", "done", "io", "item", "moved_at", "moved_cpu", "since", "thread", "watched")
@@ -27,14 +27,14 @@ class Seat:
         self.watched, self.born = watched, born
         self.thread = weakref.ref(thread)
         self.item: Any = None
-        """What it runs now, which it has itself."""
+        """Its current task, None while it has none."""
         self.since = 0.0
         self.done = 0
         self.cpu = 0.0
         self.moved_at, self.moved_cpu, self.io = born, -1.0, -1
 
     def still_for(self, now: float, native_id: int, cpu: float) -> float:
-        """Return for how many s the thread has used neither processor nor I/O, as far as it was looked at."""
+        """Return the seconds for which the thread was seen to use neither CPU nor I/O."""
         if cpu > self.moved_cpu:
             self.moved_at, self.moved_cpu = now, cpu
         else:
@@ -52,8 +52,8 @@ class Seats(Generic[S]):
     """The seats of one pool.
 
     Args:
-        watched: what watches the pool.
-        kind: what each seat is.
+        watched: the :class:`Watched` of the pool.
+        kind: class of the seats.
 
     Example:
         >>> seats, me = Seats(None), threading.current_thread()
@@ -70,12 +70,12 @@ class Seats(Generic[S]):
         self._cpu_before = 0.0
 
     def of(self, thread: threading.Thread, now: float) -> S:
-        """Return the seat of ``thread``, which is made if it has none."""
+        """Return the seat of ``thread``, creating it if it has none."""
         key = id(thread)
         seat = self._by_id.get(key)
         if seat is not None and seat.thread() is thread:
             return seat
-        if seat is not None:  # of one that is gone, whose id was given again
+        if seat is not None:  # of a collected thread whose id was reused
             self._retire(key, seat)
         if len(self._by_id) >= self._sweep_at:
             for old, gone in self._by_id.copy().items():
@@ -93,27 +93,27 @@ class Seats(Generic[S]):
             self._cpu_before += oldest.cpu
 
     def all(self) -> list[S]:
-        """Return those that are there, and the last of those that are not."""
+        """Return all seats, including the latest ones of ended threads."""
         return [*self._gone.copy(), *self._by_id.copy().values()]
 
     def living(self) -> list[threading.Thread]:
-        """Return the threads that run."""
+        """Return the threads that are alive."""
         found = (seat.thread() for seat in self._by_id.copy().values())
         return [thread for thread in found if thread is not None and thread.is_alive()]
 
     @property
     def count(self) -> int:
-        """How many threads there were so far."""
+        """Number of threads so far."""
         return self._gone_before + len(self._gone) + len(self._by_id)
 
     @property
     def cpu(self) -> float:
-        """s of processor time that they have used."""
+        """CPU seconds of all threads so far."""
         return self._cpu_before + sum(seat.cpu for seat in self.all())
 
 
 def _io_of(native_id: int) -> int:
-    """Return how much a thread of this process has read and written, in calls and bytes; -1 where that is not told."""
+    """Return the I/O of a thread of this process, calls plus bytes; -1 where the system does not report it."""
     text = threads.read_kernel(f"/proc/self/task/{native_id}/io")
     try:
         return -1 if text is None else sum(int(line.rpartition(" ")[2]) for line in text.splitlines())

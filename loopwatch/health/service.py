@@ -21,11 +21,11 @@ class HealthService:
     """Watches the executors and child processes of this process.
 
     Args:
-        config: current settings.
-        patches: where replaced attributes are kept.
-        faults: where failures are counted.
-        loop_name: returns what an event loop is called, None for one that is not known.
-        polled: called after each look at processes, in a thread of its own.
+        config: returns the current settings.
+        patches: registry of replaced attributes.
+        faults: counter of failures.
+        loop_name: returns the name of an event loop, None for an unknown one.
+        polled: called after each poll, in the monitor's thread.
     """
 
     def __init__(
@@ -43,27 +43,27 @@ class HealthService:
             hung_after=self._hung_after,
         )  # fmt: skip
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life cycle -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Find and look after them from now on; starts no thread before there is something to look after."""
+        """Start discovery and monitoring; the thread starts only once there is something to monitor."""
         with self._faults.guard("health"):
             self._monitor.start()
         with self._faults.guard("executors"):
             self._executors.start()
 
     def adopt(self, loop: Any) -> None:
-        """Take note of the default executor of a loop that was there before us."""
+        """Register the default executor of a loop that existed before the agent."""
         with self._faults.guard("executors"):
             self._executors.adopt(loop)
 
     def found(self, executor: Any, place: str) -> None:
-        """Watch an executor that was made before us, at ``place``."""
+        """Watch an executor that was created at ``place`` before the agent started."""
         with self._faults.guard("executors"):
             self._executors.found(executor, place)
 
     def stop(self, timeout: float = 1.0) -> None:
-        """End the thread; the patches are undone by their owner."""
+        """Stop discovery and the thread; the owner of the patches undoes them."""
         with self._faults.guard("executors"):
             self._executors.stop()
         with self._faults.guard("health"):
@@ -71,54 +71,54 @@ class HealthService:
 
     @property
     def thread(self) -> OwnThread:
-        """What looks after them."""
+        """The monitor's thread."""
         return self._monitor.thread
 
     def when_forked(self, action: Callable[[], object]) -> None:
-        """Have ``action`` done once the fork of the calling thread is over; now, if it is."""
+        """Run ``action`` when the calling thread has left ``os.fork``; at once if it is not in it."""
         self._monitor.process_hooks.when_forked(action)
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child."""
+        """Start afresh in a forked child."""
         with self._faults.guard("executors"):
             self._executors.after_fork_in_child()
         with self._faults.guard("health"):
             self._monitor.after_fork_in_child()
 
     def tick(self, now: float) -> None:
-        """Look for what cannot be found out by itself; to be called now and then, with ``time.monotonic``."""
+        """Look for unrecorded child processes; to be called regularly, with ``time.monotonic`` seconds."""
         self._monitor.tick(now)
 
-    # -- what is asked --------------------------------------------------------------------------------------------
+    # -- readings, findings, registration -------------------------------------------------------------------------
 
     @property
     def cpu(self) -> float:
-        """s of processor time of its threads."""
+        """CPU seconds of the monitor's thread."""
         return self._monitor.cpu
 
     @property
     def in_use(self) -> bool:
-        """Whether there is a thread that looks after something."""
+        """Whether the monitor's thread exists."""
         return self._monitor.in_use
 
     def readings(self) -> tuple[PoolReading, ...]:
-        """Return the figures of all pools, and of child processes if there were any."""
+        """Return the readings of all pools, and of child processes if there were any."""
         return self._monitor.readings()
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return the advice that holds now."""
+        """Return the current findings."""
         return self._monitor.findings()
 
     def own(self, pool: OwnPool) -> None:
-        """Look after one of loopwatch's own pools."""
+        """Monitor a :class:`loopwatch.WorkerPool`."""
         with self._faults.guard("executors"):
             self._monitor.add(WatchedOwn(pool, self._hung_after))
 
     def watch(self, executor: Any, name: str | None, *, is_on: bool = True) -> None:
-        """Watch an executor that is not found by itself, or give one a name; only check both unless ``is_on``.
+        """Watch an executor that discovery does not find, or name one; only validate the arguments unless ``is_on``.
 
         Raises:
-            ConfigError: no executor or no name, or ``submit`` cannot be replaced.
+            ConfigError: not an executor, not a valid name, or ``submit`` cannot be replaced.
         """
         _check(executor, name)
         if not is_on:

@@ -1,4 +1,4 @@
-"""Derives the state of a worker (idle, busy, hung, ...) and the reason in words. A pure function of known facts."""
+"""Derives the state of a worker (idle, busy, hung, ...) and its reason in words. A pure function of known facts."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from loopwatch.events import WorkerState
 from loopwatch.health.records import ProcessFacts
 
 GRACE = 5.0
-"""s in which a worker may end by itself once its executor takes no more calls."""
+"""Seconds that a worker may take to end once its executor accepts no more calls."""
 
 
 class Executor(StrEnum):
-    """Whether the executor of a worker still wants it."""
+    """State of a worker's executor."""
 
     OPEN = "open"
-    """It takes calls."""
+    """It accepts calls."""
     SHUT_DOWN = "shut down"
-    """It takes no more; nobody waits for what is left."""
+    """It accepts no more calls; no thread waits for its workers to end."""
     ENDING = "shutting down"
-    """It takes no more, and somebody waits until its workers have ended."""
+    """It accepts no more calls, and a thread waits for its workers to end."""
     BROKEN = "broken"
-    """It has given up, for example as another worker of it has died."""
+    """It has failed, for example because a worker died."""
     COLLECTED = "collected"
-    """Nobody has a reference to it any more."""
+    """It was garbage collected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
-    """What is known of one worker at one moment; times in s.
+    """The known facts about one worker at one moment; times in seconds.
 
     Attributes:
-        age: since it was started.
-        alive: whether it runs; None where that was not looked at yet.
-        zombie: whether it has exited and nobody has waited for it.
-        zombie_for: since when that is so.
-        exitcode: how it ended, negative for the number of a signal; None where that is not known.
-        oom_killed: whether the kernel killed it for want of memory.
-        executor: whether it is still wanted.
-        executor_for: since when that is so.
-        told_to_end: whether this worker alone was told to end, to be replaced or as there is too little to do.
-        ready: whether it has said that it can take calls; None where workers do not say that.
-        calls: that it has; None where that cannot be told.
-        task: name of the one that it runs.
-        running_for: for how long.
-        still_for: since it was last seen to use processor or I/O; None where that is not known.
+        age: time since it was started.
+        alive: whether it runs; None if not polled yet.
+        zombie: whether it has exited and is not reaped.
+        zombie_for: time since it was seen as a zombie.
+        exitcode: negative for the number of a signal; None if unknown.
+        oom_killed: whether the kernel's OOM killer ended it.
+        executor: state of its executor.
+        executor_for: time since the executor entered that state.
+        told_to_end: whether this worker alone was asked to end, to be replaced or for lack of work.
+        ready: whether it has reported that it accepts calls; None if its kind does not report it.
+        calls: number of its current calls; None if unknown.
+        task: name of its current task.
+        running_for: time since that task began.
+        still_for: time since it was last seen to use CPU or I/O; None if unknown.
         letter: state of the process, as in ``/proc/PID/stat``.
-        waits_in: what it sleeps in: a kernel function, or a system call.
+        waits_in: kernel function or system call that it sleeps in.
     """
 
     age: float = 0.0
@@ -71,12 +71,12 @@ class Situation:
 
     @classmethod
     def of(cls, facts: ProcessFacts | None, now: float, **known: object) -> Situation:
-        """Return what ``facts`` say of a process, and what else is ``known``.
+        """Build a situation from polled ``facts`` and other ``known`` attributes.
 
         Args:
-            facts: as they were polled, None where they were not yet.
-            now: ``time.monotonic``.
-            **known: attributes, which win over the facts.
+            facts: of the process, None if not polled yet.
+            now: ``time.monotonic`` seconds.
+            **known: attributes, which take precedence over the facts.
 
         Example:
             >>> Situation.of(ProcessFacts(1, 5.0, alive=True, moved_at=2.0, state="S"), 10.0, calls=1).still_for
@@ -97,19 +97,19 @@ class Situation:
 
 
 class Verdict(NamedTuple):
-    """A state, and why in words; empty where the state says it all."""
+    """A state and its reason in words; empty if the state needs none."""
 
     state: WorkerState
     reason: str = ""
 
 
 def judge(worker: Situation, hung_after: float) -> Verdict:
-    """Decide the state of a worker. What is certain comes first: exited, then unwanted, then what it does.
+    """Decide the state of a worker. The most certain comes first: exited, then executor closed, then its activity.
 
     Args:
-        worker: what is known of it.
-        hung_after: s for which a worker that has a task may use neither processor nor I/O; a worker that waits for
-            good reason, such as a ``sleep`` of an hour, counts as hung, too: the reason says what it waits in.
+        worker: the known facts.
+        hung_after: seconds for which a worker with a task may use neither CPU nor I/O; one that waits for good reason,
+            such as a ``sleep`` of an hour, counts as hung too: the reason names what it waits in.
 
     Example:
         >>> judge(Situation(calls=1, task="app:resize", running_for=75, still_for=70, waits_in="futex_do_wait"), 60)
@@ -166,7 +166,7 @@ def _hung(worker: Situation, still: float) -> str:
 
 
 def _stopped(worker: Situation) -> str:
-    """What keeps it from running at all."""
+    """Return why the process cannot run at all; empty if it can."""
     return {
         "T": "it is stopped by a signal (SIGSTOP)",
         "t": "a debugger has stopped it",
@@ -188,7 +188,7 @@ def _how(worker: Situation) -> str:
 
 
 def crash_reason(exitcode: int | None, oom_killed: bool | None = None) -> str:
-    """Return how a worker died, as :attr:`loopwatch.PoolStats.crashes` has it: few different words.
+    """Return the crash reason of a worker, as in :attr:`loopwatch.PoolStats.crashes`: few distinct values.
 
     Example:
         >>> crash_reason(-11), crash_reason(3), crash_reason(-9, oom_killed=True), crash_reason(None)
@@ -198,7 +198,7 @@ def crash_reason(exitcode: int | None, oom_killed: bool | None = None) -> str:
 
 
 def exit_name(exitcode: int) -> str:
-    """Return the name of a signal, or ``exit N``.
+    """Return the name of the signal that ended a process, or ``exit N``.
 
     Example:
         >>> exit_name(-9), exit_name(0)

@@ -1,10 +1,9 @@
-"""Memory that the workers of process pools write to and their parent reads: what each one runs, and since when.
+"""The task board: shared memory in which workers of process pools record their current task for the parent to read.
 
-It is a file without a name (``memfd_create``): workers find it as ``/proc/PID/fd/N`` of their parent, and nothing is
-left of it once all who have mapped it are gone, however they end. Loaded in workers too, so that it imports next to
-nothing.
+It is an anonymous file (``memfd_create``): workers open it as ``/proc/PID/fd/N`` of their parent, and it vanishes once
+all processes that mapped it are gone, however they end. Workers import this module too, so it imports next to nothing.
 
-Every worker has one slot, and only it writes to that; words are 8 bytes, which processors store in one piece.
+Each worker writes only to its own slot; words are 8 bytes, which processors store atomically.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SLOTS = 512
-"""Workers that can be alive at once; of further ones it is not known what they run."""
+"""Workers that can be alive at once; the tasks of further ones are unknown."""
 RING = 64
-"""Tasks of a worker whose times its parent can still ask for; a pool hands out fewer before it takes the results."""
+"""Latest tasks of a worker whose times are kept; a pool hands out fewer before it takes their results."""
 PROBES = 64
-"""Slots that a worker tries."""
+"""Slots that a worker probes for a free one."""
 
-# Words of a slot.
+# Indexes of the words of a slot.
 PID, STAGE, SINCE, NUMBER, DONE, BUSY, CPU, OVERHEAD = range(8)
 _HEAD = 8
 _ENTRY = 4
@@ -42,12 +41,12 @@ _BEGIN, _ENDED, _HEADER = Struct("@2q").pack_into, Struct("@4q").pack_into, Stru
 
 
 class Address(NamedTuple):
-    """Where a worker finds the board of its parent.
+    """Where a worker finds the task board of its parent.
 
     Attributes:
-        pid: of the parent.
-        fd: its descriptor.
-        device, inode: what is to be found there; numbers of descriptors are used again.
+        pid: process id of the parent.
+        fd: descriptor in the parent.
+        device, inode: identity of the file, as descriptor numbers are reused.
     """
 
     pid: int
@@ -57,7 +56,7 @@ class Address(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One finished task, in s; ``start`` and ``end`` are those of ``time.monotonic``, the same in all processes."""
+    """Times of a finished task in seconds; ``start`` and ``end`` are ``time.monotonic``, the same in all processes."""
 
     start: float
     end: float
@@ -65,15 +64,15 @@ class Run(NamedTuple):
 
 
 class Now(NamedTuple):
-    """One worker at this moment.
+    """The entry of one worker at this moment.
 
     Attributes:
         ready: whether it has begun to ask for tasks.
-        number: of the task that it runs, None if it runs none.
-        since: ``time.monotonic`` s when it began that.
-        done: tasks it has finished.
-        busy, cpu: s that those took, and used of a processor.
-        overhead: s of processor time between tasks: what arguments and results cost it.
+        number: number of its current task, None if it has none.
+        since: start of that task, ``time.monotonic`` seconds.
+        done: number of tasks it has finished.
+        busy, cpu: run time and CPU seconds of those.
+        overhead: CPU seconds between tasks: the cost of arguments and results.
     """
 
     ready: bool
@@ -86,7 +85,7 @@ class Now(NamedTuple):
 
 
 def _place(number: int) -> int:
-    """Return where in a slot's ring a task is noted; the upper half of its number may be that of a job."""
+    """Return the offset of a task in a slot's ring; the upper half of its number may be the number of a job."""
     return (number + (number >> 32)) % RING * _ENTRY
 
 
@@ -94,10 +93,10 @@ _NOTHING = memoryview(bytes(SIZE)).cast("q")
 
 
 class TaskBoard:
-    """The parent's side. Any thread may read.
+    """The parent's side of the task board. Any thread may read.
 
     Raises:
-        OSError, AttributeError: this system has no such files.
+        OSError, AttributeError: this system does not support memfd.
 
     Example:
         >>> board = Board()
@@ -121,17 +120,17 @@ class TaskBoard:
         self._words = memoryview(self._map).cast("q")
 
     def close(self) -> None:
-        """Let go of it; workers that have it keep writing where nobody reads, and who asks still finds nothing."""
+        """Release the memory; workers that have it mapped may go on writing, and later reads find it empty."""
         words, self._words = self._words, _NOTHING
         if _is_at(self._fd, self.address):
             words.release()
             self._map.close()
             os.close(self._fd)
-        else:  # a program that becomes a daemon has closed all descriptors, and mmap's copy has its number no more
+        else:  # a program that became a daemon closed all descriptors: mmap's copy may be another file now
             one(_Lost).append(self._map)
 
     def abandon(self) -> None:
-        """Let go of the parent's in a forked child."""
+        """Release the parent's task board in a forked child."""
         self.close()
 
     def slot_of(self, pid: int) -> int | None:
@@ -144,7 +143,7 @@ class TaskBoard:
         return None
 
     def now(self, index: int) -> Now:
-        """Return what the worker of slot ``index`` is about."""
+        """Return the entry in slot ``index``."""
         words, base = self._words, index * _WORDS
         number = words[base + NUMBER]
         since = words[base + SINCE]
@@ -159,7 +158,7 @@ class TaskBoard:
         )
 
     def finished(self, index: int, number: int) -> Run | None:
-        """Return how task ``number`` went, None if it is not this worker that ran it."""
+        """Return the times of finished task ``number``, None if the slot does not have them."""
         words = self._words
         at = index * _WORDS + _HEAD + _place(number)
         if words[at] != number + 1:
@@ -168,13 +167,13 @@ class TaskBoard:
         return Run(start / 1e9, end / 1e9, cpu / 1e9) if words[at] == number + 1 else None
 
     def free(self, index: int) -> None:
-        """Have the slot of a worker that is gone taken by another."""
+        """Clear the slot of a worker that is gone, for another to claim."""
         base = index * _WORDS
         self._words[base : base + _WORDS] = memoryview(bytes(8 * _WORDS)).cast("q")
 
 
 class _Lost(list[mmap.mmap]):
-    """Maps that must not be closed: with them somebody else's descriptor would be."""
+    """Maps that must never be closed: that would close a descriptor of the program."""
 
 
 def _is_at(fd: int, address: Address) -> bool:
@@ -186,9 +185,9 @@ def _is_at(fd: int, address: Address) -> bool:
 
 
 class Slot:
-    """The worker's side: a slot that it has taken, as words and as the bytes that they are.
+    """The worker's side: the slot that it has claimed, as words and as bytes.
 
-    Structs in the machine's own order store word by word, in the order of their fields.
+    Structs in native byte order store word by word, in the order of their fields.
     """
 
     __slots__ = ("_busy", "_cpu", "_done", "_map", "_overhead", "base", "words")
@@ -200,18 +199,18 @@ class Slot:
         self._done = self._busy = self._cpu = self._overhead = 0
 
     def close(self) -> None:
-        """Let go of the memory; what was written stays."""
+        """Release the memory; the slot keeps its contents."""
         self.words.release()
         self._map.close()
 
     def ready(self) -> None:
-        """It has been prepared and asks for tasks."""
+        """Record that the worker is initialized and asks for tasks."""
         self.words[self.base + STAGE] = READY
 
     def begin(self, number: int, now: int, between: int) -> None:
-        """Task ``number`` begins at ``now`` (``time.monotonic_ns``); ``between`` ns of CPU went into what came before.
+        """Record that task ``number`` begins at ``now`` (``time.monotonic_ns``), after ``between`` ns of CPU overhead.
 
-        That is what was used since the last one ended: for its result, and for the arguments of this one.
+        The overhead is the CPU time since the last task ended: for its result and the arguments of this one.
         """
         if between:
             self._overhead += between
@@ -219,7 +218,7 @@ class Slot:
         _BEGIN(self._map, (self.base + SINCE) * 8, now, number + 1)
 
     def end(self, number: int, start: int, now: int, cpu: int) -> None:
-        """Task ``number`` has run from ``start`` to ``now`` and used ``cpu`` ns of a processor."""
+        """Record that task ``number`` ran from ``start`` to ``now`` and used ``cpu`` ns of CPU."""
         base, mapped = self.base, self._map
         self._done += 1
         self._busy += now - start
@@ -229,12 +228,12 @@ class Slot:
 
 
 def claim(address: Address, pid: int) -> Slot | None:
-    """Take a slot for worker ``pid``, None if there is no board, or none is free. Never waits, never raises."""
+    """Claim a slot for worker ``pid``; None without a task board or a free slot. Never waits, never raises."""
     if fcntl is None or sys.platform != "linux":
         return None
     path = f"/proc/{address.pid}/fd/{address.fd}"
     try:
-        found = os.stat(path)  # noqa: PTH116 - first: to open what is no file may have effects
+        found = os.stat(path)  # noqa: PTH116 - before opening it, which has effects on some kinds of files
         if (found.st_dev, found.st_ino) != (address.device, address.inode):
             return None
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -258,7 +257,7 @@ def _take(fd: int, mapped: mmap.mmap, pid: int) -> Slot | None:
         base = index * _WORDS
         if words[base + PID]:
             continue
-        try:  # two workers may look at the same free slot; the lock goes when the descriptor is closed
+        try:  # two workers may try the same free slot; closing the descriptor releases the lock
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 8, base * 8)
         except OSError:
             continue

@@ -1,4 +1,4 @@
-"""Task statistics of one pool: counts by outcome, wait and run times, the share of time workers were busy."""
+"""Task statistics of one pool: counts by outcome, wait and run times, worker utilization."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import NamedTuple
 from loopwatch.core.histogram import Histogram
 
 TOGETHER = 512
-"""Tasks after which they are counted together, unless somebody asks before."""
+"""Finished tasks after which they are counted in one batch, unless a reader does so earlier."""
 MOST_TYPES = 32
-"""Types of exceptions told apart; further ones are told as :data:`OTHER`."""
+"""Most exception types distinguished; further ones are counted as :data:`OTHER`."""
 OTHER = "other"
 PERIOD = 1.0
-"""s that utilization is about, at least."""
+"""Shortest window of utilization, seconds."""
 
 
 class Outcome(NamedTuple):
-    """One task that is over; s, None where that is not known.
+    """One finished task; times in seconds, None if unknown.
 
     Attributes:
-        wait: for a worker.
-        run: in it.
-        error: type of the exception that it raised.
-        cpu: processor time that it used.
+        wait: time it waited for a worker.
+        run: time it ran in the worker.
+        error: type of the exception that it raised, None if it succeeded.
+        cpu: CPU time that it used.
     """
 
     wait: float | None
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 class TaskStats:
-    """Counts tasks. Workers only append to :attr:`latest`; whoever asks puts them together.
+    """Task counters and histograms. Workers only append to :attr:`latest`; readers call :meth:`fold` to count them.
 
     Example:
         >>> tally = Tally()
@@ -48,30 +48,30 @@ class TaskStats:
 
     def __init__(self) -> None:
         self.latest: deque[tuple[float | None, float | None, str | None, float | None]] = deque()
-        """What is not counted yet, as :class:`Outcome` has it; to append is atomic."""
+        """Finished tasks not counted yet, with the fields of :class:`Outcome`; appending is atomic."""
         self.completed = self.cancelled = 0
         self.failures: Counter[str] = Counter()
         self.waits, self.runs = Histogram(), Histogram()
         self.busy = 0.0
-        """s that tasks which are over have run."""
+        """Run time of finished tasks, seconds."""
         self.cpu: float | None = None
-        """s of processor time that they used, None as far as that is not known."""
+        """CPU seconds of finished tasks, None if unknown."""
         self.ref = weakref.ref(self)
-        """Kept here, as the garbage collector clears weak references that it finds in cycles."""
+        """A weak reference to this object, kept here as the garbage collector clears weak references within cycles."""
         self.neglected: Counter[str] = Counter()
-        """Failed tasks whose error nobody has asked for and nobody can any more, by type."""
+        """Number of lost errors (of failed tasks, never retrieved) by type."""
         self._neglected: deque[str] = deque()
         self._sorting = threading.Lock()  # never waited for
-        self._lock = threading.RLock()  # a signal handler or a finalizer of the program may come in between
+        self._lock = threading.RLock()  # a signal handler or finalizer of the program may re-enter
 
     def add(self, outcome: Outcome) -> None:
-        """Note a task that is over."""
+        """Add a finished task."""
         self.latest.append(outcome)
         if len(self.latest) >= TOGETHER:
             self.fold(wait=False)
 
     def neglect(self, error: str) -> None:
-        """Note a failed task whose error nobody can ask for any more; may be called from a finalizer.
+        """Add a lost error; safe to call from a finalizer.
 
         Example:
             >>> tally = Tally()
@@ -85,7 +85,7 @@ class TaskStats:
             self._sort_neglected()
 
     def _sort_neglected(self) -> None:
-        if not self._sorting.acquire(blocking=False):  # another thread does it, or this one was interrupted at it
+        if not self._sorting.acquire(blocking=False):  # in progress in another thread, or interrupted in this one
             return
         try:
             while self._neglected:
@@ -94,10 +94,10 @@ class TaskStats:
             self._sorting.release()
 
     def fold(self, *, wait: bool = True) -> None:
-        """Count what is not counted yet.
+        """Count the tasks and errors added since the last call.
 
         Args:
-            wait: for another thread that does it; else leave it to that one.
+            wait: wait for another thread that is doing it; if False, return and leave it to that thread.
         """
         if not self._lock.acquire(blocking=wait):
             return
@@ -121,7 +121,7 @@ class TaskStats:
 
     @property
     def failed(self) -> int:
-        """How many tasks raised."""
+        """Number of tasks that raised."""
         return sum(self.failures.values())
 
 
@@ -130,7 +130,7 @@ def _count(by_type: Counter[str], error: str) -> None:
 
 
 class Window:
-    """Share of the workers' time in which they ran tasks, over the last second or longer.
+    """Utilization of workers: the share of their time spent running tasks, over the last second or longer.
 
     Example:
         >>> window = Window()
@@ -145,12 +145,12 @@ class Window:
         self._alive = 0.0
 
     def share(self, now: float, busy: float, workers: int) -> float:
-        """Take a reading and return the share, 0 to 1.
+        """Add a reading and return the utilization, 0 to 1.
 
         Args:
-            now: monotonic s.
-            busy: s that tasks have run so far, those that run now included.
-            workers: that are alive.
+            now: monotonic seconds.
+            busy: seconds that tasks have run so far, including current ones.
+            workers: number of workers alive.
         """
         if self._mark is None:
             self._mark = self._before = (now, busy, 0.0)

@@ -1,7 +1,7 @@
-"""The base class of watched pools of all kinds: identity, whether the pool is open, outcomes of its tasks.
+"""The base class of watched pools of all kinds: identity, state of the executor, outcomes of its tasks.
 
-Nothing of the program's is held here but weakly: pools, threads, processes, queues and results go when the program lets
-go of them, whatever is still to be said of them. What is said afterwards are numbers and names.
+Objects of the program (pools, threads, processes, queues, results) are held only weakly, and live no longer than the
+program needs them. Statistics reported afterwards consist of numbers and names.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from loopwatch.health.task_board import TaskBoard
 from loopwatch.health.task_stats import TaskStats, Window
 
 LINGER = 60.0
-"""s for which the figures of a pool are told that is over: long enough to be exported or scraped."""
+"""Seconds for which the statistics of an ended pool are still reported: long enough to be exported or scraped."""
 SETTLE = 0.5
-"""s in which they may still change."""
+"""Seconds after the end in which they may still change."""
 
 
 class Identity(NamedTuple):
-    """What a pool is called.
+    """Name, kind and origin of a pool.
 
     Attributes:
-        name: unlike that of any other pool of this process.
-        kind: one of those of :class:`~loopwatch.events.PoolStats`.
-        place: where it was made, ``file:line in function``; empty where that is not known.
+        name: unique among the pools of this process.
+        kind: as in :class:`~loopwatch.events.PoolStats`.
+        place: where it was created, ``file:line in function``; empty if unknown.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Identity(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """How a pool is watched.
+    """Parameters of a watched pool.
 
     Attributes:
-        identity: what it is called.
+        identity: of the pool.
         hung_after: returns ``Config.hung_after``, seconds.
-        collected: called when nobody has a reference to the executor any more; None where nobody asks.
+        collected: called with the weak reference when the executor is garbage collected; None for no callback.
     """
 
     identity: Identity
@@ -54,27 +54,28 @@ class Terms(NamedTuple):
 
 
 class Watched:
-    """One pool under watch, held weakly. Kinds of pools differ in how they are looked into.
+    """One watched pool, held weakly; each kind of pool has a subclass that reads it.
 
-    A pool is looked at for an instant only: whoever holds it last ends it, and that is to be the program.
+    Subclasses must keep strong references to the pool only for an instant: dropping the last one ends the pool, which
+    is for the program to do.
 
     Args:
         pool: the executor.
-        terms: how it is watched.
+        terms: its identity and settings.
     """
 
     knows_neglected = False
-    """Whether it is known of failed tasks that nobody asks for their error."""
+    """Whether lost errors are detected for this kind."""
 
     def __init__(self, pool: Any, terms: Terms) -> None:
         self.ref = weakref.ref(pool, terms.collected)
         self.keys: tuple[int, ...] = ()
-        """Ids of objects by which calls are recognized as its own, as long as it is there."""
+        """Ids of objects by which calls are matched to this pool while it exists."""
         self.identity = terms.identity
         self.task_stats = TaskStats()
         self.started = self.recycled = 0
         self.ended_by_program = False
-        """Whether the program has shut it down itself."""
+        """Whether the program has shut it down explicitly."""
         self._hung_after = terms.hung_after
         self._window = Window()
         self._fate = Executor.OPEN
@@ -82,10 +83,10 @@ class Watched:
         self._over_at: float | None = None
         self._last: PoolReading | None = None
 
-    # -- what the kinds say ---------------------------------------------------------------------------------------
+    # -- implemented by subclasses --------------------------------------------------------------------------------
 
     def fate(self, pool: Any) -> Executor:
-        """Return whether ``pool`` still takes calls."""
+        """Return the state of the executor ``pool``."""
         raise NotImplementedError
 
     def has_workers(self) -> bool:
@@ -93,38 +94,38 @@ class Watched:
         raise NotImplementedError
 
     def count(self) -> None:
-        """Count what is over and was only noted."""
+        """Count finished tasks that were only recorded so far."""
 
     def close(self) -> None:
-        """It is watched no more."""
+        """Release resources once the pool is no longer watched."""
 
     def pids(self) -> Sequence[int]:
-        """Return the worker processes whose facts are wanted."""
+        """Return the ids of the worker processes to poll."""
         return ()
 
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
-        """Return the figures; what is the same for all kinds is filled in later.
+        """Return the statistics of the pool.
 
         Args:
-            facts: of its processes.
-            now: ``time.monotonic``.
+            facts: polled facts of its processes.
+            now: ``time.monotonic`` seconds.
         """
         raise NotImplementedError
 
-    # -- what the monitor asks ------------------------------------------------------------------------------------
+    # -- called by the monitor ------------------------------------------------------------------------------------
 
     @property
     def gone(self) -> bool:
-        """Whether it is over: takes no calls, has no worker, and has been told as such for a while."""
+        """Whether it has ended and was reported so for :data:`LINGER` seconds."""
         return self._over_at is not None and time.monotonic() - self._over_at >= LINGER
 
     @property
     def is_over(self) -> bool:
-        """Whether it takes no calls and has no worker."""
+        """Whether it has ended: it accepts no calls and has no worker."""
         return self._over_at is not None
 
     def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
-        """Return its figures, given what was polled of its processes."""
+        """Return its statistics, given the polled facts of its processes."""
         last = self._last
         if last is not None:
             return self._with_neglected(last)
@@ -141,12 +142,12 @@ class Watched:
         if is_over:
             if self._over_at is None:
                 self._over_at = now
-            elif now - self._over_at > SETTLE:  # nothing changes any more
+            elif now - self._over_at > SETTLE:  # final
                 self._last = reading
         return reading
 
     def _with_neglected(self, last: PoolReading) -> PoolReading:
-        """Return a reading that nothing else changes: results may be kept for longer than their pool."""
+        """Return the final reading with later lost errors: results may outlive their pool."""
         self.task_stats.fold()
         count = self.task_stats.neglected.total()
         if self.knows_neglected and count != last.stats.neglected:
@@ -162,7 +163,7 @@ class Watched:
             return self._fate
         return Executor.SHUT_DOWN if self.ended_by_program else Executor.COLLECTED
 
-    # -- for the kinds --------------------------------------------------------------------------------------------
+    # -- helpers for subclasses -----------------------------------------------------------------------------------
 
     def worker(
         self,
@@ -175,15 +176,15 @@ class Watched:
         cpu: float | None = None,
         **known: Any,
     ) -> WorkerStats:
-        """Return one worker, judged by what is known of it.
+        """Return the statistics of one worker, with its state.
 
         Args:
             pid: process id, or native id of a thread.
-            work: what it is about.
-            born, now: ``time.monotonic`` s when it was started, and of now.
-            facts: of the process.
-            cpu: s of processor time, where there are no facts.
-            **known: attributes of :class:`~loopwatch.health.states.Situation` that win over the facts.
+            work: its current activity.
+            born, now: its start and the current time, ``time.monotonic`` seconds.
+            facts: polled facts of the process.
+            cpu: CPU seconds, used without ``facts``.
+            **known: attributes of :class:`~loopwatch.health.states.Situation` that take precedence over the facts.
         """
         running_for = None if work.since is None else max(now - work.since, 0.0)
         situation = Situation.of(
@@ -211,12 +212,12 @@ class Watched:
     def dead(
         self, pool_workers: PoolWorkers, now: float, lost: Callable[[int], str] | None = None
     ) -> list[WorkerStats]:
-        """Return those that have crashed not long ago.
+        """Return the workers that crashed within the last :data:`LINGER` seconds.
 
         Args:
-            staff: the workers.
-            now: ``time.monotonic``.
-            lost: says what became of the task, by its number, that a worker had when it died.
+            pool_workers: the pool's workers.
+            now: ``time.monotonic`` seconds.
+            lost: returns words about the task that a worker had when it died, by its number.
         """
         found = []
         for each in list(pool_workers.dead):
@@ -242,14 +243,14 @@ class Watched:
         running_for: float = 0.0,
         **others: Any,
     ) -> PoolStats:
-        """Put the figures together.
+        """Assemble the statistics of the pool.
 
         Args:
-            workers: all that are to be told.
-            now: ``time.monotonic``.
-            queued, running: tasks that wait, and that workers have.
-            submitted: tasks taken; None to add up what became of them.
-            running_for: s for which those that run now have run, all together.
+            workers: all workers to report.
+            now: ``time.monotonic`` seconds.
+            queued, running: number of waiting and of current tasks.
+            submitted: number of tasks accepted; None for the sum of finished, waiting and current ones.
+            running_for: total seconds that current tasks have run so far.
             **others: further fields of :class:`~loopwatch.events.PoolStats`.
         """
         task_stats = self.task_stats
@@ -283,34 +284,34 @@ class WatchedProcessPool(Watched):
 
     Args:
         pool: the executor.
-        terms: how it is watched.
-        board: where its workers note what they do, None if they cannot.
+        terms: its identity and settings.
+        board: the task board its workers write to, None without one.
     """
 
     def __init__(self, pool: Any, terms: Terms, board: TaskBoard | None) -> None:
         super().__init__(pool, terms)
         self.pool_workers = PoolWorkers(board)
         self.waiting = 0
-        """Threads that wait for it to end."""
+        """Number of threads that wait for it to end."""
 
     def living(self) -> Collection[object]:
-        """Return its workers that are alive, also those of a pool that was shut down or collected."""
+        """Return its live workers, also those of a pool that was shut down or collected."""
         raise NotImplementedError
 
     def look(self) -> None:
-        """See which workers it has now."""
+        """Update the set of its workers."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """It is watched no more; tasks that are under way may still tell that they are over."""
+        """Stop reading the task board; callbacks of current tasks may still arrive."""
         self.pool_workers.close()
 
     def has_workers(self) -> bool:
-        """Whether one of its workers is left, or how one ended is still to be found out."""
+        """Whether a worker is alive, or the reason of a crash is still undetermined."""
         return bool(self.living()) or self.pool_workers.is_unsettled
 
     def pids(self) -> Sequence[int]:
-        """Return its worker processes."""
+        """Return the ids of its worker processes."""
         self.look()
         return self.pool_workers.pids()
 
@@ -318,16 +319,16 @@ class WatchedProcessPool(Watched):
         self, workers: Collection[WorkerStats], now: float, *, running: int, pending: int, cpu: float | None,
         max_workers: int | None, lost: Callable[[int], str],
     ) -> PoolStats:  # fmt: skip
-        """Put the figures together, with those of workers that have died.
+        """Assemble the statistics of the pool, including crashed workers.
 
         Args:
-            workers: those that are there.
-            now: ``time.monotonic``.
-            running: tasks that they run.
-            pending: tasks without a result, those that run among them.
-            cpu: processor seconds of all its workers.
-            max_workers: at most.
-            lost: as of :meth:`dead`.
+            workers: current ones.
+            now: ``time.monotonic`` seconds.
+            running: number of tasks they run.
+            pending: number of tasks without a result, including running ones.
+            cpu: CPU seconds of all its workers so far.
+            max_workers: the pool's limit.
+            lost: as for :meth:`dead`.
         """
         return self.stats(
             [*workers, *self.dead(self.pool_workers, now, lost)], now,

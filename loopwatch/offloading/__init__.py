@@ -1,1 +1,1 @@
-"""Runs decorated and flagged functions off the loop."""
+"""Offloading: runs decorated and flagged functions off the event loop."""

@@ -1,13 +1,12 @@
-"""Moves the functions that the configuration names once they are found to block: their call sites stay as they are.
+"""Auto-offload: offloads functions named in the settings once they block the loop; call sites stay as they are.
 
-A function is what it was until then. When it has been in the way of a loop as often as flags one, its code is
-exchanged (see :class:`loopwatch.core.patches.CodePatch`) for a call of the policy, which runs it inline, in a thread,
-or in a process.
+A function is unchanged until it is flagged. Then its code is replaced (see
+:class:`loopwatch.core.patches.CodePatch`) by a call of the policy, which runs it inline, in a thread, or in a process.
 
-- ``auto_offload`` names coroutine functions: what is awaited already is run on a loop elsewhere.
+- ``auto_offload`` names coroutine functions: they are awaited already, and run on a loop elsewhere.
 - ``transparent_offload`` names plain functions: their task is suspended meanwhile, where a bridge is open (see
-  :mod:`loopwatch.offloading.bridge`). It is opened for tasks that are created from then on, or for what
-  :meth:`AutoOffload.bridge` is given.
+  :mod:`loopwatch.offloading.bridge`). It is open in tasks created from then on, or in coroutines passed to
+  :meth:`AutoOffload.bridge`.
 """
 
 from __future__ import annotations
@@ -43,22 +42,22 @@ from loopwatch.workers.options import CallOptions
 
 AUTO, TRANSPARENT = "auto_offload", "transparent_offload"
 MOST_WITHIN = 10
-"""Calls of a function within itself after which it is left alone: each takes more of the recursion limit."""
+"""Nested calls of a function after which it is restored: each takes more of the recursion limit."""
 IN_A_THREAD = "the function calls itself, and in a thread each call would be looked at"
 OUTSIDE = "they were made outside a bridged task"
 WITHIN_CONTEXT = "they were made within Context.run(), and no other task could enter that context meanwhile"
 _IMMUTABLE_TYPE, _HEAP_TYPE = 1 << 8, 1 << 9
-"""Flags of a type: see ``Py_TPFLAGS_IMMUTABLETYPE`` in CPython's Include/object.h."""
+"""Type flags: see ``Py_TPFLAGS_IMMUTABLETYPE`` in CPython's Include/object.h."""
 
 
 class Listed:
-    """A function of the configuration.
+    """A function named in the settings.
 
     Attributes:
-        way: the setting that names it.
+        way: name of the setting.
         found: the function.
-        moved: since it was flagged, how it runs; None before.
-        patch: while it is moved.
+        offloaded: its offloaded form, since it was flagged; None before.
+        patch: the replacement of its code, None if it is not replaced.
         asks_for_error, calls_itself: see :class:`Probation`.
     """
 
@@ -75,12 +74,12 @@ class Listed:
 
 
 class AutoOffload:
-    """Watches the stalls for functions that may be moved, and moves them.
+    """Offloads the named functions that are flagged.
 
     Args:
         auto: names of coroutine functions.
         transparent: names of plain functions.
-        flagging: counts in how many stalls each was.
+        flagging: counts the stalls of each.
         patches: of the agent.
         say: logs a line for the user.
     """
@@ -109,20 +108,20 @@ class AutoOffload:
             self._bridges = bridge
         self._is_open = self._is_narrow = False
         self._kinds: set[type] = set()
-        """Of the loops that have run."""
+        """Classes of the loops that have run."""
         self._bridged: dict[type, Patch] = {}
         """Classes whose ``create_task`` is replaced."""
 
     def start(self) -> None:
-        """Look for the functions."""
+        """Start the search for the functions."""
         self._search.start()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, where the lock may be held for ever."""
+        """Renew the lock in a forked child, where it may be held for ever."""
         self._lock = threading.RLock()
 
     def stop(self) -> None:
-        """Have everything as it was before, and end the default pool and threads if nobody else uses them."""
+        """Restore every function and loop, and end the default pool and threads unless they have other users."""
         self._search.stop()
         with self._lock:
             self._is_open = False
@@ -155,7 +154,7 @@ class AutoOffload:
     # -- flagging -------------------------------------------------------------------------------------------------
 
     def saw(self, stall: Stall) -> None:
-        """Count a stall for the innermost function of the list that was in it; move that if it is flagged now."""
+        """Count a stall for the innermost named function in it, and offload that once it is flagged."""
         self._search.look()
         for frame in (*((stall.culprit,) if stall.culprit is not None else ()), *reversed(stall.stack)):
             listed = self._listed.get(f"{frame.module}:{frame.function}")
@@ -183,7 +182,7 @@ class AutoOffload:
 
     @staticmethod
     def _function(listed: Listed, function: Any, probation: Probation, flagged: FlaggedFunction) -> OffloadedFunction:
-        """Return ``function`` as one that runs where its measurements say, which begin with those of its stalls."""
+        """Return ``function`` in its offloaded form; its measurements start with those of its stalls."""
         listed.asks_for_error, listed.calls_itself = probation.asks_for_error, probation.calls_itself
         stays, bound = probation.stays, ""
         if listed.way == TRANSPARENT and probation.asks:
@@ -209,9 +208,9 @@ class AutoOffload:
 
         def around(original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             offloaded, within = listed.offloaded, _within.get()
-            if offloaded is None:  # it is just being exchanged
+            if offloaded is None:  # its code is just being replaced
                 return original(*args, **kwargs)
-            # It may call itself by way of others, as deep as it could before: only the outermost call is ours.
+            # Indirect recursion may go as deep as before: only the outermost call is offloaded.
             if within.count(offloaded) > MOST_WITHIN:
                 self._give_back(listed)
                 return original(*args, **kwargs)
@@ -265,7 +264,7 @@ class AutoOffload:
     def _inline(
         self, listed: Listed, offloaded: OffloadedFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Run a call here; if that holds the loop, nobody else can want the function moved meanwhile."""
+        """Run a call here; if it holds the loop, the patch is paused: no other call can be offloaded meanwhile."""
         if listed.patch is None or running_loop() is None:
             return offloaded.inline(args, kwargs)
         with listed.patch.paused():
@@ -280,10 +279,10 @@ class AutoOffload:
     # -- the bridge -----------------------------------------------------------------------------------------------
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
-        """Return what runs ``coroutine`` with the bridge open, once a function needs it; else ``coroutine`` itself.
+        """Return ``coroutine`` with the bridge open in it, once a function needs that; else ``coroutine`` itself.
 
-        From the first use on the bridge is open only for what is given to it and the tasks that this creates, and no
-        longer for each task.
+        From the first use on the bridge is open only in coroutines passed here and the tasks that they create, no
+        longer in every task.
         """
         self._is_narrow = True
         if not self._is_open or not inspect.iscoroutine(coroutine) or self._bridges.is_open():
@@ -292,7 +291,7 @@ class AutoOffload:
         return bridged
 
     def loop_started(self, loop: Loop) -> None:
-        """Note that a loop runs; the tasks that it creates are bridged as soon as that is needed."""
+        """Register a running loop; tasks that it creates are bridged once a function needs that."""
         self._search.look()
         with self._lock:
             if type(loop) not in self._kinds:
@@ -308,7 +307,7 @@ class AutoOffload:
                     self._bridge_tasks(kind)
 
     def _bridge_tasks(self, kind: type) -> None:
-        """Have loops of a kind bridge what their ``create_task`` is given, whatever task factory they use."""
+        """Patch ``create_task`` of a loop class to bridge its coroutines, whatever the task factory."""
         owner = next(each for each in kind.__mro__ if "create_task" in vars(each))
         if not owner.__flags__ & _HEAP_TYPE or owner.__flags__ & _IMMUTABLE_TYPE:  # compiled, as uvloop's
             owner = kind
@@ -316,7 +315,7 @@ class AutoOffload:
             self._bridged[owner] = self._patches.around(owner, "create_task", self._create_task)
 
     def _bridges_new_tasks(self) -> bool:
-        """Whether a task is bridged that is created now; those that a bridged one creates are in any case."""
+        """Whether a task created now is bridged; tasks created by a bridged task always are."""
         return self._is_open and (not self._is_narrow or self._bridges.is_open())
 
     def _create_task(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -325,10 +324,10 @@ class AutoOffload:
             args = (self._bridges.Bridged(coroutine), *args[1:])
         return original(*args, **kwargs)
 
-    # -- what is told ---------------------------------------------------------------------------------------------
+    # -- statistics -----------------------------------------------------------------------------------------------
 
     def stats(self) -> tuple[OffloadStats, ...]:
-        """Return a record for each function that is named, moved or not."""
+        """Return a record for each named function, offloaded or not."""
         found = [
             listed.offloaded.stats() if listed.offloaded is not None else _waiting(listed)
             for listed in self._listed.values()
@@ -342,11 +341,11 @@ class AutoOffload:
 _within: contextvars.ContextVar[tuple[OffloadedFunction, ...]] = contextvars.ContextVar(
     "loopwatch_moved_within", default=()
 )
-"""The functions of the list in which a context is, outermost first."""
+"""The named functions that the context is in, outermost first."""
 
 
 def _main_is_guarded() -> bool:
-    """Whether a worker that imports ``__main__`` does not run the program once more, as far as its source tells."""
+    """Whether a worker can import ``__main__`` without running the program again, as far as its source shows."""
     source = "".join(linecache.getlines(str(getattr(sys.modules.get("__main__"), "__file__", None) or "")))
     return not source or re.search(r"""__name__\s*==\s*["']__main__["']""", source) is not None
 

@@ -1,11 +1,11 @@
-"""Lets a plain function, called without ``await`` somewhere inside a coroutine, suspend the task that runs it.
+"""Lets a plain function inside a coroutine suspend the task that runs it, without ``await``.
 
 Each step of a bridged coroutine runs in a greenlet, a second stack of the same thread. A plain function deep inside may
-switch back to the loop's stack and hand it a future, as ``await`` would do; when that is done the task is stepped again
-and the function goes on where it was. Greenlets are kept and used again, so that a step costs two switches.
+switch back to the loop's stack and yield a future, as ``await`` would do; when that is done, the next step of the task
+resumes the function. Greenlets are reused, so that a step costs two switches.
 
-SQLAlchemy's asyncio layer works the same way, and may be at work within a step: its greenlets return to the one that
-made them, whenever that is. A greenlet that somebody refers to after the step therefore stays with its coroutine.
+SQLAlchemy's asyncio layer works the same way, and may be active within a step: its greenlets return to the one that
+created them, whenever that is. A greenlet that is still referenced after the step therefore stays with its coroutine.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any, cast
 import greenlet
 
 KEPT = 32
-"""Idle greenlets kept by one thread."""
+"""Idle greenlets kept per thread."""
 _RUNS, _YIELDED, _RETURNED, _RAISED = range(4)
 
 
 class _Seat:
-    """What a stepper and those that switch to it tell each other; it does not refer to the stepper.
+    """State shared by a stepper and the greenlets that switch to it; it does not refer to the stepper.
 
     Attributes:
-        hub: the greenlet that waits for the end of the step, which is that of the loop; None while nobody does.
-        owner: id of the task that the step belongs to; another one may be run within it, by an eager start.
-        state: ``_RUNS`` in the midst of a step (which waits, if it has switched to the hub), else how the last ended.
-        out: what the step yielded, returned or raised, or the future that its plain function waits for.
+        hub: the greenlet that waits for the end of the step, which is the loop's; None while there is none.
+        owner: id of the task that the step belongs to; an eager start may run another task within it.
+        state: ``_RUNS`` during a step (suspended, if it has switched to the hub), else how the last step ended.
+        out: value that the step yielded, returned or raised, or the future that its plain function waits for.
     """
 
     __slots__ = ("hub", "out", "owner", "state")
@@ -44,22 +44,22 @@ class _Seat:
 
 
 class _Stepper(greenlet.greenlet):  # type: ignore[misc]
-    """Runs one step of a coroutine after the other, of whichever coroutine is next.
+    """A greenlet that runs steps of coroutines, one after the other, of any coroutine.
 
     Args:
-        hub: the greenlet that runs now. One that is made within a step of another is not used again by others:
-            the interpreter has it begin as deep in its recursion limit as it was made.
+        hub: the current greenlet. A stepper created within a step of another is not reused: the interpreter starts it
+            at the recursion depth at which it was created.
     """
 
     def __init__(self, hub: greenlet.greenlet) -> None:
         self.seat = _Seat()
         self.is_nested = isinstance(hub, _Stepper)
-        # A child of another stepper would keep that one.
+        # A child of another stepper would keep that one alive.
         super().__init__(functools.partial(_steps, self.seat), hub.parent if self.is_nested else hub)
 
 
 class _Idle(threading.local):
-    """The greenlets of this thread that have nothing to do."""
+    """The idle greenlets of this thread."""
 
     def __init__(self) -> None:
         self.steppers: list[_Stepper] = []
@@ -71,31 +71,31 @@ _idle = _Idle()
 def _steps(seat: _Seat, step: Any, value: Any) -> None:
     """Run steps; the watcher finds the loop's own stack through ``seat`` (see :mod:`loopwatch.watch.stacks`).
 
-    Nothing here refers to the greenlet itself: it could never be freed, for what is suspended is not collected.
+    Nothing here refers to the greenlet itself, which then could never be freed: suspended frames are not collected.
     """
     while True:
         try:
             out, state = step(value), _YIELDED
         except StopIteration as end:
             out, state = end.value, _RETURNED
-        except greenlet.GreenletExit:  # nobody refers to us any more
+        except greenlet.GreenletExit:  # no reference to this greenlet is left
             raise
-        except BaseException as exc:  # noqa: BLE001 - raised again where the step was asked for
+        except BaseException as exc:  # noqa: BLE001 - raised again by Bridged._step()
             out, state = exc, _RAISED
         seat.out, seat.state = out, state
         step = value = out = None
-        if seat.hub is None:  # it was dropped while it waited, and has come to its end nevertheless
+        if seat.hub is None:  # dropped while suspended, but it ran to its end
             return
         step, value = seat.hub.switch()
 
 
 class Bridged(Coroutine[Any, Any, Any]):
-    """A coroutine within which plain functions may wait: see :func:`wait`.
+    """A coroutine in which plain functions may wait: see :func:`wait`.
 
-    Whatever asks for attributes of the coroutine (names, frame, code) gets them.
+    It has the attributes of the coroutine (names, frame, code).
 
     Args:
-        coroutine: what to run.
+        coroutine: the coroutine to run.
     """
 
     __slots__ = ("__weakref__", "_coroutine", "_owner", "_stepper")
@@ -103,9 +103,9 @@ class Bridged(Coroutine[Any, Any, Any]):
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self._coroutine = coroutine
         self._owner = 0
-        """The id of the task that runs it, from its first step on."""
+        """Id of the task that runs it, from its first step on."""
         self._stepper: _Stepper | None = None
-        """The greenlet in which a plain function waits, or to which greenlets of others may return."""
+        """Greenlet in which a plain function waits, or to which foreign greenlets may return."""
 
     def send(self, value: Any) -> Any:
         """Run one step."""
@@ -115,14 +115,14 @@ class Bridged(Coroutine[Any, Any, Any]):
         return self._step(self._coroutine.send, None, None)
 
     def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
-        """Run one step that begins with an exception: at the ``await``, or at the plain function that waits."""
+        """Run one step that begins with an exception: at the ``await``, or in the waiting plain function."""
         error = kind if isinstance(kind, BaseException) else value if value is not None else kind()
         if traceback is not None:
             error = error.with_traceback(traceback)
         return self._step(self._coroutine.throw, error, error)
 
     def close(self) -> None:
-        """End it, as a coroutine is ended."""
+        """Close it, as ``coroutine.close()`` does."""
         if self._stepper is None or self._stepper.seat.state != _RUNS:
             self._coroutine.close()
             return
@@ -151,7 +151,7 @@ class Bridged(Coroutine[Any, Any, Any]):
         seat.hub, seat.owner = hub, self._owner or self._owned()
         if seat.state != _RUNS:
             seat.state = _RUNS
-            # A step runs in the context of its task, and what it sets there is to stay.
+            # A step runs in the context of its task, and its changes there persist.
             stepper.gr_context = hub.gr_context
             stepper.switch(step, value)
         elif error is None:
@@ -167,7 +167,7 @@ class Bridged(Coroutine[Any, Any, Any]):
         if sys.getrefcount(stepper) > _OWN_REFERENCES:
             if state == _YIELDED:
                 self._stepper = stepper
-            else:  # what returns to it from now on falls through to the loop's own
+            else:  # later returns to it fall through to the loop's greenlet
                 _end(stepper, hub)
         elif len(_idle.steppers) < KEPT and not stepper.is_nested:
             _idle.steppers.append(stepper)
@@ -192,7 +192,7 @@ def _end(stepper: _Stepper, hub: greenlet.greenlet) -> None:
 
 
 def _own_references() -> int:
-    """Count the references to a greenlet that nobody but a step knows of."""
+    """Count the references to a greenlet that only a step refers to."""
 
     async def nothing() -> None: ...
 
@@ -207,26 +207,29 @@ def _current_task() -> int:
 
 
 def is_open() -> bool:
-    """Whether a plain function that is called here may wait."""
+    """Whether a plain function called here may wait."""
     stepper = greenlet.getcurrent()
     if not isinstance(stepper, _Stepper) or stepper.seat.hub is None:
         return False
-    return stepper.seat.owner == _current_task() != 0  # there is none where another library than asyncio runs it
+    return stepper.seat.owner == _current_task() != 0  # 0: not run by asyncio
 
 
 def is_in_own_context() -> bool:
-    """Whether the context is that of the task, and not one that ``Context.run`` has entered, and nobody else may."""
+    """Whether the context is the task's own.
+
+    One entered by ``Context.run`` could be entered by no other task meanwhile.
+    """
     stepper = greenlet.getcurrent()
     hub = stepper.seat.hub if isinstance(stepper, _Stepper) else None
     return hub is not None and stepper.gr_context is hub.gr_context
 
 
 def wait(awaitable: Awaitable[Any]) -> Any:
-    """Wait for ``awaitable`` from within a plain function: its task is suspended, the loop goes on.
+    """Wait for ``awaitable`` in a plain function: its task is suspended, the loop goes on.
 
     Raises:
         RuntimeError: not inside a bridged coroutine: see :func:`is_open`.
-        whatever the awaitable raises, and what is thrown into the task meanwhile, such as CancelledError.
+        any exception of the awaitable, or thrown into the task meanwhile, such as CancelledError.
     """
     if not is_open():
         raise RuntimeError("a plain function can wait only inside a bridged coroutine")
@@ -246,12 +249,12 @@ def wait(awaitable: Awaitable[Any]) -> Any:
             except greenlet.GreenletExit:
                 steps.close()
                 raise
-            except BaseException as exc:  # noqa: BLE001 - it is for the awaitable
+            except BaseException as exc:  # noqa: BLE001 - thrown into the awaitable
                 error = exc
     finally:
         del error
 
 
 _OWN_REFERENCES = sys.maxsize
-"""Of a greenlet after a step; it has more if somebody else knows of it."""
+"""References to a greenlet after a step; more if it is referenced elsewhere."""
 _OWN_REFERENCES = _own_references()

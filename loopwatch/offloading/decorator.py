@@ -1,4 +1,4 @@
-"""``@offload``: a function that is awaited and runs somewhere else; the call sites look like those of a coroutine."""
+"""``@offload``: runs the calls of a function off the loop; call sites await it like a coroutine function."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ PLACES = ("process", "thread", "auto", "inline")
 
 
 class Offloaded(Protocol[P, T_co]):
-    """What ``@offload`` makes of a function: called as before, with the same arguments, and awaited."""
+    """A function decorated with ``@offload``: called with the same arguments as before, and awaited."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T_co]:
-        """Run it where it goes, and return what it returns."""
+        """Run the call at its destination; awaiting it gives the result."""
 
     @property
     def inline(self) -> Callable[P, T_co]:
-        """The plain function, here and now."""
+        """The plain function, which runs on the calling thread."""
 
     def stats(self) -> OffloadStats:
-        """Return the figures of this function."""
+        """Return the statistics of this function."""
 
     def explain(self) -> str:
-        """Return in words where it runs, and why."""
+        """Describe in words where it runs, and why."""
 
 
 @overload
@@ -69,25 +69,25 @@ def offload(
     max_concurrency: int | None = None,
     pool: WorkerPool | None = None,
 ) -> Any:
-    """Have a function run in a worker process, or where ``to`` says: it is awaited from now on.
+    """Run a function in a worker process, or where ``to`` says; it must then be awaited.
 
     Args:
         function: a function, method, static or class method, or coroutine function.
-        to: ``process``, ``thread`` (for what waits, or gives up the GIL), ``auto`` (inline while it is cheap, moved
-            when it was measured to hold the loop), ``inline``, or a :class:`Backend`; None for what
-            ``Config.offload_to`` says, ``process`` by default.
-        timeout: s that a call may run; None for no limit.
-        retries: times that a call may be run again if its worker dies.
-        priority: calls with a higher one go first.
+        to: ``process``, ``thread`` (for functions that wait or release the GIL), ``auto`` (inline while cheap,
+            offloaded once measured to hold the loop), ``inline``, or a :class:`Backend`; None for
+            ``Config.offload_to``, ``process`` by default.
+        timeout: seconds that a call may run; None for no limit.
+        retries: how often a call may be run again if its worker dies.
+        priority: calls with a higher one run first.
         max_concurrency: calls of this function at a time; None for no limit.
         pool: the :class:`WorkerPool` to use instead of the default one.
 
     Returns:
-        The decorated function. ``.inline`` is the plain function, ``.stats()`` its figures, ``.explain()`` in words
-        where it runs and why. Inside a worker a call runs inline.
+        The decorated function. ``.inline`` is the plain function, ``.stats()`` returns statistics, ``.explain()``
+        says in words where it runs and why. Inside a worker a call runs inline.
 
     Raises:
-        ConfigError: an argument that cannot be used; at decoration.
+        ConfigError: an argument is invalid; raised at decoration.
 
     Example:
         >>> @offload(to="thread", timeout=5)
@@ -129,7 +129,7 @@ def _decorated(function: Any, to: Any, options: CallOptions, pool: WorkerPool | 
     setattr(attributes, worker.OFFLOADED, offloaded)
     attributes.stats = run.stats
     attributes.explain = run.explain
-    # What asks whether it may be awaited is told so: asyncio's mark, and since 3.12 that of inspect.
+    # Mark it as a coroutine function: for asyncio, and since 3.12 for inspect.
     attributes._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
     if hasattr(inspect, "markcoroutinefunction"):
         inspect.markcoroutinefunction(offloaded)

@@ -1,7 +1,7 @@
-"""The pool and the threads that ``@offload`` uses where none are given: made on first use, one set per process.
+"""The default worker pool and threads of ``@offload``: created on first use, one set per process.
 
 A pool belongs to a loop. The first loop that offloads owns it; other loops that run at the same time, in other
-threads, go through that loop. When it ends, the pool ends with it, and the next loop that offloads gets a new one.
+threads, submit through that loop. When it ends, the pool ends with it, and the next loop that offloads gets a new one.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from loopwatch.workers.thread_backend import ThreadBackend
 
 
 class _Defaults:
-    """What is used where nothing is given.
+    """The default pool and threads of this process.
 
     Attributes:
-        lock: held while any of it changes.
+        lock: held while any of them changes.
         pool: the worker processes, None while there are none.
         owner: the loop that the pool belongs to.
-        lifetime: ends with that loop, and the pool with it.
-        threads: None while there are none.
+        lifetime: asynchronous generator that ends with that loop, and then closes the pool.
+        threads: the default threads, None while there are none.
         closing: tasks that close a pool.
-        stay: ``process``, ``thread``: which of them are used by more than what the agent offloads.
+        stay: ``process`` and ``thread``, if used by other functions than auto-offloaded ones.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class _Defaults:
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Make all of it anew; in a forked child threads do not exist, and the pool has let go of its workers."""
+        """Reset everything; a forked child has no threads, and its copy of the pool has abandoned the workers."""
         self.lock = threading.Lock()
         self.pool: WorkerPool | None = None
         self.owner: asyncio.AbstractEventLoop | None = None
@@ -53,8 +53,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_defaults.begin_anew)
 
 
-class _JustClosed(Exception):  # noqa: N818 - it is never seen
-    """The pool was closed before the call could be given to it."""
+class _JustClosed(Exception):  # noqa: N818 - internal
+    """The pool was closed before the call was submitted."""
 
 
 async def in_process(
@@ -64,7 +64,7 @@ async def in_process(
 
     Args:
         function, args, kwargs, options: the call.
-        stays: the pool is used beyond what the agent moves, and is not ended with that.
+        stays: keep the pool when auto-offload stops.
     """
     loop = asyncio.get_running_loop()
     while True:
@@ -96,7 +96,7 @@ async def in_thread(
         _defaults.stay.add("thread")
     try:
         future = threads().submit(function, args, kwargs, options)
-    except PoolClosed:  # they have just been; now there are others
+    except PoolClosed:  # closed a moment ago: create new ones
         future = threads().submit(function, args, kwargs, options)
     return await future
 
@@ -117,7 +117,7 @@ async def _default_pool(loop: asyncio.AbstractEventLoop) -> tuple[WorkerPool, as
 
 
 async def _until_loop_ends(pool: WorkerPool) -> AsyncGenerator[None, None]:
-    """Close ``pool`` when the loop shuts its asynchronous generators down, as ``asyncio.run`` has it do at its end."""
+    """Close ``pool`` when the loop shuts down its asynchronous generators, as ``asyncio.run`` does at its end."""
     try:
         yield
     finally:
@@ -125,7 +125,7 @@ async def _until_loop_ends(pool: WorkerPool) -> AsyncGenerator[None, None]:
 
 
 def threads() -> ThreadBackend:
-    """Return the default threads."""
+    """Return the default threads; they are created on first use."""
     with _defaults.lock:
         if _defaults.threads is None:
             _defaults.threads = ThreadBackend()
@@ -139,9 +139,9 @@ def current_pool() -> WorkerPool | None:
 
 
 def end_what_was_moved() -> None:
-    """Have the default pool and threads end once they have done what they were given, from any thread.
+    """End the default pool and threads once their calls are done; from any thread.
 
-    Unless they are used by more than what the agent offloads.
+    Those also used by other functions than auto-offloaded ones stay.
     """
     now = _defaults
     with now.lock:
@@ -151,7 +151,7 @@ def end_what_was_moved() -> None:
     if kept is not None and "thread" not in now.stay:
         kept.dismiss()
     if pool is not None and owner is not None and not pool.closed and "process" not in now.stay:
-        with contextlib.suppress(RuntimeError):  # its loop is closed, and it ends with that
+        with contextlib.suppress(RuntimeError):  # its loop is closed, and the pool ends with it
             owner.call_soon_threadsafe(_close, pool, owner)
 
 
@@ -162,7 +162,7 @@ def _close(pool: WorkerPool, owner: asyncio.AbstractEventLoop) -> None:
 
 
 async def shut_down() -> None:
-    """Close what was made, for a program that wants to see it gone before its loop ends."""
+    """Close the default pool and threads, for a program that wants them closed before its loop ends."""
     pool = _defaults.pool
     if pool is not None and not pool.closed and _defaults.owner is asyncio.get_running_loop():
         await pool.close()

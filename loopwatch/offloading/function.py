@@ -1,4 +1,4 @@
-"""One offloadable function: runs each call where its route says, and counts what became of it."""
+"""One offloadable function: runs each call at the destination of its route, and counts the outcomes."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from loopwatch.workers.totals import totals_of
 
 
 class OffloadedFunction:
-    """A function whose calls may run elsewhere: its identity, its calls, what became of them.
+    """A function whose calls may be offloaded: its identity, its calls, their outcomes.
 
     Args:
         function: the plain function or coroutine function.
-        route: where its calls run.
-        measurements: of its calls, from which ``route`` decides.
+        route: gives the destination of its calls.
+        measurements: of its calls, input of ``route``.
         options: of its calls.
         pool: for calls to a process, None for the default one.
         way: how the user named it: see :class:`OffloadStats`.
-        shares_context: what it sets in a thread is seen by its caller, as it is of a function that runs inline.
+        shares_context: its caller sees context variables that it sets in a thread, as after an inline call.
 
     Attributes:
         route: as given.
-        left: why calls that were to run elsewhere ran inline nevertheless, and how many.
+        left: number of calls that ran inline instead of at their destination, by reason.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class OffloadedFunction:
         living(OffloadedFunction).add(self)
 
     async def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one call where it is to run."""
+        """Run one call at the destination of its route."""
         return await self.run(self.route.place(), args, kwargs)
 
     @unseen
     async def run(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one call at ``place``."""
+        """Run one call at the destination ``place``."""
         if place == "inline":
             return await self._inline_to_its_end(args, kwargs)
         result = await self.elsewhere(place, args, kwargs)
@@ -88,8 +88,8 @@ class OffloadedFunction:
     async def elsewhere(self, place: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one call in another thread or process, or on a backend.
 
-        Of a function that shares the context of its caller, returns :class:`Raised` for what it raised that cannot be
-        raised here.
+        If the function shares the context of its caller, an exception that a future cannot raise is returned as
+        :class:`Raised`.
         """
         self._counts["calls"] += 1
         try:
@@ -104,11 +104,11 @@ class OffloadedFunction:
             raise
 
     def _timed(self, function: Any) -> Timed:
-        """Return what is sent for the function: with the context of its caller it does what a call does."""
+        """Return the timed function to submit; if it shares its caller's context, it behaves as a direct call."""
         return Timed(function, as_called=self._shares_context, awaits=self._is_coroutine or not self._shares_context)
 
     def _sent(self, place: Any) -> Any:
-        """Return what is sent there for the function: itself, or to another process its name, if it is known there."""
+        """Return the function to submit: itself, or its name for another process that can import it."""
         by_name = place != "thread" and (launch.main_is_importable() or not _of_main(self._function))
         return self._reference if by_name else self._function
 
@@ -130,7 +130,7 @@ class OffloadedFunction:
 
     @unseen
     def inline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one call of a plain function here and now, and measure it."""
+        """Run one call of a plain function on the calling thread, and measure it."""
         self._counts["calls"] += 1
         self._counts["inline"] += 1
         before = self._before(args, kwargs)
@@ -177,10 +177,10 @@ class OffloadedFunction:
         if probation.against:
             self.route.bind(probation.against, self._counts["calls"])
 
-    # -- elsewhere, and measured ----------------------------------------------------------------------------------
+    # -- offloaded and measured -----------------------------------------------------------------------------------
 
     async def _measured_elsewhere(self, place: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run where the policy says, with the function measured there."""
+        """Run one call at ``place``, measured there; in a thread where a process cannot take it."""
         began, alone = time.perf_counter(), self._away == 0
         self._away += 1
         try:
@@ -192,24 +192,24 @@ class OffloadedFunction:
                 result, run, cpu = await self._send(place, self._timed(self._sent(place)), args, kwargs)
         except NotPicklable as exc:
             self.route.bind_for_now(str(exc), self._counts["calls"])
-            if isinstance(exc.__cause__, worker.RemoteTraceback):  # of the result: the call has run, and runs once
+            if isinstance(exc.__cause__, worker.RemoteTraceback):  # of the result: the call has run already
                 raise
             return await self._measured_elsewhere("thread", args, kwargs)
         except OffloadError as exc:
-            # What it raised did not survive the way.
+            # Its exception could not be pickled.
             if type(exc) is OffloadError and self._shares_context and not self.route.bound:
                 self.route.bind(str(exc), self._counts["calls"])
             raise
         finally:
             self._away -= 1
         self._counts[place] += 1
-        if place == "process" and alone:  # else it may have waited for those before it: that is no part of the way
+        if place == "process" and alone:  # else it may have waited for earlier calls: no part of the trip
             self._measurements.add_trip(time.perf_counter() - began - run)
         self._measured(run, cpu)
         return result
 
     async def _differs_there(self) -> bool:
-        """Whether the function finds something else in a worker; asked before its first trip, if it is on probation."""
+        """Whether a global of the function differs in a worker; checked before its first trip, if on probation."""
         probation, calls = self.route.probation, self._counts["calls"]
         if probation is None or probation.is_same_there:
             return False
@@ -217,7 +217,7 @@ class OffloadedFunction:
         if here is not None:
             try:
                 name = await self._send("process", here, (), {})
-            except Exception as exc:  # noqa: BLE001 - nothing of the program has run yet
+            except Exception as exc:  # noqa: BLE001 - no code of the program has run yet
                 why = f"a worker could not be prepared for it: {type(exc).__name__}: {exc}"
                 self.route.bind_for_now(why, calls)
                 return True
@@ -229,7 +229,7 @@ class OffloadedFunction:
         return bool(probation.against)
 
     async def _in_the_same_context(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run in a thread, in a copy of the context; what is set there is set here, whatever the end."""
+        """Run in a thread, in a copy of the context; variables set there are set here, even after an exception."""
         context = contextvars.copy_context()
         before = dict(context)
         try:
@@ -241,12 +241,12 @@ class OffloadedFunction:
 
     def _measured(self, run: float, cpu: float) -> None:
         self._measurements.add(run, cpu)
-        # To judge a quick call takes longer than to measure it: that is made up for with the next slow one.
+        # A decision takes longer than measuring a quick call, so it is left to the next slow one.
         if self.route.is_measured and (self._measurements.is_slow or self.route.decision.to != "inline"):
             self.route.decide(self._counts["calls"])
 
     def _stepped(self, run: float, cpu: float, held: float) -> None:
-        """A coroutine has ended here: seconds and processor seconds of its longest step, and seconds of all of them."""
+        """Add an inline coroutine: seconds and processor seconds of its longest step, and seconds of all steps."""
         self._inline.run += held
         self._measured(run, cpu)
 
@@ -271,7 +271,7 @@ class OffloadedFunction:
         )
 
     def explain(self) -> str:
-        """Say in words where it runs, and why."""
+        """Describe in words where it runs, and why."""
         return self.stats().explain()
 
 
@@ -290,14 +290,14 @@ if hasattr(os, "register_at_fork"):
 
 
 def known() -> list[OffloadedFunction]:
-    """Return the functions of this process that may run somewhere else, in order of their names."""
+    """Return the offloadable functions of this process, sorted by name."""
     return sorted(living(OffloadedFunction), key=lambda function: (function.name, function.way))
 
 
 @types.coroutine
 @unseen
 def _in_steps(coroutine: Any, held: Callable[[float, float, float], None], *, exact: bool) -> Generator[Any, Any, Any]:
-    """Await ``coroutine``; tell how long the longest of its steps held the loop, its processor s, and all of them."""
+    """Await ``coroutine``; call ``held`` with its longest step (seconds, processor seconds) and the sum of all."""
     longest, total = (0.0, 0.0), 0.0
     step: Any = functools.partial(coroutine.send, None)
     try:
@@ -312,7 +312,7 @@ def _in_steps(coroutine: Any, held: Callable[[float, float, float], None], *, ex
                 longest, total = max(longest, used), total + used[0]
             try:
                 value = yield waits_for
-            except BaseException as exc:  # noqa: BLE001 - it is for the coroutine
+            except BaseException as exc:  # noqa: BLE001 - thrown into the coroutine
                 step = functools.partial(coroutine.throw, exc)
             else:
                 step = functools.partial(coroutine.send, value)

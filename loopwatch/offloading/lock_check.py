@@ -1,9 +1,9 @@
-"""Checks whether a plain function may be suspended in the middle of its callers: not while they hold a lock.
+"""Checks whether a plain function may suspend its task: not while one of its callers holds a lock.
 
-A suspended holder of a ``threading.Lock`` dead-locks the loop for good as soon as another task wants it, and an
-``RLock`` lets the other task in. The interpreter does not tell who holds a lock, so the callers are looked at: the
-exception table of a function says which ``with`` blocks it is in, their source what stands there. Of a function that
-calls ``acquire()`` it is looked up whether what it acquires is locked now.
+A suspended holder of a ``threading.Lock`` dead-locks the loop for good as soon as another task wants the lock, and an
+``RLock`` lets the other task in. The interpreter does not record which frame holds a lock, so the callers are
+inspected: the exception table of a function says which ``with`` blocks it is in, the source names their context
+managers. In a function that calls ``acquire()``, the state of the acquired object is read.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any, NamedTuple
 
 MOST_FRAMES = 500
 MOST_LINES = 20
-"""Of source that are read to understand one ``with``."""
+"""Lines of source read at most to understand one ``with``."""
 _LOCKISH = re.compile(r"lock|mutex|semaphore|acquire", re.IGNORECASE)
 _UNKNOWN: Any = object()
 _IN_WITH = (dis.opmap["PUSH_EXC_INFO"], dis.opmap["WITH_EXCEPT_START"])
-"""How the handler of a ``with`` begins; that of an ``async with`` awaits next."""
+"""First instructions of the handler of a ``with``; that of an ``async with`` awaits next."""
 _LOADS = {dis.opmap["LOAD_ATTR"]: int(sys.version_info >= (3, 12)), dis.opmap.get("LOAD_METHOD", -1): 0}
-"""Instructions that load an attribute, with the bits of their argument that are not part of the index of its name."""
+"""Instructions that load an attribute, and how many low bits of their argument do not belong to the name's index."""
 _AWAITS = dis.opmap["GET_AWAITABLE"]
 
 
 class _Entry(NamedTuple):
-    """A line of an exception table: where its part of the code begins and ends, its handler, whether of a ``with``."""
+    """An entry of an exception table: its range of the code, its handler, and whether that is of a ``with``."""
 
     begin: int
     end: int
@@ -43,17 +43,17 @@ class _Entry(NamedTuple):
 
 
 class _Named(NamedTuple):
-    """What may be a lock, as it stands in the source."""
+    """An expression that may be a lock, with its source text."""
 
     expression: ast.expr
     text: str
 
 
 def why_not_here(frame: FrameType | None) -> str:
-    """Return why a call made in ``frame`` must not be suspended, "" if nothing that can be seen is against it.
+    """Return why a call made in ``frame`` must not suspend its task, "" if no reason is found.
 
     Args:
-        frame: of the caller; it and all below it are looked at, up to the one that began the step of the coroutine.
+        frame: of the caller; it and its callers are inspected, up to the frame that began the step of the coroutine.
     """
     handlers = _signal_handlers()
     for _ in range(MOST_FRAMES):
@@ -76,7 +76,7 @@ def why_not_here(frame: FrameType | None) -> str:
 def _signal_handlers() -> set[CodeType]:
     if threading.current_thread() is not threading.main_thread():
         return set()
-    # Not that of signal, which looks for the name of each.
+    # Not signal.getsignal(), which looks up an enum member for each.
     handlers = (_signal.getsignal(number) for number in range(1, _signal.NSIG))
     codes = (getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers if handler)
     return {code for code in codes if isinstance(code, CodeType)}
@@ -100,7 +100,7 @@ def _held(frame: FrameType) -> str:
 
 @lru_cache(maxsize=4096)
 def _with_table(code: CodeType) -> tuple[_Entry, ...]:
-    """Return the exception table of a function that has a ``with``, else nothing."""
+    """Return the exception table of a function that has a ``with``, else an empty one."""
     instructions = code.co_code
     if _IN_WITH[1] not in instructions[::2]:
         return ()
@@ -114,7 +114,7 @@ def _with_table(code: CodeType) -> tuple[_Entry, ...]:
 
 
 def _numbers(table: bytes) -> Iterator[int]:
-    """Yield the numbers of an exception table, 6 bits a byte: see InternalDocs/exception_handling.md of CPython."""
+    """Yield the numbers of an exception table, 6 bits per byte: see InternalDocs/exception_handling.md of CPython."""
     number = 0
     for byte in table:
         number = number << 6 | byte & 63
@@ -125,9 +125,9 @@ def _numbers(table: bytes) -> Iterator[int]:
 
 @lru_cache(maxsize=4096)
 def _entered(code: CodeType, at: int) -> tuple[_Named, ...] | None:
-    """Return what stands in each ``with`` around the instruction at an offset; None if that cannot be read."""
+    """Return the context managers of each ``with`` around an instruction; None if their source cannot be read."""
     table, found = _with_table(code), []
-    for _ in range(len(table)):  # the handler of the innermost block is itself within the one around
+    for _ in range(len(table)):  # the handler of an inner block lies within the outer one
         entry = next((each for each in table if each.begin <= at < each.end), None)
         if entry is None or entry.handler == at:
             break
@@ -142,11 +142,11 @@ def _entered(code: CodeType, at: int) -> tuple[_Named, ...] | None:
 
 
 def _named_at(code: CodeType, offset: int) -> list[_Named]:
-    """Return what the instruction enters that stands before a ``with`` block."""
+    """Return the context managers that the instruction before a ``with`` block enters."""
     text = _text_at(code, next(itertools.islice(code.co_positions(), offset // 2, None), None))
     if not text:
         return []
-    if re.match(r"with\b", text):  # Python 3.11 gives the place of the whole statement, so of all that it enters
+    if re.match(r"with\b", text):  # Python 3.11 gives the position of the whole statement, with all context managers
         lines = text.splitlines(keepends=True)
         tries = ("".join(lines[:number]) + end for number in range(1, len(lines) + 1) for end in ("", "\n pass"))
         statement = next(filter(None, map(_parsed, tries)), None)
@@ -159,7 +159,7 @@ def _named_at(code: CodeType, offset: int) -> list[_Named]:
 
 @lru_cache(maxsize=512)
 def _acquired(code: CodeType) -> tuple[_Named, ...]:
-    """Return what a function calls ``acquire`` of."""
+    """Return the expressions whose ``acquire`` a function calls."""
     found = []
     positions = list(code.co_positions())
     for offset in _loads_of(code, code.co_names.index("acquire")):
@@ -171,7 +171,7 @@ def _acquired(code: CodeType) -> tuple[_Named, ...]:
 
 
 def _loads_of(code: CodeType, index: int) -> Iterator[int]:
-    """Yield the offsets of the instructions that load an attribute; :mod:`dis` takes 50 times as long for that."""
+    """Yield the offsets of the instructions that load an attribute; :mod:`dis` takes 50 times as long."""
     argument, instructions = 0, code.co_code
     for offset in range(0, len(instructions), 2):
         operation, argument = instructions[offset], argument << 8 | instructions[offset + 1]
@@ -183,7 +183,7 @@ def _loads_of(code: CodeType, index: int) -> Iterator[int]:
 
 
 def _text_at(code: CodeType, position: tuple[int | None, ...] | None) -> str:
-    """Return the source at a position, which is in bytes; of long source the first lines; "" if there is none."""
+    """Return the source at a position (columns in bytes), at most MOST_LINES lines; "" if there is none."""
     line, last, begin, end = position or (None,) * 4
     if line is None or last is None or begin is None or end is None:
         return ""
@@ -206,7 +206,7 @@ def _is_lock(frame: FrameType, named: _Named) -> bool:
     value = _value(frame, named.expression)
     if value is _UNKNOWN:
         return _LOCKISH.search(named.text) is not None
-    names = {*_own_of(value)}.union(*map(vars, type.mro(type(value))))  # a Condition has them itself
+    names = {*_own_of(value)}.union(*map(vars, type.mro(type(value))))  # a Condition has them as attributes of its own
     return names >= {"acquire", "release"}
 
 
@@ -218,20 +218,20 @@ def _is_locked(value: Any, *, deep: bool = True) -> bool:
         return bool(value.locked())
     if issubclass(kind, threading.Semaphore):
         return bool(value._value == 0)
-    # What has an ``acquire`` of its own: a Condition, a handler of logging.
+    # An object that wraps a lock: a Condition, a handler of logging.
     return deep and any(_is_locked(each, deep=False) for each in list(_own_of(value).values()))
 
 
 def _own_of(value: Any) -> dict[str, Any]:
     try:
         own = object.__getattribute__(value, "__dict__")
-    except Exception:  # noqa: BLE001 - a property of the program's
+    except Exception:  # noqa: BLE001 - a property of the program
         return {}
     return own if type(own) is dict else {}
 
 
 def _value(frame: FrameType, expression: ast.expr) -> Any:
-    """Return what a dotted name stands for in ``frame``; nothing of the program's is run for it."""
+    """Return the value of a dotted name in ``frame``, without running code of the program."""
     if isinstance(expression, ast.Name):
         for names in (frame.f_locals, frame.f_globals):
             if expression.id in names:
@@ -252,7 +252,7 @@ def _attribute(owner: Any, name: str) -> Any:
         return own[name]
     for each in () if issubclass(kind, ModuleType) else type.mro(owner if issubclass(kind, type) else kind):
         found = vars(each).get(name, _UNKNOWN)
-        if isinstance(found, MemberDescriptorType):  # of __slots__
+        if isinstance(found, MemberDescriptorType):  # a slot
             try:
                 return found.__get__(owner)
             except AttributeError:

@@ -1,4 +1,4 @@
-"""Detects objects that are bound to one event loop or thread, so cannot be moved; lists names a function uses."""
+"""Detects objects bound to one event loop or thread, which cannot be offloaded; lists the names a function uses."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 MOST_LOOKED_AT = 1000
-"""Objects inside the arguments of a call that are looked at for what belongs to an event loop."""
+"""Objects inside the arguments of a call that are inspected at most."""
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type(...))
 CODE = (ModuleType, FunctionType, BuiltinFunctionType, type)
-"""Of these nothing is changed by a call: the same object is found elsewhere by its name."""
+"""Types that a call does not change: another process finds the same object by its name."""
 FIXED = (*_ATOMS, *CODE, frozenset)
-"""Of these neither."""
+"""All types that a call does not change."""
 _OF_LOOPS = ("asyncio", "_asyncio", "uvloop")
 _OF_A_THREAD = {("sqlite3", "Connection"), ("sqlite3", "Cursor"), ("_thread", "_local")}
-"""Classes by (module, name): sqlite3 refuses other threads, and a ``threading.local`` is another one there."""
+"""Classes by (module, name): sqlite3 refuses other threads, and a ``threading.local`` differs in each."""
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 def of_a_loop(call: Call) -> str:
-    """Return the kind of an object among the arguments of a call that is of no use elsewhere; "" if there is none.
+    """Return the type of an argument of a call that is bound to a loop or thread, "" if there is none.
 
-    Those are objects of asyncio, some of which pickle, as useless copies, and what belongs to one thread. Nothing of
-    the program's is run for it: a proxy may raise when it is asked for its class.
+    Bound are objects of asyncio, some of which pickle, as useless copies, and objects of one thread. No code of the
+    program runs: a proxy may raise when asked for its class.
     """
     args, kwargs = call
     todo: list[Any] = [*args, *kwargs.values()]
@@ -47,7 +47,7 @@ def of_a_loop(call: Call) -> str:
 
 
 def of_no_use_elsewhere(item: Any) -> str:
-    """Return the kind of ``item`` if it belongs to an event loop or to one thread, else "".
+    """Return the type of ``item`` if it is bound to an event loop or to one thread, else "".
 
     Example:
         >>> import asyncio
@@ -63,13 +63,13 @@ def of_no_use_elsewhere(item: Any) -> str:
 def _own_of(item: Any) -> Iterable[Any]:
     try:
         own = object.__getattribute__(item, "__dict__")
-    except Exception:  # noqa: BLE001 - a property of the program's
+    except Exception:  # noqa: BLE001 - a property of the program
         return ()
     return own.values() if type(own) is dict else ()
 
 
 def is_of_a_loop(item: Any) -> bool:
-    """Return whether ``item`` is an object of asyncio or uvloop; an exception of theirs may go anywhere.
+    """Return whether ``item`` is an object of asyncio or uvloop; their exceptions are not bound.
 
     Example:
         >>> import asyncio
@@ -84,8 +84,8 @@ class Names(NamedTuple):
     """Names in the code of a function, and of the functions of its module that it calls.
 
     Attributes:
-        read, assigned: of globals.
-        attributes: of anything.
+        read, assigned: names of globals.
+        attributes: names of attributes, of any object.
     """
 
     read: set[str]
@@ -94,7 +94,7 @@ class Names(NamedTuple):
 
 
 def calls_itself(code: CodeType, names: Mapping[str, Any]) -> bool:
-    """Whether a function names itself, or a method what has its name of the same object."""
+    """Whether a function refers to itself by name, or a method to its own name on the same object."""
     own, first, todo = code.co_name, code.co_varnames[: min(code.co_argcount, 1)], [code]
     is_global = getattr(names.get(own), "__code__", None) is code
     while todo:
@@ -106,7 +106,7 @@ def calls_itself(code: CodeType, names: Mapping[str, Any]) -> bool:
                 return True
             if name == own and opname in ("LOAD_ATTR", "LOAD_METHOD") and before == first != ():
                 return True
-            # The object is put on the stack right before; Python 3.13 may do that together with something else.
+            # The object is loaded right before; Python 3.13 may combine that with another instruction.
             loads = opname.startswith(("LOAD_FAST", "LOAD_DEREF", "STORE_FAST_LOAD_FAST"))
             before = () if not loads else name[-1:] if isinstance(name, tuple) else (name,)
         todo.extend(const for const in each.co_consts if isinstance(const, CodeType))

@@ -1,4 +1,4 @@
-"""Measurements of one offloadable function: how long its latest calls ran, and what the way to a process costs."""
+"""Measurements of one offloadable function: run times of its latest calls, and the cost of a trip to a process."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections import deque
 from loopwatch.offloading.policy import BUDGET, ENOUGH, Measured
 
 KEPT = 50
-"""Calls whose run times are kept."""
+"""Latest calls whose run times are kept."""
 TRIPS = 5
-"""Trips to a process after which it is known what one costs."""
+"""Trips to a process needed to know the cost of one."""
 
 
 class Measurements:
-    """The latest calls of one function; from any thread.
+    """Measurements of the latest calls of one function; thread-safe.
 
     Attributes:
-        is_slow: whether its last call took so long that measuring it well costs nothing beside it, or is not known yet.
+        is_slow: whether exact measurement is cheap beside the run time of the last call, or that is not known yet.
 
     Example:
         >>> known = Measurements()
@@ -33,22 +33,22 @@ class Measurements:
         self._trips: deque[float] = deque(maxlen=TRIPS)
 
     def add(self, run: float, cpu: float) -> None:
-        """Add a call that ran for ``run`` seconds and took ``cpu`` seconds of processor time."""
+        """Add a call that ran for ``run`` seconds and used ``cpu`` seconds of processor time."""
         with self._lock:
             self._runs.append((run, cpu))
             self.is_slow = run >= BUDGET / 2 or len(self._runs) < ENOUGH
 
     def add_trip(self, seconds: float) -> None:
-        """Add what one call took on its way to a process and back, its run time left out."""
+        """Add the seconds of one round trip to a process, without the run time."""
         self._trips.append(seconds)
 
     def assume(self, calls: int, run: float, cpu: float) -> None:
-        """Begin with ``calls`` of the same length, as they were seen from outside; arguments as of :meth:`add`."""
+        """Start with ``calls`` calls of equal length, as the watcher saw them; arguments as of :meth:`add`."""
         with self._lock:
             self._runs.extend([(run, cpu)] * min(calls, KEPT))
 
     def measured(self, *, keeps_gil: bool | None, bound: str) -> Measured | None:
-        """Return what a decision is made from, None before the first call; arguments as of :class:`Measured`."""
+        """Return the input of a decision, None before the first call; arguments as of :class:`Measured`."""
         with self._lock:
             slow = sorted(self._runs)[-max(len(self._runs) // 10, 1) :]
         if not slow:
@@ -59,7 +59,7 @@ class Measurements:
             calls=len(self._runs),
             run=run,
             cpu_share=min(cpu / run, 1.0) if run > 0 else 1.0,
-            # The shortest: others had to wait, the first ones for a worker to start.
+            # The shortest trip: others had to wait, the first ones for a worker to start.
             trip=min(self._trips) if len(self._trips) == TRIPS else None,
             keeps_gil=keeps_gil,
             bound=bound,
@@ -72,5 +72,5 @@ class Measurements:
         return runs[len(runs) // 2] if runs else None
 
     def after_fork_in_child(self) -> None:
-        """Renew the lock, which a thread that is not here may hold."""
+        """Renew the lock, which a thread of the parent may have held."""
         self._lock = threading.Lock()

@@ -14,11 +14,11 @@ from loopwatch.core.patches import ListItem, loaded
 
 
 class Target(NamedTuple):
-    """One name of the configuration.
+    """The name of a function in the settings.
 
     Attributes:
-        module: that has the function.
-        path: qualified name there; ``*`` for all functions and methods that the module defines.
+        module: module of the function.
+        path: qualified name in it; ``*`` for all functions and methods that the module defines.
     """
 
     module: str
@@ -26,23 +26,23 @@ class Target(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it was given."""
+        """The name as configured."""
         return f"{self.module}:{self.path}"
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """Return what a name of the configuration, whose form was checked there, means."""
+        """Parse a configured name; the configuration has checked its form."""
         module, _, path = name.partition(":")
         return cls(module, path)
 
 
 class Found(NamedTuple):
-    """A function that was named.
+    """A function found by its name.
 
     Attributes:
-        function: written in Python: plain, or a coroutine function.
-        single: it was named one by one, not by ``*``.
-        method: it takes an object or a class as its first argument.
+        function: a function written in Python: plain, or a coroutine function.
+        single: whether it was named by itself, not by ``*``.
+        method: whether it takes an object or a class as its first argument.
     """
 
     function: FunctionType
@@ -51,12 +51,12 @@ class Found(NamedTuple):
 
 
 class Search:
-    """Finds the functions of a list of names, each as soon as its module is there.
+    """Finds functions by name, each as soon as its module is imported.
 
     Args:
-        targets: names.
-        on_found: called with (target, what was found).
-        on_missing: called with (target, why) for a name that does not resolve.
+        targets: the names.
+        on_found: called with (target, functions).
+        on_missing: called with (target, reason) for a name that does not resolve.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Search:
         self._hooks: list[ListItem] = []
 
     def start(self) -> None:
-        """Look at the modules that are imported, and wait for the others."""
+        """Search the imported modules, and install import hooks for the others."""
         self.look(begun=False)
         for module in dict.fromkeys(target.module for target in self._open if target.module not in sys.modules):
             self._hooks.append(ListItem(sys.meta_path, WhenImported(module, self._imported), first=True))
@@ -79,10 +79,10 @@ class Search:
                 self._miss(module, f"there is no module {top}")
 
     def look(self, *, begun: bool = True) -> None:
-        """Look again, in what has been imported since.
+        """Search again, in modules imported since.
 
         Args:
-            begun: the program runs, and its ``__main__`` has all that it will have.
+            begun: whether the program runs, so that its ``__main__`` is complete.
         """
         for target in list(self._open):
             module = loaded(target.module)
@@ -103,7 +103,7 @@ class Search:
             self._on_found(target, found)
 
     def stop(self) -> None:
-        """Wait no longer; names whose modules were never imported are told."""
+        """Remove the import hooks; report names whose modules were never imported."""
         for hook in self._hooks:
             hook.undo()
         self._hooks.clear()
@@ -147,7 +147,7 @@ def _found(raw: Any, path: str, *, single: bool) -> Found:
 
 
 def _all_of(module: ModuleType) -> Iterator[Found]:
-    """Yield what ``*`` means: the functions that a module defines, and the methods of its classes but special ones."""
+    """Yield what ``*`` names: the functions that a module defines, and methods of its classes except special ones."""
     for name, value in list(vars(module).items()):
         if isinstance(value, type) and value.__module__ == module.__name__:
             methods = [(f"{name}.{inner}", raw) for inner, raw in vars(value).items() if not inner.startswith("__")]

@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from loopwatch.events import Decision
 
 BUDGET = 0.01
-"""s that a function may hold the loop: a tenth of what counts as a block."""
+"""Seconds that a function may hold the loop: a tenth of what counts as a block."""
 RETURN = 0.5
-"""Share of the budget that a function that was moved must stay below before it runs inline again."""
+"""Share of the budget that an offloaded function must stay below to run inline again."""
 ENOUGH = 3
-"""Calls before which a function that was not slow is not judged."""
+"""Calls needed to judge a function that was not slow."""
 COMPUTES = 0.5
-"""Share of its time from which on a function is one that computes, and not one that waits."""
+"""Share of processor time in the run time from which a function counts as computing, not waiting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What is known of one function.
+    """Measurements of one function.
 
     Attributes:
-        calls: how many were measured.
-        run: s that it takes: the mean of the slower tenth of the last calls.
-        cpu_share: processor time of its thread, as a share of that.
-        trip: s that one call costs on its way to a worker and back, its run time left out; None if not measured.
-        keeps_gil: whether its stalls were found to keep the GIL (``python``, ``native_gil``), or not; None if unknown.
-            False too where the interpreter has none.
-        bound: why it cannot run in another process; empty if it can, or that is not known.
+        calls: number of measured calls.
+        run: run time in seconds: the mean of the slowest tenth of the latest calls.
+        cpu_share: processor time of its thread, as a share of ``run``.
+        trip: seconds of one round trip to a worker, without the run time; None if not measured.
+        keeps_gil: whether its stalls keep the GIL (``python``, ``native_gil``); None if unknown. False where the
+            interpreter has no GIL.
+        bound: why it cannot run in another process; empty if it can, or if unknown.
     """
 
     calls: int = 0
@@ -42,9 +42,9 @@ def decide(measured: Measured, now: Decision, budget: float = BUDGET) -> Decisio
     """Return where the next calls should run.
 
     Args:
-        measured: figures of the function.
-        now: where it runs at present: a function that was moved comes back only when it is clearly cheap again.
-        budget: s that it may hold the loop.
+        measured: measurements of the function.
+        now: the current decision; an offloaded function runs inline again only when it is clearly cheap.
+        budget: seconds that it may hold the loop.
 
     Example:
         >>> decide(Measured(calls=10, run=0.2, cpu_share=1.0), Decision("inline", "")).to

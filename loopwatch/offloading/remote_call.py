@@ -21,10 +21,10 @@ class Clocks(NamedTuple):
     """The clocks of this thread at one moment.
 
     Attributes:
-        at: ``time.perf_counter`` s.
-        cpu: processor s of the thread.
-        waits: how often it has given up the processor by itself; -1 where the system does not say.
-        starved: s that it has waited for a processor; None if that was not read.
+        at: ``time.perf_counter``, seconds.
+        cpu: processor time of the thread, seconds.
+        waits: voluntary context switches of the thread; -1 where the system does not count them.
+        starved: seconds that it has waited for a processor; None if not read.
     """
 
     at: float
@@ -34,7 +34,7 @@ class Clocks(NamedTuple):
 
 
 def read_clocks(*, exact: bool = True) -> Clocks:
-    """Read the clocks; with the wait for a processor (a file of ``/proc``, some us) if it is to be ``exact``."""
+    """Read the clocks; if ``exact``, also the wait for a processor (a file of ``/proc``, a few us)."""
     waits = -1
     if sys.platform == "linux":
         import resource
@@ -45,9 +45,9 @@ def read_clocks(*, exact: bool = True) -> Clocks:
 
 
 def used_since(began: Clocks) -> tuple[float, float]:
-    """Return s and processor s since ``began``; time without a processor does not count where it is known.
+    """Return (seconds, processor seconds) since ``began``, without waits for a processor where those are known.
 
-    If the thread never waited by itself it has computed all the time, even if it did not get a processor for it.
+    A thread that never waited voluntarily counts as computing all the time, even while it had no processor.
     """
     now = read_clocks(exact=began.starved is not None)
     starved = (now.starved or 0.0) - (began.starved or 0.0) if began.starved is not None else 0.0
@@ -56,10 +56,10 @@ def used_since(began: Clocks) -> tuple[float, float]:
 
 
 class Reference:
-    """A function by its name, for a worker: unpickled there, it is the plain function."""
+    """A function pickled by name: unpickled in a worker, it is the plain function."""
 
     is_by_name = True
-    """It is pickled once, see :mod:`loopwatch.workers.pickling`."""
+    """Pickled only once, see :mod:`loopwatch.workers.pickling`."""
 
     def __init__(self, module: str, qualname: str) -> None:
         self.module, self.__qualname__ = module, qualname
@@ -69,6 +69,7 @@ class Reference:
         return _resolve, (self.module, self.__qualname__)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
         return _resolve(self.module, self.__qualname__)(*args, **kwargs)
 
     def __eq__(self, other: object) -> bool:
@@ -87,7 +88,7 @@ def _resolve(module: str, qualname: str) -> Any:
 
 
 class Raised:
-    """What a call raised, on a way that it would not survive as it is: pickled without a call of its ``__init__``.
+    """An exception of a call that a future or pickle would not pass on as it is; rebuilt without its ``__init__``.
 
     Example:
         >>> Raised(StopIteration(3)).error
@@ -108,18 +109,18 @@ def _raised(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, A
     error.args = args
     error.__dict__.update(state)
     if isinstance(error, StopIteration | SystemExit):
-        error.__init__(*args)  # type: ignore[misc]  # which sets what they carry
+        error.__init__(*args)  # type: ignore[misc]  # sets value or code
     error.__cause__ = worker.RemoteTraceback(where)
     return Raised(error)
 
 
 class Timed:
-    """Calls a function and returns (result, s, processor s of its thread); the arguments are seen by a pool as ever.
+    """Calls a function and returns (result, seconds, processor seconds of its thread); a pool still sees its arguments.
 
     Args:
-        function: what to call.
-        as_called: give what it raises as :class:`Raised` where it would be put into words on its way otherwise.
-        awaits: run a coroutine that it returns to its end.
+        function: function to call.
+        as_called: return an exception as :class:`Raised` if it would not arrive as it is.
+        awaits: await a coroutine that it returns.
     """
 
     def __init__(self, function: Any, *, as_called: bool = False, awaits: bool = True) -> None:
@@ -128,6 +129,7 @@ class Timed:
         self.__module__ = function.__module__
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the function and measure it."""
         began = read_clocks()
         try:
             result = self.function(*args, **kwargs)
@@ -156,19 +158,19 @@ class Timed:
 
 
 def _survives(error: BaseException) -> bool:
-    """Whether an exception can be raised by a future, and arrives from another process as it is."""
+    """Whether a future can raise an exception, and pickle passes it on from another process as it is."""
     if not isinstance(error, Exception) or isinstance(error, StopIteration):
         return False
     if not worker.here.is_worker:
         return True
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
-    except Exception:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
+    except Exception:  # noqa: BLE001 - its class may raise anything when pickled or unpickled
         return False
 
 
 class Within:
-    """Calls a function in a context, or runs a coroutine function in it to its end."""
+    """Calls a function in a context; a coroutine function is also awaited in it."""
 
     def __init__(self, context: contextvars.Context, function: Any) -> None:
         self.context, self.function = context, function
@@ -176,6 +178,7 @@ class Within:
         self.__module__ = function.__module__
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call the function in the context."""
         result = self.context.run(self.function, *args, **kwargs)
         return self._awaited(result) if inspect.iscoroutinefunction(self.function) else result
 

@@ -1,10 +1,11 @@
-"""Where the calls of one offloadable function run: as its decorator says, or as its measurements suggest."""
+"""The route of one offloadable function: the destination of its calls, fixed or decided from measurements."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any
 
+from loopwatch.diagnosis.causes import CAUSES
 from loopwatch.events import Cause, Decision
 from loopwatch.offloading.measurements import Measurements
 from loopwatch.offloading.policy import decide
@@ -15,23 +16,22 @@ from loopwatch.workers.settings import settings
 from loopwatch.workers.thread_backend import in_own_thread
 
 AGAIN = 200
-"""Calls after which a function of which an argument could not be pickled may go to a process again."""
+"""Calls after which a function may run in a process again, if an argument could not be pickled."""
 CHANGES = 10
-"""Decisions that are kept."""
-_KEEPS_GIL = {Cause.PYTHON: True, Cause.NATIVE_GIL: True, Cause.NATIVE: False}
+"""Latest decisions kept."""
 
 
 class Route:
-    """Where one function runs, and why.
+    """The destination of the calls of one function, and the reason for it.
 
     Args:
         name: of the function, ``module:qualname``.
-        to: a place, a backend, or None for what is configured.
+        to: a destination, a backend, or None for the configured default.
         measurements: of the function.
         stays: why it must not run on any other thread; empty if it may.
         bound: why it must not run in another process; empty if it may.
-        probation: compares what it changes before its first trip to a process; None if it is not asked.
-        cause: why its stalls held the loop, as far as that is known.
+        probation: checks it for side effects before its first trip to a process; None for no check.
+        cause: of its stalls, as far as known.
 
     Attributes:
         changes: the latest decisions that differ from the one before.
@@ -56,25 +56,25 @@ class Route:
 
     @property
     def to(self) -> Any:
-        """Where calls are sent: what was decorated, else what is configured."""
+        """The destination given at decoration, else the configured default."""
         return settings.offload_to if self._to is None else self._to
 
     @property
     def is_measured(self) -> bool:
-        """Whether measurements decide."""
+        """Whether measurements decide the destination."""
         return bool(self.to == "auto")
 
     @property
     def decision(self) -> Decision:
-        """Where the next call runs, and why."""
+        """The destination of the next call, and the reason."""
         if self.stays:
             return Decision("inline", self.stays)
         return self._decision if self.is_measured else Decision(label(self.to), "as it was told")
 
     def place(self) -> Any:
-        """Return where the next call is to run: ``inline``, ``thread``, ``process`` or a backend."""
+        """Return the destination of the next call: ``inline``, ``thread``, ``process`` or a backend."""
         if worker.here.is_worker:
-            return "inline"  # no pools within pools
+            return "inline"  # no nested pools
         if not self.is_measured:
             return "inline" if self.to == "thread" and in_own_thread() else self.to
         to = self._decision.to
@@ -87,29 +87,30 @@ class Route:
         return self.probation is not None and bool(self.probation.left)
 
     def keep_inline(self, why: str) -> None:
-        """Run it on the calling thread for ever."""
+        """Run it on the calling thread from now on."""
         self.stays = why
 
     def bind(self, why: str, calls: int = 0) -> None:
-        """Keep it out of processes for ever.
+        """Do not run it in other processes from now on.
 
         Args:
-            why: shown to the user.
-            calls: that it has had so far.
+            why: reason shown to the user.
+            calls: number of its calls so far.
         """
         self.bound, self.probation = why, None
         self.decide(calls)
 
     def bind_for_now(self, why: str, calls: int) -> None:
-        """Keep it out of processes for the next :data:`AGAIN` calls; arguments as of :meth:`bind`."""
+        """Do not run the next :data:`AGAIN` calls in other processes; arguments as of :meth:`bind`."""
         self.bound, self._bound_until = why, calls + AGAIN
         self.decide(calls)
 
     def decide(self, calls: int) -> None:
-        """Decide anew, after ``calls`` in all."""
+        """Update the decision; ``calls`` is the number of calls so far."""
         if self._bound_until is not None and calls >= self._bound_until:
             self.bound, self._bound_until = "", None
-        keeps_gil = _KEEPS_GIL.get(settings.causes.get(self._name, self._cause)) if gil_enabled() else False
+        cause = settings.causes.get(self._name, self._cause)
+        keeps_gil = CAUSES[cause].keeps_gil if gil_enabled() else False
         measured = self._measurements.measured(keeps_gil=keeps_gil, bound=self.bound)
         if measured is None:
             return
@@ -119,5 +120,5 @@ class Route:
 
 
 def label(to: Any) -> str:
-    """Return the name of a place or backend."""
+    """Return the name of a destination or backend."""
     return to if isinstance(to, str) else str(getattr(to, "name", "backend"))

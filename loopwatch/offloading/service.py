@@ -1,4 +1,4 @@
-"""The offloading service of the agent: offloads functions that the settings name, and reports on all offloaded ones."""
+"""The offloading service of the agent: offloads the functions named in the settings; statistics of all offloading."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PART = "offload"
 
 
 class OffloadingService:
-    """The offloading of one agent: of functions that the settings name, once they are found to block.
+    """The offloading of one agent: of the functions named in its settings, once they block a loop.
 
     Args:
-        loops: returns the loops that are watched.
-        patches: where replaced attributes are kept.
+        loops: returns the watched loops.
+        patches: records replaced attributes.
         faults: of the agent.
     """
 
@@ -38,7 +38,7 @@ class OffloadingService:
 
         Args:
             config: the settings in force.
-            pool_opened: called with each worker pool that is open, now or later; None: with none. Must not raise.
+            pool_opened: called with each worker pool that is open now or opened later; must not raise. None: no call.
         """
         if pool_opened is not None:
             settings.opened = pool_opened
@@ -53,7 +53,7 @@ class OffloadingService:
             return
         with self._faults.guard(PART):
             from loopwatch.diagnosis.flagging import Flagging
-            from loopwatch.offloading.auto import AutoOffload  # who moves nothing need not load the pool
+            from loopwatch.offloading.auto import AutoOffload  # loads the worker pool: only if needed
 
             self._auto = AutoOffload(
                 config.auto_offload,
@@ -67,11 +67,11 @@ class OffloadingService:
                 self._auto.loop_started(loop)
 
     def configure(self, config: Config, changes: Iterable[str]) -> None:
-        """Take other settings while it is at work.
+        """Apply changed settings while running.
 
         Args:
-            config: all of them.
-            changes: names of those that differ.
+            config: all settings.
+            changes: names of the changed ones.
         """
         settings.workers, settings.offload_to = config.workers, config.offload_to
         if {"auto_offload", "transparent_offload"} & set(changes):
@@ -79,7 +79,7 @@ class OffloadingService:
             self._start(config)
 
     def stop(self) -> None:
-        """Put back what is moved, and forget what was said about decorated functions."""
+        """Restore auto-offloaded functions, and reset the defaults of decorated ones."""
         self._stop()
         settings.reset()
 
@@ -90,29 +90,29 @@ class OffloadingService:
                 mover.stop()
 
     def loop_started(self, loop: Loop) -> None:
-        """Take note of a loop that begins to run; on its thread."""
+        """Register a loop that starts to run; on its thread."""
         if self._auto is not None and not self._faults.is_off(PART):
             with self._faults.guard(PART):
                 self._auto.loop_started(loop)
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, where a lock may be held for ever."""
+        """Renew the lock in a forked child, where it may be held for ever."""
         if self._auto is not None:
             self._auto.after_fork_in_child()
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
-        """Take a stall: move its function if that is named and found to block."""
+        """Take a stall: record the cause of a flagged function, and offload it if the settings name it."""
         if flagged is not None:
             settings.causes[flagged.name] = flagged.cause
         if self._auto is not None:
             self._auto.saw(stall)
 
     def bridge(self, coroutine: Awaitable[Any]) -> Awaitable[Any]:
-        """Return what to await instead of ``coroutine``, so that plain functions can be offloaded in it."""
+        """Return an awaitable to use instead of ``coroutine``, in which plain functions can be offloaded."""
         return coroutine if self._auto is None else self._auto.bridge(coroutine)
 
     def stats(self) -> tuple[OffloadStats, ...]:
-        """Return functions that run somewhere else, or may."""
+        """Return statistics of each function that is offloaded, or may be."""
         offloaded = loaded("loopwatch.offloading.function")
         if offloaded is None:
             return ()
@@ -121,6 +121,6 @@ class OffloadingService:
 
     @staticmethod
     def places() -> tuple[PlaceStats, ...]:
-        """Return what calls that may run elsewhere took, if there were any."""
+        """Return the totals of offloadable calls by destination; empty without such calls."""
         spent = loaded("loopwatch.workers.totals")
         return () if spent is None else spent.places()

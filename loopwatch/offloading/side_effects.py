@@ -1,6 +1,6 @@
-"""Checks a function for side effects on its arguments and on globals, which another process would lose.
+"""Checks a function for side effects on its arguments and on globals, which would be lost in another process.
 
-Before its first trip a function runs here a few times more, and what it could change is pickled before and after.
+Before its first trip a function runs inline a few more times; everything it could change is pickled before and after.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from loopwatch.core.originals import time
 from loopwatch.offloading.loop_bound import CODE, FIXED, Call, calls_itself, is_of_a_loop, names_of, of_no_use_elsewhere
 
 RUNS = 3
-"""Calls that are compared before a function may go to a process."""
+"""Calls compared before a function may run in a process."""
 MOST_BYTES = 8 << 20
-"""Bytes of arguments, result and globals that are compared; what is larger is not moved to a process."""
+"""Bytes of arguments, result and globals compared at most; a function with larger ones does not run in a process."""
 MOST_SECONDS = 0.02
-"""Processor s that may be spent on comparing one call, before and again after it: it holds the loop."""
+"""Processor seconds allowed to compare one call, before and again after it: this holds the loop."""
 
 _OF_THE_LOOP = frozenset({
     "all_tasks", "call_at", "call_later", "call_soon", "create_task", "current_task", "ensure_future", "get_event_loop",
     "get_running_loop",
 })  # fmt: skip
-"""What a function that is named so in the source asks of the loop that runs: there is none in another thread."""
+"""Names in the source that mean use of the running loop: there is none in another thread."""
 _OF_THE_EXCEPTION = frozenset({"exc_info", "exception", "format_exc", "print_exc"})
-"""What asks for the exception that is being handled: there is none in another thread."""
+"""Names in the source that mean use of the exception being handled: there is none in another thread."""
 
 CALLS_ITSELF = "it calls itself"
 
 
 class Probation:
-    """The calls of one function that are compared.
+    """Side-effect check of one function, over its first calls.
 
     Args:
         function: a plain function or a coroutine function.
 
     Attributes:
-        left: calls that are still to be compared.
-        is_same_there: the globals that it reads were found to be the same in a worker.
+        left: calls still to be compared.
+        is_same_there: whether the globals that it reads are known to be the same in a worker.
         against: why it must not run in another process; empty if nothing was found.
-        asks: what it calls of the running loop, which a plain function finds on the loop's own thread only.
-        stays: why it must run on its own thread: it is a coroutine function that calls itself, or names what is of no
-            use on another one.
-        asks_for_error: whether it asks for the exception that its caller handles.
+        asks: name of its use of the running loop, which a plain function finds on the loop's own thread only.
+        stays: why it must run on its own thread: it is a coroutine function that calls itself, or it uses a global
+            bound to a loop or thread.
+        asks_for_error: whether it uses the exception that its caller handles.
         calls_itself: whether it does, as far as its code shows.
 
     Example:
@@ -94,7 +94,7 @@ class Probation:
         return ""
 
     def before(self, call: Call) -> State | None:
-        """Note what a call could change; to be given to :meth:`after`. None if it cannot go to a process."""
+        """Return the state that a call could change, for :meth:`after`; None if it cannot run in a process."""
         if self.against:
             return None
         try:
@@ -104,10 +104,10 @@ class Probation:
             return None
 
     def after(self, before: State | None, call: Call, result: Any) -> None:
-        """Compare once the call has returned."""
+        """Compare the state after the call with that before."""
         if self.against or before is None:
             return
-        self.left = max(self.left - 1, 0)  # several calls may be on trial at once
+        self.left = max(self.left - 1, 0)  # several calls may be compared at once
         try:
             _pickled(result, "its result", time.thread_time() + MOST_SECONDS)
             self.against = _change(before, self._state(call)) or self._is_shared(result, call)
@@ -115,9 +115,9 @@ class Probation:
             self.against = str(exc)
 
     def globals_here(self) -> GlobalsOf | None:
-        """Return what a worker is asked before the first trip: whether the globals that are read are the same there.
+        """Return the check that a worker runs before the first trip: whether the globals it reads are the same there.
 
-        None if they cannot be pickled, and :attr:`against` says so.
+        None if they cannot be pickled; :attr:`against` then says so.
         """
         values = {name: self._globals[name] for name in self._names if name in self._globals}
         kept = {name: value for name, value in values.items() if not issubclass(type(value), CODE)}
@@ -154,7 +154,7 @@ class Probation:
 
 
 class State(NamedTuple):
-    """What a call could change: its pickled arguments, pickled globals by name, and identities of context variables."""
+    """State that a call could change: pickled arguments, pickled globals by name, identities of context variables."""
 
     arguments: bytes
     names: dict[str, bytes]
@@ -162,9 +162,9 @@ class State(NamedTuple):
 
 
 class GlobalsOf:
-    """Called in a worker, says which global of a module is another one there, "" for none.
+    """Called in a worker: returns the name of a global that differs there, "" if none does.
 
-    A worker imports the module afresh: what was set since then (a model that was loaded at start-up) is not there.
+    A worker imports the module afresh: values set since then (a model loaded at start-up) are missing there.
     """
 
     def __init__(self, module: str, values: dict[str, bytes]) -> None:
@@ -172,6 +172,7 @@ class GlobalsOf:
         self.__qualname__ = f"globals of {module}"
 
     def __call__(self) -> str:
+        """Return the name of the first global that differs, "" if none does."""
         names = vars(sys.modules.get(self.module) or importlib.import_module(self.module))
         for name, packed in self.values.items():
             if name not in names:
@@ -194,7 +195,7 @@ def _change(before: State, now: State) -> str:
 
 
 class _Against(Exception):  # noqa: N818 - a finding
-    """Why not to a process."""
+    """Reason not to run in a process."""
 
 
 class _Bounded(io.BytesIO):
@@ -202,7 +203,7 @@ class _Bounded(io.BytesIO):
         super().__init__()
         self._ends = ends
 
-    def write(self, data: Any) -> int:  # by the pickler, every 64 kB or so
+    def write(self, data: Any) -> int:  # called by the pickler about every 64 kB
         if time.thread_time() > self._ends:
             raise TimeoutError
         if self.tell() + len(data) > MOST_BYTES:

@@ -1,1 +1,1 @@
-"""Reads journals and shows what is in them."""
+"""Report: reads journals and reports their stalls as text, HTML or JSON."""

@@ -1,4 +1,4 @@
-"""A report for other programs: JSON, and stacks for flame graphs."""
+"""A report for other programs: JSON, and collapsed stacks for flame graphs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_json(report: Report) -> str:
         processes  [{name, pid, argv0, python, version, started_at, loops, times, total, max}]
         unended    [{process, pid, loop, at, blocked, where, stack, cause}]    see Unended
         skipped    [{file, lines, reason}]
-        stalls     [Stall.to_dict()] in order of time
+        stalls     [Stall.to_dict()] sorted by time
 
     Numbers that JSON does not have (infinity) are null.
     """
@@ -62,7 +62,7 @@ def to_json(report: Report) -> str:
 
 
 def strict_json(value: object) -> str:
-    """Return JSON that every parser takes: pure ASCII, infinities and NaN as null."""
+    """Return JSON that every parser accepts: pure ASCII, infinities and NaN as null."""
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -81,7 +81,7 @@ def to_collapsed(contents: JournalContents) -> str:
     """Return collapsed stacks, ``module.function;...;leaf N`` with N in milliseconds, for any flame graph tool.
 
     A stall with several sampled stacks is divided among them by their counts; one without any stack counts as
-    ``[cause]``. What would break the format in a name (``;``, line ends) is shown as an escape.
+    ``[cause]``. Characters of a name that would break the format (``;``, line ends) are escaped.
     """
     weights: dict[tuple[str, ...], float] = defaultdict(float)
     for stall in contents.stalls:
@@ -92,7 +92,7 @@ def to_collapsed(contents: JournalContents) -> str:
 
 
 def weighted_stacks(stall: Stall) -> list[tuple[tuple[Frame, ...], float]]:
-    """Return the stacks of a stall and the seconds each stands for; they sum up to its duration."""
+    """Return the stacks of a stall with the seconds of each, which add up to its duration."""
     taken = [item for item in stall.profile if item.count > 0 and item.stack]
     whole = sum(item.count for item in taken)
     if not whole:
@@ -101,7 +101,7 @@ def weighted_stacks(stall: Stall) -> list[tuple[tuple[Frame, ...], float]]:
 
 
 def _whole(weights: Mapping[tuple[str, ...], float]) -> dict[tuple[str, ...], int]:
-    """Round to whole numbers whose sum is the rounded sum (largest remainder): many small stacks must not vanish."""
+    """Round to integers that add up to the rounded sum (largest remainder): many small stacks must not vanish."""
     rounded = {stack: math.floor(weight) for stack, weight in weights.items()}
     missing = round(math.fsum(weights.values())) - sum(rounded.values())
     by_remainder = sorted(weights, key=lambda stack: (rounded[stack] - weights[stack], stack))

@@ -1,7 +1,7 @@
-"""The report as one HTML page that needs nothing but itself: no network, no other file.
+"""The report as one self-contained HTML page: no network, no other file.
 
-Names in a journal are foreign text. They travel as escaped JSON, enter the page as text nodes only, and the page's
-policy (CSP with the hashes of its one script and one style sheet) forbids everything else to run or to load.
+Names in a journal are untrusted text. They are embedded as escaped JSON, enter the page as text nodes only, and the
+page's policy (CSP with the hashes of its one script and one style sheet) forbids everything else to run or to load.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from loopwatch.report.text import (
 )
 
 MAX_STALLS = 20_000
-"""Stalls in one page, the longest ones; a browser gets slow beyond. The page says how many are left out."""
+"""Stalls in one page, the longest ones: more slow down a browser. The page says how many are left out."""
 
 
 def render(report: Report) -> str:
     """Return the page: tiles, timeline, culprits, flagged functions, flame graph and every stall.
 
-    To sort, filter and click through.
+    The page is interactive: sort, filter, drill down.
 
     Example:
         >>> from loopwatch.report.reader import read_journals
         >>> page = render(Report.of(read_journals("/var/log/loopwatch")))  # doctest: +SKIP
     """
-    # Inside <script>, "</script>" and "<!--" would be read by the HTML parser before JSON is.
+    # Inside <script>, the HTML parser would read "</script>" and "<!--" before JSON is parsed.
     data = strict_json(_payload(report))
     for char in "<>&":
         data = data.replace(char, f"\\u{ord(char):04x}")
@@ -70,14 +70,14 @@ def _digest(text: str) -> str:
 
 
 class _Table:
-    """Gives equal values one number: names, frames and stacks repeat in every stall."""
+    """Numbers distinct values: names, frames and stacks repeat in every stall."""
 
     def __init__(self) -> None:
         self.rows: list[object] = []
         self._known: dict[Hashable, int] = {}
 
     def number(self, key: Hashable, row: object = None) -> int:
-        """Return the number of ``key``; ``row`` (default: itself) is what stands in the table for it."""
+        """Return the number of ``key``; ``row`` (default: ``key``) is its entry in the table."""
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = len(self.rows)
@@ -86,7 +86,7 @@ class _Table:
 
 
 class _Payload:
-    """Collects the tables while stalls are turned into rows."""
+    """Turns stalls into rows of the page, and collects the tables that the rows refer to."""
 
     def __init__(self, runs: tables.Runs) -> None:
         self.runs = runs
@@ -94,7 +94,7 @@ class _Payload:
         self.culprits, self.processes = _Table(), _Table()
 
     def row(self, stall: Stall) -> dict[str, object]:
-        """Return one stall for the page; what is empty is left out."""
+        """Return the row of one stall."""
         culprit = stall.culprit
         who = tables.culprit_name(stall), culprit.file if culprit else ""
         stacks = [(self._stack(stack or _stand_in(stall)), round(share, 6)) for stack, share in weighted_stacks(stall)]
@@ -165,7 +165,7 @@ def _flagged(row: tables.FlaggedRow) -> list[str]:
 
 
 def _stand_in(stall: Stall) -> tuple[Frame, ...]:
-    """A stall without a stack still has its place in the flame graph, as in collapsed stacks."""
+    """Return a stack for a stall without one, so that the flame graph has it, as collapsed stacks do."""
     return (Frame(f"[{stall.cause}]", "", "", 0),)
 
 
@@ -180,7 +180,7 @@ _SHARES = frozenset(("moving", "syscall_share", "hog", "in_call"))
 
 
 def _fact(name: str, value: object) -> str:
-    """Return a field of Evidence for people, ``""`` where it says nothing."""
+    """Return a field of Evidence for people to read, ``""`` if it is empty or zero."""
     if value is None or value is False or value == 0:
         return ""
     if isinstance(value, float) and name in _TIMES:

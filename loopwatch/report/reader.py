@@ -1,4 +1,4 @@
-"""Reads journals and hang files, whole, torn, rotated or foreign; what they mean is the business of the report."""
+"""Reads journals and hang files, whole, torn, rotated or foreign; the tables of the report interpret them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from loopwatch.sinks.json_checks import fits, json_object
 TORN = "torn last line, the process was killed or is still writing"
 """The one reason in :class:`Skipped` that is normal."""
 
-_FOREIGN_AFTER = 100  # lines without one record, after which a file counts as not ours
+_FOREIGN_AFTER = 100  # lines without a record after which a file is no journal
 _LONGEST_LINE = 64 * 1024 * 1024  # bytes; a binary file may have no line end at all
-_YEAR_10000 = 253402300800.0  # s since the epoch
-_HANG_TAIL = 8 * 1024 * 1024  # bytes; the last dump is what counts
+_YEAR_10000 = 253402300800.0  # seconds since the epoch
+_HANG_TAIL = 8 * 1024 * 1024  # bytes; only the last dump is needed
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a process says of itself at the start of its journal; once a run, rotated files repeat it.
+    """The header of a journal: describes its process; once per run, repeated in rotated files.
 
     Attributes:
         file: path it was read from.
@@ -53,11 +53,11 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What was passed over in one file.
+    """Lines of a file that were skipped, or the whole file.
 
     Attributes:
         file: its path.
-        lines: how many lines, None for the whole file.
+        lines: number of lines, None for the whole file.
         reason: why; :data:`TORN` is normal.
     """
 
@@ -71,12 +71,12 @@ class JournalContents:
     """Everything found in a set of journals.
 
     Attributes:
-        stalls: in order of ``started_at``; the early notice of a block is there only if its end was not journaled.
-        expected: blocks that were expected, which are no stalls; in the same order.
-        headers: in order of ``started_at``, one for each run of a process.
+        stalls: sorted by ``started_at``; includes the early notice of a block only if its end was not journaled.
+        expected: expected blocks, which are no stalls; sorted likewise.
+        headers: sorted by ``started_at``, one per run of a process.
         hangs: last dump of each loop in each hang file.
-        skipped: what was passed over.
-        files: paths that were read.
+        skipped: skipped lines and files.
+        files: paths of the files that were read.
     """
 
     stalls: tuple[Stall, ...] = ()
@@ -96,7 +96,7 @@ def read_journals(target: str) -> JournalContents:
 
     Raises:
         LoopwatchError: nothing there, not readable, or no loopwatch journal at all; one line that names the file,
-            what is wrong and the remedy. A bad file among good ones is told in ``skipped`` instead.
+            the problem and the remedy. A bad file among good ones is reported in ``skipped`` instead.
 
     Example:
         >>> contents = read_journals("/var/log/loopwatch")  # doctest: +SKIP
@@ -128,7 +128,7 @@ def read_journals(target: str) -> JournalContents:
 
 @dataclass(slots=True)
 class _Part:
-    """What one file holds, not yet put together with the others."""
+    """Contents of one file, before they are merged."""
 
     file: str
     stalls: list[tuple[float, Stall]] = dataclasses.field(default_factory=list)  # with started_at of the run's header
@@ -138,7 +138,7 @@ class _Part:
 
 
 class _NotOursError(Exception):
-    """A file that cannot be read as one of ours; caught in this module, never seen outside."""
+    """The file is no readable journal or hang file; caught in this module."""
 
     def __init__(self, reason: str, remedy: str = "give the file or directory that is configured as journal") -> None:
         super().__init__(reason)
@@ -146,7 +146,7 @@ class _NotOursError(Exception):
 
 
 def _find(target: str) -> tuple[list[Path], bool]:
-    """Return the files that ``target`` means, and whether the first was named itself (its faults are errors then)."""
+    """Return the files that ``target`` means, and whether it names the first one (whose faults are then errors)."""
     path = Path(target)
     if path.is_dir():
         found = [entry for entry in path.iterdir() if entry.suffix in (".jsonl", ".hang")]
@@ -186,7 +186,7 @@ def _read_journal(path: Path) -> _Part:
 
 
 class _JournalLines:
-    """The lines of one journal, taken one after the other.
+    """Parser of one journal, fed line by line.
 
     Args:
         file: its name.
@@ -195,17 +195,17 @@ class _JournalLines:
     def __init__(self, file: str) -> None:
         self._part = _Part(file)
         self._skipped: dict[str, int] = {}
-        self._foreign = ""  # schema of another major version, while we are in its lines
+        self._foreign = ""  # schema of another major version, while within its lines
         self._run = 0.0
         self._interned = _Interner()
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was nothing of ours so far."""
+        """Whether there was no record so far."""
         return not (self._part.headers or self._part.stalls)
 
     def add(self, record: Mapping[str, object] | None, *, whole: bool) -> None:
-        """Take the record of a line, None if it has none; ``whole`` if the line has an end."""
+        """Add the record of a line, None if it has none; ``whole`` if the line has its end."""
         kind = record.get("type") if record else None
         if record and kind == "header":
             self._add_header(record)
@@ -215,7 +215,7 @@ class _JournalLines:
             self._part.stalls.append((self._run, self._interned.stall(stall)))
         elif kind != "flagged" or not fits(FlaggedFunction)(record):
             self._skip(_why_passed_over(record, kind, whole))
-        # The stalls of a flagged function say the same, and it may be rotated away while the function goes on blocking.
+        # The report recomputes flagged functions from stalls: their records may be rotated away while they still block.
 
     def _add_header(self, record: Mapping[str, object]) -> None:
         header = _header_of(record, self._part.file)
@@ -231,10 +231,10 @@ class _JournalLines:
         self._skipped[reason] = self._skipped.get(reason, 0) + 1
 
     def finished(self) -> _Part:
-        """Return what the file holds.
+        """Return the contents of the file.
 
         Raises:
-            _NotOursError: nothing of ours.
+            _NotOursError: it has no record.
         """
         if self.is_empty and self._foreign:
             raise _NotOursError(
@@ -285,7 +285,7 @@ def _opened(path: Path) -> Iterator[typing.BinaryIO]:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """Yield each line that is not blank, and whether it has its line end."""
+    """Yield each non-blank line, and whether it has its line end."""
     with _opened(path) as file:
         while raw := file.readline(_LONGEST_LINE):
             if not raw.isspace():
@@ -307,7 +307,7 @@ def _stall_of(record: Mapping[str, object]) -> Stall | None:
         stall = Stall.from_dict(record)
     except (KeyError, TypeError, ValueError):
         return None
-    # A report computes with these two: dates end with the year 9999, and a NaN fails every comparison.
+    # The report computes with these two: dates end with the year 9999, and a NaN fails every comparison.
     return stall if 0 <= stall.started_at < _YEAR_10000 and 0 <= stall.duration < _YEAR_10000 else None
 
 
@@ -319,7 +319,7 @@ def _merge(parts: Iterable[_Part], faults: Iterable[Skipped]) -> JournalContents
         for header in part.headers:
             headers.setdefault((header.pid, header.started_at), header)
         for run, stall in part.stalls:
-            # The run belongs to the key: in containers every run has the same process id.
+            # The run is part of the key: in containers every run has the same process id.
             key = (run, stall.pid, stall.id)
             known = stalls.get(key)
             if known is None or (known.ongoing, stall.duration) >= (stall.ongoing, known.duration):
@@ -336,12 +336,13 @@ def _merge(parts: Iterable[_Part], faults: Iterable[Skipped]) -> JournalContents
 
 
 class _Interner:
-    """Makes equal frames and stacks of one file the same object: they repeat, and are most of a journal."""
+    """Shares equal frames and stacks of one file: they repeat, and make up most of a journal."""
 
     def __init__(self) -> None:
         self._known: dict[object, object] = {}
 
     def stall(self, stall: Stall) -> Stall:
+        """Return ``stall`` with shared frames and stacks."""
         profile = tuple(StackCount(self._stack(item.stack), item.count) for item in stall.profile)
         return dataclasses.replace(stall, stack=self._stack(stall.stack), profile=profile)
 

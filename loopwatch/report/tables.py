@@ -1,4 +1,4 @@
-"""The tables of a journal: pure functions from stalls to rows, and the report that holds them all.
+"""The tables of a report: pure functions from stalls to rows, and :class:`Report`, which holds all tables.
 
 Nothing here reads a file, a clock or the terminal, so the same journal always gives the same report.
 """
@@ -20,7 +20,7 @@ from loopwatch.report.reader import Header, JournalContents
 
 ROUTE = "http.route"
 
-_CLOCK_SLACK = 0.05  # s; file times come from the kernel's coarse clock, which lags behind time.time()
+_CLOCK_SLACK = 0.05  # seconds; file times come from the kernel's coarse clock, which lags behind time.time()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,13 @@ class CulpritRow:
     """One function that held the loop, over all its stalls; times in seconds.
 
     Attributes:
-        name: qualified name with its module, ``[starved]`` and the like where no code is to blame.
-        file, line: where it blocked longest; ``""`` and 0 without a culprit.
-        lines: in how many different lines of it the loop was held.
+        name: qualified name with its module, ``[starved]`` and the like if no code is to blame.
+        file, line: its line with the most blocked time; ``""`` and 0 without a culprit.
+        lines: number of different lines of it that held the loop.
         times: number of stalls.
         total, max, p50: seconds: sum, longest, median.
         causes: (cause, number of stalls), most frequent first.
-        victims: callbacks, timers and events that waited at the end of these stalls.
+        victims: callbacks, timers and events waiting at the end of these stalls.
         routes: (``http.route``, number of stalls), most frequent first.
         remedy: of its longest stall.
     """
@@ -55,17 +55,17 @@ class CulpritRow:
 
 @dataclass(frozen=True, slots=True)
 class FlaggedRow:
-    """One function that kept blocking: flagged, by the rule of :mod:`loopwatch.diagnosis.flagging`; times in seconds.
+    """One function that was flagged, by the rule of :mod:`loopwatch.diagnosis.flagging`; times in seconds.
 
     Attributes:
         name: ``module:qualname``.
-        file, line: where it blocked when it was flagged last.
+        file, line: where it blocked when last flagged.
         flagged: how often it was flagged, over all processes.
-        first_at: seconds since the epoch at which it was flagged first.
-        processes: names of the processes in which it was.
-        stalls, blocked: number and seconds of its stalls there, as far as running it off the loop cures them.
-        worst_minute: the most seconds that one process was blocked by it within a minute.
-        victims: callbacks, timers and events that waited at the end of these stalls.
+        first_at: seconds since the epoch at which it was first flagged.
+        processes: names of the processes in which it was flagged.
+        stalls, blocked: number and seconds of its stalls there, of causes that offloading cures.
+        worst_minute: the most seconds that it blocked one process within a minute.
+        victims: callbacks, timers and events waiting at the end of these stalls.
         cause: the one with the most blocked time.
         causes: (cause, number of stalls), most frequent first.
         remedy: of its latest stall of that cause.
@@ -99,13 +99,13 @@ class CauseRow:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedRow:
-    """Blocks that were expected for one reason, over all processes; times in seconds.
+    """Expected blocks of one reason, over all processes; times in seconds.
 
     Attributes:
         reason: such as ``start-up of uvicorn``.
         times, total: number of blocks, seconds in total.
-        processes: in how many runs of processes.
-        longest: of the longest: name of its culprit, file, line, seconds.
+        processes: number of process runs.
+        longest: the longest block: name of its culprit, file, line, seconds.
     """
 
     reason: str
@@ -120,11 +120,11 @@ class ProcessRow:
     """One run of one process; times in seconds.
 
     Attributes:
-        name: program and process id, with a number where an id was used again.
+        name: program and process id, with a run number if the id was reused.
         pid: process id.
-        argv0, python, version: as in the journal's header; empty if it is lost.
+        argv0, python, version: as in the journal's header; empty if that is lost.
         started_at: seconds since the epoch, 0 if unknown.
-        loops: names of the loops that were held.
+        loops: names of the blocked loops.
         times, total, max: number of stalls, seconds in total, longest.
     """
 
@@ -142,17 +142,17 @@ class ProcessRow:
 
 @dataclass(frozen=True, slots=True)
 class Unended:
-    """A block whose end was never journaled: the process hung, was killed in it, or is in it now.
+    """A block without a journaled end: the process hung, was killed in it, or is still in it.
 
     Attributes:
         process: name of the process, as in :class:`ProcessRow`.
         pid: process id.
         loop: name of the loop.
         at: seconds since the epoch at which it was last seen blocked.
-        blocked: seconds it was blocked by then at least, 0 if unknown.
-        where: the culprit, or the innermost frame of the dump; None if nothing was seen.
+        blocked: seconds that it had been blocked by then at least, 0 if unknown.
+        where: the culprit, or the innermost frame of the dump; None if unknown.
         stack: frames, outermost first.
-        cause: why, None where only a stack dump tells of it.
+        cause: why it blocked, None if only a stack dump is known.
     """
 
     process: str
@@ -178,7 +178,7 @@ class Bucket:
 
 
 def frame_name(frame: Frame) -> str:
-    """Return ``module.function``, or the function alone where the module is unknown."""
+    """Return ``module.function``, or the function alone if the module is unknown."""
     return f"{frame.module}.{frame.function}" if frame.module else frame.function
 
 
@@ -188,7 +188,7 @@ def culprit_name(stall: Stall) -> str:
 
 
 def culprits(contents: JournalContents) -> tuple[CulpritRow, ...]:
-    """Return who held the loop, the most blocked time first."""
+    """Return the culprits, most blocked time first."""
     groups: dict[tuple[str, str], list[Stall]] = defaultdict(list)
     for stall in contents.stalls:
         groups[culprit_name(stall), stall.culprit.file if stall.culprit else ""].append(stall)
@@ -220,10 +220,10 @@ def _culprit_row(name: str, file: str, stalls: Sequence[Stall]) -> CulpritRow:
 
 
 def flagged(contents: JournalContents) -> tuple[FlaggedRow, ...]:
-    """Return the functions that were flagged at any time, the most blocked time first.
+    """Return the functions that were flagged at any time, most blocked time first.
 
-    They are found anew from the stalls, in each process apart and with the default ``flag_after`` and ``flag_window``:
-    the journal's own record of a flagged function may be rotated away while that function goes on blocking.
+    They are recomputed from the stalls, per process and with the default ``flag_after`` and ``flag_window``: the
+    journal's own record of a flagged function may be rotated away while that function goes on blocking.
     """
     runs = Runs(contents.headers)
     groups: dict[tuple[str, str, str], dict[str, list[Stall]]] = defaultdict(lambda: defaultdict(list))
@@ -266,14 +266,14 @@ def _flagged_row(by_process: Mapping[str, Sequence[Stall]]) -> FlaggedRow | None
 
 
 def _flaggings(stalls: Iterable[Stall]) -> list[FlaggedFunction]:
-    """Return each time that the one function which caused ``stalls`` became flagged."""
+    """Return one record for each time that the function which caused ``stalls`` was flagged."""
     config = Config()
     flagging = Flagging(config.flag_after, config.flag_window, max_culprits=1)
     return [function for stall in stalls if (function := flagging.add(stall)) is not None]
 
 
 def _worst_minute(stalls: Sequence[Stall]) -> float:
-    """Return the most seconds blocked by stalls that end within one minute; they are in order of their end."""
+    """Return the most seconds blocked by stalls that end within one minute; ``stalls`` are sorted by end."""
     first, within, worst = 0, 0.0, 0.0
     for stall in stalls:
         within += stall.duration
@@ -302,7 +302,7 @@ def by_cause(contents: JournalContents) -> tuple[CauseRow, ...]:
 
 
 def expected(contents: JournalContents) -> tuple[ExpectedRow, ...]:
-    """Return the blocks that were expected, by reason, the most blocked time first."""
+    """Return the expected blocks by reason, most blocked time first."""
     runs = Runs(contents.headers)
     groups: dict[str, list[Stall]] = defaultdict(list)
     for block in contents.expected:
@@ -323,12 +323,12 @@ def expected(contents: JournalContents) -> tuple[ExpectedRow, ...]:
 
 
 def blocked(contents: JournalContents) -> float:
-    """Return the seconds that all loops together were held."""
+    """Return the seconds that all loops together were blocked."""
     return math.fsum(stall.duration for stall in contents.stalls)
 
 
 class Runs:
-    """Tells runs of processes apart: a process id alone does not, in a container it is the same after each restart."""
+    """Distinguishes runs of processes: a process id does not, in a container it is the same after each restart."""
 
     def __init__(self, headers: Iterable[Header]) -> None:
         self._headers: dict[int, list[Header]] = defaultdict(list)
@@ -336,7 +336,7 @@ class Runs:
             self._headers[header.pid].append(header)
 
     def of(self, pid: int, at: float) -> tuple[int, int]:
-        """Return (pid, number of its run that was under way at ``at``, from 1)."""
+        """Return (pid, number of its run at the time ``at``, from 1)."""
         starts = [header.started_at for header in self._headers.get(pid, ())]
         return pid, max(1, bisect_right(starts, at + _CLOCK_SLACK))
 
@@ -346,7 +346,7 @@ class Runs:
         return known[run[1] - 1] if len(known) >= run[1] else None
 
     def name(self, run: tuple[int, int]) -> str:
-        """Return a name for people: ``app.py (pid 7)``, and which run where there are several."""
+        """Return a display name: ``app.py (pid 7)``, with the run number if there are several."""
         header = self.header(run)
         again = f", run {run[1]}" if len(self._headers.get(run[0], ())) > 1 else ""
         return f"{header.argv0 if header and header.argv0 else 'process'} (pid {run[0]}{again})"
@@ -357,7 +357,7 @@ class Runs:
 
 
 def processes(contents: JournalContents) -> tuple[ProcessRow, ...]:
-    """Return every run of a process that left a header or a stall, the most blocked first."""
+    """Return every run of a process with a header or a stall, most blocked time first."""
     runs = Runs(contents.headers)
     groups: dict[tuple[int, int], list[Stall]] = {run: [] for run in runs}
     for stall in contents.stalls:
@@ -382,10 +382,10 @@ def processes(contents: JournalContents) -> tuple[ProcessRow, ...]:
 
 
 def unended(contents: JournalContents) -> tuple[Unended, ...]:
-    """Return the blocks that were seen to begin but not to end, the latest first.
+    """Return the blocks with a recorded begin but no end, latest first.
 
-    They are known from two sides: the early notice of a stall (``ongoing``), and the dump of faulthandler. A later
-    entry of the same loop in the same run of the process means that the loop got on after all.
+    There are two sources: the early notice of a stall (``ongoing``), and the dump of faulthandler. A later entry of
+    the same loop in the same run of the process means that the loop went on after all.
     """
     runs = Runs(contents.headers)
     ends: dict[tuple[tuple[int, int], str], float] = {}
@@ -408,7 +408,7 @@ def unended(contents: JournalContents) -> tuple[Unended, ...]:
             name = runs.name(run)
             found[run, dump.loop] = Unended(name, dump.pid, dump.loop, dump.at, 0.0, where, dump.frames, None)
         elif dump.at >= notice.at - notice.blocked:
-            # Both saw the same block: its length counts from its begin to the later of the two.
+            # Both are the same block: its length counts from its begin to the later of the two.
             at = max(dump.at, notice.at)
             found[run, dump.loop] = dataclasses.replace(
                 notice,
@@ -425,9 +425,9 @@ def timeline(stalls: Sequence[Stall], columns: int, span: tuple[float, float] | 
     """Return ``columns`` equal slices of time, each with the seconds of it that were blocked.
 
     Args:
-        stalls: whose time to count; a stall that spans several slices is divided among them.
+        stalls: stalls to count; one that spans several slices is divided among them.
         columns: number of slices.
-        span: seconds since the epoch, from and to; default from the first begin to the last end.
+        span: begin and end, seconds since the epoch; default: first begin and last end of the stalls.
     """
     if not stalls:
         return ()
@@ -456,11 +456,11 @@ class Report:
     """All tables of one journal, computed once and shown as text, as a page or as JSON.
 
     Attributes:
-        contents: what was read.
+        contents: contents of the journal.
         runs: the runs of processes.
         span: begin of the first stall and end of the last, seconds since the epoch; None without stalls.
-        blocked: seconds that all loops together were held.
-        culprits, flagged, causes, expected, processes, unended: what the functions of this module return.
+        blocked: seconds that all loops together were blocked.
+        culprits, flagged, causes, expected, processes, unended: results of the functions of this module.
     """
 
     contents: JournalContents
@@ -476,7 +476,7 @@ class Report:
 
     @classmethod
     def of(cls, contents: JournalContents) -> Report:
-        """Return the tables of ``contents``.
+        """Compute all tables of ``contents``.
 
         Example:
             >>> Report.of(JournalContents()).blocked

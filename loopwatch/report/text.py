@@ -1,4 +1,4 @@
-"""A report as text: headline, timeline, tables, for a terminal."""
+"""A report as text for a terminal: headline, tables, timeline."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def to_text(report: Report, width: int = 100, top: int = 10) -> str:
 
     Args:
         report: of a journal.
-        width: columns of the terminal; lines are cut or wrapped to it, 40 at least.
-        top: how many culprits and processes to tell of.
+        width: columns of the terminal, 40 at least; lines are truncated or wrapped to it.
+        top: number of culprits and processes to list.
     """
     width = max(40, width)
     sections = [
@@ -51,7 +51,7 @@ def to_text(report: Report, width: int = 100, top: int = 10) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a length of time for people.
+    """Return a duration for people to read.
 
     Example:
         >>> seconds(0.1234), seconds(2.5), seconds(61), seconds(7380)
@@ -86,7 +86,7 @@ def flagged_sentence(row: FlaggedRow) -> str:
 
 
 def cut(line: str, width: int) -> str:
-    """Return ``line`` cut to ``width`` characters; what is left out becomes one ellipsis in its middle third."""
+    """Return ``line`` truncated to ``width`` characters, with one ellipsis in its middle third."""
     if len(line) <= width:
         return line
     tail = width // 3
@@ -112,7 +112,7 @@ def headline(report: Report) -> str:
 
 
 def hang_sentence(hang: Unended) -> str:
-    """Return what is known of a block that never ended, in one sentence."""
+    """Return one sentence about a block that never ended."""
     where = f"in {frame_name(hang.where)} ({hang.where.file}:{hang.where.line})" if hang.where else "in unknown code"
     span = f", for at least {seconds(hang.blocked)}" if hang.blocked else ""
     return shown(f"{hang.process}, loop {hang.loop}: last seen blocked {where}{span}, at {clock(hang.at)} UTC")
@@ -235,14 +235,14 @@ def _text_processes(rows: Sequence[ProcessRow], top: int) -> list[list[str]]:
 
 
 def _text_skipped(report: Report) -> list[str]:
-    # A torn last line is how a killed process's journal always ends: no news.
+    # A torn last line is normal: the journal of a killed process ends so.
     return [
         skipped_sentence(item.file, item.lines, item.reason) for item in report.contents.skipped if item.reason != TORN
     ]
 
 
 def skipped_sentence(file: str, lines: int | None, reason: str) -> str:
-    """Return what was passed over in one file, in one line."""
+    """Return one line about the skipped part of a file."""
     return shown(f"{file}: {reason}" if lines is None else f"{file}: {_plural(lines, 'line')} {reason}")
 
 
@@ -251,7 +251,7 @@ def _text_expected(row: ExpectedRow, width: int) -> list[str]:
 
 
 def expected_sentence(row: ExpectedRow) -> str:
-    """Return what is known of blocks that were expected for one reason, in one sentence."""
+    """Return one sentence about the expected blocks of one reason."""
     name, file, line, longest = row.longest
     where = _plural(row.processes, "process", "es")
     took = f"{row.reason}: {times(row.times)}, {seconds(row.total)} in total, in {where}"

@@ -1,1 +1,1 @@
-"""Where stalls go within the process and on disk: log, journal, hang file."""
+"""Sinks: emit stalls within the process and to disk (log, journal, hang file, callbacks)."""

@@ -1,4 +1,4 @@
-"""Paths and names of the files of a process (journal, hang file), opened so that only their owner can read them."""
+"""Paths of a process's files (journal, hang file), and how to open them: readable by their owner only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import stat
 from pathlib import Path
 
 FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY"))
-"""Flags of open(2), as far as the system has them, with which nothing is followed, waited for or taken as terminal."""
+"""Flags of open(2), where the system has them: follow no link, do not block, take no controlling terminal."""
 
 
 def why_not_ours(found: os.stat_result) -> str:
-    """Return why an opened file is left alone, "" for a file of this process's user that has this one name.
+    """Return why an opened file must not be used, "" for a regular file of this process's user with a single name.
 
-    Whoever may write to the directory could have laid it out, to read along or to have a file of ours changed.
+    Any user who may write to the directory could have put it there, to read along or to get another file changed.
     """
     if not stat.S_ISREG(found.st_mode):
         return "it is not a regular file"
@@ -47,7 +47,7 @@ def hang_path(setting: str, pid: int) -> Path:
 
 
 def base_of(setting: str) -> Path:
-    """Return the common beginning of the names that ``setting`` stands for."""
+    """Return the common prefix of the file names for ``setting``."""
     path = Path(setting)
     if path.is_dir():
         return path / "loopwatch"
@@ -55,11 +55,11 @@ def base_of(setting: str) -> Path:
 
 
 def open_private(path: Path) -> int:
-    """Open a file for appending that nobody else may read, making it if need be; return the descriptor.
+    """Open a file for appending, readable by its owner only; create it if needed; return the descriptor.
 
     Raises:
-        OSError: it is a link of either kind, no regular file or another user's (which is left as it is), or cannot be
-            opened; the text names the path, why, and what to do.
+        OSError: it is a symbolic or hard link, no regular file or another user's (and is left as it is), or cannot be
+            opened; the text names the path, the reason and the remedy.
     """
     # O_RDWR: the last byte is read, and a named pipe opens at once (fifo(7)), to be refused below.
     try:

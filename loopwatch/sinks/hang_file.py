@@ -1,4 +1,4 @@
-"""Format and parser of the hang file: stacks that faulthandler's C thread wrote while Python could not run.
+"""Format and parser of the hang file: stacks written by faulthandler's C thread while Python could not run.
 
 .. code-block:: text
 
@@ -28,8 +28,8 @@ class HangDump:
     Attributes:
         loop: name of the loop.
         pid: process id.
-        frames: outermost first; functions are unqualified names, modules ``""``: that is all faulthandler tells.
-        at: seconds since the epoch at which it was written (the file's time), 0 if unknown.
+        frames: outermost first; functions are unqualified names, modules ``""``: faulthandler writes no more.
+        at: seconds since the epoch at which it was written (mtime of the file), 0 if unknown.
     """
 
     loop: str
@@ -39,17 +39,17 @@ class HangDump:
 
 
 def hang_header(pid: int, threads: Mapping[int, str]) -> str:
-    """Return the first line of a hang file: which threads run which loops.
+    """Return the first line of a hang file: the loops by their threads.
 
     Args:
         pid: process id.
-        threads: name of the loop by identifier of its thread (``Thread.ident``).
+        threads: name of each loop by ident of its thread (``Thread.ident``).
 
     Example:
         >>> hang_header(7, {0x7F12AB34CD56: "main"})
         '{"schema": "loopwatch.hang/1", "pid": 7, "threads": {"0x00007f12ab34cd56": "main"}}\\n'
     """
-    # As CPython's Python/traceback.c prints it: an unsigned long in hexadecimal, filled up with zeros.
+    # As CPython's Python/traceback.c prints it: an unsigned long in hexadecimal, zero-padded.
     digits = struct.calcsize("L") * 2
     names = {f"0x{ident:0{digits}x}": name for ident, name in threads.items()}
     import json
@@ -58,7 +58,7 @@ def hang_header(pid: int, threads: Mapping[int, str]) -> str:
 
 
 def parse_hang(text: str) -> tuple[HangDump, ...]:
-    """Return what the last dump in a hang file says of the threads named in its header; never raises.
+    """Return the stacks of the threads named in the header, from the last dump in a hang file; never raises.
 
     Example:
         >>> dump = 'Timeout (0:00:02)!\\nThread 0x00000000000000ff (most recent call first):\\n'
@@ -70,7 +70,7 @@ def parse_hang(text: str) -> tuple[HangDump, ...]:
     if header is None:
         return ()
     pid, threads = header
-    complete = text[: text.rfind("\n") + 1]  # a torn last line could name half a function
+    complete = text[: text.rfind("\n") + 1]  # a torn last line could hold half a function name
     for dump in reversed(re.split(r"^Timeout \(", complete, flags=re.MULTILINE)):
         stacks = _hang_stacks(dump)
         found = tuple(HangDump(threads[ident], pid, stacks[ident]) for ident in threads if stacks.get(ident))
@@ -86,7 +86,7 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:0[0-9a-f]|10)[0
 
 
 def hang_threads(text: str) -> tuple[int, dict[str, str]] | None:
-    """Return process id and ``{thread: loop}`` of the header of a hang file, None if it has none."""
+    """Return process id and ``{thread: loop}`` from the header of a hang file, None if it has no header."""
     header = json_object(text.partition("\n")[0])
     if header is None or not str(header.get("schema")).startswith(SCHEMA):
         return None
@@ -110,5 +110,5 @@ def _hang_stacks(dump: str) -> dict[str, tuple[Frame, ...]]:
 
 
 def _unescaped(text: str) -> str:
-    """Undo faulthandler's escapes (it prints ASCII only), or names in other scripts could not be read."""
+    """Undo faulthandler's escapes of non-ASCII names (it prints ASCII only)."""
     return _ESCAPE.sub(lambda match: chr(int(match[1] or match[2] or match[3], 16)), text)

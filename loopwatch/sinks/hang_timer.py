@@ -1,8 +1,8 @@
-"""The stack of a hang during which no Python can run, written by faulthandler's own C thread.
+"""The hang timer: faulthandler's C thread writes the stack of a hang during which no Python can run.
 
-The timer is armed again and again by the watcher; only when the watcher has been kept from running for long does it
-expire and write into a private file beside the journal, which survives ``kill -9``. There is one such timer in a
-process: it is left alone if somebody else uses it.
+The watcher re-arms the timer again and again; it expires only when the watcher is kept from running for long, and
+writes to a private file beside the journal, which survives ``kill -9``. A process has only one such timer: it is left
+alone if other code uses it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from loopwatch.sinks.hang_file import HangDump, hang_header, parse_hang
 _NEVER = float("-inf")
 
 _CLOCK_SLACK = 0.1
-"""s; times of files are those of the kernel's coarse clock (inode_set_ctime_current in Linux fs/inode.c)."""
+"""Seconds; file times come from the kernel's coarse clock (inode_set_ctime_current in Linux fs/inode.c)."""
 
 
 class HangTimer:
@@ -35,12 +35,12 @@ class HangTimer:
 
     Args:
         setting: ``Config.journal``.
-        hang_after: s; the timer expires between half of it and all of it after the interpreter stopped.
-        patches: used to notice that somebody else uses the timer.
+        hang_after: seconds; the timer expires between half of it and all of it after the interpreter stopped.
+        patches: used to notice that other code uses the timer.
     """
 
     def __init__(self, setting: str, hang_after: float, patches: PatchSet) -> None:
-        import faulthandler  # a sub-interpreter, in which this module may be imported, may not import it
+        import faulthandler  # here: a sub-interpreter may import this module, but not faulthandler
 
         self._faulthandler = faulthandler
         self.path = hang_path(setting, os.getpid())
@@ -55,8 +55,8 @@ class HangTimer:
         self._threads: dict[int, str] = {}
         self._written = 0
         self._dumps: deque[HangDump] = deque(maxlen=32)
-        self._arming: int | None = None  # ident of the thread that does
-        # pytest arms the timer around each test, if it is so configured.
+        self._arming: int | None = None  # ident of the arming thread
+        # pytest arms the timer around each test, if configured to.
         self._yielded = loaded("_pytest.faulthandler") is not None
         self._watching: list[Patch] = []
         if not self._yielded:
@@ -64,12 +64,12 @@ class HangTimer:
                 self._watching.append(patches.around(faulthandler, name, self._noticed))
 
     def tick(self, now: float, threads: Mapping[int, str], pace: float) -> None:
-        """Arm the timer again if it is time; in the watcher's thread.
+        """Re-arm the timer if it is due; in the watcher's thread.
 
         Args:
             now: ``time.monotonic`` seconds.
-            threads: ident of each loop's thread, and the loop's name.
-            pace: s to the next tick at most, while Python runs.
+            threads: name of each loop by ident of its thread.
+            pace: seconds to the next tick at most, while Python runs.
 
         Raises:
             OSError: the file cannot be written.
@@ -88,12 +88,12 @@ class HangTimer:
             self._arm(max(self._hang_after, 2 * pace) if threads else None)
 
     def dump_of(self, loop: str, since: float, until: float) -> tuple[Frame, ...]:
-        """Return the stack that was written while ``loop`` was blocked; () if none was.
+        """Return the stack that was written while ``loop`` was blocked; () if there is none.
 
         Args:
             loop: name of the loop.
-            since, until: bounds of the block, s since the epoch; a stack from outside belongs to something else, such
-                as a process that was stopped.
+            since, until: bounds of the block, seconds since the epoch; a stack from outside belongs to another event,
+                such as a stopped process.
         """
         with self._lock:
             if not self._closed:
@@ -123,10 +123,10 @@ class HangTimer:
                 descriptors.close(self._file, self._mark)
                 self._file = None
                 if self._mark is not None and self._mark == descriptors.mark_of(self.path):
-                    self.path.unlink(missing_ok=True)  # not what somebody has put in its place
+                    self.path.unlink(missing_ok=True)  # not a file that has replaced it
 
     def abandon(self) -> None:
-        """Drop the file in a forked child: it is the parent's, and so was the timer."""
+        """Close the file in a forked child: it is the parent's, as is the timer."""
         self._closed = True
         for patch in self._watching:
             self._patches.undo(patch)
@@ -136,10 +136,10 @@ class HangTimer:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the timer disarmed for a fork, until the context is left.
+        """Return a context manager that keeps the timer disarmed, for a fork.
 
-        In a child that is forked while it is armed, the next use of the timer and the end of the interpreter wait for
-        ever for the timer's thread (``cancel_dump_traceback_later`` in CPython's Modules/faulthandler.c).
+        In a child forked while it is armed, the next use of the timer and the exit of the interpreter wait for ever
+        for the timer's thread (``cancel_dump_traceback_later`` in CPython's Modules/faulthandler.c).
         """
         with self._lock:
             if self._armed and not self._yielded:
@@ -163,7 +163,7 @@ class HangTimer:
             self._arming = None
 
     def _see_whether_lost(self) -> None:
-        """Have nothing written to a file of the program, whose descriptor has the number that ours had."""
+        """Disarm if the descriptor now belongs to a file of the program, which reused its number."""
         if self._file is not None and descriptors.mark(self._file) != self._mark:
             self._disarm()
             self._file, self._armed_at = None, _NEVER
@@ -177,7 +177,7 @@ class HangTimer:
         self._written = os.write(self._file, hang_header(os.getpid(), threads).encode())
 
     def _keep_dump(self) -> None:
-        """Python runs, so a hang that was written down is over: keep its stacks for the stall, clear the file."""
+        """Keep the stacks of a dump for its stall and clear the file: Python runs, so the hang is over."""
         if self._file is None or os.fstat(self._file).st_size <= self._written:
             return
         self._disarm()  # waits for the timer's thread, which may still be writing
@@ -189,7 +189,7 @@ class HangTimer:
 
     def _noticed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._arming != threading.get_ident():
-            with self._lock:  # or the watcher could arm it once more, over theirs
+            with self._lock:  # or the watcher could arm it once more, over the new one
                 self._yielded = True
         return original(*args, **kwargs)
 
@@ -197,11 +197,11 @@ class HangTimer:
 def leftover_hangs(setting: str, hang_after: float) -> list[Stall]:
     """Return the hangs in which earlier processes of this journal ended, and remove their files.
 
-    Of several processes that look at the same time, one gets each. Links and files of other users are left alone.
+    If several processes read at the same time, one gets each hang. Links and files of other users are left alone.
 
     Args:
         setting: ``Config.journal``.
-        hang_after: s, the least that such a hang had lasted.
+        hang_after: seconds, the minimum length of such a hang.
 
     Raises:
         OSError: the directory cannot be read.
@@ -218,7 +218,7 @@ def leftover_hangs(setting: str, hang_after: float) -> list[Stall]:
 
 
 def _taken(path: Path) -> list[HangDump]:
-    """Read a hang file and remove it; nothing if it is not ours, or somebody else was first."""
+    """Read a hang file and remove it; empty if it is not this user's, or another process was first."""
     try:
         fd = os.open(path, os.O_RDONLY | FLAGS)
     except OSError:

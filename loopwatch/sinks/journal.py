@@ -1,14 +1,14 @@
-"""The journal: stalls as JSON lines, one file per process, written so that ``kill -9`` costs one line at most.
+"""The journal: stalls as JSON lines, one file per process; ``kill -9`` costs one line at most.
 
 .. code-block:: text
 
-    stalls.123.jsonl      {"type": "header", "schema": "loopwatch.journal/1", ...}   one line a record
+    stalls.123.jsonl      {"type": "header", "schema": "loopwatch.journal/1", ...}   one line per record
                           {"type": "stall", "id": ..., ...}                          Stall.to_dict()
                           {"type": "flagged", "name": ..., ...}                      FlaggedFunction.to_dict()
-    stalls.123.1.jsonl    what the file above was before it was rotated
+    stalls.123.1.jsonl    the previous file above, after rotation
     stalls.123.hang       see :mod:`loopwatch.sinks.hang_file`
 
-It is read by :mod:`loopwatch.report.reader`.
+Its reader is :mod:`loopwatch.report.reader`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ SCHEMA = "loopwatch.journal/1"
 
 
 class JournalWriter:
-    """Appends stalls to one process's journal; for one thread, and for one process: a fork needs its own.
+    """Appends stalls to the journal of one process; for a single thread. A forked child needs its own.
 
     Each line is one ``write`` to a descriptor in append mode, so a process killed at any time leaves whole lines
-    and at most one torn one. When the file would pass half of ``max_bytes`` it becomes ``NAME.<pid>.1.jsonl``, in
-    place of an older one.
+    and at most one torn one. A file that would pass half of ``max_bytes`` is renamed to ``NAME.<pid>.1.jsonl``,
+    replacing an older one.
 
     Args:
         path: of the file, see :func:`loopwatch.sinks.files.journal_path`. Opened at the first write, with mode
-            0600; a symbolic link, or a file of another user, is refused.
-        max_bytes: bytes that the file and its predecessor may take together.
+            0600; a symbolic link or another user's file is refused.
+        max_bytes: size limit of the file and its predecessor together.
 
     Attributes:
         path: of the file.
-        dropped: records left out because their line would not fit, that of a stall even without its stacks.
+        dropped: records left out because their line would not fit; a stall, even without its stacks.
 
     Example:
         >>> writer = JournalWriter(journal_path("/var/log/stalls.jsonl", os.getpid()), 1 << 20)  # doctest: +SKIP
@@ -63,7 +63,7 @@ class JournalWriter:
         self._mark: descriptors.Mark = None
 
     def write(self, stall: Stall) -> bool:
-        """Append one stall; return False if it was left out as too large (see ``dropped``).
+        """Append one stall; return False if it was too large (see ``dropped``).
 
         Raises:
             OSError: the file cannot be opened, rotated or written (disk full); no torn line is left behind.
@@ -72,7 +72,7 @@ class JournalWriter:
         return self._write(header, _stall_line(stall, self._limit - len(header)))
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
-        """Append a stall, and the function that it has flagged.
+        """Append a stall, and the function that it flagged.
 
         Raises:
             OSError: as :meth:`write`.
@@ -82,7 +82,7 @@ class JournalWriter:
             self.write_flagged(flagged)
 
     def write_flagged(self, function: FlaggedFunction) -> bool:
-        """Append a function that has just been flagged, as :meth:`write` does a stall."""
+        """Append a function that has just been flagged; as :meth:`write`."""
         header, line = self._header(), _line({"type": "flagged", **function.to_dict()})
         return self._write(header, line if len(line) <= self._limit - len(header) else None)
 
@@ -105,14 +105,14 @@ class JournalWriter:
             descriptors.close(fd, self._mark)
 
     def abandon(self) -> None:
-        """Drop the file in a forked child: it is the parent's. Nothing is buffered, so nothing is written twice."""
+        """Close the file in a forked child: it is the parent's. Nothing is buffered, so nothing is written twice."""
         self.close()
 
     def _current(self, header: bytes) -> int:
-        """Return a descriptor of the file that stands at ``path`` now.
+        """Return a descriptor of the file that is at ``path`` now.
 
-        Somebody may have moved or removed it (logrotate, a clean-up, a container that shares both directory and
-        process id): writing on would go where no report looks, so a new one is begun.
+        It may have been moved or removed (logrotate, a clean-up, a container that shares both directory and process
+        id): no report would read further lines there, so a new file is begun.
         """
         if self._fd is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -150,7 +150,7 @@ def _line(record: Mapping[str, object]) -> bytes:
 
 
 def _stall_line(stall: Stall, limit: int) -> bytes | None:
-    """Return the line, without what is longest in it where it would pass ``limit``; None if even that is too long."""
+    """Return the line, without its longest fields if it would pass ``limit``; None if even that is too long."""
     record: dict[str, object] = {"type": "stall", **stall.to_dict()}
     for more in ((), ("profile",), ("stack",), ("context", "remedy")):
         for name in more:
@@ -162,7 +162,7 @@ def _stall_line(stall: Stall, limit: int) -> bytes | None:
 
 
 def _line_end(fd: int) -> bytes:
-    """Return the line end that a killed process with the same id (containers: always 1) did not come to write."""
+    """Return the line end that is missing after a killed process with the same id (containers: always 1)."""
     size = os.fstat(fd).st_size
     return b"\n" if size and os.pread(fd, 1, size - 1) != b"\n" else b""
 
@@ -172,7 +172,7 @@ def _append(fd: int, line: bytes) -> None:
     written = os.write(fd, line)
     if written == len(line):
         return
-    # write(2): a full disk, a quota or RLIMIT_FSIZE first take a part. Cut it off, unless somebody wrote behind it.
+    # write(2): a full disk, a quota or RLIMIT_FSIZE first take a part. Truncate that, unless other data follows it.
     if os.fstat(fd).st_size == start + written:
         os.ftruncate(fd, start)
     raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written")

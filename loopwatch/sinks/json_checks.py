@@ -13,9 +13,9 @@ from enum import StrEnum
 
 
 def json_object(raw: bytes | str) -> dict[str, object] | None:
-    """Return the JSON object in ``raw``, None if it holds none."""
+    """Return the JSON object in ``raw``, None if there is none."""
     try:
-        # RecursionError: "[[[[..." is what a foreign file may well hold.
+        # RecursionError: a foreign file may hold "[[[[...".
         record: object = json.loads(raw)
     except (ValueError, RecursionError):
         return None
@@ -24,10 +24,9 @@ def json_object(raw: bytes | str) -> dict[str, object] | None:
 
 @functools.cache
 def fits(hint: object) -> Callable[[object], bool]:
-    """Return a check whether a value out of JSON has the type ``hint``, down to the last field of a record.
+    """Return a function that checks a value from JSON against the type ``hint``, down to each field of a record.
 
-    The records themselves take anything, and a report that met a text for a duration would fail far from the file
-    that is at fault.
+    The records themselves do not check types; a report on a string as duration would fail far from the bad file.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -42,7 +41,7 @@ def fits(hint: object) -> Callable[[object], bool]:
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return lambda value: isinstance(value, str) and value in hint.__members__.values()
     if hint is float:
-        # 1e308 as an integer literal would not go into a float.
+        # A huge integer literal does not fit into a float.
         return lambda value: isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
     if hint is int:
         return lambda value: type(value) is int and abs(value) < 2**63
@@ -71,7 +70,7 @@ def _record(record: type) -> Callable[[object], bool]:
     }
 
     def check(value: object) -> bool:
-        # Fields of a later version are passed over, as from_dict() does.
+        # Fields of a later version are ignored, as in from_dict().
         return (
             isinstance(value, dict)
             and needed <= value.keys()

@@ -1,6 +1,6 @@
-"""The sinks on this machine: opens, feeds and closes the log, the journal and the timer of the hang file.
+"""The local sinks: opens, feeds and closes the log, the journal and the timer of the hang file.
 
-Each fails by itself, and is switched off by itself.
+Each fails, and is switched off, independently of the others.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class LocalSinks:
 
     Args:
         config: settings.
-        patches: for what the timer replaces.
+        patches: records attributes that the hang timer replaces.
         faults: of the agent.
 
     Attributes:
-        hang: the timer, None without a journal.
+        hang: the hang timer, None without a journal.
     """
 
     def __init__(self, config: Config, patches: PatchSet, faults: Faults) -> None:
@@ -45,7 +45,7 @@ class LocalSinks:
         self.hang: HangTimer | None = None
 
     def configure(self, config: Config, *, is_open: bool) -> None:
-        """Take other settings; the files are opened anew if they are concerned and open."""
+        """Apply changed settings; open files are reopened if their settings changed."""
         changes = config.changes_from(self._config)
         self._config = config
         self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
@@ -54,15 +54,15 @@ class LocalSinks:
             self.open()
 
     def open(self, *, leftovers: bool = True) -> None:
-        """Begin to write, if there is a journal.
+        """Open the files, if a journal is configured.
 
         Args:
-            leftovers: whether hangs that ended with their process, before this one, are told.
+            leftovers: whether to report hangs in which earlier processes ended.
         """
         setting = self._config.journal
         if setting is None:
             return
-        with self._faults.guard("journal"):  # loaded only where there is one
+        with self._faults.guard("journal"):  # imported only with a journal
             from loopwatch.sinks.files import journal_path
             from loopwatch.sinks.journal import JournalWriter
 
@@ -75,7 +75,7 @@ class LocalSinks:
             self.hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the files."""
         for part, file in (("journal", self._journal), ("hang", self.hang)):
             if file is not None:
                 with self._faults.guard(part):
@@ -83,14 +83,14 @@ class LocalSinks:
         self._journal = self.hang = None
 
     def abandon(self) -> None:
-        """Let go of the parent's files in a forked child."""
+        """Close the parent's files in a forked child."""
         for file in (self._journal, self.hang):
             if file is not None:
                 file.abandon()
         self._journal = self.hang = None
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Return what keeps the timer from being wound, for as long as a fork takes."""
+        """Return a context manager that keeps the timer disarmed during a fork."""
         return contextlib.nullcontext() if self.hang is None else self.hang.held()
 
     def in_use(self) -> list[tuple[str, StallSink]]:
@@ -99,34 +99,34 @@ class LocalSinks:
         return [("log", self._log), *([] if journal is None else [("journal", journal)])]
 
     def record_expected(self, stall: Stall) -> None:
-        """Journal a block that was expected: it is not logged as a stall is."""
+        """Journal an expected block, which is not logged as a stall."""
         if (journal := self._journal) is not None:
             self._faults.attempt("journal", lambda: journal.write(stall), None)
 
     def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
-        """Log how long a loop was held by blocks that were expected, in one line."""
+        """Log expected blocks in one line."""
         self._faults.attempt("log", lambda: self._log.expected(blocks, note), None)
 
     def dump_of(self, seen: Observation) -> tuple[Frame, ...]:
-        """Return the stack that the timer wrote down during a block, empty if it did not."""
+        """Return the stack that the hang timer wrote during a block, empty if there is none."""
         if (hang := self.hang) is None:
             return ()
         ended_at = seen.started_at + seen.end - seen.start
         return self._faults.attempt("hang", lambda: hang.dump_of(seen.loop, seen.started_at, ended_at), ())
 
     def tick(self, now: float, threads: Mapping[int, str], longest_sleep: float) -> None:
-        """Wind the timer; in the watcher's thread.
+        """Re-arm the hang timer; in the watcher's thread.
 
         Args:
-            now: ``time.monotonic`` s.
-            threads: names of the loops that run, by the ident of their threads.
-            longest_sleep: s until the next tick at most.
+            now: ``time.monotonic`` seconds.
+            threads: name of each running loop by ident of its thread.
+            longest_sleep: seconds until the next tick at most.
         """
         if (hang := self.hang) is not None:
             self._faults.attempt("hang", lambda: hang.tick(now, dict(threads), longest_sleep), None)
 
     def disarm(self) -> None:
-        """Stop the timer while nobody winds it: it would take a healthy program for one that hangs."""
+        """Disarm the hang timer while it is not re-armed: it would take a healthy program for a hang."""
         if self.hang is not None:
             with self._faults.guard("hang"):
                 self.hang.disarm()

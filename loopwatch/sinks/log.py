@@ -1,4 +1,4 @@
-"""One line a stall in the standard library's logging, rate-limited for each culprit; one for a function flagged."""
+"""The log sink: one line per stall in the standard library's logging, rate-limited per culprit; one per flagging."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
-from loopwatch.events import Cause, ExpectedBlocks, FlaggedFunction, Stall, culprit_key
+from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.events import ExpectedBlocks, FlaggedFunction, Stall, culprit_key
 
 OTHER = "other"
 
@@ -19,9 +20,9 @@ class LogSink:
 
     Args:
         level: logging level.
-        interval: s between two lines of one culprit; what is held back is counted in the next line.
-        max_culprits: culprits told apart; all further ones share one allowance.
-        clock: monotonic seconds.
+        interval: seconds between two lines of one culprit; suppressed lines are counted in the next one.
+        max_culprits: culprits with a limit of their own; all further ones share one.
+        clock: monotonic clock, seconds.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class LogSink:
         self._held: dict[str, int] = {}
 
     def __call__(self, stall: Stall) -> None:
-        """Write the line for ``stall``, unless its culprit had one too recently. A hang always gets its line."""
+        """Log ``stall``, unless its culprit was logged too recently; a hang is always logged."""
         key = self._key(stall)
         now = self._clock()
         last = self._last.get(key)
@@ -46,17 +47,17 @@ class LogSink:
         log.write(self.level, text, extra={"loopwatch": stall.to_dict()})
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
-        """Write the line for ``stall``, and that for the function which it has flagged."""
+        """Log ``stall``, and the function that it flagged."""
         self(stall)
         if flagged is not None:
             self.flagged(flagged)
 
     def flagged(self, function: FlaggedFunction) -> None:
-        """Write the line for ``function``, which has just been flagged."""
+        """Log ``function``, which has just been flagged."""
         log.write(self.level, describe_flagged(function), extra={"loopwatch_flagged": function.to_dict()})
 
     def expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
-        """Write the line for ``blocks``, which are over; its record carries them as ``record.loopwatch_expected``."""
+        """Log ``blocks``, which are over; the record carries them as ``record.loopwatch_expected``."""
         extra = {"loopwatch_expected": blocks.to_dict()}
         log.write(self.level, describe_expected(blocks) + (f"; {note}" if note else ""), extra=extra)
 
@@ -65,24 +66,8 @@ class LogSink:
         return key if key in self._last or len(self._last) < self.max_culprits else OTHER
 
 
-_DID = {
-    Cause.PYTHON: "running Python code",
-    Cause.NATIVE_GIL: "inside C code that keeps the GIL",
-    Cause.NATIVE: "inside C code",
-    Cause.IO: "waiting for I/O",
-    Cause.SLEEP: "sleeping",
-    Cause.LOCK: "waiting for a lock",
-    Cause.GIL: "waiting for the GIL, held by another thread",
-    Cause.GC: "in the garbage collector",
-    Cause.STARVED: "runnable but given no processor",
-    Cause.SUSPENDED: "stopped, together with the whole process",
-    Cause.OVERLOAD: "running too many callbacks in one pass",
-    Cause.UNKNOWN: "for an unknown reason",
-}
-
-
 def describe(stall: Stall) -> str:
-    """Return one line: how long, where, why, whom it hurt, and what to do.
+    """Return one line: how long, where, why, how many waiters, and what to do.
 
     Example: ``loop 'main' blocked 312 ms by resize (/srv/app/images.py:41): running Python code; GET /thumb;
     17 waited. Move it to ...``
@@ -91,7 +76,7 @@ def describe(stall: Stall) -> str:
     parts = [f"loop {stall.loop!r} {verb} {_duration(stall.duration)}"]
     if stall.culprit is not None:
         parts.append(f" by {stall.culprit}")
-    parts.append(f": {_DID[stall.cause]} ({stall.cause.value})")
+    parts.append(f": {CAUSES[stall.cause].doing} ({stall.cause.value})")
     if stall.leaf is not None and stall.culprit is not None and stall.leaf != stall.culprit:
         parts.append(f", in {stall.leaf.function}")
     if route := stall.context.get("http.route"):
@@ -111,7 +96,7 @@ def describe_flagged(function: FlaggedFunction) -> str:
     """
     times = "once" if function.stalls == 1 else f"{function.stalls} times"
     advice = [function.remedy.removesuffix(".")] if function.remedy else []
-    if function.offloadable and not function.name.endswith(">"):  # nothing decorates a lambda or a comprehension
+    if function.offloadable and not function.name.endswith(">"):  # a lambda or comprehension cannot be decorated
         advice.append("it can be moved to a worker with @loopwatch.offload")
     return (
         f"loopwatch: {function.name} blocked the loop {times} in the last {function.window:g} s, "
@@ -120,7 +105,7 @@ def describe_flagged(function: FlaggedFunction) -> str:
 
 
 def describe_expected(blocks: ExpectedBlocks) -> str:
-    """Return one line: why blocks were expected, how long they held the loop, and what held it longest.
+    """Return one line: why blocks were expected, how long they held the loop, and the longest of them.
 
     Example: ``loopwatch: start-up of uvicorn held the loop 'main' for 1.15 s in 3 blocks; longest 900 ms by load
     (/srv/app/models.py:7): running Python code (python)``
@@ -128,7 +113,7 @@ def describe_expected(blocks: ExpectedBlocks) -> str:
     held = f"loopwatch: {blocks.reason} held the loop {blocks.loop!r} for {_duration(blocks.blocked)}"
     longest = f" in {blocks.blocks} blocks; longest {_duration(blocks.longest)}" if blocks.blocks > 1 else ""
     by = "" if blocks.culprit is None else f" by {blocks.culprit}"
-    return f"{held}{longest}{by}: {_DID[blocks.cause]} ({blocks.cause.value})"
+    return f"{held}{longest}{by}: {CAUSES[blocks.cause].doing} ({blocks.cause.value})"
 
 
 def _duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""The way of a stall: an observation is diagnosed, the stall kept, its function flagged, and emitted to every sink.
+"""The stall pipeline: diagnoses an observation, keeps the stall, flags its function, and emits it to every sink.
 
-All of it runs in the sink thread. Sinks are guarded here and nowhere else: one that raises is counted under its
-part's name, left out for a while if it goes on, and keeps no other sink from its stall.
+All of it runs in the sink thread. Sinks are guarded here and nowhere else: an exception is counted under the sink's
+part name, a sink that keeps failing is switched off for a while, and the other sinks still get the stall.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from loopwatch.watch.observation import Observation
 
 
 class StallSink(Protocol):
-    """Takes stalls that are over, and hangs that go on."""
+    """A sink: takes stalls that are over, and hangs that go on."""
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, span: Any) -> object:
-        """Take one stall; what is raised is counted.
+        """Take one stall; an exception is counted.
 
         Args:
-            stall: what is emitted.
-            flagged: the function that it has flagged, None if it has not.
+            stall: the stall.
+            flagged: the function that it flagged, None if it did not.
             span: context of the span that was current where the loop was blocked, None if there was none.
         """
 
 
 NamedSinks = Callable[[], Iterable[tuple[str, StallSink]]]
-"""Returns sinks, each with its part's name, in the order in which they take a stall."""
+"""Returns sinks with their part names, in the order in which they take a stall."""
 
 
 class StallPipeline:
-    """Makes stalls of observations.
+    """Turns observations into stalls and emits them.
 
     Args:
-        config: returns the settings in force.
+        config: returns the current settings.
         faults: of the agent.
         sinks: returns the sinks in use.
-        expected: takes a block that was expected, which is no stall.
-        dropped: takes the id of an observation of which no stall is made.
-        dump_of: returns the stack that was written down during a block, empty if there is none.
+        expected: takes an expected block, which is no stall.
+        dropped: called with the id of an observation that makes no stall.
+        dump_of: returns the stack that the hang timer wrote during a block, empty if there is none.
 
     Attributes:
         ring: the latest stalls, oldest first.
@@ -70,7 +70,7 @@ class StallPipeline:
         self._site = Site.here(now.user_code, now.library_code)
 
     def configure(self) -> None:
-        """Take the settings in force."""
+        """Apply the current settings."""
         now = self._config()
         self.ring = deque(self.ring, maxlen=now.max_stalls)
         self._site = Site.here(now.user_code, now.library_code)
@@ -83,11 +83,11 @@ class StallPipeline:
         self._flagging.clear()
 
     def flagged(self, now: float) -> tuple[FlaggedFunction, ...]:
-        """Return the functions that keep blocking at ``now``, seconds since the epoch; most blocked time first."""
+        """Return the functions that are flagged at ``now``, seconds since the epoch; most blocked time first."""
         return self._faults.attempt("flagging", lambda: self._flagging.flagged(now), ())
 
     def take(self, seen: Observation) -> None:
-        """Take an observation: emit the stall that it is."""
+        """Diagnose an observation and emit its stall."""
         dump = self._dump_of(seen)
         bare = undiagnosed(seen, self._config().threshold)
         stall = self._faults.attempt("diagnosis", lambda: self._diagnose(seen, dump), bare, about=seen.id)
@@ -106,7 +106,7 @@ class StallPipeline:
         self._faults.attempt(part, lambda: sink.emit(stall, flagged, span), None)
 
     def diagnose_early(self, seen: Observation) -> Stall | None:
-        """Return what a block that goes on looks like by now; None where that cannot be said."""
+        """Return the early diagnosis of an ongoing block; None if there is none."""
         return self._faults.attempt("diagnosis", lambda: self._diagnose(seen), None)
 
     def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:

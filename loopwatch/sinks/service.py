@@ -1,6 +1,6 @@
-"""The sink service of the agent: makes stalls of observations in a thread of its own, and emits them to every sink.
+"""The sink service of the agent: turns observations into stalls in its own thread, and emits them to every sink.
 
-That thread may block: a slow disk, log handler or callback delays what comes after it, never a loop or the watcher.
+That thread may block: a slow disk, log handler or callback delays later stalls, never a loop or the watcher.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Callback = Callable[[Stall], object]
 
 
 class Callbacks:
-    """The program's ``on_stall`` callbacks, as a sink: one that raises is removed and logged; the others go on.
+    """The sink of the program's ``on_stall`` callbacks: one that raises is removed and logged; the others go on.
 
     Args:
-        configured: returns the callback of the settings in force, None if there is none.
+        configured: returns the configured callback, None if there is none.
         faults: of the agent.
     """
 
@@ -40,12 +40,12 @@ class Callbacks:
         self._failed: Callback | None = None
 
     def add(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback`` with each stall from now on; return what ends that."""
+        """Call ``callback`` with each stall from now on; return a function that removes it."""
         self._added.append(callback)
         return lambda: self._remove(callback)
 
     def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: object = None) -> None:
-        """Call each of them with ``stall``."""
+        """Call each callback with ``stall``."""
         configured = self._configured()
         for callback in (configured, *self._added):
             if callback is not None and callback is not self._failed:
@@ -65,7 +65,7 @@ class Callbacks:
                 self._failed = callback
 
     def retry(self) -> None:
-        """Call the configured one again, if it was removed."""
+        """Use the configured callback again, if it was removed."""
         self._failed = None
 
     def _remove(self, callback: Callback) -> None:
@@ -74,19 +74,19 @@ class Callbacks:
 
 
 class SinkService:
-    """What becomes of observations.
+    """Diagnoses observations, and emits their stalls to every sink.
 
     Args:
-        config: returns the settings in force.
-        patches: where replaced attributes are kept.
+        config: returns the current settings.
+        patches: records replaced attributes.
         faults: of the agent.
         before: returns the sinks of other services that take a stall before the log does.
         after: returns those that take it after the log and the journal; the program's callbacks come last.
-        dropped: takes the id of an observation of which no stall is made.
+        dropped: called with the id of an observation that makes no stall.
 
     Attributes:
         local: the log, the journal and the hang file.
-        callbacks: the program's.
+        callbacks: the program's callbacks.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class SinkService:
         self._renew()
 
     def _renew(self) -> None:
-        """Take a new thread and new files; the old ones have ended, or were left behind in the parent process."""
+        """Create a new thread and new files; the old ones have ended, or belong to the parent process."""
         self._thread = SinkThread(self._pipeline.take, self._faults)
         self.local = LocalSinks(self._config(), self._patches, self._faults)
 
@@ -116,19 +116,19 @@ class SinkService:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Open the files, and take observations from now on; the thread starts with the first one."""
+        """Open the files and accept observations; the thread starts with the first one."""
         if self._thread.has_stopped:
             self._renew()
         self.local.open()
 
     def configure(self, new: Config, *, is_on: bool) -> None:
-        """Take the settings in force, which are ``new``; ``is_on`` if files may be open."""
+        """Apply the settings ``new``; ``is_on`` if files may be open."""
         self.callbacks.retry()
         self._pipeline.configure()
         self.local.configure(new, is_open=is_on)
 
     def drain(self, timeout: float) -> None:
-        """Emit what waits, and end the thread; waits at most ``timeout`` seconds."""
+        """Emit queued stalls and end the thread; waits at most ``timeout`` seconds."""
         with self._faults.guard("teller"):
             self._thread.stop(timeout)
 
@@ -137,7 +137,7 @@ class SinkService:
         self.local.close()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child: without stalls, files or thread until :meth:`loop_begins`."""
+        """Start over in a forked child: without stalls, files or thread until :meth:`loop_begins`."""
         parents = self.local
         self._pipeline.clear()
         self._renew()
@@ -146,31 +146,31 @@ class SinkService:
         parents.abandon()
 
     def loop_begins(self) -> None:
-        """Open what a forked child has left closed so far; on a loop's thread, before that loop is watched."""
+        """Open the files of a forked child and release its thread; on a loop's thread, before that loop is watched."""
         if self._awaits_loop:
             self._awaits_loop = False
             self._thread.thread.release()
             off_loop(lambda: self.local.open(leftovers=False))
 
-    # -- what happens ---------------------------------------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------------------------
 
     def observe(self, seen: Observation) -> None:
-        """Take an observation; never blocks."""
+        """Queue an observation; never blocks."""
         self._thread.put(seen)
 
     def do(self, action: Action) -> bool:
-        """Do ``action`` in the thread, in turn; return False if it will not be done: too many wait, or it has ended."""
+        """Queue ``action`` for the sink thread; return False if the queue is full or the thread has ended."""
         return self._thread.do(action)
 
     def tick(self, now: float, threads: Mapping[int, str], longest_sleep: float) -> None:
-        """Wind the timer of the hang file; in the watcher's thread, see :meth:`LocalSinks.tick`."""
+        """Re-arm the timer of the hang file; in the watcher's thread, see :meth:`LocalSinks.tick`."""
         self.local.tick(now, threads, longest_sleep)
         if log.stderr.waiting and now >= self._next_flush:
             self._next_flush = now + 1.0
             self._thread.do(log.stderr.flush)
 
     def diagnose_early(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
-        """Diagnose a block that goes on for those who wait for it, then call ``then``; from the watcher's thread."""
+        """Early diagnosis: diagnose an ongoing block for its waiters, then call ``then``; from the watcher's thread."""
 
         def diagnose() -> None:
             case.foreseen = self._pipeline.diagnose_early(seen)
@@ -179,43 +179,43 @@ class SinkService:
         self._thread.do(diagnose)
 
     def start_over(self, expectation: Expectation, listens: bool) -> None:
-        """Log what held a loop while a server started on it, after the stalls so far; must not block."""
+        """Log the blocks of a server's start-up, after the stalls so far; must not block."""
 
-        def log_start() -> None:  # in turn: blocks that wait to be diagnosed are counted before
+        def log_start() -> None:  # queued: blocks that await diagnosis are counted first
             if expectation.counted.blocks:
                 self.local.log_expected(expectation.counted, "" if listens else "it has not come to listen")
 
         self._thread.do(log_start)
 
-    # -- what is asked --------------------------------------------------------------------------------------------
+    # -- queries --------------------------------------------------------------------------------------------------
 
     def stalls(self) -> tuple[Stall, ...]:
         """Return the latest stalls, oldest first."""
         return tuple(self._pipeline.ring)
 
     def flagged(self, now: float) -> tuple[FlaggedFunction, ...]:
-        """Return the functions that keep blocking at ``now``, seconds since the epoch."""
+        """Return the functions that are flagged at ``now``, seconds since the epoch."""
         return self._pipeline.flagged(now)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything observed so far is emitted, at most ``timeout`` seconds; return whether it is."""
+        """Wait until all observations so far are emitted, at most ``timeout`` seconds; return whether they are."""
         return self._thread.flush(timeout)
 
     def held(self) -> contextlib.AbstractContextManager[None]:
-        """Return what stops the timer of the hang file for as long as a fork takes."""
+        """Return a context manager that keeps the timer of the hang file disarmed during a fork."""
         return self.local.held()
 
     @property
     def thread(self) -> OwnThread:
-        """The thread that emits."""
+        """The sink thread."""
         return self._thread.thread
 
     @property
     def cpu(self) -> float:
-        """Its processor time, seconds."""
+        """Processor time of the sink thread, seconds."""
         return self._thread.cpu
 
     @property
     def dropped(self) -> int:
-        """Observations that were lost, as too many waited."""
+        """Observations dropped because the queue was full."""
         return self._thread.dropped

@@ -1,6 +1,6 @@
 """The sink thread: turns queued observations into diagnosed stalls and hands them to the sinks.
 
-Apart from the watcher, so that a slow disk, log handler or callback never makes it miss the next block.
+It is separate from the watcher, so that a slow disk, log handler or callback never makes it miss the next block.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from loopwatch.core.own_thread import OwnThread
 from loopwatch.watch.observation import Observation
 
 MAX_WAITING = 1000
-"""Observations that may wait to be told; further ones are dropped and counted."""
+"""Capacity of the queue; further observations are dropped and counted."""
 
 
 class SinkThread:
-    """Runs ``tell`` for each observation, in a daemon thread that is started with the first one.
+    """Calls ``tell`` with each observation, in a daemon thread that is started with the first one.
 
     Args:
-        tell: takes an observation.
-        faults: where its failures are counted.
+        tell: diagnoses and emits an observation.
+        faults: counts failures.
     """
 
     def __init__(self, tell: Callable[[Observation], None], faults: Faults) -> None:
@@ -40,20 +40,20 @@ class SinkThread:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether it takes nothing any more."""
+        """Whether it accepts nothing any more."""
         return self._stopping
 
     @property
     def cpu(self) -> float:
-        """Processor s of its thread."""
+        """Processor time of its thread, seconds."""
         return self.thread.cpu
 
     def put(self, seen: Observation) -> None:
-        """Take an observation; never waits for a sink."""
+        """Queue an observation; never waits for a sink."""
         self.do(functools.partial(self._tell, seen))
 
     def do(self, action: Action) -> bool:
-        """Have ``action`` done in turn; return False if it will not be: too many wait, or the teller has stopped."""
+        """Queue ``action``; return False if the queue is full or the thread has stopped."""
         with self._changed:
             if self._stopping:
                 return False
@@ -61,20 +61,20 @@ class SinkThread:
                 self.dropped += 1
                 return False
             self._queue.append(action)
-            with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() tells what waits
+            with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() runs the queue
                 self.thread.start()
             self._changed.notify_all()
             return True
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything taken so far is told, at most ``timeout`` seconds; return whether it is."""
+        """Wait until everything queued so far is done, at most ``timeout`` seconds; return whether it is."""
         if threading.get_ident() == self.thread.ident:
             return False
         with self._changed:
             return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
 
     def stop(self, timeout: float = 1.0) -> None:
-        """Tell what is waiting, then end the thread; waits at most ``timeout`` seconds."""
+        """Run the queued actions, then end the thread; waits at most ``timeout`` seconds."""
         ends = time.monotonic() + timeout
         had_thread = self.thread.ident is not None
         if had_thread:
@@ -98,7 +98,7 @@ class SinkThread:
                 action = self._queue.popleft()
                 self._busy = True
             self._do(action)
-            del action  # it would keep the program's objects until the next one
+            del action  # would keep the program's objects alive until the next one
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()

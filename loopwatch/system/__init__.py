@@ -1,1 +1,1 @@
-"""Facts of the kernel and the interpreter."""
+"""Facts from the kernel and the interpreter."""

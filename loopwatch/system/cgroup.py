@@ -1,7 +1,7 @@
-"""Control groups of this process (Linux only): quotas, memory, and which processes the kernel has killed for it.
+"""Control groups of this process (Linux only): quotas, members, and out-of-memory kills.
 
-Both versions are read, and their mixture. Inside a container the path of a group is often that of the host while the
-group itself is mounted at the top: both places are looked at.
+Versions 1 and 2 are read, and hybrids of both. Inside a container the path of a group is often that of the host while
+the group itself is mounted at the top: both locations are read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def groups(controller: str, root: Path = ROOT) -> list[Path]:
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         inside = path.strip().lstrip("/")
-        if controller in names.split(","):  # version 1, by itself or beside version 2
+        if controller in names.split(","):  # version 1, alone or beside version 2
             found = [mounted / controller / inside, mounted / names / inside, mounted / controller, *found]
         elif not names:
             found += [mounted / inside, mounted / "unified" / inside, mounted]
@@ -36,14 +36,14 @@ def groups(controller: str, root: Path = ROOT) -> list[Path]:
 
 
 def usable_cpus(root: Path = ROOT) -> float:
-    """Return how many processors this process may use: its affinity, and the quota of its groups if that is less."""
+    """Return how many processors this process may use: its affinity, or the quota of its groups if that is lower."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in groups("cpu", root) for quota in _quotas(group, root / "sys/fs/cgroup")]
     return min([float(affinity), *quotas])
 
 
 def _quotas(group: Path, top: Path) -> list[float]:
-    """Return the quotas of a group and of those above it, in processors."""
+    """Return the quotas of a group and its ancestors, in processors."""
     found = []
     for each in (group, *group.parents):
         if not each.is_relative_to(top):
@@ -58,15 +58,15 @@ def _quotas(group: Path, top: Path) -> list[float]:
 
 
 def counts_kills(root: Path = ROOT) -> Path | None:
-    """Return the group of this process that counts how many processes the kernel has killed in it for memory."""
+    """Return the group of this process in which the kernel counts out-of-memory kills, None without one."""
     return next((group for group in groups("memory", root) if oom_kills(group) is not None), None)
 
 
 def oom_kills(group: Path) -> int | None:
-    """Return how many processes of a group the kernel has killed for memory, None where it does not tell.
+    """Return how many processes of a group the kernel has killed for lack of memory, None where it is not known.
 
-    The kernel counts before it sends the signal (``__oom_kill_process`` in mm/oom_kill.c), so that whoever sees the
-    death finds it counted.
+    The kernel counts before it sends the signal (``__oom_kill_process`` in mm/oom_kill.c): a death that is observed has
+    been counted.
     """
     for name in ("memory.events", "memory.oom_control"):
         for line in _text(group / name).splitlines():
@@ -77,7 +77,7 @@ def oom_kills(group: Path) -> int | None:
 
 
 def members(group: Path) -> frozenset[int]:
-    """Return the processes of a group."""
+    """Return the ids of the processes in a group."""
     return frozenset(int(word) for word in _text(group / "cgroup.procs").split())
 
 
@@ -86,14 +86,14 @@ def _text(path: Path) -> str:
 
 
 class Look(NamedTuple):
-    """How many processes of a group the kernel has killed, None where that cannot be read; who is in the group."""
+    """Out-of-memory kills in a group, None where they cannot be read, and the ids of its processes."""
 
     kills: int | None
     members: frozenset[int]
 
 
 class Oom:
-    """Tells whether the kernel killed processes for want of memory.
+    """Detects whether the kernel killed processes for lack of memory.
 
     Args:
         root: of the file system, for tests.
@@ -104,24 +104,24 @@ class Oom:
         self._before = self.look()
 
     def look(self) -> Look:
-        """Return how things are now; to be taken before processes are looked at."""
+        """Return the present counts; to be taken before processes are checked."""
         if self._group is None:
             return Look(None, frozenset())
         return Look(oom_kills(self._group), members(self._group))
 
     def begin(self, look: Look) -> None:
-        """What is asked next is about what has happened since ``look``: all who had ended by then are dealt with.
+        """Make :meth:`killed` count from ``look`` on: processes that had ended by then are dealt with.
 
-        A kill between the look and the end of a process that was noticed after it counts twice, but so does the
-        process: the answer is that it cannot be told rather than a wrong one.
+        A kill between ``look`` and the end of a process that was noticed after it counts twice, but so does the
+        process: the result is then unknown rather than wrong.
         """
         self._before = look
 
     def killed(self, pids: frozenset[int]) -> bool | None:
-        """Return whether ``pids``, which SIGKILL has ended since the last look, were killed for want of memory.
+        """Return whether ``pids``, ended by SIGKILL since the last :meth:`begin`, were killed for lack of memory.
 
-        None where that cannot be told: the counter cannot be read, or it has grown by less than there are processes
-        that have gone since, so that another one may have been the victim.
+        None where it is unknown: the counter cannot be read, or it has grown by less than the number of processes that
+        have gone since, so that a different process may have been killed.
         """
         now, before = self.look(), self._before
         if now.kills is None or before.kills is None:

@@ -1,4 +1,4 @@
-"""What a thread does, by the system call that it was found in. Pure."""
+"""Classifies what a thread does by the system call it is in. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
 
 
 def kind_of(syscall: str | None) -> str:
-    """Return ``running``, ``sleep``, ``lock``, ``io`` or ``""`` (not known) for what a thread was found in."""
+    """Return ``running``, ``sleep``, ``lock``, ``io`` or ``""`` (not known) for the system call of a thread."""
     if syscall is None:
         return ""
     if syscall == RUNNING:

@@ -17,7 +17,7 @@ from loopwatch.core.originals import time
 from loopwatch.core.patches import ListItem
 
 MAX_THREADS = 256
-"""Threads of the process whose clocks are compared to find who burns a processor."""
+"""Maximum threads whose clocks are compared to find the one that uses most processor time."""
 
 # Numbers from arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h: the calls that block.
 _SYSCALLS: Mapping[str, Mapping[int, str]] = {
@@ -52,10 +52,10 @@ _PAGE = 4096
 _open, _read, _close = os.open, os.read, os.close
 
 _GROUPS = "/sys/fs/cgroup"
-"""Where control groups are mounted."""
+"""Mount point of the control groups."""
 
 RUNNING = "running"
-"""What stands for the system call of a thread that is on a processor, or waits for one."""
+"""In place of a system call: the thread is on a processor, or waits for one."""
 
 
 class Scheduled(NamedTuple):
@@ -66,10 +66,10 @@ class Scheduled(NamedTuple):
 
 
 class Clocks(NamedTuple):
-    """Clocks of a thread and of its process, read at ``at`` (``time.monotonic``); s, None where there is no such clock.
+    """Clocks of a thread and its process, in seconds; None where the system has no such clock.
 
     Attributes:
-        at: when they were read.
+        at: time of the reading (``time.monotonic``).
         cpu: processor time of the thread.
         process_cpu: processor time of the process.
         run_queue: time the thread was runnable but waited for a processor.
@@ -82,7 +82,7 @@ class Clocks(NamedTuple):
 
 
 class ThreadFacts:
-    """One thread of this process, seen from any other. Make it on the thread itself: :meth:`here`."""
+    """One thread of this process, readable from any other. Create it on the thread itself: :meth:`here`."""
 
     __slots__ = ("ident", "name", "native_id")
 
@@ -99,20 +99,20 @@ class ThreadFacts:
         return thread_cpu(self.native_id)
 
     def scheduled(self) -> Scheduled | None:
-        """Return run time and run-queue delay (``/proc/PID/task/TID/schedstat``), None where there is none."""
+        """Return run time and run-queue delay (``/proc/PID/task/TID/schedstat``), None where that does not exist."""
         return scheduled(self.native_id)
 
     def clocks(self, *, files: bool = True) -> Clocks:
-        """Read all clocks; the run queue, which is a file, last or not at all."""
+        """Read all clocks; the run-queue delay, which is read from a file, last, and only if ``files``."""
         at, cpu, process_cpu = time.monotonic(), self.cpu(), time.process_time()
         found = self.scheduled() if files else None
         return Clocks(at, cpu, process_cpu, found.run_queue if found is not None else None)
 
     def waiting_in(self, *, channel: bool = True) -> tuple[str | None, str | None]:
-        """Return (system call, kernel function) the thread is in; ``running`` if it is on a processor.
+        """Return (system call, kernel function) that the thread is in; ``running`` if it is on a processor.
 
         Args:
-            channel: whether to ask for the kernel function.
+            channel: whether to read the kernel function.
         """
         text = read_kernel(f"/proc/self/task/{self.native_id}/syscall")
         if text is None:
@@ -128,8 +128,8 @@ class ThreadFacts:
 def thread_name() -> str:
     """Return the name of the calling thread.
 
-    One that C code has started has no object yet; ``threading.current_thread()`` would make one, for good, that the
-    program would see (``_DummyThread`` in CPython's Lib/threading.py).
+    A thread started by C code has no thread object yet; ``threading.current_thread()`` would create a permanent one,
+    visible to the program (``_DummyThread`` in CPython's Lib/threading.py).
     """
     ident = threading.get_ident()
     known = threading._active.get(ident)  # type: ignore[attr-defined]
@@ -144,9 +144,9 @@ def scheduled(native_id: int) -> Scheduled | None:
 
 
 def thread_cpu(native_id: int) -> float | None:
-    """Return the processor seconds of a thread of this process, None if it has ended or the system cannot tell.
+    """Return the processor seconds of a thread of this process, None if it has ended or there is no such clock.
 
-    The clock's number is made from the thread's number as the kernel defines it (``CPUCLOCK_*`` in Linux
+    The clock's id is computed from the thread's id as the kernel defines it (``CPUCLOCK_*`` in Linux
     ``include/linux/posix-timers_types.h``): the kernel refuses that of a finished thread, whereas
     ``pthread_getcpuclockid`` would read freed memory.
     """
@@ -159,11 +159,11 @@ def thread_cpu(native_id: int) -> float | None:
 
 
 ThreadId = tuple[int | None, int]
-"""(ident, native id) of a thread: idents are used again as soon as a thread has ended, the kernel's numbers late."""
+"""(ident, native id) of a thread: idents are reused as soon as a thread has ended, the kernel's ids late."""
 
 
 def thread_clocks() -> dict[ThreadId, float]:
-    """Return the processor seconds of the first 256 Python threads, without giving up the GIL."""
+    """Return the processor seconds of the first 256 Python threads, without releasing the GIL."""
     threads = threading.enumerate()[:MAX_THREADS]
     ids = [(thread.ident, thread.native_id) for thread in threads if thread.native_id is not None]
     clocks = ((thread, thread_cpu(thread[1])) for thread in ids)
@@ -171,10 +171,10 @@ def thread_clocks() -> dict[ThreadId, float]:
 
 
 def throttled() -> float | None:
-    """Return the seconds this process's cgroup and those above it were held back by a processor quota; None without.
+    """Return the seconds that processor quotas have held back this process's cgroup and its ancestors; None if unknown.
 
-    Each group counts what its own quota has cost, not that of the groups above it (``throttled_time`` of
-    ``cfs_bandwidth`` in Linux kernel/sched/fair.c).
+    Each group counts what its own quota has cost, not its ancestors' quotas (``throttled_time`` of ``cfs_bandwidth`` in
+    Linux kernel/sched/fair.c).
     """
     for path in _cpu_stat_paths():
         found = [seconds for each in (path, *_above(path)) if (seconds := _throttled_in(each)) is not None]
@@ -184,7 +184,7 @@ def throttled() -> float | None:
 
 
 def _above(path: str) -> Iterator[str]:
-    """Yield the files of the groups above that of ``path``."""
+    """Yield the ``cpu.stat`` files of the ancestors of the group of ``path``."""
     folder = path.rpartition("/")[0].rpartition("/")[0]
     while len(folder) > len(_GROUPS):
         yield f"{folder}/cpu.stat"
@@ -213,7 +213,7 @@ def _cpu_stat_paths() -> list[str]:
         elif "cpu" in controllers.split(","):
             paths.append(f"/sys/fs/cgroup/{controllers}{path}/cpu.stat")
             paths.append(f"/sys/fs/cgroup/cpu{path}/cpu.stat")
-    # Inside a container the path is often that of the host: the own group is mounted at the top.
+    # Inside a container the path is often the host's: the container's own group is mounted at the top.
     return [*paths, "/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"]
 
 
@@ -224,14 +224,14 @@ def traced() -> bool:
 
 
 def read_kernel(path: str, *, whole: bool = False) -> str | None:
-    """Return the text of a file of ``/proc`` or ``/sys``; None where there is none, or it is not ours to read.
+    """Return the text of a file of ``/proc`` or ``/sys``; None where it does not exist or cannot be read.
 
-    Ten times cheaper than a file object, and these files are read while a loop is blocked. By functions that were bound
-    at import: programs that replace ``open`` or ``os.read`` watch what they do on the threads of their loops.
+    Ten times cheaper than a file object: these files are read while a loop is blocked. Calls functions bound at import:
+    programs replace ``open`` or ``os.read`` to check what the threads of their loops do.
 
     Args:
         path: of the file.
-        whole: whether it may be longer than 4 KiB; else one reading must do.
+        whole: whether it may be longer than 4 KiB; otherwise it is read once.
     """
     if not _LINUX:
         return None
@@ -253,10 +253,10 @@ def read_kernel(path: str, *, whole: bool = False) -> str | None:
 
 
 class GcMonitor:
-    """Notes when the garbage collector ran, in whichever thread: a collection keeps the GIL.
+    """Records when the garbage collector ran, in any thread: a collection keeps the GIL.
 
     Args:
-        failed: called with an exception of the monitor itself, which has stopped then.
+        failed: called with an exception of the monitor itself, which has then stopped.
     """
 
     def __init__(self, failed: Callable[[BaseException], object]) -> None:
@@ -266,12 +266,12 @@ class GcMonitor:
         self._entry: ListItem | None = None
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Register with ``gc.callbacks``."""
         if self._entry is None:
             self._entry = ListItem(gc.callbacks, self._note)
 
     def stop(self) -> None:
-        """Leave ``gc.callbacks`` as it was."""
+        """Unregister from ``gc.callbacks``."""
         if self._entry is not None:
             self._entry.undo()
             self._entry = None
@@ -290,7 +290,7 @@ class GcMonitor:
             self._failed(exc)
 
     def within(self, start: float, end: float) -> float:
-        """Return the seconds between ``start`` and ``end`` (``time.monotonic``) spent collecting."""
+        """Return the seconds spent collecting between ``start`` and ``end`` (``time.monotonic``)."""
         spans = list(self._spans)
         if self._since is not None:
             spans.append((self._since, end))

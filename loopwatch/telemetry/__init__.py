@@ -1,1 +1,1 @@
-"""Exports what was measured: metrics, OpenTelemetry, the endpoint for Prometheus."""
+"""Exports measurements: metrics, OpenTelemetry spans and log records, the Prometheus endpoint."""

@@ -1,7 +1,7 @@
 """Chooses and opens the Prometheus port of each process of a program; listening on a port is what reserves it.
 
-A program on its own gets the port that it was told, or an error. A worker process gets the first of :data:`SPAN` ports
-from there on which nobody listens: one that is started in place of another takes the port that became free.
+A program of one process gets the configured port, or an error. A worker process gets the first free one of
+:data:`SPAN` ports from the configured one on: a replacement worker takes the port that became free.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from loopwatch.core.patches import loaded
 from loopwatch.errors import ConfigError
 
 SPAN = 64
-"""Ports from the configured one on that the processes of a program may take."""
+"""Number of ports, from the configured one on, that the processes of a program may take."""
 BACKLOG = 16
 """Connections that may wait to be accepted."""
 _FORKED = 0x40
-"""``PF_FORKNOEXEC`` of a process's flags (include/linux/sched.h): forked, and has executed no program since."""
+"""``PF_FORKNOEXEC`` of a process's flags (include/linux/sched.h): forked, and has not called exec since."""
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process is to be found.
+    """The address on which a process listens.
 
     Attributes:
-        listener: the socket, which listens and does not block.
-        host: as it was configured.
-        base: port that was configured; of port 0 the one that was free.
-        port: port that was taken.
+        listener: the listening socket, non-blocking.
+        host: as configured.
+        base: the configured port; for port 0 the free port that was found.
+        port: the port in use.
     """
 
     listener: socket.socket
@@ -45,12 +45,12 @@ class Place:
 
     @property
     def url(self) -> str:
-        """Where it is scraped."""
+        """The URL to scrape."""
         return f"http://{authority(self.host, self.port)}/metrics"
 
 
 def authority(host: str, port: int) -> str:
-    """Return host and port as a URL has them.
+    """Return host and port as they stand in a URL.
 
     Example:
         >>> authority("::1", 9464)
@@ -61,7 +61,7 @@ def authority(host: str, port: int) -> str:
 
 
 def resolve(host: str) -> list[Address]:
-    """Return the addresses that ``host`` means on this machine.
+    """Return the addresses of ``host`` on this machine.
 
     Raises:
         ConfigError: there are none.
@@ -77,16 +77,16 @@ def resolve(host: str) -> list[Address]:
 
 
 def take(host: str, port: int, addresses: list[Address], *, first_free: bool) -> Place:
-    """Listen on ``port``, or on the first free one from there on.
+    """Listen on ``port``, or on the first free port from there on.
 
     Args:
-        host: for messages.
-        port: 0 for any that is free.
-        addresses: what ``host`` means, see :func:`resolve`.
-        first_free: whether one of the next :data:`SPAN` - 1 will do as well.
+        host: as configured; for messages and :attr:`Place.host`.
+        port: 0 for any free port.
+        addresses: the addresses of ``host``, see :func:`resolve`.
+        first_free: whether one of the next :data:`SPAN` - 1 ports will do as well.
 
     Raises:
-        ConfigError: names host, port, and what to do.
+        ConfigError: no such port can be opened; the message names host, port, and what to do.
     """
     wanted = range(port, min(port + SPAN, 65536)) if port and first_free else range(port, port + 1)
     for each in wanted:
@@ -110,7 +110,7 @@ def take(host: str, port: int, addresses: list[Address], *, first_free: bool) ->
 
 
 def _listen(addresses: list[Address], port: int) -> socket.socket:
-    """Listen on the first address that this machine has; whoever listens on one already keeps it."""
+    """Listen on the first address that this machine has; a port that is in use raises OSError."""
     failed: OSError | None = None
     for family, address in addresses:
         try:
@@ -119,12 +119,12 @@ def _listen(addresses: list[Address], port: int) -> socket.socket:
             failed = failed or exc
             continue
         try:
-            # Past connections do not keep the port; a program that listens on it does (socket(7)). On Windows the
-            # option would let two share it.
+            # Closed connections then do not keep the port, a program that listens does (socket(7)). On Windows the
+            # option would let two programs share it.
             if os.name == "posix":
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address[0], port, *address[2:]))
-            listener.listen(BACKLOG)  # of two that were bound at once only one can
+            listener.listen(BACKLOG)  # of two sockets bound at once, only one can listen
             listener.setblocking(False)
         except OSError as exc:
             listener.close()
@@ -147,12 +147,12 @@ def _refused(host: str, port: int, exc: OSError) -> str:
     return f"prometheus_port={port}: cannot be opened on {host}: {exc.strerror}; choose another port or prometheus_host"
 
 
-# ---------------------------------------------------------------------------------------------------- who is who
+# ------------------------------------------------------------------------------------------- kind of process
 
 
 def is_worker() -> bool:
     """Whether this process is one of several that run the same program: forked, or started by multiprocessing."""
-    if "--multiprocessing-fork" in sys.orig_argv:  # how multiprocessing starts what it spawns, on every system
+    if "--multiprocessing-fork" in sys.orig_argv:  # multiprocessing's spawn, on every system
         return True
     process = loaded("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
@@ -165,7 +165,7 @@ def is_worker() -> bool:
 
 
 def is_inside_pool() -> bool:
-    """Whether this process belongs to one of loopwatch's own pools: its parent tells what it does."""
+    """Whether this process belongs to one of loopwatch's own pools: its parent reports its work."""
     worker = loaded("loopwatch.workers.worker")
     if worker is not None and worker.here.is_worker:
         return True

@@ -25,18 +25,19 @@ from loopwatch.telemetry.ports import is_worker
 Attributes = Mapping[str, str | int]
 
 SERVERS = frozenset({"daphne", "granian", "gunicorn", "hypercorn", "uvicorn"})
-"""Programs that run an application that is given as ``module:name``; it is that, and not they, which is the service."""
+"""Server programs that run an application given as ``module:name``; the service is named after that application."""
 MOST_WORKERS = 256
-"""Workers of one parent that are numbered."""
+"""Workers of one parent that get a number."""
 _LAUNCHERS = frozenset({"opentelemetry-instrument"})
 _UNKNOWN = "python"
 
 
 def attributes(environ: Mapping[str, str] | None = None) -> Attributes:
-    """Return the attributes of this process, as it is now: after a fork they are others.
+    """Return the current attributes of this process; they change after a fork.
 
     Args:
-        environ: where ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` stand, default ``os.environ``; they win.
+        environ: holds ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES``, which take precedence; default
+            ``os.environ``.
 
     Example:
         >>> attributes({"OTEL_SERVICE_NAME": "shop"})["service.name"]
@@ -62,14 +63,14 @@ def attributes(environ: Mapping[str, str] | None = None) -> Attributes:
     worker = _worker_name()
     if worker:
         own["loopwatch.worker.name"] = worker
-    if "service.instance.id" in given and is_worker():  # all workers have inherited the same
+    if "service.instance.id" in given and is_worker():  # all workers have inherited the same id
         given["service.instance.id"] += f"/{os.getpid()}"
     told = {**own, **{key: value for key, value in given.items() if key != "service.name"}}
     return {utf8(key): utf8(value) if isinstance(value, str) else value for key, value in told.items()}
 
 
 def given_attributes(text: str) -> dict[str, str]:
-    """Return what ``OTEL_RESOURCE_ATTRIBUTES`` says; pairs that are none are passed over.
+    """Return the attributes in ``OTEL_RESOURCE_ATTRIBUTES``; malformed pairs are skipped.
 
     Example:
         >>> given_attributes("deployment.environment.name=prod,team=a%2Cb")
@@ -80,7 +81,7 @@ def given_attributes(text: str) -> dict[str, str]:
 
 
 def program_name(argv: Sequence[str]) -> str:
-    """Return what to call a program after what it was started with: its application, script or module.
+    """Return a name for a program from its arguments: its application, script or module.
 
     Example:
         >>> program_name(["/usr/bin/uvicorn", "shop.web:app", "--workers", "2"]), program_name(["jobs/worker.py"])
@@ -106,31 +107,31 @@ def _name_of(program: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _instance(_pid: int) -> str:
-    """Return an id that is this process's alone; a forked child asks with another number and gets another one."""
+    """Return an id unique to this process; a forked child passes its own pid and gets another id."""
     return str(uuid.uuid4())
 
 
 class _Slot(NamedTuple):
-    """Number of a worker among those of its parent, for as long as the socket is open."""
+    """The number of a worker among those of its parent, reserved while the socket is open."""
 
     number: int
     holder: socket.socket
     mark: descriptors.Mark
 
     def close(self) -> None:
-        """Let go of it, which in a forked child does not take it from the parent."""
+        """Release the number; in a forked child that does not take it from the parent."""
         descriptors.close_socket(self.holder, self.mark)
 
 
 class _Slots(dict[int, _Slot]):
-    """That of this process by its pid, if it has one; in a forked child first that of its parent."""
+    """The slot of this process by its pid, if it has one; in a forked child first the parent's."""
 
 
 def worker_index() -> int | None:
-    """Return which of its parent's worker processes this is, from 0; None if it is none, or that cannot be told.
+    """Return the number of this worker process among its parent's, from 0; None if it is no worker, or none is found.
 
-    The first number that no other has: one that is started in place of another gets that one's. The kernel keeps the
-    list, as names of sockets (abstract ones, unix(7)), from which each goes with its process; so on Linux only.
+    It is the first free number, so a replacement worker gets that of the one it replaces. The kernel keeps the list as
+    names of abstract sockets (unix(7)), each of which disappears with its process; so on Linux only.
     """
     pid, slots = os.getpid(), one(_Slots)
     if pid in slots:
@@ -143,7 +144,7 @@ def worker_index() -> int | None:
         holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             holder.bind(f"\0loopwatch.worker.{os.getuid()}.{os.getppid()}.{number}")
-        except OSError:  # another has it
+        except OSError:  # another worker has it
             holder.close()
             continue
         kept = slots.setdefault(pid, _Slot(number, holder, descriptors.mark(holder.fileno())))
@@ -154,7 +155,7 @@ def worker_index() -> int | None:
 
 
 def _worker_name() -> str:
-    """Return what multiprocessing calls this process, "" if it is none of its children."""
+    """Return the name that multiprocessing gave this process, "" if it is none of its children."""
     process = loaded("multiprocessing.process")
     if process is None:
         return ""

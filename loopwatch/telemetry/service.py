@@ -1,7 +1,7 @@
 """The telemetry service of the agent: metrics, spans and log records for OpenTelemetry, and the Prometheus endpoint.
 
-Nothing here runs on the thread of an event loop but :meth:`TelemetryService.begin`, which may start a thread, and
-what :mod:`loopwatch.watch.waiters` does at the end of a block.
+Nothing here runs on an event loop's thread but :meth:`TelemetryService.begin`, which may start a thread, and the code
+of :mod:`loopwatch.watch.waiters` at the end of a block.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from loopwatch.watch.observation import LoopReading
 from loopwatch.watch.waiters import Waiters
 
 PROVIDERS = "providers"
-"""Name under which faults of providers are counted, the program's among them."""
+"""Part name under which faults of OpenTelemetry providers are counted, the application's included."""
 _EXPORTED = frozenset({"enabled", "otlp_endpoint", "export_interval", "max_culprits"})
-"""Settings whose change begins the export anew."""
+"""Settings whose change restarts the export."""
 _SCRAPED = frozenset({"prometheus_port", "prometheus_host", "prometheus_names"})
-"""Settings whose change moves the Prometheus endpoint."""
+"""Settings whose change reopens the Prometheus endpoint."""
 
 Look = Callable[[], tuple[Snapshot, Sequence[LoopReading], Sequence[PoolReading]]]
-"""Returns the present state of the agent, of the watched loops and of the pools."""
+"""Returns the current state of the agent, of the watched loops and of the pools."""
 
 
 class TelemetryService:
     """The telemetry of one agent.
 
     Args:
-        look: called from any thread.
-        later: has an action done by a thread of the agent that may block; returns whether it will be.
-        faults: of the agent.
+        look: returns the current state; called from any thread.
+        later: runs an action in an agent thread that may block; returns whether it will run.
+        faults: the agent's fault handling.
 
     Attributes:
-        metrics: what was counted; a sink of stalls.
-        traces: spans and log records of stalls; a sink of stalls.
-        waiters: finds the traces of callbacks that waited during a block; another one after each start and fork.
+        metrics: accumulates the metrics; a stall sink.
+        traces: emits spans and log records of stalls; a stall sink.
+        waiters: finds trace contexts of callbacks that waited during a block; replaced at each start and fork.
     """
 
     def __init__(self, look: Look, later: Callable[[Action], bool], faults: Faults) -> None:
@@ -66,7 +66,7 @@ class TelemetryService:
         self.traces = Traces(self.providers.tracer, self.providers.logger)
         self.waiters = Waiters(current_span_variable, self.traces.begin, self.traces.tell_victims, self._faults)
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- lifecycle ------------------------------------------------------------------------------------------------
 
     def open(self, config: Config) -> None:
         """Check the settings and open the Prometheus endpoint; nothing is exported before :meth:`start`.
@@ -78,26 +78,26 @@ class TelemetryService:
         self.prometheus.open(config)
 
     def start(self) -> None:
-        """Put the settings into force that :meth:`open` has checked; takes stalls from now on."""
+        """Apply the settings that :meth:`open` checked; accepts stalls from now on."""
         self._started_at = time.time()
         self._renew()
         self._put_into_force()
         self.prometheus.start()
 
     def begin(self, *, forks: bool) -> None:
-        """Begin to export, as there is something to watch now; from any thread, a loop's among them.
+        """Start exporting, now that there is something to watch; from any thread, including a loop's.
 
         Args:
-            forks: as of :meth:`Providers.begin`.
+            forks: see :meth:`Providers.begin`.
         """
         self.prometheus.begin()
         self._faults.run(PART, self.providers.begin, forks=forks)
 
     def configure(self, old: Config, new: Config, *, is_on: bool) -> Callable[[], None]:
-        """Check other settings; return what puts them into force, to be called if the agent ``is_on``, too.
+        """Check changed settings; return the function that applies them, which does nothing unless the agent ``is_on``.
 
         Raises:
-            ConfigError: they are not allowed, or the endpoint cannot be opened; nothing has changed then.
+            ConfigError: a setting is not allowed, or the endpoint cannot be opened; nothing has changed then.
         """
         changes = new.changes_from(old).keys()
         put_into_force = self._prepare(new) if new.enabled and _EXPORTED & changes else None
@@ -116,33 +116,33 @@ class TelemetryService:
         return put_into_force
 
     def use(self, **given: Any) -> None:
-        """Use providers that are given by the program, as of :func:`checked_providers`.
+        """Use providers passed by the program, see :func:`checked_providers`.
 
         Raises:
-            ConfigError: something that is no such provider.
+            ConfigError: a value is no such provider.
         """
         checked = checked_providers(**given)
         with self._faults.guard(PROVIDERS):
             self.providers.use(checked)
 
     def stop(self, timeout: float) -> None:
-        """Answer no more scrapes and look for no more waiters; waits at most ``timeout`` seconds for each."""
+        """Stop answering scrapes and finding waiters; waits at most ``timeout`` seconds for each."""
         self.prometheus.close(timeout)
         with self._faults.guard("victims"):
             self.waiters.stop(timeout)
 
     def end_export(self, timeout: float, *, leaving: bool = False) -> None:
-        """Export once more, after the last stall was emitted, and end; waits at most ``timeout`` seconds.
+        """Export once more, after the last stall was emitted, and stop; waits at most ``timeout`` seconds.
 
         Args:
             timeout: seconds.
-            leaving: the interpreter exits: leave it to providers of the program to collect what was counted.
+            leaving: the interpreter is exiting: the program's providers may still collect the metrics.
         """
         with self._faults.guard(PROVIDERS):
             self.providers.stop(timeout, leaving=leaving)
 
     def after_fork_in_child(self, *, again: bool) -> None:
-        """Begin anew in a forked child; ``again`` if it is watched as its parent was."""
+        """Reset in a forked child; ``again`` if it is watched as its parent was."""
         self._started_at, self._is_binding = time.time(), False
         self._renew()
         self.metrics.after_fork_in_child()
@@ -150,7 +150,7 @@ class TelemetryService:
             self.providers.after_fork_in_child()
         self.prometheus.after_fork_in_child(again=again)
 
-    # -- what happens ---------------------------------------------------------------------------------------------
+    # -- events ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Bind to providers that the application has set since; in the watcher's thread, costs microseconds."""
@@ -165,29 +165,29 @@ class TelemetryService:
             self._is_binding = False
 
     def loop_gone(self, loop: LoopReading) -> None:
-        """Add the last values of a loop that is not watched any more."""
+        """Add the last values of a loop that is no longer watched."""
         self._faults.run(PART, self.metrics.loop_gone, loop)
 
-    # -- what is asked --------------------------------------------------------------------------------------------
+    # -- state ----------------------------------------------------------------------------------------------------
 
     @property
     def stall_sinks(self) -> tuple[tuple[str, StallSink], tuple[str, StallSink]]:
-        """Its two sinks of stalls, each with its part's name: the metrics, then the traces."""
+        """The two stall sinks, each with the name of its part: the metrics, then the traces."""
         return (PART, self.metrics), ("traces", self.traces)
 
     @property
     def threads(self) -> list[OwnThread]:
-        """What runs for it."""
+        """The threads of this service."""
         exporter = self.providers.thread
         return [self.waiters.thread, *([] if exporter is None else [exporter]), *self.prometheus.threads]
 
     @property
     def cpu(self) -> float:
-        """Processor time of its threads, seconds."""
+        """CPU time of its threads, seconds."""
         return self.waiters.cpu + self.providers.cpu + self.prometheus.cpu
 
     def _inputs(self) -> Inputs:
-        """Return what metrics are computed from; from any thread."""
+        """Return the inputs of the metrics; from any thread."""
         snapshot, loops, pools = self._look()
         dropped = {signal.value: count for signal, count in self.providers.dropped.items()}
         for signal, count in self.traces.held_back().items():

@@ -1,1 +1,1 @@
-"""Watches event loops: when to look, what to read, the record of what was seen."""
+"""Watches event loops: schedules ticks, reads probes, samples blocked threads, records each block."""

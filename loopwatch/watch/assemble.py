@@ -1,4 +1,4 @@
-"""Assembles the record of a block from what was sampled and measured of it. Pure."""
+"""Builds the observation of a block from its samples and measurements. Pure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from loopwatch.watch.usage import Usage
 
 
 class Origin(NamedTuple):
-    """Where a block was.
+    """The loop, thread and process of a block, and when the block began.
 
     Attributes:
         loop: name of the loop.
         thread: name of its thread, "" if it has none.
-        pid: of the process.
-        started_at: of the block, seconds since the epoch.
+        pid: id of the process.
+        started_at: start of the block, seconds since the epoch.
     """
 
     loop: str
@@ -32,14 +32,14 @@ class Origin(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of a block, beside its samples.
+    """Measurements of a block, beside its samples.
 
     Attributes:
         usage: processor time of the loop's thread and of the process.
-        hindrance: what kept the watcher from running.
+        hindrance: delays of the watcher during the block, and their causes.
         gc: seconds that the garbage collector ran.
-        switch_interval: seconds after which a thread must give up the GIL, :func:`sys.getswitchinterval`.
-        traced: whether a debugger stopped the process.
+        switch_interval: seconds after which a thread must release the GIL, :func:`sys.getswitchinterval`.
+        traced: whether a debugger is attached to the process.
     """
 
     usage: Usage
@@ -50,7 +50,7 @@ class Measured(NamedTuple):
 
 
 def observation(origin: Origin, block: Block, episode: Episode, measured: Measured, *, ongoing: bool) -> Observation:
-    """Return the record of ``block``; ``ongoing`` if it is not over."""
+    """Return the observation of ``block``; ``ongoing``: the block has not ended."""
     hog, caller = measured.hindrance.hog, main_caller(episode)
     return Observation(
         id=episode.id,
@@ -76,13 +76,13 @@ def observation(origin: Origin, block: Block, episode: Episode, measured: Measur
 
 
 def main_caller(episode: Episode) -> Caller:
-    """Return the callback that was seen most often."""
+    """Return the callback found in most samples."""
     seen = Counter(sample.callback for sample in episode.samples if sample.callback in episode.callers)
     return episode.callers[seen.most_common(1)[0][0]] if seen else Caller(None, None)
 
 
 def is_typed(episode: Episode | None) -> bool:
-    """Whether most of a block was found to be code of a prompt, where that is expected."""
+    """Whether most samples of a block show code typed at a prompt, where such code is expected to block."""
     return episode is not None and 2 * sum(sample.typed for sample in episode.samples) > len(episode.samples)
 
 
@@ -111,7 +111,7 @@ def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Ev
 
 
 def _where(samples: Sequence[Sample]) -> tuple[str | None, float]:
-    """Return the system call that stands for all, and the share of samples in calls of its kind."""
+    """Return the commonest system call of the commonest kind, and the share of samples in calls of that kind."""
     kinds = Counter(kind_of(sample.syscall) for sample in samples if sample.syscall is not None)
     if not kinds:
         return None, 0.0

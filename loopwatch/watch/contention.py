@@ -15,24 +15,24 @@ from loopwatch.watch.probes.base import Block
 from loopwatch.watch.stacks import RawStack, take
 
 LATE = 0.015
-"""s: a watcher later than this was kept from running, and asks who did it."""
+"""Seconds: a watcher at least this late was kept from running, and searches for the cause."""
 THREADS_EVERY, OWN_EVERY = 1.0, 0.2
-"""s between two readings of all threads' clocks, and of the watcher's own run queue, while nobody is late."""
+"""Seconds between two readings of all threads' clocks, and of the watcher's own run queue, while it is on time."""
 SEARCH_EVERY = 0.05
-"""s between two searches for the thread that holds the GIL, while a loop waits for what may be the GIL."""
+"""Seconds between two searches for the thread that holds the GIL, while a loop may be waiting for the GIL."""
 MIN_HOG = 0.2
-"""Share of the time for which the busiest other thread must have had a processor for it to be called the hog."""
+"""Share of the time for which the busiest other thread must have used a processor to count as the hog."""
 
 
 FORGOTTEN_AFTER = 60.0
-"""s after which a lateness, and the stack that was kept with it, is dropped."""
+"""Seconds after which a lateness, and the stack kept with it, is dropped."""
 
 
 class Hog(NamedTuple):
-    """The other thread that used most of a processor since the clocks were last read.
+    """The other thread that used most processor time since the clocks were last read.
 
     Attributes:
-        stack: what it was doing, None if there is no other thread.
+        stack: its stack, None if there is no other thread.
         cpu: processor seconds it used.
     """
 
@@ -42,12 +42,12 @@ class Hog(NamedTuple):
 
 @dataclass(slots=True)
 class Lateness:
-    """The watcher wanted to run from ``planned`` on, and did at ``actual`` (``time.monotonic`` seconds).
+    """One delay of the watcher: due at ``planned``, it ran at ``actual`` (``time.monotonic`` seconds).
 
     Attributes:
-        starved: s of it that the watcher's own thread waited for a processor.
-        held: s of it that somebody must have kept the GIL; 0 where it is not known what it waited for a processor.
-        hog: who used a processor meanwhile.
+        starved: seconds of it that the watcher's thread waited for a processor.
+        held: seconds of it that some thread must have kept the GIL; 0 where the wait for a processor is unknown.
+        hog: the other thread that used most processor time meanwhile.
     """
 
     planned: float
@@ -58,24 +58,24 @@ class Lateness:
 
     @property
     def seconds(self) -> float:
-        """How late it was."""
+        """Length of the delay."""
         return self.actual - self.planned
 
     def share_in(self, block: Block) -> float:
-        """Return the share of it that lies in ``block``, 0 to 1."""
+        """Return the share of the delay that lies in ``block``, 0 to 1."""
         inside = max(min(self.actual, block.end) - max(self.planned, block.start), 0.0)
         return inside / self.seconds if self.seconds > 0 else 0.0
 
 
 class Hindrance(NamedTuple):
-    """What kept the watcher from running during one block.
+    """The delays of the watcher during one block, and their causes.
 
     Attributes:
-        late: s in which it wanted to run and could not, where that was notable.
-        starved: s of it that it waited for a processor.
-        hog: the other threads' work, None if it does not stand out: the stack of the one that used most at a time, and
-            what the busiest used each time, together.
-        throttled: s that the cgroup was held back by its quota, None if it has none.
+        late: seconds of its delays of at least :data:`LATE`.
+        starved: seconds of its delays in which it waited for a processor.
+        hog: the other threads' work, None if it does not stand out: the stack of the thread that used most processor
+            time in one delay, and the sum over all delays of the busiest thread's processor time.
+        throttled: seconds that the cgroup was throttled by its quota, None if it has none.
     """
 
     late: float
@@ -85,7 +85,7 @@ class Hindrance(NamedTuple):
 
 
 class Contention:
-    """Keeps what is needed to tell afterwards why the watcher was late; renewed and noted in the watcher's thread."""
+    """Keeps the clocks and delays that explain a late watcher; ``renew`` and ``note`` run in the watcher's thread."""
 
     def __init__(self) -> None:
         self._late: deque[Lateness] = deque(maxlen=64)
@@ -96,14 +96,14 @@ class Contention:
         self._throttled: deque[tuple[float, float | None]] = deque([(0.0, None)], maxlen=16)
 
     def renew(self, now: float, pace: float) -> None:
-        """Read the clocks from which later differences are taken, unless they were read lately.
+        """Read the clocks that later readings are compared with, unless they were read recently.
 
         Args:
             now: ``time.monotonic`` seconds.
-            pace: factor for the time between two readings, above 1 while nothing happens.
+            pace: factor for the time between two readings, 1 or more.
         """
         read_at, throttled = self._throttled[-1]
-        # A quota that is there may be used up at any time; that there is one seldom changes.
+        # An existing quota may be used up at any time; whether there is one seldom changes.
         if now - read_at >= pace * (THREADS_EVERY if throttled is None else OWN_EVERY):
             self._throttled.append((now, facts.throttled()))
         if now - self._threads_at >= pace * THREADS_EVERY:
@@ -116,23 +116,23 @@ class Contention:
             self._late.popleft()
 
     def searched_lately(self, now: float) -> bool:
-        """Whether all threads' clocks were read a moment ago, so that to do it again would tell nothing new."""
+        """Whether all threads' clocks were read so recently that a new search would show nothing new."""
         return now - self._threads_at < SEARCH_EVERY
 
     def find_hog(
         self, frames: Mapping[int, FrameType], innocent: Collection[int | None], max_frames: int, now: float
     ) -> Hog:
-        """Return which thread that is not ``innocent`` used most of a processor since the clocks were last read.
+        """Return the thread outside ``innocent`` that used most processor time since the clocks were last read.
 
         Args:
             frames: innermost frame of every thread, from :func:`sys._current_frames`.
-            innocent: idents of threads that are not asked.
+            innocent: idents of threads to skip.
             max_frames: frames kept of its stack.
             now: ``time.monotonic`` seconds.
         """
         clocks, before = facts.thread_clocks(), self._threads
         self._threads, self._threads_at = clocks, now
-        # A thread that was not among those that were asked is not charged with its whole life.
+        # Where not all threads were read, one without an earlier reading is not charged with its whole lifetime.
         first = 0.0 if len(clocks) < facts.MAX_THREADS else None
         used = {
             thread[0]: cpu - earlier
@@ -145,21 +145,21 @@ class Contention:
         return Hog(take(frames[ident], None, max_frames)[0], used[ident])
 
     def note(self, hog: Hog, planned: float, now: float) -> Lateness:
-        """Keep that the watcher, due at ``planned``, could not run until ``now``; one file is read for it."""
+        """Record that the watcher, due at ``planned``, could not run until ``now``; reads one file."""
         before = self._own_run_queue
         self._read_own(now)
         after = self._own_run_queue
         starved = held = 0.0
         if before is not None and after is not None:
             starved = min(max(after - before, 0.0), now - planned)
-            # Whoever holds the GIL gives it away one switch interval after it was asked for, at the end of its call.
+            # The holder of the GIL releases it one switch interval after the request, at the end of its call.
             held = max(now - planned - starved - 2 * sys.getswitchinterval(), 0.0)
         late = Lateness(planned, now, starved, held, hog)
         self._late.append(late)
         return late
 
     def during(self, block: Block) -> Hindrance:
-        """Return what kept the watcher from running during ``block``, which has just ended; from any thread."""
+        """Return the watcher's delays during ``block``, which has just ended, and their causes; from any thread."""
         late = [entry for entry in list(self._late) if entry.actual > block.start and entry.planned < block.end]
         notable = [entry for entry in late if entry.seconds >= LATE]
         until = min(max((entry.actual for entry in late), default=block.end), block.end)

@@ -1,6 +1,6 @@
-"""Discovers event loops automatically: those that start to run, in any thread, and those that run already.
+"""Discovers event loops automatically: loops that start to run, in any thread, and loops already running.
 
-Python loops announce themselves through ``asyncio.events._set_running_loop``; uvloop, which keeps its own reference to
+Python loops are found through ``asyncio.events._set_running_loop``; uvloop loops, which keep their own reference to
 that function, through ``uvloop.Loop.run_forever``. Nothing here runs more often than a loop is started.
 """
 
@@ -20,12 +20,12 @@ from loopwatch.watch.stacks import below, uncollected
 
 
 class LoopDiscovery:
-    """Tells which loops start, stop and close.
+    """Reports loops that start, stop and close.
 
     Args:
-        patches: where the replaced attributes are kept.
+        patches: holds the replaced attributes.
         started, stopped: called on the loop's thread right before it runs and after it ran; must not raise.
-        closing: called right before a loop of uvloop is closed, whose memory goes away with it; must not raise.
+        closing: called right before a uvloop loop is closed, which frees its memory; must not raise.
         say: logs a line for the user.
     """
 
@@ -45,19 +45,19 @@ class LoopDiscovery:
         self._sees_closing = False
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Install the hooks."""
         self._patches.around(asyncio.events, "_set_running_loop", self._set_running_loop)
         self._hooks += when_imported("uvloop", self._patch_uvloop)
         self._hooks += when_imported("trio", self._patch_trio)
 
     def stop(self) -> None:
-        """Stop listening; the patches are undone by their owner, once no loop is read any more."""
+        """Remove the import hooks; the owner of the patches undoes them, once no loop is read any more."""
         for hook in self._hooks:
             hook.undo()
         self._hooks.clear()
 
     def running(self) -> Iterator[Loop]:
-        """Yield the loops that run now, in any thread."""
+        """Yield the loops running now, in any thread."""
         own = asyncio._get_running_loop()
         if own is not None:
             yield own
@@ -65,7 +65,7 @@ class LoopDiscovery:
             found = [loop for frame in current_frames().values() if (loop := _loop_of(frame)) is not None]
         uvloop = loaded("uvloop")
         if uvloop is not None:
-            # Compiled loops have no frames, but the collector knows who refers to their class (a heap type).
+            # Compiled loops have no frames, but the garbage collector finds the instances of their class (a heap type).
             found += [item for item in gc.get_referrers(uvloop.Loop) if isinstance(item, uvloop.Loop)]
         yield from (loop for loop in found if loop is not own and not loop.is_closed() and loop.is_running())
 
@@ -95,7 +95,7 @@ class LoopDiscovery:
         self.see_closing()
 
     def see_closing(self) -> None:
-        """Announce loops of uvloop that are about to close; needed before the first of them is read."""
+        """Report uvloop loops that are about to close; call it before the first of them is read."""
         uvloop = loaded("uvloop")
         if self._sees_closing or uvloop is None:
             return
@@ -120,7 +120,7 @@ class LoopDiscovery:
 
 
 def _loop_of(frame: Any) -> Loop | None:
-    """Return the loop whose ``run_forever`` is on the stack of ``frame``; loopwatch's own frames count for nothing."""
+    """Return the loop whose ``run_forever`` is on the stack of ``frame``; loopwatch's own frames are ignored."""
     while frame is not None:
         code = frame.f_code
         if code.co_name == "run_forever" and code.co_filename == asyncio.base_events.__file__:

@@ -1,7 +1,7 @@
 """Expected blocks of a loop: the time spans in which they are expected, and their counts. Pure: time is an argument.
 
-An expected block is counted and journaled. It is not logged as a stall, not flagged, not in any metric of stalls, and
-nobody is called back. Whoever expects blocks of a loop adds an :class:`Expectation` to those of the loop.
+An expected block is counted and journaled. It is not logged as a stall, not flagged, not in any stall metric, and not
+passed to callbacks. To expect blocks of a loop, add an :class:`Expectation` to the loop's :class:`Expectations`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from loopwatch.core.dataclasses import replace
 from loopwatch.events import ExpectedBlocks, Stall
 
 MOST = 16
-"""Expectations kept of one loop, the latest ones."""
+"""Expectations kept for one loop, the latest ones."""
 
 
 class Expectation:
     """A span of time in which blocks of one loop are expected.
 
     Args:
-        reason: why, for people: ``start-up of uvicorn``.
+        reason: why, human-readable: ``start-up of uvicorn``.
         loop: name of the loop.
         begin, until: ``time.monotonic`` seconds.
 
     Attributes:
-        counted: the blocks so far; replaced as a whole by the one thread that counts, so any thread may read it.
+        counted: totals of the blocks so far; only one thread replaces it, as a whole, so any thread may read it.
 
     Example:
         >>> start = Expectation("start-up of uvicorn", "main", begin=10.0, until=30.0)
@@ -37,23 +37,23 @@ class Expectation:
         self.counted = ExpectedBlocks(reason, loop)
 
     def end(self, now: float) -> None:
-        """Expect nothing that comes after ``now``."""
+        """End the span at ``now``, unless it ends earlier."""
         self.until = min(self.until, now)
 
     def covers(self, start: float, end: float) -> bool:
-        """Whether a block that is over is expected: it reached into the span, and most of it lies before its end.
+        """Whether a finished block is expected: it reached into the span, and most of it lies before the span's end.
 
-        The bounds of a block are those of a whole pass of the loop, or are known to some milliseconds only: a pass in
-        which the span ends counts as what it mostly was.
+        The bounds of a block are those of a whole pass of the loop, or known only to some milliseconds: a pass in
+        which the span ends is judged by its larger part.
         """
         return end > self._begin and (start + end) / 2 < self.until
 
     def covers_now(self, now: float) -> bool:
-        """Whether a block that still goes on is expected by now."""
+        """Whether an ongoing block is expected at ``now``."""
         return self._begin <= now < self.until
 
     def count(self, stall: Stall) -> None:
-        """Count an expected block that is over."""
+        """Count a finished expected block."""
         before = self.counted
         is_longest = stall.duration > before.longest
         self.counted = replace(
@@ -67,14 +67,14 @@ class Expectation:
 
 
 class Expectations:
-    """Those of one loop. Any thread may ask, the loop's own thread adds."""
+    """The expectations of one loop. Any thread may read them, the loop's own thread adds."""
 
     def __init__(self) -> None:
         self._known: tuple[Expectation, ...] = ()
         self._always: dict[str, Expectation] = {}
 
     def always(self, reason: str, loop: str) -> Expectation:
-        """Return the account of blocks that are expected for what runs in them, whenever that is.
+        """Return the expectation, without time limits, for blocks that are expected because of the code they run.
 
         Example:
             >>> expectations = Expectations()
@@ -88,17 +88,17 @@ class Expectations:
         return known
 
     def add(self, expectation: Expectation) -> None:
-        """Expect blocks from now on."""
+        """Add ``expectation``; beyond :data:`MOST`, the oldest is dropped."""
         self._known = (*self._known, expectation)[-MOST:]
 
     def of(self, start: float, end: float) -> Expectation | None:
-        """Return what a block that is over was expected by, None if it was not."""
+        """Return the expectation that covers a finished block, None if there is none."""
         return next((each for each in self._known if each.covers(start, end)), None)
 
     def at(self, now: float) -> Expectation | None:
-        """Return what a block that still goes on is expected by, None if it is not, or not any more."""
+        """Return the expectation that covers an ongoing block at ``now``, None if there is none."""
         return next((each for each in self._known if each.covers_now(now)), None)
 
     def stats(self) -> tuple[ExpectedBlocks, ...]:
-        """Return the accounts of those that have covered a block, oldest first."""
+        """Return the totals of the expectations that have covered a block, oldest first."""
         return tuple(each.counted for each in (*self._known, *self._always.values()) if each.counted.blocks)

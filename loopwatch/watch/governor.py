@@ -1,14 +1,14 @@
-"""Keeps the agent within its processor budget, by looking less often. Pure: it is given the time."""
+"""Keeps the agent within its processor budget by stretching its intervals. Pure: time is an argument."""
 
 from __future__ import annotations
 
 STRETCH_MOST = 16.0
 PERIOD = 5.0
-"""s between two decisions."""
+"""Seconds between two decisions."""
 
 
 class Governor:
-    """Decides from the agent's own processor time how far its intervals are stretched.
+    """Decides from the agent's processor time how far its intervals are stretched.
 
     Args:
         budget: share of one core.
@@ -29,7 +29,7 @@ class Governor:
         """Take a reading and return the factor for all intervals, 1 or more.
 
         Args:
-            now: a monotonic clock, s.
+            now: a monotonic clock, seconds.
             cpu: processor seconds the agent has used so far.
         """
         if self._last is None:
@@ -42,6 +42,6 @@ class Governor:
         self.share = (cpu - used) / (now - then)
         if self.share > self.budget:
             self.stretch = min(self.stretch * 2, STRETCH_MOST)
-        elif self.share < self.budget / 2:  # twice as often would still be within it
+        elif self.share < self.budget / 2:  # twice the rate would still be within it
             self.stretch = max(self.stretch / 2, 1.0)
         return self.stretch

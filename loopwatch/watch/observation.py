@@ -1,4 +1,4 @@
-"""Raw records of the watcher, before diagnosis: samples, a block as it was observed, the statistics of a loop."""
+"""Raw records of the watcher, before diagnosis: samples, observed blocks, statistics of a loop."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from loopwatch.watch.stacks import RawStack
 
 @dataclass(slots=True)
 class Sample:
-    """The loop's thread at one moment inside the block.
+    """The state of a loop's thread at one moment inside a block.
 
     Attributes:
         at: ``time.monotonic`` seconds.
-        late: s the watcher wanted to run before it could.
+        late: seconds by which the watcher was late.
         stack: the thread's stack.
         callback: identity of the running callback; equal for samples of the same callback.
         syscall, wait_channel: where in the kernel the thread was.
-        task, coroutine: names of what was running.
-        context: its context, dropped as soon as its labels are read.
+        task, coroutine: names of the running task and of its coroutine.
+        context: context of the callback, dropped as soon as its labels are read.
         waiting: ready callbacks behind the running one, None if unknown.
         clocks: of the loop's thread and of the process.
-        typed: it shows code of a prompt, and that is expected to hold the loop.
+        typed: whether it shows code typed at a prompt, where such code is expected to block.
     """
 
     at: float
@@ -47,20 +47,20 @@ class Sample:
 
 @dataclass(slots=True)
 class Observation:
-    """One block with everything that was seen of it.
+    """One block with its samples and measurements: the input of the diagnosis.
 
     Attributes:
         id: of the stall this becomes.
         loop, thread: names.
-        started_at: s since the epoch.
+        started_at: seconds since the epoch.
         start, end: ``time.monotonic`` seconds; ``end`` is now for an ongoing block.
         uncertainty, shared, asleep, victims: as in :class:`loopwatch.watch.probes.base.Block`.
-        evidence: the measured part; what follows from the samples is added by the diagnosis.
+        evidence: the measured part; the diagnosis adds what follows from the samples.
         samples: in order of time.
         hog: stack of the other thread that used most processor time meanwhile.
-        task, coroutine, context: of the callback.
-        span: context of the span of OpenTelemetry that is current in it.
-        expectation: what the block was expected by, None for a stall.
+        task, coroutine, context: names and labels of the blocking callback.
+        span: OpenTelemetry span context current in the callback.
+        expectation: the expectation that covers the block, None for a stall.
     """
 
     id: str
@@ -87,14 +87,14 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class LoopReading:
-    """One loop at one moment.
+    """The statistics of one loop at one moment, from which metrics are computed.
 
     Attributes:
-        key: stands for the loop, unlike its name unique for all time.
-        stats: what is told to people.
-        lags: how late its heartbeat was since it is watched.
-        callbacks: callbacks that it has run since then, None where they are not counted.
-        victims: what waited when its stalls ended.
+        key: identifies the loop; unlike its name, never reused.
+        stats: the public statistics.
+        lags: histogram of its heartbeat's lag since the loop was first watched.
+        callbacks: callbacks run since then, None where they are not counted.
+        victims: waiters counted at the ends of its stalls.
     """
 
     key: Hashable
@@ -106,9 +106,9 @@ class LoopReading:
 
 @dataclass(slots=True)
 class Baseline:
-    """Clocks of a loop's thread at one moment before a block, and the idle time of the loop then, s.
+    """Clocks of a loop's thread at one moment before a block, and the loop's idle seconds by then.
 
-    The run queue costs a file: ``run_queue_at`` says when it was read last.
+    Reading the run queue costs a file: ``run_queue_at`` is when it was last read.
     """
 
     clocks: Clocks
@@ -118,7 +118,7 @@ class Baseline:
 
 @dataclass(slots=True)
 class Caller:
-    """Who a callback is: task, coroutine, labels of its context, and the context of its span."""
+    """Identity of a callback: task, coroutine, labels of its context, and its span context."""
 
     task: str | None
     coroutine: str | None
@@ -128,17 +128,18 @@ class Caller:
 
 @dataclass(slots=True)
 class Case:
-    """One block as the traces of those who wait for it are told of it.
+    """State of one block in the traces of its waiters, whose spans are annotated with the stall.
 
     Attributes:
         key: of the block.
         id: of the stall.
-        span: context of the span that is current in the blocking callback, None if there is none.
-        told: who was told: (id of the span, whether in advance).
-        foreseen: what the stall looked like while it lasted.
-        judged: samples that there were then.
-        prepared, told_in_advance: whether those were seen to who will run before the loop can tell.
-        reached: when a callback of ours ran that was scheduled during the block (``time.monotonic``), None if none did.
+        span: span context current in the blocking callback, None if there is none.
+        told: annotated spans: (id of the span, whether in advance).
+        foreseen: the early diagnosis, made while the block lasted.
+        judged: number of samples at the early diagnosis.
+        prepared, told_in_advance: whether the end of the block was prepared for, and whether the spans of callbacks
+            that run before it is detected were annotated; each is done once.
+        reached: when the agent's callback scheduled during the block ran (``time.monotonic``), None if it did not.
     """
 
     key: float
@@ -154,14 +155,14 @@ class Case:
 
 @dataclass(slots=True)
 class Episode:
-    """What the watcher has collected of a block that may become a stall.
+    """The samples collected of a block that may become a stall.
 
     Attributes:
         id: of the stall it may become.
         samples: stack samples, bounded by thinning out.
-        announced: whether the hang was announced.
-        ended: when the loop was first found doing something else, None while it was not.
-        callers: who the callbacks are that were seen, by ``Sample.callback``.
+        announced: whether the hang was reported.
+        ended: when the loop was first found doing something else, None until then.
+        callers: identities of the sampled callbacks, by ``Sample.callback``.
     """
 
     id: str
@@ -175,15 +176,15 @@ Variable = contextvars.ContextVar[Any]
 
 
 class Notice(NamedTuple):
-    """Somebody has waited for a block.
+    """OpenTelemetry contexts of callbacks that waited for a block, whose spans are to be annotated.
 
     Attributes:
         case: the block.
         loop: name of the loop.
-        started_at: s since the epoch.
-        duration: s that they waited.
-        ongoing: whether it still goes on.
-        contexts: theirs, as OpenTelemetry keeps them.
+        started_at: start of the block, seconds since the epoch.
+        duration: seconds that they waited.
+        ongoing: whether the block still goes on.
+        contexts: of the waiting callbacks.
     """
 
     case: Case

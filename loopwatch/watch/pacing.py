@@ -1,7 +1,7 @@
-"""Decides when the watcher looks at a loop next. Pure: a view of the loop in, a moment out.
+"""Schedules the watcher's next tick for a loop. Pure: a view of the loop in, a time out.
 
-A look costs the loop the GIL for a moment, so there are as few as find every block in time: one within each threshold
-where the start of a block is known exactly, more while a loop is blocked, few while it is quiet.
+A tick costs the loop the GIL for a moment, so there are only as many as find every block in time: one within each
+threshold where the start of a block is known exactly, more while a loop is blocked, few while it is quiet.
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ from __future__ import annotations
 from typing import NamedTuple
 
 SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
-"""Seconds between two looks at a loop that is not blocked."""
+"""Bounds of the seconds between two ticks for a loop that is not blocked."""
 INVITED = 0.4
-"""Share of a tick by which a look may come earlier or later, so that it comes with a heartbeat of the loop."""
+"""Share of the interval by which a tick may come earlier or later, so that it coincides with a heartbeat."""
 EXACT_TICK = 0.9
-"""Thresholds between two looks at a busy loop whose blocks have a known start."""
+"""Thresholds between two ticks for a busy loop whose blocks have a known start."""
 QUIET_TICK = 2.0
-"""Thresholds between two looks at a loop that is quiet."""
+"""Thresholds between two ticks for a quiet loop."""
 SHORTEST_GAP, LONGEST_GAP = 0.01, 0.1
 """Seconds between two samples of a blocked loop; a quarter of the block's age between these bounds."""
 MANY_SAMPLES = 100
-"""Samples of one block from which on they are taken less often."""
+"""Number of samples of one block from which on they are taken less often."""
 
 
 class View(NamedTuple):
-    """What is known of a loop when its next look is planned.
+    """The state of a loop from which its next tick is scheduled.
 
     Attributes:
-        now: ``time.monotonic`` seconds, as all moments here.
-        rests: it waits for events, as it did at the last look, which was a moment ago.
-        since: when what holds it began, infinity while it waits.
-        samples: samples of that so far.
-        is_active: it does something worth mentioning.
-        is_quiet: it makes next to no passes.
-        is_exact: the start of a block is known exactly, by timestamps in the loop itself.
-        is_traced: somebody waits to be told of a block while it lasts.
+        now: ``time.monotonic`` seconds, as all times here.
+        rests: whether it waits for events, as it did at the last tick, a moment ago.
+        since: start of its busy span, infinity while it waits.
+        samples: samples of that span so far.
+        is_active: whether it does notable work.
+        is_quiet: whether it makes next to no passes.
+        is_exact: whether the start of a block is known exactly, by timestamps in the loop itself.
+        is_traced: whether tracing is in use: waiters' spans are annotated while a block lasts.
         beat_due: when the next heartbeat is due.
-        last_beat: when the last one was.
+        last_beat: when the last heartbeat ran.
         beat_interval: seconds between two heartbeats.
     """
 
@@ -53,12 +53,12 @@ class View(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The next look at a loop.
+    """The next tick for a loop.
 
     Attributes:
         at: when.
-        invite: the heartbeat wakes the watcher at its first beat after this moment; None: it need not.
-        keeps: whether the heartbeat goes on as it was asked before, whatever ``invite`` is.
+        invite: the first heartbeat after this time wakes the watcher; None: it need not.
+        keeps: whether the heartbeat keeps its previous invitation if ``invite`` is None.
     """
 
     at: float
@@ -67,12 +67,12 @@ class Look(NamedTuple):
 
 
 def next_look(view: View, threshold: float, stretch: float) -> Look:
-    """Return when to look at a loop next.
+    """Return the next tick for a loop.
 
     Args:
-        view: what is known of it.
+        view: state of the loop.
         threshold: seconds from which on a block is a stall.
-        stretch: factor by which the watcher works less than it would like, 1 or more.
+        stretch: factor by which the watcher's intervals are stretched, 1 or more.
     """
     now, age = view.now, view.now - view.since
     if view.rests:
@@ -80,8 +80,8 @@ def next_look(view: View, threshold: float, stretch: float) -> Look:
     if age >= threshold / 2:
         return Look(now + _gap(age, view.samples, stretch), keeps=True)
     if view.is_active and age < threshold / 4 and not view.is_exact and now < view.beat_due <= now + threshold:
-        # Rather with a beat, where it need not wait for the GIL, and then seldom: if a beat between two looks is
-        # missing, that tells how long the loop has been held.
+        # Prefer a tick with a heartbeat, where the watcher need not wait for the GIL, and then seldom: a heartbeat
+        # missing between two ticks shows how long the loop has been blocked.
         tick = tick_of(threshold, stretch)
         invite = view.last_beat + (1 - INVITED) * tick
         beat = max(view.beat_due, invite) + view.beat_interval
@@ -95,9 +95,9 @@ def next_look(view: View, threshold: float, stretch: float) -> Look:
 
 
 def tick_of(seconds: float, stretch: float) -> float:
-    """Return the time between two looks that takes the place of ``seconds``, within bounds.
+    """Return the time between two ticks for a wanted time of ``seconds``, within bounds and stretched.
 
-    The cost lies in the samples: the first look at a block is stretched only in an emergency.
+    The cost lies in the samples: the first tick of a block is stretched only in an emergency.
     """
     return min(max(seconds, SHORTEST_TICK), LONGEST_TICK) * max(stretch / 4, 1.0)
 
@@ -107,5 +107,5 @@ def _gap(age: float, samples: int, stretch: float) -> float:
     gap = min(max(age / 4, SHORTEST_GAP), LONGEST_GAP)
     if samples >= MANY_SAMPLES:
         gap = max(gap, age / 50)
-    # Not beyond the longest tick: where only these looks tell that it is over, it must not be told much later.
+    # Not beyond the longest tick: where only these ticks detect the end of a block, it must not be reported much later.
     return min(gap * stretch, max(gap, LONGEST_TICK))

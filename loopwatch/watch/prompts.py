@@ -10,18 +10,17 @@ from loopwatch.watch.stacks import RawFrame
 REASON = "code typed at a prompt"
 
 _TYPED = ("<stdin>", "<console>", "<python-input-", "<ipython-input-")
-"""How the names begin under which prompts compile what is typed: Lib/code.py, Lib/_pyrepl/console.py, IPython."""
+"""Prefixes of the file names that prompts give to typed code: Lib/code.py, Lib/_pyrepl/console.py, IPython."""
 _COROUTINE = 0x80
 """``CO_COROUTINE`` (Include/cpython/code.h)."""
 _SHELL = ("IPython.core.interactiveshell", "run_code")
-"""Module and function that run a cell, whose file may have any name (ipykernel's is a temporary one)."""
+"""Module and function that run a cell; the cell's file may have any name (ipykernel's is a temporary file)."""
 
 
 def is_typed(frames: Sequence[RawFrame]) -> bool:
-    """Whether what runs was typed, innermost frame first.
+    """Whether ``frames``, innermost first, run code typed at a prompt.
 
-    A cell that awaits is a coroutine like others, and what blocks in it is reported: it was written for a loop that
-    gets on.
+    A cell that awaits is a coroutine like any other, and its blocks are reported: it was written for a running loop.
     """
     return any(_is_cell(inner, outer) for inner, outer in pairwise((*frames, None)) if inner is not None)
 

@@ -1,6 +1,6 @@
 """Samples blocked loops: stacks, tasks, contexts, system calls and clocks, read in the watcher's thread.
 
-Order matters: stacks are read first, in one go; files of ``/proc`` only afterwards, because reading them gives up the
+Order matters: stacks are read first, in one go; files of ``/proc`` only afterwards, because reading them releases the
 GIL and the loop moves on.
 """
 
@@ -29,18 +29,18 @@ from loopwatch.watch.watched_loop import WatchedLoop
 MAX_CALLERS = 50
 """Callbacks of one block whose task and labels are read."""
 MAX_SAMPLES = 200
-"""Samples kept of one block; beyond, every second one is dropped and the gap doubles."""
+"""Samples kept of one block; beyond that, every second one is dropped and the gap doubles."""
 
 
 class Suspect(NamedTuple):
-    """A loop that may be blocked, and when what holds it began, ``time.monotonic`` seconds."""
+    """A loop that may be blocked, and the start of its busy span, ``time.monotonic`` seconds."""
 
     loop: WatchedLoop
     since: float
 
 
 class Moment(NamedTuple):
-    """One tick of the watcher: ``now`` and when it was ``planned``, ``time.monotonic`` seconds; ``late`` seconds."""
+    """One tick of the watcher: its time, its planned time (``time.monotonic`` seconds), and its lateness in seconds."""
 
     now: float
     planned: float
@@ -54,13 +54,13 @@ class Sampler:
     """Takes samples for one watcher.
 
     Args:
-        config: returns the settings in force.
+        config: returns the current settings.
         faults: of the agent.
-        contention: where it is noted who kept the watcher from running.
-        sources: what labels of a callback are read from, beside those of the settings.
+        contention: records the watcher's delays and their causes.
+        sources: sources of a callback's labels, beside those of the settings.
 
     Attributes:
-        expects_typed: whether code that is typed at a prompt is marked as such.
+        expects_typed: whether code typed at a prompt is marked as such.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Sampler:
         self.expects_typed = False
 
     def glimpse(self, loops: Iterable[WatchedLoop], moment: Moment) -> Samples:
-        """Sample blocked loops at once, when the watcher has had to wait for the GIL: it will not have it for long.
+        """Sample blocked loops at once, when the watcher had to wait for the GIL and will not hold it for long.
 
-        Who gave it up has been waiting since, and wants it back 5 ms (``sys.getswitchinterval``) after that, of which
-        the system takes one or two to wake this thread: what comes first in a tick may be all that is seen of a call.
+        The thread that released it is waiting and demands it back after 5 ms (``sys.getswitchinterval``), of which the
+        system takes one or two to wake this thread: the first step of a tick may be the only one inside a call.
         """
         found: dict[Suspect, Sample] = {}
         config, now = self._config(), moment.now
@@ -90,16 +90,16 @@ class Sampler:
     def sample(
         self, loops: Sequence[WatchedLoop], suspects: Iterable[Suspect], moment: Moment, known: Samples
     ) -> tuple[list[tuple[Suspect, Episode]], Lateness | None]:
-        """Sample loops that may be blocked, and look for whoever kept the watcher from running.
+        """Sample loops that may be blocked, and search for the thread that kept the watcher from running.
 
         Args:
-            loops: all that are watched.
-            suspects: those that may be blocked.
-            moment: of this tick.
-            known: samples of this tick that were taken before.
+            loops: all watched loops.
+            suspects: loops that may be blocked.
+            moment: this tick.
+            known: samples taken earlier in this tick.
 
         Returns:
-            What each block is known to be by now, and how late the watcher was if it was notable.
+            Each suspect with its episode, and the watcher's lateness, None if no search was due.
         """
         hog = None
         taken = dict(known)
@@ -120,7 +120,7 @@ class Sampler:
     def _add(
         self, taken: dict[Suspect, Sample], suspect: Suspect, frames: Mapping[int, FrameType], moment: Moment
     ) -> None:
-        """Sample ``suspect``, unless it has come to do something else meanwhile."""
+        """Sample ``suspect``, unless its busy span has ended meanwhile."""
         sample = self._take(suspect, frames, moment)
         if sample is not None and suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
             taken[suspect] = sample
@@ -150,12 +150,12 @@ class Sampler:
         attempt = self._faults.attempt
         sample.task, sample.coroutine = attempt("task", lambda: task_info.names_of(task), (None, None))
         context = attempt("task", lambda: task_info.context_of(task, handle), None)
-        # A copy: by the time it is read the callback may have moved on and reset its variables.
+        # A copy: by the time it is read the callback may have gone on and reset its variables.
         sample.context = context.copy() if context is not None else None
         return sample
 
     def _note(self, suspect: Suspect, sample: Sample) -> Episode:
-        """Add ``sample`` to what is known of its block, with all that takes a file or code of the program to read."""
+        """Complete ``sample``, reading files and calling label sources, and add it to the episode of its block."""
         episode = suspect.loop.open_episode(suspect.since)
         self._identify(episode, sample)
         _ask_kernel(suspect.loop, sample)
@@ -166,8 +166,8 @@ class Sampler:
         return episode
 
     def _identify(self, episode: Episode, sample: Sample) -> None:
-        """Note who the sampled callback is, once a callback."""
-        context, sample.context = sample.context, None  # kept, it would keep the program's objects
+        """Record the identity of the sampled callback, once a callback."""
+        context, sample.context = sample.context, None  # it would keep the program's objects alive
         if sample.callback in episode.callers or len(episode.callers) >= MAX_CALLERS:
             return
         episode.callers[sample.callback] = caller = Caller(sample.task, sample.coroutine)
@@ -177,7 +177,7 @@ class Sampler:
             caller.context = task_info.labels(context, (*self._config().context, *self._sources), attempt)
 
     def _is_search_due(self, moment: Moment, taken: Samples) -> bool:
-        """Whether to look for who keeps the GIL: from the watcher, or, by its last sample, from a loop's thread."""
+        """Whether to search for the holder of the GIL: the watcher waited for it, or a loop by its last sample."""
         if moment.late >= LATE:
             return True
         if self._contention.searched_lately(moment.now):
@@ -199,19 +199,19 @@ class Sampler:
 
 def _ask_kernel(loop: WatchedLoop, sample: Sample) -> None:
     if loop.thread is not None and not sample.stack.starts_ours:
-        # Each file gives up the GIL: where that is hard to get back one must do, or there are no further samples.
+        # Each file read releases the GIL: where it is hard to get back, read only one, or there are no further samples.
         easy = sample.late < LATE
         sample.syscall, sample.wait_channel = loop.thread.waiting_in(channel=easy)
         sample.clocks = loop.thread.clocks(files=easy)
 
 
 def _reference(owner: Any) -> object:
-    """Return what is equal for two samples of one handle or task, and keeps nothing alive."""
+    """Return a value that is equal for two samples of one handle or task, and keeps nothing alive."""
     if owner is None:
         return None
     try:
         reference = weakref.ref(owner)
-        hash(reference)  # kept by the reference from now on; that of a dead object could not be made
+        hash(reference)  # the reference keeps it; the hash of a dead object cannot be computed
     except TypeError:
         return id(owner)
     return reference

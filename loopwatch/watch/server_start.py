@@ -1,8 +1,8 @@
-"""The start of a server: blocks of its loop are expected until it listens, and are reported in one line then.
+"""Starts of servers: blocks of the loop are expected until the server listens, then reported in one line.
 
-Imports of the application and blocking work in its lifespan hold the loop while nobody can be waiting for it yet. A
-start begins when a known server's coroutine for it runs on a loop, and ends when the server listens, when the loop
-stops, or after :data:`LONGEST`. A loop on which a server listens already has no further start.
+Imports of the application and blocking work in its lifespan block the loop before any client can wait for it. A start
+begins when a known server's coroutine for it runs on a loop, and ends when the server listens, when the loop stops, or
+after :data:`LONGEST`. A loop on which a server already listens has no further start.
 
 Nothing here runs more often than a server or a loop is started.
 """
@@ -26,31 +26,32 @@ from loopwatch.watch.probes.base import IDLE, Loop
 from loopwatch.watch.watched_loop import WatchedLoop
 
 PART = "server start"
-"""What faults are counted under."""
+"""Name under which faults are counted."""
 
 LONGEST = 20.0
-"""s that a start may take; what blocks the loop then, and a block that goes on then, is reported as anywhere else.
+"""Seconds that a start may take; a later block, and one that goes on then, is reported as usual.
 
-Less than the 30 s after which gunicorn kills a worker that does not answer, and after which a hang pages someone."""
+Less than the 30 seconds after which gunicorn kills a worker that does not answer, and after which a hang pages someone.
+"""
 
 SETTLED = 0.2
-"""s after the end of a start until the blocks in it have been handed on."""
+"""Seconds after the end of a start until its blocks have been passed on."""
 
 _DEPTH = 100
-"""Frames, or coroutines that await each other, that are looked through."""
+"""Frames, or coroutines that await each other, that are searched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How a server is recognised. Names that a version of it does not have are passed over.
+    """How a server is recognised. Names missing in the installed version are skipped.
 
     Attributes:
         name: of the package.
         module: in which the names below are looked up.
         begins: coroutine functions whose call begins the start.
-        listens: function that is called when the server listens, or will within the same pass of the loop; None where
-            the loop is stopped then.
-        lasting: those of ``begins`` that go on while the server runs, in a way that looks no different.
+        listens: function called when the server listens, or will within the same pass of the loop; None where the
+            loop is stopped then.
+        lasting: functions of ``begins`` that run as long as the server: one found running does not show a start.
     """
 
     name: str
@@ -65,7 +66,7 @@ SERVERS = (
     Server("uvicorn", "uvicorn.server", ("Server.serve", "Server.startup"), "Server.main_loop"),
     Server("hypercorn", "hypercorn.asyncio.run", ("Lifespan.handle_lifespan",), "raise_shutdown"),
     Server("aiohttp", "aiohttp.web", ("BaseRunner.setup", "_run_app"), "BaseSite.start", lasting=("_run_app",)),
-    # It runs the loop once for the application's lifespan, and then again for requests.
+    # Runs the loop once for the application's lifespan, and then again for requests.
     Server("granian", "granian.asgi", ("LifespanProtocol.startup",)),
     # Likewise, to build its routes.
     Server("sanic", "sanic.app", ("Sanic._startup",)),
@@ -74,7 +75,7 @@ SERVERS = (
 
 @dataclass(frozen=True, slots=True)
 class _Role:
-    """What it means that a function of a server runs."""
+    """The role of a server's function: whether the server listens when it is called, and whether it lasts."""
 
     server: Server
     listens: bool
@@ -83,7 +84,7 @@ class _Role:
 
 @dataclass(slots=True)
 class _Start:
-    """The start of a server on one loop: whether it listens or did, whether the loop has stopped, and was reported."""
+    """The start of a server on one loop: whether it has listened, the loop has stopped, it is reported."""
 
     loop: WatchedLoop
     server: Server
@@ -94,14 +95,14 @@ class _Start:
 
 
 class ServerStarts:
-    """Recognises the starts of servers on loops that are watched.
+    """Recognises the starts of servers on watched loops.
 
     Args:
-        patches: where the replaced functions are kept; undone by their owner.
+        patches: holds the replaced functions; undone by its owner.
         faults: of the agent.
         find: returns the watched loop for a loop, None if it is not watched.
-        longest: returns the s that a start may take.
-        report: takes a start that is over, and whether the server listens; must not block.
+        longest: returns the seconds that a start may take.
+        report: receives a finished start, and whether the server listens; must not block.
     """
 
     def __init__(
@@ -123,11 +124,11 @@ class ServerStarts:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Recognise servers from now on; hooks nothing before a loop runs."""
+        """Recognise servers from now on; installs no hook before a loop runs."""
         self._is_on = True
 
     def stop(self) -> None:
-        """Recognise no more."""
+        """Recognise no more servers, and remove the import hooks."""
         self._is_on = self._is_hooked = False
         for hook in self._hooks:
             hook.undo()
@@ -135,14 +136,14 @@ class ServerStarts:
         self._roles.clear()
 
     def forget(self) -> None:
-        """Drop what is known of loops; for a forked child, which has none of them."""
+        """Drop the state of all loops, in a forked child, which runs none of them."""
         self._starts.clear()
         self._listening.clear()
 
     # -- on the loop's thread -------------------------------------------------------------------------------------
 
     def loop_started(self, loop: WatchedLoop) -> None:
-        """A loop is about to run, or was found running."""
+        """Look for a start on a loop that is about to run, or was found running."""
         if not self._is_on or self._faults.is_off(PART):
             return
         with self._faults.guard(PART):
@@ -152,7 +153,7 @@ class ServerStarts:
                 self._look_for_start(loop, target)
 
     def loop_stopped(self, loop: WatchedLoop) -> None:
-        """A loop stops: nothing listens on it any more, and the next server on it has a start of its own."""
+        """Forget that a server listens on a loop that stops: the next server on it has a start of its own."""
         self._listening.discard(loop.key)
         start = self._starts.get(loop.key)
         if start is not None:
@@ -174,7 +175,7 @@ class ServerStarts:
                 owner, attribute = _owner_of(module, name) if name is not None else (None, "")
                 function = getattr(owner, attribute, None)
                 if owner is None or function is None:
-                    continue  # another version: what cannot be recognised is reported as anywhere else
+                    continue  # another version: blocks of a start that is not recognised are reported as usual
                 listens = name == server.listens
                 if (code := getattr(function, "__code__", None)) is not None:
                     self._roles[code] = _Role(server, listens, name in server.lasting)
@@ -208,7 +209,7 @@ class ServerStarts:
         return known
 
     def _begin(self, loop: WatchedLoop, server: Server) -> None:
-        """The start of ``server`` begins on ``loop``, unless one has begun since the loop runs."""
+        """Begin the start of ``server`` on ``loop``, unless a server listens or has begun since the loop runs."""
         now, before = time.monotonic(), self._starts.get(loop.key)
         if loop.key in self._listening or (before is not None and not before.has_stopped):
             return
@@ -219,7 +220,7 @@ class ServerStarts:
         loop.expectations.add(start.expectation)
 
     def _look_for_start(self, loop: WatchedLoop, target: Loop) -> None:
-        """Find a server that starts with the loop, or, where the agent comes later, in the midst of its start."""
+        """Find a server that starts with the loop or, where the agent was installed later, is still starting."""
         found: set[Server] = set()
         for code, is_new in _running_in(target):
             role = self._roles.get(code)
@@ -236,7 +237,7 @@ class ServerStarts:
     # -- in the watcher's thread ----------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Report starts that are over, once their blocks have been handed on."""
+        """Report finished starts, once their blocks have been passed on."""
         if not self._starts or self._faults.is_off(PART):
             return
         with self._faults.guard(PART):
@@ -246,7 +247,7 @@ class ServerStarts:
                     self._end(start)
 
     def retired(self, loop: WatchedLoop) -> None:
-        """A loop is not watched any more, and its last blocks have been handed on; from any thread."""
+        """Report the start on a loop that is no longer watched, after its last blocks; from any thread."""
         self._listening.discard(loop.key)
         start = self._starts.pop(loop.key, None)
         if start is not None:
@@ -260,13 +261,13 @@ class ServerStarts:
 
 
 def _owner_of(module: ModuleType, name: str) -> tuple[Any, str]:
-    """Return what has the function that is called ``Class.method`` or ``function`` in ``module``, and its own name."""
+    """Return the object that has ``name``, ``Class.method`` or ``function`` of ``module``, and the attribute's name."""
     owner, _, attribute = name.rpartition(".")
     return (getattr(module, owner, None) if owner else module), attribute
 
 
 def _running_in(loop: Loop) -> Iterator[tuple[CodeType, bool]]:
-    """Yield the code of what the tasks of ``loop`` await, of what this thread runs, and whether it has yet to begin."""
+    """Yield the code of coroutines in ``loop``'s tasks and of this thread's frames, and whether it has yet to begin."""
     for task in asyncio.all_tasks(loop):
         coroutine: Any = task.get_coro()
         for _ in range(_DEPTH):

@@ -1,4 +1,4 @@
-"""Watches the event loops of this process: which there are, one watcher for all, and the starts of servers on them."""
+"""Watch service: discovers this process's event loops, watches them with one thread, recognises server starts."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
     from loopwatch.watch.waiters import Waiters
 
 MAX_KINDS = 20
-"""Kinds of loop of which it is logged that they are left alone."""
+"""Kinds of loop that are logged as not watched, at most."""
 
 DiagnoseEarly = Callable[[Observation, Case, Callable[[], object]], object]
 
 
 @dataclass(frozen=True, slots=True)
 class WatchHooks:
-    """What a :class:`WatchService` calls. None of it may raise.
+    """Callbacks of a :class:`WatchService`. None may raise.
 
     Attributes:
-        observed: takes what was seen of a block; in the watcher's thread, must not block.
-        loop_begins: called before the first loop is watched since :meth:`WatchService.after_fork_in_child`, and before
-            each later one; on its thread.
-        loop_runs: takes a loop that is watched now and about to run; on its thread.
-        loop_gone: takes the last figures of a loop that is not watched any more; in any thread.
-        start_over: takes the start of a server that is over, and whether it listens; must not block.
+        observed: receives each observation of a block; in the watcher's thread, must not block.
+        loop_begins: called before each loop is watched, the first one after :meth:`WatchService.after_fork_in_child`
+            included; on its thread.
+        loop_runs: receives a watched loop that is about to run; on its thread.
+        loop_gone: receives the last statistics of a loop that is no longer watched; in any thread.
+        start_over: receives the finished start of a server, and whether it listens; must not block.
         ticked: called once a tick with ``time.monotonic`` seconds; in the watcher's thread.
         cpu: returns the processor time of the whole agent, seconds.
     """
@@ -65,17 +65,17 @@ class WatchHooks:
 
 
 class WatchService:
-    """The loops of one agent.
+    """Watches the loops of one agent: attaches a probe to each, and owns the watcher.
 
     Args:
-        config: returns the settings in force.
-        patches: where replaced attributes are kept; undone by their owner, after :meth:`stop`.
+        config: returns the current settings.
+        patches: holds replaced attributes; undone by its owner, after :meth:`stop`.
         faults: of the agent.
-        hooks: what is called.
+        hooks: callbacks of the service.
 
     Attributes:
         watcher: the watcher in use; another one after a stop and in a forked child.
-        sources: what labels of the blocking callback are read from.
+        sources: sources of the blocking callback's labels.
     """
 
     def __init__(self, config: Callable[[], Config], patches: PatchSet, faults: Faults, hooks: WatchHooks) -> None:
@@ -99,17 +99,17 @@ class WatchService:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def _renew(self) -> None:
-        """Take a new watcher, after the old one was stopped: whoever has the old one finds it ended."""
+        """Make a new watcher, after the old one was stopped; holders of the old one find it ended."""
         self._has_stopped = False
         self.watcher = Watcher(self._config, self._watcher_hooks, self._faults, self.sources)
         self._governor = Governor(self._config().cpu_budget)
 
     def use(self, waiters: Waiters, diagnose_early: DiagnoseEarly) -> None:
-        """Set what finds waiting callbacks, and what diagnoses a block for them while it lasts."""
+        """Set the finder of waiting callbacks, and the early diagnosis of a block for their traces."""
         self._waiters, self._diagnose_early = waiters, diagnose_early
 
     def start(self) -> None:
-        """Watch loops that are given from now on; starts no thread before there is one."""
+        """Accept loops from now on; starts no thread before the first loop."""
         if self._has_stopped:
             self._renew()
         self._is_on = True
@@ -123,13 +123,13 @@ class WatchService:
         )
 
     def discover(self, own: Loop | None) -> list[Loop]:
-        """Find loops by themselves from now on; return those that run already and are watched now, but for ``own``."""
+        """Discover loops from now on; return the running ones that are watched now, except ``own``."""
         self._starts.start()
         if self._discovery is None:
             return []
         self._discovery.start()
         found: list[Loop] = []
-        with self._faults.guard("search"):  # apart from the discovery of loops that start later
+        with self._faults.guard("search"):  # a part of its own: its faults do not end the discovery of later loops
             for loop in self._discovery.running():
                 if loop is not own:
                     self.take(loop)
@@ -137,7 +137,7 @@ class WatchService:
         return found
 
     def end_discovery(self) -> None:
-        """Take no more loops; those that are watched still are."""
+        """Accept no more loops; watched ones stay watched."""
         self._is_on = False
         if self._discovery is not None:
             self._discovery.stop()
@@ -150,7 +150,7 @@ class WatchService:
             self.watcher.stop(timeout)
 
     def after_fork_in_child(self, *, goes_on: bool) -> None:
-        """Begin anew in a forked child, which runs none of the loops; ``goes_on`` as ``Config.follow_fork`` says."""
+        """Start over in a forked child, which runs none of the loops; ``goes_on`` is ``Config.follow_fork``."""
         old = self.watcher
         self._pid = os.getpid()
         self._starts.forget()
@@ -163,46 +163,46 @@ class WatchService:
             self.end_discovery()
 
     def pause(self, is_paused: bool) -> None:
-        """Stop looking, or look again."""
+        """Pause or resume watching."""
         self.watcher.paused = is_paused
         self.apply_settings()
 
     def apply_settings(self) -> None:
-        """Judge what comes from now on by the settings in force."""
+        """Apply the current settings to every loop from now on."""
         now, config = time.monotonic(), self._config()
         self._governor.budget = config.cpu_budget
         for loop in self.loops:
             loop.heart.set_interval(config.heartbeat)
             with self._faults.guard("probe"):
-                # What came before is judged by the limit that was in force.
+                # Blocks before now are judged by the previous limit.
                 loop.probe.cut(now) if _runs_here(loop.ref()) else loop.probe.busy_since(now)
                 loop.probe.set_limit(self._limit())
         self.watcher.wake()
 
-    # -- what is asked --------------------------------------------------------------------------------------------
+    # -- state ----------------------------------------------------------------------------------------------------
 
     def has_stopped(self) -> bool:
-        """Whether no loop is taken, for now or any more."""
+        """Whether the service accepts no loops."""
         return not self._is_on
 
     @property
     def loops(self) -> tuple[WatchedLoop, ...]:
-        """The loops that are watched."""
+        """The watched loops."""
         return self.watcher.loops
 
     @property
     def thread(self) -> OwnThread:
-        """The watcher's."""
+        """The watcher's thread."""
         return self.watcher.thread
 
     @property
     def cpu(self) -> float:
-        """Its processor time, seconds."""
+        """Processor seconds of the watcher's thread."""
         return self.watcher.cpu
 
     @property
     def share(self) -> float:
-        """Share of a processor that the whole agent has used lately."""
+        """Share of a processor that the whole agent used recently."""
         return self._governor.share
 
     @property
@@ -215,34 +215,34 @@ class WatchService:
         return "watching" if self.loops else "waiting"
 
     def open_loops(self) -> list[Loop]:
-        """Return the loops themselves."""
+        """Return the event loops themselves."""
         return [loop for known in self.loops if (loop := known.ref()) is not None]
 
     def stats(self, now: float) -> tuple[LoopStats, ...]:
-        """Return the figures of all loops at ``now``, ``time.monotonic`` seconds."""
+        """Return the statistics of all loops at ``now``, ``time.monotonic`` seconds."""
         return tuple(loop.stats(now) for loop in self.loops if not loop.gone)
 
     def readings(self, now: float) -> list[LoopReading]:
-        """Return what metrics of all loops are computed from, at ``now``, ``time.monotonic`` seconds."""
+        """Return the readings that loop metrics are computed from, at ``now``, ``time.monotonic`` seconds."""
         return [loop.reading(now) for loop in self.loops if not loop.gone]
 
     def threads_of_loops(self) -> dict[int, str]:
-        """Return the names of the loops that run, by the ident of their threads."""
+        """Return the names of the running loops, by the ident of their threads."""
         return {loop.thread.ident: loop.name for loop in self.loops if loop.thread and loop.is_running}
 
     def find(self, loop: Loop) -> WatchedLoop | None:
-        """Return what is known of ``loop``, None if it is not watched."""
+        """Return the :class:`WatchedLoop` of ``loop``, None if it is not watched."""
         return next((known for known in self.loops if known.ref() is loop), None)
 
     def name_of(self, loop: Loop) -> str | None:
-        """Return what ``loop`` is called, None if it is not watched."""
+        """Return the name of ``loop``, None if it is not watched."""
         known = self.find(loop)
         return None if known is None else known.name
 
     # -- loops ----------------------------------------------------------------------------------------------------
 
     def watch(self, loop: Loop, name: str | None) -> None:
-        """Watch a loop that the program gives, under ``name``, default after its thread.
+        """Watch a loop given by the program, under ``name``, by default named after its thread.
 
         Raises:
             ConfigError: ``loop`` is no event loop, or is closed.
@@ -258,7 +258,7 @@ class WatchService:
         self.take(loop, name, given=True)
 
     def take(self, loop: Loop, name: str | None = None, *, given: bool = False) -> None:
-        """Watch a loop that may run already, in any thread; ``given`` by the program, which wants it to be watched."""
+        """Watch a loop that may be running, in any thread; ``given``: the program asked for it."""
         known = self.find(loop)
         if known is not None:
             known.name = name or known.name
@@ -268,7 +268,7 @@ class WatchService:
             loop.call_soon_threadsafe(functools.partial(self.loop_started, loop, name, given=given))
 
     def add_context(self, source: ContextSource) -> Callable[[], None]:
-        """Read labels of blocking callbacks from ``source``, too; return what ends that."""
+        """Add ``source`` to the sources of the blocking callback's labels; return a function that removes it."""
         if source not in self.sources:
             self.sources.append(source)
 
@@ -279,7 +279,7 @@ class WatchService:
         return remove
 
     def cut(self, loop: Loop) -> None:
-        """End what holds ``loop`` right now as if it had gone idle; on its thread."""
+        """End the busy span of ``loop`` now, as if it had gone idle; on its thread."""
         known = self.find(loop)
         if known is not None:
             known.probe.cut(time.monotonic())
@@ -301,11 +301,11 @@ class WatchService:
             self._starts.loop_started(known)
             self.watcher.ensure_thread()
             self._hooks.loop_runs(loop)
-            if self.has_stopped():  # a signal handler or another thread has stopped us meanwhile
+            if self.has_stopped():  # a signal handler or another thread has stopped the service meanwhile
                 self.watcher.remove((known,))
 
     def _attach(self, loop: Loop, name: str | None, *, given: bool) -> WatchedLoop | None:
-        """Begin to watch ``loop``; return None, and say so once a kind, if it is of a kind that must be left alone."""
+        """Attach a probe to ``loop``; return None for a kind that must not be watched, which is logged once."""
         self.watcher.remove(known for known in self.loops if known.gone)
         if self._discovery is not None:
             self._discovery.see_closing()
@@ -336,9 +336,9 @@ class WatchService:
         )
 
     def _loop_stopped(self, loop: Loop) -> None:
-        """On the loop's thread, after it ran."""
+        """Record that ``loop`` has stopped running; on its thread."""
         if os.getpid() != self._pid:
-            return  # asyncio's own handler of a fork, which runs before ours (on_fork in asyncio/events.py since 3.12)
+            return  # asyncio's own fork handler, run before the agent's (on_fork in asyncio/events.py since 3.12)
         with self._faults.guard("discovery"):
             known = self.find(loop)
             if known is not None:
@@ -347,7 +347,7 @@ class WatchService:
                 self.watcher.wake_if_blocked(known)
 
     def _loop_closing(self, loop: Loop) -> None:
-        """Right before the memory of a loop of uvloop goes away."""
+        """Detach from a uvloop loop, right before its memory is freed."""
         with self._faults.guard("discovery"):
             self.watcher.detach(loop)
 
@@ -372,7 +372,7 @@ class WatchService:
         if stretch > 1 and not self._has_said_slow:
             self._has_said_slow = True
             self._faults.say(
-                logging.INFO,  # nothing is wrong with the program, and there is nothing to be done
+                logging.INFO,  # nothing is wrong with the program, and nothing needs to be done
                 "loopwatch: its own processor time (%.1f %% of a core) is over cpu_budget=%g; it looks less often now",
                 self._governor.share * 100, self._config().cpu_budget,
             )  # fmt: skip

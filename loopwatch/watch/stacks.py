@@ -1,9 +1,9 @@
 """Reads a thread's stack as plain data: the running callback, its place in the pass, the frames above the loop.
 
-Never keeps a frame: a frame that outlives its call would have the program's objects freed in the watcher's thread.
-Locals are read of asyncio's own frames only (``Handle._run``, ``_run_once``) and of ours, never of the program's.
+Never keeps a frame: a frame that outlives its call would free the program's objects in the watcher's thread. Locals
+are read of asyncio's own frames (``Handle._run``, ``_run_once``) and of loopwatch's, never of the program's.
 """
-# To load pathlib takes 4 ms, in every process that is watched.
+# Loading pathlib takes 4 ms in every watched process.
 # ruff: noqa: PTH120
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ _NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None))
 
 _ESCAPE = re.compile(r"\\.", re.DOTALL)
 _UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
-"""What the parser raises, the last two for what is nested too deeply (``Parser/pegen.c``)."""
+"""Exceptions of the parser, the last two for code nested too deeply (``Parser/pegen.c``)."""
 
 MAX_SOURCE = 10_000
-"""Characters of source that are read to name a call."""
+"""Characters of source read to name a call."""
 
 MAX_WALK = 2000
-"""Frames walked from the innermost one; a deeper recursion is cut there."""
+"""Frames walked from the innermost one; a deeper recursion is truncated there."""
 
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
 _OWN = os.path.dirname(os.path.dirname(__file__)) + "/"
 _DISCOVERY_FILE = unseen_file(_OWN + "watch/discovery.py")
-"""Its ``run_forever`` stands where a compiled loop, which has no frames, was started."""
+"""File whose ``run_forever`` frame marks the start of a compiled loop, which has no frames."""
 _BRIDGE_FILE = _OWN + "offloading/bridge.py"
-"""Its ``_steps`` begins a stack of its own, with a greenlet, above that of the loop."""
+"""File whose ``_steps`` begins a separate stack, a greenlet's, above that of the loop."""
 _GC_CALLBACK = GcMonitor._note.__code__
 _STARTS_OURS = OwnThread._begin.__code__
-"""Where the loop's thread has a thread of ours started and waits for it; what it was doing is below."""
+"""Code in which the loop's thread starts a thread of the agent and waits for it; the program's frames are below."""
 _SHOWN = (_OWN + "demo/app.py",)
-"""Files of this package that play the user's part."""
+"""Files of this package that stand for the user's code."""
 
 
 class RawFrame(NamedTuple):
-    """One frame as it is found: cheap to take, turned into a :class:`Frame` later."""
+    """One frame as found: cheap to take, turned into a :class:`Frame` later."""
 
     code: CodeType
     line: int
@@ -70,12 +70,12 @@ class RawStack:
     """A stack at one moment, innermost frame first, without the loop's machinery.
 
     Attributes:
-        frames: bounded; of a longer stack the innermost three quarters and the outermost quarter.
+        frames: bounded; a longer stack is truncated to three quarters innermost and one quarter outermost frames.
         globals: module namespace of the innermost frame, to resolve the name it is calling.
-        fresh: the outermost frame belongs to a call that was not seen before; only where it was asked for.
-        in_gc: the thread was in our own callback of the garbage collector.
-        position, planned: index of the handle among those of the pass, and their number; None if not seen.
-        starts_ours: it was having a thread of ours started, such as after a fork.
+        fresh: whether the outermost frame belongs to a call not seen before; set only on request.
+        in_gc: whether the thread was in the agent's garbage collector callback.
+        position, planned: index of the handle in its pass, and number of handles of the pass; None if not seen.
+        starts_ours: whether it was starting a thread of the agent, such as after a fork.
     """
 
     frames: tuple[RawFrame, ...]
@@ -88,20 +88,20 @@ class RawStack:
 
     @property
     def behind(self) -> int:
-        """Handles that stood behind the running one in its pass."""
+        """Number of handles behind the running one in its pass."""
         return self.planned - self.position - 1 if self.planned is not None and self.position is not None else 0
 
 
 def take(
     frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, tell_calls_apart: bool = False
 ) -> tuple[RawStack, Any]:
-    """Read the stack above the loop; return it and asyncio's handle that was running, None if not seen.
+    """Return the stack above the loop, and asyncio's running handle, None if not seen.
 
     Args:
         frame: innermost frame of the thread, from :func:`sys._current_frames`.
         base: (id, code) of the innermost frame below the loop's callbacks, where known.
         max_frames: frames kept.
-        tell_calls_apart: find out whether the outermost call is a new one, see :mod:`loopwatch.core.frame_marks`.
+        tell_calls_apart: whether to find out if the outermost call is new, see :mod:`loopwatch.core.frame_marks`.
     """
     outermost: FrameType | None = None
     handle: Any = None
@@ -140,13 +140,13 @@ def take(
             frames.clear()
         current = current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
-    # Callbacks may have neither handle nor task to know them by (uvloop), and two calls one address of their frames.
+    # Callbacks may have neither handle nor task to identify them (uvloop), and frames of two calls the same address.
     stack.fresh = tell_calls_apart and outermost is not None and mark(outermost)
     return stack, handle
 
 
 def _module_of(frame: FrameType) -> str:
-    # Past what a subclass of dict or str may have of its own: nothing of the program's code runs in the watcher.
+    # Bypasses overrides in subclasses of dict or str: no code of the program runs in the watcher.
     name: object = dict.get(frame.f_globals, "__name__")
     return name if type(name) is str else ""
 
@@ -161,7 +161,7 @@ def below(frame: FrameType) -> FrameType | None:
 
 
 def _read_pass(stack: RawStack, frame: FrameType | None) -> None:
-    """Read from the frame of ``BaseEventLoop._run_once`` where in the pass its handle stands."""
+    """Read the position of the handle in its pass from the frame of ``BaseEventLoop._run_once``."""
     if frame is not None and frame.f_code.co_name == "_run_once" and frame.f_code.co_filename == _LOOP_FILE:
         values = frame.f_locals
         position, planned = values.get("i"), values.get("ntodo")
@@ -178,23 +178,23 @@ def _bounded(frames: list[RawFrame], most: int) -> tuple[RawFrame, ...]:
 
 @lru_cache(maxsize=256)
 def is_own(file: str) -> bool:
-    """Whether ``file`` is part of this package's machinery, which is never shown."""
+    """Whether ``file`` belongs to this package's machinery, which is never shown."""
     return file.removeprefix("<").startswith(_OWN) and file not in _SHOWN
 
 
 def to_frame(raw: RawFrame) -> Frame:
-    """Name a raw frame; the names are printable and bounded."""
+    """Return the :class:`Frame` of a raw frame; its names are printable and bounded."""
     code = raw.code
     return Frame(printable(code.co_qualname), printable(raw.module), printable(code.co_filename, MAX_PATH), raw.line)
 
 
 def to_frames(raw: Iterable[RawFrame]) -> tuple[Frame, ...]:
-    """Name the frames of a raw stack and turn it around: outermost first."""
+    """Return the :class:`Frame` of each frame of a raw stack, outermost first."""
     return tuple(to_frame(item) for item in reversed(tuple(raw)))
 
 
 def call_at(raw: RawFrame, names: Mapping[str, Any] | None) -> str | None:
-    """Return the dotted name of what ``raw`` is calling right now, ``time.sleep``; ``.acquire`` for a method.
+    """Return the dotted name of the function that ``raw`` is calling, ``time.sleep``; ``.acquire`` for a method.
 
     The instruction's source range (PEP 657) is read from the file and parsed; nothing is evaluated. Returns None where
     there is no source, or no call.
@@ -242,8 +242,8 @@ def _source_of(code: CodeType, lasti: int) -> str | None:
 
 @lru_cache(maxsize=512)
 def _called_path(text: str) -> tuple[str, ...] | None:
-    """Return the dotted path of the function that the expression ``text`` calls; "" stands for an object unknown."""
-    # The parser warns of escapes such as "\\d", and its warnings are the program's; strings do not matter here.
+    """Return the dotted path of the function that the expression ``text`` calls; "" stands for an unknown object."""
+    # The parser warns of escapes such as "\\d", as if the program did; the contents of strings do not matter here.
     text = _ESCAPE.sub(lambda match: " " if match[0].endswith("\n") else "_", text)
     try:
         node: ast.AST = ast.parse(f"({text})", mode="eval").body
@@ -277,7 +277,7 @@ def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
     builtins = names.get("__builtins__")
     fallback = vars(builtins) if isinstance(builtins, ModuleType) else builtins if isinstance(builtins, dict) else {}
     found = names.get(root, fallback.get(root)) if root else None
-    # Only objects of the interpreter's own kinds are asked: a proxy or a lazy module would run the program's code.
+    # Only objects of the interpreter's own types are read: a proxy or a lazy module would run the program's code.
     if issubclass(type(found), ModuleType):
         return ".".join((str(ModuleType.__getattribute__(found, "__name__")), *rest))
     if issubclass(type(found), _NAMED):
@@ -293,8 +293,7 @@ def _resolve(path: tuple[str, ...], names: Mapping[str, Any]) -> str:
 def uncollected() -> Iterator[None]:
     """Keep the garbage collector from running while frames are walked.
 
-    Before 3.12 the mere look at ``f_back`` may start a collection, and with it Python code of anybody's callbacks, in
-    the midst of the walk.
+    Before 3.12, reading ``f_back`` may start a collection, and with it arbitrary Python callbacks, during the walk.
     """
     if sys.version_info >= (3, 12) or not gc.isenabled():
         yield

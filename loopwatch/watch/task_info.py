@@ -1,4 +1,4 @@
-"""Identifies the running callback: task, coroutine, labels from its context; read from another thread."""
+"""Identifies the running callback from another thread: its task, coroutine, and labels from its context."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loopwatch.watch.probes.base import Loop
 
 
 def running_task(loop: Loop) -> Any:
-    """Return the task that ``loop`` is stepping, else None."""
+    """Return the task that ``loop`` is stepping, None if there is none."""
     try:
         return asyncio.current_task(loop)
     except RuntimeError:
@@ -25,7 +25,7 @@ def running_task(loop: Loop) -> Any:
 
 
 def task_of(handle: Any) -> Any:
-    """Return the task that ``handle`` steps, None if it is something else."""
+    """Return the task that ``handle`` steps, None if it steps none."""
     # A task is stepped through a bound method, of Python or of C (``TaskStepMethWrapper`` has ``__self__`` too).
     owner = getattr(getattr(handle, "_callback", None), "__self__", None)
     return owner if isinstance(owner, asyncio.Task) else None
@@ -43,7 +43,7 @@ def names_of(task: Any) -> tuple[str | None, str | None]:
 
 
 def context_of(task: Any, handle: Any) -> contextvars.Context | None:
-    """Return the context the callback runs in, None if it cannot be reached."""
+    """Return the context in which the callback runs, None if it cannot be reached."""
     context = getattr(handle, "_context", None)
     if isinstance(context, contextvars.Context):
         return context
@@ -59,13 +59,13 @@ def context_of(task: Any, handle: Any) -> contextvars.Context | None:
 def labels(
     context: contextvars.Context, sources: Sequence[ContextSource], attempt: Attempt = plainly
 ) -> dict[str, str]:
-    """Return what ``sources`` and OpenTelemetry say of the callback that runs in ``context``, printable.
+    """Return the printable labels that ``sources`` and OpenTelemetry give for the callback that runs in ``context``.
 
     Args:
         context: a copy of the callback's context; the original is in use by the loop's thread and cannot be entered.
         sources: names of context variables, and callables that return labels.
-        attempt: asks one of them: what fails gives no labels and takes none from the others; parts are ``trace`` for
-            OpenTelemetry and ``context``, ``context 2``, ... for the sources. Default without a net.
+        attempt: calls one source: a failing one gives no labels and leaves the others intact; parts are ``trace`` for
+            OpenTelemetry and ``context``, ``context 2``, ... for the sources. By default exceptions propagate.
     """
     asked = [attempt("trace", lambda: context.run(_trace), None)]
     for number, source in enumerate(sources, 1):
@@ -80,7 +80,7 @@ def _asked(context: contextvars.Context, source: ContextSource) -> dict[str, str
 
 
 def span_of(context: contextvars.Context) -> Any:
-    """Return the context of the span of OpenTelemetry that is current in ``context``, None if there is none."""
+    """Return the OpenTelemetry span context current in ``context``, None if there is none."""
     trace = loaded("opentelemetry.trace")
     if trace is None:
         return None
@@ -105,7 +105,7 @@ def _trace() -> Mapping[str, str]:
 
 
 def count_tasks() -> int | None:
-    """Return how many tasks this process has, where their number is known without walking them."""
+    """Return the number of tasks in this process, None where it is not known without walking them."""
     tasks = loaded("asyncio.tasks")
     registry = getattr(tasks, "_scheduled_tasks", None)  # 3.12, 3.13
     if registry is None:

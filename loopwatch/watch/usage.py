@@ -9,11 +9,11 @@ from loopwatch.watch.probes.base import Block
 from loopwatch.watch.watched_loop import WatchedLoop
 
 SPANNED = 0.4
-"""Share of a block that the clocks read within it must span to stand for all of it."""
+"""Share of a block that the clock readings within it must span to represent all of it."""
 
 
 class Usage(NamedTuple):
-    """Seconds used within the ``wall`` seconds that were observed; None where this system cannot tell."""
+    """Seconds used within the ``wall`` seconds that were observed; None where this system does not provide them."""
 
     wall: float
     cpu: float | None = None
@@ -22,12 +22,12 @@ class Usage(NamedTuple):
 
 
 def usage(loop: WatchedLoop, block: Block, inside: list[Clocks]) -> Usage:
-    """Return what was used during ``block``.
+    """Return the processor time, and the wait for a processor, during ``block``.
 
     Args:
-        loop: whose block it is.
-        block: its bounds, and the clocks at them where the probe has read those.
-        inside: clocks read by the watcher while it lasted, in order of time.
+        loop: the loop of the block.
+        block: its bounds, and its processor time where the probe has read it.
+        inside: clocks read by the watcher during the block, in order of time.
     """
     length = block.end - block.start
     found = None
@@ -44,7 +44,7 @@ def usage(loop: WatchedLoop, block: Block, inside: list[Clocks]) -> Usage:
 
 
 def _within(first: Clocks, last: Clocks, length: float) -> Usage:
-    """Take what was used between two readings for the whole."""
+    """Extrapolate the usage between two readings to the whole block."""
     scale = length / (last.at - first.at)
     cpu, process_cpu = _difference(first.cpu, last.cpu), last.process_cpu - first.process_cpu
     run_queue = _difference(first.run_queue, last.run_queue)
@@ -57,7 +57,7 @@ def _within(first: Clocks, last: Clocks, length: float) -> Usage:
 
 
 def _since_before(loop: WatchedLoop, block: Block, length: float) -> Usage:
-    """Take all that was used since the last reading before the block, over the time that the loop was not idle."""
+    """Return the usage since the last reading before the block, over the time in which the loop was not idle."""
     baseline = loop.baseline_before(block.start)
     if baseline is None or loop.thread is None:
         return Usage(length)

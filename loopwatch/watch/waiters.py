@@ -1,18 +1,18 @@
-"""Finds the callbacks that waited during a block (its victims), and hands their trace contexts to a thread.
+"""Finds the callbacks that waited during a block (its victims), and has a thread annotate their trace spans.
 
-A callback that is ready carries its context, and in it what OpenTelemetry calls the current span. When a block ends the
-loop's thread looks into the contexts of those that are ready or due, a bounded number, and only where somebody uses
-tracing; if there are any it waits until the thread has told them, at most :data:`PATIENCE`, as their spans may end
-right after. Nothing of OpenTelemetry runs on the loop's thread.
+A ready callback carries its context, and in it OpenTelemetry's current span. When a block ends, the loop's thread reads
+the contexts of ready and due callbacks, a bounded number, and only where tracing is in use; if it finds any, it waits
+until the thread has annotated their spans, at most :data:`PATIENCE`, as they may end right after. No OpenTelemetry code
+runs on the loop's thread.
 
-- asyncio: at the end of a long pass the ready handles and due timers are read, and one pass later those that were woken
-  by them or by the first poll. Handles *behind* the blocking one in its own pass would run before that: during the
-  block a handle of ours is put before them.
-- uvloop: a callback of ours is scheduled during the block. It runs after what was ready then, whose spans are told in
-  advance (with the duration so far), and before everything that timers and events have woken since.
+- asyncio: at the end of a long pass the ready handles and due timers are read, and one pass later the handles woken by
+  them or by the first poll. Handles *behind* the blocking one in its own pass would run before that: during the block
+  a handle of the agent is put before them.
+- uvloop: a callback of the agent is scheduled during the block. It runs after the callbacks that were ready then, whose
+  spans are annotated in advance (with the duration so far), and before everything woken by timers and events since.
 
-What cannot be had: a request that came in during the block has no span yet; blocks that are over before the watcher can
-look (those that keep the GIL) on uvloop; loops that are neither asyncio's nor uvloop's.
+Not covered: requests that came in during the block, which have no span yet; on uvloop, blocks that end before the
+watcher can read them (blocks that keep the GIL); loops of neither asyncio nor uvloop.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from loopwatch.watch.probes.base import LET_IN, Loop
 from loopwatch.watch.watched_loop import WatchedLoop
 
 PATIENCE = 0.0015
-"""s that a loop waits at most, at the end of a block, until the traces of those who waited are told.
+"""Seconds that a loop waits at most, at the end of a block, until the spans of its waiters are annotated.
 
-Measured: 0.45 ms for 5 of them, 0.85 ms for 20, of which 0.05 ms are the way to the thread."""
+Measured: 0.45 ms for 5 spans, 0.85 ms for 20, of which 0.05 ms are the way to the thread."""
 BATCH = 4
-"""Contexts that are told at a time: between two batches a loop that has waited long enough gets the GIL."""
+"""Contexts handled at a time: between two batches a loop that has waited long enough gets the GIL."""
 MAX_HANDLES = 200
-"""Callbacks of which it is looked into their contexts."""
+"""Most callbacks whose contexts are read."""
 MAX_CONTEXTS = 40
-"""Contexts that are handed over at a time."""
+"""Most contexts handed over at a time."""
 
 
 @dataclass(slots=True)
@@ -55,12 +55,12 @@ class _Job:
 
 
 class Waiters:
-    """Finds those who wait, and has them told in a daemon thread, which starts when tracing is first seen in use.
+    """Finds waiting callbacks, and annotates their spans in a daemon thread, started once tracing is in use.
 
     Args:
-        variable: returns the variable in which contexts carry the current span, None while nobody uses tracing; cheap.
-        begin: takes a block that will be a stall, and its start in s since the epoch: what can be done before it ends.
-        tell: tells those of a notice.
+        variable: returns the context variable that carries the current span, None while tracing is not in use; cheap.
+        begin: receives a block that will be a stall, and its start in seconds since the epoch, before the block ends.
+        tell: annotates the spans of a notice.
         faults: where failures are counted.
     """
 
@@ -85,13 +85,13 @@ class Waiters:
 
     @property
     def cpu(self) -> float:
-        """Processor s of its thread."""
+        """Processor seconds of its thread."""
         return self.thread.cpu
 
     # -- life -----------------------------------------------------------------------------------------------------
 
     def renew(self, loops: Iterable[WatchedLoop], *, wanted: bool = True) -> None:
-        """Find out whether somebody uses tracing now, and have the probes tell who waits if so; once a tick."""
+        """Find out whether tracing is in use, and set or remove the probes' callback for waiters; once a tick."""
         wanted = wanted and not self._stopping and not self._faults.is_off("victims")
         self._variable = self._find() if wanted else None
         if self._variable is not None:
@@ -105,7 +105,7 @@ class Waiters:
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody uses tracing."""
+        """Whether tracing is in use."""
         return self._variable is not None
 
     def stop(self, timeout: float = 1.0) -> None:
@@ -120,7 +120,7 @@ class Waiters:
                 with self._faults.guard("victims"):
                     job.run()
                 job.is_done = True
-                del job  # it would keep the program's objects until the next one
+                del job  # it would keep the program's objects alive until the next job
             if not self.thread.is_asked:
                 self._alarm.wait()
 
@@ -134,13 +134,13 @@ class Waiters:
     # -- during a block, in the watcher's thread --------------------------------------------------------------------
 
     def suspected(self, loop: WatchedLoop, since: float, threshold: float, behind: int) -> None:
-        """See to it that the loop tells at the end of what may become a stall; once a block.
+        """Schedule the agent's callback for the end of a possible stall, where it is needed; once a block.
 
         Args:
-            loop: the loop that is held.
+            loop: the blocked loop.
             since: key of the block.
-            threshold: s, from which on it is a stall.
-            behind: handles that stand behind the blocking one in its pass.
+            threshold: seconds from which on it is a stall.
+            behind: handles behind the blocking one in its pass.
         """
         case = loop.case_of(since)
         if not case.prepared:
@@ -157,20 +157,20 @@ class Waiters:
         if not loop.probe.handles:
             try:
                 target.call_soon_threadsafe(call, context=contextvars.Context())
-            except RuntimeError:  # it has been closed meanwhile
+            except RuntimeError:  # the loop has been closed meanwhile
                 pass
         elif behind and _contexts(list(queue)[:behind], self._variable):
-            # The loop takes from the left as many as there were when its pass began: one of them is left for the next.
+            # The loop pops as many handles as were ready when its pass began: one of them is left for the next pass.
             queue.appendleft(asyncio.Handle(call, (), target, contextvars.Context()))
 
     def held(self, loop: WatchedLoop, since: float, episode: Episode, span: Any) -> Case | None:
-        """Take note of a block that will be a stall; return it if it should be said what it looks like by now.
+        """Record a block that will be a stall; return its case if an early diagnosis is due, else None.
 
         Args:
-            loop: the loop that is held.
+            loop: the blocked loop.
             since: key of the block.
-            episode: what was seen of it.
-            span: context of the span that is current in the callback.
+            episode: samples of the block.
+            span: span context current in the blocking callback.
         """
         case, seen = loop.case_of(since), len(episode.samples)
         case.span = span
@@ -183,7 +183,7 @@ class Waiters:
         return case
 
     def tell_in_advance(self, loop: WatchedLoop, case: Case) -> None:
-        """Tell those who will run before the loop can tell that the block is over; once a block, from any thread."""
+        """Annotate the spans of callbacks that run before the block's end is detected; once a block, any thread."""
         if loop.probe.handles or case.told_in_advance:
             return
         case.told_in_advance = True
@@ -199,7 +199,7 @@ class Waiters:
     # -- at its end -------------------------------------------------------------------------------------------------
 
     def hand_over(self, loop: WatchedLoop, key: float, start: float, end: float, contexts: tuple[Any, ...]) -> None:
-        """Have those who carry ``contexts`` told, and wait for it; on the loop's thread."""
+        """Annotate the spans in ``contexts``, and wait for it; on the loop's thread."""
         self._do(lambda: self._tell_those(loop, loop.case_of(key), start, end, contexts), PATIENCE)
 
     def _tell_those(
@@ -218,15 +218,15 @@ class Waiters:
         for index in range(0, len(contexts), BATCH):
             self._tell(Notice(case, loop.name, began, end - start, ongoing, contexts[index : index + BATCH]))
             if time.monotonic() >= until:
-                time.sleep(LET_IN)  # the loop has gone on waiting for nothing but the GIL
+                time.sleep(LET_IN)  # the loop's patience is over: it waits only for the GIL
 
     def contexts(self, handles: Iterable[Any]) -> tuple[Any, ...]:
-        """Return what ``handles`` carry of OpenTelemetry; on the loop's thread."""
+        """Return the OpenTelemetry contexts that ``handles`` carry; on the loop's thread."""
         return _contexts(handles, self._variable)
 
 
 class Pending:
-    """Those of one loop who were handed over for its latest block; all of it runs on the loop's thread."""
+    """The waiters of one loop handed over for its latest block; every method runs on the loop's thread."""
 
     def __init__(self, victims: Waiters, loop: WatchedLoop) -> None:
         self._victims = victims
@@ -235,7 +235,7 @@ class Pending:
         self._told: set[int] = set()
 
     def waited(self, key: float, start: float, end: float, handles: Iterable[Any]) -> None:
-        """Have those told who had to wait from ``start`` to ``end``, but for those who were before; must not raise."""
+        """Hand over ``handles`` that waited from ``start`` to ``end``, each context once a block; must not raise."""
         victims = self._victims
         if not victims.in_use:
             return
@@ -249,18 +249,18 @@ class Pending:
                 victims.hand_over(self._loop, key, start, end, new)
 
     def overslept(self, key: float, start: float, end: float, _handles: Iterable[Any]) -> None:
-        """A beat shows that the loop slept from ``start`` to ``end``, as no other loop than one of uvloop is told."""
+        """Hand over the waiters of a uvloop loop that overslept from ``start`` to ``end``, by a late heartbeat."""
         with self._victims._faults.guard("victims"):
             target = self._loop.ref()
             queue = None if target is None else _queue_of(target)
             if target is None or queue is None:
                 return
             self.waited(key, start, end, _first(queue))
-            # Behind this beat other timers may be due, whose callbacks make more tasks ready.
+            # Behind this heartbeat other timers may be due, whose callbacks make more tasks ready.
             target.call_soon(lambda: self.waited(key, start, end, _first(queue)), context=contextvars.Context())
 
     def reached(self, case: Case, start: float, threshold: float, queue: deque[Any]) -> None:
-        """The loop has come to what was scheduled during the block: asyncio behind the callback, uvloop later."""
+        """Run as the callback scheduled during the block: on asyncio behind the blocking one, on uvloop later."""
         case.reached = now = time.monotonic()
         if now - start >= threshold:
             self.waited(case.key, start, now, _first(queue))
@@ -271,22 +271,22 @@ def _since_the_epoch(monotonic: float) -> float:
 
 
 def _queue_of(loop: Loop) -> deque[Any] | None:
-    """Return the callbacks of ``loop`` that are ready, None if they cannot be reached."""
+    """Return the ready callbacks of ``loop``, None if they cannot be reached."""
     queue = getattr(loop, "_ready", None)
     if type(queue) is deque:
         return queue
-    # uvloop keeps its only deque in a C field; the collector is shown it.
+    # uvloop keeps its only deque in a C field, visible to the garbage collector.
     found = [item for item in gc.get_referents(loop) if type(item) is deque]
     return found[0] if len(found) == 1 else None
 
 
 def _first(queue: deque[Any]) -> list[Any]:
-    """Return the callbacks that run next; on the loop's thread, while others may be adding to them."""
+    """Return the callbacks that run next; on the loop's thread, while other threads may be adding to them."""
     return [queue[index] for index in range(min(len(queue), MAX_HANDLES))]
 
 
 def _contexts(handles: Iterable[Any], variable: Variable | None) -> tuple[Any, ...]:
-    """Return what the contexts of ``handles`` have in ``variable``, each once, a bounded number."""
+    """Return the values of ``variable`` in the contexts of ``handles``, each once, a bounded number."""
     found: dict[int, Any] = {}
     if variable is None:
         return ()

@@ -1,4 +1,4 @@
-"""One loop under watch: its probe, its heartbeat, its thread, and its figures of the last window."""
+"""One watched loop: its probe, its heartbeat, its thread, and its statistics of the last window."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from loopwatch.watch.probes.base import IDLE, Block, Counters, Failed, Loop, Pro
 from loopwatch.watch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
 
 WINDOW, FIRST_WINDOW = 10.0, 1.0
-"""s: figures of a loop are those of its last complete window of this length; the first is shorter, to be told soon."""
+"""Seconds of a loop's statistics window, of which the last complete one counts; the first is shorter, to come soon."""
 NEVER = float("-inf")
 SCHEDULER_EVERY = 0.5
-"""s between two readings of the scheduler's figures, which cost a file; what a thread waits in that time is little."""
+"""Seconds between two readings of the scheduler's statistics, which cost a file; a thread waits little in that time."""
 
 
 FORGET_AFTER = 0.5
-"""s for which samples of a callback that has ended are kept: until then it turns out whether it was a block."""
+"""Seconds for which samples of an ended callback are kept: by then it is known whether it was a block."""
 QUIET_SPELL, QUIET_PASSES = 1.0, 5.0
-"""A loop with fewer passes than this a second, counted over this many seconds, is quiet; its heartbeat makes some."""
+"""Seconds over which passes are counted, and passes a second up to which a loop is quiet; its heartbeat makes some."""
 BUSY_PASSES, OWN_PASSES = 30.0, 4
-"""A loop with more passes than this a second has timers or events that a late wake-up would hurt."""
+"""Passes a second above which a loop has timers or events that a late wake-up would hurt; passes by one heartbeat."""
 
 
 class WatchedLoop:
-    """A loop and what is known of it. Holds the loop weakly: watching keeps nothing alive.
+    """A watched loop and its state. Holds the loop weakly: watching keeps nothing alive.
 
     Args:
         loop: the loop.
-        name: what it is called.
-        probe: reads it.
-        heartbeat: s between two beats; None: it must not see a timer of ours, and its lag is not known.
-        failed: takes what went wrong on the loop's thread.
+        name: name of the loop.
+        probe: reads the loop.
+        heartbeat: seconds between two heartbeats; None: the loop must not see a timer of the agent, its lag is unknown.
+        failed: receives exceptions caught on the loop's thread.
     """
 
     def __init__(self, loop: Loop, name: str, probe: Probe, heartbeat: float | None, failed: Failed) -> None:
         self.ref: weakref.ref[Loop] = weakref.ref(loop)
         self.name = name
-        self.key: Hashable = object()  # not its id, which is used again
+        self.key: Hashable = object()  # not its id, which is reused
         self.probe = probe
         self._has_heart = heartbeat is not None
         self.heart = Heartbeat(loop, heartbeat or LONGEST, self._utilization_since_beat, probe.on_beat, failed)
@@ -73,19 +73,19 @@ class WatchedLoop:
         self._window = 0.0
         self._lags = Histogram()
         self._between_beats = Histogram()
-        self._lags_lock = threading.RLock()  # a signal handler or finalizer may come in between
+        self._lags_lock = threading.RLock()  # a signal handler or finalizer may run in between
         self.victims = 0
         self._rates: tuple[float | None, float | None, float | None] = (None, None, None)
         self._lag: LagStats | None = None
 
     @property
     def gone(self) -> bool:
-        """Whether the loop is closed or collected."""
+        """Whether the loop is closed or garbage-collected."""
         loop = self.ref()
         return loop is None or loop.is_closed()
 
     def started(self, *, in_callback: bool = False) -> None:
-        """The loop begins to run, or runs already and is ``in_callback``; on its thread."""
+        """Record that the loop is about to run, or is running a callback (``in_callback``); on its thread."""
         self.thread = ThreadFacts.here()
         self._baselines.clear()
         # No file is read on the loop's thread: the watcher adds the run queue at its first tick.
@@ -101,21 +101,21 @@ class WatchedLoop:
 
     @property
     def baseline(self) -> Baseline | None:
-        """The clocks as they were last read outside a block."""
+        """The clocks last read outside a block, None if there are none."""
         return self._baselines[-1] if self._baselines else None
 
     def baseline_before(self, start: float) -> Baseline | None:
-        """Return the clocks as they were last read before ``start``, else as early as they were read."""
+        """Return the clocks last read before ``start``, else the earliest ones, None if there are none."""
         known = list(self._baselines)  # the watcher may be adding to it
         before = [item for item in known if item.clocks.at <= start]
         return before[-1] if before else next(iter(known), None)
 
     def renew_baseline(self, now: float, idle: float, pace: float = 1.0) -> None:
-        """Read the clocks of the loop's thread, now that it is not blocked; in the watcher's thread.
+        """Read the clocks of the loop's thread while it is not blocked; in the watcher's thread.
 
         Args:
             now: ``time.monotonic`` seconds.
-            idle: s that the loop has waited so far.
+            idle: seconds that the loop has waited so far.
             pace: factor for the time between two readings of the run queue.
         """
         thread, before = self.thread, self.baseline
@@ -131,18 +131,18 @@ class WatchedLoop:
             self._baselines.append(Baseline(clocks, before.run_queue_at, idle))
 
     def stopped(self) -> None:
-        """The loop stops running; on its thread."""
+        """Record that the loop stops running; on its thread."""
         self.is_running = False
         self.probe.running(False)
 
     def detach(self) -> None:
-        """Leave the loop as it was."""
+        """Stop the heartbeat and detach the probe, which leaves the loop as it was."""
         self.is_running = False
         self.heart.stop()
         self.probe.detach()
 
     def abandon(self) -> None:
-        """Let go in a forked child, without waiting for any lock."""
+        """Detach in a forked child, without waiting for any lock."""
         self.heart.stop()
         self.probe.abandon()
 
@@ -150,12 +150,12 @@ class WatchedLoop:
         now = time.monotonic()
         before, self._at_beat = self._at_beat, self.probe.counters(now)
         share = utilization(before, self._at_beat)
-        # The beat itself makes some.
+        # The heartbeat itself makes some passes.
         rate = _rate((before.passes or 0) + OWN_PASSES, self._at_beat.passes, now - self.heart.last)
         return 1.0 if share is not None and rate is not None and rate > BUSY_PASSES else share
 
     def is_quiet(self, now: float) -> bool:
-        """Whether the loop has made next to no passes lately; renewed once a second."""
+        """Whether the loop has made next to no passes recently; renewed once a second."""
         passes = self.probe.counters(now).passes
         if now - self._quiet_since >= QUIET_SPELL:
             self.quiet = passes is not None and passes - self._quiet_passes <= QUIET_PASSES * (now - self._quiet_since)
@@ -164,22 +164,22 @@ class WatchedLoop:
 
     @property
     def is_blind(self) -> bool:
-        """Whether the probe has lost sight of a loop of asyncio: another selector, or another ``select``, is called.
+        """Whether the probe of an asyncio loop sees no passes: another selector, or another ``select``, is in use.
 
-        A pass has room for one beat; if two have come since the pass began, it is long over.
+        A pass has room for one heartbeat; if two have run since the pass began, it is long over.
         """
         return self.probe.handles and self.heart.before_last > self.since
 
     @property
     def rests(self) -> bool:
-        """Whether the loop was quiet, waited when it was looked at last, and nothing seen of it is kept."""
+        """Whether the loop was quiet and waited at the last tick, and has no episode."""
         return self.quiet and self.since == IDLE and not self.episodes
 
     def count(self, block: Block) -> None:
-        """Take note of a stall that is over; in the watcher's thread.
+        """Count a finished stall; in the watcher's thread.
 
-        The heartbeat of an idle loop may have missed it: then a beat counts for it that was due where, on average, the
-        first one of a busy loop is.
+        The heartbeat of an idle loop may have missed it: then a lag is recorded for a heartbeat due where, on average,
+        the first one of a busy loop is.
         """
         length = block.end - block.start
         self.stalls += 1
@@ -194,7 +194,7 @@ class WatchedLoop:
         return now - self._window_began >= (WINDOW if self._window else FIRST_WINDOW)
 
     def end_window(self, now: float) -> None:
-        """Close the window of figures and begin the next; in the watcher's thread."""
+        """Close the window of statistics and begin the next; in the watcher's thread."""
         counters = self.probe.counters(now)
         before, self._at_window = self._at_window, counters
         self._window, self._window_began = now - self._window_began, now
@@ -210,13 +210,13 @@ class WatchedLoop:
         self._lag = window.stats()
 
     def open_episode(self, key: float) -> Episode:
-        """Return what is collected of the block under ``key``, from now on if nothing was."""
+        """Return the episode of the block under ``key``, a new one if there is none."""
         return self.episodes.get(key) or self.episodes.setdefault(key, Episode(os.urandom(5).hex()))
 
     def close_episode(self, block: Block) -> Episode:
-        """Take out what was collected of ``block``: under its key, else what was sampled while it lasted.
+        """Remove and return the episode of ``block``: the one under its key, else one sampled while it lasted.
 
-        A block that only a late beat proved has a key of its own.
+        A block that only a late heartbeat proved has a key of its own.
         """
         own = self.episodes.pop(block.key, None)
         if own is not None and own.samples:
@@ -224,15 +224,15 @@ class WatchedLoop:
         for key, episode in list(self.episodes.items()):
             if any(block.start <= sample.at <= block.end for sample in episode.samples):
                 found = self.episodes.pop(key)
-                found.id = found.id if own is None else own.id  # which its waiters know
+                found.id = found.id if own is None else own.id  # already given to its waiters
                 return found
         return own or Episode(os.urandom(5).hex())
 
     def expire_episodes(self, now: float) -> None:
-        """Drop what was collected of callbacks that ended below the threshold.
+        """Drop the episodes of callbacks that ended below the threshold, a while after their end.
 
-        A while after they ended: the block of one that did not is handed out by its probe only when the events that
-        waited for it are counted, and ticks may follow each other at once.
+        Not at once: the probe returns a longer block only when the events that waited for it are counted, and ticks
+        may follow each other at once.
         """
         since = self.probe.busy_since(now) if self.is_running else IDLE
         for key, episode in list(self.episodes.items()):
@@ -242,11 +242,11 @@ class WatchedLoop:
                 self.episodes.pop(key, None)
 
     def case_of(self, key: float, stall_id: str | None = None) -> Case:
-        """Return the case of the block under ``key``, the same for everybody who asks; also when it was handed on.
+        """Return the case of the block under ``key``, the same for all callers; also after the block was passed on.
 
         Args:
             key: of the block.
-            stall_id: of the stall that it is handed on as; None for who comes before that.
+            stall_id: id of the stall that the block is passed on as; None for callers before that.
         """
         with self._cases_lock:
             latest = self.latest_case
@@ -258,11 +258,11 @@ class WatchedLoop:
             return case
 
     def reading(self, now: float) -> LoopReading:
-        """Return all its figures at ``now``, ``time.monotonic`` s; from any thread."""
+        """Return its statistics for metrics at ``now``, ``time.monotonic`` seconds; from any thread."""
         return LoopReading(self.key, self.stats(now), self.lags(), self.callbacks(now), self.victims)
 
     def lags(self) -> Histogram:
-        """Return how late the heartbeat was since the loop is watched; from any thread."""
+        """Return the histogram of heartbeat lags since the loop was first watched; from any thread."""
         with self._lags_lock:
             found = self._lags.copy()
             found.add(self.heart.window.copy())
@@ -270,11 +270,11 @@ class WatchedLoop:
         return found
 
     def callbacks(self, now: float) -> int | None:
-        """Return how many callbacks the loop has run since it is watched, None where they are not counted."""
+        """Return the number of callbacks run since the loop was first watched, None where they are not counted."""
         return self.probe.counters(now).callbacks
 
     def stats(self, now: float) -> LoopStats:
-        """Return the loop's figures."""
+        """Return the loop's public statistics."""
         counters = self.probe.counters(now)
         blocked_for = now - self.blocked_since if self.blocked_since is not None else 0.0
         share, passes, callbacks = self._rates
@@ -298,7 +298,7 @@ class WatchedLoop:
 
 
 def utilization(before: Counters, after: Counters) -> float | None:
-    """Return busy / (busy + idle) between two readings, None if it cannot be told."""
+    """Return busy / (busy + idle) between two readings, None if unknown."""
     if after.busy is None or after.idle is None:
         return None
     busy, idle = after.busy - (before.busy or 0.0), after.idle - (before.idle or 0.0)

@@ -1,4 +1,4 @@
-"""The watcher thread: checks all loops periodically, samples a blocked one closely, passes on its observations.
+"""The watcher thread: reads all loops at each tick, samples blocked ones closely, passes on its observations.
 
 Everything here runs beside the loops, never on them.
 """
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 LONGEST_DOZE = 1.0
-"""Seconds between two ticks while every loop is quiet and will wake the watcher itself."""
+"""Seconds of an idle sleep, while every loop is quiet and will wake the watcher itself."""
 SELDOM = 5.0
 """Factor for the time between two readings of clocks that cost a file."""
 Found = TypeVar("Found")
@@ -45,14 +45,14 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True, slots=True)
 class WatcherHooks:
-    """What a :class:`Watcher` calls. None of it may raise.
+    """Callbacks of a :class:`Watcher`. None may raise.
 
     Attributes:
-        observed: takes each observation, of a block that is over or a hang that goes on; must not block.
+        observed: receives each observation, of a finished block or an ongoing hang; must not block.
         ticked: called at the end of each tick with ``time.monotonic`` seconds.
-        retired: takes each loop that is not watched any more, while it can still be read; in any thread.
-        waiters: returns what finds waiting callbacks, None if nothing does.
-        diagnose_early: takes an observation of a block that goes on, its case, and what to call once it is diagnosed.
+        retired: receives each loop that is no longer watched, while it can still be read; in any thread.
+        waiters: returns the finder of waiting callbacks, None if there is none.
+        diagnose_early: receives an observation of an ongoing block, its case, and a function to call once diagnosed.
     """
 
     observed: Callable[[Observation], None]
@@ -63,18 +63,18 @@ class WatcherHooks:
 
 
 class Watcher:
-    """Watches loops from a daemon thread, which is started with the first loop.
+    """Watches loops from a daemon thread, started with the first loop.
 
     Args:
-        config: returns the settings in force.
-        hooks: what is called.
+        config: returns the current settings.
+        hooks: callbacks of the watcher.
         faults: where failures of the watcher's parts are counted.
-        sources: what labels of the blocking callback are read from, beside those of the settings.
+        sources: sources of the blocking callback's labels, beside those of the settings.
 
     Attributes:
-        loops: those that are watched.
-        paused: whether it looks at none of them.
-        stretch: factor by which it works less than it would like, 1 or more.
+        loops: the watched loops.
+        paused: whether no loop is read.
+        stretch: factor by which its intervals are stretched, 1 or more.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Watcher:
         self.stretch = 1.0
         self.thread = OwnThread("watcher", self._run, self.wake)
         self._alarm = Alarm()
-        self._guard = threading.RLock()  # a finalizer or signal handler of the program may come in between
+        self._guard = threading.RLock()  # a finalizer or signal handler of the program may run in between
         self._collecting = threading.RLock()
         self._ticked = threading.Condition()
         self._ticks = 0
@@ -101,7 +101,7 @@ class Watcher:
     # -- life -----------------------------------------------------------------------------------------------------
 
     def add(self, loop: WatchedLoop) -> None:
-        """Watch ``loop``; starts the thread if need be."""
+        """Watch ``loop``; starts the thread if necessary."""
         with self._guard:
             self.loops = (*self.loops, loop)
         self.ensure_thread()
@@ -127,9 +127,9 @@ class Watcher:
                 self._detach(loop)
 
     def detach(self, target: Loop) -> None:
-        """Stop watching ``target``, whose memory goes away once this has returned: nobody reads it any more.
+        """Stop watching ``target``, whose memory is freed once this has returned: it is not read after that.
 
-        Also where another thread has begun to stop watching it, and still reads what it has last seen.
+        Also where another thread is removing it, and still reads its last statistics.
         """
         self.remove([loop for loop in self.loops if loop.ref() is target])
         with self._guard:
@@ -144,7 +144,7 @@ class Watcher:
             self._retiring.discard(loop)
 
     def wake(self) -> None:
-        """Have the thread tick now."""
+        """Make the thread tick now."""
         self._woken_at = time.monotonic()
         self._alarm.wake()
 
@@ -155,13 +155,13 @@ class Watcher:
         self.gc.stop()
 
     def abandon(self) -> None:
-        """Drop every loop in a forked child: the thread is not there, and a lock may never be released."""
+        """Drop every loop in a forked child: the thread does not exist there, and a lock may never be released."""
         loops, self.loops = self.loops, ()
         for loop in loops:
             loop.abandon()
 
     def settle(self, timeout: float) -> bool:
-        """Have every block that has ended handed on, at most ``timeout`` s from now; return whether that was done."""
+        """Wait until every finished block is passed on, at most ``timeout`` seconds; return whether it was."""
         if not self.alive or self.is_own_thread(threading.get_ident()):
             return not self.loops
         ends, wanted = time.monotonic() + timeout, self._ticks + 2
@@ -172,13 +172,13 @@ class Watcher:
         return self._ticks >= wanted
 
     def collect(self, loop: WatchedLoop) -> None:
-        """Hand on the blocks of ``loop`` that have ended, now; from any thread."""
+        """Pass on the finished blocks of ``loop`` now; from any thread."""
         with self._collecting:
             for block in loop.probe.finished():
                 self._finish(loop, block)
 
     def wake_if_blocked(self, loop: WatchedLoop) -> None:
-        """Have a loop that has stopped looked at soon, if a block of it may have ended with it."""
+        """Tick soon after ``loop`` has stopped, if a block of it may have ended with that."""
         if loop.episodes:
             self.wake()
 
@@ -189,7 +189,7 @@ class Watcher:
 
     @property
     def cpu(self) -> float:
-        """Processor s of its thread."""
+        """Processor seconds of its thread."""
         return self.thread.cpu
 
     def is_own_thread(self, ident: int) -> bool:
@@ -198,12 +198,12 @@ class Watcher:
 
     @property
     def _waiters(self) -> Waiters | None:
-        """What finds waiting callbacks, None while nobody uses tracing."""
+        """The finder of waiting callbacks, None while tracing is not in use."""
         waiters = self._hooks.waiters()
         return waiters if waiters is not None and waiters.in_use else None
 
     def expect_typed(self, is_expected: bool) -> None:
-        """Set whether blocks by code that is typed at a prompt are expected."""
+        """Set whether blocks by code typed at a prompt are expected."""
         self._sampler.expects_typed = is_expected
 
     # -- ticking --------------------------------------------------------------------------------------------------
@@ -212,14 +212,14 @@ class Watcher:
         compile_now(Baseline, Block, Caller, Case, Episode, Lateness, Observation, stacks.RawStack, Sample)
         planned, self._rest_ends = time.monotonic(), 0.0
         while self.thread.stays():
-            # The thread's outermost seam: without it, nothing is watched.
+            # The thread's outermost guard: without the thread, nothing is watched.
             after = self._faults.attempt("watcher", functools.partial(self._turn, planned), None)
             if after is None:
                 self._sit_out()
             planned = time.monotonic() if after is None else after
 
     def _turn(self, planned: float) -> float:
-        """Tick, and sleep until the next one; return when that was to be."""
+        """Tick, and sleep until the next tick; return when that was due."""
         planned = self._tick(planned)
         with self._ticked:
             self._ticks += 1
@@ -229,22 +229,22 @@ class Watcher:
             return planned
         # Without loops there is nothing to do until one is added.
         if self._alarm.wait(max(planned - time.monotonic(), 0.0) if self.loops else -1):
-            # It wanted to run from then on; until the GIL was free it could not.
+            # The tick was due from then on, and could not run until the GIL was free.
             planned, self._rest_ends = self._woken_at, 0.0
         return planned
 
     def _sit_out(self) -> None:
-        """Look at nothing for a moment after a fault, and while the watcher is switched off; probes go on."""
+        """Skip ticks for a moment after a fault, and while the watcher is switched off; probes go on."""
         ends = time.monotonic() + pacing.LONGEST_TICK
         while not self.thread.is_asked and (time.monotonic() < ends or self._faults.is_off("watcher")):
             self._alarm.wait(pacing.LONGEST_TICK)
 
     def _announce_visit(self, when: float) -> None:
-        """Have busy loops let the watcher have the GIL when it comes."""
+        """Ask busy loops to release the GIL at the watcher's next tick, ``when``."""
         self._each(lambda loop: loop.probe.expect(when))
 
     def _tick(self, planned: float) -> float:
-        """Look at every loop once; return when to look again (``time.monotonic`` seconds)."""
+        """Read every loop once; return when the next tick is due (``time.monotonic`` seconds)."""
         now = time.monotonic()
         late = max(now - planned, 0.0)
         config = self._config()
@@ -274,18 +274,18 @@ class Watcher:
         return {}
 
     def _each(self, look: Callable[[WatchedLoop], Found]) -> list[Found]:
-        """Apply ``look`` to every loop; one that cannot be read is not watched any more."""
+        """Apply ``look`` to every loop; a loop that cannot be read is no longer watched."""
         found = []
         for loop in self.loops:
             try:
                 found.append(look(loop))
-            except Exception as exc:  # noqa: BLE001 - the seam between one loop's probe and the other loops
+            except Exception as exc:  # noqa: BLE001 - the boundary between one loop's probe and the other loops
                 self._faults.add("probe", exc)
                 self.remove((loop,))
         return found
 
     def _suspect(self, loop: WatchedLoop, now: float, config: Config, late: float) -> Suspect | None:
-        """Return the loop and the start of what holds it, if it may be blocked."""
+        """Return the loop and the start of its busy span, if it may be blocked."""
         overdue = max(now - loop.heart.due, 0.0)
         since = loop.since = loop.probe.busy_since(now, late, overdue) if loop.is_running else IDLE
         if loop.is_blind:
@@ -308,7 +308,7 @@ class Watcher:
     def _next(self, now: float, config: Config) -> float:
         self._rest_ends = 0.0
         if not self.paused and self.loops and all(self._each(lambda loop: self._may_doze(loop, now))):
-            for loop in self.loops:  # while nothing happens: what comes next is compared with these clocks
+            for loop in self.loops:  # renews the clocks that the next block is compared with
                 self._is_active(loop, now)
             return now + self.longest_sleep()
         if not self.paused and self.loops and all(loop.rests for loop in self.loops):
@@ -317,11 +317,11 @@ class Watcher:
         return min(looks, default=now + pacing.LONGEST_TICK * self.stretch)
 
     def longest_sleep(self) -> float:
-        """Return the longest time between two ticks, s."""
+        """Return the longest time between two ticks, in seconds."""
         return max(min(LONGEST_DOZE, self._config().hang_after / 2), pacing.LONGEST_TICK) * self.stretch
 
     def _may_doze(self, loop: WatchedLoop, now: float) -> bool:
-        """Whether ``loop`` has been quiet, and will wake the watcher when it is not any more."""
+        """Whether ``loop`` permits an idle sleep: it has been quiet, and wakes the watcher when it gets busy."""
         return loop.is_quiet(now) and not loop.episodes and loop.probe.wake_when_busy(self.wake)
 
     def _next_look(self, loop: WatchedLoop, now: float, threshold: float) -> float:
@@ -353,13 +353,13 @@ class Watcher:
         )
 
     def _is_active(self, loop: WatchedLoop, now: float) -> bool:
-        """Whether the loop did anything worth mentioning since the last call; also renews its baseline."""
+        """Whether the loop did notable work since the last call; also renews its baseline."""
         before, counters = loop.baseline, loop.probe.counters(now)
         wall = now - before.clocks.at if before is not None else 0.0
         waited = counters.idle - before.idle if before is not None and counters.idle is not None else 0.0
         active = wall <= 0 or 1 - waited / wall >= ACTIVE_SHARE
-        # What costs a file is read seldom while nothing happens, and while the loop works: that gives up the GIL, and
-        # such a loop is slow to give it back.
+        # Clocks that cost a file are read seldom while nothing happens, and while the loop works: reading releases the
+        # GIL, and such a loop is slow to give it back.
         pace = SELDOM if active or loop.quiet else 1.0
         loop.renew_baseline(now, counters.idle or 0.0, pace)
         self._contention.renew(now, pace)
@@ -393,7 +393,7 @@ class Watcher:
             seen = self._observation(loop, block, episode, ongoing=True)
             self._hooks.diagnose_early(seen, case, lambda: waiters.tell_in_advance(loop, case))
 
-    # -- handing on -----------------------------------------------------------------------------------------------
+    # -- passing on -----------------------------------------------------------------------------------------------
 
     def _announce(self, loop: WatchedLoop, since: float, episode: Episode) -> None:
         episode.announced = True
@@ -404,21 +404,21 @@ class Watcher:
         self._hand_on(loop, block, episode, ongoing=True)
 
     def _finish(self, loop: WatchedLoop, block: Block) -> None:
-        """A block is over: complete what was seen of it and hand it on."""
+        """Complete the observation of a finished block and pass it on."""
         episode = loop.close_episode(block)
         if block.end < self._grace_until:
             return
         reached = None
-        if self._waiters is not None:  # whose traces may be told of it later than now
+        if self._waiters is not None:  # spans of the block's waiters may be annotated later than now
             case = loop.case_of(block.key, episode.id)
             episode.id, reached = case.id, case.reached
         if episode.samples and block.victims is not None:
-            # What stood behind the blocking callback in its own pass has run by the time the pass ends.
+            # Callbacks behind the blocking one in its own pass have run by the time the pass ends.
             block.victims += episode.samples[-1].stack.behind
             if reached is not None and loop.probe.handles:
-                block.victims -= 1  # ours ran there, so that one of them was left for the next pass, and counted
+                block.victims -= 1  # the agent's handle ran there, so that one was left for the next pass, and counted
         if reached is not None and not loop.probe.handles:
-            block.end = max(min(block.end, reached), block.start)  # what came then was the wait for its victims' traces
+            block.end = max(min(block.end, reached), block.start)  # from then on it waited for the annotation
         expectation = None if episode.announced else loop.expectations.of(block.start, block.end)
         if expectation is None and not episode.announced and is_typed(episode):
             expectation = loop.expectations.always(prompts.REASON, loop.name)
@@ -446,11 +446,11 @@ class Watcher:
             time.time() - (time.monotonic() - block.start),
         )  # fmt: skip
         measured = Measured(
-            # Each is read after its sample, and by then the block may have been over.
+            # Clocks are read after the stack, when the block may have been over.
             usage=usage(loop, block, [item for item in clocks if item.at <= block.end]),
             hindrance=self._contention.during(block),
             gc=self.gc.within(block.start, block.end),
             switch_interval=sys.getswitchinterval(),
-            traced=len(episode.samples) < 2 and facts.traced(),  # a file, and of interest only where nobody could look
+            traced=len(episode.samples) < 2 and facts.traced(),  # costs a file; needed only where samples are lacking
         )
         return observation(origin, block, episode, measured, ongoing=ongoing)

@@ -1,4 +1,4 @@
-"""The ``Backend`` protocol: the interface of whatever runs offloaded calls, be it a pool, threads or a cluster."""
+"""The ``Backend`` protocol: the interface of any engine that runs offloaded calls: a pool, threads, a cluster."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from loopwatch.workers.options import CallOptions
 
 @runtime_checkable
 class Backend(Protocol):
-    """Runs calls somewhere else: give an instance to ``@offload(to=...)``.
+    """Runs calls elsewhere; an instance is passed to ``@offload(to=...)``.
 
-    What any engine has to do, be it threads or a cluster:
+    What every backend guarantees, be it threads or a cluster:
 
-    *It never holds the loop.* :meth:`submit` starts nothing that takes long and waits for nobody; connecting, starting
-    and waiting for room happen elsewhere while the future is pending. Pickling may happen within it.
+    *It never blocks the loop.* :meth:`submit` starts nothing slow and waits for nothing; connecting, starting and
+    waiting for room happen elsewhere while the future is pending. Pickling may happen within it.
 
-    *A future is set once, on its loop's thread.* What another thread learns is handed over by
-    ``loop.call_soon_threadsafe``; that loop may be closed by then (a RuntimeError), and nobody waits any more. A future
-    that its caller has cancelled stays as it is. A caller that goes away cancels the future: what it holds is freed
-    as by :meth:`cancel`, without a call of it.
+    *A future is set once, on its loop's thread.* Other threads pass results on with ``loop.call_soon_threadsafe``; if
+    that loop is closed by then (a RuntimeError), nothing waits any more. A future that its caller has cancelled stays
+    as it is. A caller that goes away cancels the future: the resources of the call are freed as by :meth:`cancel`,
+    without a call of it.
 
-    *What the function raises arrives as itself*, its cause the traceback of where it ran. What would end the program
-    or confuse its loop (``SystemExit``, ``KeyboardInterrupt``, ``StopIteration``) is put into an :class:`OffloadError`.
-    The engine's own errors become those of :mod:`loopwatch.errors`: :class:`NotPicklable` that names what it is,
-    :class:`QueueFull`, :class:`PoolClosed` (these may be raised by ``submit`` or by the future),
+    *The function's own exception reaches the caller*, with the remote traceback as its cause. One that would end the
+    program or confuse its loop (``SystemExit``, ``KeyboardInterrupt``, ``StopIteration``) is wrapped in an
+    :class:`OffloadError`. The engine's own errors become those of :mod:`loopwatch.errors`: :class:`NotPicklable`, which
+    names the object, :class:`QueueFull`, :class:`PoolClosed` (these may be raised by ``submit`` or by the future),
     :class:`WorkerCrashed` where the call may have begun and its end is unknown, :class:`TaskTimeout`,
     :class:`OffloadError` for all others.
 
-    *A call is run once*, unless ``options.retries`` allow more: not even if a connection was lost.
+    *A call is run once*, unless ``options.retries`` allow more: not again even if a connection was lost.
 
-    *Functions travel by name.* ``@offload`` passes a stand-in that pickles by reference, and is the plain function
-    where it is unpickled. An engine that is given what ``@offload`` has made runs the plain function: unpickled in a
-    process that sets ``loopwatch.workers.worker.here.is_worker``, it runs inline by itself, which also keeps calls of
-    other offloaded functions from starting engines there.
+    *Functions are pickled by name.* ``@offload`` passes a stand-in that pickles by reference and unpickles to the plain
+    function. An engine that is given a function made by ``@offload`` runs the plain function: unpickled in a process
+    that sets ``loopwatch.workers.worker.here.is_worker``, it runs inline by itself, which also keeps calls of other
+    offloaded functions from starting engines there.
 
-    *It counts for itself*: :meth:`stats` holds every call that was taken exactly once (``submitted`` is ``queued``,
-    ``running``, ``completed``, ``failed`` and ``cancelled`` together). What ``@offload`` shows per function, it counts.
+    *It keeps its own statistics*: :meth:`stats` counts every accepted call exactly once (``submitted`` is ``queued``,
+    ``running``, ``completed``, ``failed`` and ``cancelled`` together). Statistics per function are kept by
+    ``@offload``.
 
     Attributes:
-        name: for figures, decisions and messages.
+        name: in statistics, decisions and messages.
 
     Example:
-        An engine that knows no options, made of any executor::
+        A backend over any executor, without support for options::
 
             class Executed:
                 name = "executor"
@@ -73,33 +74,33 @@ class Backend(Protocol):
     def submit(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> asyncio.Future[Any]:
-        """Begin a call; return a future of the running loop.
+        """Submit a call; return a future of the running loop.
 
         Args:
-            function: a plain function, or a coroutine function, which runs to its end on a loop over there.
-            args, kwargs: its arguments; they are the caller's again when this returns, if they are pickled at all.
-            options: how it is to run. ``timeout`` counts from when the function begins; ``priority`` orders what waits,
-                first come, first served within one; ``max_concurrency`` limits the calls of equal functions that run;
-                ``on_full`` says whether a full queue raises at once or has the future wait for room. What an engine
-                does not know it ignores, and documents.
+            function: a plain function, or a coroutine function, which runs to its end on a loop at the destination.
+            args, kwargs: its arguments; if they are pickled at all, the caller may change them once this returns.
+            options: how the call runs. ``timeout`` counts from when the function begins; ``priority`` orders waiting
+                calls, first come, first served within one; ``max_concurrency`` limits the running calls of equal
+                functions; ``on_full`` selects whether a full queue raises at once or the future waits for room. An
+                engine ignores, and documents, options that it does not support.
 
         Raises:
-            QueueFull, PoolClosed, NotPicklable: the call was not taken, and is not counted.
+            QueueFull, PoolClosed, NotPicklable: the call was not accepted, and is not counted.
         """
 
     def cancel(self, future: asyncio.Future[Any]) -> None:
-        """Give up a call, as ``future.cancel()`` does: one that waits never runs and frees its place at once.
+        """Cancel a call, as ``future.cancel()`` does: a waiting call never runs and frees its queue slot at once.
 
-        One that runs is stopped if that is possible, and has no effect on anybody otherwise. A future that is done, or
-        is cancelled already, is left alone.
+        A running call is stopped if that is possible, and has no effect otherwise. A future that is done or already
+        cancelled is left alone.
         """
 
     async def close(self, *, force: bool = False) -> None:
-        """Take no more calls, and return when those that were taken are over and what ran them is gone.
+        """Accept no more calls; return when the accepted calls are over and their workers are gone.
 
-        May be called again, at the same time too. Calls that wait for room fail with :class:`PoolClosed`; with
-        ``force``, so do all that wait or run, and nothing is waited for that cannot be stopped.
+        May be called again, also concurrently. Calls that wait for room fail with :class:`PoolClosed`; with ``force``,
+        so do all waiting and running calls, and nothing that cannot be stopped is waited for.
         """
 
     def stats(self) -> PoolStats:
-        """Return the figures since it was made; any thread may ask, before the first call and after closing too."""
+        """Return the statistics since creation; callable from any thread, before the first call and after closing."""

@@ -1,4 +1,4 @@
-"""One submitted call: its future, payload and timer; runs pickling of a large one in slices between loop turns."""
+"""One submitted call: its future, pickled message and timer; pickles a large one in slices between loop turns."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from loopwatch.workers.tracing import Trip
 
 TURN = 0.001
-"""s of one turn of the loop that one call is pickled or unpickled for."""
+"""Seconds of one loop turn in which one call is pickled or unpickled."""
 
 
 class Outcome(asyncio.Future[Any]):
-    """What a call comes to: tells at once that nobody waits for it any more.
+    """The future of a call; calls ``given_up`` as soon as it is cancelled.
 
-    A callback of the future would do so too, at the price of a callback of the loop for each call that ends well.
+    A done callback of the future would do so too, at the cost of one loop callback for each call that ends well.
     """
 
     given_up: Callable[[], None] | None = None
 
     def cancel(self, msg: Any = None) -> bool:
-        """Cancel it."""
+        """Cancel the future, and call ``given_up``."""
         cancelled = super().cancel(msg)
         given_up, self.given_up = self.given_up, None
         if cancelled and given_up is not None:
@@ -38,7 +38,7 @@ class Outcome(asyncio.Future[Any]):
 
 
 class Call:
-    """One call on its way."""
+    """A submitted call and its state."""
 
     __slots__ = (
         "attempts",
@@ -65,53 +65,53 @@ class Call:
         self.created = time.perf_counter()
         self.begun: float | None = None
         self.attempts = 0
-        """Times that its worker died while it ran."""
+        """Times that its worker died while running it."""
         self.crashed = False
-        """Whether the last of them was one too many."""
+        """Whether the last of these exceeded its retries."""
         self.lost = 0
-        """Times that its worker died before it could begin, although it was next."""
+        """Times that its worker died before beginning it, although it was next."""
         self.waits = 0
-        """See :mod:`loopwatch.workers.call_queue`."""
+        """Its state in the queue: see :mod:`loopwatch.workers.call_queue`."""
         self.has_room = False
-        """Whether it takes one of the ``max_queue`` places."""
+        """Whether it occupies one of the ``max_queue`` slots."""
         self.is_prepared = False
-        """Whether its preparation in turns is over, or was given up."""
+        """Whether its preparation in slices is over, or was given up."""
         self.connection: Connection | None = None
         self.number = 0
-        """What ``connection`` knows it by."""
+        """Its id on ``connection``."""
         self.timer: asyncio.TimerHandle | None = None
         self.trip: Trip | None = None
         """Its span, if it is traced."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Name of the function, for messages."""
         return name_of(self.function)
 
     def stop_clock(self) -> None:
-        """Its time is over."""
+        """Cancel its timer, if it has one."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
     def end_trip(self, error: BaseException | None = None) -> None:
-        """End its span, if it has one: this is what its caller gets."""
+        """End its span, if it has one; ``error`` is raised for its caller instead of a result."""
         if self.trip is not None:
             pid = self.connection.pid if self.connection is not None else None
             self.trip.end(error, pid=pid, attempts=self.attempts + (not self.crashed), begun=self.begun)
 
 
 def name_of(function: Any) -> str:
-    """Return what to call a function in messages."""
+    """Return the name of a function for messages."""
     return getattr(function, "__qualname__", None) or repr(function)
 
 
 async def in_turns(steps: Generator[None, None, Any], held: Callable[[float], None]) -> Any:
-    """Run a generator to its end, for :data:`TURN` a turn of the loop, and return its value.
+    """Run a generator to its end, for :data:`TURN` seconds per loop turn, and return its value.
 
     Args:
-        steps: what to run.
-        held: told for how many s each turn took.
+        steps: the generator.
+        held: called with the seconds that each turn took.
     """
     while True:
         began = time.perf_counter()
@@ -126,7 +126,7 @@ async def in_turns(steps: Generator[None, None, Any], held: Callable[[float], No
 
 
 def blame(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], exc: NotPicklable) -> NotPicklable:
-    """Return an error that names what it is that cannot be pickled."""
+    """Return an error that names the object that cannot be pickled."""
     named = [("the function", function), *((f"argument {number + 1}", value) for number, value in enumerate(args))]
     for name, value in (*named, *((f"argument {key!r}", value) for key, value in kwargs.items())):
         try:

@@ -1,4 +1,4 @@
-"""The bounded priority queue of calls that wait. Knows nothing of workers."""
+"""Priority queue of waiting calls, and the limit of its size. Independent of workers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from loopwatch.workers.call import Call
 from loopwatch.workers.options import CallOptions
 
 NOWHERE, IN_LINE, ASIDE = range(3)
-"""Where a call waits; aside, if its function runs as often as it may."""
+"""State of a call in the queue; ``ASIDE`` while its function is at its ``max_concurrency``."""
 
 SPARE = 100
-"""Calls that were given up and may be kept in a queue until it is tidied."""
+"""Calls that were given up and may stay in a heap until it is compacted."""
 
 _Entry = tuple[int, int, Call]
 
 
 class CallQueue:
-    """Calls in the order in which they are to run: by priority, then first come, first served.
+    """Waiting calls in the order in which they run: by priority, then first come, first served.
 
-    A call with ``max_concurrency`` whose function runs as often as it may is set aside until one of them has ended.
+    A call whose function is at its ``max_concurrency`` is set aside until one of that function has ended.
     """
 
     def __init__(self) -> None:
@@ -40,17 +40,17 @@ class CallQueue:
 
     @property
     def in_line(self) -> int:
-        """Calls that could run if there were workers."""
+        """Calls that could run if a worker were free."""
         return self._count[IN_LINE]
 
     def add(self, call: Call, *, first: bool = False) -> None:
-        """Have ``call`` wait, behind or before all others of its priority."""
+        """Queue ``call`` behind, or with ``first`` before, all others of its priority."""
         self._put(call, IN_LINE)
         order = next(self._first) if first else next(self._last)
         heapq.heappush(self._line, (-call.options.priority, order, call))
 
     def next(self) -> Call | None:
-        """Take the call that is to run next; it runs until :meth:`ended`."""
+        """Take the next call to run, None if there is none; it counts as running until :meth:`ended`."""
         while self._line:
             entry = heapq.heappop(self._line)
             call = entry[2]
@@ -67,12 +67,12 @@ class CallQueue:
         return None
 
     def is_at_limit(self, call: Call) -> bool:
-        """Whether as many of its function run as may."""
+        """Whether the function of ``call`` is at its ``max_concurrency``."""
         limit = call.options.max_concurrency
         return limit is not None and self._running.get(call.function, 0) >= limit
 
     def ended(self, call: Call) -> None:
-        """``call`` runs no longer: another of its function may."""
+        """Record that ``call`` no longer runs, so that another of its function may."""
         if call.options.max_concurrency is None:
             return
         self._running[call.function] -= 1
@@ -81,12 +81,12 @@ class CallQueue:
         self._bring_back(call.function)
 
     def discard(self, call: Call) -> None:
-        """``call`` was given up."""
+        """Remove a waiting call that was given up."""
         was_in_line = call.waits == IN_LINE
         self._put(call, NOWHERE)
         if was_in_line and call.options.max_concurrency is not None:
-            self._bring_back(call.function)  # it may have been in line in the place of one that had ended
-        # Those that were given up are mere memory.
+            self._bring_back(call.function)  # it may have had the turn of one that had ended
+        # Entries of calls that were given up only take memory.
         if not self.in_line:
             self._line.clear()
         elif len(self._line) > 2 * self.in_line + SPARE:
@@ -96,7 +96,7 @@ class CallQueue:
             self._aside[call.function] = _still(aside, ASIDE)
 
     def _bring_back(self, function: Any) -> None:
-        """Have the next call of ``function`` that was set aside be in line again."""
+        """Put the next call of ``function`` that was set aside in line again."""
         aside = self._aside.get(function, [])
         while aside:
             entry = heapq.heappop(aside)
@@ -108,7 +108,7 @@ class CallQueue:
             self._aside.pop(function, None)
 
     def clear(self) -> list[Call]:
-        """Take all that wait."""
+        """Remove and return all waiting calls, in order."""
         entries = [*self._line, *(entry for aside in self._aside.values() for entry in aside)]
         waiting = [entry[2] for entry in sorted(entries) if entry[2].waits != NOWHERE]
         for call in waiting:
@@ -124,17 +124,17 @@ class CallQueue:
 
 
 def _still(entries: list[_Entry], where: int) -> list[_Entry]:
-    """Return a heap of the entries whose calls still wait ``where``."""
+    """Return a heap of the entries whose calls are still in state ``where``."""
     kept = [entry for entry in entries if entry[2].waits == where]
     heapq.heapify(kept)
     return kept
 
 
 def check_call(function: Any, options: CallOptions) -> None:
-    """Refuse what cannot be called, and for ``max_concurrency`` a function whose calls cannot be counted.
+    """Reject a function that cannot be called, or whose calls cannot be counted for ``max_concurrency``.
 
     Raises:
-        ConfigError: it is refused.
+        ConfigError: the function is rejected.
     """
     if not callable(function):
         raise ConfigError(f"function={function!r}: must be callable")
@@ -147,10 +147,10 @@ def check_call(function: Any, options: CallOptions) -> None:
 
 
 class Room:
-    """The places of ``max_queue``; those who wait for one get it in the order in which they came.
+    """The ``max_queue`` limit; waiters for a slot get one in order of arrival.
 
     Args:
-        limit: places; None for any number.
+        limit: number of slots; None for no limit.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -158,15 +158,15 @@ class Room:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def take(self) -> bool:
-        """Take a place if there is one."""
+        """Take a slot; return whether one was free."""
         if self._left <= 0:
             return False
         self._left -= 1
         return True
 
     async def wait(self) -> None:
-        """Wait for a place and take it."""
-        if self.take():  # one has been given back since
+        """Wait for a slot and take it."""
+        if self.take():  # one was freed since
             return
         place = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
@@ -178,7 +178,7 @@ class Room:
             raise
 
     def give(self) -> None:
-        """Give a place back: to who waits longest."""
+        """Free a slot; the longest waiter gets it."""
         while self._waiting:
             place = self._waiting.popleft()
             if not place.done():
@@ -187,7 +187,7 @@ class Room:
         self._left += 1
 
     def refuse(self, error: Exception) -> None:
-        """Tell all who wait that they wait in vain."""
+        """Fail all waiters with ``error``."""
         for place in self._waiting:
             if not place.done():
                 place.set_exception(type(error)(*error.args))

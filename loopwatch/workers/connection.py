@@ -1,7 +1,7 @@
 """The parent's side of one worker process: its socket on the loop, its calls in flight, its lifetime.
 
 Everything runs on the loop's thread, in slices: a turn sends or receives at most :data:`protocol.SLICE` bytes and
-handles answers for at most :data:`TURN` seconds.
+handles frames for at most :data:`TURN` seconds.
 """
 
 from __future__ import annotations
@@ -24,26 +24,25 @@ from loopwatch.workers.protocol import Frame, Kind
 from loopwatch.workers.worker import FINISHED_AT, SKIPS, STARTED, UNWANTED
 
 MOST_DESCRIPTORS = (SKIPS + 1) * descriptor_passing.MOST
-"""Descriptors that may have come with what was not handled yet: a worker is never sent more than so many calls."""
+"""Descriptors that may have come with unhandled frames: a worker is never sent more than that many calls."""
 TURN = 0.001
-"""s of one turn of the loop that answers of one worker are handled for."""
+"""Seconds of one loop turn in which frames of one worker are handled."""
 FIRST_LOOK, LAST_LOOK = 0.002, 0.5
-"""s between two looks for the exit code of a dead worker, doubled each time: the fork server tells it a little later.
-"""
+"""Seconds between two polls for a dead worker's exit code, doubled each time: the fork server reports it late."""
 
 
 class State(StrEnum):
-    """What a worker is doing."""
+    """State of a worker."""
 
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
     STOPPING = "stopping"
-    """It ends after the call that it is in."""
+    """It ends after the calls that it was sent."""
     DEAD = "dead"
 
 
-IDLE, BUSY = State.IDLE, State.BUSY  # looked up for each call
+IDLE, BUSY = State.IDLE, State.BUSY  # used for each call
 
 
 class Connection:
@@ -52,9 +51,9 @@ class Connection:
     Args:
         launched: the process.
         loop: the loop that the pool belongs to.
-        on_frame: called with (link, frame) for each frame that arrives.
-        on_death: called with (link, exit code or None) once the worker has ended and all it had sent was handled.
-        launcher: what has started it, and knows how it ended.
+        on_frame: called with (connection, frame) for each frame that arrives.
+        on_death: called with (connection, exit code or None) once the worker has ended and all its frames were handled.
+        launcher: started the process, and provides its exit code.
     """
 
     def __init__(
@@ -68,18 +67,18 @@ class Connection:
         self.pid = launched.pid
         self.state = State.STARTING
         self.calls: dict[int, Call | None] = {}
-        """What was sent and not answered, in the order in which it runs, by number; None if it was taken back."""
+        """Calls in flight by id, in the order in which they run; None for a call that was taken back."""
         self.started_at = time.monotonic()
         self.idle_since = 0.0
         self.done = 0
         self.cause: str | None = None
-        """Why we killed it, None if we did not."""
+        """Why the parent killed it, None if it did not."""
         self.over_memory = False
-        """Whether that was for its memory."""
+        """Whether it was killed for its memory."""
         self.failure: OffloadError | None = None
-        """Why it could not get ready, if it said so."""
+        """Why it could not get ready, if it reported that."""
         self.timer: asyncio.TimerHandle | None = None
-        """Ends it if it does not get ready."""
+        """Kills it if it does not get ready."""
         self.received: deque[int] = deque()
         """Descriptors that came with frames, in the order of the frames."""
         self._launched, self._channel, self._shared = launched, launched.channel, launched.shared
@@ -89,14 +88,14 @@ class Connection:
         self._out: deque[tuple[memoryview, descriptor_passing.Duplicates | None]] = deque()
         self._writing = False
         self._held = False
-        """Whether what is sent waits for more, to go with it."""
+        """Whether sending is deferred, so that several frames are sent together."""
         self._frames: deque[Frame] = deque()
         self._receiver = protocol.Receiver(self._frames.append)
         self._handling = False
         self._skips = 0
         self._ended = False
         self._broken = False
-        """Whether what it sends is no frames, and not read any more."""
+        """Whether it has sent malformed data, and is no longer read."""
         loop.add_reader(self._channel.fileno(), self._readable)
         if launched.pidfd is not None:
             loop.add_reader(launched.pidfd, self._exited)
@@ -104,7 +103,7 @@ class Connection:
     # -- sending --------------------------------------------------------------------------------------------------
 
     def send(self, parts: list[memoryview], descriptors: descriptor_passing.Duplicates | None = None) -> None:
-        """Send a frame, in slices, after those that wait already; ``descriptors`` live until they are sent."""
+        """Send a frame, in slices, after those that are queued; ``descriptors`` stay open until they are sent."""
         if len(parts) == 1 and not self._out and not self._held and not descriptors:
             rest = self._send_now(parts[0])
             if rest is None:
@@ -117,7 +116,7 @@ class Connection:
             self._flush()
 
     def _send_now(self, part: memoryview) -> memoryview | None:
-        """Send what is small; return what is left of it, None for nothing."""
+        """Send a small part; return the unsent rest, None for nothing."""
         if len(part) > protocol.SLICE:
             return part
         try:
@@ -160,13 +159,13 @@ class Connection:
                 self._loop.remove_writer(self._channel.fileno())
 
     def _cannot_send(self, exc: OSError) -> None:
-        """It is dying, or made to: what was not sent is given to another worker then."""
+        """Handle a send error: the worker is dying, or is killed; another worker gets its unsent calls."""
         self._out.clear()
-        if not isinstance(exc, ConnectionError):  # but, say, ENOBUFS
+        if not isinstance(exc, ConnectionError):  # such as ENOBUFS
             self.kill(f"nothing could be sent to it: {exc}")
 
     def _some(self) -> list[memoryview]:
-        """Return the next parts, up to the first with descriptors of its own, of a slice in all."""
+        """Return the next parts, one slice in all, up to the first with descriptors of its own."""
         parts: list[memoryview] = []
         size = 0
         for view, descriptors in self._out:
@@ -179,18 +178,18 @@ class Connection:
     # -- receiving ------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Receive and handle what has arrived, which the loop, if it was held, may not have told yet."""
+        """Receive and handle pending data, which a blocked loop may not have noticed yet."""
         if self._receive():
             self._handle()
 
     def _readable(self) -> None:
         if self._handling:
-            return  # first what is there: a worker must not fill the memory of its parent
+            return  # received frames first: a worker must not fill its parent's memory
         if self._receive() and self._frames and not self._handling:
             self._handle()
 
     def _receive(self) -> bool:
-        """Receive one slice; return False at the end of what can be received."""
+        """Receive one slice; return False at the end of the stream."""
         try:
             count = self._receive_some()
         except (BlockingIOError, InterruptedError):
@@ -209,7 +208,7 @@ class Connection:
         return True
 
     def _receive_some(self) -> int:
-        """Receive one slice; return its size, 0 at the end."""
+        """Receive one slice; return its size, 0 at the end of the stream."""
         target = self._receiver.target
         if target is not None:
             count = self._channel.recv_into(target[: protocol.SLICE])
@@ -219,7 +218,7 @@ class Connection:
         data, ancillary, flags, _ = self._channel.recvmsg(protocol.FEED, descriptor_passing.ANCILLARY)
         if ancillary:
             self.received.extend(descriptor_passing.received(ancillary))
-        if flags & descriptor_passing.TRUNCATED:  # nobody can tell which are missing
+        if flags & descriptor_passing.TRUNCATED:  # it is unknown which are missing
             return self._break_with("descriptors that it had sent were lost: too many are open here")
         if len(self.received) > MOST_DESCRIPTORS:
             return self._break_with("it has sent descriptors that belong to nothing")
@@ -228,7 +227,7 @@ class Connection:
         return len(data)
 
     def _break_with(self, why: str) -> int:
-        """Kill the worker, and read nothing more of it; return 0, as if it had sent no more."""
+        """Kill the worker, and read nothing more from it; return 0, as at the end of the stream."""
         self._broken = True
         self.kill(why)
         return 0
@@ -237,7 +236,7 @@ class Connection:
         """Return the next ``count`` of the descriptors that came with frames.
 
         Raises:
-            BrokenFrame: there are not as many.
+            BrokenFrame: fewer have come.
         """
         if count > len(self.received):
             raise protocol.BrokenFrame(f"{count} descriptors, of which {len(self.received)} came")
@@ -253,7 +252,7 @@ class Connection:
             self._frames.clear()
 
     def _handle(self) -> None:
-        """Handle answers for a turn; what is left is handled in the next."""
+        """Handle frames for one turn; the rest is handled in the next."""
         self._handling = False
         if len(self._frames) > 1:
             self._handle_several()
@@ -261,7 +260,7 @@ class Connection:
             self._hand_on()
 
     def _handle_several(self) -> None:
-        """As above; the calls that take the place of what was answered are sent together."""
+        """Handle frames for one turn; the calls that replace finished ones are sent together."""
         ends = time.perf_counter() + TURN
         self._held = True
         try:
@@ -280,7 +279,7 @@ class Connection:
     # -- calls ----------------------------------------------------------------------------------------------------
 
     def give(self, call: Call) -> None:
-        """Send a call."""
+        """Send a call to the worker."""
         number, packed = next(self._numbers), call.payload
         assert packed is not None
         call.connection, call.number = self, number
@@ -299,24 +298,24 @@ class Connection:
 
     @property
     def started(self) -> int:
-        """The number of what the worker has begun last; 0 if nothing."""
+        """Id of the call that the worker began last; 0 if none."""
         return int(STARTED.unpack_from(self._shared, 0)[0])
 
     def has_begun(self, call: Call) -> bool:
-        """Whether the worker has begun ``call``, which it has not answered, as far as is known here."""
+        """Whether the worker has begun ``call`` and not finished it, as far as is known here."""
         return call.number in self.calls and self.started >= call.number
 
     def is_in(self, call: Call) -> bool:
-        """Whether the worker is in ``call``, and not in a later one."""
+        """Whether the worker is running ``call``, and not a later one."""
         return call.number in self.calls and self.started == call.number
 
     def running(self) -> Call | None:
-        """Return the call that the worker is in, None if it is in none; any thread may ask."""
+        """Return the call that the worker is running, None if there is none; callable from any thread."""
         return None if self.state is State.DEAD else self.calls.get(self.started)
 
     @property
     def finished(self) -> int:
-        """The number of the call whose result was ready last, though it may still be on its way; 0 if none."""
+        """Id of the call whose result was ready last, though it may still be in transit; 0 if none."""
         return int(STARTED.unpack_from(self._shared, FINISHED_AT)[0])
 
     @property
@@ -325,9 +324,10 @@ class Connection:
         return next(iter(self.calls.values()), None)
 
     def skip(self, call: Call) -> None:
-        """Tell the worker not to begin ``call``; it may just have begun it: see :meth:`has_begun` a turn later.
+        """Ask the worker not to begin ``call``; it may just have begun it: see :meth:`has_begun` a turn later.
 
-        There is room for as many as a worker is ever sent, each once: it answers what it skips, in its turn.
+        The shared list has room for as many calls as a worker is ever sent, each once: a skipped call is reported in
+        its turn.
         """
         if call.number not in UNWANTED.unpack_from(self._shared, STARTED.size):
             struct.pack_into("<Q", self._shared, STARTED.size * (1 + self._skips % SKIPS), call.number)
@@ -342,12 +342,12 @@ class Connection:
         return (state is IDLE or state is BUSY) and self.cause is None and not self._ended
 
     def stop(self) -> None:
-        """Have the worker end after what it was sent."""
+        """Ask the worker to end after the calls that it was sent."""
         self.state = State.STOPPING
         self.send(protocol.frame(Kind.STOP))
 
     def kill(self, cause: str) -> None:
-        """End the worker now."""
+        """Kill the worker now."""
         if self.cause is None and not self._ended:
             self.cause = cause
             self._launched.kill()
@@ -362,7 +362,7 @@ class Connection:
         self._bury(FIRST_LOOK)
 
     def _bury(self, look_again: float) -> None:
-        """Wait for the exit code, handle what the worker had still sent, and report its death."""
+        """Wait for the exit code, handle the worker's remaining frames, and report its death."""
         code = self._launcher.exit_code(self.pid)
         if code is None and look_again < LAST_LOOK and self._launcher.can_tell():
             self._loop.call_later(look_again, self._bury, 2 * look_again)
@@ -380,7 +380,7 @@ class Connection:
             self.release()
 
     def _drain(self) -> None:
-        """Receive what lies in the socket: answers that were complete before the worker died."""
+        """Receive the data left in the socket: results that were complete before the worker died."""
         while not self._broken:
             try:
                 if not self._channel.recv(1, socket.MSG_PEEK):
@@ -390,7 +390,7 @@ class Connection:
             self._receive()
 
     def detach(self) -> None:
-        """Have the loop watch our descriptors no longer."""
+        """Stop watching the parent's descriptors on the loop."""
         if not self._ended:
             if self._launched.pidfd is not None:
                 self._loop.remove_reader(self._launched.pidfd)
@@ -398,7 +398,7 @@ class Connection:
         self._loop.remove_reader(self._channel.fileno())
 
     def release(self) -> None:
-        """Close our ends: the worker, if it lives, is killed by the kernel."""
+        """Close the parent's ends: the kernel kills the worker if it is alive."""
         self._ended = True
         self.calls.clear()
         self._launched.close()

@@ -1,7 +1,7 @@
-"""Descriptors that travel beside a pickle: they cannot be pickled, but passed to another process (SCM_RIGHTS).
+"""Passes file descriptors beside a pickle: they cannot be pickled, only sent to another process (SCM_RIGHTS).
 
-Whoever pickles or unpickles for a worker opens a :class:`Passage`; objects that own a descriptor use it in their
-``__reduce__`` and in the function that rebuilds them.
+Code that pickles or unpickles for a worker opens a :class:`Passage`; objects that own a descriptor use it in their
+``__reduce__`` and in their rebuild function.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ MOST = 64
 
 
 ANCILLARY = socket.CMSG_LEN(MOST * array.array("i").itemsize) if hasattr(socket, "CMSG_LEN") else 0
-"""Bytes of ancillary data that so many take."""
+"""Bytes of ancillary data for :data:`MOST` descriptors."""
 
 
 TRUNCATED = int(getattr(socket, "MSG_CTRUNC", 0))
-"""Flag of ``recvmsg``: descriptors were lost, as there is no room for them in the process."""
+"""Flag of ``recvmsg``: descriptors were lost, as the process has no room for them."""
 
 
 def received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """Return the descriptors in what ``socket.recvmsg`` gave beside the data."""
+    """Return the descriptors in the ancillary data from ``socket.recvmsg``."""
     found = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -37,7 +37,7 @@ def received(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 class Duplicates:
-    """Descriptors of one's own for as long as anybody refers to this object; then they are closed."""
+    """Duplicated descriptors, closed with the last reference to this object."""
 
     __slots__ = ("numbers",)
 
@@ -45,7 +45,7 @@ class Duplicates:
         self.numbers: list[int] = []
 
     def follow(self, originals: Sequence[int]) -> None:
-        """Duplicate those of ``originals`` that were not yet."""
+        """Duplicate those of ``originals`` that are not duplicated yet."""
         for each in originals[len(self.numbers) :]:
             self.numbers.append(os.dup(each))
 
@@ -64,7 +64,7 @@ class Passage:
     """The descriptors of one message, by index.
 
     Args:
-        received: descriptors that came with the message; those that nobody took are closed at the end.
+        received: descriptors that came with the message; :meth:`close` closes them.
     """
 
     def __init__(self, received: Sequence[int] = ()) -> None:
@@ -72,7 +72,7 @@ class Passage:
         self._received: dict[int, int] = dict(enumerate(received))
 
     def add(self, descriptor: int) -> int:
-        """Have ``descriptor`` (which stays its owner's) sent along; return its index."""
+        """Send ``descriptor``, which stays its owner's, with the message; return its index."""
         if descriptor not in self.sent:
             if len(self.sent) == MOST:
                 raise NotPicklable(f"one call or result can carry {MOST} shared buffers, not more")
@@ -80,11 +80,11 @@ class Passage:
         return self.sent.index(descriptor)
 
     def take(self, index: int) -> int:
-        """Return a descriptor of one's own for what was sent as ``index``."""
+        """Return a duplicate, which the caller owns, of the descriptor that was sent as ``index``."""
         return os.dup(self._received[index])
 
     def close(self) -> None:
-        """Close what was received."""
+        """Close the received descriptors."""
         for descriptor in self._received.values():
             os.close(descriptor)
         self._received = {}
@@ -105,7 +105,7 @@ def current() -> Passage | None:
 
 
 class passing:  # noqa: N801 - a context manager, and cheaper than by ``contextlib``
-    """Make ``passage`` the current one of this thread."""
+    """Context manager that makes ``passage`` the current one of this thread."""
 
     __slots__ = ("_before", "_passage")
 

@@ -1,4 +1,4 @@
-"""Assigns queued calls to workers; handles time-outs, crashes, retries. Everything is on the loop's thread.
+"""Assigns queued calls to workers; handles timeouts, crashes, retries. Everything runs on the loop's thread.
 
 A call is sent only to a worker that can begin it soon, so that little is lost when one dies: see
 :meth:`Dispatcher._depth`.
@@ -28,21 +28,21 @@ from loopwatch.workers.stats import PoolCounts
 from loopwatch.workers.supervisor import STUCK, Supervisor, exit_words, stuck
 
 SHORT = 0.001
-"""s: calls that take less on average are sent ahead, so that a worker need not wait for the next one."""
+"""Seconds: calls with a shorter mean run time are sent ahead, so that a worker need not wait for the next one."""
 MOST_AHEAD = worker.SKIPS
-"""Calls that one worker has at most."""
+"""Maximum number of calls that one worker has."""
 MOST_LOST = 3
-"""Times that a worker may die when a call is next before that is held to be the call's doing."""
+"""Times that a worker may die when a call is next, before the call is considered the cause."""
 
 
 class Dispatcher:
-    """Gives the calls of one pool to its workers; the :class:`~loopwatch.workers.supervisor.Employer` of them.
+    """Sends the calls of one pool to its workers; its supervisor's :class:`~loopwatch.workers.supervisor.Employer`.
 
     Args:
         options: of the pool.
-        figures: of the pool.
-        loop: on which everything happens.
-        pool: what is to live as long as the workers do.
+        figures: statistics of the pool.
+        loop: the loop on whose thread everything runs.
+        pool: kept alive as long as the workers.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Dispatcher:
         self._pid = os.getpid()
 
     def accept(self, call: Call) -> None:
-        """Have a call run that is pickled."""
+        """Send a pickled call to a free worker, or queue it."""
         self._stats.counts["submitted"] += 1
         call.future.given_up = functools.partial(self._given_up, call)
         if not self.call_queue and call.options.max_concurrency is None:
             connection = self.supervisor.free(self._depth())
-            if connection is not None:  # it need not stand in line
+            if connection is not None:  # it need not be queued
                 self._send(self.supervisor, connection, call)
                 if self.quiet.is_set() or len(connection.calls) > 1:
                     self._note_load()
@@ -87,17 +87,17 @@ class Dispatcher:
             await waiting
 
     def refuse_all(self) -> None:
-        """Fail what waits or runs: the pool is closed."""
+        """Fail all waiting and running calls: the pool is closed."""
         error = PoolClosed(f"{self._options.name} was closed")
         for connection in self.supervisor.connections:
             for call in connection.calls.values():
                 if call is not None and not call.future.done():
                     self.results.fail(call, _again(error))
-                    call.future.exception()  # whoever waits may never run again, which is not to be complained of
+                    call.future.exception()  # mark it as retrieved: the caller may never run again
         self.on_nobody(error)
 
     def end_trips(self) -> None:
-        """End the spans of calls whose callers will never be told, unless this is a forked child: they are not its."""
+        """End the spans of calls whose callers will get no result; a forked child leaves them to its parent."""
         if os.getpid() == self._pid:
             error = PoolClosed(f"the loop of {self._options.name} was closed")
             calls = [
@@ -110,7 +110,7 @@ class Dispatcher:
                 call.end_trip(error)
 
     def shut(self) -> None:
-        """Nothing happens any more."""
+        """Set ``quiet`` and cancel the timer: the pool is closed."""
         self.quiet.set()
         if self._stuck_timer is not None:
             self._stuck_timer.cancel()
@@ -118,14 +118,14 @@ class Dispatcher:
     # -- scheduling -----------------------------------------------------------------------------------------------
 
     def _depth(self) -> int:
-        """Return how many calls a worker may have: more than one only if they are over in no time."""
+        """Return how many calls a worker may have: without ``prefetch``, more than one only if they are very short."""
         if self._options.prefetch is not None:
             return min(self._options.prefetch, MOST_AHEAD)
         run = self._stats.mean_run
         return 1 if run >= SHORT else min(MOST_AHEAD, 1 + int(SHORT / max(run, SHORT / 10)))
 
     def dispatch(self) -> None:
-        """Send calls to workers that can take them; have workers started if there are too few."""
+        """Send queued calls to workers that can take them; start workers if there are too few."""
         if self.call_queue.in_line:
             supervisor, depth = self.supervisor, self._depth()
             while self.call_queue.in_line and (connection := supervisor.free(depth)) is not None:
@@ -138,7 +138,7 @@ class Dispatcher:
         self._note_load()
 
     def _note_load(self) -> None:
-        """Tell if nothing waits or runs any more; have calls taken back in a while that wait behind a long one."""
+        """Update ``quiet``, emit ``drained``; schedule the return of calls that wait behind a long one."""
         most = 0
         for connection in self.supervisor.connections:
             if len(connection.calls) > most:  # noqa: PLR1730 - twice as fast
@@ -160,14 +160,14 @@ class Dispatcher:
         connection.give(call)
         if connection.first is call:
             self._begin(call)
-        if was_idle and self._options.on_event is not None:  # it may submit and cancel
+        if was_idle and self._options.on_event is not None:  # the callback may submit and cancel
             self.on_event("busy", connection.pid)
         limit = self._options.max_tasks_per_worker
         if limit is not None and connection.accepts and connection.done + len(connection.calls) >= limit:
             supervisor.retire(connection, "it has done what one worker may")
 
     def _begin(self, call: Call) -> None:
-        """The worker can begin ``call`` now: its time runs."""
+        """Start the timeout of ``call``, which the worker can begin now."""
         call.begun = time.perf_counter()
         if call.options.timeout is not None:
             call.timer = self._loop.call_later(call.options.timeout, self._timed_out, call)
@@ -175,7 +175,7 @@ class Dispatcher:
             self.supervisor.watch_memory()
 
     def _take_back(self) -> None:
-        """Give calls that wait behind a long one to workers that are free."""
+        """Take back calls that wait behind a long one, for workers that are free."""
         self._stuck_timer = None
         supervisor = self.supervisor
         if self.call_queue.in_line or not supervisor.may_take_more():
@@ -187,7 +187,7 @@ class Dispatcher:
                     if call is not None and not call.future.done():
                         connection.skip(call)
                         taken.append((connection, call))
-        # A turn later what the worker had begun in the meantime is visible.
+        # A turn later it is visible which of them the worker has begun in the meantime.
         self._loop.call_soon(self._move, taken)
 
     def _move(self, taken: list[tuple[Connection, Call]]) -> None:
@@ -199,15 +199,15 @@ class Dispatcher:
         self.dispatch()
 
     def _wait_again(self, call: Call) -> None:
-        """A call that was sent and not begun is sent anew."""
+        """Queue a sent call again, before all others of its priority."""
         self.call_queue.ended(call)
         call.connection = call.begun = None
         self.call_queue.add(call, first=True)
 
-    # -- answers --------------------------------------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------------------------
 
     def on_frame(self, connection: Connection, frame: Frame) -> None:
-        """A worker has sent something."""
+        """Handle a frame from a worker."""
         head = frame.head
         if head.kind == LOG:
             self.results.relay(frame)
@@ -239,7 +239,7 @@ class Dispatcher:
         self.dispatch()
 
     def _go_on(self, connection: Connection) -> None:
-        """The worker goes on with the next call, or rests."""
+        """Begin the worker's next call, or mark the worker idle."""
         self.supervisor.failures = 0
         if connection.calls:
             following = connection.first
@@ -248,10 +248,10 @@ class Dispatcher:
         elif connection.state is BUSY:
             self.supervisor.rest(connection)
 
-    # -- calls that do not end as they should ---------------------------------------------------------------------
+    # -- cancellations, timeouts and crashes ----------------------------------------------------------------------
 
     def _given_up(self, call: Call) -> None:
-        """The caller does not want the result any more."""
+        """Handle the cancellation of a call by its caller."""
         self._stats.counts["cancelled"] += 1
         call.end_trip(asyncio.CancelledError())
         call.stop_clock()
@@ -279,20 +279,20 @@ class Dispatcher:
         if call.number not in connection.calls or connection.started > call.number or call.future.done():
             return  # it ended in time
         if connection.finished == call.number:
-            return  # it did, and its result is on its way
+            return  # it ended in time, and its result is in transit
         self._stats.counts["timed_out"] += 1
         words = f"{call.name} ran longer than {call.options.timeout:g} s"
         self.results.fail(call, TaskTimeout(f"{words}; worker {connection.pid} was killed"))
         self.supervisor.kill(connection, words)
 
     def _give_room(self, call: Call) -> None:
-        """The call needs no place in the queue any more."""
+        """Free the call's queue slot, if it has one."""
         if call.has_room:
             call.has_room = False
             self.room.give()
 
     def on_lost(self, connection: Connection, code: int | None) -> None:
-        """Fail what the worker ran, and send the rest to others."""
+        """Fail or retry the call that the worker ran, and queue the others again."""
         again, first = [], True
         for call in connection.calls.values():
             if call is None:
@@ -328,7 +328,7 @@ class Dispatcher:
         self.results.fail(call, WorkerCrashed(words, connection.pid, code, oom_killed=oom or connection.over_memory))
 
     def on_nobody(self, error: OffloadError) -> None:
-        """Refuse what waits: there is nobody to do it."""
+        """Fail waiting calls: there is no worker to run them."""
         for call in self.call_queue.clear():
             self._give_room(call)
             self.results.fail(call, _again(error))
@@ -338,7 +338,7 @@ class Dispatcher:
         self._ready.clear()
         self._loop.call_soon(self.dispatch)
 
-    # -- what the crew asks and tells -----------------------------------------------------------------------------
+    # -- callbacks of the supervisor ------------------------------------------------------------------------------
 
     def wanted(self) -> int:
         """Return how many workers could be busy now."""
@@ -346,7 +346,7 @@ class Dispatcher:
         return max(busy + self.call_queue.in_line, bool(self._ready))
 
     def on_change(self) -> None:
-        """A worker has come or gone."""
+        """Dispatch after a worker came or went; wake the waiters of :meth:`ready`."""
         if any(connection.accepts for connection in self.supervisor.connections):
             for waiting in self._ready:
                 if not waiting.done():
@@ -355,13 +355,13 @@ class Dispatcher:
         self.dispatch()
 
     def on_crash(self, code: int | None) -> None:
-        """A worker has died without being told to."""
+        """Count a worker that died unexpectedly, by reason."""
         kills = _oom_kills() if code == -9 else self._oom_seen
         self._stats.died(crash_reason(code, kills > self._oom_seen))
         self._oom_seen = kills
 
     def on_event(self, kind: str, pid: int | None, detail: str = "") -> None:
-        """Tell the user's ``on_event``."""
+        """Call the user's ``on_event``."""
         told = self._options.on_event
         if told is None:
             return
@@ -372,14 +372,14 @@ class Dispatcher:
 
 
 def _again(error: OffloadError) -> OffloadError:
-    """Return an error of one's own for each who is to get it: each adds its traceback."""
+    """Return a copy of the error for each recipient, as each adds its traceback."""
     again = type(error)(*error.args)
     again.__cause__ = error.__cause__
     return again
 
 
 def _oom_kills() -> int:
-    """Return how many processes of this cgroup the kernel has killed for memory; 0 where that cannot be read."""
+    """Return how many processes of this cgroup the OOM killer has killed; 0 where that cannot be read."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         try:
             for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():

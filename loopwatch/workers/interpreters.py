@@ -1,8 +1,8 @@
 """A backend of subinterpreters (PEP 734) in this process: each has its own GIL, so that they compute in parallel.
 
-What a thread of :class:`~loopwatch.workers.thread_backend.ThreadBackend` runs here, it has its interpreter run instead.
-There is no :class:`concurrent.futures.InterpreterPoolExecutor` beneath: the interpreter waits for that one's threads at
-its end, so that one call that hangs would keep the program from ending.
+Each thread of :class:`~loopwatch.workers.thread_backend.ThreadBackend` runs its calls in an interpreter of its own
+here. :class:`concurrent.futures.InterpreterPoolExecutor` is not used: Python waits for its threads at exit, so that one
+call that hangs would keep the program from ending.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from loopwatch.workers.thread_backend import Errand, ThreadBackend
 
 MODULE = "concurrent.interpreters"
 IDLE_FOR = 60.0
-"""s after which an interpreter with nothing to do is closed: the next one has to import everything anew."""
+"""Seconds after which an idle interpreter is closed: a new one has to import everything again."""
 ENDS_WITHIN = 1.0
-"""s in which an interpreter that has nothing to do is closed at the end of the program, else it is left."""
+"""Seconds in which an idle interpreter is closed at the end of the program; after that it is left."""
 
 
 def gil_enabled() -> bool:
-    """Whether threads of this interpreter take turns; not so in a free-threaded one: there, they are parallel."""
+    """Whether threads of this interpreter share a GIL; in a free-threaded build they run in parallel."""
     asked: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
     return asked()
 
 
 @functools.cache
 def has_interpreters() -> bool:
-    """Whether this Python has interpreters to offer: :class:`InterpreterBackend` can be used."""
+    """Whether this Python has subinterpreters, so that :class:`InterpreterBackend` can be used."""
     return importlib.util.find_spec(MODULE) is not None
 
 
@@ -52,18 +52,18 @@ def _library() -> Any:
 
 
 class InterpreterBackend(ThreadBackend):
-    """Runs calls in interpreters of their own, one for each of its threads: parallel, without other processes.
+    """Runs calls in subinterpreters, one for each of its threads: parallel, without other processes.
 
-    Functions, arguments and results are pickled, as for a :class:`loopwatch.WorkerPool`: functions by their name, with
-    the extra ``loopwatch[closures]`` also lambdas and closures. They see modules of their own, imported anew; C
-    extensions that do not support that (many) raise an ImportError, which arrives. Context variables do not travel, and
-    what is logged there is handled there. Time-outs, ``max_concurrency`` and ``retries`` are as those of threads: an
-    interpreter cannot be stopped either; a call that ends it all, such as a fault in C code, ends the program.
+    Functions, arguments and results are pickled, as for a :class:`loopwatch.WorkerPool`: functions by name, with the
+    extra ``loopwatch[closures]`` also lambdas and closures. Each interpreter imports modules anew; C extensions that do
+    not support that (many) raise an ImportError, which reaches the caller. Context variables are not passed on, and log
+    records are handled in the interpreter. Timeouts, ``max_concurrency`` and ``retries`` work as with threads: an
+    interpreter cannot be stopped either; a call that crashes it, such as by a fault in C code, ends the program.
 
     Args:
-        workers: interpreters at most; None for as many as processors may be used.
+        workers: interpreters at most; None for one per usable processor.
         max_queue: calls that may wait for one; None for no limit.
-        name: for figures and thread names.
+        name: in statistics and thread names.
 
     Raises:
         ConfigError: a value that cannot be used.
@@ -90,7 +90,7 @@ class InterpreterBackend(ThreadBackend):
             data = pickling.encode_whole((function, args, dict(kwargs)), by_value=by_value)
         except NotPicklable as exc:
             raise blame(function, args, kwargs, exc) from exc.__cause__
-        # Importing the program's __main__ once more may cost a lot: only for those who need it.
+        # Importing the program's __main__ again may be slow: only for calls that need it.
         main = _main() if b"__main__" in data and not by_value else None
         return data, by_value, main, None if trip is None else trip.carrier
 
@@ -116,14 +116,14 @@ class InterpreterBackend(ThreadBackend):
 
 
 def _main() -> bytes:
-    """Return what an interpreter needs to import the program's ``__main__``; it shares the current directory."""
+    """Return data to import the program's ``__main__`` in an interpreter, which shares the current directory."""
     data = launch.main_data()
     data.pop("dir", None)
     return pickle.dumps(data)
 
 
 def _opened(answer: bytes) -> Any:
-    """Return the result that an interpreter has sent, or raise what it has sent."""
+    """Return the result that an interpreter has sent, or raise the exception that it has sent."""
     kind, data, more = pickle.loads(answer)
     if kind == "failed":
         raise NotPicklable(data) from worker.RemoteTraceback(more)
@@ -137,11 +137,11 @@ def _opened(answer: bytes) -> Any:
     raise error from worker.RemoteTraceback(where)
 
 
-# -- in an interpreter of its own -------------------------------------------------------------------------------------
+# -- in the interpreter -----------------------------------------------------------------------------------------------
 
 
 def _enter() -> None:
-    """What is offloaded runs inline here."""
+    """Mark this interpreter as a worker: offloaded functions run inline here."""
     worker.here.is_worker = True
 
 
@@ -155,25 +155,25 @@ def _prepare(main: bytes) -> None:
 
 
 def _answer(data: bytes, by_value: bool, main: bytes | None, carrier: Mapping[str, str] | None) -> bytes:
-    """Run a call, and return what :func:`_opened` makes its result or error of."""
+    """Run a call, and return bytes from which :func:`_opened` makes its result or error."""
     try:
         if main is not None:
             _prepare(main)
         function, args, kwargs = pickle.loads(data)
         function = worker.undecorated(function)
-    except BaseException as exc:  # noqa: BLE001 - told to the caller
+    except BaseException as exc:  # noqa: BLE001 - reported to the caller
         return _failed(f"the call could not be read in the interpreter: {worker._words(exc)}")
     try:
         errand = Errand(function, args, kwargs)
         if carrier is not None:
             errand.context.run(tracing.receive, carrier)
         result = errand.run()
-    except BaseException as exc:  # noqa: BLE001 - it is the call's
+    except BaseException as exc:  # noqa: BLE001 - raised by the call
         packed = worker._pack_error(exc, by_value=by_value)
         return pickle.dumps(("error", bytes(packed.pickle), [bytes(each) for each in packed.buffers]))
     try:
         return pickle.dumps(("result", pickling.encode_whole(result, by_value=by_value), None))
-    except BaseException as exc:  # noqa: BLE001 - told to the caller
+    except BaseException as exc:  # noqa: BLE001 - reported to the caller
         kind = f"{type(result).__module__}.{type(result).__qualname__}"
         return _failed(f"the result ({kind}) cannot be sent back: {exc}")
 
@@ -186,7 +186,7 @@ def _failed(words: str) -> bytes:
 
 
 def _close_idle() -> None:
-    """Python complains at its end of interpreters that are left."""
+    """Close idle interpreters at exit, as Python complains about those that are left."""
     idle = [thread for backend in list(living(InterpreterBackend)) for thread in backend.dismiss()]
     for thread in idle:
         thread.join(ENDS_WITHIN)

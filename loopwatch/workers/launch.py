@@ -1,8 +1,8 @@
 """Starts worker processes, by fork server or by spawning; never by forking the program itself. Blocking: use a thread.
 
-Each worker gets three descriptors: its socket, the read end of its lifeline, and the memory in which it says which
-call it has begun. All are close-on-exec in the parent, and closed in its forked children, so that no other process
-keeps them open.
+Each worker gets three descriptors: its socket, the read end of its lifeline, and the shared memory in which it records
+which call it has begun. All are close-on-exec in the parent, and closed in its forked children, so that no other
+process keeps them open.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from loopwatch.workers.worker import SHARED_SIZE, STATUS
 
 START_METHODS = ("forkserver", "spawn")
 PATIENCE = 60.0
-"""s that the fork server may take to start a worker; it may have to import what it was told to preload."""
+"""Seconds that the fork server may take to start a worker; it may have to import its ``preload`` modules first."""
 ENDS_WITHIN = 1.0
-"""s in which a process that was told to end does so, else it is killed."""
+"""Seconds in which a process ends after it was asked to, else it is killed."""
 
 _HOME = str(Path(__file__).parent.parent.parent)
 _SCRIPT = "import sys; sys.path[:] = {path!r}; from loopwatch.workers import worker; worker.{call}"
-"""Its path is ours: what stands in the current folder, which ``-c`` puts in front, is nobody's ``loopwatch``."""
+"""Sets the parent's ``sys.path``: ``-c`` alone would import a ``loopwatch`` in the current directory first."""
 
 
 class Launched:
-    """A worker process and our ends of what connects us: its socket, its lifeline, the shared memory, its pidfd.
+    """A worker process and the parent's ends of its socket, its lifeline, the shared memory and its pidfd.
 
     They are closed by :meth:`close`, or with the last reference; the kernel kills the worker then.
     """
@@ -62,12 +62,12 @@ class Launched:
             self.shared = stack.enter_context(mmap.mmap(self._file, SHARED_SIZE))
             self._their_ends.enter_context(self._theirs)
             self._ends = stack.pop_all()
-        # For when it is collected; at the end of the interpreter finalizers do nothing any more.
+        # Closes the ends when this object is collected; at interpreter exit the finalizer does nothing.
         weakref.finalize(self, self._ends.close).atexit = False
         living(Launched).add(self)
 
     def close(self) -> None:
-        """Close our ends; a second call does nothing."""
+        """Close the parent's ends; a second call does nothing."""
         self._ends.close()
 
     @property
@@ -76,7 +76,7 @@ class Launched:
         return [self._theirs.fileno(), self._read, self._file]
 
     def kill(self) -> None:
-        """Kill the process; one that has taken its number since is left alone where the system has pidfds."""
+        """Kill the process; where the system has pidfds, never another process that has reused its pid."""
         with contextlib.suppress(ProcessLookupError):
             if self.pidfd is not None:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -84,7 +84,7 @@ class Launched:
                 os.kill(self.pid, signal.SIGKILL)
 
     def runs_as(self, pid: int) -> Launched:
-        """Take note of the process, which has its ends now."""
+        """Record the pid of the process, and close the parent's copies of the worker's ends."""
         self.pid = pid
         self._their_ends.close()
         if hasattr(os, "pidfd_open"):
@@ -107,7 +107,7 @@ def _spawn(call: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     path = list(map(str, sys.path))
     code = _SCRIPT.format(path=path if _HOME in path else [*path, _HOME], call=call)
-    # Ctrl-C goes to every process of the terminal: the child inherits the mask until it ignores it by itself.
+    # Ctrl-C goes to every process of the terminal: the child inherits the mask until it ignores the signal itself.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return subprocess.Popen(
@@ -118,7 +118,7 @@ def _spawn(call: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
 
 
 class Spawner:
-    """Starts each worker as a fresh interpreter: a child of this process."""
+    """Starts each worker as a fresh interpreter, a child of this process."""
 
     def __init__(self, preload: Sequence[str] = ()) -> None:  # noqa: ARG002 - nothing to preload into
         self._children: dict[int, subprocess.Popen[bytes]] = {}
@@ -142,7 +142,7 @@ class Spawner:
             raise
 
     def exit_code(self, pid: int) -> int | None:
-        """Return how a worker ended (negative: by a signal), None while it has not; waits for nothing."""
+        """Return a worker's exit code (negative: a signal), None while it runs; does not block."""
         process = self._children.get(pid)
         code = process.poll() if process is not None else None
         if code is not None:
@@ -150,21 +150,21 @@ class Spawner:
         return code
 
     def can_tell(self) -> bool:
-        """Whether it is still to be known how workers ended."""
+        """Whether exit codes are still available."""
         return True
 
     def pids(self) -> list[int]:
-        """Return the children it has started."""
+        """Return the pids of the children that it has started."""
         return list(self._children)
 
     def close(self) -> None:
-        """End the workers that are left."""
+        """Kill the workers that are left."""
         with self._lock:
             self._closed = True
             _end(self._children)
 
     def forget(self) -> None:
-        """This is a forked child: the workers are none of its children."""
+        """Drop the workers after a fork: they are not children of this process."""
         self._closed, self._lock = True, threading.Lock()
         for process in self._children.values():
             process.returncode = 0
@@ -179,7 +179,7 @@ def _end(children: dict[int, subprocess.Popen[bytes]]) -> None:
 
 
 class _Server:
-    """The fork server's process, the socket for requests, and the one on which it tells how workers ended."""
+    """The fork server's process, the socket for requests, and the one on which it reports how workers ended."""
 
     def __init__(self, preload: list[str]) -> None:
         self.is_gone = False
@@ -197,19 +197,19 @@ class _Server:
         self._finalizer.atexit = False
 
     def end(self) -> None:
-        """End the process."""
+        """End the server process."""
         self._finalizer.detach()
         _end_server(self.process, self.control, self.statuses)
 
     def forget(self) -> None:
-        """This is a forked child."""
+        """Close the sockets after a fork: the server is not a child of this process."""
         self._finalizer.detach()
         self.process.returncode = 0
         self.control.close()
         self.statuses.close()
 
     def fork(self, descriptors: list[int]) -> int | None:
-        """Have a worker forked; return its pid, None if the server is gone."""
+        """Request the fork of a worker; return its pid, None if the server is gone."""
         try:
             socket.send_fds(self.control, [b"f"], descriptors)
             answer = self.control.recv(4)
@@ -225,7 +225,7 @@ class _Server:
 
 def _end_server(process: subprocess.Popen[bytes], control: socket.socket, statuses: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        control.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer; close(2) does not
+        control.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for a reply; close(2) does not
     try:
         process.wait(ENDS_WITHIN)
     except subprocess.TimeoutExpired:
@@ -236,7 +236,7 @@ def _end_server(process: subprocess.Popen[bytes], control: socket.socket, status
 
 
 class ForkServer:
-    """Starts workers as forks of a small process that has imported next to nothing, or what it was told to.
+    """Starts workers as forks of a small process that has imported next to nothing but its ``preload`` modules.
 
     Args:
         preload: names of modules that it imports before it forks, so that each worker has them at once.
@@ -269,7 +269,7 @@ class ForkServer:
                 raise OffloadError("no worker can be started: the pool was closed")
             try:
                 pid = self._server.fork(descriptors)
-            except TimeoutError:  # its answer would be taken for that to the next request
+            except TimeoutError:  # its reply would be taken for that to the next request
                 self._discard()
                 raise OffloadError(f"the fork server has not started a worker within {PATIENCE:g} s") from None
             if pid is not None:
@@ -278,7 +278,7 @@ class ForkServer:
         raise OffloadError("the fork server ended before it had started a worker")
 
     def exit_code(self, pid: int) -> int | None:
-        """Return how a worker ended (negative: by a signal), None if the server did not tell (yet)."""
+        """Return a worker's exit code (negative: a signal), None if the server has not reported it (yet)."""
         server = self._server
         if server is not None:
             try:
@@ -291,11 +291,11 @@ class ForkServer:
         return self._codes.pop(pid, None)
 
     def can_tell(self) -> bool:
-        """Whether it is still to be known how workers ended: not if the server has ended, too."""
+        """Whether exit codes are still available: not if the server has ended, too."""
         return self._server is not None and not self._server.is_gone
 
     def pids(self) -> list[int]:
-        """Return the child it has started."""
+        """Return the pid of the server, if it runs."""
         server = self._server
         return [] if server is None else [server.process.pid]
 
@@ -310,7 +310,7 @@ class ForkServer:
             server.end()
 
     def forget(self) -> None:
-        """This is a forked child: the server is none of its children, and is not to live on with it."""
+        """Drop the server after a fork: it is not a child of this process, which must not keep it alive."""
         self._closed, self._lock = True, threading.Lock()
         server, self._server = self._server, None
         if server is not None:
@@ -321,7 +321,7 @@ Launcher = Spawner | ForkServer
 
 
 def launcher(method: str, preload: Sequence[str]) -> Launcher:
-    """Return what starts workers by ``method``."""
+    """Return a launcher that starts workers by ``method``."""
     return ForkServer(preload) if method == "forkserver" else Spawner(preload)
 
 
@@ -330,7 +330,7 @@ def _launchers() -> list[Launcher]:
 
 
 def helpers() -> list[int]:
-    """Return the processes that this one has started for its pools: fork servers, and workers that were spawned."""
+    """Return the pids of the processes started here for pools: fork servers, and spawned workers."""
     found = []
     for each in _launchers():
         found += each.pids()
@@ -338,7 +338,7 @@ def helpers() -> list[int]:
 
 
 def _forget_all() -> None:
-    """A forked child that kept the lifelines open would keep the workers alive after its parent has died."""
+    """Close the lifelines in a forked child: open, they would keep the workers alive after the parent has died."""
     for launched in list(living(Launched)):
         launched.close()
     for each in _launchers():
@@ -346,7 +346,7 @@ def _forget_all() -> None:
 
 
 def _close_all() -> None:
-    """A thread may be starting a worker for a pool that is no more."""
+    """Close everything at exit: a thread may be starting a worker for a pool that is gone."""
     for launched in list(living(Launched)):
         launched.close()
     for each in _launchers():
@@ -359,7 +359,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def main_data() -> dict[str, object]:
-    """Return what a worker needs to import the program's ``__main__`` and what stands on its path."""
+    """Return the data from which a worker imports the program's ``__main__``, with the program's ``sys.path``."""
     from multiprocessing import spawn
 
     data: dict[str, object] = spawn.get_preparation_data("loopwatch-worker")
@@ -372,9 +372,10 @@ def main_data() -> dict[str, object]:
 
 
 def main_is_importable() -> bool:
-    """Whether a worker can import the program's ``__main__``: not so in notebooks, at a prompt, after ``-c``.
+    """Whether a worker can import the program's ``__main__``: not in notebooks, at a prompt, or after ``-c``.
 
-    Nor is the ``__main__`` of a package or archive: multiprocessing leaves it out (``_fixup_main_from_name``).
+    Nor can it import the ``__main__`` of a package or archive: multiprocessing leaves it out
+    (``_fixup_main_from_name``).
     """
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)

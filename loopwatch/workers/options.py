@@ -15,11 +15,11 @@ from loopwatch.errors import ConfigError
 from loopwatch.workers.launch import START_METHODS
 
 PREFIX = "[{name} {pid}] "
-"""Begins the lines that workers write, if they are to have a prefix."""
+"""Default prefix of the lines that workers write."""
 
 
 def usable_cpus() -> int:
-    """Return how many processors this process may use: its affinity, and the quota of its cgroup."""
+    """Return how many processors this process may use, by its affinity and the quota of its cgroup."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min(count, _cgroup_cpus()), 1)
 
@@ -42,13 +42,13 @@ def _cgroup_cpus() -> int:
 
 
 def check_count(name: str, value: Any, least: int, example: str) -> None:
-    """Refuse what is no whole number of at least ``least``."""
+    """Raise ConfigError unless ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name}={value!r}: must be a whole number of at least {least}, such as {example}")
 
 
 def check_seconds(name: str, value: Any) -> None:
-    """Refuse what is no time above 0."""
+    """Raise ConfigError unless ``value`` is a number above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise ConfigError(f"{name}={value!r}: must be a number of seconds above 0, or None for no limit")
 
@@ -58,8 +58,8 @@ class CallOptions:
     """How one call is run.
 
     Attributes:
-        timeout: s that it may run, time in the queue not counted; None for no limit. Its worker is killed then.
-        retries: times that it may be run again if its worker dies: the caller's word that it may.
+        timeout: seconds that it may run, time in the queue not counted; its worker is killed then. None for no limit.
+        retries: times that it may run again if its worker dies; setting it declares the call safe to repeat.
         priority: calls with a higher one go first.
         max_concurrency: calls of the same function that run at a time; None for no limit.
         on_full: ``raise`` :class:`QueueFull` or ``wait`` for room when the queue is full.
@@ -85,7 +85,7 @@ class CallOptions:
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How a pool is run: see :class:`loopwatch.WorkerPool`, whose arguments these are."""
+    """How a pool is run: the arguments of :class:`loopwatch.WorkerPool`."""
 
     workers: int | None = None
     min_workers: int | None = None
@@ -115,7 +115,7 @@ class PoolOptions:
         object.__setattr__(self, "context", tuple(located(each) for each in self.context))
 
     def _check_sizes(self) -> None:
-        """Check how many workers there are, and what they may take."""
+        """Check the number of workers and their limits."""
         if self.workers is not None:
             check_count("workers", self.workers, 1, "4")
         if self.min_workers is not None:
@@ -131,7 +131,7 @@ class PoolOptions:
             raise ConfigError(f"nice={self.nice!r}: must be 0 (as the parent) to 19 (only when nothing else runs)")
 
     def _check_start(self) -> None:
-        """Check how workers are started, and what they begin with."""
+        """Check how workers are started and initialized."""
         if self.start_method not in START_METHODS:
             allowed = " or ".join(map(repr, START_METHODS))
             raise ConfigError(
@@ -151,7 +151,7 @@ class PoolOptions:
             raise ConfigError(f"preload={self.preload!r}: must be names of modules, such as ('numpy',)")
 
     def _check_output(self) -> None:
-        """Check what the pool is called, and what becomes of what workers write."""
+        """Check the name of the pool, and how the output of workers is handled."""
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"name={self.name!r}: must be a str, such as 'images'")
         if not isinstance(self.forward_logs, bool):
@@ -165,18 +165,18 @@ class PoolOptions:
             raise ConfigError(f"prefix_output={self.prefix_output!r}: {words}") from None
 
     def prefix(self, pid: int) -> str:
-        """Return what begins the lines that a worker writes."""
+        """Return the prefix of the lines that a worker writes."""
         form = self.prefix_output if isinstance(self.prefix_output, str) else PREFIX
         return form.format(name=self.name, pid=pid)
 
     @property
     def most(self) -> int:
-        """Workers at most."""
+        """Maximum number of workers."""
         return self.workers or usable_cpus()
 
     @property
     def least(self) -> int:
-        """Workers at least, started before the first call."""
+        """Minimum number of workers, started before the first call."""
         return self.most if self.min_workers is None else self.min_workers
 
 
@@ -190,10 +190,10 @@ class Located:
 
 
 def located(variable: Any) -> Located:
-    """Find a context variable given as itself or as ``module:name``.
+    """Find a context variable, given as itself or as ``module:name``.
 
     Raises:
-        ConfigError: there is no such variable, or it is not to be found by name in any module.
+        ConfigError: there is no such variable, or no module has it under a name.
     """
     if isinstance(variable, Located):
         return variable
@@ -217,13 +217,13 @@ def located(variable: Any) -> Located:
 
 
 def pool_options(**options: Any) -> PoolOptions:
-    """Return the options of a pool; names what is unknown."""
+    """Return the options of a pool; an unknown option raises a ConfigError that names it."""
     _check_known(PoolOptions, options)
     return PoolOptions(**options)
 
 
 def changed(options: CallOptions, changes: Mapping[str, Any]) -> CallOptions:
-    """Return ``options`` with ``changes``; names what is unknown."""
+    """Return ``options`` with ``changes``; an unknown option raises a ConfigError that names it."""
     _check_known(CallOptions, changes)
     return dataclasses.replace(options, **changes)
 

@@ -1,10 +1,9 @@
-"""What workers write to their standard output and error, line by line and with a prefix, on those of this process.
+"""Copies workers' standard output and error to those of this process, line by line and with a prefix.
 
-Only for pools that are asked to (``prefix_output``): else workers write where this process does, by themselves. Each
-worker has a pipe for either stream in place of its descriptors 1 and 2, so that C code and the processes that it
-starts are heard too, which a wrapper around ``sys.stdout`` would miss. The loop reads the pipes a little at a time;
-threads write, as a terminal or a pipe of ours may be slow or stuck. If one is, the workers wait in their ``write``,
-nobody else.
+Only for pools with ``prefix_output``: other workers write to the inherited streams directly. Each worker has a pipe for
+either stream in place of its descriptors 1 and 2, so that the output of C code and of child processes is included; a
+wrapper around ``sys.stdout`` would miss it. The loop reads the pipes a little at a time; threads write, as a terminal
+or pipe of this process may be slow or stuck. If one is, only the workers wait, in their ``write``.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from loopwatch.core.untraced import UntracedThread
 from loopwatch.workers import descriptor_passing
 
 READ = 1 << 15
-"""Bytes read of one pipe in one turn of the loop."""
+"""Bytes read from one pipe in one turn of the loop."""
 LONGEST_LINE = 1 << 20
-"""Bytes from which on a line is broken in two."""
+"""Bytes from which on a line is split."""
 MOST_WAITING = 1 << 21
-"""Bytes that wait to be written, beyond which pipes are not read."""
+"""Bytes waiting to be written, beyond which pipes are not read."""
 IN_ONE = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512
-"""Bytes that are written to a pipe in one piece, with nothing of others in between (pipe(7))."""
+"""Bytes that are written to a pipe in one piece, with nothing of other writers in between (pipe(7))."""
 LINGER = 1.0
-"""s after which a thread with nothing to write ends."""
+"""Seconds after which an idle writer thread ends."""
 PATIENCE = 1.0
-"""s that the end of a pool, or of the program, waits for what is still to be written."""
+"""Seconds that the end of a pool, or of the program, waits for unwritten output."""
 STREAMS = (1, 2)
 
 
@@ -47,7 +46,7 @@ class Output:
 
     Args:
         loop: of the pool.
-        prefix: returns what the lines of the worker with a pid begin with.
+        prefix: returns the line prefix for the pid of a worker.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, prefix: Callable[[int], str]) -> None:
@@ -57,7 +56,7 @@ class Output:
         self._taps: set[_Tap] = set()
 
     def tap(self, pid: int) -> descriptor_passing.Duplicates:
-        """Return what a worker is to have in place of its descriptors 1 and 2; nothing if there are none to be had."""
+        """Return pipes to replace a worker's descriptors 1 and 2; nothing if none can be opened."""
         theirs = descriptor_passing.Duplicates()
         ours: list[int] = []
         try:
@@ -79,18 +78,18 @@ class Output:
         return theirs
 
     def listen(self, tap: _Tap) -> None:
-        """Read a pipe, unless what was read before is still to be written."""
+        """Read a pipe, unless its writer is full."""
         if not tap.writer.is_full:
             self._loop.add_reader(tap.descriptor, tap.readable)
 
     def on_full(self, writer: _Writer) -> None:
-        """There is too much to be written."""
+        """Stop reading the pipes of a writer that is full."""
         for tap in self._taps:
             if tap.writer is writer:
                 self._loop.remove_reader(tap.descriptor)
 
     def on_end(self, tap: _Tap) -> None:
-        """Nobody has the other end of a pipe any more."""
+        """Close a pipe whose other end is closed everywhere."""
         self._loop.remove_reader(tap.descriptor)
         self._taps.discard(tap)
         tap.close()
@@ -105,7 +104,7 @@ class Output:
                 self.listen(tap)
 
     async def close(self) -> None:
-        """Write what the workers, which have ended, had written; give up if that cannot be done in :data:`PATIENCE`."""
+        """Write the remaining output of the workers, which have ended; give up after :data:`PATIENCE` seconds."""
         for tap in list(self._taps):
             tap.drain()
             self.on_end(tap)
@@ -118,7 +117,7 @@ class Output:
                     await event.wait()
 
     def abandon(self, *, owns_loop: bool) -> None:
-        """Close the pipes without the loop; a forked child leaves what is in them to its parent."""
+        """Close the pipes without the loop; a forked child leaves their content to its parent."""
         for tap in self._taps:
             if owns_loop:
                 self._loop.remove_reader(tap.descriptor)
@@ -129,19 +128,19 @@ class Output:
 
 
 class _Tap:
-    """Our end of one pipe: makes lines of what comes out of it."""
+    """The read end of one pipe; splits its output into lines."""
 
     def __init__(self, descriptor: int, prefix: bytes, writer: _Writer, output: Output) -> None:
         self.descriptor, self.writer = descriptor, writer
         self._prefix, self._output = prefix, output
         self._begun: list[bytes] = []
-        """The beginning of a line."""
+        """The beginning of an unfinished line."""
         self._size = 0
         self._close = weakref.finalize(self, os.close, descriptor)
         self._close.atexit = False
 
     def close(self) -> None:
-        """Close it; a second call does nothing."""
+        """Close the pipe; a second call does nothing."""
         self._close()
 
     def readable(self) -> None:
@@ -153,7 +152,7 @@ class _Tap:
             self._output.on_full(self.writer)
 
     def drain(self) -> None:
-        """Read what is left, and take it for all that there is: others may have the other end and write on and on."""
+        """Read the rest, at most what a pipe holds: other processes may have the other end and keep writing."""
         most = LONGEST_LINE  # as much as a pipe can hold, see F_SETPIPE_SZ in fcntl(2)
         while most > 0 and (count := self._read()):
             most -= count
@@ -188,11 +187,11 @@ class _Tap:
 
 
 class _Writer:
-    """Writes to a descriptor of this process, in a thread that is there while there is something to write.
+    """Writes to a descriptor of this process, in a thread that exists while there is something to write.
 
     Args:
         number: 1 or 2.
-        on_room: called in the thread when it is no longer full.
+        on_room: called in the thread when the writer is no longer full.
     """
 
     def __init__(self, number: int, on_room: Callable[[_Writer], None]) -> None:
@@ -206,19 +205,19 @@ class _Writer:
         living(_Writer).add(self)
 
     def put(self, lines: bytes) -> None:
-        """Have whole lines written."""
+        """Queue whole lines for writing."""
         with self._changed:
             if self._thread is None:
                 thread = UntracedThread(self._work, "loopwatch-output")
                 try:
                     thread.start()
-                except RuntimeError:  # the system allows no more threads, or the interpreter ends: it is lost
+                except RuntimeError:  # the system allows no more threads, or the interpreter ends: the lines are lost
                     return
                 self._thread = thread
             self._waiting.append(lines)
             self._size += len(lines)
             if self._size >= MOST_WAITING:
-                self.is_full = True  # until the thread, who tells of it, has found it to have room
+                self.is_full = True  # until the thread finds room, and reports it
             self._changed.notify_all()
 
     def finish(self, finished: Callable[[], object]) -> None:
@@ -242,7 +241,7 @@ class _Writer:
                     self._changed.notify_all()
                     return
                 lines = self._waiting.popleft()
-            # It may be closed, its reader be gone, the disk be full: these lines are lost then.
+            # The descriptor may be closed, its reader gone, the disk full: these lines are lost then.
             with contextlib.suppress(OSError), _one_at_a_time[self._number]:
                 self._write(lines)
             with self._changed:
@@ -255,7 +254,7 @@ class _Writer:
 
     def _write(self, lines: bytes) -> None:
         stream = (sys.__stdout__, sys.__stderr__)[self._number - 1]
-        if stream is None or stream.closed:  # the number may be that of something else by now
+        if stream is None or stream.closed:  # the number may belong to another file by now
             return
         for piece in _pieces(lines):
             left = memoryview(piece)
@@ -275,7 +274,7 @@ class _Writer:
 
 
 def _pieces(lines: bytes) -> Iterator[bytes]:
-    """Cut between lines so that each piece is written in one, if no line of it is longer than that."""
+    """Split at line ends into pieces that are each written in one, except lines that are longer than that."""
     start = 0
     while start < len(lines):
         end = lines.rfind(b"\n", start, start + IN_ONE) + 1 or lines.find(b"\n", start) + 1
@@ -284,10 +283,10 @@ def _pieces(lines: bytes) -> Iterator[bytes]:
 
 
 class _Locks(dict[int, threading.Lock]):
-    """One for each descriptor, as several pools may write to it."""
+    """A lock for each descriptor, as several pools may write to it."""
 
     def renew(self) -> None:
-        """Make them anew, as a thread that has one may not be there any more."""
+        """Replace the locks, as a thread that holds one may not exist any more."""
         self.update((number, threading.Lock()) for number in STREAMS)
 
     __init__ = renew
@@ -303,7 +302,7 @@ def _wait_for_all() -> None:
 
 
 def _forget_all() -> None:
-    """This is a forked child: the threads, who may hold the locks, are not here."""
+    """Reset in a forked child, where the threads that may hold the locks do not exist."""
     living(_Writer).clear()
     _one_at_a_time.renew()
 

@@ -1,12 +1,12 @@
 """Pickles calls and results for transport, in slices if they are large; buffers go out of band (PEP 574).
 
-A large list, dict or tuple would hold the loop while it is pickled or unpickled (100,000 small dicts: 150 ms). It is
+A large list, dict or tuple would block the loop while it is pickled or unpickled (100,000 small dicts: 150 ms). It is
 therefore encoded in slices by one pickler and decoded in slices by one unpickler, whose memos span all of them, so that
-an object that occurs in two slices is one object again. The garbage collector is held off within each slice: each
-would make it run many times over ever more objects.
+an object that occurs in two slices is one object again. The garbage collector is disabled within each slice: it would
+otherwise run many times over ever more objects.
 
-A tuple is made when all of its items are there, so nothing that arrives before can refer to it. Whether anything does
-is seen in the pickle, where such a reference would carry an index that nothing else has: then it is pickled in one go.
+A tuple is made once all of its items have arrived, so nothing that arrives earlier can refer to it. Such a reference
+shows in the pickle, by an index that nothing else has: then the tuple is pickled in one go.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ LARGE = 2000
 ITEMS = 200
 """Items of one slice: far below a millisecond for small items; larger items are bound to be fewer."""
 NOWHERE = 0xFD9C3BA7
-"""Index in the pickler's memo of a tuple that is sliced: as high as no other will ever be."""
+"""Index of a sliced tuple in the pickler's memo: higher than any real index."""
 TO_NOWHERE = pickle.LONG_BINGET + NOWHERE.to_bytes(4, "little")
-"""What a reference to such a tuple looks like in the pickle (``memo_get`` in CPython's Modules/_pickle.c)."""
+"""Opcode of a reference to such a tuple in the pickle (``memo_get`` in CPython's Modules/_pickle.c)."""
 MOST_NAMES = 1000
-"""Functions whose pickles are kept."""
+"""Functions whose pickles are cached."""
 _NAMES: tuple[dict[Any, bytes], dict[Any, bytes]] = ({}, {})
-"""What :func:`_name_of` returns, by whether functions of ``__main__`` are pickled by value."""
+"""Cached results of :func:`_name_of`, by whether functions of ``__main__`` are pickled by value."""
 _FUNCTIONS: dict[bytes, Any] = {}
 _LENGTH = struct.Struct("<H")
 _SIMPLE = frozenset((type(None), bool, int, float, str))
-"""Types of which nothing is wrapped, passed along or sent beside the pickle."""
+"""Types whose values are never wrapped, sent as descriptors or sent out of band."""
 Steps = Generator[None, None, "Payload"]
 
 
 class Payload(NamedTuple):
-    """What a frame carries: a pickle, buffers beside it, flags, and descriptors to pass along."""
+    """Contents of a frame: a pickle, out-of-band buffers, flags, and descriptors to pass."""
 
     pickle: Any
     buffers: list[memoryview]
@@ -54,7 +54,7 @@ class Payload(NamedTuple):
 
 
 class Sliced:
-    """Stands for the container with this index in the message around it."""
+    """Placeholder for the container with this index in the message around it."""
 
     __slots__ = ("index",)
 
@@ -63,7 +63,7 @@ class Sliced:
 
 
 class _Apart:
-    """A large ``bytes`` or ``bytearray`` that travels beside the pickle, once, however often the message has it."""
+    """A large ``bytes`` or ``bytearray`` that is sent out of band, once, however often the message contains it."""
 
     __slots__ = ("value",)
 
@@ -79,7 +79,7 @@ def _itself(value: Any) -> Any:
 
 
 def encode_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], extras: Any, *, by_value: bool) -> Any:
-    """Pickle a call: return its payload, or the steps to it (see :func:`encode_sliced`) if it has large containers."""
+    """Pickle a call: return a :class:`Payload`, or :data:`Steps` (see :func:`encode_sliced`) for large containers."""
     name = _name_of(function, by_value=by_value)
     if name is not None and not kwargs and extras is None and all(type(each) in _SIMPLE for each in args):
         return Payload(name + pickle.dumps((args, {}, None), PROTOCOL), [], NAMED, descriptor_passing.NONE)
@@ -101,9 +101,9 @@ def encode_call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any],
 
 
 def _name_of(function: Any, *, by_value: bool) -> bytes | None:
-    """Return the pickle of a function that is found by its name, with its length in front; None for any other.
+    """Return the pickle of a function that is importable by name, with its length in front; None for any other.
 
-    It stands in front of that of the arguments: both sides make it once, and know it again.
+    It precedes the pickle of the arguments, so that each side makes it once and caches it.
     """
     kind = type(function)
     if kind is not FunctionType and kind is not BuiltinFunctionType and not getattr(kind, "is_by_name", False):
@@ -115,7 +115,7 @@ def _name_of(function: Any, *, by_value: bool) -> bytes | None:
             return None
         try:
             data = pickle.dumps(function, PROTOCOL)
-        except Exception:  # noqa: BLE001 - a lambda, a function of a function: it is pickled as anything else is
+        except Exception:  # noqa: BLE001 - a lambda or a nested function: pickled as any other object
             return None
         if by_value and _of_main(data):
             return None
@@ -165,7 +165,7 @@ def encode(value: Any, *, by_value: bool = False) -> Payload:
 
     Args:
         value: anything.
-        by_value: pickle functions and classes of ``__main__`` by value: the other side cannot import it.
+        by_value: pickle functions and classes of ``__main__`` by value, as the other side cannot import it.
 
     Raises:
         NotPicklable: neither pickle nor cloudpickle can.
@@ -181,7 +181,7 @@ def encode(value: Any, *, by_value: bool = False) -> Payload:
 
 
 def encode_whole(value: Any, *, by_value: bool = False) -> bytes:
-    """Pickle ``value`` with nothing beside the pickle."""
+    """Pickle ``value`` in band: without buffers or descriptors beside the pickle."""
     return _dumps(value, by_value, None, lambda: None)
 
 
@@ -193,17 +193,17 @@ def _dumps(value: Any, by_value: bool, aside: Any, anew: Callable[[], None]) -> 
         failure: Exception = pickle.PicklingError("__main__ cannot be imported by a worker")
     except NotPicklable:
         raise
-    except Exception as exc:  # noqa: BLE001 - whatever a foreign __reduce__ raises, the same remedy is tried
+    except Exception as exc:  # noqa: BLE001 - a foreign __reduce__ may raise anything: cloudpickle is tried
         failure = exc
     anew()
     try:
         return _by_cloudpickle(value, aside, failure)
     finally:
-        del failure  # it knows of this frame
+        del failure  # it refers to this frame
 
 
 def _by_cloudpickle(value: Any, aside: Any, failure: Exception) -> bytes:
-    """Pickle what pickle alone cannot: ``failure`` says why."""
+    """Pickle with cloudpickle an object that pickle cannot; ``failure`` is the error of pickle."""
     try:
         import cloudpickle
     except ImportError:
@@ -219,12 +219,12 @@ def _by_cloudpickle(value: Any, aside: Any, failure: Exception) -> bytes:
 
 
 def _of_main(data: bytes | memoryview) -> bool:
-    """Whether a pickle refers to ``__main__``, or just has the word in it, which does no harm."""
+    """Whether a pickle refers to ``__main__``, or merely contains the word, which does no harm."""
     return b"__main__" in bytes(data)
 
 
 def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Return a callback that keeps small buffers inside the pickle and collects the others."""
+    """Return a buffer callback that keeps small buffers inside the pickle and collects the others."""
 
     def take(buffer: pickle.PickleBuffer) -> bool:
         view = memoryview(buffer)
@@ -237,12 +237,12 @@ def _aside(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
 
 
 def is_large(value: Any) -> bool:
-    """Whether ``value`` is a container that is worth slicing."""
+    """Whether ``value`` is a container that is large enough to slice."""
     return type(value) in (list, dict, tuple) and len(value) >= LARGE
 
 
 def has_large(values: Iterable[Any]) -> bool:
-    """Whether one of ``values`` is worth slicing."""
+    """Whether one of ``values`` is large enough to slice."""
     for each in values:  # noqa: SIM110 - a generator costs more than the loop
         if is_large(each):
             return True
@@ -259,7 +259,7 @@ def encode_sliced(around: Any, containers: list[Any], whole: Any, *, by_value: b
         by_value: as in :func:`encode`.
 
     Returns:
-        The payload, as the generator's value.
+        The :class:`Payload`, as the generator's value.
 
     Raises:
         NotPicklable: something in them cannot be pickled.
@@ -275,7 +275,7 @@ def _encode_sliced(around: Any, containers: list[Any], copies: list[Any], whole:
     buffers: list[memoryview] = []
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, PROTOCOL, buffer_callback=_aside(buffers))
-    # Both sides begin with the containers, still empty: items that refer to theirs find it in the memo.
+    # Both sides start with the containers, still empty: items that refer to their container find it in the memo.
     pickler.dump(len(containers))
     for each in containers:
         pickler.dump({} if type(each) is dict else [])
@@ -284,7 +284,7 @@ def _encode_sliced(around: Any, containers: list[Any], copies: list[Any], whole:
     passage, descriptors = descriptor_passing.Passage(), descriptor_passing.Duplicates()
 
     def dump(value: Any) -> bool:
-        """Return whether all that was dumped can be found on the other side."""
+        """Pickle ``value``; return whether the other side can resolve all of its references."""
         start = stream.tell()
         with descriptor_passing.passing(passage), uncollected():
             pickler.dump(value)
@@ -309,7 +309,7 @@ def _encode_sliced(around: Any, containers: list[Any], copies: list[Any], whole:
 
 
 def _encode_but_tuples(around: Any, containers: list[Any], copies: list[Any], whole: Any, by_value: bool) -> Steps:
-    """Slice all but the tuples: something refers to one of them."""
+    """Slice all containers but the tuples, as something refers to one of them."""
     kept = [index for index, each in enumerate(containers) if type(each) is not tuple]
     places = [Sliced(kept.index(index)) if index in kept else each for index, each in enumerate(containers)]
     around = _put_in(around, places)
@@ -354,7 +354,7 @@ def decode_sliced(data: Any, buffers: list[Any], received: Sequence[int] = ()) -
 
 
 def _put_in(around: Any, containers: list[Any]) -> Any:
-    """Return the message with the containers in place: a result is one by itself, a call has them as arguments."""
+    """Return the message with its containers filled in: a result is one itself, a call has them as arguments."""
 
     def real(value: Any) -> Any:
         return containers[value.index] if type(value) is Sliced else value
@@ -366,7 +366,7 @@ def _put_in(around: Any, containers: list[Any]) -> Any:
 
 
 def finished(steps: Generator[None, None, Any]) -> Any:
-    """Run a generator to its end, where nothing waits meanwhile, and return its value."""
+    """Run a generator to its end without pausing, and return its value."""
     while True:
         try:
             next(steps)
@@ -376,7 +376,7 @@ def finished(steps: Generator[None, None, Any]) -> Any:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Hold off the garbage collector."""
+    """Context manager that disables the garbage collector."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
 """``WorkerPool``, the public class of the managed worker pool.
 
-What a call goes through: :meth:`WorkerPool.submit` pickles it, in turns if it is large; it waits in the call_queue; the
-dispatcher sends it to a worker; the answer is unpickled, in turns if it is large; its future is set.
+The path of a call: :meth:`WorkerPool.submit` pickles it, in slices if it is large; it waits in the call queue; the
+dispatcher sends it to a worker; its result is unpickled, in slices if it is large; its future is set.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Bound:
         self._pool, self._options = pool, options
 
     def options(self, **changes: Any) -> _Bound:
-        """Return the same with further options: see :class:`CallOptions`."""
+        """Return a copy with further options: see :class:`CallOptions`."""
         return _Bound(self._pool, changed(self._options, changes))
 
     async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -61,33 +61,32 @@ class _Bound:
 
 
 class WorkerPool:
-    """Worker processes for functions that would hold the event loop.
+    """Worker processes for functions that would block the event loop.
 
     Belongs to the loop in which it is first used. Functions and arguments are pickled; with the extra
-    ``loopwatch[closures]`` also lambdas and closures. A coroutine function is run on an event loop of the worker.
+    ``loopwatch[closures]`` also lambdas and closures. A coroutine function runs on an event loop of the worker.
 
     Args:
-        workers: processes at most; None for as many as processors may be used (affinity and cgroup).
+        workers: processes at most; None for one per usable processor (affinity and cgroup).
         min_workers: processes that are kept; None for all. Others are started when calls wait.
-        idle_timeout: s after which a worker beyond ``min_workers`` that has nothing to do is ended; None for never.
+        idle_timeout: seconds after which an idle worker beyond ``min_workers`` is ended; None for never.
         max_queue: calls that may wait; None for no limit.
-        name: for figures and logs.
+        name: in statistics and logs.
         start_method: ``forkserver`` or ``spawn``. A running program is never forked.
         preload: modules that the fork server imports once for all workers.
         initializer, initargs: called in each worker before anything else.
         warmup: called in each worker after that, such as a first small computation.
         max_tasks_per_worker: calls after which a worker is replaced.
-        max_memory_per_worker: bytes of resident memory above which a worker is replaced between two calls, and a call
-            is ended that uses twice as much.
+        max_memory_per_worker: bytes of resident memory above which a worker is replaced between two calls; a call that
+            uses twice as much is ended.
         nice: added to the niceness of the workers, 0 to 19.
-        env: environment variables that the workers have beside the parent's.
+        env: environment variables of the workers in addition to the parent's.
         prefetch: calls that a worker has at most; None lets the pool send short ones ahead.
-        context: context variables that travel with each call, or their ``module:name``.
-        forward_logs: whether what is logged in a worker is handled by the parent's logging.
-        prefix_output: have each line that workers, and the processes that they start, write to their standard output or
-            error begin with ``[name pid] ``, or with a str of one's own, such as ``"{name}/{pid}: "`` or ``""``. They
-            go through this process then, line by line; one without an end is told when its worker ends, one longer
-            than 1 MB is broken.
+        context: context variables that are passed with each call, or their ``module:name``.
+        forward_logs: whether log records of a worker are handled by the parent's logging.
+        prefix_output: begin each line that workers and their child processes write to standard output or error with
+            ``[name pid] ``, or with a str, such as ``"{name}/{pid}: "`` or ``""``. The lines then go through this
+            process; an unfinished line is written when its worker ends, one longer than 1 MB is split.
         on_event: called with each :class:`~loopwatch.events.PoolEvent`, on the loop's thread.
 
     Raises:
@@ -119,10 +118,10 @@ class WorkerPool:
         """Run ``function(*args, **kwargs)`` in a worker and return its result.
 
         Raises:
-            whatever the function raises, with the worker's traceback as its cause.
+            Exception: raised by the function, with the worker's traceback as its cause.
             WorkerCrashed: the worker died during the call.
             NotPicklable: the function, an argument or the result cannot be sent.
-            QueueFull, PoolClosed: it was not taken.
+            QueueFull, PoolClosed: the call was not accepted.
         """
         self._stats.spent.calls += 1
         result: T = await self.submit(function, args, kwargs, self._defaults)
@@ -144,20 +143,20 @@ class WorkerPool:
         ordered: bool = True,
         in_flight: int | None = None,
     ) -> AsyncIterator[T]:
-        """Run ``function`` for the items of the iterables, as ``map`` does; an asynchronous iterator of the results.
+        """Run ``function`` for the items of the iterables, as ``map`` does; return an async iterator of the results.
 
         Args:
-            function: what is called.
+            function: the function to call.
             iterables: read no further than is needed to keep the workers busy.
-            ordered: results in the order of the items, else as they come.
-            in_flight: calls under way at most; None for twice the workers.
+            ordered: results in the order of the items, else as they complete.
+            in_flight: calls in flight at most; None for twice the workers.
         """
         return self._map(self._defaults, function, iterables, ordered=ordered, in_flight=in_flight)
 
     def submit(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> asyncio.Future[Any]:
-        """Begin a call: see :class:`~loopwatch.workers.backend.Backend`. It raises, or its future, as :meth:`run`."""
+        """Submit a call: see :class:`~loopwatch.workers.backend.Backend`. It, or its future, raises as :meth:`run`."""
         begin = functools.partial(self._submit, function, args, kwargs, options)
         return tracing.traced(function, self.name, begin)
 
@@ -202,7 +201,7 @@ class WorkerPool:
         return call.future
 
     def cancel(self, future: asyncio.Future[Any]) -> None:
-        """Give up a call; its worker is killed if it has begun."""
+        """Cancel a call; its worker is killed if it has begun."""
         future.cancel()
 
     async def _prepare(
@@ -213,7 +212,7 @@ class WorkerPool:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """Wait for room, pickle a call in turns, and await its result."""
+        """Wait for room, pickle a call in slices, and await its result."""
         try:
             if not call.has_room:
                 await dispatcher.room.wait()
@@ -233,14 +232,14 @@ class WorkerPool:
                     raise
                 raise error from exc.__cause__
             finally:
-                del error  # it knows of this frame
+                del error  # it refers to this frame
         call.is_prepared = True
         dispatcher.preparing -= 1
         dispatcher.accept(call)
         return await call.future
 
     def _never_began(self, dispatcher: Dispatcher, call: Call, task: asyncio.Task[Any]) -> None:
-        """A task that is cancelled before its first step does nothing at all."""
+        """Clean up after a task that was cancelled before its first step, which runs none of its code."""
         if task.cancelled():
             self._not_prepared(dispatcher, call, asyncio.CancelledError())
 
@@ -255,11 +254,11 @@ class WorkerPool:
         dispatcher.dispatch()
 
     def _held(self, call: Call) -> Callable[[float], None]:
-        """Return what is told for how many s the loop was held by pickling ``call``."""
+        """Return the callback for the seconds that pickling ``call`` blocked the loop."""
         return self._stats.encoded if call.trip is None else call.trip.encoding(self._stats.encoded)
 
     def _extras(self, trip: tracing.Trip | None) -> tuple[list[tuple[str, str, Any]], Any] | None:
-        """Return the context variables that travel along with their values, and the trace; None if nothing does."""
+        """Return the context variables to pass, with their values, and the trace context; None without either."""
         if trip is None and not self._options.context:
             return None
         variables = [
@@ -281,7 +280,7 @@ class WorkerPool:
         if in_flight is not None:
             check_count("in_flight", in_flight, 1, "8")
         most = in_flight or 2 * self._options.most
-        options = changed(options, {"on_full": "wait"})  # it is this loop that goes too fast, not the caller
+        options = changed(options, {"on_full": "wait"})  # the loop below submits too fast, not the caller
         items = zip(*iterables, strict=False)
         pending: deque[asyncio.Future[Any]] = deque()
         try:
@@ -303,15 +302,15 @@ class WorkerPool:
                 future.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
-    # -- its life -------------------------------------------------------------------------------------------------
+    # -- lifetime -------------------------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no calls any more."""
+        """Whether it accepts no more calls."""
         return self._closing
 
     def _opened(self) -> Dispatcher:
-        """Return the dispatcher, which the first use makes; it belongs to the loop of that use."""
+        """Return the dispatcher, which is made on first use and belongs to the loop of that use."""
         loop = self._loop
         if self._dispatcher is not None and asyncio._get_running_loop() is loop:
             return self._dispatcher
@@ -341,7 +340,7 @@ class WorkerPool:
         """Wait until a worker can take calls.
 
         Raises:
-            OffloadError: none could be started, with the worker's traceback as its cause.
+            OffloadError: no worker could be started, with the worker's traceback as its cause.
         """
         dispatcher = self._opened()
         if self._closing:
@@ -355,10 +354,10 @@ class WorkerPool:
         await dispatcher.quiet.wait()
 
     async def close(self, *, force: bool = False) -> None:
-        """Take no more calls, wait for those that were taken, and end the workers; a second call does nothing.
+        """Accept no more calls, wait for the accepted ones, and end the workers; a second call does nothing.
 
         Args:
-            force: do not wait: calls that wait or run fail with :class:`PoolClosed`, and their workers are killed.
+            force: do not wait: waiting and running calls fail with :class:`PoolClosed`, and their workers are killed.
         """
         if self._closed or self._loop is None or self._loop.is_closed():
             self.abandon()
@@ -383,7 +382,7 @@ class WorkerPool:
             self._dispatcher.shut()
 
     def abandon(self) -> None:
-        """Let go of everything without the loop; the workers are killed by the kernel."""
+        """Release everything without the loop; the kernel kills the workers."""
         self._shut()
         if self._dispatcher is not None:
             if self._dispatcher.supervisor.owns_loop():
@@ -404,11 +403,11 @@ class WorkerPool:
         await self.close(force=kind is not None)
 
     def stats(self) -> PoolStats:
-        """Return the pool's figures; any thread may ask."""
+        """Return the pool's statistics; callable from any thread."""
         return self.reading().stats
 
     def reading(self) -> PoolReading:
-        """Return the figures, and how long calls waited and ran; any thread may ask."""
+        """Return the statistics, and how long calls waited and ran; callable from any thread."""
         told: dict[str, Any] = {"max_workers": self._options.most, "created_at": self._place, "closed": self._closing}
         found = self._dispatcher
         if found is None:

@@ -1,12 +1,12 @@
-"""The wire format between parent and worker: frames of a header, a pickle, and out-of-band buffers (PEP 574).
+"""The protocol between parent and worker: frames of a header, a pickle, and out-of-band buffers (PEP 574).
 
 Pure framing: nothing here opens a socket or unpickles. A frame is
 
-    header      id, sizes, kind, flags, number of buffers, three figures (see :class:`Head`)
+    header      id, size, three times, kind, flags, numbers of buffers and descriptors (see :class:`Head`)
     table       for each buffer: size, whether it is read-only
-    payload     the pickle, then the buffers, byte after byte
+    body        the pickle, then the buffers, byte after byte
 
-Large payloads are received straight into the object they will be: no copy, and no memory that has to be zeroed
+Large pickles and buffers are received directly into their final objects: no copy, and no memory that has to be zeroed
 (``bytearray(50_000_000)`` alone takes 20 ms).
 """
 
@@ -18,19 +18,19 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 SLICE = 1 << 18
-"""Bytes that are sent or received in one go: a tenth of a millisecond of copying."""
+"""Bytes that are sent or received at once: a tenth of a millisecond of copying."""
 
 FEED = 1 << 16
-"""Bytes that are received at once where it is not known what they are; the allocator asks the system for more."""
+"""Bytes that are received at once while their frame is unknown; for more, the allocator asks the system."""
 
 LEAST_APART = 1 << 16
-"""Bytes from which on a buffer travels beside the pickle instead of inside it."""
+"""Bytes from which on a buffer is sent out of band instead of inside the pickle."""
 
 MOST_BUFFERS = (1 << 16) - 1
-"""Buffers beside one pickle."""
+"""Out-of-band buffers of one pickle, at most."""
 
 LARGEST = 1 << 47
-"""Bytes of a pickle or buffer: more than a process has room for is garbage."""
+"""Bytes of a pickle or buffer, at most: a size that no process has room for is garbage."""
 
 _HEAD = struct.Struct("<QQQQQBBHH")
 _BUFFER = struct.Struct("<QB")
@@ -38,20 +38,20 @@ HEAD_SIZE = _HEAD.size
 
 
 class Kind(IntEnum):
-    """What a frame says."""
+    """Kind of a frame."""
 
     SETUP = 0
     """To the worker, once: how to prepare itself."""
     CALL = 1
     STOP = 2
-    """To the worker: end, with nothing left to do."""
+    """To the worker: end, after all frames sent before."""
     READY = 3
     """From the worker: it can take calls; or, with an error, it cannot."""
     RESULT = 4
     ERROR = 5
     """From the worker: the call raised."""
     LOG = 6
-    """From the worker: a record for the parent's logging."""
+    """From the worker: a log record for the parent's logging."""
     SKIPPED = 7
     """From the worker: the call was cancelled before it began."""
     FAILED = 8
@@ -60,7 +60,7 @@ class Kind(IntEnum):
     """To the worker, after SETUP: call this before anything else."""
 
 
-RESULT, ERROR, LOG, SKIPPED = Kind.RESULT, Kind.ERROR, Kind.LOG, Kind.SKIPPED  # looked up for each call
+RESULT, ERROR, LOG, SKIPPED = Kind.RESULT, Kind.ERROR, Kind.LOG, Kind.SKIPPED  # used for each call
 
 
 class Head(NamedTuple):
@@ -71,11 +71,11 @@ class Head(NamedTuple):
         size: bytes of the pickle.
         began: when the call began, by ``time.perf_counter_ns`` (results only).
         run: ns that the call ran (results only).
-        cpu: ns that its thread used a processor meanwhile (results of traced calls only).
-        kind: what the frame says.
+        cpu: ns of processor time of its thread meanwhile (results of traced calls only).
+        kind: a :class:`Kind`.
         flags: see ``SLICED``, ``NAMED`` and ``PLEASE_RECYCLE``.
-        buffers: number of buffers beside the pickle.
-        descriptors: number of descriptors that travel with the frame.
+        buffers: number of out-of-band buffers.
+        descriptors: number of descriptors that are passed with the frame.
     """
 
     id: int
@@ -92,15 +92,15 @@ class Head(NamedTuple):
 SLICED = 1
 """The pickle holds a large container in slices: see :mod:`loopwatch.workers.pickling`."""
 PLEASE_RECYCLE = 2
-"""The worker has grown beyond its limit and is to be replaced."""
+"""The worker exceeds its memory limit and is to be replaced."""
 NAMED = 4
-"""The pickle begins with that of the function, which is known by its name."""
+"""The pickle begins with that of the function, which is pickled by name."""
 _ALL_FLAGS = SLICED | PLEASE_RECYCLE | NAMED
 _LAST_KIND = max(Kind)
 
 
-class BrokenFrame(ValueError):  # noqa: N818 - what it is
-    """What has arrived is no frame: the other side has gone mad, or something else writes to its socket."""
+class BrokenFrame(ValueError):  # noqa: N818 - the name says what was received
+    """The data received is no frame: the other side is broken, or something else writes to its socket."""
 
 
 def _head_of(data: Any, start: int = 0) -> Head:
@@ -111,7 +111,7 @@ def _head_of(data: Any, start: int = 0) -> Head:
 
 
 class Frame(NamedTuple):
-    """A frame that has arrived: its header, its pickle and its buffers."""
+    """A received frame: its header, its pickle and its buffers."""
 
     head: Head
     pickle: Any
@@ -142,12 +142,12 @@ def frame(
 
 
 def room(size: int, *, readonly: bool) -> tuple[Any, memoryview]:
-    """Return an object of ``size`` bytes that holds anything, and a view to write it through.
+    """Return an uninitialized object of ``size`` bytes, and a view to write it through.
 
-    ``bytes`` if it is to be read only, else ``bytearray``. Neither is zeroed (CPython's Objects/bytesobject.c,
-    Objects/bytearrayobject.c: both allocate without, if no source is given).
+    ``bytes`` if it is to be read-only, else ``bytearray``. Neither is zeroed, as no source is given (CPython's
+    Objects/bytesobject.c, Objects/bytearrayobject.c).
     """
-    import ctypes  # paid for by those who send much
+    import ctypes  # imported for large frames only
 
     if readonly:
         make = ctypes.pythonapi.PyBytes_FromStringAndSize
@@ -162,10 +162,10 @@ def room(size: int, *, readonly: bool) -> tuple[Any, memoryview]:
 
 
 class Receiver:
-    """Puts frames together from what arrives in pieces.
+    """Assembles frames from the pieces in which they arrive.
 
     Args:
-        deliver: takes each frame that is complete.
+        deliver: called with each complete frame.
 
     Example:
         >>> seen = []
@@ -186,11 +186,11 @@ class Receiver:
 
     @property
     def target(self) -> memoryview | None:
-        """Where the next bytes belong, if they are part of something large: receive into it, then :meth:`filled`."""
+        """Where to receive the next bytes, if they belong to a large object; then call :meth:`filled`."""
         return self._target
 
     def filled(self, count: int) -> None:
-        """Take note that ``count`` bytes were received into :attr:`target`."""
+        """Record that ``count`` bytes were received into :attr:`target`."""
         target = self._target
         assert target is not None
         self._target = target[count:] if count < len(target) else None
@@ -198,15 +198,15 @@ class Receiver:
             self._next_object()
 
     def feed(self, data: Any) -> None:
-        """Take bytes that were received in no particular place.
+        """Take bytes that were not received into :attr:`target`.
 
         Raises:
-            BrokenFrame: they are no frame; nothing more can be made of what follows. :meth:`filled` raises it, too.
+            BrokenFrame: they are no frame, and nothing after them can be read. :meth:`filled` raises it, too.
             MemoryError: there is no room for a frame; the same holds.
         """
         if not self._rest and self._target is None and len(data) >= HEAD_SIZE:
             head = _head_of(data)
-            if not head.buffers and len(data) == HEAD_SIZE + head.size < LEAST_APART:  # one frame, as most are
+            if not head.buffers and len(data) == HEAD_SIZE + head.size < LEAST_APART:  # one small frame, as usual
                 self._deliver(Frame(head, data[HEAD_SIZE:], []))
                 return
         data = bytes(data) if not self._rest else self._rest + data
@@ -241,7 +241,7 @@ class Receiver:
             self._rest = data[start:]
 
     def _next_object(self) -> None:
-        """Make room for the next part of a large frame, or deliver the frame."""
+        """Allocate the next object of a large frame, or deliver the frame."""
         assert self._head is not None
         while len(self._objects) < len(self._table):
             size, readonly = self._table[len(self._objects)]

@@ -20,12 +20,12 @@ from loopwatch.workers.worker import RemoteTraceback
 
 
 class Results:
-    """Resolves calls.
+    """Sets the futures of calls from the frames of workers.
 
     Args:
         loop: of the pool.
-        figures: of the pool.
-        on_done: called when a result that took several turns is there.
+        figures: statistics of the pool.
+        on_done: called after the future of a result that took several turns is set.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, figures: PoolCounts, on_done: Callable[[], None]) -> None:
@@ -33,11 +33,11 @@ class Results:
         self._decoding: set[asyncio.Task[Any]] = set()
 
     def __len__(self) -> int:
-        """Results that are being unpickled."""
+        """Number of results that are being unpickled."""
         return len(self._decoding)
 
     def take(self, call: Call, frame: Frame, received: list[int]) -> None:
-        """Resolve ``call`` with what a worker has sent, and the descriptors that came with it."""
+        """Resolve ``call`` with a worker's frame and the descriptors that came with it."""
         if frame.head.flags & protocol.SLICED:
             self._decode_in_turns(call, pickling.decode_sliced(frame.pickle, frame.buffers, received))
         else:
@@ -56,10 +56,10 @@ class Results:
             value, answer = _unreadable(exc), self.fail
         self._held(call)(time.perf_counter() - began)
         answer(call, value)
-        del value  # it may know of this frame
+        del value  # it may refer to this frame
 
     def _held(self, call: Call) -> Callable[[float], None]:
-        """Return what is told for how many s the loop was held by unpickling the result of ``call``."""
+        """Return the callback for the seconds that unpickling the result of ``call`` blocked the loop."""
         return self._figures.decoded if call.trip is None else call.trip.decoding(self._figures.decoded)
 
     def _decode_in_turns(self, call: Call, steps: Generator[None, None, Any]) -> None:
@@ -79,7 +79,7 @@ class Results:
         self._on_done()
 
     def succeed(self, call: Call, value: Any) -> None:
-        """Give a call its result."""
+        """Set the result of a call."""
         call.payload = None
         if call.trip is not None:
             call.end_trip()
@@ -89,7 +89,7 @@ class Results:
             call.future.set_result(value)
 
     def fail(self, call: Call, error: BaseException) -> None:
-        """Have a call raise."""
+        """Set the exception of a call."""
         call.payload = None
         call.end_trip(error)
         if not call.future.done():
@@ -98,7 +98,7 @@ class Results:
             call.future.set_exception(error)
 
     def relay(self, frame: Frame) -> None:
-        """Hand a log record of a worker to the logger of the same name here."""
+        """Pass a worker's log record to the logger of the same name in this process."""
         try:
             fields = pickle.loads(frame.pickle)
         except BaseException as exc:
@@ -126,5 +126,5 @@ async def _readable(value: Awaitable[Any]) -> Any:
         return await value
     except asyncio.CancelledError:
         raise
-    except BaseException as exc:  # a task would have SystemExit end the program
+    except BaseException as exc:  # SystemExit in a task would end the program
         raise _unreadable(exc) from exc

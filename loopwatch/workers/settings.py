@@ -1,4 +1,4 @@
-"""Settings of offloading that the agent sets for the whole process; imports little, as it is imported early."""
+"""Process-wide settings of offloading, set by the agent; few imports, as it is imported early."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from loopwatch.events import Cause
 
 
 class Settings:
-    """What an agent sets for the offloading of its process.
+    """Offloading settings of this process.
 
     Attributes:
-        workers: worker processes of the default pool, None for as many as processors may be used; for the next pool.
-        offload_to: where a function goes that was decorated without saying.
-        causes: why functions that the agent has flagged hold their loops, by name (``module:qualname``).
-        opened: called with each pool that is used for the first time; must not raise.
+        workers: worker processes of the default pool, None for one per usable processor; applies to the next pool.
+        offload_to: destination of decorated functions that name none.
+        causes: why flagged functions block their loops, by name (``module:qualname``).
+        opened: called with each pool on its first use; must not raise.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Settings:
         self.reset()
 
     def reset(self) -> None:
-        """Go back to what holds without an agent."""
+        """Restore the defaults that apply without an agent."""
         self.workers: int | None = None
         self.offload_to = "process"
         self.opened: Callable[[Any], object] | None = None

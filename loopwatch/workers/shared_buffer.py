@@ -1,6 +1,6 @@
-"""Memory that parent and workers see at once, with a lock and atomic operations that hold between them.
+"""Memory shared by parent and workers, with a lock and atomic operations across processes.
 
-The memory has no name (memfd_create(2)): it goes with the last process that uses it, however that process ends.
+The memory has no name (memfd_create(2)): it is freed with the last process that uses it, however that process ends.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _SLOT = 8
 _FLOCK = struct.Struct("@hhqqi4x")
 """struct flock of fcntl(2): type, whence, start, length, pid."""
 _LOCK_START = 1 << 62
-"""The range that ``lock()`` takes, beyond every slot: ranges may lie beyond the end of a file."""
+"""Start of the range that ``lock()`` takes, beyond every slot: ranges may lie beyond the end of a file."""
 _LOOK_AGAIN = 1.0
-"""s after which ``wait()`` looks by itself: a process may be killed between its store and its notify."""
+"""Seconds after which ``wait()`` checks by itself: a process may be killed between its store and its notify."""
 _POLL = 0.001
-"""s between two looks where there is no futex."""
+"""Seconds between two checks where there is no futex."""
 _FUTEX_WAIT, _FUTEX_WAKE = 0, 1
 _EVERYONE = 2**31 - 1
 # Before 3.13 a mapping keeps a second descriptor of its own (CPython's Modules/mmapmodule.c).
@@ -48,7 +48,7 @@ class _Buffers:
     """The shared buffers of this process.
 
     Attributes:
-        known: by token: what comes again, or comes back, is the same object.
+        known: buffers by token: one that arrives again, or comes back, is the same object.
         held: the descriptors through which this process holds, or awaits, a lock.
     """
 
@@ -61,15 +61,16 @@ _buffers = one(_Buffers)
 
 
 class SharedBuffer(mmap.mmap):
-    """Memory that this process and the workers it is passed to see at once.
+    """Memory shared by this process and the workers that it is passed to.
 
     It is an ``mmap``: it has slices, ``len`` and the buffer protocol, so ``memoryview(shared)`` and
-    ``numpy.frombuffer(shared, dtype)`` are writable and copy nothing. It is zeroed, and takes memory as it is written.
-    As an argument or result of an offloaded call its descriptor travels, not its content; an array over it would be
-    copied. Linux; elsewhere an unlinked temporary file serves, without lock and atomic operations; not on Windows.
+    ``numpy.frombuffer(shared, dtype)`` are writable and copy nothing. It is zeroed, and uses memory only as it is
+    written. As an argument or result of an offloaded call its descriptor is passed, not its content; an array over it
+    would be copied. Linux; elsewhere an unlinked temporary file is used, without lock and atomic operations; not on
+    Windows.
 
     Args:
-        nbytes: its size in bytes, for good.
+        nbytes: its size in bytes, which is fixed.
 
     Raises:
         ConfigError: ``nbytes`` is no int above 0.
@@ -95,7 +96,7 @@ class SharedBuffer(mmap.mmap):
 
     @classmethod
     def _over(cls, fd: int, token: bytes) -> Self:
-        """Map the memory behind ``fd``, which becomes the buffer's own."""
+        """Map the memory behind ``fd``, which the buffer owns from now on."""
         try:
             self = super().__new__(cls, fd, 0, **_UNTRACKED)
         except BaseException:
@@ -123,7 +124,7 @@ class SharedBuffer(mmap.mmap):
         return self._nbytes
 
     def size(self) -> int:
-        """Size in bytes: what ``mmap`` would have to ask its descriptor for."""
+        """Size in bytes; unlike that of ``mmap``, without a request to the descriptor."""
         return self._nbytes
 
     @property
@@ -132,11 +133,11 @@ class SharedBuffer(mmap.mmap):
         return not self._release.alive
 
     def close(self) -> None:
-        """Release descriptor and mapping in this process; the memory itself goes with the last process that has it.
+        """Release descriptor and mapping in this process; the memory is freed with the last process that has it.
 
-        While views (a ``memoryview``, an array) are in use the mapping stays, so that they remain valid; it then goes
-        with the last view and the buffer, or with another ``close()``. Without any ``close()`` the last reference
-        does all of it.
+        While views (a ``memoryview``, an array) are in use the mapping stays, so that they remain valid; it is then
+        released with the last view and the buffer, or by another ``close()``. Without any ``close()``, dropping
+        the last reference does all of it.
         """
         self._release()
         try:
@@ -145,7 +146,7 @@ class SharedBuffer(mmap.mmap):
             pass  # views are in use
 
     def __exit__(self, *error: object) -> None:
-        self.close()  # that of mmap would not call it
+        self.close()  # mmap's own would not call it
 
     def __repr__(self) -> str:
         return f"<SharedBuffer nbytes={self._nbytes}{' closed' if self.closed else ''}>"
@@ -155,7 +156,7 @@ class SharedBuffer(mmap.mmap):
 
         Args:
             dtype: as numpy takes it.
-            shape: of the array, which begins at byte 0; by default flat, as many items as fit.
+            shape: of the array, which begins at byte 0; by default flat, with as many items as fit.
 
         Raises:
             ConfigError: numpy is not installed.
@@ -175,14 +176,14 @@ class SharedBuffer(mmap.mmap):
     def lock(self, timeout: float | None = None) -> Iterator[None]:
         """Exclude every other ``lock()`` of this memory: in other processes, in threads, and in this thread too.
 
-        The kernel releases it when its holder ends, be it by ``kill -9``; what the holder left half done stays so.
-        It blocks the thread: in a coroutine, take it in an executor. Reads and writes of the memory heed no lock.
+        The kernel releases it when its holder ends, even by ``kill -9``; half-done changes of the holder stay. It
+        blocks the thread: in a coroutine, take it in an executor. Reads and writes of the memory do not check the lock.
 
         Args:
-            timeout: s to wait for it; None waits for ever, 0 tries once.
+            timeout: seconds to wait for it; None waits for ever, 0 tries once.
 
         Raises:
-            TimeoutError: somebody else held it for so long.
+            TimeoutError: another holder kept it for so long.
             OffloadError: not on Linux.
             ValueError: the buffer is closed.
 
@@ -197,10 +198,10 @@ class SharedBuffer(mmap.mmap):
     def load(self, index: int) -> int:
         """Return slot ``index``: the signed 64-bit integer at byte ``index * 8``.
 
-        The atomic operations (``load store add exchange compare_exchange``) are so towards each other, in all
-        processes and threads, and are independent of ``lock()``. They are not towards writes through a view. Values
-        wrap around at 64 bits. A process killed within leaves the old or the new value. Each costs some 10 us: Python
-        has no atomic instructions, a kernel lock per slot stands in.
+        The operations ``load store add exchange compare_exchange`` are atomic towards each other, in all processes and
+        threads, and independent of ``lock()``. They are not atomic towards writes through a view. Values wrap around at
+        64 bits. A process killed within one leaves the old or the new value. Each costs some 10 us: Python has no
+        atomic instructions, so a kernel lock per slot replaces them.
 
         Raises:
             IndexError: there is no such slot.
@@ -214,23 +215,23 @@ class SharedBuffer(mmap.mmap):
         self._change(index, lambda _old: value)
 
     def add(self, index: int, n: int) -> int:
-        """Add ``n`` to slot ``index``; return what it was. See :meth:`load`."""
+        """Add ``n`` to slot ``index``; return the old value. See :meth:`load`."""
         return self._change(index, lambda old: old + n)
 
     def exchange(self, index: int, value: int) -> int:
-        """Set slot ``index`` to ``value``; return what it was. See :meth:`load`."""
+        """Set slot ``index`` to ``value``; return the old value. See :meth:`load`."""
         return self._change(index, lambda _old: value)
 
     def compare_exchange(self, index: int, expected: int, new: int) -> int:
-        """Set slot ``index`` to ``new`` if it is ``expected``; return what it was. See :meth:`load`."""
+        """Set slot ``index`` to ``new`` if it is ``expected``; return the old value. See :meth:`load`."""
         return self._change(index, lambda old: new if old == _signed(expected) else old)
 
     def wait(self, index: int, expected: int, timeout: float | None = None) -> bool:
-        """Block the thread until slot ``index`` is no longer ``expected``; return False if ``timeout`` s passed first.
+        """Block the thread until slot ``index`` is no longer ``expected``; return False after ``timeout`` seconds.
 
-        Whoever changes the slot calls :meth:`notify`; without, the change is seen within a second. A change that was
-        taken back meanwhile may go unseen. It sleeps in the kernel (futex(2), on the low 32 bits) on x86-64 and
-        arm64, and polls elsewhere. Raises as :meth:`load` does.
+        The process that changes the slot calls :meth:`notify`; without that, the change is seen within a second. A
+        change that is reverted meanwhile may go unseen. It sleeps in the kernel (futex(2), on the low 32 bits) on
+        x86-64 and arm64, and polls elsewhere. Raises as :meth:`load` does.
 
         Example:
             >>> shared = SharedBuffer(8)
@@ -247,7 +248,7 @@ class SharedBuffer(mmap.mmap):
         return True
 
     def notify(self, index: int, count: int | None = None) -> int:
-        """Have those who :meth:`wait` for slot ``index`` look at it: ``count`` of them, or all.
+        """Wake waiters (see :meth:`wait`) of slot ``index``: ``count`` of them, or all.
 
         Returns:
             How many were woken; always 0 where they poll.
@@ -283,9 +284,9 @@ class SharedBuffer(mmap.mmap):
     def _locked(self, start: int, deadline: float) -> Iterator[None]:
         """Hold the lock of the bytes from ``start`` on.
 
-        An open file description lock (fcntl(2)) belongs to what open(2) made. Descriptors that were forked or passed
-        share that, so each acquisition opens the memory anew: then it excludes threads as well as processes, and is
-        released with its only descriptor.
+        An open file description lock (fcntl(2)) belongs to the description that open(2) creates. Descriptors that were
+        forked or passed share it, so each acquisition opens the memory anew: then it excludes threads as well as
+        processes, and is released with its only descriptor.
         """
         if not hasattr(fcntl, "F_OFD_SETLK"):
             raise OffloadError("SharedBuffer: lock and atomic operations need Linux (F_OFD_SETLK in fcntl(2))")
@@ -297,19 +298,19 @@ class SharedBuffer(mmap.mmap):
             yield
         finally:
             if holder in _buffers.held:  # else this is a fork of the holder
-                # Said aloud, for a child between its fork and its exec still has the descriptor.
+                # Unlocked explicitly, as a child between its fork and its exec still has the descriptor.
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, start))
                 _let_go(holder)
 
     def _futex(self, index: int, operation: int, value: int, timeout: float = 0.0) -> int | None:
-        """Call futex(2) on the low half of a slot; None where it is not known how to."""
+        """Call futex(2) on the low half of a slot; None where the system call is not known."""
         offset = self._offset(index) + (0 if sys.byteorder == "little" else 4)
         syscall = _futex_call()
         if syscall is None:
             return None
         import ctypes
 
-        word = ctypes.c_uint32.from_buffer(self, offset)  # keeps the mapping, too
+        word = ctypes.c_uint32.from_buffer(self, offset)  # also keeps the mapping alive
         seconds = (ctypes.c_long * 2)(int(timeout), int(timeout % 1 * 1e9))
         return int(syscall(ctypes.byref(word), operation, value & 0xFFFFFFFF, seconds))
 
@@ -326,7 +327,7 @@ def _rebuild(index: int, token: bytes) -> SharedBuffer:
 
 
 def _allocate(nbytes: int) -> int:
-    """Return the descriptor of ``nbytes`` of memory that has no name."""
+    """Return the descriptor of ``nbytes`` of unnamed memory."""
     if sys.platform == "win32":
         raise OffloadError("SharedBuffer is not supported on Windows: it needs memory that is passed by descriptor")
     if not hasattr(os, "memfd_create"):
@@ -378,7 +379,7 @@ def _let_go(holder: object) -> None:
 
 
 def _after_fork_in_child() -> None:
-    """A lock stays its taker's, and is not to outlive it for a child that has the descriptor by chance."""
+    """Close the descriptors of locks: a lock stays with its holder, and a child must not keep it after the holder."""
     for holder in list(_buffers.held):
         _let_go(holder)
 

@@ -18,26 +18,26 @@ from loopwatch.workers.worker import resident
 COUNTED = (
     "submitted", "completed", "failed", "cancelled", "timed_out", "crashed", "retried", "started", "recycled",
 )  # fmt: skip
-"""What is counted under the name that it has in :class:`PoolStats`."""
+"""Counters that have the same name in :class:`PoolStats`."""
 SMOOTHING = 0.1
 """Weight of the newest call in the mean run time."""
 TOGETHER = 64
-"""Calls whose times are put into the histograms together: a tenth of a millisecond."""
+"""Calls whose times enter the histograms as one batch: a tenth of a millisecond."""
 MOST_TYPES = 32
-"""Types of exceptions, and ways to die, told apart; further ones are told as ``other``."""
+"""Exception types, and crash reasons, that are distinguished; further ones count as ``other``."""
 UNKNOWN_RUN = 0.001
-"""s that a call is taken to run before the first has."""
+"""Assumed mean run time in seconds before the first call has run."""
 
 
 class Times(NamedTuple):
-    """How long calls ran and waited; the ``latest`` (run, wait) are not in the histograms yet."""
+    """Run and wait times of calls; the ``latest`` (run, wait) are not in the histograms yet."""
 
     runs: Histogram
     waits: Histogram
     latest: list[tuple[float, float]]
 
     def together(self) -> Times:
-        """Return the same with the latest in the histograms; this one stays as it is, for whoever reads it."""
+        """Return a copy with the latest in the histograms; this object stays unchanged for its readers."""
         runs, waits = self.runs.copy(), self.waits.copy()
         for run, wait in self.latest.copy():
             runs.record(run)
@@ -46,14 +46,14 @@ class Times(NamedTuple):
 
 
 class PoolCounts:
-    """Counts, times, and the longest that a call held the loop."""
+    """Counters and times of a pool, and the longest block of its loop by one call."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
-        """Calls that failed, by type of the exception."""
+        """Failed calls, by type of the exception."""
         self.crashes: Counter[str] = Counter()
-        """Workers that died without being told to, by reason."""
+        """Workers that died unexpectedly, by reason."""
         self.spent = totals_of(self, "process")
         self.mean_run = UNKNOWN_RUN
         self._times = Times(Histogram(), Histogram(), [])
@@ -62,16 +62,16 @@ class PoolCounts:
         self._longest_encode = self._longest_decode = 0.0
 
     def failed(self, error: BaseException) -> None:
-        """A call has failed with ``error``."""
+        """Count a call that failed with ``error``."""
         self.counts["failed"] += 1
         _count(self.failures, error_name(error))
 
     def died(self, reason: str) -> None:
-        """A worker has died without being told to."""
+        """Count a worker that died unexpectedly."""
         _count(self.crashes, reason)
 
     def ran(self, seconds: float, waited: float, taken: float) -> None:
-        """A call ran for ``seconds``, after it had ``waited``; until its result was here it has ``taken`` so long."""
+        """Record a call: the ``seconds`` it ran, the time it ``waited`` before, the time ``taken`` until its result."""
         self._busy += seconds
         spent = self.spent
         spent.run += seconds
@@ -84,13 +84,13 @@ class PoolCounts:
         self.mean_run += SMOOTHING * (seconds - self.mean_run)
 
     def encoded(self, seconds: float) -> None:
-        """Pickling a call held the loop for ``seconds``."""
+        """Record that pickling a call blocked the loop for ``seconds``."""
         self._longest_encode = max(self._longest_encode, seconds)
         self._encoding += seconds
         self.spent.held += seconds
 
     def decoded(self, seconds: float) -> None:
-        """Unpickling a result held the loop for ``seconds``."""
+        """Record that unpickling a result blocked the loop for ``seconds``."""
         self._longest_decode = max(self._longest_decode, seconds)
         self._decoding += seconds
         self.spent.held += seconds
@@ -106,13 +106,13 @@ class PoolCounts:
         decoding: int = 0,
         **told: Any,
     ) -> PoolReading:
-        """Put all of it together.
+        """Return all statistics of the pool as one record.
 
         Args:
             name: of the pool.
-            links: its workers.
-            alive: s that its workers have lived, all together.
-            queued, decoding: calls that wait; whose result is being unpickled.
+            connections: to its workers.
+            alive: seconds that its workers have lived, in total.
+            queued, decoding: waiting calls; calls whose result is being unpickled.
             **told: further fields of :class:`PoolStats`.
         """
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Starts, counts, retires and kills the workers of one pool. Which calls they run is decided elsewhere."""
+"""Starts, counts, replaces and kills the workers of one pool. The dispatcher decides which calls they run."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ from loopwatch.workers.protocol import Frame, Kind
 from loopwatch.workers.worker import RemoteTraceback, resident
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.1, 5.0
-"""s between two attempts to start workers that fail."""
+"""Seconds between two attempts to start workers that fail."""
 MOST_DOUBLED = 10
-"""Failures in a row after which that time does not grow; a power of two beyond 1,023 is no float."""
+"""Consecutive failures after which that time does not grow; a power of two beyond 1,023 is no float."""
 MOST_CHANCE = 2
-"""Workers in a row that may die, for no known reason, before they are of use; no call fails because of these."""
+"""Consecutive workers that may die, for no known reason, before their first call; no call fails because of these."""
 START_TIMEOUT = 60.0
-"""s that a worker may take to get ready."""
+"""Seconds that a worker may take to get ready."""
 MEMORY_EVERY = 0.2
-"""s between two looks at the memory of busy workers, if it is limited."""
+"""Seconds between two checks of the memory of busy workers, if it is limited."""
 STUCK = 0.01
-"""s: nothing more is sent to a worker that has been running one call for so long."""
+"""Seconds: nothing more is sent to a worker that has been running one call for so long."""
 
 
 class Employer(Protocol):
-    """What a crew works for; all of it is called on the loop's thread."""
+    """The interface that a supervisor reports to; called on the loop's thread only."""
 
     def wanted(self) -> int:
         """Return how many workers could be busy now."""
 
     def on_frame(self, connection: Connection, frame: Frame) -> None:
-        """A worker has sent something other than that it is ready."""
+        """Handle a frame from a worker, other than ``READY``."""
 
     def on_crash(self, code: int | None) -> None:
-        """A worker has died without being told to."""
+        """Handle the unexpected death of a worker."""
 
     def on_lost(self, connection: Connection, code: int | None) -> None:
-        """A worker has ended; its calls are in ``connection.calls``."""
+        """Handle the end of a worker; its calls are in ``connection.calls``."""
 
     def on_change(self) -> None:
-        """There may be something to do: a worker has become ready, or has gone."""
+        """Dispatch again: a worker has become ready, or has gone."""
 
     def on_nobody(self, error: OffloadError) -> None:
-        """There is no worker, and none can be started for now."""
+        """Handle that there is no worker, and none can be started for now."""
 
     def on_event(self, kind: str, pid: int | None, detail: str = "") -> None:
-        """Something happened that the user may want to know."""
+        """Report an event that the user may want to know."""
 
 
 class Supervisor:
     """Starts workers, replaces them, and ends them.
 
     Args:
-        employer: what it works for.
+        employer: receives their frames and events.
         options: of the pool.
-        counts: figures: ``started``, ``recycled``.
-        loop: on which everything happens.
+        counts: the counters ``started`` and ``recycled``.
+        loop: the loop on whose thread everything runs.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Supervisor:
     ) -> None:
         self.connections: list[Connection] = []
         self.failures = 0
-        """Workers that ended before they had done anything since one last did."""
+        """Consecutive workers that failed to start or ended before their first call."""
         self._employer, self._options, self._counts, self._loop = employer, options, counts, loop
         self._most, self._least = options.most, options.least
         self._launcher = launch.launcher(options.start_method, options.preload)
@@ -93,7 +93,7 @@ class Supervisor:
 
     @property
     def alive(self) -> float:
-        """Seconds that workers have lived, all together."""
+        """Seconds that workers have lived, in total."""
         now = time.monotonic()
         return self._alive + sum(now - connection.started_at for connection in list(self.connections))
 
@@ -114,7 +114,7 @@ class Supervisor:
         return best
 
     def may_take_more(self) -> bool:
-        """Whether a worker has nothing to do, or another may be started."""
+        """Whether a worker is idle, or another may be started."""
         return self._living() < self._most or any(connection.state is State.IDLE for connection in self.connections)
 
     def _living(self) -> int:
@@ -123,7 +123,7 @@ class Supervisor:
     # -- starting -------------------------------------------------------------------------------------------------
 
     def start_missing(self) -> None:
-        """Start the workers that are missing, now or when the last failure is long enough ago."""
+        """Start the missing workers, now or when the back-off is over."""
         living = self._living()
         if self._ending or living >= self._most:
             return
@@ -146,7 +146,7 @@ class Supervisor:
             self._loop.call_soon(self.on_not_started, count, exc)
 
     def on_started(self, launched: launch.Launched, setup: bytes, prepare: list[pickling.Payload]) -> None:
-        """A worker's process runs; it has to get ready."""
+        """Register a worker process that was started, and send its setup."""
         self._starting -= 1
         if self._ending:
             launched.close()
@@ -166,7 +166,7 @@ class Supervisor:
             connection.send(frame, each.descriptors)
 
     def on_not_started(self, count: int, exc: BaseException) -> None:
-        """``count`` workers could not be started."""
+        """Handle that ``count`` workers could not be started."""
         self._starting -= count
         if isinstance(exc, OffloadError):
             error = exc
@@ -208,7 +208,7 @@ class Supervisor:
             self._employer.on_nobody(error)
 
     def _back_off(self, first: float) -> None:
-        """Start nobody for a while, which doubles with each failure."""
+        """Exponential back-off for worker starts; ``first`` is the first pause, in seconds."""
         pause = min(FIRST_BACKOFF * 2 ** min(self.failures, MOST_DOUBLED), LONGEST_BACKOFF) if self.failures else first
         self.failures += 1
         self._retry_at = time.monotonic() + pause
@@ -216,7 +216,7 @@ class Supervisor:
     # -- running --------------------------------------------------------------------------------------------------
 
     def rest(self, connection: Connection) -> None:
-        """A worker has nothing to do now."""
+        """Mark a worker idle; schedule the end of workers beyond the minimum."""
         connection.state = State.IDLE
         connection.idle_since = time.monotonic()
         timeout = self._options.idle_timeout
@@ -224,20 +224,20 @@ class Supervisor:
             self._later(timeout, self._shrink)
 
     def retire(self, connection: Connection, why: str) -> None:
-        """Replace a worker once it has done what it was sent."""
+        """Replace a worker once it has finished the calls that it was sent."""
         self._counts["recycled"] += 1
         connection.stop()
         self._employer.on_event("recycled", connection.pid, why)
         self.start_missing()
 
     def kill(self, connection: Connection, why: str) -> None:
-        """End a worker now."""
+        """Kill a worker now."""
         if connection.cause is None:
             connection.kill(why)
             self._employer.on_event("killed", connection.pid, why)
 
     def watch_memory(self) -> None:
-        """Look at the memory of busy workers as long as there are any, if it is limited."""
+        """Check the memory of busy workers as long as there are any, if it is limited."""
         if self._options.max_memory_per_worker is not None:
             self._later(MEMORY_EVERY, self._check_memory)
 
@@ -269,7 +269,7 @@ class Supervisor:
             self._later(min(ends) - now, self._shrink)
 
     def _later(self, delay: float, act: Callable[[], None]) -> None:
-        """Do ``act`` after ``delay`` s, unless that is planned already."""
+        """Call ``act`` after ``delay`` seconds, unless that is scheduled already."""
         if act not in self._timers:
             self._timers[act] = self._loop.call_later(delay, self._due, act)
 
@@ -306,11 +306,11 @@ class Supervisor:
             self._gone.set()
 
     def leave(self) -> None:
-        """Keep only the workers that are needed for what waits."""
+        """Keep only the workers that are needed for waiting calls."""
         self._leaving = True
 
     async def end(self) -> None:
-        """End all workers: those that have nothing to do by word, the others by force; wait until they are gone."""
+        """End all workers, idle ones by request, the others by force; wait until they are gone."""
         self.end_soon()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._gone.wait(), launch.ENDS_WITHIN)
@@ -334,7 +334,7 @@ class Supervisor:
             await self._output.close()
 
     def end_soon(self) -> None:
-        """Tell or force all workers to end."""
+        """Ask or force all workers to end."""
         self._ending = True
         for connection in self.connections:
             if connection.state is State.IDLE and connection.accepts:
@@ -347,11 +347,11 @@ class Supervisor:
         self._note_gone()
 
     def owns_loop(self) -> bool:
-        """Whether the loop, which rests, may be touched: a forked child shares its selector with its parent."""
+        """Whether the loop may be touched: it does not run, and this is no forked child, which shares its selector."""
         return not self._loop.is_closed() and not self._loop.is_running() and os.getpid() == self._pid
 
     def abandon(self) -> None:
-        """Let go of everything without the loop: it is closed, or the interpreter ends."""
+        """Release everything without the loop: it is closed, or the interpreter ends."""
         self._ending = True
         for connection in self.connections:
             if self.owns_loop():
@@ -364,13 +364,13 @@ class Supervisor:
 
 
 def stuck(connection: Connection) -> bool:
-    """Whether a worker has been running one call for long."""
+    """Whether a worker has been running one call for :data:`STUCK` seconds or longer."""
     first = connection.first
     return first is not None and first.begun is not None and time.perf_counter() - first.begun >= STUCK
 
 
 def exit_words(code: int | None) -> str:
-    """Say how a process ended."""
+    """Describe how a process ended."""
     return "exit code unknown" if code is None else f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
@@ -381,7 +381,7 @@ def _start_workers(
     options: PoolOptions,
     count: int,
 ) -> None:
-    """Start workers one after the other; in a thread, as it blocks."""
+    """Start workers one after the other; blocking, so it runs in a thread."""
     for number in range(count):
         launched: launch.Launched | None = None
         tell: tuple[Any, ...]
@@ -389,7 +389,7 @@ def _start_workers(
             setup, prepare = _setup(options)
             launched = launcher.start()
             tell = ("on_started", launched, setup, prepare)
-        except BaseException as exc:  # noqa: BLE001 - told to the pool
+        except BaseException as exc:  # noqa: BLE001 - reported to the pool
             tell = ("on_not_started", count - number, exc)
         supervisor = crew_ref()
         try:
@@ -406,7 +406,7 @@ def _start_workers(
 
 
 def _setup(options: PoolOptions) -> tuple[bytes, list[pickling.Payload]]:
-    """Return what a worker is told first, and what it is to call before anything else."""
+    """Return the pickled setup of a worker, and the pickled calls that it runs before anything else."""
     by_value = not launch.main_is_importable()
     traced = tracing.is_used()
     if traced:

@@ -1,7 +1,7 @@
-"""Threads for functions that wait, or whose C code gives up the GIL: the same queue and options as the worker pool.
+"""Threads for functions that wait, or whose C code releases the GIL: the same queue and options as the worker pool.
 
-A thread cannot be killed: a call that times out or is cancelled goes on in its thread, without effect on anybody; only
-a coroutine is cancelled there. Such a thread takes no further call and does not count: another is started in its place.
+A thread cannot be killed: a call that times out or is cancelled goes on in its thread, without effect; only a coroutine
+is cancelled there. Such a thread takes no further call and does not count: another is started in its place.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from loopwatch.workers.totals import CallTotals, totals_of
 from loopwatch.workers.worker import undecorated
 
 IDLE_FOR = 10.0
-"""s after which a thread with nothing to do ends."""
+"""Seconds after which an idle thread ends."""
 MOST_LEFT = 100
 """Threads that may still run calls that were given up; with more, none is started in place of another."""
 
 
 class ThreadCall(Call):
-    """One call; everything but its future and its timer is changed under the backend's lock only."""
+    """A call in a thread; everything but its future and its timer is changed under the backend's lock only."""
 
     __slots__ = ("ended", "loop", "over", "sent", "spent", "thread")
 
@@ -49,15 +49,15 @@ class ThreadCall(Call):
         super().__init__(function, options, Outcome(loop=loop))
         self.loop, self.spent = loop, spent
         self.sent = sent
-        """What its thread gets."""
+        """The call as :meth:`ThreadBackend._pack` has packed it for its thread."""
         self.thread: _Thread | None = None
         self.ended: float | None = None
-        """When its run did, by the clock of ``begun``."""
+        """When its run ended, by the clock of ``begun``."""
         self.over = False
-        """Whether it has ended, or nobody wants its result."""
+        """Whether it has ended, or its result is not wanted any more."""
 
     def tell(self, result: Any, error: BaseException | None, *, even_if_unheard: bool = False) -> None:
-        """Set the future, on its loop; if that is closed, nobody waits."""
+        """Set the future, on its loop's thread; if that loop is closed, nothing waits."""
         if asyncio._get_running_loop() is self.loop:
             self._settle(result, error, even_if_unheard)
             return
@@ -78,11 +78,11 @@ class ThreadCall(Call):
             return
         self.future.set_exception(error)
         if even_if_unheard:
-            self.future.exception()  # whoever waits may never run again, which is not to be complained of
+            self.future.exception()  # mark it as retrieved: the caller may never run again
 
 
 class Errand:
-    """One call as a thread runs it: in the context of its caller, a coroutine to its end on a loop of the thread."""
+    """A call as a thread runs it: in the context of its caller, a coroutine to its end on a loop of the thread."""
 
     __slots__ = ("_args", "_function", "_kwargs", "_loop", "_stopped", "_task", "context")
 
@@ -94,7 +94,7 @@ class Errand:
         self._stopped = False
 
     def run(self) -> Any:
-        """Run it here."""
+        """Run the call in this thread."""
         return self.context.run(self._run)
 
     def _run(self) -> Any:
@@ -112,7 +112,7 @@ class Errand:
         return await coroutine
 
     def stop(self) -> None:
-        """Cancel it if it is a coroutine; any thread may ask."""
+        """Cancel it if it is a coroutine; callable from any thread."""
         self._stopped = True
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: it has just ended
@@ -124,7 +124,7 @@ class Errand:
 
 
 class _Thread(threading.Thread):
-    """A thread, the call that it runs, and where it gets the next: None there ends it."""
+    """A thread, the call that it runs, and the inbox for its next call; None there ends it."""
 
     def __init__(self, work: Callable[[_Thread], None], name: str) -> None:
         super().__init__(name=name, daemon=True)
@@ -134,25 +134,26 @@ class _Thread(threading.Thread):
         self.since = time.perf_counter()
 
     def run(self) -> None:
+        """Run the calls of the inbox."""
         self._work(self)
 
 
 def in_own_thread() -> bool:
-    """Whether this thread is one of a backend: what is sent to a thread from here runs here, or all might wait."""
+    """Whether this thread belongs to a backend: a call to a thread runs inline here, or all threads might wait."""
     return isinstance(threading.current_thread(), _Thread)
 
 
 class ThreadBackend:
-    """Runs calls in threads of its own; any loop of any thread may use it, several at once too.
+    """Runs calls in its own threads; usable from the loops of any threads, several at once too.
 
-    Context variables are copied into the thread. A coroutine function is run on a loop there, and cancelled there when
-    its call is given up. ``retries`` mean nothing here: a thread does not die. With ``max_concurrency``, a call that
-    timed out or was cancelled counts until it has really ended: never do more of its function run.
+    Context variables are copied into the thread. A coroutine function runs on a loop there, and is cancelled there when
+    its call is given up. ``retries`` have no effect: a thread does not die. With ``max_concurrency``, a call that timed
+    out or was cancelled counts until it has really ended: the limit always holds.
 
     Args:
         threads: at most; None for the usable processors and four more, 32 at most.
         max_queue: calls that may wait for a thread; None for no limit.
-        name: for figures and thread names.
+        name: in statistics and thread names.
 
     Raises:
         ConfigError: a value that cannot be used.
@@ -175,9 +176,9 @@ class ThreadBackend:
         self._lock = threading.Lock()
         self._call_queue, self._room = CallQueue(), Room(max_queue)
         self._outside: OrderedDict[ThreadCall, None] = OrderedDict()
-        """Calls that wait for room: in the order in which they came."""
+        """Calls that wait for room, in order of arrival."""
         self._supervisor: set[_Thread] = set()
-        """Threads that count."""
+        """Threads that count as workers."""
         self._left: set[_Thread] = set()
         """Threads whose calls were given up, and which do not count."""
         self._idle: list[_Thread] = []
@@ -192,10 +193,10 @@ class ThreadBackend:
     def submit(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> asyncio.Future[Any]:
-        """Begin a call: see :class:`~loopwatch.workers.backend.Backend`.
+        """Submit a call: see :class:`~loopwatch.workers.backend.Backend`.
 
         Raises:
-            QueueFull, PoolClosed: it was not taken.
+            QueueFull, PoolClosed: the call was not accepted.
         """
         begin = functools.partial(self._submit, function, args, kwargs, options)
         return tracing.traced(function, self.name, begin)
@@ -230,15 +231,15 @@ class ThreadBackend:
         return call.future
 
     def cancel(self, future: asyncio.Future[Any]) -> None:
-        """Give up a call: one that has begun goes on in its thread, without effect on anybody."""
+        """Cancel a call: one that has begun goes on in its thread, without effect."""
         future.cancel()
 
-    # -- what a thread does with a call: other backends do it differently ----------------------------------------
+    # -- how a thread runs a call: overridden by other backends ---------------------------------------------------
 
     def _pack(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], trip: tracing.Trip | None
     ) -> Any:
-        """Return what a thread gets of a call; runs where it was submitted."""
+        """Return a call in the form that its thread runs; called in the thread that submits it."""
         errand = Errand(undecorated(function), args, kwargs)
         if trip is not None:
             trip.enter(errand.context)
@@ -246,15 +247,15 @@ class ThreadBackend:
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[Callable[[Any], Any]]:
-        """Give one thread what runs its calls, from its first call until it ends."""
+        """Context manager of one thread, from its first call to its end; yields the function that runs its calls."""
         yield Errand.run
 
     def _stop(self, sent: Any) -> None:
-        """Stop what runs in a thread, if that is possible."""
+        """Stop a call that runs in a thread, if that is possible."""
         if isinstance(sent, Errand):
             sent.stop()
 
-    # -- who runs what; under the lock ----------------------------------------------------------------------------
+    # -- scheduling; under the lock -------------------------------------------------------------------------------
 
     def _has_free(self) -> bool:
         return bool(self._idle) or (len(self._supervisor) < self._most and len(self._left) < MOST_LEFT)
@@ -264,7 +265,7 @@ class ThreadBackend:
         self._call_queue.add(call)
 
     def _give_room(self, call: ThreadCall) -> None:
-        """The call needs no place in the queue any more; those who wait for room get it."""
+        """Free the call's queue slot, if it has one; calls that wait for room get it."""
         if call.has_room:
             call.has_room = False
             self._room.give()
@@ -274,7 +275,7 @@ class ThreadBackend:
             self._accept(waiting)
 
     def _dispatch(self) -> None:
-        """Give calls to threads that are free, and end those that will never get another."""
+        """Assign calls to free threads, and end idle threads that will never get another."""
         while self._call_queue.in_line and self._has_free():
             call = self._call_queue.next()
             if not isinstance(call, ThreadCall):
@@ -290,14 +291,14 @@ class ThreadBackend:
                 self._idle.pop().inbox.put(None)
 
     def _start(self, thread: _Thread, call: ThreadCall) -> bool:
-        """Start a thread; if the system has none to give, leave ``call`` to the others, or fail what waits."""
+        """Start a thread; if the system has none to give, leave ``call`` to the others, or fail waiting calls."""
         try:
             thread.start()
         except RuntimeError as exc:  # RLIMIT_NPROC is reached, or the interpreter is about to end
             self._call_queue.ended(call)
             call.thread = None
             self._call_queue.add(call, first=True)
-            while not self._supervisor and (waiting := self._call_queue.clear()):  # those that wait for room come next
+            while not self._supervisor and (waiting := self._call_queue.clear()):  # calls that wait for room come next
                 self._refuse(OffloadError(f"{self.name}: no thread could be started: {exc}"), waiting)
             return False
         self._supervisor.add(thread)
@@ -314,7 +315,7 @@ class ThreadBackend:
             self._give_room(call)
 
     def _leave(self, call: ThreadCall) -> bool:
-        """Nobody waits for the call any more: return whether it was not over by itself."""
+        """Give up a call; return whether it was not over by itself."""
         if call.over:
             return False
         call.over = True
@@ -332,7 +333,7 @@ class ThreadBackend:
         return True
 
     def _off(self, thread: _Thread) -> None:
-        """The thread does not count any more."""
+        """Stop counting a thread as a worker."""
         if thread not in self._supervisor:
             return
         self._supervisor.discard(thread)
@@ -358,7 +359,7 @@ class ThreadBackend:
                         if not call.over:
                             self._begin(call)
                             result = run(call.sent)
-                    except BaseException as exc:  # noqa: BLE001 - it is the call's
+                    except BaseException as exc:  # noqa: BLE001 - raised by the call
                         error = for_a_future(exc)
                     if not self._end(thread, call, result, error):
                         return
@@ -388,14 +389,14 @@ class ThreadBackend:
                         return None
 
     def _begin(self, call: ThreadCall) -> None:
-        """The time of the call runs."""
+        """Record when the call begins, and start its timeout."""
         call.begun = time.perf_counter()
         if call.options.timeout is not None:
-            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nothing waits
                 call.loop.call_soon_threadsafe(self._watch_time, call)
 
     def _end(self, thread: _Thread, call: ThreadCall, result: Any, error: BaseException | None) -> bool:
-        """The call has ended: return whether the thread may go on."""
+        """Record the end of a call; return whether the thread may go on."""
         with self._lock:
             call.sent = None
             self._call_queue.ended(call)
@@ -450,15 +451,16 @@ class ThreadBackend:
             elif self._leave(call):
                 self._counts["cancelled"] += 1
 
-    # -- its life -------------------------------------------------------------------------------------------------
+    # -- lifetime -------------------------------------------------------------------------------------------------
 
     async def close(self, *, force: bool = False) -> None:
-        """Take no more calls, wait for those that were taken, and end the threads; a second call does nothing new.
+        """Accept no more calls, wait for the accepted ones, and end the threads; a second call does nothing new.
 
         Calls that wait for room fail with :class:`PoolClosed`.
 
         Args:
-            force: do not wait: calls that wait or run fail with :class:`PoolClosed`; what runs goes on in its thread.
+            force: do not wait: waiting and running calls fail with :class:`PoolClosed`; running ones go on in their
+                threads.
         """
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         error = PoolClosed(f"{self.name} was closed")
@@ -474,7 +476,7 @@ class ThreadBackend:
                         self._counts["failed"] += 1
                         running.tell(None, PoolClosed(*error.args), even_if_unheard=True)
             self._dispatch()
-            if not self._supervisor:  # all that there may be still run what was given up
+            if not self._supervisor:  # all allowed threads still run calls that were given up
                 self._refuse(error, self._call_queue.clear())
             if self._supervisor:
                 self._closers.append(ended)
@@ -483,7 +485,7 @@ class ThreadBackend:
         await ended
 
     def dismiss(self) -> list[threading.Thread]:
-        """Take no more calls; return the threads that had nothing to do, and are about to end."""
+        """Accept no more calls; return the idle threads, which are about to end."""
         with self._lock:
             self._closed = True
             idle: list[threading.Thread] = [*self._idle]
@@ -491,7 +493,7 @@ class ThreadBackend:
         return idle
 
     def forget(self) -> None:
-        """This is a forked child: there are no threads here."""
+        """Reset in a forked child, which has none of the threads."""
         self._lock = threading.Lock()
         self._closed = True
         self._call_queue = CallQueue()
@@ -500,7 +502,7 @@ class ThreadBackend:
             kept.clear()
 
     def stats(self) -> PoolStats:
-        """Return the figures; ``started`` counts threads; what timed out or was cancelled does not run any more."""
+        """Return the statistics; ``started`` counts threads; timed-out and cancelled calls do not count as running."""
         with self._lock:
             now = time.perf_counter()
             running = [thread.call for thread in self._supervisor if thread.call is not None]
@@ -537,7 +539,7 @@ def _wake(closer: asyncio.Future[None]) -> None:
 
 
 def for_a_future(exc: BaseException) -> BaseException:
-    """Return what a future may be given: what would end the program or confuse its loop is put into words."""
+    """Return an exception that a future may get: one that would end the program or confuse its loop is wrapped."""
     if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
         return exc
     error = OffloadError(f"the call raised {type(exc).__qualname__}: {exc}")

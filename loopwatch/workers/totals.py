@@ -1,6 +1,6 @@
-"""Process-wide totals of the time that calls took, by place (inline, thread, process, backend). They only grow.
+"""Process-wide totals of call time by destination (inline, thread, process, backend). They only grow.
 
-Each pool, set of threads and function writes its own; what one that is gone has written stays in the sum.
+Each pool, thread backend and function writes its own; the totals of a collected owner stay in the sum.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from loopwatch.core.process_state import one
 from loopwatch.events import PlaceStats
 
 PLACES = ("inline", "thread", "process", "backend")
-"""Where calls run; what is neither a thread nor a process of this machine is a backend."""
+"""Destinations of calls; anything that is neither a thread nor a process of this machine is a backend."""
 _MANY = 64
-"""Writers after which those that are gone are looked for."""
+"""Number of open totals above which those of collected owners are folded."""
 
 
 class CallTotals:
-    """What one pool, set of threads or function has spent, in s; written by one thread at a time.
+    """Call time totals of one pool, thread backend or function, in seconds; written by one thread at a time.
 
     Attributes:
-        place: one of :data:`PLACES`.
-        calls: calls that it was given directly, by no function that is known.
+        place: the destination, one of :data:`PLACES`.
+        calls: calls submitted directly, not through a known function.
         run: how long calls ran.
-        trip: what they took on top of that.
-        held: part of it in which their loop was held, by pickling and unpickling.
-        is_over: whether nobody writes any more.
+        trip: their overhead on top of that.
+        held: part of the overhead in which pickling and unpickling blocked their loop.
+        is_over: whether the owner was collected and writes no more.
     """
 
     __slots__ = ("calls", "held", "is_over", "place", "run", "trip")
@@ -39,7 +39,7 @@ class CallTotals:
         self.is_over = False
 
     def add(self, other: CallTotals) -> None:
-        """Add what another has spent."""
+        """Add the totals of another owner."""
         self.calls += other.calls
         self.run += other.run
         self.trip += other.trip
@@ -47,13 +47,13 @@ class CallTotals:
 
 
 class _Totals:
-    """What all calls of this process took.
+    """Call time totals of this process.
 
     Attributes:
-        lock: held while sums are made.
-        open: of those who still call.
-        past: of those who are gone, by place.
-        saved: seconds that loops were spared so far, by place; must not fall.
+        lock: held while sums are computed.
+        open: totals of live owners, and of collected ones until :meth:`fold`.
+        past: folded totals of collected owners, by destination.
+        saved: seconds of blocking that loops were spared so far, by destination; must not fall.
     """
 
     def __init__(self) -> None:
@@ -63,13 +63,13 @@ class _Totals:
         self.saved = dict.fromkeys(PLACES, 0.0)
 
     def fold(self) -> None:
-        """Keep the sum of those who are gone instead of them; with the lock."""
+        """Fold the totals of collected owners into ``past``; call it with the lock held."""
         for spent in [each for each in self.open if each.is_over]:
             self.past[spent.place].add(spent)
             self.open.remove(spent)
 
     def after_fork_in_child(self) -> None:
-        """Begin anew: what the parent has spent is the parent's."""
+        """Reset to zero: the parent's totals are not the child's."""
         self.lock = threading.Lock()
         for spent in (*self.open, *self.past.values()):
             spent.calls, spent.run, spent.trip, spent.held = 0, 0.0, 0.0, 0.0
@@ -82,9 +82,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def totals_of(owner: object, place: str) -> CallTotals:
-    """Return where ``owner`` writes, for as long as it lives."""
+    """Return new totals for ``owner`` to write to for as long as it lives."""
     spent = CallTotals(place)
-    # Runs in whichever thread collects it, which may have the lock: it only leaves word.
+    # Runs in the thread that collects the owner, which may hold the lock: so it only sets a flag.
     weakref.finalize(owner, setattr, spent, "is_over", True).atexit = False
     if len(_totals.open) > _MANY:
         with _totals.lock:
@@ -94,7 +94,7 @@ def totals_of(owner: object, place: str) -> CallTotals:
 
 
 def places() -> tuple[PlaceStats, ...]:
-    """Return the sums by place, those without any left out."""
+    """Return the sums by destination, without empty ones."""
     with _totals.lock:
         _totals.fold()
         found = []
@@ -103,7 +103,7 @@ def places() -> tuple[PlaceStats, ...]:
             for spent in (_totals.past[place], *(each for each in _totals.open if each.place == place)):
                 total.add(spent)
             if place != "inline":
-                # What pickling took is known before how long the call ran: the difference may fall for a while.
+                # Pickling time is known before the run time of the call: the difference may fall for a while.
                 _totals.saved[place] = max(_totals.saved[place], total.run - total.held)
             if total.run or total.trip or total.calls:
                 found.append(

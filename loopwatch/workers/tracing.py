@@ -1,9 +1,9 @@
-"""OpenTelemetry on the way to a worker and back: the trace goes along, and a call is a span.
+"""OpenTelemetry tracing of calls: the trace context is passed to the worker, and each call is a span.
 
-Nothing here imports OpenTelemetry in a program that has not done so itself; then a call costs one look. The span is a
-child of the caller's, begins when the call is submitted and ends when its caller is told, whatever becomes of it. In
-a viewer its length is thus what the caller waited; the run stands inside it, by the exact times of its events
-``begun`` and ``done``, and the spans that the function makes in its worker hang below it. (A span for the run alone
+Nothing here imports OpenTelemetry in a program that has not done so itself; then a call costs one lookup. The span is a
+child of the caller's, begins when the call is submitted and ends when its caller gets the outcome, whatever that is. In
+a viewer its length is thus how long the caller waited; the run stands inside it, by the exact times of its events
+``begun`` and ``done``, and the spans that the function makes in its worker are its children. (A span for the run alone
 would hide the wait, and could not be known in the worker before it begins.)
 
     offload thumbnail        |------------------------------------------|
@@ -27,15 +27,15 @@ from loopwatch.core.originals import time
 Submitted = TypeVar("Submitted")
 
 FLUSH_WITHIN = 500
-"""ms that a worker that ends may take to hand over its own spans."""
+"""ms that a worker that ends may take to export its own spans."""
 
 
 class Trip:
-    """One call as a span.
+    """The span of one call.
 
     Attributes:
         carrier: the trace context, for the other process: see :func:`receive`.
-        encode, decode: s that the call was pickled for, and its result unpickled.
+        encode, decode: seconds in which the call was pickled, and its result unpickled.
 
     Example:
         ``trip = tracing.begin(function, "threads")``, and if that is not None ``trip.enter(context)`` before
@@ -52,13 +52,13 @@ class Trip:
         self._ran = False
 
     def enter(self, context: contextvars.Context) -> None:
-        """Make this the current span in ``context``: for calls that run in this process."""
+        """Make this the current span in ``context``, for calls that run in this process."""
         from opentelemetry.context import attach
 
         context.run(attach, self._context)
 
     def encoding(self, held: Callable[[float], None]) -> Callable[[float], None]:
-        """Return ``held``, which also counts for :attr:`encode`."""
+        """Return a wrapper of ``held`` that also adds to :attr:`encode`."""
 
         def both(seconds: float) -> None:
             self.encode += seconds
@@ -67,7 +67,7 @@ class Trip:
         return both
 
     def decoding(self, held: Callable[[float], None]) -> Callable[[float], None]:
-        """Return ``held``, which also counts for :attr:`decode`."""
+        """Return a wrapper of ``held`` that also adds to :attr:`decode`."""
 
         def both(seconds: float) -> None:
             self.decode += seconds
@@ -76,11 +76,11 @@ class Trip:
         return both
 
     def ran(self, began: int, run: int, cpu: int | None) -> None:
-        """Take note of the run.
+        """Record the run.
 
         Args:
             began: when, by ``time.perf_counter_ns``, which all processes of a system share.
-            run, cpu: ns that it took, and that its thread used a processor (None if that is not known).
+            run, cpu: ns that it took, and ns of processor time of its thread (None if that is not known).
         """
         span = self._span
         if span is None:
@@ -97,7 +97,7 @@ class Trip:
             _failed(exc)
 
     def lost(self, pid: int) -> None:
-        """The worker has died, and the call is sent to another."""
+        """Record that the worker has died, and the call is sent to another."""
         if self._span is not None:
             try:
                 self._span.add_event("worker died", {"loopwatch.worker.pid": pid})
@@ -115,10 +115,11 @@ class Trip:
         """End the span; a second call does nothing.
 
         Args:
-            error: what the caller gets instead of a result.
+            error: raised for the caller instead of a result.
             pid: of the worker that had it last.
             attempts: times that it was begun.
-            begun: s of ``time.perf_counter`` at which it is thought to have begun, if it did not live to tell.
+            begun: seconds of ``time.perf_counter`` at which it presumably began, if its worker died before it reported
+                that.
         """
         now = time.perf_counter_ns()
         if begun is not None and not self._ran:
@@ -138,12 +139,12 @@ class Trip:
                 _failed(exc)
 
     def _at(self, moment: int) -> int:
-        """Return the time of day of a moment, ns; the clock may have been set meanwhile."""
+        """Return the wall-clock time of a moment, in ns; the clock may have been set meanwhile."""
         return self._wall + moment - self._start
 
 
 def _finish(span: Any, trip: Trip, error: BaseException | None, pid: int | None, attempts: int) -> None:
-    from asyncio import CancelledError  # nothing that a worker should have to import
+    from asyncio import CancelledError  # here, so that a worker need not import it
 
     span.set_attribute("loopwatch.offload.encode", trip.encode)
     span.set_attribute("loopwatch.offload.decode", trip.decode)
@@ -151,7 +152,7 @@ def _finish(span: Any, trip: Trip, error: BaseException | None, pid: int | None,
         span.set_attribute("loopwatch.worker.pid", pid)
     if attempts > 1:
         span.set_attribute("loopwatch.offload.attempts", attempts)
-    if isinstance(error, CancelledError):  # that is the caller's wish, no error
+    if isinstance(error, CancelledError):  # by the caller: no error
         span.add_event("cancelled")
     elif error is not None:
         from opentelemetry.trace import Status, StatusCode
@@ -164,11 +165,11 @@ def _finish(span: Any, trip: Trip, error: BaseException | None, pid: int | None,
 
 
 def begin(function: Any, pool: str) -> Trip | None:
-    """Begin the span of a call, if there is a current one.
+    """Begin the span of a call, if there is a current span.
 
     Args:
-        function: what is called.
-        pool: where.
+        function: the function that is called.
+        pool: name of the pool.
     """
     current = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
     if current is None:
@@ -181,11 +182,11 @@ def begin(function: Any, pool: str) -> Trip | None:
 
 
 def traced(function: Any, pool: str, submit: Callable[[Trip | None], Submitted]) -> Submitted:
-    """Return what ``submit`` returns, which is given the span of the call; it ends the span where it raises.
+    """Call ``submit`` with the span of the call and return its result; end the span if it raises.
 
     Args:
-        function, pool: as of :func:`begin`.
-        submit: begins the call.
+        function, pool: as for :func:`begin`.
+        submit: submits the call.
     """
     trip = begin(function, pool)
     try:
@@ -208,13 +209,13 @@ def _begin(function: Any, pool: str) -> Trip:
     there = trace.set_span_in_context(span, here)
     carrier: dict[str, str] = {}
     propagate.inject(carrier, there)
-    # A worker may not know of a propagator that the program has set: it finds the trace by the standard one.
+    # A worker may lack a propagator that the program has set: it finds the trace by the standard one.
     TraceContextTextMapPropagator().inject(carrier, there)
     return Trip(span, there, carrier, start, wall)
 
 
 def _named(function: Any) -> tuple[str, str]:
-    """Return the module and the name of what is called; never its address or arguments, which differ each time."""
+    """Return the module and the name of a callable; never its address or arguments, which differ each time."""
     while isinstance(function, functools.partial):
         function = function.func
     named = function if hasattr(function, "__qualname__") else type(function)
@@ -235,7 +236,7 @@ def is_used() -> bool:
 
 
 def prepare() -> None:
-    """Import what the trips need, before the first one has to wait for it."""
+    """Import what tracing needs, before the first traced call has to wait for it."""
     try:
         import opentelemetry.propagate
         import opentelemetry.trace.propagation.tracecontext  # noqa: F401
@@ -244,7 +245,7 @@ def prepare() -> None:
 
 
 def receive(carrier: Mapping[str, str]) -> None:
-    """Go on with the trace of the caller in the current context, from what it has put into ``carrier``."""
+    """Continue the trace of the caller in the current context, from its ``carrier``."""
     try:
         from opentelemetry import context, propagate, trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -258,7 +259,7 @@ def receive(carrier: Mapping[str, str]) -> None:
 
 
 def flush() -> None:
-    """Have the spans that were made here handed over: this process ends without its ``atexit`` functions."""
+    """Export the spans that were made here: this process ends without its ``atexit`` functions."""
     trace = sys.modules.get("opentelemetry.trace")
     try:
         force = getattr(trace.get_tracer_provider(), "force_flush", None) if trace is not None else None

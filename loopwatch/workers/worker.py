@@ -1,7 +1,7 @@
-"""The worker's side: a process that runs one call after the other, and the fork server that makes such processes.
+"""The worker process, which runs one call after the other, and the fork server that makes such processes.
 
-Nothing here starts a thread or an event loop before a call needs one. The process ends when its parent does: the
-kernel kills it when the write end of its lifeline closes (``F_SETSIG`` in fcntl(2)), even inside C code.
+Nothing here starts a thread or an event loop before a call needs one. The process ends when its parent does: the kernel
+kills it when the write end of its lifeline closes (``F_SETSIG`` in fcntl(2)), even inside C code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from loopwatch.core.originals import time
 
 try:
     import fcntl
-except ImportError:  # Windows, where there are threads only
+except ImportError:  # Windows, which has threads only
     pass
 
 from loopwatch.core.process_state import one
@@ -39,30 +39,30 @@ from loopwatch.workers import descriptor_passing, pickling, protocol, tracing
 from loopwatch.workers.protocol import Frame, Kind
 
 STARTED = struct.Struct("<Q")
-"""Id of the call that was begun last, at the start of the memory that parent and worker share."""
+"""Id of the call that was begun last, at the start of the memory shared with the parent."""
 SKIPS = 7
-"""Calls that the worker must not begin, as nobody wants them of it any more: at most."""
+"""Capacity of the shared list of cancelled call ids."""
 UNWANTED = struct.Struct(f"<{SKIPS}Q")
-"""Their ids, behind it."""
+"""That list, behind :data:`STARTED`: ids of calls that were cancelled or taken back."""
 _NO_SKIPS = bytes(UNWANTED.size)
 FINISHED_AT = STARTED.size * (1 + SKIPS)
-"""Where the id of the call stands whose result was ready last, though it may still be on its way."""
+"""Offset of the id of the call whose result was ready last, though it may still be in transit."""
 SHARED_SIZE = FINISHED_AT + STARTED.size
 STATUS = struct.Struct("<ii")
-"""What the fork server tells of a worker that has ended: pid, wait status."""
+"""The fork server's report of a worker that has ended: pid, wait status."""
 MOMENT = 0.0002
-"""s that a worker looks for the next call, if the last one came as soon."""
+"""Seconds that a worker polls for the next call, if the last one came as soon."""
 BROKEN = 70
 """Exit code of a worker that cannot go on: its socket is gone (``EX_SOFTWARE`` in sysexits.h)."""
 OFFLOADED = "__loopwatch_offloaded__"
-"""Attribute of a function that ``@offload`` has made: that function itself."""
+"""Attribute of a function made by ``@offload``: that function itself."""
 
 
 class Here:
-    """What this process is.
+    """The role of this process.
 
     Attributes:
-        is_worker: whether it is a worker: what is offloaded runs inline here.
+        is_worker: whether it is a worker, in which offloaded functions run inline.
         is_preparing: whether it is importing the program's ``__main__``, which must not start anything.
     """
 
@@ -74,7 +74,7 @@ here = one(Here)
 
 
 def refuse_while_preparing() -> None:
-    """Refuse what a script without the usual guard does while a worker imports it."""
+    """Raise while a worker imports the program's ``__main__``: a script without the usual guard runs the program."""
     if here.is_preparing:
         raise OffloadError(
             "a worker is importing this program's main module, which runs the program at once: "
@@ -93,12 +93,12 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is a cause, not an error by
 
 
 def serve_forks(control: int, status: int, preload: list[str]) -> None:
-    """Fork a worker for each request that comes with its descriptors; tell of each that ends; end with the parent.
+    """Fork a worker for each request, which carries its descriptors; report each that ends; end with the parent.
 
     Args:
         control: socket for requests.
         status: socket to which :data:`STATUS` is written.
-        preload: modules to import first; one that cannot be is left to the workers, which say so.
+        preload: modules to import first; a failing import is left to the workers, which report it.
     """
     _ignore_interrupts()
     _fill_standard_streams()
@@ -157,7 +157,7 @@ def _reap(status: int) -> None:
 
 
 def _death_signal() -> Callable[[int], None]:
-    """Return what has the kernel kill a fork of this process when this one ends (``PR_SET_PDEATHSIG`` in prctl(2))."""
+    """Return a function that has the kernel kill a fork when this process ends (``PR_SET_PDEATHSIG`` in prctl(2))."""
     try:
         import ctypes
 
@@ -167,7 +167,7 @@ def _death_signal() -> Callable[[int], None]:
 
     def die_with(server: int) -> None:
         prctl(1, signal.SIGKILL)
-        if os.getppid() != server:  # it was gone before
+        if os.getppid() != server:  # the server was gone before
             os._exit(BROKEN)
 
     return die_with
@@ -177,10 +177,10 @@ def _death_signal() -> Callable[[int], None]:
 
 
 def tie_life_to(descriptor: int) -> None:
-    """Have the kernel kill this process as soon as anything happens to ``descriptor``, such as its other end closing.
+    """Make the kernel kill this process on any event of ``descriptor``, such as its other end closing.
 
-    Works while C code keeps the GIL or the process is stopped. Where the system cannot do it (it is Linux's), a
-    worker notices at its next read.
+    Works while C code keeps the GIL or the process is stopped. Where the system cannot do it (only Linux can), a worker
+    notices at its next read.
     """
     if not hasattr(fcntl, "F_SETSIG"):
         return
@@ -191,9 +191,9 @@ def tie_life_to(descriptor: int) -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Open what the parent has closed of standard input, output and error: no file of a worker must take its number.
+    """Open ``os.devnull`` for closed standard streams, so that no file of a worker takes their numbers.
 
-    What is then written to it by its number is lost, as it would be in the parent.
+    What is then written to them by number is lost, as it would be in the parent.
     """
     for number in range(3):
         try:
@@ -210,11 +210,11 @@ def _ignore_interrupts() -> None:
 
 
 def run(channel: int, lifeline: int, shared: int) -> None:
-    """Be a worker until the parent closes the socket; never returns.
+    """Run a worker until the parent closes the socket; never returns.
 
     Args:
-        channel: socket on which frames come and go.
-        lifeline: read end of a pipe that nobody writes to.
+        channel: socket for frames.
+        lifeline: read end of a pipe that is never written to.
         shared: file of :data:`SHARED_SIZE` bytes that the parent has mapped too.
     """
     here.is_worker = True
@@ -225,7 +225,7 @@ def run(channel: int, lifeline: int, shared: int) -> None:
         with socket.socket(fileno=channel) as connected, mmap.mmap(shared, SHARED_SIZE) as memory:
             os.close(shared)
             code = Worker(connected, memory).serve()
-    except BaseException:  # noqa: BLE001 - the outermost seam of a process
+    except BaseException:  # noqa: BLE001 - the outermost frame of a process
         with contextlib.suppress(BaseException):
             traceback.print_exc()
     finally:
@@ -237,7 +237,7 @@ def run(channel: int, lifeline: int, shared: int) -> None:
 
 
 class Worker:
-    """Receives frames, runs calls, and answers, in one thread.
+    """Receives frames, runs calls, and sends results, in one thread.
 
     Args:
         channel: the socket, blocking.
@@ -254,15 +254,15 @@ class Worker:
         self._sending = threading.Lock()
         self._pid = os.getpid()
         self._is_pressed = False
-        """Whether the last call came within a moment after what was before it."""
+        """Whether the last frame came within :data:`MOMENT` seconds."""
         self._max_memory: int | None = None
         self._runner: Any = None
         self._by_value = self._traced = False
         self._to_prepare = 0
-        """Calls that come before the first: initializer and warm-up."""
+        """Number of calls before the first: initializer and warm-up."""
 
     def serve(self) -> int:
-        """Answer until there is nothing more to come; return the exit code."""
+        """Handle frames until there are no more to come; return the exit code."""
         while True:
             frame = self._next()
             if frame is None or frame.head.kind == Kind.STOP:
@@ -296,10 +296,10 @@ class Worker:
         return self._frames.popleft()
 
     def _receive(self) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        """Receive some bytes. If calls come in quick succession, look for the next one for a moment before sleeping.
+        """Receive some bytes; if calls come in quick succession, poll briefly for the next one before sleeping.
 
-        To be woken takes longer than a short call. A moment in vain, at the end of a burst, is not tried again before
-        calls come quickly once more; others who want the processor go first.
+        Waking up takes longer than a short call. After a poll in vain, at the end of a burst, there is none before
+        calls come quickly once more; polling yields the processor to others.
         """
         began = time.perf_counter()
         while self._is_pressed and time.perf_counter() - began < MOMENT:
@@ -314,7 +314,7 @@ class Worker:
     # -- preparing ------------------------------------------------------------------------------------------------
 
     def _get_ready(self, frame: Frame) -> bool:
-        """Do one of the things that come before the first call; after the last one tell that calls may come."""
+        """Handle a frame that comes before the first call; after the last of these report ``READY``."""
         try:
             descriptors = [self._received.popleft() for _ in range(frame.head.descriptors)]
             if frame.head.kind == Kind.SETUP:
@@ -324,7 +324,7 @@ class Worker:
                 self._to_prepare -= 1
                 function, args = pickling.decode(frame.pickle, frame.buffers, descriptors)
                 function(*args)
-        except BaseException as exc:  # noqa: BLE001 - told to the parent, whatever it is
+        except BaseException as exc:  # noqa: BLE001 - reported to the parent, whatever it is
             self._send(protocol.frame(Kind.READY, 1, pickle.dumps((_words(exc), traceback.format_exc()))))
             self._flush(wait=True)
             return False
@@ -359,7 +359,7 @@ class Worker:
         descriptors = [self._received.popleft() for _ in range(head.descriptors)] if head.descriptors else []
         if not self._skips(head.id):
             STARTED.pack_into(self._shared, 0, head.id)
-        if self._skips(head.id):  # either we see that it is not wanted, or the parent sees that it has been begun
+        if self._skips(head.id):  # the worker sees that it is cancelled, or the parent that it has begun
             for descriptor in descriptors:
                 os.close(descriptor)
             self._send(protocol.frame(Kind.SKIPPED, head.id))
@@ -367,16 +367,16 @@ class Worker:
         try:
             function, args, kwargs, extras = pickling.decode_call(frame.pickle, frame.buffers, descriptors, head.flags)
             del frame
-        except BaseException as exc:  # noqa: BLE001 - told to the parent
+        except BaseException as exc:  # noqa: BLE001 - reported to the parent
             self._fail(head.id, f"the call could not be read in the worker: {_words(exc)}", exc)
             return
         is_traced = extras is not None
-        cpu = time.thread_time_ns() if is_traced else 0  # a system call, for the span alone
+        cpu = time.thread_time_ns() if is_traced else 0  # a system call, only for the span
         began = time.perf_counter_ns()
         try:
             result = self._call(function, args, kwargs, extras)
             kind = Kind.RESULT
-        except BaseException as exc:  # noqa: BLE001 - it is the call's
+        except BaseException as exc:  # noqa: BLE001 - raised by the call
             result, kind = exc, Kind.ERROR
         run = time.perf_counter_ns() - began
         if is_traced:
@@ -389,7 +389,7 @@ class Worker:
                 packed = _pack_error(result, by_value=self._by_value)
             else:
                 packed = pickling.encode_result(result, by_value=self._by_value)
-        except BaseException as exc:  # noqa: BLE001 - told to the parent
+        except BaseException as exc:  # noqa: BLE001 - reported to the parent
             what = f"the result ({type(result).__module__}.{type(result).__qualname__}) cannot be sent back: {exc}"
             self._fail(head.id, what, exc, began, run)
             return
@@ -450,12 +450,12 @@ class Worker:
         )
 
     def log(self, record: logging.LogRecord) -> None:
-        """Send a record to the parent."""
+        """Send a log record to the parent."""
         if os.getpid() == self._pid:
             self._send(protocol.frame(Kind.LOG, 0, _pack_record(record)))
 
     def _send(self, parts: list[memoryview], descriptors: list[int] | None = None) -> None:
-        if not self._out and self._sending.acquire(blocking=False):  # nobody is sending: nothing has to wait
+        if not self._out and self._sending.acquire(blocking=False):  # nothing is being sent: no need to queue
             try:
                 self._write(parts, descriptors or [])
             finally:
@@ -466,10 +466,10 @@ class Worker:
             self._flush()
 
     def _flush(self, *, wait: bool = False) -> None:
-        """Send what waits, unless somebody is at it already: another thread, or a finalizer that logs in this one.
+        """Send queued frames, unless that is in progress: in another thread, or in this one below a logging finalizer.
 
         Args:
-            wait: return only when all is sent, whoever does it.
+            wait: return only when all is sent, in any thread.
         """
         while (wait or self._out) and self._sending.acquire(blocking=wait):
             try:
@@ -501,9 +501,9 @@ class Worker:
 
 
 def _redirect(descriptors: list[int]) -> None:
-    """Have this process, and those that it starts, write to ``descriptors``; Python line by line, as to a terminal."""
+    """Redirect standard output and error, also of child processes; Python writes line by line, as to a terminal."""
     for number, stream, descriptor in zip((1, 2), (sys.stdout, sys.stderr), descriptors, strict=False):
-        if stream is not None:  # else the number is none of a standard stream here
+        if stream is not None:  # else the number is not of a standard stream here
             stream.flush()
             os.dup2(descriptor, number)
             if hasattr(stream, "reconfigure"):
@@ -512,19 +512,19 @@ def _redirect(descriptors: list[int]) -> None:
 
 
 def undecorated(function: Any) -> Any:
-    """Return what ``@offload`` has decorated, to be run here; anything else as it is."""
+    """Return the plain function behind one made by ``@offload``; anything else as it is."""
     decorated, plain = getattr(function, "__func__", function), getattr(function, "inline", function)
-    # What wraps it may have copied its attributes, as functools.wraps does: that is not to be left out.
+    # A wrapper may have copied its attributes, as functools.wraps does: the wrapper must not be skipped.
     if getattr(function, OFFLOADED, None) is not decorated:
         return function
     return plain if decorated is function else types.MethodType(plain, function.__self__)
 
 
 def _prepare_main(data: dict[str, Any]) -> None:
-    """Import the program's ``__main__`` as multiprocessing does, so that what it defines can be unpickled."""
+    """Import the program's ``__main__`` as multiprocessing does, so that its definitions can be unpickled."""
     from multiprocessing import process, spawn
 
-    # A script without the usual guard would start processes of its own while it is imported: this refuses it.
+    # A script without the usual guard would start processes of its own while it is imported: this prevents it.
     process.current_process()._inheriting = True  # type: ignore[attr-defined]
     try:
         spawn.prepare(data)
@@ -533,7 +533,7 @@ def _prepare_main(data: dict[str, Any]) -> None:
 
 
 def _pack_error(error: BaseException, *, by_value: bool) -> pickling.Payload:
-    """Pickle what the call raised, with its traceback; what does not survive the trip is put into words."""
+    """Pickle the call's exception with its traceback; one that cannot be sent is replaced by a description."""
     where = "".join(traceback.format_exception(error))
     if isinstance(error, SystemExit):
         error = OffloadError(f"the call ended with sys.exit({error.code!r})")
@@ -545,7 +545,7 @@ def _pack_error(error: BaseException, *, by_value: bool) -> pickling.Payload:
         if type(again) is not type(error):
             raise TypeError(f"it comes back as {type(again).__qualname__}")
         again.__cause__ = None  # as the parent will
-    except BaseException as exc:  # noqa: BLE001 - whatever its class does when it is pickled or unpickled
+    except BaseException as exc:  # noqa: BLE001 - its class may raise anything when pickled or unpickled
         words = f"the call raised {_words(error)}, which cannot be sent as it is: {_words(exc)}"
         packed = pickling.encode((OffloadError(words), where))
     return packed
@@ -559,24 +559,27 @@ def _words(exc: BaseException) -> str:
 
 
 def _pack_record(record: logging.LogRecord) -> bytes:
-    """Pickle a log record as ``logging.handlers.QueueHandler`` prepares it: formatted, without what cannot travel."""
+    """Pickle a log record, prepared as by ``logging.handlers.QueueHandler``: formatted, without unpicklable parts."""
     message = record.getMessage()
     fields = dict(record.__dict__, msg=message, args=None, exc_info=None)
     if record.exc_info and not record.exc_text:
         fields["exc_text"] = logging.Formatter().formatException(record.exc_info)
     try:
         return pickle.dumps(fields)
-    except Exception:  # noqa: BLE001 - an extra field of the program's
+    except Exception:  # noqa: BLE001 - an extra field set by the program
         known = logging.LogRecord("", 0, "", 0, "", None, None).__dict__
         return pickle.dumps({key: value for key, value in fields.items() if key in known or key == "message"})
 
 
 class _ToParent(logging.Handler):
+    """Log handler that sends records to the parent."""
+
     def __init__(self, worker: Worker) -> None:
         super().__init__()
         self._worker = worker
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send a record to the parent."""
         try:
             self._worker.log(record)
         except Exception:  # noqa: BLE001 - as every handler of the standard library does
@@ -584,7 +587,7 @@ class _ToParent(logging.Handler):
 
 
 def resident(pid: int) -> int:
-    """Return the resident memory of a process, bytes; 0 where it cannot be read."""
+    """Return the resident memory of a process in bytes; 0 where it cannot be read."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * mmap.PAGESIZE
     except (OSError, IndexError):

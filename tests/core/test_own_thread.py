@@ -216,9 +216,28 @@ def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     service = Service()
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", refuse)
+        patched.setattr("loopwatch.core.untraced._start", refuse)
         with pytest.raises(RuntimeError):
             service.thread.start()
         assert not service.thread.exists
     service.thread.start()
     assert service.at_it.wait(SOON) and service.thread.end(SOON)
+
+
+def test_what_others_put_in_the_place_of_starting_threads_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that refuses new threads, or counts them, does not meet ours; nor does one that wraps ``start``."""
+    asked: list[object] = []
+
+    def refuse(*args: object, **_named: object) -> None:
+        asked.append(args)
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    for name in ("_start_joinable_thread", "_start_new_thread"):
+        monkeypatch.setattr(threading, name, refuse, raising=False)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    ran = threading.Event()
+    thread = OwnThread("test", ran.set, lambda: None)
+    thread.start()
+    assert ran.wait(20)
+    assert thread.end(20)
+    assert asked == []

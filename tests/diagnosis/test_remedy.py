@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loopwatch.diagnosis.causes import CAUSES, those
 from loopwatch.diagnosis.remedy import is_generic, remedy
-from loopwatch.diagnosis.remedy_table import ANY, BY_CAUSE_ALONE, FALLBACKS, TABLE, Advice
+from loopwatch.diagnosis.remedy_table import ANY, TABLE, Advice
 from loopwatch.events import Cause, Frame
 
 CULPRIT = Frame("Images.resize", "app.images", "/app/images.py", 12)
@@ -85,11 +86,11 @@ def test_every_cause_has_a_sentence_without_any_call(cause: Cause, culprit: Fram
 
 def test_causes_are_divided_in_two() -> None:
     """Each cause either speaks for itself or has a fallback, never both."""
-    assert set(BY_CAUSE_ALONE) | set(FALLBACKS) == set(Cause)
-    assert not set(BY_CAUSE_ALONE) & set(FALLBACKS)
+    assert set(CAUSES) == set(Cause)
+    assert all(("{call}" in facts.remedy) >= facts.is_of_call for facts in CAUSES.values())
 
 
-@pytest.mark.parametrize("cause", BY_CAUSE_ALONE)
+@pytest.mark.parametrize("cause", sorted(those("is_of_call", False)))
 def test_the_call_does_not_matter_where_it_did_not_hold_the_loop(cause: Cause) -> None:
     """For gc, gil, starved, suspended and overload the advice is about the cause, whatever the line did."""
     assert remedy(cause, REQUESTS, CULPRIT) == remedy(cause, (), CULPRIT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -10,7 +9,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from loopwatch.events import PoolStats
+from loopwatch.offloading.conformance import Gate, hold
+from loopwatch.offloading.conformance import stats_add_up as figures_add_up
+
+__all__ = ["Gate", "figures_add_up", "hold"]
 
 METHODS = ["forkserver", "spawn"]
 WAYS = [("asyncio", "forkserver"), ("uvloop", "spawn")]
@@ -18,50 +20,6 @@ WAYS = [("asyncio", "forkserver"), ("uvloop", "spawn")]
 if sys.version_info >= (3, 12):
     WAYS.append(("eager", "forkserver"))
 ROOT = Path(__file__).parent.parent.parent
-
-
-class Gate:
-    """Holds calls in workers until it is opened; tells that they have begun. Both by bytes in pipes by name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.began, self.opened = str(folder / "began"), str(folder / "opened")
-        os.mkfifo(self.began)
-        os.mkfifo(self.opened)
-        self._fds = [os.open(path, os.O_RDWR) for path in (self.began, self.opened)]
-        self.wait_args = (self.began, self.opened)
-
-    def open(self, calls: int = 1) -> None:
-        """Let so many calls go on."""
-        os.write(self._fds[1], b"." * calls)
-
-    async def entered(self, calls: int = 1) -> None:
-        """Wait until so many calls have begun."""
-        loop = asyncio.get_running_loop()
-        for _ in range(calls):
-            there = asyncio.Event()
-            loop.add_reader(self._fds[0], there.set)
-            await there.wait()
-            loop.remove_reader(self._fds[0])
-            os.read(self._fds[0], 1)
-
-    def close(self) -> None:
-        """Close the pipes."""
-        for fd in self._fds:
-            os.close(fd)
-
-
-def hold(began: str, opened: str, value: Any = None) -> Any:
-    """Tell that the call has begun, and wait to be let go on."""
-    with Path(began).open("wb", buffering=0) as telling:
-        telling.write(b".")
-    with Path(opened).open("rb", buffering=0) as waiting:
-        waiting.read(1)
-    return value
-
-
-def figures_add_up(stats: PoolStats) -> None:
-    """Every call that was taken is accounted for once."""
-    assert stats.submitted == stats.completed + stats.failed + stats.cancelled + stats.queued + stats.running, stats
 
 
 def script(folder: Path, text: str, *flags: str, name: str = "program.py") -> subprocess.CompletedProcess[str]:

@@ -1,12 +1,12 @@
-"""What the interpreter loads at start under ``loopwatch run``: installs the agent when there is something to watch.
+"""Loaded by each interpreter at start under ``loopwatch run``: installs the agent once there is something to watch.
 
-Starts nothing and imports nothing: a process that never imports asyncio (pip, multiprocessing's resource tracker) keeps
-a finder in ``sys.meta_path`` that never finds anything. One that does waits for its first loop, pool or worker process
-(:mod:`loopwatch.core.deferred`), and pays for the agent only then. The ``sitecustomize`` that would have been loaded
-without us is loaded in our place. Whatever of ours fails is one line on stderr; the program runs.
+Starts nothing and imports nothing: a process that never imports asyncio (pip, multiprocessing's resource tracker) has
+an idle finder in ``sys.meta_path``, no more. One that does waits for its first loop, pool or worker process
+(:mod:`loopwatch.core.deferred`), and loads the agent only then. The ``sitecustomize`` that this one shadows is loaded
+in its place. Any failure here is one line on stderr; the program runs.
 """
-# Any interpreter of the machine may come by here, with loopwatch or without, also one older than loopwatch supports:
-# hence the syntax of Python 3.6, and no import of what is not loaded at this point anyway.
+# Any interpreter of the machine may load this file, with loopwatch or without, also one older than loopwatch supports:
+# hence the syntax of Python 3.6, and no import of modules that are not loaded at this point anyway.
 # ruff: noqa: PTH120, BLE001
 
 import os
@@ -18,11 +18,11 @@ if MYPY:  # for the type checker only: typing is not loaded at this point
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-_OFF = ("0", "false", "no", "off")  # as loopwatch.config reads them, which must not be imported here
+_OFF = ("0", "false", "no", "off")  # as in loopwatch.config, which must not be imported here
 
 
 class _OnceAsyncioIsWanted:
-    """A meta path finder that gives its place to loopwatch's own when asyncio is looked for."""
+    """A meta path finder that replaces itself by loopwatch's own when asyncio is imported."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -30,6 +30,7 @@ class _OnceAsyncioIsWanted:
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
+        """Return the spec of asyncio, through loopwatch's finder; None for any other module."""
         if name != "asyncio" or self._asked:
             return None
         self._asked = True
@@ -62,7 +63,7 @@ def _tell(exc: Exception) -> None:
     line = f"loopwatch: this process is not watched: {why} ({sys.executable}); {advice}, or set LOOPWATCH_ENABLED=0"
     try:
         sys.stderr.write(line + "\n")
-    except Exception:  # noqa: S110 - a closed stderr: there is nobody to tell
+    except Exception:  # noqa: S110 - stderr is closed: nowhere to report
         pass
 
 
@@ -72,8 +73,8 @@ if os.environ.get("LOOPWATCH_ENABLED", "").strip().lower() not in _OFF:
     else:
         sys.meta_path.insert(0, _OnceAsyncioIsWanted())
 
-# The next sitecustomize in line takes our place in sys.modules. If there is none, this import fails as it would have
-# failed without us, and an error in it is the interpreter's to report (Lib/site.py, execsitecustomize).
+# The next sitecustomize on the path replaces this one in sys.modules. If there is none, this import fails as it would
+# without this file; the interpreter reports an error in it (Lib/site.py, execsitecustomize).
 _others = [entry for entry in sys.path if entry != os.path.dirname(__file__)]
 if len(_others) < len(sys.path):
     sys.path[:] = _others

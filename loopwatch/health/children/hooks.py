@@ -1,7 +1,7 @@
-"""Hooks what starts, signals and waits for child processes, to record where each was started and how it ended.
+"""Hooks the calls that start, signal and wait for child processes, to record where each started and how it ended.
 
-Nothing is waited for here: what the program learns of an exit is overheard. Children that C code starts without Python,
-and those that were there before us, are found by looking (:mod:`loopwatch.health.children.watched`) and adopted.
+Nothing is reaped here: exit statuses are read from the program's own calls. Children started by C code without Python,
+or before the agent, are found by polling (:mod:`loopwatch.health.children.watched`) and adopted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass  # not of ours: nothing is compiled around a fork
+from dataclasses import dataclass  # not loopwatch.core's: nothing is compiled around a fork
 from types import ModuleType
 from typing import Any
 
@@ -25,34 +25,34 @@ from loopwatch.health.naming import origin
 from loopwatch.system.threads import read_kernel
 
 MOST = 4096
-"""Children remembered; of more than that the oldest are forgotten."""
+"""Most children remembered; beyond that the oldest is forgotten."""
 EARLY, MOST_EARLY = 1.0, 64
-"""s by which an exit may be heard of before the start, as another thread was quicker; how many are remembered."""
+"""Seconds by which an exit may be recorded before the start (by a faster thread); most such exits remembered."""
 PART = "children"
-"""What it is called among the parts that may fail."""
+"""Name of these hooks among the parts whose faults are counted."""
 ENDING = frozenset(
     getattr(signal, name) for name in ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGHUP") if hasattr(signal, name)
 )
-"""Signals by which a program tells another one to end."""
+"""Signals that request the end of a process."""
 
 
 @dataclass(slots=True)
 class Birth:
-    """A child process that the program has started.
+    """The record of a child process.
 
     Attributes:
         pid: process id.
-        at: ``time.monotonic`` s.
-        place: where, ``file:line in function``.
-        pool: module of the pool that looks after it, None if none does.
-        name: what it runs, without arguments; empty where that is not known.
-        executes: whether it runs a program of its own, whose exit code is an answer; else it is a copy of this one.
+        at: its start, ``time.monotonic`` seconds.
+        place: where it was started, ``file:line in function``.
+        pool: module of the pool that manages it, None if the program does.
+        name: what it runs, without arguments; empty if unknown.
+        executes: whether it executes another program, whose exit code is a result; else it is a copy of this process.
         remote: whether another process is its parent, such as a fork server.
-        told: whether the program told it to end.
-        aborted: whether the program sent it SIGABRT, as supervisors do to what does not answer any more.
-        exitcode: how it ended, negative for the number of a signal; None as far as nobody has waited for it.
-        ended_at: when it was waited for.
-        adopted: whether it was found by looking, and its start was not seen.
+        told: whether the program requested its end.
+        aborted: whether the program sent it SIGABRT, as supervisors do to an unresponsive process.
+        exitcode: negative for the number of a signal; None until it is reaped.
+        ended_at: when it was reaped.
+        adopted: whether it was found by polling, and its start was not seen.
     """
 
     pid: int
@@ -70,18 +70,18 @@ class Birth:
 
 
 class ProcessHooks:
-    """The children that were noted, by process id.
+    """Records child processes by process id.
 
     Args:
-        patches: where the replaced attributes are kept.
-        faults: where failures are counted; a failing note is not taken any more.
-        born: called after a child was started, on whatever thread; must neither raise nor block.
+        patches: registry of replaced attributes.
+        faults: counter of failures; hooks skip objects on which they failed.
+        born: called after the start of a child, on any thread; must neither raise nor block.
     """
 
     def __init__(self, patches: PatchSet, faults: Faults, born: Callable[[], object]) -> None:
         self.known: dict[int, Birth] = {}
         self.changes = 0
-        """Goes up with each that was started or waited for."""
+        """Incremented with each child that is started or reaped."""
         self._patches, self._faults, self._born = patches, faults, born
         self._isolation = Isolation(faults, "child")
         self._early: dict[int, tuple[int, float]] = {}
@@ -89,7 +89,7 @@ class ProcessHooks:
         self._hooks: list[ListItem] = []
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Install the hooks."""
         for name in ("fork", "forkpty"):
             if hasattr(os, name):
                 self._patches.beside(os, name, Beside(self._forking, self._fork_over, self._forked))
@@ -109,40 +109,40 @@ class ProcessHooks:
         self._when_imported("uvloop", self._patch_uvloop)
 
     def stop(self) -> None:
-        """Stop listening; the patches are undone by their owner."""
+        """Remove the import hooks; the owner of the patches undoes them."""
         for hook in self._hooks:
             hook.undo()
         self._hooks.clear()
 
     def exit_of(self, pid: int) -> int | None:
-        """Return how ``pid`` ended, None as far as nobody has waited for it."""
+        """Return the exit code of ``pid``, None if it is not reaped yet."""
         birth = self.known.get(pid)
         return self._early.get(pid, (None, 0.0))[0] if birth is None else birth.exitcode
 
     def adopt(self, pid: int) -> Birth:
-        """Take note of a child that nobody has noted: from now on it is heard of how it ends."""
+        """Record an unrecorded child, so that its exit is recorded too; return its record."""
         birth = self.known.get(pid)
         if birth is None:
             self._make_room()
             found = Birth(pid, _started_at(pid), executes=not _is_copy(pid), adopted=True)
             birth = self.known.setdefault(pid, found)
             ended = self._early.pop(pid, None)
-            if ended is not None and birth.exitcode is None and ended[1] >= birth.at:  # else another one had its number
+            if ended is not None and birth.exitcode is None and ended[1] >= birth.at:  # else of an earlier process
                 birth.exitcode, birth.ended_at = ended
         return birth
 
     def forget(self, pids: Iterable[int]) -> None:
-        """Forget ``pids``, which have ended and are dealt with, or are looked after by others."""
+        """Forget ``pids``, which have ended and were counted, or belong to a pool."""
         for pid in pids:
             self.known.pop(pid, None)
             self._early.pop(pid, None)
 
     def after_fork_in_child(self) -> None:
-        """None of them is a child of this process."""
+        """Forget all in a forked child: they are not its children."""
         self.known, self._early = {}, {}
         self._local = threading.local()
 
-    # -- what the program does ------------------------------------------------------------------------------------
+    # -- hooks ----------------------------------------------------------------------------------------------------
 
     def _note(self, pid: Any, **known: Any) -> None:
         if isinstance(pid, int) and pid > 0:  # a mock has none
@@ -150,8 +150,8 @@ class ProcessHooks:
             self._add(Birth(int(pid), time.monotonic(), made.place, made.pool, **known))
 
     def _add(self, birth: Birth) -> None:
-        before = self.known.pop(birth.pid, None)  # so that it goes to the end
-        # It was seen before it was noted, or is noted twice: by os.fork(), and by what calls that.
+        before = self.known.pop(birth.pid, None)  # to move it to the end
+        # Found by polling before it was recorded, or recorded twice: by os.fork() and by its caller.
         is_same = before is not None and (before.adopted or birth.at - before.at < EARLY)
         if before is not None and is_same and before.exitcode is None:
             before.place, before.pool, before.name = birth.place, birth.pool, birth.name
@@ -171,7 +171,7 @@ class ProcessHooks:
 
     def _ended(self, pid: Any, exitcode: Any) -> None:
         if not isinstance(pid, int) or not isinstance(exitcode, int):
-            return  # what it was is not known, as of a mock
+            return  # unusable, such as from a mock
         birth, now = self.known.get(pid), time.monotonic()
         if birth is not None:
             birth.exitcode, birth.ended_at = exitcode, now
@@ -182,9 +182,9 @@ class ProcessHooks:
             self._early.pop(next(iter(self._early)), None)
 
     def when_forked(self, action: Callable[[], object]) -> None:
-        """Have ``action`` done as soon as the calling thread is not within ``os.fork`` any more.
+        """Run ``action`` when the calling thread has left ``os.fork``; at once if it is not in it.
 
-        In 3.13 that looks for other threads when all handlers of the fork have run, and warns if there are some
+        In 3.13 ``os.fork`` counts threads after all fork handlers have run, and warns if there are others
         (``os_fork_impl`` in CPython's Modules/posixmodule.c).
         """
         if getattr(self._local, "is_forking", False):
@@ -216,7 +216,7 @@ class ProcessHooks:
         return pid
 
     def _killed(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Before it is sent: the child may be dead and waited for by the time it is.
+        # Before it is sent: afterwards the child may already be dead and reaped.
         if len(args) == 2 and (args[1] in ENDING or args[1] == signal.SIGABRT):
             with self._faults.guard(PART):
                 if args[1] == signal.SIGABRT:
@@ -241,11 +241,11 @@ class ProcessHooks:
 
     def _told(self, pid: int) -> None:
         birth = self._child(pid)
-        if birth is not None and peek(pid) is None:  # supervisors also kill what has just died by itself
+        if birth is not None and peek(pid) is None:  # supervisors also kill children that have just died
             birth.told = True
 
     def _child(self, pid: int) -> Birth | None:
-        """Return a process that is told something, None if it is no child of ours."""
+        """Return the record of a process that gets a signal, None if it is no child of this process."""
         return self.adopt(pid) if pid not in self.known and _is_child(pid) else self.known.get(pid)
 
     def _waited(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -257,7 +257,7 @@ class ProcessHooks:
 
     def _waited_by_id(self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = original(*args, **kwargs)
-        if len(args) > 2 and args[2] & os.WNOWAIT:  # it can still be waited for; we ourselves look so
+        if len(args) > 2 and args[2] & os.WNOWAIT:  # it stays waitable; loopwatch polls this way itself
             return result
         if result is not None and result.si_code in (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED):
             code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
@@ -274,9 +274,9 @@ class ProcessHooks:
         self._hooks += when_imported(name, guarded)
 
     def _after(self, owner: Any, name: str, note: Callable[[Any, Any, tuple[Any, ...]], object]) -> None:
-        """Have ``note(instance, result, args)`` called after each call of a method.
+        """Call ``note(instance, result, args)`` after each call of a method.
 
-        A plain function, as subclasses call ``Base.__init__(self)`` without binding it.
+        The replacement is a plain function, as subclasses call ``Base.__init__(self)`` unbound.
         """
 
         def make(original: Any, patch: Patch) -> Any:
@@ -295,16 +295,16 @@ class ProcessHooks:
         self._patches.replace(owner, name, make).state = guarded
 
     def _isolated(self, thing: Any, note: Callable[..., object], *args: Any) -> None:
-        """Call ``note``; if it raises, leave ``thing`` alone from now on: an odd subclass harms no other child."""
+        """Call ``note``; if it raises, exclude ``thing`` from now on: an odd subclass affects no other child."""
         if self._isolation.has(thing) or self._faults.is_off(PART):
             return
         try:
             note(*args)
-        except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
+        except Exception as exc:  # noqa: BLE001 - the boundary between the program and its hooks
             self._isolation.add(thing, exc)
 
     def _patch_subprocess(self, subprocess: Any) -> None:
-        # Not around ``__init__``: it looks at the frames below it for the one that it warns of (``_text_encoding``).
+        # Not around ``__init__``: its warning (``_text_encoding``) attributes itself to a caller by stack depth.
         parameters = list(inspect.signature(subprocess.Popen._execute_child).parameters)
         shell = parameters.index("shell") - 1 if "shell" in parameters else len(parameters)
 
@@ -313,7 +313,7 @@ class ProcessHooks:
             self._note(popen.pid, executes=True, name=_program(popen.args, in_shell))
 
         def exited(popen: Any, _result: Any, _args: tuple[Any, ...]) -> None:
-            # Its own reference to os.waitpid is older than ours.
+            # It kept a reference to the original os.waitpid.
             if popen.returncode is not None:
                 self._ended(popen.pid, popen.returncode)
 
@@ -323,7 +323,7 @@ class ProcessHooks:
 
     def _patch_asyncio(self, base_subprocess: Any) -> None:
         def exited(transport: Any, _result: Any, _args: tuple[Any, ...]) -> None:
-            # A thread of the child watcher may have begun to wait before we could hear of it.
+            # A thread of the child watcher may have called waitpid before it was hooked.
             pid, code = transport.get_pid(), transport.get_returncode()
             birth = self.known.get(pid)
             if birth is not None and birth.exitcode is None and code is not None:
@@ -346,7 +346,7 @@ class ProcessHooks:
         self._after(popen_forkserver.Popen, "poll", polled)
 
     def _patch_uvloop(self, uvloop: Any) -> None:
-        """What it starts, ends and waits for it does in C."""
+        """Hook uvloop, which starts, signals and reaps processes in C."""
         from asyncio import subprocess
 
         async def started(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -391,7 +391,7 @@ class ProcessHooks:
 
 
 def peek(pid: int) -> int | None:
-    """Return how a child has ended that nobody has waited for; its status stays to be waited for.
+    """Return the exit code of a child that is a zombie, else None; does not reap it.
 
     Example:
         >>> import subprocess, time
@@ -404,7 +404,7 @@ def peek(pid: int) -> int | None:
         return None
     try:
         found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except OSError:  # not our child, or waited for in the meantime
+    except OSError:  # not a child of this process, or reaped in the meantime
         return None
     if found is None:
         return None
@@ -412,7 +412,7 @@ def peek(pid: int) -> int | None:
 
 
 def _is_child(pid: int) -> bool:
-    """Whether a process is a child of this one that nobody has waited for; its status stays to be waited for."""
+    """Whether a process is an unreaped child of this one; does not reap it."""
     if pid <= 0 or not hasattr(os, "waitid"):
         return False
     try:
@@ -423,11 +423,11 @@ def _is_child(pid: int) -> bool:
 
 
 STARTED, STACK = 19, 25
-"""Where in ``/proc/PID/stat``, after the name: the tick it was started at, and where its stack begins (proc(5))."""
+"""Indexes in ``/proc/PID/stat``, after the name, of the start time in ticks and of the start of the stack (proc(5))."""
 
 
 def _stat(pid: int | str) -> list[int]:
-    """Return the numbers of ``/proc/PID/stat`` after the name and the state; none where the system does not say."""
+    """Return the fields of ``/proc/PID/stat`` after the name, the state as 0; empty where they cannot be read."""
     text = read_kernel(f"/proc/{pid}/stat")
     try:
         return [] if text is None else [0, *map(int, text.rpartition(")")[2].split()[1:])]
@@ -436,7 +436,7 @@ def _stat(pid: int | str) -> list[int]:
 
 
 def _started_at(pid: int) -> float:
-    """Return when a process was started, ``time.monotonic`` s; now, where the system does not say."""
+    """Return the start of a process, ``time.monotonic`` seconds; now, where the system does not report it."""
     now, fields = time.monotonic(), _stat(pid)
     if len(fields) <= STARTED or not hasattr(time, "CLOCK_BOOTTIME"):
         return now
@@ -445,10 +445,10 @@ def _started_at(pid: int) -> float:
 
 
 def _is_copy(pid: int) -> bool:
-    """Whether a process is a fork of this one that runs no program of its own.
+    """Whether a process is a fork of this one that has executed no other program.
 
-    A fork has its stack where its parent has, which is random for each program that is run; where it may not be looked
-    at, or is not random, their command lines tell. What multiprocessing spawns is as good as a copy.
+    A fork shares its parent's stack address, which is random for each executed program; where that is unreadable, the
+    command lines are compared. A process spawned by multiprocessing counts as a copy.
     """
     own, other = _stat("self"), _stat(pid)
     command = _command_line(pid)

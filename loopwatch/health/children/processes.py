@@ -1,7 +1,7 @@
 """Polls facts about processes: whether they are alive, resource usage, time of last progress, exit status.
 
-Reads, never waits: the exit status of a child stays where it is for whoever started it. Imports psutil, so that it is
-loaded only where there is a process to watch.
+It only reads, and reaps nothing: the exit status of a child is left to the program. It imports psutil, and is therefore
+loaded only once there is a process to watch.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from loopwatch.system.cgroup import Oom
 from loopwatch.system.threads import read_kernel
 
 UNIQUE_EVERY = 60.0
-"""s between two readings of one process's USS: the kernel walks all of its pages for it (7 ms for 500 MB)."""
+"""Seconds between two readings of one process's USS: the kernel walks all of its pages (7 ms for 500 MB)."""
 UNIQUE_SHARE = 0.0005
-"""Share of a processor that reading USS may take."""
+"""Share of one CPU that reading USS may use."""
 STILL = 5.0
-"""s without progress after which it is asked what a process waits in."""
+"""Seconds without progress after which the kernel function that a process sleeps in is read."""
 SIGKILL = -int(getattr(signal, "SIGKILL", 9))
 
 _NOT_TOLD = (psutil.Error, OSError, ValueError, IndexError)
-"""What psutil raises of a process that is not ours to look at, without a descriptor left, of a file half there."""
+"""Exceptions of psutil if access is denied, no descriptor is left, or a /proc file is incomplete."""
 
 _LETTERS: Mapping[str, str] = {
     psutil.STATUS_RUNNING: "R",
@@ -43,12 +43,12 @@ _LETTERS: Mapping[str, str] = {
 
 
 class Processes:
-    """What was polled of processes so far; one poller at a time.
+    """Polls the facts of processes; one poller at a time.
 
     Args:
-        exit_of: returns how a process ended, as far as somebody has waited for it; None where that is not known.
-        oom: whom the kernel has killed for memory; its owner says from when on.
-        clock: monotonic s.
+        exit_of: returns the exit code of a process that was reaped, None if unknown.
+        oom: detector of OOM kills; its owner sets the start of its interval.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Processes:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.facts: Mapping[int, ProcessFacts] = {}
-        """Of the processes that were asked for last; replaced as a whole, so that any thread may read it."""
+        """Facts of the processes polled last; replaced as a whole, so any thread may read it."""
         self._exit_of, self._oom, self._clock = exit_of, oom or Oom(), clock
         self._known: dict[int, psutil.Process] = {}
         self._io: dict[int, float] = {}
@@ -66,12 +66,12 @@ class Processes:
         self._next_unique = 0.0
 
     def poll(self, pids: Iterable[int], *, until: float | None = None, unique: bool = True) -> bool:
-        """Look at ``pids`` and forget all others; return whether all of them were looked at.
+        """Poll ``pids`` and forget all others; return whether all were polled.
 
         Args:
             pids: process ids.
-            until: when to stop (``time.monotonic``): what could not be looked at keeps its last facts.
-            unique: whether the turn of somebody's USS may have come.
+            until: when to stop, ``time.monotonic`` seconds: processes not reached keep their last facts.
+            unique: whether one process's USS may be read if it is due.
         """
         wanted = dict.fromkeys(pids)
         facts = {pid: self.facts[pid] for pid in wanted if pid in self.facts}
@@ -91,24 +91,24 @@ class Processes:
         return complete
 
     def forget(self, pids: Iterable[int]) -> None:
-        """Forget ``pids``, which have ended: whoever gets their numbers is somebody else."""
+        """Forget ``pids``, which have ended and may be reused."""
         gone = set(pids)
         if gone:
             self.facts = {pid: fact for pid, fact in self.facts.items() if pid not in gone}
 
     def _look(self, pid: int, before: ProcessFacts | None) -> ProcessFacts:
         if before is not None and not before.alive and not before.zombie:
-            return before  # it ended; whoever has its number now is somebody else
+            return before  # it ended; the id may be reused by now
         now = self._clock()
         try:
             process = self._known.get(pid)
             if process is None:
                 process = self._known[pid] = psutil.Process(pid)
-            elif not process.is_running():  # the number belongs to somebody else by now
+            elif not process.is_running():  # the id was reused
                 return self._gone(pid, now, before)
             with process.oneshot():
                 return self._read(process, now, before)
-        except psutil.ZombieProcess:  # of which macOS tells nothing else
+        except psutil.ZombieProcess:  # macOS reports nothing else about it
             return _zombie(pid, now, before)
         except psutil.NoSuchProcess:
             return self._gone(pid, now, before)
@@ -133,9 +133,9 @@ class Processes:
         )  # fmt: skip
 
     def _has_done_io(self, process: psutil.Process) -> bool:
-        """Only asked where its processor time stands still: the file is another one."""
+        """Whether its I/O counters have grown; read only if its CPU time has not, as it takes another file."""
         try:
-            done = float(sum(process.io_counters()))  # calls and bytes: any of them moves
+            done = float(sum(process.io_counters()))  # calls and bytes: any growth counts
         except (psutil.AccessDenied, AttributeError, NotImplementedError):
             return False
         before = self._io.get(process.pid)
@@ -151,7 +151,7 @@ class Processes:
         return replace(before, at=now, alive=False, zombie=False, state=None, waits_in=None, exitcode=known)
 
     def _judge_ends(self, facts: dict[int, ProcessFacts]) -> None:
-        """Say of those that have ended since the last poll whether the kernel killed them."""
+        """Determine which processes that ended since the last poll were OOM-killed."""
         ended = [
             pid
             for pid, fact in facts.items()
@@ -185,7 +185,7 @@ class Processes:
 
 
 def _zombie(pid: int, now: float, before: ProcessFacts | None) -> ProcessFacts:
-    """Return the facts of one that has exited and was not waited for: what was known of it, and how it ended."""
+    """Return the facts of a zombie: the last known ones and its exit code."""
     known = before or ProcessFacts(pid, now, alive=True)
     return replace(
         known, at=now, alive=False, zombie=True, memory=None, unique=None, state="Z", waits_in=None, exitcode=peek(pid)
@@ -197,12 +197,12 @@ def _same(before: ProcessFacts) -> tuple[float | None, str]:
 
 
 def _wchan(pid: int) -> str | None:
-    """Return the kernel function that a process sleeps in; its main thread's, and only where the kernel shows it."""
+    """Return the kernel function that a process's main thread sleeps in, None where the kernel does not show it."""
     text = (read_kernel(f"/proc/{pid}/wchan") or "").strip()
     return text if text not in ("", "0") else None
 
 
 def _run_queue(pid: int) -> float | None:
-    """Return for how many s the main thread of a process has waited for a processor (``/proc/PID/schedstat``)."""
+    """Return the seconds a process's main thread has spent on the run queue (``/proc/PID/schedstat``)."""
     fields = (read_kernel(f"/proc/{pid}/schedstat") or "").split()
     return int(fields[1]) / 1e9 if len(fields) >= 2 else None

@@ -1,5 +1,5 @@
-"""Tracks child processes that belong to no pool: which are alive, which are zombies, how the others ended."""
-# To load pathlib takes 4 ms, in every process that is watched.
+"""Tracks child processes that belong to no pool: live ones, zombies, and the ends of the others."""
+# Importing pathlib takes 4 ms, in every watched process.
 # ruff: noqa: PTH110, PTH208
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from loopwatch.system import threads
 NAME = KIND = "children"
 SIGKILL = -int(getattr(signal, "SIGKILL", 9))
 MOST_TOLD = 100
-"""Children listed one by one: zombies first, then the oldest; all of them are counted."""
+"""Most children listed one by one: zombies first, then the oldest; all of them are counted."""
 HEARD_WITHIN = 60.0
-"""s: so long after a child is gone its exit code may still be heard of; a fork server keeps it until it is asked."""
+"""Seconds after a child is gone in which its exit code may still arrive; a fork server keeps it until it is polled."""
 NOTED_WITHIN = 1.0
-"""s: so long after a child is seen it may still turn out who started it."""
+"""Seconds after a child is first seen in which the record of its start may still arrive."""
 MOST_ENDS = 1024
-"""Ends kept for whoever looks for a pattern in them."""
+"""Most ends kept as input of the finding rules."""
 
 
 @dataclass(slots=True)
 class _Child:
-    """One that is there, or has just gone."""
+    """A child that is present or has just gone."""
 
     pid: int
     birth: Birth | None
@@ -45,13 +45,13 @@ class _Child:
 
 
 class Children:
-    """The children of this process that no pool looks after: the :class:`~loopwatch.health.records.Source` of them.
+    """The :class:`~loopwatch.health.records.Source` of children of this process that belong to no pool.
 
     Args:
-        births: what was noted of children that the program started.
-        hung_after: s, as ``Config.hung_after``.
-        oom_killed: returns whether the kernel killed processes that SIGKILL has ended a moment ago; None: unknown.
-        clock: monotonic s.
+        process_hooks: records of the children that the program started.
+        hung_after: returns ``Config.hung_after``, seconds.
+        oom_killed: returns whether processes that SIGKILL has just ended were OOM-killed; None: unknown.
+        clock: monotonic seconds.
     """
 
     gone = False
@@ -64,7 +64,7 @@ class Children:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ends: deque[End] = deque(maxlen=MOST_ENDS)
-        """How the last ones ended, oldest first."""
+        """The latest ends, oldest first."""
         self._process_hooks, self._hung_after, self._oom_killed, self._clock = (
             process_hooks,
             hung_after,
@@ -78,9 +78,9 @@ class Children:
         self._cpu = 0.0
 
     def begin(self) -> None:
-        """Adopt the children that are there already: how they end is heard of from now on.
+        """Adopt the existing children, so that their exits are recorded.
 
-        Where every process of the system would have to be asked, those are adopted that later looks find.
+        Where that would take a scan of all processes of the system, later polls adopt them instead.
         """
         if _is_listed() and has_children():
             now, theirs = self._clock(), _helpers()
@@ -88,18 +88,18 @@ class Children:
                 if pid not in self._process_hooks.known and pid not in theirs:
                     self._members[pid] = _Child(pid, self._process_hooks.adopt(pid), now, counted=False)
 
-    # -- what the monitor asks ------------------------------------------------------------------------------------
+    # -- called by the monitor ------------------------------------------------------------------------------------
 
     @property
     def used(self) -> bool:
-        """Whether there are any, or were: nothing need be told otherwise."""
+        """Whether there are or were any children; if not, there is nothing to report."""
         return bool(self._started or self._members)
 
     def look(self, claimed: Collection[int]) -> None:
-        """See which there are.
+        """Update the set of children.
 
         Args:
-            claimed: processes that pools look after.
+            claimed: process ids that belong to pools.
         """
         now = self._clock()
         process_hooks = dict(self._process_hooks.known)
@@ -115,9 +115,9 @@ class Children:
             if member is not None and member.birth is None:
                 if birth is None and now - member.first_seen >= NOTED_WITHIN:
                     birth = self._process_hooks.adopt(pid)
-                member.birth = birth  # it was seen before it was noted
+                member.birth = birth  # it was seen before its start was recorded
             if member is None or member.birth is not birth:
-                # Of one that nobody noted a pool may say a moment later that it is its own.
+                # Counted at the next poll: a pool may still claim an unrecorded child.
                 member = self._members[pid] = _Child(pid, birth, now, counted=False)
                 if birth is not None:
                     self._count(member)
@@ -125,7 +125,7 @@ class Children:
                 self._count(member)
         for pid in theirs & self._members.keys():
             birth = self._members.pop(pid).birth
-            if birth is not None and birth.adopted:  # whoever claims it hears of its end
+            if birth is not None and birth.adopted:  # the pool records its end
                 self._process_hooks.forget([pid])
         self._note_short_lives(process_hooks, now)
 
@@ -134,7 +134,7 @@ class Children:
         member.counted = True
 
     def _note_short_lives(self, process_hooks: Mapping[int, Birth], now: float) -> None:
-        """Deal with children that were waited for before anybody saw them, and with workers of pools that are gone."""
+        """Count children that were reaped before a poll saw them, and forget reaped workers of pools."""
         done = [pid for pid, birth in process_hooks.items() if birth.exitcode is not None and pid not in self._members]
         ours = {pid: process_hooks[pid] for pid in done if process_hooks[pid].pool is None and pid not in self._claimed}
         killed = frozenset(pid for pid, birth in ours.items() if birth.exitcode == SIGKILL)
@@ -145,7 +145,7 @@ class Children:
         self._process_hooks.forget(done)
 
     def settle(self, facts: Mapping[int, ProcessFacts]) -> list[int]:
-        """Take note of those that have ended; return them: their numbers may be given to others."""
+        """Record the children that have ended; return their ids, which may be reused."""
         now = self._clock()
         over = []
         for pid, member in list(self._members.items()):
@@ -160,7 +160,7 @@ class Children:
                 if member.gone_since is None:
                     member.gone_since = now
                 if code is None and now - member.gone_since < (HEARD_WITHIN if birth is not None else NOTED_WITHIN):
-                    continue  # whoever waits for it is about to say how it ended
+                    continue  # its exit code is about to arrive
                 self._ended(pid, birth, code, now=now, oom=fact.oom_killed, name=fact.name)
                 self._count(member)
                 self._cpu += fact.cpu or 0.0
@@ -182,17 +182,17 @@ class Children:
             End(pid, now, max(over - known.at, 0.0), reason, known.place, known.name or name, known.executes)
         )
 
-    # -- as a source ----------------------------------------------------------------------------------------------
+    # -- implementation of Source ---------------------------------------------------------------------------------
 
     def pids(self) -> Sequence[int]:
-        """Return those that are there."""
+        """Return the ids of the present children."""
         return tuple(self._members)
 
     def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
-        """Return how many there are and how they are."""
+        """Return the statistics of the children."""
         members = [
             each for each in list(self._members.values()) if each.gone_since is None
-        ]  # the monitor's thread may be at it
+        ]  # copied: the monitor's thread may change it
         members.sort(key=lambda each: (each.zombie_since is None, each.first_seen))
         workers = [self._worker(member, facts.get(member.pid), now) for member in members]
         stats = PoolStats(
@@ -209,7 +209,7 @@ class Children:
         since = member.first_seen
         if member.birth is not None:
             since = member.birth.at
-        elif fact is not None and fact.started_at is not None:  # as the kernel has it: to a second
+        elif fact is not None and fact.started_at is not None:  # the kernel's, right to a second
             since = min(since, now - (time.time() - fact.started_at))
         zombie_for = None if member.zombie_since is None else now - member.zombie_since
         verdict = judge(Situation.of(fact, now, zombie_for=zombie_for), self._hung_after())
@@ -237,7 +237,7 @@ def _words(verdict: Verdict, name: str, birth: Birth | None) -> str:
 
 
 def _as_told(birth: Birth, code: int) -> bool:
-    """Whether it ended since it was told to: by such a signal, or by itself upon it; not if it was aborted before."""
+    """Whether it ended on request, by the signal or by itself after it; not if it was aborted before."""
     return birth.told and not birth.aborted and (code >= 0 or crash_reason(code) in _TOLD)
 
 
@@ -245,7 +245,7 @@ _TOLD = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGHUP")
 
 
 def _helpers() -> set[int]:
-    """Return processes that multiprocessing, loky and loopwatch keep for themselves."""
+    """Return the ids of helper processes of multiprocessing, loky and loopwatch."""
     found: list[Any] = []
     for name in ("multiprocessing.resource_tracker", "loky.backend.resource_tracker"):
         found.append(getattr(getattr(loaded(name), "_resource_tracker", None), "_pid", None))
@@ -258,7 +258,7 @@ def _helpers() -> set[int]:
 
 
 def has_children() -> bool:
-    """Whether this process has any child: one system call, which waits for nothing and takes nothing away."""
+    """Whether this process has any child: one system call, which neither blocks nor reaps."""
     if not hasattr(os, "waitid"):
         return False
     try:
@@ -269,17 +269,17 @@ def has_children() -> bool:
 
 
 def child_pids() -> list[int]:
-    """Return the children of this process.
+    """Return the ids of the children of this process.
 
-    The kernel keeps them by the thread that forked them (proc(5), ``/proc/PID/task/TID/children``); where it does not
-    say, every process of the system is asked for its parent, which takes milliseconds.
+    The kernel lists them by the thread that forked them (proc(5), ``/proc/PID/task/TID/children``); where it does not,
+    all processes of the system are scanned for their parent, which takes milliseconds.
     """
     if not has_children() and hasattr(os, "waitid"):
         return []
     try:
         if _is_listed():
             return [pid for thread in os.listdir("/proc/self/task") for pid in _children_of(thread)]
-    except OSError:  # no descriptor left, or not ours to look at: the next time, perhaps
+    except OSError:  # no descriptor left, or access denied: tried again at the next poll
         return []
     import psutil
 
@@ -295,4 +295,4 @@ def _is_listed() -> bool:
 
 def _children_of(thread: str) -> list[int]:
     text = threads.read_kernel(f"/proc/self/task/{thread}/children", whole=True)
-    return [int(word) for word in (text or "").split()]  # else the thread has ended
+    return [int(word) for word in (text or "").split()]  # empty if the thread has ended

@@ -1,4 +1,4 @@
-"""The kinds of executors, one module each: how it is hooked, and how its statistics are read."""
+"""The kinds of executors, one module each: hooks and statistics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from loopwatch.health.kinds.processes import LokyKind, ProcessPoolKind
 from loopwatch.health.kinds.threads import ThreadPoolKind
 
 KINDS: tuple[ExecutorKind, ...] = (ThreadPoolKind(), ProcessPoolKind(), LokyKind(), MultiprocessingKind())
-"""Those that are found by themselves. A new one is a module of this folder and a name here."""
+"""Kinds found by discovery. A new one is a module of this folder and an entry here."""
 OTHER = OtherKind()
-"""What any other executor is taken for, where the program asks for it to be watched."""
+"""Kind of any other executor, watched only if the program registers it."""

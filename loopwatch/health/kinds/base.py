@@ -1,6 +1,6 @@
-"""What a kind of executor is: which modules it comes from, how it is hooked, and what watches one of its pools.
+"""The base class of executor kinds: the modules to hook, the hooks, and the :class:`Watched` of a pool.
 
-A new kind is one module here and one line in :data:`loopwatch.health.kinds.KINDS`.
+A new kind is one module here and one entry in :data:`loopwatch.health.kinds.KINDS`.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from loopwatch.health.watched_pool import Identity, Terms, Watched
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the discovery of executors gives to a kind.
+    """The services of executor discovery that a kind uses.
 
     Attributes:
-        hooks: how methods are replaced.
-        found: returns what watches a pool, None for one that is not watched; watches it from then on if it can be.
-        each: returns everything that is watched.
-        made: to be called, as a note after ``__init__``, with each pool that was made.
-        noted: takes a pool that was there before us.
-        target: makes what stands for a module's function for workers: (function, its place, notes of a thread).
-        board: returns where worker processes note what they do, None if they cannot.
-        lost_errors: follows results that have failed until somebody asks for their error.
-        thread_identity: returns what a thread pool is called, which may be the default executor of a loop.
+        hooks: method hooks.
+        found: returns the :class:`Watched` of a pool, watching it if it is not yet; None if it cannot be watched.
+        each: returns all watched pools.
+        made: hook to install after ``__init__``; registers a new pool.
+        noted: registers a pool that existed before the agent.
+        target: creates the replacement of a worker function: (function, import path, recorder of a thread).
+        board: returns the task board of worker processes, None if there is none.
+        lost_errors: follows failed results until their error is retrieved or lost.
+        thread_identity: returns the identity of a thread pool, which may be the default executor of a loop.
     """
 
     hooks: Hooks
@@ -46,13 +46,13 @@ class Tools:
 
 
 class ExecutorKind:
-    """One kind of executors.
+    """One kind of executor.
 
     Attributes:
-        modules: names of the modules that it comes from; none of them is imported by us.
-        class_name: of its class in them, subclasses included.
-        needs: attributes that a pool has once its base class has made it; without them it is not watched.
-        part: under whose name faults of the hooking are counted, and which is switched off by them.
+        modules: names of the modules that define it; loopwatch imports none of them.
+        class_name: name of its class in them; subclasses are included.
+        needs: attributes that the base class's ``__init__`` sets; a pool without them is not watched.
+        part: the part to which faults of its hooks are counted, and which they switch off.
     """
 
     modules: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class ExecutorKind:
     part = PART
 
     def start(self, tools: Tools, module: Any) -> None:
-        """Hook ``module``, which the program has just imported or had imported before; note the pools that it has."""
+        """Hook ``module``, which the program has imported, and register its existing pools."""
         raise NotImplementedError
 
     def name(self, pool: Any) -> str:
@@ -69,22 +69,22 @@ class ExecutorKind:
         raise NotImplementedError
 
     def identity(self, pool: Any, place: str, taken: Container[str], _tools: Tools) -> Identity:
-        """Return what ``pool`` is called, which was made at ``place``, unlike those ``taken``."""
+        """Return the identity of ``pool``, created at ``place``, with a name that is not in ``taken``."""
         return Identity(pool_name(type(pool).__name__, place, taken), self.name(pool), place)
 
     def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
-        """Return what watches ``pool``.
+        """Return a new :class:`Watched` of ``pool``.
 
         Raises:
-            TypeError: it cannot be watched.
+            TypeError: ``pool`` cannot be watched.
         """
         raise NotImplementedError
 
     def owns(self, pool: Any) -> bool:
-        """Whether ``pool`` is of this kind: what a mock says of its class is not asked."""
+        """Whether ``pool`` is of this kind; decided by its type, not by the ``__class__`` that a mock claims."""
         kinds = (getattr(loaded(module), self.class_name, None) for module in self.modules)
         return any(isinstance(kind, type) and issubclass(type(pool), kind) for kind in kinds)
 
     def is_made(self, pool: Any) -> bool:
-        """Whether its base class has made ``pool``."""
+        """Whether the base class's ``__init__`` of ``pool`` has run."""
         return all(hasattr(pool, name) for name in self.needs)

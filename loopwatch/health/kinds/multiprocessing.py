@@ -1,7 +1,7 @@
 """Pools of :mod:`multiprocessing`: ``apply``, ``map`` and ``imap`` in all their forms, in processes and in threads.
 
-A worker that dies takes its task with it: the pool starts another worker, and whoever waits for the result waits for
-ever. That is told here as a crash and as a task that is lost.
+If a worker dies, its task is lost: the pool starts another worker, and a caller waits for the result forever. This is
+reported as a crash and as a failed task.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from loopwatch.health.watched_pool import Terms, Watched, WatchedProcessPool
 from loopwatch.system import threads
 
 LOST = "lost"
-"""What stands for the type of the exception of a task that died with its worker: there is none, and no result."""
+"""Exception type reported for a task that died with its worker, which has neither result nor exception."""
 MANY = 1000
-"""Jobs that are looked at one by one."""
+"""Jobs up to which the tasks of each are counted."""
 PLACE = "multiprocessing.pool:worker"
 
 
 class _Job(NamedTuple):
-    """What was asked of a pool in one go; ``at`` is ``time.monotonic`` s."""
+    """One job (an ``apply`` or ``map`` call) of a pool; ``at`` is its start, ``time.monotonic`` seconds."""
 
     at: float
     name: str
 
 
 class WatchedPool(WatchedProcessPool):
-    """A pool of :mod:`multiprocessing` under watch."""
+    """A watched pool of :mod:`multiprocessing`."""
 
     knows_neglected = True
 
@@ -61,36 +61,36 @@ class WatchedPool(WatchedProcessPool):
         self.seats = Seats(self, ThreadNotes)
         self.take(pool._pool, are_new=bool(terms.identity.place))
 
-    # -- its workers ----------------------------------------------------------------------------------------------
+    # -- workers --------------------------------------------------------------------------------------------------
 
     def take(self, members: list[Any], *, are_new: bool = True) -> None:
-        """Take note of the workers that it has now.
+        """Record the pool's current workers.
 
         Args:
-            members: its own list, which it changes in place.
-            are_new: whether those not seen before have just been started.
+            members: the pool's list of workers, which it changes in place.
+            are_new: whether workers not seen before have just started.
         """
         self._workers = tuple(weakref.ref(member) for member in members.copy())
         self.look(are_new=are_new)
 
     def _members(self) -> list[Any]:
-        """Return the workers that it had when they were last taken note of, as far as they have not been let go of."""
+        """Return the workers recorded last that are not garbage collected."""
         return [member for ref in self._workers if (member := ref()) is not None]
 
     def living(self) -> list[Any]:
-        """Return those of them that are there."""
+        """Return the recorded workers that are alive, or not reaped yet."""
         if self.has_threads:
             return [member for member in self._members() if member.is_alive()]
         return PoolWorkers.living(self._members())
 
     def look(self, *, are_new: bool = True) -> None:
-        """See which of its workers are there."""
+        """Update the set of its worker processes."""
         if not self.has_threads:
             present = self.living() if self.pool_workers.is_ending else self._members()
             self.pool_workers.look([process.pid for process in present], time.monotonic(), are_new=are_new)
 
     def ended(self, processes: Sequence[Any]) -> None:
-        """Note how workers ended, before the pool replaces them."""
+        """Record how workers ended, before the pool replaces them."""
         now = time.monotonic()
         for process in processes:
             exitcode = process.exitcode
@@ -100,20 +100,20 @@ class WatchedPool(WatchedProcessPool):
             if exitcode == 0 and (at is None or at.number is None):
                 continue
             if exitcode > 0 and at is not None and at.number is None and at.done > 0:
-                continue  # it had done its part: forked from an executor's thread, it fails to join itself at its end
+                continue  # it had finished: forked from an executor's thread, it fails to join itself at exit
             dead = self.pool_workers.crashed(process.pid, exitcode, now)
             if dead.task is not None:
                 self._lost.add(dead.task)
                 self.task_stats.add(Outcome(None, None, LOST))
 
     def notes_of(self, thread: threading.Thread) -> ThreadNotes:
-        """Return what notes for a worker that is a thread."""
+        """Return the recorder of a worker thread."""
         return self.seats.of(thread, time.monotonic())
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
     def over(self, job: int, index: int, outcome: Any) -> None:
-        """Count a task whose result is there."""
+        """Count a task whose result has arrived."""
         number = job_number(job, index)
         if number is None:
             return
@@ -132,9 +132,9 @@ class WatchedPool(WatchedProcessPool):
         return next((run for run in runs if run is not None), None)
 
     def _pending(self) -> int:
-        """Return how many tasks are without a result, as far as their number is known, without those that are lost.
+        """Return the number of tasks without a result, as far as known, excluding lost ones.
 
-        Of very many jobs only the number is looked at.
+        With more than :data:`MANY` jobs, each counts as one task.
         """
         cache = self._cache() or {}
         self._forget_jobs()
@@ -143,12 +143,12 @@ class WatchedPool(WatchedProcessPool):
         return max(count - len(self._lost), 0)
 
     def asked(self, job: int, name: str) -> None:
-        """Note that a job was handed over."""
+        """Record a submitted job."""
         self.jobs[job] = _Job(time.monotonic(), name)
         self._forget_jobs()
 
     def _forget_jobs(self) -> None:
-        """Forget those that are over once they are more than the others: whoever looks after pools may be slow."""
+        """Forget finished jobs once there are too many: the monitor, which reads them, may be slow."""
         cache = self._cache() or {}
         if len(self.jobs) > 2 * len(cache) + MANY:
             for job in [job for job in list(self.jobs) if job not in cache]:
@@ -158,16 +158,16 @@ class WatchedPool(WatchedProcessPool):
         job = self.jobs.get(number >> SHIFT)
         return "" if job is None else job.name
 
-    # -- what is asked --------------------------------------------------------------------------------------------
+    # -- statistics -----------------------------------------------------------------------------------------------
 
     def fate(self, pool: Any) -> Executor:
-        """Return whether ``pool`` takes calls."""
+        """Return the state of ``pool``."""
         if pool._state in ("INIT", "RUN"):
             return Executor.OPEN
         return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
 
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
-        """Return its figures."""
+        """Return the statistics of the pool."""
         self.look()
         self.pool_workers.settle(facts)
         if self.has_threads:
@@ -207,7 +207,7 @@ class WatchedPool(WatchedProcessPool):
 
 
 class ThreadNotes(Seat):
-    """What a worker that is a thread runs now, and has run; written by that thread."""
+    """Recorder of a worker thread: its current task and the latest finished ones; written by that thread."""
 
     __slots__ = ("_cpu", "_runs", "number")
 
@@ -218,16 +218,16 @@ class ThreadNotes(Seat):
         self._cpu = 0.0
 
     def ready(self) -> None:
-        """It asks for a task."""
+        """Record nothing: a thread is ready once it runs."""
 
     def begin(self, number: int) -> None:
-        """Task ``number`` was taken."""
+        """Record that task ``number`` was taken."""
         self._cpu = time.thread_time()
         self.since = time.monotonic()
         self.number = number
 
     def end(self) -> None:
-        """The task is over."""
+        """Record the end of the current task, if there is one."""
         number, self.number = self.number, None
         if number is not None:
             self.cpu = cpu = time.thread_time()
@@ -235,19 +235,19 @@ class ThreadNotes(Seat):
             self._runs.append((number, Run(self.since, time.monotonic(), cpu - self._cpu)))
 
     def run_of(self, number: int) -> Run | None:
-        """Return how task ``number`` went, None if it did not run here."""
+        """Return the times of finished task ``number``, None if this thread does not have them."""
         return next((run for known, run in self._runs.copy() if known == number), None)
 
 
 class MultiprocessingPools:
-    """Takes notes of the pools of :mod:`multiprocessing`.
+    """Hooks of :mod:`multiprocessing.pool`.
 
     Args:
-        hooks: how methods are replaced.
-        found: returns what watches a pool, None for one that is not watched.
-        each: returns everything that is watched.
-        target: makes what stands for the module's function for workers.
-        neglected: follows results that have failed.
+        hooks: method hooks.
+        found: returns the :class:`Watched` of a pool, None if it is not watched.
+        each: returns all watched pools.
+        target: creates the replacement of the module's worker function.
+        neglected: follows failed results.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class MultiprocessingPools:
         self._here = threading.local()
 
     def start(self, module: Any) -> None:
-        """Begin.
+        """Install the hooks.
 
         Args:
             module: :mod:`multiprocessing.pool`.
@@ -296,7 +296,7 @@ class MultiprocessingPools:
         self._here.asked = (pool, func)
 
     def _was_asked(self, _pool: Any, _result: Any) -> None:
-        self._here.asked = (None, None)  # it may have refused, and have begun nothing
+        self._here.asked = (None, None)  # the call may have been rejected without creating a result
 
     def _begun(self, result: Any, _nothing: None) -> None:
         pool, func = getattr(self._here, "asked", (None, None))
@@ -312,15 +312,15 @@ class MultiprocessingPools:
         if isinstance(watched, WatchedPool):
             watched.over(result._job, index, outcome)
             success, error = outcome
-            if not success and not getattr(result, "_error_callback", True):  # what imap() returns has none
+            if not success and not getattr(result, "_error_callback", True):  # results of imap() have none
                 self._neglected.follow(result, RESULT, watched.task_stats, error)
 
     # -- workers --------------------------------------------------------------------------------------------------
 
     def _of(self, part: Any) -> WatchedPool | None:
-        """Return what watches the pool that a list of workers, or a queue of calls, belongs to.
+        """Return the watched pool that a list of workers, or a call queue, belongs to.
 
-        The pool is not touched: this is called by threads of its own, in which it is not to be ended.
+        Takes no reference to the pool: this runs in the pool's threads, where dropping the last one would end it.
         """
         for watched in self._each():
             if id(part) in watched.keys and isinstance(watched, WatchedPool):
@@ -328,7 +328,7 @@ class MultiprocessingPools:
         return None
 
     def _exiting(self, members: list[Any]) -> tuple[WatchedPool, list[Any]] | None:
-        """Before the pool waits for workers that have ended: none of them is forgotten now."""
+        """Keep the entries of all workers before the pool reaps those that have ended."""
         watched = self._of(members)
         if watched is None or watched.has_threads:
             return None
@@ -337,7 +337,7 @@ class MultiprocessingPools:
         return watched, found
 
     def _exited(self, before: tuple[WatchedPool, list[Any]] | None, members: list[Any]) -> None:
-        """After it."""
+        """Record the workers that the pool has reaped."""
         if before is not None:
             watched, found = before
             watched.ended([process for process in found if process not in members])
@@ -350,7 +350,7 @@ class MultiprocessingPools:
             watched.take(members)
 
     def _in_thread(self, calls: Any) -> ThreadNotes | None:
-        """Return what notes for the calling thread, a worker that asks for tasks in ``calls``."""
+        """Return the recorder of the calling thread, a worker that takes tasks from ``calls``."""
         watched = self._of(calls)
         return None if watched is None else watched.notes_of(threading.current_thread())
 
@@ -376,9 +376,9 @@ def _nothing(*_: Any) -> None:
 
 
 def _static(original: Any, patch: Patch) -> Any:
-    """Return a static method that has notes taken before and after it does what it did.
+    """Wrap a static method with the hooks in ``patch.state``: (before, after).
 
-    ``patch.state`` is called with the arguments, and with (what the first has returned, the arguments).
+    ``before`` is called with the arguments, ``after`` with the result of ``before`` and the arguments.
     """
 
     @functools.wraps(original)
@@ -396,31 +396,32 @@ def _static(original: Any, patch: Patch) -> Any:
 
 
 def _left(result: Any) -> int:
-    """Return how many tasks of a job are without a result, as far as that is known."""
+    """Return the number of tasks of a job without a result, as far as known."""
     left = getattr(result, "_number_left", None)
     if left is not None:
         return int(left)
     length = getattr(result, "_length", 1)
-    if length is None:  # its tasks are still being made
+    if length is None:  # its tasks are still being generated
         return 1
     return max(int(length) - getattr(result, "_index", 0) - len(getattr(result, "_unsorted", ())), 0)
 
 
 class MultiprocessingKind(ExecutorKind):
-    """:class:`multiprocessing.Pool`, and its pool of threads."""
+    """:class:`multiprocessing.Pool` and its :class:`~multiprocessing.pool.ThreadPool`."""
 
     modules = ("multiprocessing.pool",)
     class_name = "Pool"
     needs = ("_pool", "_cache", "_taskqueue", "_inqueue", "_state", "_processes")
 
     def start(self, tools: Tools, module: Any) -> None:
+        """Hook :mod:`multiprocessing.pool`, and register its existing pools."""
         MultiprocessingPools(tools.hooks, tools.found, tools.each, tools.target, tools.lost_errors).start(module)
 
         def making(_pool: Any, *_args: Any, **_kwargs: Any) -> None:
-            tools.board()  # it is about to start its workers
+            tools.board()  # created before the pool starts its workers
 
         tools.hooks.both(module.Pool, "__init__", making, tools.made, always=False)
-        util = loaded("multiprocessing.util")  # where pools see to it that they are ended at exit
+        util = loaded("multiprocessing.util")  # pools register there to be terminated at exit
         for finalizer in list(getattr(util, "_finalizer_registry", {}).values()):
             ref = getattr(finalizer, "_weakref", None)
             pool = None if ref is None else ref()
@@ -428,8 +429,10 @@ class MultiprocessingKind(ExecutorKind):
                 tools.noted(pool)
 
     def name(self, pool: Any) -> str:
+        """Return ``thread`` for a pool of threads, else ``multiprocessing``."""
         threads = getattr(loaded("multiprocessing.pool"), "ThreadPool", None)
         return "thread" if isinstance(threads, type) and issubclass(type(pool), threads) else "multiprocessing"
 
     def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        """Return a new :class:`WatchedPool`."""
         return WatchedPool(pool, terms, tools.board())

@@ -1,7 +1,7 @@
-"""Executors of an unknown kind that the program registers by itself: counts what is submitted, and its outcomes.
+"""Executors of an unknown kind that the program registers explicitly: counts submitted tasks and their outcomes.
 
-Nothing is known of their workers. How long a task waited and how long it ran cannot be told apart: what is told as its
-run time goes from ``submit`` to the result.
+Nothing is known about their workers. Wait and run time cannot be distinguished: the reported run time is the time from
+``submit`` to the result.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from loopwatch.health.task_stats import Outcome
 from loopwatch.health.watched_pool import Terms, Watched
 
 MANY = 1000
-"""Tasks that are looked at one by one; of more it is only known how many there are."""
+"""Most tasks whose state is read one by one; further ones count as queued."""
 
 
 class WatchedOther(Watched):
-    """An executor of which nothing but ``submit`` is known.
+    """A watched executor of which only ``submit`` is known.
 
     Raises:
-        TypeError: its methods cannot be replaced, or it cannot be referenced weakly.
+        TypeError: its methods cannot be replaced, or it does not support weak references.
     """
 
     def __init__(self, pool: Any, terms: Terms, hooks: Hooks) -> None:
@@ -60,7 +60,7 @@ class WatchedOther(Watched):
         self._is_shut_down = self.ended_by_program = True
 
     def over(self, task: _Task, future: Any) -> None:
-        """Count a task that is over."""
+        """Count a finished task."""
         self._pending.pop(task, None)
         if future.cancelled():
             self.task_stats.cancelled += 1
@@ -69,20 +69,20 @@ class WatchedOther(Watched):
         self.task_stats.add(Outcome(None, time.monotonic() - task.at, None if error is None else error_name(error)))
 
     def fate(self, pool: Any) -> Executor:
-        """Return whether it takes calls, as far as is known."""
+        """Return the state of the executor: shut down if the program has called ``shutdown``."""
         return Executor.SHUT_DOWN if self._is_shut_down else Executor.OPEN
 
     def has_workers(self) -> bool:
-        """Whether it has any is not known: whether it has a task."""
+        """Whether it has unfinished tasks: its workers are unknown."""
         return bool(self._pending)
 
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
-        """Return its figures."""
+        """Return the statistics of the executor."""
         running = queued = 0
         looked_at = list(islice(self._pending.copy().items(), MANY))
         for task, ref in looked_at:
             future = ref()
-            if future is None:  # nobody will ever be told
+            if future is None:  # collected: it will never be done
                 self._pending.pop(task, None)
             elif future.running():
                 running += 1
@@ -93,7 +93,7 @@ class WatchedOther(Watched):
 
 
 class _Task:
-    """Is told when a task is over; ``at`` is ``time.monotonic`` s when it was submitted."""
+    """Done callback of a task; ``at`` is when it was submitted, ``time.monotonic`` seconds."""
 
     __slots__ = ("_note", "at")
 
@@ -105,7 +105,7 @@ class _Task:
 
 
 def _has_really(pool: Any, name: str) -> bool:
-    """Whether it has a method that can be put back: in its own dictionary, or by its class."""
+    """Whether ``pool`` has a method that can be restored: in its instance dictionary or its class."""
     return name in vars(pool) or callable(getattr(type(pool), name, None))
 
 
@@ -114,9 +114,9 @@ def _nothing(_result: Any, _before: Any) -> None:
 
 
 def _noting(ref: weakref.ref[Any], original: Any, patch: Patch) -> Any:
-    """Return what is put on an executor in place of its method: it keeps it alive no more than the class does.
+    """Return the replacement of an executor's method, which does not keep the executor alive.
 
-    What is to be done before and after, with (result, what the first returned), is in ``patch.state``.
+    ``patch.state`` holds its hooks: ``before()``, and ``after(result, what before() returned)``.
     """
     function = getattr(original, "__func__", None)
 
@@ -132,19 +132,21 @@ def _noting(ref: weakref.ref[Any], original: Any, patch: Patch) -> Any:
         return result
 
     if function is not None:
-        del method.__wrapped__  # it is bound, and would keep the executor alive
+        del method.__wrapped__  # a bound method, which would keep the executor alive
         original = None
     return method
 
 
 class OtherKind(ExecutorKind):
-    """Whatever has ``submit``: watched only where the program asks for it."""
+    """Any object with ``submit``, watched only if the program registers it."""
 
     def start(self, tools: Tools, module: Any) -> None:
-        """Nothing: it comes from no module that is known."""
+        """Do nothing: there is no module to hook."""
 
     def name(self, pool: Any) -> str:
+        """Return ``other``."""
         return "other"
 
     def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        """Return a new :class:`WatchedOther`; raises TypeError if its methods cannot be replaced."""
         return WatchedOther(pool, terms, tools.hooks)

@@ -1,8 +1,7 @@
-"""Process pools with futures: :class:`concurrent.futures.ProcessPoolExecutor`, and loky's, which is made like it.
+"""Process pools with futures: :class:`concurrent.futures.ProcessPoolExecutor` and loky's, which has the same design.
 
-Their workers say on a board what they run (:mod:`loopwatch.health.in_worker`); what is replaced in the parent is the
-name of the function that workers run, and a note is taken when a task is submitted. What is sent to workers is what it
-was.
+Their workers record their tasks on the task board (:mod:`loopwatch.health.in_worker`); in the parent, the worker
+function is replaced by name, and submissions are recorded. The data sent to workers is unchanged.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from loopwatch.health.task_stats import Outcome, TaskStats
 from loopwatch.health.watched_pool import Terms, Watched, WatchedProcessPool
 
 TOGETHER = 16
-"""Tasks that are counted together, far fewer than a worker's ring has room for."""
+"""Finished tasks counted in one batch; far fewer than a worker's ring on the task board holds."""
 CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 
 
 class WatchedProcesses(WatchedProcessPool):
-    """A process pool with futures under watch."""
+    """A watched process pool with futures."""
 
     knows_neglected = True
 
@@ -45,50 +44,50 @@ class WatchedProcesses(WatchedProcessPool):
         self._manager: weakref.ref[Any] | None = None
         self._over: deque[tuple[int, float, str | None]] = deque()
         self._lost: dict[int, str] = {}
-        """Names of the tasks whose workers have died, by number."""
+        """Names of tasks whose workers have died, by task number."""
         self._see_manager(pool)
         self.pool_workers.look(self.living(), time.monotonic(), are_new=False)
 
-    # -- what it has ----------------------------------------------------------------------------------------------
+    # -- workers and pending tasks --------------------------------------------------------------------------------
 
     def _see_manager(self, pool: Any) -> None:
-        """Take note of the thread that manages its workers, which has them and its tasks; the first task starts it."""
+        """Record the manager thread, which holds workers and pending tasks; the first task starts it."""
         manager = getattr(pool, "_executor_manager_thread", None)
         if manager is not None and (self._manager is None or self._manager() is not manager):
             self._manager = weakref.ref(manager)
 
     def _managed(self, name: str) -> Mapping[int, Any]:
-        """Return a mapping that its manager has, which may be large; empty where there is no manager any more."""
+        """Return a mapping of the manager thread, which may be large; empty without a manager."""
         manager = None if self._manager is None else self._manager()
         return getattr(manager, name, None) or {}
 
     def living(self) -> list[int]:
-        """Return its workers by process id, also those of a pool that was shut down or collected."""
+        """Return the process ids of its workers, also of a pool that was shut down or collected."""
         return [process.pid for process in PoolWorkers.living(list(self._managed("processes").values()))]
 
     def _pending(self) -> Mapping[int, Any]:
-        """Return its tasks without a result, by number."""
+        """Return its tasks without a result by task number."""
         return self._managed("pending_work_items")
 
     def look(self) -> None:
-        """See which workers it has now, and count what is over."""
+        """Update the set of its workers, and count finished tasks."""
         self.pool_workers.look(self.living(), time.monotonic(), count=self.count)
 
     def look_at(self, pool: Any) -> None:
-        """The same, after ``pool`` may have begun to have workers."""
+        """Do the same after ``pool`` may have started its manager thread."""
         self._see_manager(pool)
         self.look()
 
     def has_changed(self, pool: Any) -> bool:
-        """Whether it has other workers than when they were looked at; cheap, and asked after each task."""
+        """Whether its workers may have changed since the last update; cheap, called after each submission."""
         processes = pool._processes
         return self._manager is None or (processes is not None and len(processes) != self.pool_workers.size)
 
     def broke(self, manager: Any) -> None:
-        """Note how workers died, before the others are ended for it.
+        """Record how workers died, before the executor terminates the others.
 
         Args:
-            manager: the thread that manages them, which may have found out before anybody has taken note of it.
+            manager: the manager thread, which may not be recorded yet.
         """
         self._manager = weakref.ref(manager)
         processes, now = dict(manager.processes), time.monotonic()
@@ -104,13 +103,13 @@ class WatchedProcesses(WatchedProcessPool):
         return f"while it ran {self._lost.get(number) or 'a task'}"
 
     def is_managed_by(self, thread: threading.Thread) -> bool:
-        """Whether ``thread`` manages its workers."""
+        """Whether ``thread`` is its manager thread."""
         return self._manager is not None and self._manager() is thread
 
-    # -- what became of a task ------------------------------------------------------------------------------------
+    # -- outcomes of tasks ----------------------------------------------------------------------------------------
 
     def over(self, number: int, submitted: float, future: Any) -> None:
-        """Note that task ``number`` is over. Its caller may be waiting for this to return: little is done here."""
+        """Record that task ``number`` is finished; kept short, as the caller of the task may be waiting for it."""
         if future._state in CANCELLED:
             self.task_stats.cancelled += 1
             return
@@ -119,12 +118,12 @@ class WatchedProcesses(WatchedProcessPool):
             self.count()
 
     def count(self) -> None:
-        """Count the tasks that are over, before their workers have noted so many others that theirs are lost."""
+        """Count finished tasks, before newer ones overwrite their times on the task board."""
         over = self._over
         while over:
             try:
                 number, submitted, error = over.popleft()
-            except IndexError:  # another thread does it
+            except IndexError:  # another thread counts them
                 return
             run = self.pool_workers.run_of(number)
             if run is None:
@@ -132,10 +131,10 @@ class WatchedProcesses(WatchedProcessPool):
             else:
                 self.task_stats.add(Outcome(max(run.start - submitted, 0.0), run.end - run.start, error, run.cpu))
 
-    # -- what is asked --------------------------------------------------------------------------------------------
+    # -- statistics -----------------------------------------------------------------------------------------------
 
     def fate(self, pool: Any) -> Executor:
-        """Return whether ``pool`` takes calls."""
+        """Return the state of ``pool``."""
         flags = getattr(pool, "_flags", None)  # loky
         if (getattr(pool, "_broken", False) if flags is None else flags.broken) not in (False, None):
             return Executor.BROKEN
@@ -144,14 +143,14 @@ class WatchedProcesses(WatchedProcessPool):
         return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
 
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
-        """Return its figures."""
+        """Return the statistics of the pool."""
         self.look()
         pending = self._pending()
         self.pool_workers.settle(facts)
         present = self.pool_workers.present()
         workers = [self._worker(pid, pending, facts.get(pid), now) for pid in present]
         busy = sum(worker.calls for worker in workers)
-        if not self.pool_workers.is_known(now):  # a pool hands out few more tasks than it has workers
+        if not self.pool_workers.is_known(now):  # estimated: a pool hands out few more tasks than it has workers
             busy = min(len(pending), len(present))
         self.started, self.recycled = self.pool_workers.started, self.pool_workers.recycled
         return self.process_stats(
@@ -170,13 +169,13 @@ def _name_in(pending: Mapping[int, Any], number: int) -> str:
 
 
 class ProcessPools:
-    """Takes notes of the process pools of one module.
+    """Hooks of the process pools of one module.
 
     Args:
-        hooks: how methods are replaced.
-        found: returns what watches a pool, None for one that is not watched.
-        each: returns everything that is watched.
-        target: makes what stands for a module's function for workers.
+        hooks: method hooks.
+        found: returns the :class:`Watched` of a pool, None if it is not watched.
+        each: returns all watched pools.
+        target: creates the replacement of a module's worker function.
     """
 
     def __init__(
@@ -188,13 +187,13 @@ class ProcessPools:
     ) -> None:
         self._hooks, self._found, self._each, self._target = hooks, found, each, target
         self.here = threading.local()
-        """Has what each thread submits something to right now: (what watches it, the pool)."""
+        """``now`` is (the watched pool, the pool) of the ``submit`` call in progress in each thread."""
 
     def start(self, module: Any) -> None:
-        """Begin.
+        """Install the hooks.
 
         Args:
-            module: :mod:`concurrent.futures.process`, or the one that loky made after it.
+            module: :mod:`concurrent.futures.process`, or loky's module of the same design.
         """
         patches, place = self._hooks.patches, f"{module.__name__}:_process_worker"
         patches.replace(module, "_process_worker", lambda original, _patch: self._target(original, place, None))
@@ -204,29 +203,29 @@ class ProcessPools:
         self._hooks.before(module._ExecutorManagerThread, "terminate_broken", self._breaking)
 
     def watched(self, pool: Any) -> WatchedProcesses | None:
-        """Return what watches ``pool``, None if nothing does."""
+        """Return the :class:`WatchedProcesses` of ``pool``, None if it is not watched."""
         if self._hooks.is_left_alone(pool):
             return None
         try:
             found = self._found(pool)
-        except Exception as exc:  # noqa: BLE001 - the seam between the program and what is noted of it
+        except Exception as exc:  # noqa: BLE001 - the boundary between the program and its hooks
             self._hooks.failed(pool, exc)
             return None
         return found if isinstance(found, WatchedProcesses) else None
 
     def has_submitted(self, watched: WatchedProcesses, pool: Any) -> None:
-        """See which workers a task has made ``pool`` start."""
+        """Record the workers that a submission made ``pool`` start."""
         try:
             if watched.has_changed(pool):
                 watched.look_at(pool)
-        except Exception as exc:  # noqa: BLE001 - the same seam
+        except Exception as exc:  # noqa: BLE001 - likewise
             self._hooks.failed(pool, exc)
 
     def over(self, submitted: _Submitted, future: Any) -> None:
-        """Note that a task is over."""
+        """Record that a task is finished."""
         try:
             submitted.watched.over(submitted.number, submitted.at, future)
-        except Exception as exc:  # noqa: BLE001 - the same seam
+        except Exception as exc:  # noqa: BLE001 - likewise
             self._hooks.failed(submitted.watched, exc)
 
     def _ending(self, pool: Any, wait: bool = True, **_options: Any) -> None:
@@ -253,7 +252,7 @@ class ProcessPools:
 
 
 class _Submitted(Onlooker):
-    """Is told when a task is over; has no reference to its future, which has one to it."""
+    """Done callback of a task; holds no reference to its future, which would make a cycle."""
 
     __slots__ = ("_pools", "at", "number", "watched")
 
@@ -262,7 +261,7 @@ class _Submitted(Onlooker):
 
     @property
     def task_stats(self) -> TaskStats:
-        """Of its pool."""
+        """Task statistics of its pool."""
         return self.watched.task_stats
 
     def __call__(self, future: Any) -> None:
@@ -270,7 +269,7 @@ class _Submitted(Onlooker):
 
 
 def _submit(original: Any, patch: Patch) -> Any:
-    """Return a ``submit`` that says whose it is to what it calls."""
+    """Wrap ``submit`` so that the work item it creates finds its watched pool."""
 
     @functools.wraps(original)
     def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -290,9 +289,9 @@ def _submit(original: Any, patch: Patch) -> Any:
 
 
 def _watched_item(original: Any, patch: Patch) -> Any:
-    """Return a class of items that have a note taken of when they are made, and tell when they are over.
+    """Return a subclass of work items that record when they are created and when they finish.
 
-    They are made within ``submit``, whose pool's lock is held: it has counted as many tasks as its number says.
+    Items are created within ``submit``, under the pool's lock: ``_queue_count`` is then the number of the task.
     """
     monotonic = time.monotonic
 
@@ -311,13 +310,14 @@ def _watched_item(original: Any, patch: Patch) -> Any:
 
 
 class ProcessPoolKind(ExecutorKind):
-    """:class:`concurrent.futures.ProcessPoolExecutor`, and loky's after its model."""
+    """:class:`concurrent.futures.ProcessPoolExecutor`."""
 
     modules: tuple[str, ...] = ("concurrent.futures.process",)
     class_name = "ProcessPoolExecutor"
     needs = ("_processes", "_pending_work_items", "_queue_count", "_max_workers")
 
     def start(self, tools: Tools, module: Any) -> None:
+        """Hook ``module``, and register its existing pools."""
         ProcessPools(tools.hooks, tools.found, tools.each, tools.target).start(module)
         tools.hooks.after(module.ProcessPoolExecutor, "__init__", tools.made)
         for manager in list(getattr(module, "_threads_wakeups", ())):
@@ -326,9 +326,11 @@ class ProcessPoolKind(ExecutorKind):
                 tools.noted(pool)
 
     def name(self, pool: Any) -> str:
+        """Return ``process``."""
         return "process"
 
     def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        """Return a new :class:`WatchedProcesses`."""
         return WatchedProcesses(pool, terms, tools.board())
 
 
@@ -339,4 +341,5 @@ class LokyKind(ProcessPoolKind):
     part = "loky"
 
     def name(self, pool: Any) -> str:
+        """Return ``loky``."""
         return "loky"

@@ -1,7 +1,7 @@
-"""Thread pools: :class:`concurrent.futures.ThreadPoolExecutor`, those that loops make for themselves among them.
+"""Thread pools: :class:`concurrent.futures.ThreadPoolExecutor`, including the default executors of loops.
 
-What is replaced is the class of the items that its threads take from the queue. Functions, their exceptions and the
-tracebacks of those are what they were.
+The class of work items that its threads take from the queue is replaced. Functions, exceptions and tracebacks are
+unchanged.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from loopwatch.system import threads
 
 _CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
 WORTH_A_CLOCK, CLOCK_EVERY = 0.001, 32
-"""s of a task's run, and number of tasks, after which its thread's processor clock is read: that is a system call."""
+"""Seconds of a task's run, and number of tasks, after which the thread's CPU clock (a system call) is read."""
 STILL = 1.0
-"""s without progress after which it is asked what a thread waits in."""
+"""Seconds without progress after which the system call or kernel function a thread waits in is read."""
 
 
 class WatchedThreads(Watched):
-    """A pool of threads under watch."""
+    """A watched thread pool."""
 
     knows_neglected = True
 
     def __init__(self, pool: Any, terms: Terms) -> None:
         super().__init__(pool, terms)
         self.waiting = 0
-        """Threads that wait for it to end."""
+        """Number of threads that wait for it to end."""
         self._max_workers = pool._max_workers
         self._queue = weakref.ref(pool._work_queue)
         self.seats = Seats[Seat](self)
         self._look(pool)
 
     def _look(self, pool: Any) -> None:
-        """See which threads it has; those to come sit down with their first task."""
+        """Create the seats of its current threads; later threads get theirs with their first task."""
         now = time.monotonic()
         for thread in list(pool._threads):
             self.seats.of(thread, now)
 
     def fate(self, pool: Any) -> Executor:
-        """Return whether ``pool`` takes calls."""
+        """Return the state of ``pool``."""
         if pool._broken:
             return Executor.BROKEN
         if not pool._shutdown:
@@ -63,11 +63,11 @@ class WatchedThreads(Watched):
         return Executor.ENDING if self.waiting else Executor.SHUT_DOWN
 
     def has_workers(self) -> bool:
-        """Whether one of its threads runs."""
+        """Whether one of its threads is alive."""
         return bool(self.seats.living())
 
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
-        """Return its figures."""
+        """Return the statistics of the pool."""
         workers = [self._worker(thread, now) for thread in self.seats.living()]
         self.started = self.seats.count
         cpu = self.seats.cpu
@@ -80,13 +80,13 @@ class WatchedThreads(Watched):
     def _queued(self) -> int:
         queue = self._queue()
         depth: int = 0 if queue is None else queue.qsize()
-        return max(depth - (self._fate is not Executor.OPEN), 0)  # what ends its threads is in the queue, too
+        return max(depth - (self._fate is not Executor.OPEN), 0)  # excludes the sentinel that ends its threads
 
     def _worker(self, thread: threading.Thread, now: float) -> WorkerStats:
         seat, native_id = self.seats.of(thread, now), thread.native_id or 0
         item, since = seat.item, seat.since
         cpu = threads.thread_cpu(native_id)
-        if cpu is not None:  # threads of a pool do nothing else than its tasks
+        if cpu is not None:  # threads of a pool run nothing but its tasks
             seat.cpu = max(seat.cpu, cpu)
         if item is None:
             return self.worker(native_id, Work(0, seat.done), seat.born, now, cpu=cpu)
@@ -102,20 +102,20 @@ class WatchedThreads(Watched):
 
 
 class ThreadPools:
-    """Has the threads of all thread pools of this process say what they run.
+    """Hooks of the thread pools of this process; their threads record their current task.
 
     Args:
-        hooks: how methods are replaced.
-        found: returns what watches a pool, None for one that is not watched.
+        hooks: method hooks.
+        found: returns the :class:`Watched` of a pool, None if it is not watched.
     """
 
     def __init__(self, hooks: Hooks, found: Callable[[Any], Watched | None]) -> None:
         self._hooks, self._found = hooks, found
         self.here = threading.local()
-        """Has the seat of each thread."""
+        """``seat`` is the seat of each thread, None if its pool is not watched."""
 
     def start(self, module: Any) -> None:
-        """Begin.
+        """Install the hooks.
 
         Args:
             module: :mod:`concurrent.futures.thread`.
@@ -135,13 +135,13 @@ class ThreadPools:
             watched.waiting = 0
 
     def task_stats_of(self, future: Any) -> TaskStats | None:
-        """Return what counts the task that the calling thread runs, if ``future`` is its future."""
+        """Return the task statistics for the calling thread's current task if ``future`` is its future, else None."""
         seat: Seat | None = getattr(self.here, "seat", None)
         item = None if seat is None else seat.item
         return seat.watched.task_stats if seat is not None and getattr(item, "future", None) is future else None
 
     def seat(self) -> Seat | None:
-        """Find the seat of the calling thread, None if it is not of a pool that is watched."""
+        """Find the seat of the calling thread, None if its pool is not watched."""
         if self._hooks.is_off:
             return None
         seat = None
@@ -151,13 +151,13 @@ class ThreadPools:
             watched = None if pool is None else self._found(pool)
             if isinstance(watched, WatchedThreads):
                 seat = watched.seats.of(thread, time.monotonic())
-        except Exception as exc:  # noqa: BLE001 - the seam between the program's task and what is noted of it
+        except Exception as exc:  # noqa: BLE001 - the boundary between the program's task and its hooks
             self._hooks.failed(threading.current_thread(), exc)
         self.here.seat = seat
         return seat
 
     def over(self, seat: Seat, future: Any, made_at: float, end: float) -> None:
-        """Note what became of the task of ``seat``, which its thread is done with at ``end``."""
+        """Record the outcome of the task of ``seat``, which finished at ``end``."""
         watched: Watched = seat.watched
         try:
             task_stats = watched.task_stats
@@ -172,15 +172,15 @@ class ThreadPools:
             task_stats.latest.append((seat.since - made_at, run, name, None))
             if len(task_stats.latest) >= TOGETHER:
                 task_stats.fold(wait=False)
-        except Exception as exc:  # noqa: BLE001 - the same seam: a future may be of the program's own kind
+        except Exception as exc:  # noqa: BLE001 - likewise: a future may be of a class of the program
             self._hooks.failed(watched, exc)
 
 
 def _watched_item(original: Any, patch: Patch) -> Any:
-    """Return a class of items that note when they are made, begin and end.
+    """Return a subclass of work items that record when they are created, begin and end.
 
-    An item is let go of at its end, as the original does: the frame of ``run`` belongs to the traceback of what the
-    task has raised.
+    ``run`` drops its reference to the item at the end, as the original does: its frame is part of the traceback of an
+    exception of the task.
     """
     monotonic = time.monotonic
 
@@ -216,7 +216,7 @@ def _watched_item(original: Any, patch: Patch) -> Any:
 
 
 def pool_of(thread: threading.Thread) -> Any:
-    """Return the pool that started ``thread``: it has a weak reference to it among its arguments while it runs."""
+    """Return the pool that started ``thread``, from the weak reference among the thread's arguments."""
     for argument in getattr(thread, "_args", ()):
         if isinstance(argument, weakref.ref):
             return argument()
@@ -232,13 +232,14 @@ def _function_of(item: Any) -> str:
 
 
 class ThreadPoolKind(ExecutorKind):
-    """:class:`concurrent.futures.ThreadPoolExecutor`, default executors of loops among them."""
+    """:class:`concurrent.futures.ThreadPoolExecutor`, including the default executors of loops."""
 
     modules = ("concurrent.futures.thread",)
     class_name = "ThreadPoolExecutor"
     needs = ("_threads", "_work_queue", "_shutdown", "_broken", "_max_workers", "_thread_name_prefix")
 
     def start(self, tools: Tools, module: Any) -> None:
+        """Hook :mod:`concurrent.futures.thread`, and register its existing pools."""
         threads = ThreadPools(tools.hooks, tools.found)
         threads.start(module)
         tools.lost_errors.of_thread = threads.task_stats_of
@@ -249,7 +250,9 @@ class ThreadPoolKind(ExecutorKind):
                 tools.noted(pool)
 
     def identity(self, pool: Any, place: str, taken: Container[str], tools: Tools) -> Identity:
+        """Return the identity of ``pool``: that of a default executor while a loop creates it."""
         return tools.thread_identity(pool, place, taken)
 
     def watch(self, pool: Any, terms: Terms, tools: Tools) -> Watched:
+        """Return a new :class:`WatchedThreads`."""
         return WatchedThreads(pool, terms)

@@ -1,4 +1,4 @@
-"""loopwatch's own worker pools: they report their statistics themselves; facts about their processes are polled."""
+"""Worker pools of loopwatch: they report their statistics themselves; the facts of their processes are polled."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from loopwatch.health.watched_pool import LINGER
 
 
 class OwnPool(Protocol):
-    """What is asked of :class:`loopwatch.WorkerPool`."""
+    """The interface of :class:`loopwatch.WorkerPool` that is used here."""
 
     def reading(self) -> PoolReading:
-        """Return its figures; any thread may ask."""
+        """Return its statistics; callable from any thread."""
 
 
 class WatchedOwn:
-    """One of loopwatch's own pools: a :class:`~loopwatch.health.records.Source`.
+    """The :class:`~loopwatch.health.records.Source` of a :class:`loopwatch.WorkerPool`.
 
     Args:
         pool: held weakly.
-        hung_after: s, as ``Config.hung_after``.
+        hung_after: returns ``Config.hung_after``, seconds.
     """
 
     def __init__(self, pool: OwnPool, hung_after: Callable[[], float]) -> None:
@@ -41,16 +41,16 @@ class WatchedOwn:
 
     @property
     def gone(self) -> bool:
-        """Whether it is over, and has been told as such for a while."""
+        """Whether it has ended and was reported so for :data:`~loopwatch.health.watched_pool.LINGER` seconds."""
         return self._over_at is not None and time.monotonic() - self._over_at >= LINGER
 
     def pids(self) -> Sequence[int]:
-        """Return its workers."""
+        """Return the ids of its worker processes."""
         pool = self.ref()
         return () if pool is None else [worker.pid for worker in pool.reading().stats.workers]
 
     def reading(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolReading:
-        """Return its figures, with what was polled of its workers."""
+        """Return its statistics, with the polled facts of its workers."""
         pool = self.ref()
         if pool is not None:
             self._last = pool.reading()

@@ -1,1 +1,1 @@
-"""What the metrics are and how they are counted; pure."""
+"""Definition and counting of the metrics; pure."""

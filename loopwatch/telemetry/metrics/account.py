@@ -17,16 +17,16 @@ Read = Callable[[Pause], Reading | None]
 
 
 NAP = 0.0001
-"""s; long enough for whoever waits for the GIL to get it."""
+"""Seconds of one GIL yield; long enough for a thread that waits for the GIL to get it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where what is told comes from.
+    """The source of all exported metrics.
 
     Attributes:
-        read: returns all points as they are now, None if there are none; from any thread. It is given what to call
-            between parts of its work.
+        read: returns all current points, None if there are none; from any thread. Calls its argument between parts of
+            the work, to yield the GIL.
         exemplars: stalls that belong to traces.
     """
 
@@ -38,6 +38,6 @@ EMPTY = Account(lambda _pause: None, Exemplars())
 
 
 def nap_off_the_loop() -> None:
-    """Give up the GIL for a moment, so that no loop waits long for it; not on the thread of a loop that collects."""
+    """Yield the GIL for a moment, so that no loop waits long for it; does nothing on the thread of a running loop."""
     if running_loop() is None:
         time.sleep(NAP)

@@ -1,6 +1,6 @@
 """Accumulates the metrics of one agent and computes their points on demand: one account for all exporters.
 
-OpenTelemetry and Prometheus read the same account, so that both report the same values. Nothing here runs on the thread
+OpenTelemetry and Prometheus read the same account, so that both export the same values. Nothing here runs on the thread
 of an event loop.
 """
 
@@ -20,25 +20,25 @@ from loopwatch.telemetry.metrics.records import Inputs, Reading
 from loopwatch.watch.observation import LoopReading
 
 PART = "telemetry"
-"""Name under which faults of the metrics are counted."""
+"""Part name under which faults of the metrics are counted."""
 PATIENCE = 3
-"""Collections that may fail one after another: one may race with the program, which changes what is read."""
+"""Failed collections in a row that count as a fault; a single one may have raced with changes by the program."""
 
 
 class Accumulator:
     """The metrics of one agent.
 
     Args:
-        look: returns the present state of loops, pools and the agent; called from any thread.
-        faults: of the agent.
+        look: returns the current state of loops, pools and the agent; called from any thread.
+        faults: the agent's fault handling.
 
     Attributes:
-        account: what exporters read from.
+        account: the interface for exporters.
     """
 
     def __init__(self, look: Callable[[], Inputs], faults: Faults) -> None:
         self._look, self._faults = look, faults
-        self._lock = threading.RLock()  # a finalizer of the program may come in between
+        self._lock = threading.RLock()  # a finalizer of the program may run while it is held
         self._collector = Collector()
         self._last: Inputs | None = None
         self._failures = 0
@@ -46,13 +46,13 @@ class Accumulator:
         self.account = Account(self.read, self._exemplars)
 
     def configure(self, max_culprits: int) -> None:
-        """Count from now on, with at most ``max_culprits`` functions told apart."""
+        """Read the current state from now on, with at most ``max_culprits`` culprits in series of their own."""
         with self._lock:
             self._collector.max_culprits = max_culprits
             self._last = None
 
     def freeze(self) -> None:
-        """Read the state once more, before the services stop; later collections report it as it was then."""
+        """Read the state once more, before the services stop; later collections report that state."""
         with self._faults.guard(PART):
             inputs = self._look()
             with self._lock:
@@ -60,14 +60,14 @@ class Accumulator:
                 self._last = replace(inputs, loops=())  # the loops report their last values in loop_gone()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, with empty counters."""
+        """Reset in a forked child, with empty counters."""
         self._lock = threading.RLock()
         self._last = None
         self._collector = Collector(self._collector.max_culprits)
         self._exemplars.clear()
 
     def loop_gone(self, loop: LoopReading) -> None:
-        """Add the last values of a loop that is not watched any more."""
+        """Add the last values of a loop that is no longer watched."""
         with self._lock:
             self._collector.loop_gone(loop)
 
@@ -79,10 +79,10 @@ class Accumulator:
             self._exemplars.saw(stall)
 
     def read(self, pause: Callable[[], None] = lambda: None) -> Reading | None:
-        """Return all points as they are now, None if they cannot be computed; from any thread.
+        """Return all current points, None if they cannot be computed; from any thread.
 
         Args:
-            pause: called between parts of the work.
+            pause: called between parts of the work, to yield the GIL.
         """
         if self._faults.is_off(PART):
             return None

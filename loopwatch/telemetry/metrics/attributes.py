@@ -1,7 +1,7 @@
-"""Converts a stall, or a flagged function, to attributes of OpenTelemetry: names, places, seconds. Pure.
+"""Converts a stall, or a flagged function, to OpenTelemetry attributes: names, code locations, seconds. Pure.
 
-Names are those of the semantic conventions where they have one (``code.*``, ``http.*``, ``thread.name``). Nothing of
-the program's data is among them: no locals, arguments, paths of requests or query strings.
+Names are those of the semantic conventions where they have one (``code.*``, ``http.*``, ``thread.name``). None of the
+program's data is included: no locals, arguments, paths of requests or query strings.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ Value = str | int | float | bool
 Attributes = dict[str, Value]
 
 EVENT = "asyncio.eventloop.stall"
-"""Name of the span of a stall, of the event of its log record, and of the event in the spans of its victims."""
+"""Name of the span of a stall, of the event of its log record, and of the event in the spans of its waiters."""
 FLAGGED_EVENT = "asyncio.eventloop.flagged"
-"""Name of the event of the log record of a function that is flagged."""
+"""Name of the event of the log record of a flagged function."""
 
 ID = "loopwatch.stall.id"
 DURATION = "loopwatch.stall.duration"
@@ -28,7 +28,7 @@ SAMPLES = "loopwatch.stall.samples"
 TASK = "loopwatch.task"
 COROUTINE = "loopwatch.coroutine"
 HELD_BACK = "loopwatch.stall.held_back"
-"""How many were not told before this one, because of a storm."""
+"""How many items the rate limit suppressed before this one."""
 
 MAX_STACK = 4096
 """Characters of a stack; of a longer one the outermost frames are left out."""
@@ -36,13 +36,13 @@ MAX_TEXT = 256
 """Characters of any other text."""
 
 _TRACE = frozenset({"trace_id", "span_id"})
-"""Labels that a span or record carries by its nature."""
+"""Labels that a span or record already carries as its trace context."""
 _STANDARD = ("http.", "url.template", "rpc.", "messaging.", "faas.")
-"""How labels begin that keep their names; the program's own get a name space."""
+"""Prefixes of labels that keep their names; the program's own labels get a name space."""
 
 
 def of_stall(stall: Stall) -> Attributes:
-    """Return what a span or log record tells of ``stall``."""
+    """Return the attributes of the span or log record of ``stall``."""
     found = blame(stall) | _task(stall)
     found[ID] = stall.id
     found[LOOP] = stall.loop
@@ -61,18 +61,18 @@ def of_stall(stall: Stall) -> Attributes:
         found["code.stacktrace"] = stack_text(stall.stack)
     if stall.thread:
         found["thread.name"] = stall.thread
-    if stall.pid:  # the resource of a provider that was made before a fork names the wrong process, or none
+    if stall.pid:  # the resource of a provider made before a fork names the wrong process, or none
         found["process.pid"] = stall.pid
     return clean({**found, **_labels(stall.context)})
 
 
 def blame(stall: Stall) -> Attributes:
-    """Return who blocked and why."""
+    """Return the cause and the culprit of ``stall``."""
     return {CAUSE: stall.cause.value, CULPRIT: culprit_key(stall)[:MAX_TEXT]}
 
 
 def utf8(text: str) -> str:
-    """Return ``text`` as UTF-8 can have it: names that the system gave may hold bytes that are none.
+    """Return ``text`` as valid UTF-8: names from the system may hold bytes that are not.
 
     Example:
         >>> utf8("caf\\udce9")
@@ -82,7 +82,7 @@ def utf8(text: str) -> str:
 
 
 def clean(found: Attributes) -> Attributes:
-    """Return attributes as an exporter can encode them, which would log an error for each that it cannot."""
+    """Return attributes that an exporter can encode; for each other one it would log an error."""
     return {utf8(key): utf8(value) if isinstance(value, str) else value for key, value in found.items()}
 
 
@@ -96,7 +96,7 @@ def _task(stall: Stall) -> Attributes:
 
 
 def of_flagged(function: FlaggedFunction) -> Attributes:
-    """Return what a log record tells of a function that keeps blocking."""
+    """Return the attributes of the log record of a flagged function."""
     found: Attributes = {
         FUNCTION: function.name,
         CAUSE: function.cause.value,
@@ -111,7 +111,7 @@ def of_flagged(function: FlaggedFunction) -> Attributes:
 
 
 def stack_text(stack: Sequence[Frame]) -> str:
-    """Return ``stack`` as Python writes it, outermost frame first, at most :data:`MAX_STACK` characters."""
+    """Return ``stack`` in Python's format, outermost frame first, at most :data:`MAX_STACK` characters."""
     lines: list[str] = []
     room = MAX_STACK - len("...\n")
     for frame in reversed(stack):

@@ -8,38 +8,38 @@ from typing import Generic, TypeVar
 from loopwatch.core.histogram import Histogram
 
 Key = tuple[str, ...]
-"""Values of attributes, which make a series."""
+"""Attribute set of a series: the values of its attributes."""
 
 EVER = 16
-"""Times as many keys as are told apart at a time may ever have been; afterwards none gives up its place any more.
+"""Keys that may ever have a series, as a multiple of those at a time; after that no new key gets one.
 
-Each is a series for ever in the memory of an SDK, and of whoever stores what is told.
+Each series stays for ever in the memory of an SDK, and in the database that stores the metrics.
 """
 WAITING = 256
-"""Keys that are told together whose weights are known."""
+"""Keys without a series of their own whose weights are tracked."""
 ADVANTAGE = 2.0
-"""Times the weight of the lightest that a key needs to take its place."""
+"""Factor by which a key must outweigh the lightest key with a series to replace it."""
 OVER = -1.0
-"""The weight of a key that is over."""
+"""Weight of a key that is over."""
 AGAIN = 2
-"""Times that a key must have been seen before it has a place, but for the first ones: those that happen once, such as a
-loop that a job runs in a thread of its own, would use up what there can ever be."""
+"""Times that a key must have been seen before it gets a series, except for the first keys: those that occur once, such
+as a loop that a job runs in a thread of its own, would use up the limit of :data:`EVER`."""
 
 
 class Places:
-    """Decides which keys are told apart: the first ones, until heavier ones come again and again.
+    """Decides which keys get a series of their own: the first ones, until heavier ones recur.
 
-    Places change hands only in :meth:`settle`, when everything has been told: so nothing that a key has counted in its
-    own series is missed. A key that has given up its place goes on under the common name with what comes from then on;
-    the series that it had is found again with its total if the key comes back.
+    Series change hands only in :meth:`settle`, after everything was collected, so that no count of a key in its own
+    series is lost. A replaced key counts under the common name from then on; if it comes back, its series continues
+    with its old total.
 
     Args:
-        most: keys told apart at a time, 0 or more.
-        common: returns the name under which a key is told that has no place of its own.
-        lasting: whether a place is given up only by keys that are over.
+        most: keys with a series at a time, 0 or more.
+        common: returns the shared name for a key without a series of its own.
+        lasting: whether a series is given up only by keys that are over.
 
     Attributes:
-        shared: the common names that were used.
+        shared: the common names in use.
 
     Example:
         >>> places = Places(1, lambda key: ("other",))
@@ -61,26 +61,26 @@ class Places:
 
     @property
     def taken(self) -> set[Key]:
-        """Keys that have a place."""
+        """Keys that have a series of their own."""
         return set(self._weights)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether there are places that nobody has had yet."""
+        """Whether fewer than ``most`` keys have ever had a series."""
         return len(self._ever) < self.most
 
     @property
     def told(self) -> list[Key]:
-        """All names that are told now."""
+        """All names that are exported now."""
         taken = self.taken
         return [*sorted(taken), *sorted(self.shared - taken)]
 
     def name(self, key: Key, weight: float) -> Key:
-        """Return under which name ``key`` is told.
+        """Return the series name for ``key``, and add ``weight`` to its claim to a series of its own.
 
         Args:
-            key: which has just happened.
-            weight: of what has happened.
+            key: attribute set of the event.
+            weight: of the event.
         """
         if key in self._weights:
             self._weights[key] = max(self._weights[key], 0.0) + weight
@@ -93,7 +93,7 @@ class Places:
         return self.known_name(key)
 
     def known_name(self, key: Key) -> Key:
-        """Return under which name ``key`` is told, without any claim to a place."""
+        """Return the series name for ``key``, without adding to its claim."""
         if key in self._weights:
             return key
         common = self._common(key)
@@ -101,13 +101,13 @@ class Places:
         return common
 
     def leave(self, keys: Iterable[Key]) -> None:
-        """Have ``keys``, which are over, give up their places to the next that come, if any do."""
+        """Mark ``keys`` as over: each keeps its series until another key needs it."""
         for key in keys:
             if key in self._weights:
                 self._weights[key] = OVER
 
     def settle(self) -> None:
-        """Have places change hands, now that everything is told."""
+        """Reassign series to heavier keys, after everything was collected."""
         while len(self._weights) > self.most:
             self._leave(min(self._weights, key=self._weights.__getitem__))
         waiting = sorted(self._waiting.items(), key=lambda item: -item[1][0])
@@ -117,7 +117,7 @@ class Places:
                 return
             lighter = self._weights[lightest]
             if lighter != OVER and (self._lasting or weight <= ADVANTAGE * lighter):
-                return  # nor do those that are lighter still
+                return  # lighter ones do not qualify either
             if self._may_have_one(key) and times >= AGAIN:
                 self._leave(lightest)
                 self._take(key, weight)
@@ -143,7 +143,7 @@ class Places:
 
 
 class Totals:
-    """Sums by series, which never go down.
+    """Sums by series, which never decrease.
 
     Args:
         width: values of each series.
@@ -154,7 +154,7 @@ class Totals:
         self._sums: dict[Key, list[float]] = {}
 
     def add(self, name: Key, amounts: Iterable[float]) -> None:
-        """Add to the series ``name``; what is less than nothing is not added."""
+        """Add to the series ``name``; negative amounts are ignored."""
         sums = self._sums.setdefault(name, [0] * self._width)
         for at, amount in enumerate(amounts):
             sums[at] += max(amount, 0)
@@ -165,7 +165,7 @@ class Totals:
 
     @property
     def names(self) -> list[Key]:
-        """All series that there ever were."""
+        """All series so far."""
         return list(self._sums)
 
 
@@ -173,10 +173,10 @@ Id = TypeVar("Id", bound=Hashable)
 
 
 class Growth(Generic[Id]):
-    """Tells by how much totals have grown since they were last seen.
+    """Computes by how much totals have grown since they were last seen.
 
     Args:
-        kept: how many are remembered that are seen no more: one that was missing for a moment does not count twice.
+        kept: keys that are remembered, those seen last: one that was missing for a moment is not counted twice.
 
     Example:
         >>> growth = Growth[str](10)
@@ -189,7 +189,7 @@ class Growth(Generic[Id]):
         self._seen: dict[Id, tuple[float, ...]] = {}
 
     def of(self, key: Id, totals: tuple[float, ...]) -> list[float]:
-        """Return what each of ``totals`` has grown by; the first one decides whether they began anew."""
+        """Return the growth of each of ``totals``; if the first one has decreased, all have restarted from 0."""
         before = self._seen.pop(key, None)
         if before is None and len(self._seen) >= self._kept:
             del self._seen[next(iter(self._seen))]
@@ -200,10 +200,10 @@ class Growth(Generic[Id]):
 
 
 class Spans(Generic[Id]):
-    """Histograms by series, from histograms of single things that grow.
+    """Histograms by series, added up from the growing histograms of single sources.
 
     Args:
-        kept: as of :class:`Growth`.
+        kept: see :class:`Growth`.
     """
 
     def __init__(self, kept: int = 1000) -> None:
@@ -212,7 +212,7 @@ class Spans(Generic[Id]):
         self._sums: dict[Key, Histogram] = {}
 
     def add(self, name: Key, key: Id, total: Histogram) -> None:
-        """Add what ``total``, that of ``key``, has grown by to the series ``name``."""
+        """Add the growth of ``total``, the histogram of ``key``, to the series ``name``."""
         before = self._seen.pop(key, None)
         if before is None and len(self._seen) >= self._kept:
             del self._seen[next(iter(self._seen))]

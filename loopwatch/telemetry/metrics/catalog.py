@@ -1,7 +1,7 @@
 """Every metric that loopwatch exports: name, unit, kind, attributes with their bounds, buckets, meaning.
 
-Nothing else names a metric. ``docs/metrics.md`` is generated from here. Units are those of UCUM, as OpenTelemetry wants
-them; what stands in braces is left out of names in Prometheus.
+Nothing else names a metric. ``docs/metrics.md`` is generated from here. Units are those of UCUM, as OpenTelemetry
+requires; parts in braces are left out of names in Prometheus.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from enum import StrEnum
 from loopwatch.core.dataclasses import dataclass
 
 MAX_LOOPS = 8
-"""Loops told apart, the busiest and those that stall; further ones are told together as :data:`OTHER`."""
+"""Loops with series of their own, the busiest and those that stall; further ones are merged as :data:`OTHER`."""
 MAX_POOLS = 8
-"""Pools told apart, those in trouble or with the most tasks; further ones are told together as :data:`OTHER`."""
+"""Pools with series of their own, those in trouble or with the most tasks; others are merged as :data:`OTHER`."""
 MAX_CULPRITS = 20
-"""Sets of (loop, cause, culprit) told apart, those with the most blocked time; ``Config.max_culprits`` lowers it."""
+"""(loop, cause, culprit) sets with series of their own, of most blocked time; ``Config.max_culprits`` lowers it."""
 MAX_SAMPLES = 600
-"""Samples of Prometheus that one process tells at most, whatever happens in it."""
+"""Prometheus samples that one process exports at most, whatever happens in it."""
 OTHER = "other"
-"""The value of an attribute under which everything beyond its bound is told."""
+"""The attribute value for everything beyond a bound."""
 
 # Attributes.
 LOOP = "asyncio.eventloop.name"
@@ -41,9 +41,9 @@ PART = "loopwatch.agent.part"
 SIGNAL = "loopwatch.agent.signal"
 
 LAG_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
-"""s; a heartbeat is good to a fraction of a millisecond, and a loop that hangs for half a minute has been restarted."""
+"""Seconds; a heartbeat is good to a fraction of a millisecond, and a loop hanging for half a minute is restarted."""
 TASK_BOUNDS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0)
-"""s; from a call that is not worth a trip to one that should be a job of its own."""
+"""Seconds; from a call not worth a trip to one that should be a job of its own."""
 
 
 class Kind(StrEnum):
@@ -52,26 +52,26 @@ class Kind(StrEnum):
     COUNTER = "counter"
     """Only grows, from 0 when the process starts."""
     GAUGE = "gauge"
-    """What is so now."""
+    """The current value."""
     HISTOGRAM = "histogram"
     """How often durations fell between bounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric.
+    """The definition of one metric.
 
     Attributes:
-        name: as OpenTelemetry has it.
+        name: in OpenTelemetry.
         unit: UCUM.
         kind: how its values add up.
-        description: one line, sent along.
+        description: one line, exported with the metric.
         attributes: names of its attributes.
-        sets: sets of their values at most, those of :data:`OTHER` counted.
+        sets: attribute sets at most, including those of :data:`OTHER`.
         bounds: of a histogram's buckets, in its unit.
-        question: of an operator, that it answers.
+        question: the operator's question that it answers.
         is_not: what it does not mean.
-        example: with figures.
+        example: with numbers.
     """
 
     name: str
@@ -87,14 +87,14 @@ class Metric:
 
     @property
     def samples(self) -> int:
-        """Samples of Prometheus that it is told in at most; a histogram has one a bucket, a count and a sum."""
+        """Prometheus samples that it takes at most; a histogram has one per bucket, a count and a sum."""
         return self.sets * (len(self.bounds) + 3 if self.kind is Kind.HISTOGRAM else 1)
 
     @property
     def prometheus(self) -> str:
         """Name in Prometheus, without a histogram's ``_bucket``, ``_count`` and ``_sum``.
 
-        As the OpenTelemetry specification wants it ("Prometheus and OpenMetrics Compatibility"), and as collectors do.
+        As the OpenTelemetry specification requires ("Prometheus and OpenMetrics Compatibility"), and as collectors do.
 
         Example:
             >>> Metric("asyncio.eventloop.time", "s", Kind.COUNTER, "").prometheus
@@ -336,7 +336,7 @@ LOOPS = (
         example="Anything above 0 is a bug, most often of a C extension.",
     ),
 )
-"""Of event loops and the interpreter."""
+"""Metrics of event loops and the interpreter."""
 
 POOLS = (
     Metric(
@@ -508,7 +508,7 @@ POOLS = (
         example='{loopwatch_finding="cpu-bound-threads"} 1: one thread pool runs Python code that computes.',
     ),
 )
-"""Of worker pools and child processes."""
+"""Metrics of worker pools and child processes."""
 
 OFFLOAD = (
     Metric(
@@ -568,7 +568,7 @@ OFFLOAD = (
         example="Grows by 12 a minute: a fifth of a loop's time was given back.",
     ),
 )
-"""Of what runs elsewhere."""
+"""Metrics of offloaded calls."""
 
 AGENT = (
     Metric(
@@ -655,9 +655,9 @@ AGENT = (
         "room.",
     ),
 )
-"""Of the agent itself."""
+"""Metrics of the agent itself."""
 
 CATALOG: tuple[Metric, ...] = (*LOOPS, *POOLS, *OFFLOAD, *AGENT)
-"""All of them; the sum of their samples is at most :data:`MAX_SAMPLES`."""
+"""All metrics; the sum of their samples is at most :data:`MAX_SAMPLES`."""
 
 BY_NAME = {metric.name: metric for metric in CATALOG}

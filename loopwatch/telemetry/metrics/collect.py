@@ -1,6 +1,6 @@
 """Computes the points of every metric from a snapshot, within the catalog's bounds. Pure: no clock, no files.
 
-A point of a counter never goes down: what a loop or a pool that is gone has counted stays in its series, or in that of
+Counters never go down: the counts of a loop or a pool that is gone stay in its series, or in that of
 :data:`~loopwatch.telemetry.metrics.catalog.OTHER`.
 """
 
@@ -27,12 +27,10 @@ from loopwatch.watch.observation import LoopReading
 
 
 class Collector:
-    """Makes points; keeps what was counted.
-
-    Not safe for several threads at once.
+    """Computes points; keeps the counts. Not thread-safe.
 
     Args:
-        max_culprits: culprits told apart, at most as many as the catalog allows.
+        max_culprits: culprits with a series of their own, at most as many as the catalog allows.
     """
 
     def __init__(self, max_culprits: int = MAX_CULPRITS) -> None:
@@ -47,7 +45,7 @@ class Collector:
 
     @property
     def max_culprits(self) -> int:
-        """Culprits told apart."""
+        """Culprits with a series of their own."""
         return self._stalls.most
 
     @max_culprits.setter
@@ -59,15 +57,15 @@ class Collector:
         self._stalls.count(stall)
 
     def loop_gone(self, loop: LoopReading) -> None:
-        """Keep what a loop has counted that is not watched any more."""
+        """Keep the counts of a loop that is no longer watched."""
         self._loops.gone(loop)
 
     def read(self, inputs: Inputs, pause: Callable[[], None] = lambda: None) -> Reading:
         """Return all points.
 
         Args:
-            inputs: what they are made of.
-            pause: called between parts of the work.
+            inputs: the values that they are computed from.
+            pause: called between parts of the work, to yield the GIL.
         """
         points: dict[str, tuple[Point, ...]] = {}
         spreads: dict[str, tuple[Spread, ...]] = {}
@@ -110,7 +108,7 @@ class Collector:
 
     def _tell_agent(self, inputs: Inputs, points: Points) -> None:
         agent = inputs.snapshot.agent
-        spent = max(agent.cpu - self._cpu_before, 0.0)  # of a thread that has ended the clock is not known any more
+        spent = max(agent.cpu - self._cpu_before, 0.0)  # the clock of a thread is lost when it ends
         self._cpu_before = agent.cpu
         self._cpu += spent
         self._lag += spent * self._loops.busy_share

@@ -1,6 +1,7 @@
-"""Counts what loops, stalls, pools and offloaded calls do, each with its bounds. Pure: no clock, no files.
+"""Counts the work of loops, stalls, pools and offloaded calls, each within its bounds. Pure: no clock, no files.
 
-What is gone keeps what it has counted, in its series or in that of :data:`~loopwatch.telemetry.metrics.catalog.OTHER`.
+The counts of a loop or pool that is gone stay in its series or in that of
+:data:`~loopwatch.telemetry.metrics.catalog.OTHER`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from loopwatch.watch.observation import LoopReading
 LONGEST = 256
 """Characters of an attribute's value."""
 DIRECT = "WorkerPool.run"
-"""What stands for the function of calls that a pool was given directly."""
+"""Function name for calls that were passed to a pool directly."""
 UNKNOWN = "unknown"
 _MIXED_CULPRITS = 3
-"""Sets of (loop, cause) for culprits that are not told apart; further ones are told as :data:`OTHER` in all three."""
+"""(loop, cause) sets for culprits without a series of their own; further ones are :data:`OTHER` in all three."""
 PENDING = 1000
 """Stalls that wait for the next reading before they are counted."""
 _SPREAD_POOLS = 4
@@ -34,12 +35,12 @@ Spreads = dict[str, tuple[Spread, ...]]
 
 
 def key_of(*values: str) -> Key:
-    """Return the attribute values of a series, printable and bounded."""
+    """Return the attribute set of a series, as valid UTF-8 and truncated."""
     return tuple(utf8(str(value)[:LONGEST]) for value in values)
 
 
 def points_of(found: Iterable[tuple[Key, float]]) -> tuple[Point, ...]:
-    """Return a point for each series and its value."""
+    """Return a number point for each series."""
     return tuple(Point(name, value) for name, value in found)
 
 
@@ -58,11 +59,11 @@ def _sum(values: Mapping[Key, float], without: Iterable[Key]) -> float:
 
 
 class Counted:
-    """Counts by key that were counted elsewhere, with a bound to the keys that are told apart.
+    """Accumulates counts that others keep by key, with a bound on the keys that get a series of their own.
 
     Args:
-        most: keys told apart.
-        common: under which name others are told.
+        most: keys with a series of their own.
+        common: returns the shared name of another key.
     """
 
     def __init__(self, most: int, common: Callable[[Key], Key]) -> None:
@@ -71,11 +72,11 @@ class Counted:
         self._totals = Totals()
 
     def count(self, counts: Mapping[Key, float], whose: Key = ()) -> None:
-        """Take counts as they are now.
+        """Record the current counts.
 
         Args:
             counts: by key.
-            whose: tells apart who counted, where several count the same key.
+            whose: distinguishes the sources, where several count the same key.
         """
         for key, count in counts.items():
             (grown,) = self._growth.of((*whose, *key), (count,))
@@ -83,11 +84,11 @@ class Counted:
                 self._totals.add(self._places.name(key, grown), (grown,))
 
     def settle(self) -> None:
-        """A collection is over."""
+        """Finish a collection."""
         self._places.settle()
 
     def points(self) -> tuple[Point, ...]:
-        """Return the totals of the series that are kept apart."""
+        """Return the totals of the exported series."""
         return points_of(self._totals.of(self._places.told))
 
 
@@ -98,31 +99,31 @@ _BUSY, _IDLE, _PASSES, _CALLBACKS, _VICTIMS = range(5)
 
 
 _IDLE_SHARE = 0.05
-"""A loop that is busy for a smaller share of the time has no claim to the place of another."""
+"""A loop that is busy for a smaller share of the time cannot replace another in its series."""
 
 
 class Loops:
-    """Figures of loops; the busiest and those that stall are told apart, until they are over."""
+    """Stats of loops; the busiest and those that stall have series of their own, until they are over."""
 
     def __init__(self) -> None:
         self._places = Places(MAX_LOOPS, lambda _key: (OTHER,))
         self._growth = Growth[Hashable]()
         self._blocked = Growth[Hashable]()
         self.busy_share = 0.0
-        """Of the busiest loop, between the last two readings."""
+        """Busy share of the busiest loop between the last two readings."""
         self._totals = Totals(5)
         self._has: dict[Key, set[Hashable]] = {}
         self._spans = Spans[Hashable]()
 
     def name_of(self, loop: str) -> str:
-        """Return under which name the loop with this name is told."""
+        """Return the series name for the loop of this name."""
         return self._places.known_name(key_of(loop))[0]
 
     def count(self, loop: LoopReading, *, is_over: bool = False) -> Key:
-        """Take the figures of a loop as they are now; return under which name it is told."""
+        """Record the current stats of a loop; return its series name."""
         stats = loop.stats
         figures = (stats.busy, stats.idle, stats.passes, loop.callbacks, loop.victims)
-        # The heartbeat's count comes first: it tells whether this is another loop.
+        # The heartbeat's count comes first: if it has decreased, this is another loop.
         grown = self._growth.of(loop.key, (loop.lags.count, *(figure or 0 for figure in figures)))
         busy, idle = grown[1 + _BUSY], grown[1 + _IDLE]
         (blocked,) = self._blocked.of(loop.key, (stats.blocked,))
@@ -142,18 +143,18 @@ class Loops:
         return name
 
     def settle(self) -> None:
-        """A collection is over."""
+        """Finish a collection."""
         self._places.settle()
 
     def gone(self, loop: LoopReading) -> None:
-        """A loop is over; take its last figures."""
+        """Record the last stats of a loop that is over."""
         self.count(loop, is_over=True)
         self._places.leave([key_of(loop.stats.name)])
 
     def collect(
         self, loops: Iterable[LoopReading], points: Points, spreads: Spreads, pause: Callable[[], None]
     ) -> None:
-        """Put the points of all loops into ``points`` and ``spreads``; calls ``pause`` between parts of the work."""
+        """Add the points of all loops to ``points`` and ``spreads``; calls ``pause`` between parts of the work."""
         self.busy_share = 0.0
         by_name: dict[Key, list[LoopStats]] = {}
         for loop in loops:
@@ -192,7 +193,7 @@ class Loops:
 
 
 def _worst(lags: Sequence[LagStats]) -> LagStats | None:
-    """Return what stands for several loops: of each figure that of the loop where it is worst."""
+    """Merge the lag stats of several loops: each value is that of the worst loop, except minimum and mean."""
     if len(lags) < 2:
         return lags[0] if lags else None
     count = sum(each.count for each in lags)
@@ -205,7 +206,7 @@ class Stalls:
     """Stalls by loop, cause and culprit.
 
     Args:
-        name_of: returns under which name a loop is told.
+        name_of: returns the series name for a loop.
     """
 
     def __init__(self, name_of: Callable[[str], str]) -> None:
@@ -217,7 +218,7 @@ class Stalls:
 
     @property
     def most(self) -> int:
-        """Culprits that are kept apart."""
+        """Culprits with a series of their own."""
         return self._places.most
 
     @most.setter
@@ -229,27 +230,27 @@ class Stalls:
         return self._mixed.name((loop, cause, OTHER), 0.0)
 
     def count(self, stall: Stall) -> None:
-        """Take a stall that is over."""
+        """Record a stall that is over."""
         self._pending.append((key_of(stall.loop, stall.cause, culprit_key(stall)), stall.duration))
         if len(self._pending) >= PENDING:
             self._count_pending()
 
     def _count_pending(self) -> None:
-        """Count what is pending: a loop is known from the first reading on that comes after its first stall."""
+        """Count pending stalls: a loop is known only from the first reading after its first stall."""
         pending, self._pending = self._pending, []
         for (loop, cause, culprit), duration in pending:
             name = self._places.name((self._name_of(loop), cause, culprit), duration)
             self._totals.add(name, (1, duration))
 
     def collect(self, points: Points) -> None:
-        """Put the points of all stalls into ``points``."""
+        """Add the points of all stalls to ``points``."""
         self._count_pending()
         names = self._places.told
         points["asyncio.eventloop.stalls"] = points_of(self._totals.of(names, 0))
         points["asyncio.eventloop.stall.duration"] = points_of(self._totals.of(names, 1))
 
     def settle(self) -> None:
-        """A collection is over."""
+        """Finish a collection."""
         self._places.settle()
 
 
@@ -261,7 +262,7 @@ _REST = (OTHER, OTHER)
 _NO_POOL = "children"
 """The kind of child processes that belong to no pool: they have neither tasks nor a queue."""
 _TROUBLE = 1000
-"""Tasks that a worker in trouble counts for, when pools are told apart."""
+"""Weight, in tasks, of a worker in trouble, when pools compete for a series."""
 
 
 def _unwell(pool: PoolStats) -> int:
@@ -269,7 +270,7 @@ def _unwell(pool: PoolStats) -> int:
 
 
 class Pools:
-    """Figures of pools; those in trouble and those with the most tasks are told apart, until they are over."""
+    """Stats of pools; those in trouble and those with the most tasks have series of their own, until they are over."""
 
     def __init__(self) -> None:
         self._places = Places(MAX_POOLS, lambda _key: _REST)
@@ -283,7 +284,7 @@ class Pools:
     def collect(
         self, pools: Sequence[PoolReading], points: Points, spreads: Spreads, pause: Callable[[], None]
     ) -> None:
-        """Put the points of all pools into ``points`` and ``spreads``; calls ``pause`` between parts of the work."""
+        """Add the points of all pools to ``points`` and ``spreads``; calls ``pause`` between parts of the work."""
         by_name: dict[Key, list[PoolStats]] = {}
         alive = {key_of(each.stats.name, each.stats.kind) for each in pools}
         for places in (self._places, self._spread_places):
@@ -307,12 +308,12 @@ class Pools:
             spreads[f"loopwatch.pool.task.{metric}"] = tuple(Spread(name, found) for name, found in spans.of(apart))
 
     def settle(self) -> None:
-        """A collection is over."""
+        """Finish a collection."""
         for part in (self._places, self._spread_places, self._failed, self._crashes):
             part.settle()
 
     def _count(self, pool: PoolReading, key: Key, own: Key) -> Key:
-        """Take the figures of a pool as they are now; return the name of its series."""
+        """Record the current stats of a pool; return its series name."""
         stats = pool.stats
         taken = max(stats.submitted, stats.completed + stats.failed)
         grown = self._growth.of(own, (taken, stats.completed, stats.started, stats.cpu))
@@ -352,12 +353,12 @@ class Pools:
 
     @staticmethod
     def _workers(by_name: Mapping[Key, list[PoolStats]]) -> tuple[Point, ...]:
-        """Return workers by state: those that are unwell first, if there is no room for all."""
+        """Return workers by state; unhealthy ones first, if there is no room for all."""
         counts: dict[Key, float] = {}
         for name, stats in by_name.items():
             for pool in stats:
                 for state in (WorkerState.IDLE, WorkerState.BUSY) if pool.workers else ():
-                    counts.setdefault((*name, str(state)), 0)  # a line that drops to 0 rather than ends
+                    counts.setdefault((*name, str(state)), 0)  # a graph's line drops to 0 instead of ending
                 for worker in pool.workers:
                     counts[(*name, str(worker.state))] = counts.get((*name, str(worker.state)), 0) + 1
         sets = BY_NAME["loopwatch.pool.workers"].sets
@@ -379,7 +380,7 @@ _PLACES = ("inline", "thread", "process", "backend")
 
 
 class Offload:
-    """Figures of calls that run somewhere else, or may."""
+    """Stats of calls that run elsewhere, or may."""
 
     def __init__(self) -> None:
         sets = BY_NAME["loopwatch.offload.calls"].sets
@@ -389,13 +390,13 @@ class Offload:
         self._saved = 0.0
 
     def collect(self, snapshot: Snapshot, points: Points) -> None:
-        """Put the points of functions that may run elsewhere into ``points``."""
+        """Add the points of functions that may run elsewhere to ``points``."""
         for function in snapshot.offload:
             counts = {key_of(function.name, place): float(getattr(function, place)) for place in _PLACES}
             self._calls.count(counts, (function.way,))
         for place in snapshot.places:
             self._calls.count({key_of(DIRECT, place.place): float(place.calls)}, ("direct",))
-            # Backwards it cannot go: what was saved is counted so that it only grows.
+            # A counter cannot go down: only growth of the saved time is added.
             _, run, trip, saved = self._growth.of(place.place, (0, place.run, place.trip, place.saved))
             self._totals.add((place.place,), (run, trip))
             self._saved += max(saved, 0.0)
@@ -407,5 +408,5 @@ class Offload:
             points["loopwatch.offload.saved"] = (Point((), self._saved),)
 
     def settle(self) -> None:
-        """A collection is over."""
+        """Finish a collection."""
         self._calls.settle()

@@ -36,7 +36,7 @@ _PARTS = (
 
 
 def document() -> str:
-    """Return the page."""
+    """Return the text of ``docs/metrics.md``."""
     return "\n".join(_lines()) + "\n"
 
 

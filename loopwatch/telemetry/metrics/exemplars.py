@@ -10,7 +10,7 @@ from loopwatch.events import Stall
 from loopwatch.telemetry.metrics.catalog import LAG_BOUNDS, OTHER
 
 MOST = 16
-"""Loops of which exemplars are kept: those that stalled last."""
+"""Loops whose exemplars are kept: those that stalled last."""
 _TRACE = ("trace_id", "span_id")
 
 
@@ -19,9 +19,9 @@ class Exemplar:
     """A stall as an example of the lag that it caused.
 
     Attributes:
-        value: s for which it held the loop.
-        trace: ``trace_id`` and ``span_id`` of what blocked.
-        at: its end, s since the epoch.
+        value: seconds for which it held the loop.
+        trace: ``trace_id`` and ``span_id`` of the blocking span.
+        at: its end, seconds since the epoch.
     """
 
     value: float
@@ -30,7 +30,7 @@ class Exemplar:
 
 
 class Exemplars:
-    """Written by one thread, read by others."""
+    """Latest exemplars by loop and bucket; written by one thread, read by others."""
 
     def __init__(self) -> None:
         self._by_loop: dict[str, dict[int, Exemplar]] = {}
@@ -47,15 +47,15 @@ class Exemplars:
         self._by_loop = dict([*others[-MOST + 1 :], (stall.loop, kept)])
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all exemplars."""
         self._by_loop = {}
 
     def of(self, loop: str, told: Collection[str] = ()) -> Mapping[int, Exemplar]:
-        """Return the exemplars of one loop, by the number of the bucket of :data:`LAG_BOUNDS` that they fall into.
+        """Return the exemplars of one loop, by index of their bucket in :data:`LAG_BOUNDS`.
 
         Args:
-            loop: its name, or :data:`OTHER` for those that are not told apart.
-            told: the names of those that are.
+            loop: its name, or :data:`OTHER` for loops without a series of their own.
+            told: names of the loops with a series of their own.
         """
         by_loop = self._by_loop
         found = dict(by_loop.get(loop, {}))

@@ -1,4 +1,4 @@
-"""Records of metrics: points and histograms (spreads) of one moment, and the inputs they are computed from."""
+"""Records of metrics: number points and histogram points of one moment, and the inputs they are computed from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loopwatch.watch.observation import LoopReading
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One value.
+    """A number point: the value of one series.
 
     Attributes:
         attributes: values of the metric's attributes, in their order in the catalog.
@@ -26,11 +26,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Durations of one series of a histogram since the process started.
+    """A histogram point: the durations of one series since the process started.
 
     Attributes:
         attributes: as of a :class:`Point`.
-        histogram: a copy that nobody writes to.
+        histogram: a copy that is not modified any more.
     """
 
     attributes: tuple[str, ...]
@@ -39,12 +39,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything at one moment.
+    """All metrics at one moment.
 
     Attributes:
-        at: s since the epoch.
-        points: of counters and gauges, by name of the metric.
-        spreads: of histograms, by name of the metric.
+        at: seconds since the epoch.
+        points: number points of counters and gauges, by name of the metric.
+        spreads: histogram points, by name of the metric.
     """
 
     at: float
@@ -54,15 +54,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What points are made of.
+    """The values that metrics are computed from.
 
     Attributes:
         snapshot: loops, findings, functions, the agent.
-        loops: the loops that are watched.
+        loops: the watched loops.
         pools: pools and child processes.
         collections: (collections, collected, uncollectable) of the garbage collector's generations.
-        started_at: of the agent, s since the epoch.
-        dropped: what was not told, by signal.
+        started_at: start of the agent, seconds since the epoch.
+        dropped: number of dropped items, by signal.
     """
 
     snapshot: Snapshot

@@ -1,1 +1,1 @@
-"""Everything that needs OpenTelemetry."""
+"""Code that needs OpenTelemetry: providers, metrics, spans, log records, OTLP export."""

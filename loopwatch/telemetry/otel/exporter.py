@@ -1,8 +1,8 @@
-"""The thread that exports over OTLP what private providers have: metrics each interval, spans and log records soon.
+"""The thread that exports over OTLP from private providers: metrics each interval, spans and log records soon.
 
-One thread for all signals, with one connection each. What cannot be delivered waits in bounded memory, and is tried
-again with growing pauses; the program gets one log line when that begins and one when it is over. Encoding is done in
-small pieces with naps between them, so that a loop that wants the GIL never waits long.
+One thread for all signals, with one connection each. Undelivered items wait in bounded memory, and are retried
+with exponential back-off; the program gets one log line when that begins and one when it is over. Encoding is done in
+small pieces, yielding the GIL in between, so that a loop never waits long for it.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from loopwatch.telemetry.otel.otlp import Answer, Sender
 from loopwatch.telemetry.otel.otlp_config import Signal, Targets, Temporality
 
 PART = "export"
-"""What its faults are counted under."""
+"""Part name under which its faults are counted."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""s between two attempts after the first failure, and after many."""
+"""Seconds between two attempts after the first failure, and after many."""
 LEAST_TO_SAY = 300.0
-"""s between two log lines about failures at least, for a receiver that comes and goes."""
+"""Seconds between two log lines about failures at least, for a receiver that comes and goes."""
 KEPT_METRICS = 8
-"""Exports of metrics that wait where they tell differences, which would be lost; of totals the latest will do."""
+"""Exports of metrics that may wait if they are differences, which would be lost; of totals the latest is enough."""
 LONGEST_SLEEP = 60.0
 AFTER_FAULT = 1.0
-"""s without an attempt after a fault of ours."""
+"""Seconds without an attempt after a fault of the exporter."""
 
 Encode = Callable[[Sequence[Any]], bytes]
 
 
 def nap() -> None:
-    """Give up the GIL between two pieces of work, for long enough that a thread which waits for it gets it."""
+    """Yield the GIL between two pieces of work, for long enough that a waiting thread gets it."""
     time.sleep(NAP)
 
 
 class Outbox:
-    """What waits for its export to one target.
+    """The queue of items to export to one target.
 
     Args:
-        sender: sends it.
-        shown: where to, as it may stand in a log.
-        encode: makes a message of some items.
+        sender: sends the messages.
+        shown: the URL for logs.
+        encode: encodes some items as one message.
         limit: items that may wait.
         batch: items in one message at most.
 
     Attributes:
-        signal: what it is.
-        dropped: items that will never be told.
+        signal: the kind of the items.
+        dropped: number of items that will never be exported.
     """
 
     def __init__(self, signal: Signal, sender: Sender, *, shown: str, encode: Encode, limit: int, batch: int) -> None:
@@ -63,13 +63,13 @@ class Outbox:
         self.waiting: deque[Any] = deque()
         self.dropped = 0
         self.due = float("inf")
-        """When it is to be sent, ``time.monotonic`` s."""
+        """When to send next, ``time.monotonic`` seconds."""
         self.not_before = 0.0
         self.failures = 0
         self._message: tuple[int, bytes] | None = None
 
     def put(self, item: Any) -> bool:
-        """Take an item; False if too many wait, then it is dropped."""
+        """Queue an item; if the queue is full, drop it and return False."""
         if len(self.waiting) >= self.limit:
             self.dropped += 1
             return False
@@ -77,21 +77,21 @@ class Outbox:
         return True
 
     def forget(self) -> None:
-        """Drop what waits: what comes next tells it too."""
+        """Drop waiting items: the next one includes their values."""
         if self.waiting:
             self.dropped += len(self.waiting)
             self.waiting.clear()
             self._message = None
 
     def attempt(self) -> Answer | None:
-        """Send what waits, one message; None if nothing does. What may be sent again stays."""
+        """Send one message of waiting items; None if there are none. Items that may be sent again stay."""
         if self._message is None:
             items = [self.waiting[i] for i in range(min(self.batch, len(self.waiting)))]
             if not items:
                 return None
             try:
                 self._message = len(items), self.encode(items)
-            except Exception as exc:  # noqa: BLE001 - whatever is wrong with them, others are told nevertheless
+            except Exception as exc:  # noqa: BLE001 - whatever is wrong with them, others are still exported
                 self._leave(len(items))
                 self.dropped += len(items)
                 return Answer(f"cannot be encoded: {type(exc).__name__}: {exc}"[:200])
@@ -110,13 +110,13 @@ class Outbox:
 
 
 class Exporter:
-    """The thread, and the outboxes that it empties.
+    """The export thread, and the outboxes that it empties.
 
     Args:
-        targets: how often, how much.
-        faults: of the agent.
-        collect: returns the message of the metrics as they are now, None if there is nothing to tell; it may take its
-            time, and calls :func:`nap` in between.
+        targets: interval, queue and batch sizes.
+        faults: the agent's fault handling.
+        collect: returns the message of the current metrics, None if there are none; it may take its time, and calls
+            :func:`nap` in between.
     """
 
     def __init__(self, targets: Targets, faults: Faults, collect: Callable[[], bytes | None]) -> None:
@@ -137,7 +137,7 @@ class Exporter:
         """Messages that were delivered."""
 
     def add(self, signal: Signal, sender: Sender, shown: str, encode: Encode) -> Outbox:
-        """Export ``signal`` too."""
+        """Export ``signal`` too; return its outbox."""
         targets = self._targets
         if signal is Signal.METRICS:
             limit, batch = KEPT_METRICS if targets.temporality is not Temporality.CUMULATIVE else 1, 1
@@ -152,7 +152,7 @@ class Exporter:
         return signal in self._boxes and signal not in self._ended
 
     def put(self, signal: Signal, item: Any) -> None:
-        """Take a span or a log record; from any thread, never waits for the network."""
+        """Queue a span or a log record; from any thread, never waits for the network."""
         box = self._boxes.get(signal)
         if box is None or self._stopping or not box.put(item):
             return
@@ -170,17 +170,17 @@ class Exporter:
                     self.thread.start()
 
     def end(self, signal: Signal) -> None:
-        """Send once more what there is of ``signal``, and then no more: somebody else exports it now."""
+        """Export the waiting items of ``signal`` and then no more: the application exports it now."""
         with self._lock:
             self._ended.add(signal)
         self._wake.set()
 
     def stop(self, timeout: float, *, wait: bool = True) -> None:
-        """Send what there is, once, and end; waits at most ``timeout`` s, then whatever is under way is broken off.
+        """Export waiting items once, and end; waits at most ``timeout`` seconds, then aborts requests under way.
 
         Args:
-            timeout: s.
-            wait: False to leave that to the thread: who calls may be a loop.
+            timeout: seconds.
+            wait: False to leave that to the thread: the caller may be a loop.
         """
         self._ends = time.monotonic() + timeout
         self._stopping = True
@@ -191,7 +191,7 @@ class Exporter:
             self.thread.end(0.1)
 
     def abandon(self) -> None:
-        """Let go in a forked child, where the thread does not exist and locks may be held for ever."""
+        """Release the connections in a forked child, where the thread does not exist and locks may be held for ever."""
         self._stopping = True
         for box in list(self._boxes.values()):
             box.sender.abandon()
@@ -204,7 +204,7 @@ class Exporter:
 
     @property
     def cpu(self) -> float:
-        """Processor s of the thread."""
+        """CPU time of the thread, seconds."""
         return self.thread.cpu
 
     @property
@@ -214,7 +214,7 @@ class Exporter:
 
     @property
     def dropped(self) -> dict[Signal, int]:
-        """Items that will never be told, by signal."""
+        """Items that will never be exported, by signal."""
         return {box.signal: box.dropped for box in (*self._gone, *list(self._boxes.values()))}
 
     # -- the thread -----------------------------------------------------------------------------------------------
@@ -230,17 +230,17 @@ class Exporter:
                 elif not has_work:
                     return
             if not self._stopping:
-                return  # for the time of a fork
+                return  # away during a fork
             with self._faults.guard(PART):
                 self._round(last=True)
         finally:
-            if self._stopping or not self._boxes:  # else what is open stays open
+            if self._stopping or not self._boxes:  # else connections stay open
                 for box in list(self._boxes.values()):
                     with self._faults.guard(PART):
                         box.sender.close()
 
     def _turn(self) -> bool:
-        """Wait for what is due and send it; return whether there is anything left to export."""
+        """Wait until something is due and send it; return whether there is anything left to export."""
         self._wake.wait(min(max(self._next() - time.monotonic(), 0.0), LONGEST_SLEEP))
         self._wake.clear()
         if not self.thread.is_asked:
@@ -256,7 +256,7 @@ class Exporter:
 
     @staticmethod
     def _silence_instrumentation() -> None:
-        """Have instrumentation of http and grpc, if the program uses some, make no spans of our requests."""
+        """Keep the program's instrumentation of http and grpc, if any, from making spans of the exporter's requests."""
         from opentelemetry import context
 
         for key in ("suppress_instrumentation", "suppress_http_instrumentation"):
@@ -295,12 +295,12 @@ class Exporter:
         box.due = time.monotonic()
 
     def _deliver(self, box: Outbox, *, once: bool) -> None:
-        """Send what waits, message by message, until one fails."""
+        """Send waiting items, message by message, until one fails."""
         while not self._broken_off():
             answer = box.attempt()
             if answer is None:
                 box.due = float("inf")
-                if box.waiting:  # put() has seen that one was due
+                if box.waiting:  # put() has seen the old due time
                     box.due = time.monotonic() + self._targets.delay
                 return
             if answer.reason:

@@ -1,6 +1,6 @@
-"""Histograms as data points of the SDK, made from what was counted: exact, and without a record for each duration.
+"""Histograms as data points of the SDK, made from counts by bucket: exact, and without recording each duration.
 
-Only for our own exports. An application's SDK takes single durations and nothing else, see
+Only for loopwatch's own exports. An application's SDK takes single durations and nothing else, see
 :mod:`loopwatch.telemetry.otel.instruments`. Imports the SDK.
 """
 
@@ -22,12 +22,12 @@ _NANO = 1_000_000_000
 
 
 class Spreads:
-    """Makes the points of one receiver.
+    """Makes the histogram points of one receiver.
 
     Args:
         exemplars: stalls that belong to traces.
-        started_at: when counting began, s since the epoch.
-        delta: whether differences to the last ones are told.
+        started_at: when counting began, seconds since the epoch.
+        delta: whether to export differences to the last points.
     """
 
     def __init__(self, exemplars: Exemplars, started_at: float, *, delta: bool) -> None:
@@ -41,8 +41,8 @@ class Spreads:
         """Return the histograms of a reading.
 
         Args:
-            reading: what was counted.
-            pause: called between parts of the work.
+            reading: the current metrics.
+            pause: called between parts of the work, to yield the GIL.
         """
         temporality = AggregationTemporality.DELTA if self._delta else AggregationTemporality.CUMULATIVE
         found = []
@@ -81,7 +81,7 @@ class Spreads:
         )
 
     def _examples(self, spread: Spread, others: Sequence[Spread]) -> list[Example]:
-        """Return the stalls of a loop that are not told yet."""
+        """Return the stalls of a loop that are not exported yet."""
         loop = spread.attributes[0]
         since = self._tied.get(loop, 0.0)
         found = self._exemplars.of(loop, {other.attributes[0] for other in others})

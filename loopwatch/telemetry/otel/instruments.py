@@ -1,7 +1,7 @@
 """Every instrument of the catalog on one meter, through the API of OpenTelemetry only.
 
-Instruments cannot be taken back from a meter. So those of a provider that is the application's are made once and found
-again by the next agent; without an agent they tell nothing.
+Instruments cannot be removed from a meter. So those on a provider of the application are made once and found again by
+the next agent; without an agent they export nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MOST_RECORDS = 500
 _RECORDS = 32
 """Durations that are recorded in one go, a fifth of a millisecond."""
 _NEW, _TIED = 60.0, 256
-"""s for which the lag that a stall caused is waited for; stalls remembered whose lag is recorded."""
+"""Seconds to wait for the lag that a stall caused; stalls remembered whose lag is recorded."""
 _BEAT = 0.06
-"""s; a stall is longer than the lag it causes by what is left until the next beat of a busy loop, 0.05 by default."""
+"""Seconds; a stall is longer than its lag by the rest until the next heartbeat of a busy loop, 0.05 by default."""
 _LAG = "asyncio.eventloop.lag"
 
 
@@ -36,12 +36,12 @@ class Instruments:
 
     Args:
         meter: on which they are made.
-        metrics: those that are told on it.
+        metrics: those exported on it.
         with_histograms: whether durations are recorded too.
 
     Attributes:
         meter: the same.
-        pause: called between two instruments; of a thread that must not keep the GIL for long.
+        pause: called between two instruments, to yield the GIL; may be replaced.
     """
 
     def __init__(self, meter: Any, metrics: Sequence[Metric] = CATALOG, *, with_histograms: bool = True) -> None:
@@ -49,7 +49,7 @@ class Instruments:
         from opentelemetry.metrics import Observation
         from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
-        # Never that of the thread that collects: it may be about something of the program.
+        # Never the context of the collecting thread: it may belong to the program.
         self._nowhere = set_span_in_context(INVALID_SPAN, Context())
         self.meter = meter
         self.pause: Pause = nap_off_the_loop
@@ -67,7 +67,7 @@ class Instruments:
                 self._create(metric)
 
     def attach(self, account: Account) -> None:
-        """Tell what ``account`` has from now on."""
+        """Export the metrics of ``account`` from now on."""
         self._lock = threading.Lock()
         self._reading, self._asked, self._begun = None, set(), False
         self._recorded = {}
@@ -75,7 +75,7 @@ class Instruments:
         self._account = account
 
     def detach(self) -> None:
-        """Tell nothing from now on."""
+        """Export nothing from now on."""
         self._account = EMPTY
         self._reading = None
 
@@ -114,7 +114,7 @@ class Instruments:
             return self._reading
 
     def _record(self, reading: Reading) -> None:
-        """Record what the histograms of ``reading`` have grown by since the last one."""
+        """Record the growth of the histograms of ``reading`` since the last one."""
         for metric in (BY_NAME[name] for name in self._histograms):
             told = {spread.attributes[0] for spread in reading.spreads.get(metric.name, ())}
             for spread in reading.spreads.get(metric.name, ()):
@@ -123,14 +123,14 @@ class Instruments:
                 self._recorded[key] = spread.histogram
                 grown = spread.histogram if before is None else spread.histogram.since(before)
                 if not self._begun and grown.count > MOST_RECORDS:
-                    continue  # a provider that was set late begins with what comes from then on
+                    continue  # a provider that was set late starts with later durations
                 found = self._news(spread.attributes[0], told, reading.at) if metric.name == _LAG else {}
                 attributes = dict(zip(metric.attributes, spread.attributes, strict=True))
                 self._replay(self._histograms[metric.name], grown, attributes, found)
         self._begun = True
 
     def _news(self, loop: str, told: set[str], now: float) -> dict[int, Exemplar]:
-        """Return the exemplars of a loop that are new and not recorded yet, by bucket."""
+        """Return the recent exemplars of a loop that are not recorded yet, by bucket."""
         found = self._account.exemplars.of(loop, told).items()
         return {bucket: each for bucket, each in found if now - each.at < _NEW and each.at not in self._tied}
 
@@ -158,7 +158,7 @@ def _values(grown: Histogram) -> Iterator[float]:
 
 
 def _cause_of(lag: float, exemplars: dict[int, Exemplar]) -> Exemplar | None:
-    """Take the stall that explains a lag: as long as that, to the precision of both, or longer by less than a beat."""
+    """Take the stall that explains a lag: as long, to the precision of both, or longer by less than a heartbeat."""
     for at, each in exemplars.items():
         if 0.9 * lag <= each.value <= 1.1 * lag + _BEAT:
             return exemplars.pop(at)
@@ -166,7 +166,7 @@ def _cause_of(lag: float, exemplars: dict[int, Exemplar]) -> Exemplar | None:
 
 
 def _within(exemplar: Exemplar) -> Any:
-    """Return a context in which the span that blocked is the current one, so that an SDK ties the value to it."""
+    """Return a context in which the blocking span is the current one, so that an SDK makes it the value's exemplar."""
     from opentelemetry.context import Context
     from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
@@ -182,11 +182,11 @@ class _Kept(weakref.WeakKeyDictionary[Any, Instruments]):
 
 
 def instruments_of(provider: Any, version: str) -> Instruments:
-    """Return the instruments on a provider of the application; made with the first call."""
+    """Return the instruments on a provider of the application; made by the first call."""
     kept = one(_Kept)
     try:
         found = kept.get(provider)
-    except TypeError:  # one that cannot be referred to weakly, or has no hash
+    except TypeError:  # it cannot be weakly referenced, or hashed
         return Instruments(provider.get_meter("loopwatch", version))
     if found is None:
         found = kept[provider] = Instruments(provider.get_meter("loopwatch", version))

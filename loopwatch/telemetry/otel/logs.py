@@ -1,6 +1,6 @@
-"""A stall, and a function that is flagged, as a log record of OpenTelemetry, with its event name and trace context.
+"""Emits a stall, or a flagged function, as an OpenTelemetry log record, with its event name and trace context.
 
-One record a stall, one more where a hang is announced while it lasts. In a storm so many are told a minute.
+One record per stall, one more where a hang is announced while it lasts. The number of records per minute is limited.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _NANO = 1_000_000_000
 
 
 class StallRecords:
-    """Emits the records.
+    """Emits the log records.
 
     Args:
         logger: returns the logger of ``opentelemetry._logs`` in use, None if there is none.
-        allowance: how many may be told.
+        allowance: rate limit of the records.
     """
 
     def __init__(self, logger: Callable[[], Logger | None], allowance: Allowance | None = None) -> None:
@@ -35,10 +35,10 @@ class StallRecords:
         self.allowance = allowance or Allowance(RECORDS_A_MINUTE)
 
     def tell(self, stall: Stall, span: SpanContext | None = None) -> bool:
-        """Emit the record of ``stall``; return whether there is one.
+        """Emit the record of ``stall``; return whether it was emitted.
 
-        A stall that is over is dated to its end, when it became known how long it was; a hang to when it was announced,
-        with severity ERROR instead of WARN.
+        A stall that is over is dated to its end, when its length became known; a hang to when it was announced, with
+        severity ERROR instead of WARN.
 
         Args:
             stall: the stall.
@@ -57,7 +57,7 @@ class StallRecords:
         )
 
     def tell_flagged(self, function: FlaggedFunction) -> bool:
-        """Emit the record of ``function``, which has just been flagged; return whether there is one."""
+        """Emit the record of ``function``, which has just been flagged; return whether it was emitted."""
         from opentelemetry._logs import SeverityNumber
 
         return self._emit(

@@ -1,7 +1,7 @@
-"""Metrics of private providers: collected and encoded piece by piece, with naps, so that no loop waits for the GIL.
+"""Metrics of private providers: collected and encoded piece by piece, yielding the GIL, so that no loop waits for it.
 
-Counters and gauges are read by the SDK through meters of our own, of several providers, as it collects those of one in
-a single go; histograms are added as they are. Imports the SDK.
+The SDK reads counters and gauges through loopwatch's meters, of several providers, as it collects those of one in a
+single go; histogram points are added as they are. Imports the SDK.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ GROUPS = (LOOPS[:10], LOOPS[10:], POOLS[:7], POOLS[7:], (*OFFLOAD, *AGENT))
 PIECE = 25
 """Points that are encoded in one go, about a quarter of a millisecond."""
 PATIENCE = 30_000.0
-"""ms that a collection may take."""
+"""Milliseconds that a collection may take."""
 
 
 class Metering:
-    """Reads everything that is told in figures, and makes messages of OTLP.
+    """Reads all metrics and encodes them as OTLP messages.
 
     Args:
-        account: where it comes from.
+        account: source of the metrics.
         resource: of this process.
         version: of loopwatch.
-        temporality: how counts are told.
-        pause: gives up the GIL for a moment.
+        temporality: how counts are exported.
+        pause: yields the GIL for a moment.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Metering:
         self._spreads = Spreads(account.exemplars, time.time(), delta=temporality is not Temporality.CUMULATIVE)
 
     def message(self) -> bytes | None:
-        """Return everything as it is now, None if there is nothing to tell."""
+        """Return all current metrics as one message, None if there are none."""
         self._latest = reading = self._account.read(self._pause)
         self._pause()
         if reading is None:
@@ -79,20 +79,20 @@ class Metering:
         return encoded(about, [*self._spreads.of(reading, self._pause), *found], self._pause)
 
     def detach(self) -> None:
-        """Tell nothing from now on."""
+        """Export nothing from now on."""
         for instruments in self.instruments:
             instruments.detach()
 
 
 class _Meters(MeterProvider):
-    """Does nothing in a forked child, as in :mod:`loopwatch.telemetry.otel.sdk`."""
+    """A provider that does nothing in a forked child, as in :mod:`loopwatch.telemetry.otel.sdk`."""
 
     def _handle_fork(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _Reader(sdk.MetricReader):
-    """Hands out what was collected to whoever asks; has no thread of its own."""
+    """A reader without a thread, which collects on demand."""
 
     def __init__(self, temporality: Temporality) -> None:
         kinds: dict[Temporality, tuple[type, ...]] = {
@@ -104,7 +104,7 @@ class _Reader(sdk.MetricReader):
         self._data: sdk.MetricsData | None = None
 
     def take(self) -> sdk.MetricsData | None:
-        """Collect now."""
+        """Collect now, and return the data."""
         self.collect(PATIENCE)
         data, self._data = self._data, None
         return data
@@ -113,18 +113,18 @@ class _Reader(sdk.MetricReader):
         self._data = metrics_data
 
     def shutdown(self, *_: Any, **__: Any) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
 
 def encoded(about: sdk.ResourceMetrics, metrics: Sequence[sdk.Metric], pause: Callable[[], None]) -> bytes:
-    """Return an OTLP message, made piece by piece.
+    """Return an OTLP message, encoded piece by piece.
 
-    The pieces are put together as protobuf has it: fields of one message may come in any number of parts.
+    The pieces are joined as protobuf allows: fields of one message may come in any number of parts.
 
     Args:
-        about: whose resource and scope stand in it.
-        metrics: what is told.
-        pause: called between two pieces.
+        about: resource and scope of the message.
+        metrics: its content.
+        pause: called between two pieces, to yield the GIL.
     """
     scope = about.scope_metrics[0]
     empty = sdk.ScopeMetrics(scope.scope, [], scope.schema_url)

@@ -1,7 +1,7 @@
-"""Sends a finished OTLP message, over http or grpc: one attempt, an answer, no retries and no log lines of its own.
+"""Sends an encoded OTLP message, over http or grpc: one attempt, one answer, no retries and no log lines of its own.
 
-Who calls decides when to try again. A request under way can be broken off from another thread, so that nobody has to
-wait for a receiver that does not answer.
+The caller decides when to try again. A request under way can be aborted from another thread, so that nobody has to wait
+for a receiver that does not answer.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     import ssl
 
 _AGAIN = frozenset({429, 502, 503, 504})
-"""Status codes after which the OTLP specification has a client try again."""
+"""Status codes after which a client is to retry, by the OTLP specification."""
 _LONGEST_ANSWER = 64 * 1024
 """Bytes of an answer that are read; nothing in it is needed."""
 _LONGEST_WAIT = 300.0
-"""s for which a receiver can ask us to wait at most."""
+"""Seconds for which a receiver can make the exporter wait at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How one attempt ended.
+    """The result of one attempt.
 
     Attributes:
         reason: why it failed, "" if it did not.
         again: whether the same message may be sent again.
-        after: s that the receiver asks us to wait before, None if it does not say.
+        after: seconds that the receiver asks to wait before a retry, None if it does not say.
     """
 
     reason: str = ""
@@ -50,23 +50,23 @@ class Answer:
 
 
 class Sender(Interface):
-    """Sends to one target; of one thread."""
+    """Sends to one target; for one thread."""
 
     def send(self, body: bytes) -> Answer:
-        """Send a message and wait for the answer, at most ``Target.timeout`` s; never raises."""
+        """Send a message and wait for the answer, at most ``Target.timeout`` seconds; never raises."""
 
     def abort(self) -> None:
-        """Break off what is under way, and send nothing any more; from any thread."""
+        """Abort a request under way, and send nothing any more; from any thread."""
 
     def close(self) -> None:
-        """Close what is open; nothing is under way."""
+        """Close the connection; no request is under way."""
 
     def abandon(self) -> None:
-        """Let go in a forked child of what belongs to the parent; :meth:`send` begins anew."""
+        """Release the parent's connection in a forked child; :meth:`send` opens another."""
 
 
 def sender_of(target: Target) -> Sender:
-    """Return what sends to ``target``.
+    """Return the sender for ``target``.
 
     Raises:
         ConfigError: grpc is not installed, or a certificate's file cannot be used.
@@ -78,7 +78,7 @@ class HttpSender:
     """Sends over http, with one connection that is kept between messages.
 
     Args:
-        target: where to.
+        target: the receiver.
 
     Raises:
         ConfigError: a certificate's file cannot be used.
@@ -111,14 +111,14 @@ class HttpSender:
         was_open = self._connection is not None
         try:
             return self._attempt(body, ends)
-        except (OSError, ValueError, self._client.HTTPException) as exc:  # ValueError: a name that is none
+        except (OSError, ValueError, self._client.HTTPException) as exc:  # ValueError: an invalid host name
             self._close()
-            # A connection that was kept may have been closed by the receiver: that is no failure yet.
+            # The receiver may have closed a kept connection: that is no failure yet.
             if not was_open or self._aborted or isinstance(exc, TimeoutError):
                 return Answer(_words(exc), again=True)
         try:
             return self._attempt(body, ends)
-        except (OSError, ValueError, self._client.HTTPException) as exc:  # ValueError: a name that is none
+        except (OSError, ValueError, self._client.HTTPException) as exc:  # ValueError: an invalid host name
             self._close()
             return Answer(_words(exc), again=True)
 
@@ -127,7 +127,7 @@ class HttpSender:
         connection = self._connection
         found = getattr(connection, "sock", None)
         if found is not None and self._is_ours(found):
-            with contextlib.suppress(OSError):  # it was closed by the other side
+            with contextlib.suppress(OSError):  # the receiver has closed it
                 found.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -187,7 +187,7 @@ class HttpSender:
                 connection.close()
 
     def _is_ours(self, connected: socket.socket) -> bool:
-        """Whether the descriptor is still that of our connection, and nobody else's."""
+        """Whether the descriptor still belongs to this connection."""
         return descriptors.mark(connected.fileno()) == self._mark
 
 
@@ -195,7 +195,7 @@ class GrpcSender:
     """Sends over grpc; its channel is opened with the first message, so that a process may fork before.
 
     Args:
-        target: where to.
+        target: the receiver.
 
     Raises:
         ConfigError: grpc is not installed, or a certificate's file cannot be read.
@@ -230,7 +230,7 @@ class GrpcSender:
         if self._aborted:
             return Answer("stopped")
         try:
-            # Not as a future: that takes a thread, which cannot be had while the interpreter ends (since 3.12).
+            # Not as a future: that takes a thread, which cannot start while the interpreter exits (since 3.12).
             self._call(body, timeout=self._target.timeout, metadata=metadata)
             return Answer()
         except self._grpc.RpcError as exc:
@@ -252,7 +252,7 @@ class GrpcSender:
             channel.close()
 
     def abandon(self) -> None:
-        # Closing it would wait for threads that are the parent's; collected, it would be closed.
+        # Closing it would wait for the parent's threads, and so would collecting it as garbage: it is kept.
         self._inherited += [self._channel, self._call]
         self._channel = self._call = None
 
@@ -263,7 +263,7 @@ class GrpcSender:
         address = parts.netloc.rpartition("@")[2]
         if parts.port is None:
             address += ":443" if self._secure else ":80"
-        # Without backoff of its own: when to try again is decided by the caller.
+        # Without back-off of its own: the caller decides when to try again.
         options = (("grpc.max_reconnect_backoff_ms", 1000), ("grpc.use_local_subchannel_pool", 1))
         if self._secure:
             trusted, key, certificate = self._files
@@ -322,7 +322,7 @@ def _compressed(body: bytes, how: str) -> bytes:
 
 
 def _words(exc: BaseException) -> str:
-    """Return an error of the network in words, without what may be long or secret."""
+    """Return a network error as text, without anything long or secret."""
     if isinstance(exc, TimeoutError):
         return "timed out"
     text = getattr(exc, "strerror", None) or str(exc) or type(exc).__name__

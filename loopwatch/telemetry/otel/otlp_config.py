@@ -1,9 +1,9 @@
-"""Where telemetry is sent by private providers: the standard ``OTEL_*`` variables, read and checked. Pure.
+"""OTLP destinations of private providers: the standard ``OTEL_*`` variables, read and checked. Pure.
 
-Nothing of OpenTelemetry is imported: a bad variable is an error of :func:`loopwatch.install`, and a program that
-exports nothing must not pay for an SDK.
+Imports nothing of OpenTelemetry: a bad variable is an error of :func:`loopwatch.install`, and a program that exports
+nothing must not pay for an SDK.
 """
-# To load pathlib takes 4 ms, in every process that is watched.
+# Loading pathlib takes 4 ms, in every watched process.
 # ruff: noqa: PTH113
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.errors import ConfigError
 
 DEFAULT_INTERVAL = 10.0
-"""s between two exports of metrics."""
+"""Seconds between two exports of metrics."""
 SHORTEST_INTERVAL = 0.1
-"""s; an export takes processor time, so a variable cannot ask for more of them."""
+"""Seconds, the least that can be set, as an export takes CPU time."""
 DEFAULT_TIMEOUT = 10.0
-"""s that one request may take."""
+"""Seconds that one request may take."""
 
 
 class Signal(StrEnum):
-    """What is told over OTLP."""
+    """Kinds of data exported over OTLP."""
 
     METRICS = "metrics"
     TRACES = "traces"
@@ -33,36 +33,36 @@ class Signal(StrEnum):
 
 
 class Protocol(StrEnum):
-    """How it is sent."""
+    """OTLP transports."""
 
     HTTP = "http/protobuf"
     GRPC = "grpc"
 
 
 class Temporality(StrEnum):
-    """How counts are told."""
+    """Aggregation temporality: how counts are exported."""
 
     CUMULATIVE = "cumulative"
     """As totals since the start."""
     DELTA = "delta"
-    """As what was added since the last export."""
+    """As differences since the last export."""
     LOWMEMORY = "lowmemory"
     """As totals where the SDK has them anyway, else as differences."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A receiver of one signal.
+    """The receiver of one signal.
 
     Attributes:
-        signal: what it is sent.
-        protocol: how.
+        signal: the data sent to it.
+        protocol: the transport.
         url: http: with its path. grpc: scheme and address.
         headers: sent along with each request.
-        timeout: s that one request may take.
+        timeout: seconds that one request may take.
         compression: ``none``, ``gzip`` or ``deflate``.
-        certificate: file of the authorities that are trusted, None for those of the system.
-        client_certificate, client_key: files by which we prove who we are, None for not at all.
+        certificate: file of the trusted authorities, None for those of the system.
+        client_certificate, client_key: files of the client's identity, None for none.
     """
 
     signal: Signal
@@ -77,7 +77,7 @@ class Target:
 
     @property
     def shown(self) -> str:
-        """The URL as it may stand in a log: without user, password and query.
+        """The URL for logs: without user, password and query.
 
         Example:
             >>> Target(Signal.METRICS, Protocol.HTTP, "http://me:secret@host:4318/v1/metrics?key=1").shown
@@ -91,15 +91,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Where everything goes.
+    """The receivers of all signals, and the limits of the export.
 
     Attributes:
-        targets: by signal; signals that are not sent are missing.
-        interval: s between two exports of metrics.
-        temporality: how counts are told.
+        targets: by signal; signals that are not exported are missing.
+        interval: seconds between two exports of metrics.
+        temporality: how counts are exported.
         queue: spans, and log records, that wait for their export at most.
-        batch: of them that are sent in one request at most.
-        delay: s for which they wait for others.
+        batch: number of them in one request at most.
+        delay: seconds for which they wait for others.
     """
 
     targets: Mapping[Signal, Target]
@@ -111,15 +111,15 @@ class Targets:
 
 
 def targets_of(environ: Mapping[str, str], endpoint: str | None = None, interval: float | None = None) -> Targets:
-    """Return where the variables, and the settings that win over them, want telemetry to be sent.
+    """Return the receivers configured by the variables and by the settings, which take precedence.
 
     Args:
         environ: the variables; empty ones count as absent.
         endpoint: base URL of a receiver of all signals, as ``Config.otlp_endpoint``.
-        interval: s between two exports of metrics, as ``Config.export_interval``.
+        interval: seconds between two exports of metrics, as ``Config.export_interval``.
 
     Raises:
-        ConfigError: a variable whose value is not allowed, whether or not anything would be sent.
+        ConfigError: the value of a variable is not allowed, whether or not anything would be exported.
 
     Example:
         >>> targets_of({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}).targets[Signal.LOGS].url
@@ -148,7 +148,7 @@ def targets_of(environ: Mapping[str, str], endpoint: str | None = None, interval
 
 
 def _target(read: _Reader, signal: Signal, endpoint: str | None) -> Target | None:
-    """Return the target of ``signal``, None if it is not sent; what is set for it is checked in any case."""
+    """Return the target of ``signal``, None if it is not exported; its variables are checked in any case."""
     wanted = read.exporters(signal)
     target = Target(
         signal,
@@ -171,11 +171,11 @@ def _target(read: _Reader, signal: Signal, endpoint: str | None) -> Target | Non
 
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-"""A header's name (RFC 9110, 5.6.2)."""
+"""The syntax of a header's name (RFC 9110, 5.6.2)."""
 
 
 class _Reader:
-    """Reads single variables; whatever is not allowed is a ConfigError."""
+    """Reads single variables; a value that is not allowed is a ConfigError."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -184,7 +184,7 @@ class _Reader:
         return self._environ.get(name, "").strip()
 
     def first(self, signal: Signal, what: str) -> tuple[str, str]:
-        """Return (name, value) of the signal's own variable, else of the one for all."""
+        """Return (name, value) of the signal's own variable, else of the one for all signals."""
         own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{what}"
         if self.text(own):
             return own, self.text(own)
@@ -222,7 +222,7 @@ class _Reader:
             key, equals, content = item.partition("=")
             key, content = unquote(key.strip()), unquote(content.strip())
             if not equals or not re.fullmatch(_TOKEN, key) or not content.isprintable() or not content.isascii():
-                # Its value may be a secret: only the name is told.
+                # Its value may be a secret: only the name is reported.
                 raise _bad(name, f"{key if equals else '...'}", "headers such as 'api-key=secret,tenant=a'")
             found.append((key, content))
         return tuple(found)
@@ -234,7 +234,7 @@ class _Reader:
         return value or None
 
     def url(self, signal: Signal, protocol: Protocol, endpoint: str | None) -> str:
-        """Return where ``signal`` goes, "" for nowhere."""
+        """Return the URL for ``signal``, "" if it is not exported."""
         own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT"
         if endpoint is None and self.text(own):
             return self._checked(own, self.text(own), signal, protocol)
@@ -252,7 +252,7 @@ class _Reader:
         return parts._replace(path=f"{path}/v1/{signal.value}").geturl()
 
     def _checked(self, name: str, url: str, signal: Signal, protocol: Protocol) -> str:
-        if protocol is Protocol.GRPC and "://" not in url:  # gRPC's own way to write an address
+        if protocol is Protocol.GRPC and "://" not in url:  # gRPC's own address syntax
             insecure = self.first(signal, "INSECURE")[1].lower() == "true"
             url = f"{'http' if insecure else 'https'}://{url}"
         from urllib.parse import urlsplit
@@ -260,7 +260,7 @@ class _Reader:
         try:
             parts = urlsplit(url)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, brackets that do not match
+        except ValueError:  # a port that is no number, mismatched brackets
             good = False
         if not good or any(character.isspace() for character in url):
             raise _bad(name, url, "a URL such as 'http://127.0.0.1:4318'")

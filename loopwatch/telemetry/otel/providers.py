@@ -1,7 +1,7 @@
 """Selects the OpenTelemetry providers: the application's where it has some, else private ones of loopwatch.
 
 The application's are used and left alone, whether they were set before or after :func:`loopwatch.install`; none is ever
-set or created globally. Private ones are built only where a receiver is configured, and nobody sees them but us.
+set or created globally. Private ones are built only where a receiver is configured, and only loopwatch sees them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from loopwatch.telemetry.otel.sdk import PrivateProviders
 
 SCOPE = "loopwatch"
-"""Name of the instrumentation scope of all that is told."""
+"""Name of the instrumentation scope of everything exported."""
 
 PATIENCE = 2.0
-"""s in which a private provider that is replaced can tell what it has."""
+"""Seconds that a replaced private provider has to export its data."""
 
 _GLOBALS = {
     Signal.METRICS: ("opentelemetry.metrics._internal", "_METER_PROVIDER"),
     Signal.TRACES: ("opentelemetry.trace", "_TRACER_PROVIDER"),
     Signal.LOGS: ("opentelemetry._logs._internal", "_LOGGER_PROVIDER"),
 }
-"""Where the API keeps what the application has set; its functions would make a provider where a variable names one."""
+"""Where the API keeps the application's providers; its functions would make a provider where a variable names one."""
 
 
 def application_provider(signal: Signal) -> Any | None:
@@ -54,10 +54,10 @@ def _line(exc: BaseException) -> str:
 def checked_providers(
     *, tracer_provider: Any = None, meter_provider: Any = None, logger_provider: Any = None
 ) -> dict[Signal, Any]:
-    """Return the providers that are given, by signal.
+    """Return the given providers by signal.
 
     Raises:
-        ConfigError: something that is no such provider.
+        ConfigError: a value is no such provider.
     """
     given = {}
     for name, signal, method, provider in (
@@ -74,11 +74,11 @@ def checked_providers(
 
 
 class Providers:
-    """Finds the application's providers, makes private ones, and hands out what tells.
+    """Finds the application's providers, creates private ones, and hands out tracer, logger and meters.
 
     Args:
-        account: where what is told comes from.
-        faults: of the agent.
+        account: source of the metrics.
+        faults: the agent's fault handling.
         version: of loopwatch.
 
     Example:
@@ -102,13 +102,13 @@ class Providers:
         self._cpu = 0.0
         self._running = False
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- lifecycle ------------------------------------------------------------------------------------------------
 
     def prepare(self, config: Config, environ: Mapping[str, str] | None = None) -> Callable[[], None]:
-        """Check what is configured and load what it needs; return what puts it into force.
+        """Check the configuration and load what it needs; return the function that applies it.
 
         Raises:
-            ConfigError: a setting or a standard variable that is not allowed, or grpc is wanted and not installed.
+            ConfigError: a setting or a standard variable is not allowed, or grpc is configured and not installed.
         """
         environ = os.environ if environ is None else environ
         own = {signal for signal in Signal if self._found(signal) is None}
@@ -120,7 +120,7 @@ class Providers:
             return lambda: self._put_into_force(targets, None)
         try:
             from loopwatch.telemetry.otel.sdk import (
-                PrivateProviders,  # it imports the SDK: here, at start-up, and never later
+                PrivateProviders,  # imports the SDK: here, at start-up, and never later
             )
         except ImportError as exc:
             raise ConfigError(
@@ -146,11 +146,11 @@ class Providers:
         self.bind()
 
     def stop(self, timeout: float, *, leaving: bool = False) -> None:
-        """Tell what there is once more, and end; waits at most ``timeout`` s. The application's providers stay.
+        """Export once more, and stop; waits at most ``timeout`` seconds. The application's providers stay.
 
         Args:
-            timeout: s.
-            leaving: the application's can still collect: those that export at exit do so after us.
+            timeout: seconds.
+            leaving: the application's providers may still collect: those that export at exit do so later.
         """
         with self._lock:
             private = self._private
@@ -159,7 +159,7 @@ class Providers:
             self._used.clear()
             self._handles.clear()
         if private is not None:
-            self._retire(private, timeout)  # which tells its own figures too: they are found until then
+            self._retire(private, timeout)  # its last export includes its own stats, which are read until then
         if instruments is not None and not leaving:
             instruments.detach()
 
@@ -173,7 +173,7 @@ class Providers:
             self._dropped[signal] = self._dropped.get(signal, 0) + count
 
     def after_fork_in_child(self) -> None:
-        """Begin anew in a forked child, with nothing of the parent's but its settings."""
+        """Reset in a forked child, with nothing of the parent's but its settings."""
         self._lock = threading.RLock()
         self._dropped, self._cpu = {}, 0.0
         if self._private is not None:
@@ -185,19 +185,19 @@ class Providers:
             self._instruments.attach(self._account)
 
     def begin(self, *, forks: bool = False) -> None:
-        """Begin to export, now that there is something to watch.
+        """Start exporting, now that there is something to watch.
 
         Args:
-            forks: whether it is for its children alone that this process is watched; then grpc is left alone.
+            forks: whether this process is watched for its children alone; then grpc is left alone.
         """
         private = self._private
         if private is not None and not (forks and private.uses_grpc):
             private.start()
 
-    # -- the application's ----------------------------------------------------------------------------------------
+    # -- the application's providers ------------------------------------------------------------------------------
 
     def use(self, given: Mapping[Signal, Any]) -> None:
-        """Use what is ``given``, whatever providers the application has set globally; what is not given as before."""
+        """Use the ``given`` providers instead of those that are set globally; signals not given are bound as before."""
         with self._lock:
             self._given = dict(given)
         self.bind()
@@ -211,7 +211,7 @@ class Providers:
         return self._running and any(self._found(s) is not self._used.get(s) for s in Signal)
 
     def bind(self) -> None:
-        """Use the providers that the application has set by now, and no private ones beside them."""
+        """Bind to the providers that the application has set by now; private ones of the same signals end."""
         with self._lock:
             if not self._running:
                 return
@@ -237,20 +237,20 @@ class Providers:
             self._instruments = instruments_of(provider, self._version)
             self._instruments.attach(self._account)
 
-    # -- what tells -----------------------------------------------------------------------------------------------
+    # -- tracer, logger, meters -----------------------------------------------------------------------------------
 
     def tracer(self) -> Tracer | None:
-        """Return what makes spans, None where nobody would see them."""
+        """Return the tracer in use, None where spans would not be exported."""
         handle: Tracer | None = self._handle(Signal.TRACES, "get_tracer")
         return handle
 
     def logger(self) -> Logger | None:
-        """Return what emits log records, None where nobody would see them."""
+        """Return the logger in use, None where log records would not be exported."""
         handle: Logger | None = self._handle(Signal.LOGS, "get_logger")
         return handle
 
     def meters(self) -> Sequence[Meter]:
-        """Return the meters on which the metrics are told now."""
+        """Return the meters of the metrics in use."""
         if self._instruments is not None:
             return [self._instruments.meter]
         return [] if self._private is None or Signal.METRICS in self._used else self._private.meters
@@ -271,19 +271,19 @@ class Providers:
 
     @property
     def thread(self) -> OwnThread | None:
-        """What exports, None where the application does."""
+        """The export thread, None where the application exports."""
         private = self._private
         return None if private is None else private.thread
 
     @property
     def cpu(self) -> float:
-        """Processor s of the exporting thread."""
+        """CPU time of the export thread, seconds."""
         private = self._private
         return self._cpu + (private.cpu if private is not None else 0.0)
 
     @property
     def dropped(self) -> dict[Signal, int]:
-        """Spans, log records and exports of metrics that will never be told."""
+        """Spans, log records and exports of metrics that will never be exported, by signal."""
         private = self._private
         now = {} if private is None else private.dropped
         return {signal: self._dropped.get(signal, 0) + now.get(signal, 0) for signal in Signal}

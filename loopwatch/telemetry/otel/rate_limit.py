@@ -1,4 +1,4 @@
-"""A rate limit per minute for spans, events and log records of stalls; counts what is suppressed."""
+"""A rate limit per minute for spans, events and log records of stalls; counts those it suppresses."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MINUTE = 60.0
 
 
 class Allowance:
-    """A bucket of ``a_minute`` tokens that is refilled evenly; from any thread.
+    """A bucket of ``a_minute`` tokens that is refilled evenly; thread-safe.
 
     Args:
         a_minute: tokens at first and at most, and how many are added within a minute.
         clock: monotonic seconds.
 
     Attributes:
-        held_back: how often there was none, since the beginning.
+        held_back: tokens refused since the beginning.
 
     Example:
         >>> allowance = Allowance(2, clock=lambda: 0.0)
@@ -36,7 +36,7 @@ class Allowance:
         self.held_back = 0
 
     def take(self, wanted: int = 1) -> bool:
-        """Take ``wanted`` tokens; return False, and count them as held back, if there are not as many."""
+        """Take ``wanted`` tokens; if there are not as many, count them as held back and return False."""
         with self._lock:
             now = self._clock()
             self._left = min(self._left + (now - self._at) * self._a_minute / MINUTE, float(self._a_minute))

@@ -36,14 +36,14 @@ class PrivateProviders:
     """Providers of those signals that the application has none for.
 
     Args:
-        targets: how often, how much.
-        wanted: where to, by signal.
-        account: where what is told comes from.
-        faults: of the agent.
+        targets: interval, queue and batch sizes.
+        wanted: receivers by signal.
+        account: source of the metrics.
+        faults: the agent's fault handling.
         version: of loopwatch.
 
     Raises:
-        ConfigError: grpc is wanted and not installed, or a certificate cannot be used.
+        ConfigError: grpc is configured and not installed, or a certificate cannot be used.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PrivateProviders:
             self._exporter.add(signal, sender, self._wanted[signal].shown, encoders[signal])
 
     def in_child(self) -> PrivateProviders:
-        """Return what takes this one's place in a forked child, and let go of what is the parent's.
+        """Return the replacement for a forked child, and release the parent's connections.
 
         Costs next to nothing: a child that runs no loop never needs providers, else they are made by its first use.
         """
@@ -92,7 +92,7 @@ class PrivateProviders:
 
     @property
     def thread(self) -> OwnThread:
-        """What exports."""
+        """The export thread."""
         return self._exporter.thread
 
     @property
@@ -101,15 +101,15 @@ class PrivateProviders:
         return any(target.protocol is Protocol.GRPC for target in self._wanted.values())
 
     def start(self) -> None:
-        """Begin to export; a second call does nothing."""
+        """Start exporting; a second call does nothing."""
         self._exporter.start()
 
     def end(self, signal: Signal) -> None:
-        """Tell what there is of ``signal`` once more, and then no more: the application exports it now."""
+        """Export ``signal`` once more, and then no more: the application exports it now."""
         self._exporter.end(signal)
 
     def stop(self, timeout: float, *, wait: bool = True) -> None:
-        """Tell what there is once more, and end; waits at most ``timeout`` s, or not at all."""
+        """Export once more, and stop; waits at most ``timeout`` seconds, or not at all."""
         self._exporter.stop(timeout, wait=wait)
         if not wait:
             return
@@ -123,17 +123,17 @@ class PrivateProviders:
 
     @property
     def meters(self) -> list[Any]:
-        """Meters on which the metrics are told."""
+        """The meters of the metrics."""
         return [] if self._metering is None else [each.meter for each in self._metering.instruments]
 
     @property
     def cpu(self) -> float:
-        """Processor s of the exporting thread."""
+        """CPU time of the export thread, seconds."""
         return self._exporter.cpu
 
     @property
     def dropped(self) -> dict[Signal, int]:
-        """Items that will never be told."""
+        """Items that will never be exported, by signal."""
         return self._exporter.dropped
 
     def _make(self) -> None:
@@ -143,7 +143,7 @@ class PrivateProviders:
             if self._is_forked:
                 self._is_forked, self._resource = False, self._resource.merge(Resource(own_resource.attributes()))
             resource = self._resource
-            silent = NoOpMeterProvider()  # the SDK's figures of itself: else it would look for a global provider
+            silent = NoOpMeterProvider()  # for the SDK's metrics of itself: else it would use a global provider
             if Signal.METRICS in self._wanted:
                 self._metering = Metering(self._account, resource, self._version, self._targets.temporality, nap)
             if Signal.TRACES in self._wanted:
@@ -157,7 +157,7 @@ class PrivateProviders:
             self._made = True
 
     def _collect(self) -> bytes | None:
-        """Return the metrics as they are now as one message; in the exporting thread."""
+        """Return the current metrics as one message; in the export thread."""
         self._make()
         return None if self._metering is None else self._metering.message()
 
@@ -165,23 +165,23 @@ class PrivateProviders:
 class _Tracers(TracerProvider):
     """Does nothing in a forked child: there :class:`PrivateProviders` makes others, once they are needed.
 
-    Since 1.45 providers of the SDK ask there who the child is: they search for detectors, import them, start threads
-    and wait for those, up to 5 s each, and for ever where a thread of the parent was importing.
+    Since 1.45 providers of the SDK detect the child's resource at a fork: they search for detectors, import them, start
+    threads and wait for those, up to 5 seconds each, and for ever where a thread of the parent was importing.
     """
 
     def _handle_fork(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _Loggers(LoggerProvider):
-    """Likewise."""
+    """Does nothing in a forked child, see :class:`_Tracers`."""
 
     def _handle_fork(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _in_pieces(encode: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> bytes:
-    """Return one message of all items, encoded by a few at a time: messages of protobuf may follow one another."""
+    """Return one message of all items, encoded by a few at a time: messages of protobuf may be concatenated."""
     parts = []
     for at in range(0, len(items), PIECE):
         parts.append(encode(items[at : at + PIECE]).SerializeToString())
@@ -190,7 +190,7 @@ def _in_pieces(encode: Callable[[Sequence[Any]], Any], items: Sequence[Any]) -> 
 
 
 class _Spans(SpanProcessor):
-    """Hands spans that have ended to the exporter."""
+    """Hands ended spans to the exporter."""
 
     def __init__(self, exporter: Exporter) -> None:
         self._exporter = exporter
@@ -210,7 +210,7 @@ class _Records(LogRecordProcessor):
         self._exporter.put(Signal.LOGS, log_record)
 
     def shutdown(self) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
     def force_flush(self, *_: Any) -> bool:
         return True

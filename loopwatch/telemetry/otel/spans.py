@@ -1,9 +1,9 @@
-"""A stall as a span of OpenTelemetry, with exact start and end, in the trace of the callback that blocked.
+"""Emits a stall as an OpenTelemetry span, with exact start and end, in the trace of the callback that blocked.
 
-One span a stall, when it is over; a hang that still goes on is announced by a log record only: a span that has not
-ended is not exported. A stall of a request that is not sampled gives no span. In a storm so many are told a minute.
+One span per stall, when it is over; an ongoing hang is announced by a log record only: a span that has not ended is not
+exported. A stall of a request that is not sampled has no span. The number of spans per minute is limited.
 
-Nothing here runs on a loop's thread. The current context of the thread that tells is never used: a span of ours is a
+Nothing here runs on a loop's thread. The current context of the emitting thread is never used: a stall's span is a
 child of the span that was current where the loop was blocked, else a root.
 """
 
@@ -21,7 +21,7 @@ from loopwatch.telemetry.otel.rate_limit import Allowance
 SPANS_A_MINUTE = 100
 
 MAX_KNOWN = 32
-"""Stalls whose spans are remembered; one that has begun and is forgotten is never ended, so nobody exports it."""
+"""Stalls whose spans are remembered; a span that was begun and is forgotten never ends, so it is not exported."""
 
 Tracer = Any
 SpanContext = Any
@@ -30,11 +30,11 @@ _NANO = 1_000_000_000
 
 
 class StallSpans:
-    """Makes the spans of stalls.
+    """Creates the spans of stalls.
 
     Args:
         tracer: returns the tracer in use, None if there is none.
-        allowance: how many may be told.
+        allowance: rate limit of the spans.
 
     Example:
         >>> spans = StallSpans(lambda: None)
@@ -46,30 +46,30 @@ class StallSpans:
         self._tracer = tracer
         self.allowance = allowance or Allowance(SPANS_A_MINUTE)
         self._known: OrderedDict[str, Any] = OrderedDict()
-        self._lock = threading.RLock()  # a finalizer of the program may come in between
+        self._lock = threading.RLock()  # a finalizer of the program may run while it is held
 
     def begin(self, stall_id: str, started_at: float, parent: SpanContext | None) -> SpanContext | None:
-        """Begin the span of a stall that will be told, so that others can link to it; a second call returns the same.
+        """Begin the span of an expected stall, so that others can link to it; a second call returns the same one.
 
         Args:
             stall_id: of the stall.
-            started_at: s since the epoch.
-            parent: of the callback that blocked, None if it has none.
+            started_at: seconds since the epoch.
+            parent: span context of the callback that blocked, None if it has none.
 
         Returns:
-            The context of the span; None if there will be none, or none that is sampled.
+            The context of the span; None if there will be none, or it is not sampled.
         """
         span = self._known_or_begun(stall_id, started_at, parent)
         context = None if span is None else span.get_span_context()
         return context if context is not None and context.trace_flags.sampled else None
 
     def tell(self, stall: Stall, parent: SpanContext | None = None) -> SpanContext | None:
-        """Have the span of ``stall`` begin and end at its times, and be exported.
+        """Emit the span of ``stall``, with the stall's start and end.
 
         Args:
             stall: one that is over; an ongoing one has no span.
-            parent: context of the span that was current in the callback; default what ``stall.context`` names, which
-                is then taken for sampled.
+            parent: context of the span that was current in the callback; default the one named by ``stall.context``,
+                which is then assumed to be sampled.
 
         Returns:
             The context of the span, None if there is none.
@@ -86,11 +86,11 @@ class StallSpans:
         span.end(_nanoseconds(stall.started_at + stall.duration))
         context = span.get_span_context()
         with self._lock:
-            self._known[stall.id] = NonRecordingSpan(context)  # who waited for it may be told a moment later
+            self._known[stall.id] = NonRecordingSpan(context)  # its waiters may link to it a moment later
         return context
 
     def forget(self, stall_id: str) -> None:
-        """There will be no such stall: what has begun of it never ends, so that nobody exports it."""
+        """Drop the span of a stall that will not happen: it never ends, so it is not exported."""
         with self._lock:
             self._known.pop(stall_id, None)
 
@@ -114,16 +114,16 @@ class StallSpans:
 
 
 def context_of(span: SpanContext | None) -> Any:
-    """Return a context of OpenTelemetry in which ``span`` is the current one; one without a span for None."""
+    """Return an OpenTelemetry context in which ``span`` is the current one; for None, one without a span."""
     from opentelemetry.context import Context
     from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, set_span_in_context
 
-    # Never an empty one: that counts as none in places, and the current one of this thread may be the program's.
+    # Never an empty one: some functions then use the current one of this thread, which may be the program's.
     return set_span_in_context(INVALID_SPAN if span is None else NonRecordingSpan(span), Context())
 
 
 def parent_of(stall: Stall) -> SpanContext | None:
-    """Return the context of the span that ``stall.context`` names, None if it names none."""
+    """Return the span context named by ``stall.context``, None if it names none."""
     from opentelemetry.trace import SpanContext as Made
     from opentelemetry.trace import TraceFlags
 

@@ -1,4 +1,4 @@
-"""Emits the span and the log record of each stall to OpenTelemetry, and marks the traces of its victims."""
+"""Emits the span and the log record of each stall to OpenTelemetry, and marks the traces of its waiters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loopwatch.watch.observation import Case, Notice
 
 
 class Traces:
-    """Tells stalls, flagged functions and victims.
+    """Emits stalls, flagged functions and the events of waiters.
 
     Args:
         tracer: returns the tracer in use, None if there is none; cheap.
@@ -33,11 +33,12 @@ class Traces:
         self.victims = WaiterSpans(self.spans)
 
     def tell(self, stall: Stall, span: SpanContext | None = None) -> None:
-        """Tell ``stall``.
+        """Emit the span and the log record of ``stall``.
 
         Args:
-            stall: over, or a hang that goes on: that is a log record only.
-            span: context of the span that was current where the loop was blocked; default what ``stall.context`` names.
+            stall: over, or an ongoing hang: that has a log record only.
+            span: context of the span that was current where the loop was blocked; default the one named by
+                ``stall.context``.
         """
         if self._tracer() is None and self._logger() is None:
             return
@@ -46,32 +47,32 @@ class Traces:
         self.records.tell(stall, own or around)
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, span: SpanContext | None) -> None:
-        """Emit the span and the log record of ``stall``, and the record of the function that it has flagged."""
+        """Emit the span and the log record of ``stall``, and the log record of the function that it has flagged."""
         self.tell(stall, span)
         if flagged is not None:
             self.tell_flagged(flagged)
 
     def tell_flagged(self, function: FlaggedFunction) -> None:
-        """Tell a function that has just been flagged."""
+        """Emit the log record of a function that has just been flagged."""
         if self._logger() is not None:
             self.records.tell_flagged(function)
 
     def begin(self, case: Case, started_at: float) -> None:
-        """Have the span of a block that will be a stall begin, before others must link to it in a hurry."""
+        """Begin the span of a block that will be a stall, early enough for the spans of its waiters to link to it."""
         if self._tracer() is not None:
             self.spans.begin(case.id, started_at, case.span)
 
     def tell_victims(self, notice: Notice) -> None:
-        """Tell those of ``notice``, whose spans may end in a moment."""
+        """Mark the spans of the waiters in ``notice``, which may end in a moment."""
         if loaded("opentelemetry.trace") is not None:
             self.victims.tell(notice)
 
     def forget(self, stall_id: str) -> None:
-        """There will be no such stall."""
+        """Drop the span of a stall that will not happen."""
         self.spans.forget(stall_id)
 
     def held_back(self) -> Mapping[str, int]:
-        """Return how much was not told because of storms, by signal; events of victims count as spans."""
+        """Return how many items the rate limits suppressed, by signal; events of waiters count as traces."""
         return {
             "traces": self.spans.allowance.held_back + self.victims.allowance.held_back,
             "logs": self.records.allowance.held_back,

@@ -1,6 +1,6 @@
-"""Marks the traces of a stall's victims: an event in each one's current span, and a link to the blocking one.
+"""Marks the traces of a stall's waiters: an event in each one's current span, and a link to the blocking span.
 
-Runs in a thread of the agent, while the loop has not gone on yet, so that the spans are still open.
+Runs in a thread of the agent, before the loop continues, so that the spans are still open.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from loopwatch.watch.observation import Notice, Variable
 
 EVENTS_A_MINUTE = 1000
 MAX_VICTIMS = 20
-"""Spans of one stall that are told."""
+"""Spans that are marked per stall."""
 
 _NANO = 1_000_000_000
 
@@ -31,11 +31,11 @@ def current_span_variable() -> Variable | None:
 
 
 class WaiterSpans:
-    """Adds events and links to the spans of victims.
+    """Adds events and links to the spans of waiting callbacks.
 
     Args:
         spans: those of the stalls, to link to.
-        allowance: events that may be added.
+        allowance: rate limit of the events.
     """
 
     def __init__(self, spans: StallSpans, allowance: Allowance | None = None) -> None:
@@ -43,13 +43,13 @@ class WaiterSpans:
         self.allowance = allowance or Allowance(EVENTS_A_MINUTE)
 
     def tell(self, notice: Notice) -> int:
-        """Tell the spans of ``notice``; return how many.
+        """Mark the spans of ``notice``; return how many were marked.
 
-        A span is told once that a stall is over, and once before if it might have ended by then. Not told are spans
-        that began after the block, that of the callback that blocked, and those that are not recorded.
+        A span is marked once when a stall is over, and once before if it might have ended by then. Not marked are spans
+        that began after the block, the span of the blocking callback, and spans that are not recorded.
 
         Args:
-            notice: who waited.
+            notice: the waiters.
         """
         from opentelemetry.trace import get_current_span
 
@@ -82,7 +82,7 @@ class WaiterSpans:
 
 
 def _event(notice: Notice) -> attributes.Attributes:
-    foreseen = notice.case.foreseen  # what it looked like while it lasted; None if nobody could look
+    foreseen = notice.case.foreseen  # the early diagnosis, made while it lasted; None if there is none
     found: attributes.Attributes = {
         attributes.ID: notice.case.id,
         attributes.DURATION: notice.duration,

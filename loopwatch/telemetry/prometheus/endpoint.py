@@ -1,7 +1,7 @@
 """The Prometheus endpoint of this process: its port, the page of metrics it serves, and its lifetime.
 
-What is told is made from the same points as everything else, without the SDK of OpenTelemetry, with exemplars for
-those who ask for OpenMetrics. prometheus_client writes it; its registry, which belongs to the program, is left alone.
+The page is made from the same points as all other exports, without the SDK of OpenTelemetry, with exemplars in the
+OpenMetrics format. prometheus_client writes it; its registry, which belongs to the program, is left alone.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from loopwatch.telemetry.prometheus.http_server import Answer, Request, Response
 from loopwatch.telemetry.prometheus.neighbours import Neighbour, Survey, gives_way
 
 SETTLE = 0.1
-"""s after a fork before the child takes a port: one that executes another program, or ends at once, needs none."""
+"""Seconds after a fork before the child takes a port: one that calls exec, or ends at once, needs none."""
 SHARE = 4
-"""How much longer the thread rests between two texts than it has written the first, so that a flood of scrapers costs
-no more than a fifth of a core; those who ask meanwhile are told the same."""
+"""How much longer the thread rests between two pages than it has written the first, so that a flood of scrapers costs
+no more than a fifth of a core; requests handled together get the same page."""
 SLICE = 0.0003
-"""s of work between two naps: a loop that wants the GIL waits for no more than that."""
+"""Seconds of work between two yields of the GIL: a loop that wants it waits no longer than that."""
 NAP = 0.0002
-"""s; long enough for whoever waits for the GIL to get it."""
+"""Seconds; long enough for a thread that waits for the GIL to get it."""
 HINT = "loopwatch: the metrics are at /metrics, the ports of all processes at /targets"
 NOT_FOR_PAGES = "loopwatch: requests of web pages are not answered"
 UNKNOWN_NAME = (
@@ -44,27 +44,27 @@ UNKNOWN_NAME = (
     "host name, or one that is listed in prometheus_names (LOOPWATCH_PROMETHEUS_NAMES)"
 )
 PART = "prometheus"
-"""What its faults are counted under."""
+"""Part name under which its faults are counted."""
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 Told = Callable[[Callable[[], None]], Iterator[Family]]
-"""Returns what is told; it is given what to call between parts of the work."""
+"""Returns the metric families; calls its argument between parts of the work, to yield the GIL."""
 
 
 class Scrape:
-    """One process's port, and what is told there.
+    """The Prometheus port of one process, and the pages served there.
 
     Args:
         host, port: as configured.
-        account: where what is told comes from.
-        faults: of the agent.
-        names: names by which it is asked, beside this machine's own; see :mod:`loopwatch.telemetry.prometheus.hosts`.
-        addresses: what ``host`` means, None to have it found out.
+        account: source of the metrics.
+        faults: the agent's fault handling.
+        names: accepted host names, beside this machine's own; see :mod:`loopwatch.telemetry.prometheus.hosts`.
+        addresses: the addresses of ``host``, None to resolve it.
 
     Raises:
-        ConfigError: ``host`` is none, or prometheus_client is not installed.
+        ConfigError: ``host`` has no address, or prometheus_client is not installed.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Scrape:
         addresses: list[ports.Address] | None = None,
     ) -> None:
         try:
-            # All that is needed, and now: a child that is forked while a thread imports finds it half done for ever.
+            # All imports, and now: a child forked while a thread imports has a half-imported module for ever.
             import prometheus_client.exposition
             import prometheus_client.metrics_core
             import prometheus_client.openmetrics.exposition
@@ -104,24 +104,24 @@ class Scrape:
 
     @property
     def url(self) -> str:
-        """Where this process is scraped, "" while it is not."""
+        """The URL to scrape, "" while there is none."""
         return "" if self._place is None else self._place.url
 
     @property
     def cpu(self) -> float:
-        """Processor s of its threads."""
+        """CPU time of its threads, seconds."""
         return sum(thread.cpu for thread in self.threads)
 
     @property
     def threads(self) -> list[OwnThread]:
-        """What answers, and what finds answers that take long."""
+        """The serving thread, and the thread for answers that take long."""
         return [self.thread] if self._server is None else [self.thread, self._server.searching]
 
     def open(self) -> None:
-        """Listen: on the port that was told, a worker process on the first free one from there on.
+        """Listen: on the configured port, a worker process on the first free one from there on.
 
         Raises:
-            ConfigError: names port and host, and what to do.
+            ConfigError: no port can be opened; the message names port and host, and what to do.
         """
         if ports.is_inside_pool():
             return
@@ -133,7 +133,7 @@ class Scrape:
             self._place = ports.take(self._host, self._port, self._addresses, first_free=True)
 
     def start(self) -> None:
-        """Answer from now on, in a thread."""
+        """Answer requests from now on, in a thread."""
         if self._place is not None:
             self._server = WebServer(self._place.listener, self._answer)
             try:
@@ -145,7 +145,7 @@ class Scrape:
             self._announce(self._place)
 
     def close(self, timeout: float = 1.0) -> None:
-        """Stop listening; waits at most ``timeout`` s for the thread."""
+        """Stop listening; waits at most ``timeout`` seconds for the thread."""
         self._closed = True
         with self._lock:
             server, place, self._server, self._place = self._server, self._place, None, None
@@ -156,20 +156,20 @@ class Scrape:
             place.listener.close()
 
     def in_child(self) -> Scrape:
-        """Return what takes this one's place in a forked child, and let go of what is the parent's."""
+        """Return the replacement for a forked child, and release the parent's sockets."""
         if self._server is not None:
             self._server.abandon()
         elif self._place is not None:
             self._place.listener.close()
         self._survey.abandon()
-        child = Scrape.__new__(Scrape)  # nothing is looked up or imported between a fork and what follows it
+        child = Scrape.__new__(Scrape)  # nothing is resolved or imported right after a fork
         child._host, child._port, child._names, child._addresses = self._host, self._port, self._names, self._addresses
         child._account, child._faults = self._account, self._faults
         child._begin()
         return child
 
     def start_soon(self) -> None:
-        """Take a port in a little while, and answer on it, in a thread; where none is free, that is logged."""
+        """Take a port in a little while, and answer on it, in a thread; if none is free, that is logged."""
         self.thread.start()
 
     def _wake(self) -> None:
@@ -187,7 +187,7 @@ class Scrape:
 
     @contextlib.contextmanager
     def _reviving(self) -> Iterator[None]:
-        """Keep faults inside; where a daemon-to-be has closed our descriptors, it is scraped on new ones."""
+        """Contain faults; if a daemonizing program has closed the descriptors, reopen the endpoint on new ones."""
         with self._faults.guard(PART):
             try:
                 yield
@@ -222,7 +222,7 @@ class Scrape:
     def _announce(self, place: Place) -> None:
         self._faults.say(logging.INFO, "loopwatch: Prometheus can scrape process %d at %s", os.getpid(), place.url)
 
-    # -- what is told ---------------------------------------------------------------------------------------------
+    # -- requests -------------------------------------------------------------------------------------------------
 
     def _answer(self, request: Request) -> Answer:
         if "origin" in request.headers:
@@ -242,7 +242,7 @@ class Scrape:
     def _safely(self, answer: Callable[[], Response]) -> Response:
         try:
             return answer()
-        except Exception as exc:  # noqa: BLE001 - counted; a scrape that fails does not end those to come
+        except Exception as exc:  # noqa: BLE001 - counted; later scrapes are answered after a failed one
             self._faults.add(PART, exc)
             return text(500, "loopwatch: it could not be told; the program's log says why")
 
@@ -267,16 +267,16 @@ class Scrape:
         }
 
     def _targets(self, host: str, wanted: Callable[[], bool]) -> Response:
-        """Return all ports of loopwatch from the configured one on as Prometheus' ``http_sd_configs`` wants them.
+        """Return all ports of loopwatch from the configured one on in the format of Prometheus' ``http_sd_configs``.
 
         Args:
             host: as the client knows it, "" if it did not say: it can reach the others there too.
-            wanted: returns False once nobody waits for it.
+            wanted: returns False once nobody waits for the answer.
         """
         place = self._place
         if place is None:
             return _json([])
-        span = ports.SPAN if self._port else 1  # any free port is nobody's first
+        span = ports.SPAN if self._port else 1  # with port 0 the others are on unknown ports
         others = [port for port in range(place.base, min(place.base + span, 65536)) if port != place.port]
         own = self._identity()
         here = Neighbour(own["pid"], own["parent"], str(own["service"]), str(own["index"]))
@@ -297,7 +297,7 @@ class Scrape:
 
 
 class _Page:
-    """The text of the metrics: written once for all who ask at the same time."""
+    """The text of the metrics: written once for all requests that are handled together."""
 
     def __init__(self, told: Told) -> None:
         self._told = told
@@ -305,7 +305,7 @@ class _Page:
         self._rests_until = 0.0
 
     def get(self, request: Request) -> Response:
-        """Return it in the format that a client prefers."""
+        """Return the page in the format that a client prefers."""
         from prometheus_client.exposition import generate_latest
         from prometheus_client.openmetrics.exposition import generate_latest as generate_open
 
@@ -326,14 +326,14 @@ class _Page:
 
 
 class _InSlices:
-    """As a registry of prometheus_client is asked; naps while it is written, so that a loop is not kept waiting."""
+    """Stands in for a registry of prometheus_client; yields the GIL while it is written, so that loops wait briefly."""
 
     def __init__(self, told: Told) -> None:
         self._told = told
         self._began = 0.0
 
     def collect(self) -> Iterator[Family]:
-        """Return what is told."""
+        """Return the metric families."""
         self._began = time.perf_counter()
         for family in self._told(self._pause):
             self._pause()
@@ -359,7 +359,7 @@ class _Lazily:
 
 
 def accepted(header: str) -> set[str]:
-    """Return what a client accepts, whatever it prefers.
+    """Return the values that a client accepts, whatever it prefers.
 
     Example:
         >>> sorted(accepted("gzip;q=0.5, br;q=0, Identity"))

@@ -19,8 +19,8 @@ def families(reading: Reading, exemplars: Exemplars | None = None) -> Iterator[F
     """Return the families of all metrics that have points, in the order of the catalog.
 
     Args:
-        reading: what is told.
-        exemplars: stalls that are told along with the lag that they caused.
+        reading: the current points.
+        exemplars: stalls to attach to the lag that they caused.
     """
     from prometheus_client.metrics_core import Metric as MetricFamily
 
@@ -48,12 +48,12 @@ def label(attribute: str) -> str:
         ('loopwatch_pool_name', 'key_2nd_team')
     """
     name = re.sub(r"[^a-zA-Z0-9_]", "_", attribute)
-    # With two underscores begin those that are Prometheus' own.
+    # Names that begin with two underscores are reserved by Prometheus.
     return f"key_{name.lstrip('_')}" if name[:1].isdigit() or name.startswith("__") else name
 
 
 def text(value: object) -> str:
-    """Return an attribute's value as UTF-8 can have it."""
+    """Return an attribute's value as valid UTF-8."""
     return utf8(str(value))
 
 

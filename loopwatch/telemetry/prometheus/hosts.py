@@ -1,7 +1,7 @@
 """Checks the ``Host`` header of scrapes, so that web pages cannot read the metrics by DNS rebinding.
 
-That is DNS rebinding: a browser takes ``http://evil.example:9464`` for the page's own origin, whatever address the name
-has by now. An address cannot be rebound; a name is answered only if it is known to be this machine's.
+There a browser takes ``http://evil.example:9464`` for the page's own origin, whatever address the name has by now. An
+address cannot be rebound; a name is answered only if it is known to be this machine's.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def name_of(header: str) -> str:
     """
     try:
         return (urlsplit(f"//{header}").hostname or "").rstrip(".")
-    except ValueError:  # brackets that do not match
+    except ValueError:  # mismatched brackets
         return ""
 
 
 def is_known(header: str, names: Collection[str] = ()) -> bool:
     """Whether a request with this ``Host`` header is answered.
 
-    Any address is, ``localhost``, and the name that this machine has (without DNS).
+    Allowed are any address, ``localhost``, and the name of this machine (without DNS).
 
     Args:
         header: as the client has sent it.

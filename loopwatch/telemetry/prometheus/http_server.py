@@ -1,7 +1,7 @@
-"""A small HTTP server for a few scrapers: one thread, which sleeps while nobody asks, serves all of them in turn.
+"""A small HTTP server for a few scrapers: one thread, which sleeps between requests, serves all of them in turn.
 
-So the work never multiplies; a client that is slow, mute or endless costs a descriptor for some seconds, and there is
-a bound of those. It knows GET and HEAD, and closes each connection after its answer.
+So the work never multiplies; a slow, silent or endless client costs a descriptor for some seconds, and their number is
+bounded. It supports GET and HEAD, and closes each connection after its answer.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from loopwatch.core.own_thread import OwnThread
 MOST = 16
 """Connections at a time; for another one the oldest is closed."""
 PATIENCE = 5.0
-"""s that a client has to ask, and again to take its answer."""
+"""Seconds that a client has to send its request, and again to take its answer."""
 LINGER = 1.0
-"""s that a client has to close after its answer; to close first would discard what it has not read (tcp(7))."""
+"""Seconds that a client has to close after its answer; closing first would discard data not yet read (tcp(7))."""
 LONGEST = 8192
 """Bytes that a request may have."""
 REST = 1.0
-"""s without new connections when the process has no descriptor left for one."""
+"""Seconds without new connections when the process has no descriptor left for one."""
 
 SHARE = 4
 """How much longer a thread of the server rests than it has worked: a flood costs no more than a fifth of a core."""
 LONGEST_REST = 0.02
-"""s; the work that takes more than a part of this is bounded by what asks for it."""
+"""Seconds of rest at most; longer work is limited by the code that does it."""
 
 _REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 500: "Internal Server Error",
@@ -44,13 +44,12 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for.
+    """A client's request.
 
     Attributes:
         method, path: the path without its query.
         headers: by name in lower case.
-        turn: the same for requests that were there at the same time: what is found out for one of them is no older for
-            the others.
+        turn: the same for requests handled together: a result computed for one of them is no older for the others.
     """
 
     method: str
@@ -61,7 +60,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What it gets.
+    """The answer to a request.
 
     Attributes:
         status: of HTTP.
@@ -75,13 +74,13 @@ class Response:
 
 
 Search = Callable[[Callable[[], bool]], Response]
-"""Finds an answer in a thread of its own, because it takes long; it is given what returns False once nobody waits."""
+"""Finds an answer in a thread of its own, because it takes long; its argument returns False once nobody waits."""
 Answer = Response | Search
-"""What is to be sent, or what finds that out."""
+"""A response, or the search that finds it."""
 
 
 def text(status: int, words: str, **headers: str) -> Response:
-    """Return an answer in plain words."""
+    """Return a plain-text answer."""
     return Response(status, words.encode() + b"\n", {"Content-Type": "text/plain; charset=utf-8", **headers})
 
 
@@ -94,13 +93,13 @@ class _Client:
         self.ends = time.monotonic() + PATIENCE
         self.heard = b""
         self.is_asked = False
-        """Whether its request was understood, or not."""
+        """Whether its request is complete, valid or not."""
         self.is_searched = False
         """Whether a thread of its own finds its answer."""
         self.found: memoryview | None = None
-        """Its answer, where that thread has found it."""
+        """Its answer, once that thread has found it."""
         self.answer: memoryview | None = None
-        """What it has not got yet of its answer."""
+        """The rest of its answer, still to be sent."""
         self.is_over = False
         """Whether all of it was sent, and the client is to close."""
 
@@ -109,11 +108,11 @@ class WebServer:
     """Answers requests on a listening socket until it is closed, in the thread that calls :meth:`serve`.
 
     Args:
-        listener: does not block; belongs to the server from now on.
+        listener: non-blocking; belongs to the server from now on.
         answer: called with each request; must not raise.
 
     Attributes:
-        searching: the thread in which answers are found that take long.
+        searching: the thread for answers that take long.
     """
 
     def __init__(self, listener: socket.socket, answer: Callable[[Request], Answer]) -> None:
@@ -121,7 +120,7 @@ class WebServer:
         self._clients: list[_Client] = []
         self._woken, self._waker = socket.socketpair()
         self._woken.setblocking(False)
-        self._waker.setblocking(False)  # a byte that does not fit is one that is not needed
+        self._waker.setblocking(False)  # a byte that does not fit is not needed
         self._marks = {each: descriptors.mark(each.fileno()) for each in (listener, self._woken, self._waker)}
         self._searches: deque[tuple[_Client, Search, bool]] = deque()
         self.searching = OwnThread("scrape-search", self._search, lambda: None, needed=lambda: self._searches)
@@ -134,7 +133,7 @@ class WebServer:
         """Serve in this thread until the server is closed, or ``stays`` returns False: then it may be called again.
 
         Raises:
-            LostError: its descriptors are somebody else's by now.
+            LostError: its descriptors were closed by the program.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_unless_away)
@@ -154,11 +153,11 @@ class WebServer:
             self._is_away = not self._closing
 
     def close(self, end: Callable[[float], bool], timeout: float = 1.0) -> None:
-        """Stop listening at once; waits at most ``timeout`` s.
+        """Stop listening at once; waits at most ``timeout`` seconds.
 
         Args:
-            end: ends the thread that serves, waiting at most so many s; returns whether it is gone.
-            timeout: s.
+            end: ends the serving thread, waiting at most so many seconds; returns whether it is gone.
+            timeout: seconds.
         """
         self._closing = True
         self.wake()
@@ -174,7 +173,7 @@ class WebServer:
             self._close_all()
 
     def abandon(self) -> None:
-        """This is a forked child: let go of what belongs to the parent, whose connections go on."""
+        """Release the parent's sockets in a forked child; the parent's connections go on."""
         self._close_all()
 
     def _close_all(self) -> None:
@@ -185,13 +184,13 @@ class WebServer:
         self._clients = []
 
     def wake(self) -> None:
-        """Have it look what there is to do; from any thread."""
+        """Wake the serving thread; from any thread."""
         if descriptors.mark(self._waker.fileno()) == self._marks[self._waker]:
-            with contextlib.suppress(OSError):  # it has ended by itself
+            with contextlib.suppress(OSError):  # the server has ended by itself
                 self._waker.send(b"x")
 
     def _is_whole(self) -> bool:
-        """Whether all descriptors are still ours."""
+        """Whether all descriptors still belong to the server."""
         kept = [*self._marks.items(), *((client.connection, client.mark) for client in self._clients)]
         return all(descriptors.mark(each.fileno()) == before for each, before in kept)
 
@@ -209,10 +208,10 @@ class WebServer:
                 self.wake()
                 _rest(time.thread_time() - before)
 
-    # -- in its thread --------------------------------------------------------------------------------------------
+    # -- in the serving thread ------------------------------------------------------------------------------------
 
     def _turn(self, selector: selectors.BaseSelector) -> None:
-        """Wait for something to happen, and deal with it."""
+        """Wait for events, and handle them."""
         self._turns += 1
         now = time.monotonic()
         if self._rests_until and now >= self._rests_until:
@@ -220,7 +219,7 @@ class WebServer:
             selector.register(self._listener, selectors.EVENT_READ)
         ends = [client.ends for client in self._clients] + [self._rests_until] * bool(self._rests_until)
         happened = selector.select(max(min(ends) - now, 0.0) if ends else None)
-        now = time.monotonic()  # and not after all is done: to answer one may take longer than another may wait
+        now = time.monotonic()  # before the work: answering one client may take longer than another may wait
         if not self._closing and not self._is_whole():
             raise descriptors.LostError(errno.EBADF, "the program has closed descriptors that are not its own")
         for key, events in happened:
@@ -230,7 +229,7 @@ class WebServer:
                 self._woken.recv(64)
             elif key.fileobj is self._listener:
                 self._accept(selector)
-            elif key.data is not None and key.data in self._clients:  # it may have made room for another in this turn
+            elif key.data is not None and key.data in self._clients:  # not dropped in this turn for another
                 self._go_on(selector, key.data, events)
         for client in [client for client in self._clients if client.found is not None]:
             client.answer, client.found, client.is_searched = client.found, None, False
@@ -239,17 +238,17 @@ class WebServer:
             self._drop(selector, client)
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        for _ in range(MOST):  # all who wait, so that they are answered together
+        for _ in range(MOST):  # all waiting clients, so that they are answered together
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError:  # no descriptor left: whoever waits would have us turn at full speed
+            except OSError:  # no descriptor left: a waiting client would cause a busy loop
                 selector.unregister(self._listener)
                 self._rests_until = time.monotonic() + REST
                 return
             connection.setblocking(False)
-            while len(self._clients) >= MOST:  # first one that has said nothing yet, or has all of its answer
+            while len(self._clients) >= MOST:  # first one without a request yet, or with all of its answer
                 self._drop(selector, min(self._clients, key=lambda each: each.is_asked and not each.is_over))
             client = _Client(connection)
             self._clients.append(client)
@@ -265,14 +264,14 @@ class WebServer:
                 self._send(selector, client)
         except BlockingIOError:
             pass
-        except OSError:  # it has gone
+        except OSError:  # the client has gone
             self._drop(selector, client)
 
     def _read(self, client: _Client) -> bool:
-        """Take what a client says; return False when it says no more."""
+        """Read from a client; return False at its end of file."""
         data = client.connection.recv(LONGEST)
         if client.is_asked:
-            return bool(data)  # whatever follows its request is not read
+            return bool(data)  # data after its request is ignored
         client.heard += data
         if b"\r\n\r\n" in client.heard or len(client.heard) > LONGEST:
             client.is_asked = True
@@ -282,7 +281,7 @@ class WebServer:
         return bool(data)
 
     def _begin(self, client: _Client, request: Request | None) -> None:
-        """Answer a request, or have it answered."""
+        """Answer a request, or queue it for the search thread."""
         if request is None:
             client.answer = _packed(text(400, "loopwatch: this is no request of HTTP that it understands"))
             return
@@ -331,7 +330,7 @@ def _rest(worked: float) -> None:
 
 
 def _packed(response: Response, *, with_body: bool = True) -> memoryview:
-    """Return an answer as it is sent."""
+    """Return an answer as bytes to send."""
     headers = {**response.headers, "Content-Length": str(len(response.body)), "Connection": "close"}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"HTTP/1.1 {response.status} {_REASONS[response.status]}\r\n{lines}\r\n".encode("latin-1")
@@ -339,7 +338,7 @@ def _packed(response: Response, *, with_body: bool = True) -> memoryview:
 
 
 def parse(heard: bytes, turn: int = 0) -> Request | None:
-    """Return the request that ``heard`` begins with, None if it is none.
+    """Return the request at the start of ``heard``, None if it is not valid.
 
     Example:
         >>> parse(b"GET /metrics?x=1 HTTP/1.1\\r\\nAccept: text/plain\\r\\n\\r\\n")
@@ -355,6 +354,6 @@ def parse(heard: bytes, turn: int = 0) -> Request | None:
         return None
     try:
         path = urlsplit(words[1]).path
-    except ValueError:  # brackets that do not match
+    except ValueError:  # mismatched brackets
         return None
     return Request(words[0], path, {name.strip().lower(): value.strip() for name, _, value in pairs}, turn)

@@ -17,11 +17,11 @@ PART = "prometheus"
 
 
 class PrometheusPort:
-    """The port of one process, if it has one.
+    """The Prometheus port of one process, if it has one.
 
     Args:
-        account: where what is told comes from.
-        faults: of the agent.
+        account: source of the metrics.
+        faults: the agent's fault handling.
     """
 
     def __init__(self, account: Account, faults: Faults) -> None:
@@ -31,21 +31,21 @@ class PrometheusPort:
 
     @property
     def url(self) -> str:
-        """Where this process is scraped, "" while it is not."""
+        """The URL to scrape, "" if there is none."""
         return "" if self._scrape is None else self._scrape.url
 
     @property
     def cpu(self) -> float:
-        """Processor s of its thread."""
+        """CPU time of its threads, seconds."""
         return 0.0 if self._scrape is None else self._scrape.cpu
 
     @property
     def threads(self) -> list[OwnThread]:
-        """What answers; none while this process is not scraped."""
+        """The threads of the endpoint; none while this process is not scraped."""
         return [] if self._scrape is None else self._scrape.threads
 
     def open(self, config: Config) -> None:
-        """Listen, if ``config`` names a port; what comes is answered from :meth:`start` on.
+        """Listen, if ``config`` names a port; requests are answered from :meth:`start` on.
 
         Raises:
             ConfigError: it cannot be opened.
@@ -60,22 +60,22 @@ class PrometheusPort:
         self._scrape = scrape
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Answer requests from now on."""
         if self._scrape is not None:
             self._scrape.start()
 
     def begin(self) -> None:
-        """There is something to watch now: a forked child takes its port."""
+        """Take the port of a forked child, now that there is something to watch."""
         if self._waits and self._scrape is not None:
             self._waits = False
             with self._faults.guard(PART):
                 self._scrape.start_soon()
 
     def move(self, old: Config, new: Config) -> None:
-        """Be scraped elsewhere; where that cannot be, at the same place as before.
+        """Reopen the endpoint with the ``new`` settings, or with the ``old`` ones if that fails.
 
         Raises:
-            ConfigError: the new place cannot be opened.
+            ConfigError: the new port cannot be opened.
         """
         before, self._scrape = self._scrape, None
         if before is not None:
@@ -89,18 +89,18 @@ class PrometheusPort:
             self.start()
 
     def close(self, timeout: float) -> None:
-        """Be scraped no more; waits at most ``timeout`` s."""
+        """Close the endpoint; waits at most ``timeout`` seconds."""
         scrape, self._scrape = self._scrape, None
         if scrape is not None:
             with self._faults.guard(PART):
                 scrape.close(timeout)
 
     def after_fork_in_child(self, *, again: bool) -> None:
-        """Let go of the parent's port in a forked child.
+        """Release the parent's port in a forked child.
 
         Args:
-            again: whether the child takes one of its own, once there is something to watch: of workers of process
-                pools, which have no loop, their parent tells.
+            again: whether the child takes a port of its own, once there is something to watch; workers of process pools
+                have no loop, and their parent reports on them.
         """
         parents, self._scrape = self._scrape, None
         if parents is None:

@@ -1,4 +1,4 @@
-"""Which TCP sockets of this machine listen, and which user owns them (``/proc/net/tcp`` and ``tcp6``, Linux only)."""
+"""Listening TCP sockets of this machine, and their owners (``/proc/net/tcp`` and ``tcp6``, Linux only)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import NamedTuple
 _LISTENING = b"0A"
 """``TCP_LISTEN`` (include/net/tcp_states.h)."""
 _MOST_OTHERS = 1000
-"""Lines of other sockets after which reading ends; the kernel lists those that listen first (``tcp_get_idx`` in
+"""Lines of other sockets after which reading ends; the kernel lists listening sockets first (``tcp_get_idx`` in
 net/ipv4/tcp_ipv4.c), and there may be a hundred thousand connections."""
 _MAPPED = bytes(10) + b"\xff\xff"
-"""What an IPv6 address that stands for an IPv4 address begins with (RFC 4291, 2.5.5.2)."""
+"""Prefix of an IPv6 address that stands for an IPv4 address (RFC 4291, 2.5.5.2)."""
 
 
 class Listener(NamedTuple):
-    """A socket that listens.
+    """A listening socket.
 
     Attributes:
-        address: as bytes in the order of the network, 4 or 16 of them.
+        address: bytes in network order, 4 or 16 of them.
         port: its port.
         uid: user that made it.
         inode: number of the socket; no other socket has it as long as this one exists.
@@ -33,7 +33,7 @@ class Listener(NamedTuple):
 
 
 def read(ports: Collection[int]) -> list[Listener] | None:
-    """Return what listens on ``ports``, None where the system does not list it."""
+    """Return the sockets that listen on ``ports``, None where the system does not list them."""
     found: list[Listener] = []
     listed = False
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -47,7 +47,7 @@ def read(ports: Collection[int]) -> list[Listener] | None:
 
 
 def parse(lines: Iterable[bytes], ports: Collection[int]) -> list[Listener]:
-    """Return the listening sockets in a table as the kernel writes it; lines that are none are passed over.
+    """Return the listening sockets in a table as the kernel writes it; other lines are skipped.
 
     Example:
         >>> line = b"0: 0100007F:24F8 00000000:0000 0A 00000000:00000000 00:00000000 00000000 1000 0 4711 1"
@@ -68,7 +68,7 @@ def parse(lines: Iterable[bytes], ports: Collection[int]) -> list[Listener]:
             number = int(port, 16)
             if number in ports:
                 found.append(Listener(_packed(address), number, int(words[7]), int(words[9])))
-        except (IndexError, ValueError):  # the headline
+        except (IndexError, ValueError):  # the header line
             continue
     return found
 
@@ -88,7 +88,7 @@ def reached(listening: Iterable[Listener], family: socket.AddressFamily, host: s
 
 
 def _packed(words: bytes) -> bytes:
-    """Return an address out of the hexadecimal numbers of 32 bits that stand for it."""
+    """Return an address from its hexadecimal 32-bit numbers."""
     raw = bytes.fromhex(words.decode("ascii"))
     if sys.byteorder == "big":
         return raw

@@ -1,8 +1,8 @@
-"""The other processes of a program that Prometheus scrapes: found by the ports on which they listen.
+"""Finds the other processes of a program that Prometheus scrapes, by the ports on which they listen.
 
-What answers on a port may be anybody's. So only pages of processes of the same user (or of root) count, and what they
-say is read with bounds on its size, depth and time. Linux lists the owner of every listening socket; elsewhere the
-process that an answer names is looked up: it must be the same user's, and listen on that port.
+Any program may answer on a port. So only answers of processes of the same user (or of root) count, and they are read
+with bounds on size, depth and time. Linux lists the owner of every listening socket; elsewhere the process named in an
+answer is checked: it must be the same user's, and listen on that port.
 """
 
 from __future__ import annotations
@@ -32,27 +32,26 @@ from loopwatch.telemetry.prometheus.listeners import Listener
 AT_ONCE = 4
 """Sockets of one search at a time."""
 PATIENCE = 0.25
-"""s in which a process says who it is; one that is kept from answering is asked again by a later search, after others.
-"""
+"""Seconds that a process has to answer; one that is kept from it is asked again by a later search, after others."""
 WHILE_STARTING = 0.5
-"""The same for what has the port that a program is to have."""
+"""The same for the process on the port that a starting program is to get."""
 TOTAL = 1.0
-"""s that a search may take."""
+"""Seconds that a search may take."""
 FRESH = 1.0
-"""s for which the answer of a search serves."""
+"""Seconds for which the result of a search is reused."""
 ANSWER = 4096
 """Bytes of an answer at most."""
 LONGEST = 256
 """Characters of a text in it at most."""
 _NOTICE = 0.05
-"""s within which a search ends that nobody waits for any more."""
+"""Seconds within which a search ends once its result is not wanted any more."""
 _OPENING = re.compile(rb"[\[{]")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """What a process says of itself.
+    """A process's answer about itself.
 
     Attributes:
         pid, parent: process ids, as it sees them.
@@ -68,7 +67,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """What may be a neighbour: an address, and the socket that listens there, None where that is not known."""
+    """A possible neighbour: an address, and the socket that listens there, None if it is not known."""
 
     family: socket.AddressFamily
     address: tuple[str | int, ...]
@@ -77,7 +76,7 @@ class _Candidate:
 
 
 class _Talk:
-    """One conversation."""
+    """One exchange with a candidate."""
 
     def __init__(self, candidate: _Candidate, client: socket.socket, patience: float) -> None:
         self.candidate, self.client = candidate, client
@@ -104,11 +103,11 @@ class _Talk:
 class Survey:
     """Finds the neighbours of this process; for one thread at a time.
 
-    A process that has said who it is is not asked again for as long as its socket listens.
+    A process that has answered is not asked again for as long as its socket listens.
 
     Args:
         addresses: where they listen, as :func:`loopwatch.telemetry.ports.resolve` returned them.
-        patience: s in which a process says who it is.
+        patience: seconds that a process has to answer.
     """
 
     def __init__(self, addresses: Sequence[Address], patience: float = PATIENCE) -> None:
@@ -124,10 +123,10 @@ class Survey:
         self._fresh_until = -1.0
 
     def find(self, ports: Collection[int], wanted: Callable[[], bool] = lambda: True) -> Mapping[int, Neighbour]:
-        """Return the neighbours by port; what was found within the last second serves again.
+        """Return the neighbours by port; a result of the last second is reused.
 
         Args:
-            ports: where to look, the same at each call.
+            ports: to search, the same at each call.
             wanted: asked now and then; once it returns False, the search ends.
         """
         if time.monotonic() >= self._fresh_until:
@@ -138,7 +137,7 @@ class Survey:
         return self._found
 
     def abandon(self) -> None:
-        """This is a forked child: close its copies of the sockets of a search that was under way."""
+        """Close, in a forked child, its copies of the sockets of a search that was under way."""
         while self._talks:
             self._end(self._talks[-1])
 
@@ -147,7 +146,7 @@ class Survey:
         asked = [each for each in candidates if each.listener not in self._known]
         self._times_asked = {each: self._times_asked.get(each, 0) for each in asked}
         said = self._ask(sorted(asked, key=lambda each: self._times_asked[each]), wanted)
-        # An answer is that of the socket that was seen only if the same one still listens.
+        # An answer counts for the socket seen before only if that one still listens.
         after = listeners.read(ports) if said else []
         for candidate, neighbour in said.items():
             if candidate.listener is not None and candidate.listener in (after or []):
@@ -166,7 +165,7 @@ class Survey:
         return found
 
     def _candidates(self, ports: Collection[int]) -> Iterator[_Candidate]:
-        """Return where somebody may listen who counts."""
+        """Return the addresses where a neighbour may listen."""
         listening = listeners.read(ports)
         users = set() if listening is None else _users({each.uid for each in listening})
         for family, host, scope in self._hosts:
@@ -179,10 +178,10 @@ class Survey:
                 if listener is not None and listener.uid in users:
                     yield _Candidate(family, address, port, listener)
 
-    # -- talking --------------------------------------------------------------------------------------------------
+    # -- requests -------------------------------------------------------------------------------------------------
 
     def _ask(self, candidates: Sequence[_Candidate], wanted: Callable[[], bool]) -> dict[_Candidate, Neighbour]:
-        """Ask who listens at each of ``candidates``, a few at a time; return what those that are loopwatch say."""
+        """Ask ``candidates`` about themselves, a few at a time; return the answers of loopwatch processes."""
         said: dict[_Candidate, Neighbour] = {}
         waiting = deque(candidates)
         ends = time.monotonic() + TOTAL
@@ -223,7 +222,7 @@ class Survey:
         return True
 
     def _go_on(self, talk: _Talk, selector: selectors.BaseSelector) -> bool:
-        """Go on with a conversation; return whether it is over."""
+        """Continue an exchange; return whether it is over."""
         try:
             is_over = talk.go_on()
         except BlockingIOError:
@@ -245,7 +244,7 @@ class Survey:
 
 
 def identity(answer: bytes) -> Neighbour | None:
-    """Return who an answer to ``GET /self`` is from, None if it is none of loopwatch.
+    """Return the sender of an answer to ``GET /self``, None if it is not loopwatch.
 
     Example:
         >>> body = b'{"loopwatch": "1.0", "pid": 42, "parent": 1, "service": "shop", "index": 0}'
@@ -257,7 +256,7 @@ def identity(answer: bytes) -> Neighbour | None:
     head, _, body = answer.partition(b"\r\n\r\n")
     if len(answer) > ANSWER or b" 200 " not in head.partition(b"\r\n")[0]:
         return None
-    if len(_OPENING.findall(_STRING.sub(b"", body))) != 1:  # one flat object has no depth that a parser runs out of
+    if len(_OPENING.findall(_STRING.sub(b"", body))) != 1:  # a flat object cannot exhaust the parser's stack
         return None
     try:
         said = json.loads(body)
@@ -277,7 +276,7 @@ def _is_pid(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 2**31
 
 
-# ---------------------------------------------------------------------------------------------------- whose they are
+# ----------------------------------------------------------------------------------------------- owners
 
 
 def _users(seen: set[int]) -> set[int]:
@@ -286,7 +285,7 @@ def _users(seen: set[int]) -> set[int]:
     A server that was started as root may run its workers as another user.
 
     Args:
-        seen: users of what listens; where they are known already, nothing is looked for.
+        seen: users of the listening sockets; if all are known already, the children are not searched.
     """
     users = {0, os.geteuid()}
     if os.geteuid() == 0 and not seen <= users:
@@ -306,15 +305,15 @@ def listens(pid: int, port: int) -> bool:
             return False
         connections = getattr(process, "net_connections", None) or process.connections
         return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections("tcp"))
-    except (psutil.Error, OSError, KeyError):  # it has ended, or is not ours to look at
+    except (psutil.Error, OSError, KeyError):  # it has ended, or access is denied
         return False
 
 
 def gives_way(port: int, addresses: Sequence[Address]) -> bool:
-    """Whether what listens on ``port`` is of our family, so that the next one does for us.
+    """Whether ``port`` is taken by a related process, so that this program may use the next port.
 
-    That is loopwatch in a process that we descend from; or loopwatch at all where the port comes from the environment,
-    which every process of a session or container may have inherited.
+    That is loopwatch in an ancestor of this process; or any loopwatch where the port comes from the environment, which
+    every process of a session or container may have inherited.
     """
     from_environment = os.environ.get("LOOPWATCH_PROMETHEUS_PORT", "").strip() == str(port)
     return any(
@@ -325,7 +324,7 @@ def gives_way(port: int, addresses: Sequence[Address]) -> bool:
 def _is_relative(who: Neighbour) -> bool:
     if who.pid in _ancestors():
         return True
-    # Elsewhere than on Linux a worker that was forked is not known as such: see ports.is_worker.
+    # Outside Linux a forked worker is not recognised as one: see ports.is_worker.
     return not Path("/proc/self/stat").exists() and who.parent == os.getppid() != 1
 
 

@@ -1,1 +1,1 @@
-"""How each kind of loop is read: asyncio by timing its selector, uvloop by libuv's counters, others by a heartbeat."""
+"""Probes, one a kind of loop: asyncio by timing its selector, uvloop by libuv's counters, others by a heartbeat."""

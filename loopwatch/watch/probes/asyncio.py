@@ -1,11 +1,11 @@
-"""Reads a selector loop of asyncio: its ``selector.select`` is timed, on the instance, and nothing else is touched.
+"""Reads a selector loop of asyncio by timing its ``selector.select``, replaced on the instance; touches nothing else.
 
-A pass of the loop (``BaseEventLoop._run_once``) lies between one ``select`` and the next, so its length is exact. Which
-callback runs is not noted on the loop: the watcher reads it from the frames of ``Handle._run`` and ``_run_once`` while
-it blocks (see :mod:`loopwatch.watch.stacks`), which costs the loop nothing.
+A pass of the loop (``BaseEventLoop._run_once``) lies between one ``select`` and the next, so its length is exact. The
+running callback is not recorded on the loop: the watcher reads it from the frames of ``Handle._run`` and ``_run_once``
+while it blocks (see :mod:`loopwatch.watch.stacks`), which costs the loop nothing.
 
-What is done in every pass is one clock, one comparison and two stores in local cells (two clocks where the loop really
-waits). Everything else hides behind that comparison, and happens at most every 10 ms and after a long pass.
+Every pass costs one clock, one comparison and two stores in local cells (two clocks where the loop really waits).
+Everything else lies behind that comparison, and happens at most every 10 ms and after a long pass.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from loopwatch.core.unseen import unseen
 from loopwatch.watch.probes.base import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
 
 MARK_EVERY = 0.01
-"""s: clocks are read at most this often, so that a block's processor time is known to this."""
+"""Seconds: clocks are read at most this often, so a block's processor time is known to this precision."""
 
 POLL_GRACE = 0.005
-"""s: the first poll after a block returns at once if anything waited; it is not waited for longer than this."""
+"""Longest wait in seconds for the first poll after a block, which returns at once if anything waited."""
 
 EXPECTED = 2e-4
-"""s after the time for which it was announced that the watcher surely waits."""
+"""Seconds after the time of an announced tick at which the watcher surely waits for the GIL."""
 MAX_LET_IN = 20
-"""Times that the watcher is let in without being seen; then it is not waited for any more."""
+"""Releases of the GIL for one announced tick; after that many without a tick, the loop makes no more."""
 
 MAX_COUNTED = 10_000
 """Waiting timers are counted up to this number."""
 
 MAX_FAILURES = 10
-"""Failures of one loop's probe after which it takes no more notes."""
+"""Failures of one loop's probe after which it records nothing more."""
 
 MAX_HANDED = 200
-"""Ready handles that are handed over at the end of a block."""
+"""Ready handles handed over at the end of a block."""
 
 Select = Callable[[float | None], Any]
 
 
 class Pace(NamedTuple):
-    """What a timed ``select`` has counted: start of the pass (:data:`IDLE` in the poll), passes, idle seconds."""
+    """Counts of a timed ``select``: start of the pass (:data:`IDLE` in the poll), passes, idle seconds."""
 
     since: float
     passes: int
@@ -57,14 +57,14 @@ class Pace(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A timed ``select`` and the ways to reach what it keeps.
+    """A timed ``select`` and the functions that access its closure.
 
     Attributes:
         select: the replacement.
-        pace: returns what was counted.
+        pace: returns the counts.
         begin: sets the start of the pass.
-        look_at: sets the time from which the next call looks closer.
-        look_by: the same, if it is earlier than what is set.
+        look_at: sets the time from which the next call takes the slow path.
+        look_by: the same, if it is earlier than the time set before.
     """
 
     select: Select
@@ -75,15 +75,15 @@ class Timed(NamedTuple):
 
 
 class Cell:
-    """What happens behind a timed ``select``, rarely; on the loop's thread.
+    """The slow path of a timed ``select``, taken rarely, and its state; on the loop's thread.
 
     Args:
-        loop: whose it is.
-        limit: s, passes at least this long are kept.
+        loop: the loop.
+        limit: seconds, passes at least this long are kept.
         real_time: whether its timers are due by ``time.monotonic``.
 
     Attributes:
-        report: takes what went wrong here.
+        report: receives exceptions caught here.
     """
 
     def __init__(self, loop: Loop, limit: float, *, real_time: bool = True) -> None:
@@ -103,25 +103,25 @@ class Cell:
         self._mark = (0.0, 0.0, 0.0, 0.0)
 
     def take_mark(self, now: float, idle: float) -> float:
-        """Read the clocks that later tell how much processor time a block took; return when to do so again."""
+        """Read the clocks from which a block's processor time is computed; return when to do so again."""
         self._mark = (now, idle, time.thread_time(), time.process_time())
-        # A pass of at least the limit ends behind this, wherever after the mark it began.
+        # A pass of at least the limit ends after this time, wherever after the mark it began.
         due = now + min(MARK_EVERY, self.limit)
         return min(due, max(self.visit, now + LET_IN))
 
     def expect(self, when: float) -> None:
-        """The watcher will want to look at ``when``."""
+        """Record that the watcher's next tick is due at ``when``."""
         self.visit, self._let_in = when + EXPECTED, 0
 
     def let_in(self) -> None:
-        """The watcher is waiting for the GIL: let it have it."""
+        """Release the GIL for the watcher, which is waiting for it."""
         self._let_in += 1
         if self._let_in >= MAX_LET_IN:
             self.visit = IDLE
         release_gil(LET_IN)
 
     def failed(self, exc: Exception) -> None:
-        """Count a failure of what was done here; after too many, nothing is done any more.
+        """Count a failure of the slow path; after :data:`MAX_FAILURES`, record nothing more.
 
         Raises:
             Exception: ``exc``, if a signal handler of the program has raised it.
@@ -135,7 +135,7 @@ class Cell:
         self.report(exc)
 
     def end_pass(self, now: float, pace: Pace) -> None:
-        """Keep a long pass, with what only this thread can know cheaply, at this moment."""
+        """Record a long pass, with values that only this thread can read cheaply, at this moment."""
         since = pace.since
         due = self._due(now)
         block = Block(since, since, now, shared=True, victims=len(self._ready) + len(due))
@@ -145,29 +145,29 @@ class Cell:
         self.blocks.append(block)
 
     def look_again(self) -> None:
-        """Hand over those whom the pass after a block, with its timers and events, has made ready."""
+        """Hand over the handles that the pass after a block, with its timers and events, has made ready."""
         block, self.latest = self.latest, None
         if block is not None and self.taker is not None:
             self.taker(block.key, block.start, block.end, self._first_ready())
 
     def _hand_over(self, block: Block, due: list[Any]) -> None:
-        """Have those told who waited for ``block``; the next call of ``select`` looks again."""
+        """Hand over the handles that waited for ``block``; the next ``select`` calls :meth:`look_again`."""
         if self.taker is not None:
             self.latest = block
             self.taker(block.key, block.start, block.end, [*self._first_ready(), *due])
 
     def _first_ready(self) -> list[Any]:
-        """Return the handles that run next; other threads may be adding to them."""
+        """Return the handles that run next, while other threads may be adding to them."""
         return [self._ready[index] for index in range(min(len(self._ready), MAX_HANDED))]
 
     def polled(self, events: Any) -> None:
-        """The first poll after a long pass is over: its events had to wait for that pass."""
+        """Count the events of the first poll after a long pass, which had to wait for that pass."""
         block, self.awaiting_events = self.awaiting_events, None
         if block is not None:
             block.victims = (block.victims or 0) + len(events)
 
     def end_sleep(self, timeout: float | None, start: float, end: float, events: int, idle: float) -> None:
-        """Keep a poll that returned much later than it had to."""
+        """Record a poll that returned much later than it had to."""
         due = start + max(timeout, 0.0) if timeout is not None else end
         if end - due < self.limit:
             return
@@ -180,14 +180,14 @@ class Cell:
         self.blocks.append(block)
 
     def _read_clocks(self, block: Block, now: float, idle: float) -> None:
-        """Note what was used of the processor since the last mark, which lies at most 10 ms of work before."""
+        """Set the block's processor time, counted since the last mark, at most 10 ms of work before the block."""
         marked, idle_then, cpu, process_cpu = self._mark
         block.window = max((now - marked) - (idle - idle_then), block.end - block.start)
         block.cpu = time.thread_time() - cpu
         block.process_cpu = time.process_time() - process_cpu
 
     def _due(self, now: float) -> list[Any]:
-        """Return the timers that are due, walking only that part of the heap."""
+        """Return the due timers, walking only that part of the heap."""
         heap = getattr(self._loop(), "_scheduled", ()) if self._real_time else ()
         due: list[Any] = []
         todo = [0]
@@ -202,11 +202,11 @@ class Cell:
 
 
 class Epoll(NamedTuple):
-    """What lies behind the standard library's ``EpollSelector``: enough to select in fewer instructions than it does.
+    """Parts of the standard library's ``EpollSelector``, enough to select in fewer instructions than it does.
 
     Attributes:
-        poll: of the ``select.epoll`` object: (timeout in s, most events) to [(descriptor, event mask)].
-        keys: what is registered, by descriptor.
+        poll: of the ``select.epoll`` object: (timeout in seconds, most events) to [(descriptor, event mask)].
+        keys: the registered keys, by descriptor.
     """
 
     poll: Callable[[float, int], list[tuple[int, int]]]
@@ -214,19 +214,19 @@ class Epoll(NamedTuple):
 
     @classmethod
     def of(cls, selector: Any) -> Self | None:
-        """Return that of ``selector``; None for any other selector, a subclass, or one that somebody has patched."""
+        """Return the parts of ``selector``; None for any other selector, a subclass, or a patched one."""
         stock = getattr(selectors, "EpollSelector", None)
         if type(selector) is not stock or "select" in vars(selector):
             return None
         found = vars(stock).get("select")
-        # By type(): a wrapper may claim to be what it wraps, and have its attributes.
+        # By type(): a wrapper may claim the class of the object it wraps, and have its attributes.
         if type(found) is not FunctionType or found.__code__.co_filename != selectors.__file__:
             return None
         return cls(selector._selector.poll, selector._fd_to_key)
 
     @unseen
     def select(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Do what ``EpollSelector.select`` does."""
+        """Behave as ``EpollSelector.select`` does."""
         # epoll_wait(2) counts in milliseconds: rounded up, so as not to wake too early.
         timeout = -1 if timeout is None else max(math.ceil(timeout * 1e3) * 1e-3, 0)
         try:
@@ -235,27 +235,27 @@ class Epoll(NamedTuple):
             return []
 
     def decode(self, found: list[tuple[int, int]]) -> list[tuple[selectors.SelectorKey, int]]:
-        """Turn what ``poll`` has found into what a selector returns."""
+        """Turn the result of ``poll`` into the result of a selector."""
         ready = []
         for descriptor, event in found:
             key = self.keys.get(descriptor)
             if key is not None:
-                # An error or a hang-up wakes both sides, so that each of them finds out.
+                # An error or a hang-up wakes both reader and writer, so that each of them finds out.
                 write = selectors.EVENT_WRITE if event & ~select.EPOLLIN else 0
                 read = selectors.EVENT_READ if event & ~select.EPOLLOUT else 0
                 ready.append((key, (write | read) & key.events))
         return ready
 
 
-def timed_select(  # noqa: C901, PLR0915 - one function makes closure cells of its variables, the cheapest there are
+def timed_select(  # noqa: C901, PLR0915 - closure cells of one function are the cheapest storage
     cell: Cell, original: Select, epoll: Epoll | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Timed:
-    """Return a ``select`` that does what ``original`` does and notes when the loop waits and when it works.
+    """Return a ``select`` that behaves as ``original`` and records when the loop waits and when it works.
 
     Args:
-        cell: takes what is noted.
+        cell: the slow path.
         original: the selector's own ``select``.
-        epoll: what lies behind it, if it is known; then it is used instead, which pays for the notes.
+        epoll: parts of an epoll selector; used instead of ``original``, which makes up for the cost of the timing.
         clock: monotonic seconds.
     """
     since, passes, idle, due = IDLE, 0, 0.0, 0.0
@@ -269,12 +269,12 @@ def timed_select(  # noqa: C901, PLR0915 - one function makes closure cells of i
             return closely(timeout, now)
         passes += 1
         if timeout == 0:
-            since = now  # such a poll does not wait: it belongs to the pass
+            since = now  # this poll does not wait: it belongs to the pass
             return chosen(timeout)
         return wait(timeout, now)
 
     @unseen
-    def timed_epoll(timeout: float | None = None) -> Any:  # the same, without a call more for a poll that does not wait
+    def timed_epoll(timeout: float | None = None) -> Any:  # the same, with one call less for a poll that does not wait
         nonlocal since, passes
         now = clock()
         if now >= due:
@@ -309,7 +309,7 @@ def timed_select(  # noqa: C901, PLR0915 - one function makes closure cells of i
             due = cell.take_mark(now, idle)
             if timeout == 0 and now >= cell.visit:
                 cell.let_in()
-        except Exception as exc:  # noqa: BLE001 - the seam between the loop and what is noted of it
+        except Exception as exc:  # noqa: BLE001 - the boundary between the loop and its timing
             due = now + MARK_EVERY
             cell.failed(exc)
         passes += 1
@@ -322,7 +322,7 @@ def timed_select(  # noqa: C901, PLR0915 - one function makes closure cells of i
             cell.polled(events)
             if cell.latest is not None:
                 due = 0.0
-        except Exception as exc:  # noqa: BLE001 - the same seam
+        except Exception as exc:  # noqa: BLE001 - the same boundary
             cell.failed(exc)
         return events
 
@@ -336,11 +336,11 @@ def timed_select(  # noqa: C901, PLR0915 - one function makes closure cells of i
                 cell.end_sleep(timeout, start, end, len(events), idle)
                 if cell.latest is not None:
                     due = 0.0
-        except Exception as exc:  # noqa: BLE001 - the same seam
+        except Exception as exc:  # noqa: BLE001 - the same boundary
             cell.failed(exc)
 
     def pace() -> Pace:
-        if since < 0:  # it waits, since then
+        if since < 0:  # waiting since then
             return Pace(IDLE, passes, idle + clock() + since)
         return Pace(since, passes, idle)
 
@@ -363,13 +363,13 @@ def timed_select(  # noqa: C901, PLR0915 - one function makes closure cells of i
 
 
 class AsyncioProbe:
-    """The probe of one selector loop.
+    """The probe of one selector loop: blocks are long passes and late polls, timed exactly.
 
     Args:
-        loop: a loop with ``_selector`` (:class:`asyncio.SelectorEventLoop` and what derives from it).
-        limit: s, blocks at least this long are reported.
-        patches: where the replacement of ``select`` is kept.
-        failed: called with what went wrong on the loop's thread; the loop goes on.
+        loop: a loop with ``_selector`` (:class:`asyncio.SelectorEventLoop` and its subclasses).
+        limit: seconds, blocks at least this long are reported.
+        patches: holds the replacement of ``select``.
+        failed: called with each exception caught on the loop's thread; the loop goes on.
         real_time: whether the timers of the loop are due by ``time.monotonic``.
 
     Raises:
@@ -396,19 +396,22 @@ class AsyncioProbe:
         self.set_limit(limit)
 
     def on_beat(self, due: float, now: float) -> None:
-        """Nothing: passes and polls are timed exactly."""
+        """Do nothing: passes and polls are timed exactly."""
 
     def at_rest(self) -> bool:
+        """Return False: not tracked; a quiet loop wakes the watcher instead, see :meth:`wake_when_busy`."""
         return False
 
     def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+        """Return the start of the current pass, which is exact, or :data:`IDLE` in the poll."""
         since: float = self._timed.pace().since
         return since
 
     def held_up(self, now: float, seconds: float) -> None:
-        """Nothing: passes and polls are timed exactly."""
+        """Do nothing: passes and polls are timed exactly."""
 
     def finished(self) -> list[Block]:
+        """Return the finished blocks, each once the first poll after it has counted the events that waited."""
         cell = self._cell
         done = []
         while cell.blocks:
@@ -419,11 +422,13 @@ class AsyncioProbe:
         return done
 
     def counters(self, now: float) -> Counters:
+        """Return the totals of the timed ``select``; callbacks are not counted."""
         ran = self._ran + (now - self._started if self._started is not None else 0.0)
         pace = self._timed.pace()
         return Counters(max(ran - pace.idle, 0.0), pace.idle, pace.passes, None)
 
     def cut(self, now: float) -> None:
+        """End the current pass now, and begin another."""
         pace = self._timed.pace()
         if pace.since == IDLE:
             return
@@ -434,26 +439,32 @@ class AsyncioProbe:
         self._timed.begin(now)
 
     def expect(self, when: float) -> None:
+        """Release the GIL from ``when`` on in polls that do not wait, so that the watcher can tick."""
         self._cell.expect(when)
         self._timed.look_by(self._cell.visit)
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        """Call ``alarm`` when the current poll returns; return False if the loop has just become busy."""
         self._cell.alarm = alarm
-        self._timed.look_at(0.0)  # or a wake-up within the next 10 ms would not be looked at
+        self._timed.look_at(0.0)  # or a wake-up within the next 10 ms would go unnoticed
         waits: bool = self._timed.pace().since == IDLE
-        return waits  # else it has just become busy
+        return waits
 
     def on_end(self, taker: Taker | None) -> None:
+        """Set the callback for ready handles and due timers at the end of a block, and again one pass later."""
         self._cell.taker = taker
 
     def started(self, key: float) -> float:
+        """Return ``key``, which is the exact start."""
         return key
 
     def set_limit(self, limit: float) -> None:
+        """Report passes and late polls of at least ``limit`` seconds; the next ``select`` takes the slow path."""
         self._cell.limit = limit
         self._timed.look_at(0.0)
 
     def running(self, running: bool) -> None:
+        """Begin a pass when the loop starts, end it when the loop stops."""
         now = time.monotonic()
         if running:
             self._started = now
@@ -466,6 +477,7 @@ class AsyncioProbe:
             self._started = None
 
     def detach(self) -> None:
+        """Put the original ``select`` back; a timed one still in use records nothing more."""
         self._patches.undo(self._patch)
         self._timed.begin(IDLE)
         self._cell.limit = self._cell.visit = IDLE
@@ -473,4 +485,5 @@ class AsyncioProbe:
         self._timed.look_at(IDLE)
 
     def abandon(self) -> None:
+        """Do the same as :meth:`detach`."""
         self.detach()

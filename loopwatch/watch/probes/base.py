@@ -8,29 +8,29 @@ from typing import Any, NamedTuple, Protocol
 from loopwatch.core.dataclasses import dataclass
 
 IDLE = float("inf")
-"""``busy_since`` of a loop that is waiting for events: its age is negative whatever the time is."""
+"""``busy_since`` of a loop that waits for events: the age of its busy span is negative at any time."""
 
 
 LET_IN = 1e-4
-"""s for which a busy loop releases the GIL, so that the watcher can have it.
+"""Seconds for which a busy loop releases the GIL, so that the watcher can acquire it.
 
-A loop that never waits gives up the GIL in each poll, one of uvloop between two callbacks, but only for a microsecond.
-A thread that waits for the GIL is woken each time, comes too late, and begins anew to wait for the switch interval,
+A loop that never waits releases the GIL in each poll (a uvloop loop between two callbacks), but only for a microsecond.
+A thread that waits for the GIL is woken each time, comes too late, and starts its wait for the switch interval anew,
 after which it could demand the GIL (``take_gil`` in CPython's Python/ceval_gil.c): it may take a second to get it, and
-until then each release pays for a wake-up.
+until then each release costs a wake-up.
 """
 
 
 Taker = Callable[[float, float, float, Iterable[Any]], None]
-"""Takes a block's key, start and end, and the handles of those who waited; on the loop's thread, never raises."""
+"""Receives a block's key, start and end, and the waiting handles; on the loop's thread, never raises."""
 
 
 Failed = Callable[[BaseException], object]
-"""Takes an exception of ours that was caught on the loop's thread, of which the loop must not learn; never raises."""
+"""Receives an exception of the agent caught on the loop's thread, which must not reach the loop; never raises."""
 
 
 class Counters(NamedTuple):
-    """Totals since the probe was attached: seconds and counts; None where they cannot be known."""
+    """Totals since the probe was attached: seconds and counts; None where unknown."""
 
     busy: float | None
     idle: float | None
@@ -40,16 +40,16 @@ class Counters(NamedTuple):
 
 @dataclass(slots=True)
 class Block:
-    """One span in which a loop did not get on, now over.
+    """One finished span in which a loop made no progress.
 
     Attributes:
         key: ``busy_since`` under which the watcher saw it.
         start, end: bounds of the span.
         uncertainty: seconds by which the bounds may be off.
-        shared: whether one callback's share of the span may be smaller than the span (a pass of asyncio).
-        asleep: the loop was not inside a callback but could not wake up in time.
-        victims: how many waited at its end, None if unknown.
-        window: span over which the clocks below were read: the block and a little before it.
+        shared: whether one callback may account for a part of the span only (a pass of asyncio).
+        asleep: whether the loop was not inside a callback but could not wake up in time.
+        victims: number of waiters at its end, None if unknown.
+        window: seconds over which the clocks below were read: the block and a little before it.
         cpu, process_cpu: processor seconds of the loop's thread and of the process within ``window``.
     """
 
@@ -66,65 +66,65 @@ class Block:
 
 
 class Probe(Protocol):
-    """One loop as seen from the watcher's thread; every method is cheap and never waits."""
+    """Reads one loop from the watcher's thread; every method is cheap and never waits."""
 
     kind: str
     handles: bool
-    """Whether the loop runs asyncio's handles: many share a pass, and each is seen in the frames of the thread."""
+    """Whether the loop runs asyncio's handles: many share a pass, and the thread's frames show the running one."""
 
     def on_beat(self, due: float, now: float) -> None:
-        """Take note of a beat of the heartbeat: when it was due, and when it came; on the loop's thread."""
+        """Record a heartbeat: when it was ``due``, and when it ran, ``now``; on the loop's thread."""
 
     def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
-        """Return the start of what holds the loop now, :data:`IDLE` while it waits for events.
+        """Return the start of the loop's current busy span, :data:`IDLE` while it waits for events.
 
         Args:
             now: ``time.monotonic`` seconds.
-            late: s for which the watcher wanted to look and could not.
-            overdue: s for which the loop has owed a beat of the heartbeat.
+            late: seconds for which the watcher was kept from reading.
+            overdue: seconds for which a heartbeat is overdue.
         """
 
     def at_rest(self) -> bool:
-        """Whether the loop waits and next to nothing happened since the last look; cheaper than a look.
+        """Whether the loop waits and next to nothing happened since the last tick; cheaper than :meth:`busy_since`.
 
-        False also where that cannot be told: then :meth:`busy_since` must be asked.
+        False also where that is unknown: then :meth:`busy_since` must be called.
         """
 
     def held_up(self, now: float, seconds: float) -> None:
-        """Take note that some thread had kept the GIL for at least ``seconds`` when the watcher could look, ``now``."""
+        """Record that some thread had kept the GIL for at least ``seconds`` when the watcher could run, ``now``."""
 
     def finished(self) -> list[Block]:
-        """Return the blocks that ended since the last call, and forget them."""
+        """Return the blocks that ended since the last call, and drop them."""
 
     def counters(self, now: float) -> Counters:
         """Return the totals."""
 
     def cut(self, now: float) -> None:
-        """End what holds the loop at this instant, as if it went idle; called on the loop's thread."""
+        """End the current busy span now, as if the loop went idle; called on the loop's thread."""
 
     def expect(self, when: float) -> None:
-        """Take note of when the watcher will look next."""
+        """Record when the watcher's next tick is due."""
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
-        """Call ``alarm`` once, as soon as the loop has something to do; return False if that cannot be had."""
+        """Call ``alarm`` once, as soon as the loop has work to do; return False if the caller cannot rely on it."""
 
     def on_end(self, taker: Taker | None) -> None:
-        """Give ``taker`` those who waited, at the end of each block, if the loop's thread knows them; None: nobody."""
+        """Set the callback that receives the waiting handles when a block ends, where known; None removes it."""
 
     def started(self, key: float) -> float:
-        """Return the start of what holds the loop, under whose key :meth:`busy_since` told it."""
+        """Return the start of the busy span that :meth:`busy_since` returned as ``key``."""
 
     def set_limit(self, limit: float) -> None:
         """Report blocks of at least ``limit`` seconds; infinity reports none."""
 
     def running(self, running: bool) -> None:
-        """Take note that the loop starts or stops running; called on the loop's thread."""
+        """Record that the loop starts or stops running; called on the loop's thread."""
 
     def detach(self) -> None:
         """Leave the loop as it was; a second call does nothing."""
 
     def abandon(self) -> None:
-        """As :meth:`detach`, in a forked child, where a lock may be held by a thread that does not exist."""
+        """Like :meth:`detach`, in a forked child, where a lock may be held by a thread that does not exist."""
 
 
 Loop = Any

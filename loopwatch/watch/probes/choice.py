@@ -13,20 +13,20 @@ from loopwatch.watch.probes.base import Failed, Loop, Probe
 from loopwatch.watch.probes.heartbeat import HeartbeatProbe
 
 REAL_TIME = frozenset({"PySide6", "gbulb", "qasync", "quamash", "rloop", "winloop"})
-"""Packages with loops of their own whose timers run by the machine's clock."""
+"""Packages that have their own loops, whose timers run by the machine's clock."""
 
 
 def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Failed, *, given: bool = False) -> Probe | None:
-    """Return the best probe for ``loop``, None if it must be left alone.
+    """Return the best probe for ``loop``, None if it must not be watched.
 
-    A probe that cannot be had is reported, and the heartbeat serves instead.
+    A probe that cannot be attached is reported, and the heartbeat is used instead.
 
     Args:
         loop: any object that runs as an event loop, also a mock of one.
-        limit: s, blocks at least this long are reported.
-        patches: where replaced attributes are kept.
-        failed: called with what went wrong.
-        given: whether the program itself wants this loop to be watched: then it may see a timer of ours.
+        limit: seconds, blocks at least this long are reported.
+        patches: holds replaced attributes.
+        failed: called with the exception of a probe that cannot be attached.
+        given: whether the program asked for this loop to be watched: then it may see a timer of the agent.
     """
     if not (given or is_known(loop)):
         return None
@@ -34,7 +34,7 @@ def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Failed, *, g
         if _has_timed_selector(loop):
             return AsyncioProbe(loop, limit, patches, failed, real_time=keeps_real_time(loop))
         if _is_uvloop(loop):
-            from loopwatch.watch.probes.uvloop import UvloopProbe  # ctypes is paid for by those who need it
+            from loopwatch.watch.probes.uvloop import UvloopProbe  # loads ctypes, only where it is needed
 
             return UvloopProbe(loop, limit)
     except (AttributeError, TypeError, OSError) as exc:
@@ -43,16 +43,16 @@ def make_probe(loop: Loop, limit: float, patches: PatchSet, failed: Failed, *, g
 
 
 def is_known(loop: Loop) -> bool:
-    """Return whether ``loop`` can be read so that it does not notice."""
+    """Return whether ``loop`` can be read without visible effects on it."""
     return keeps_real_time(loop) or _has_timed_selector(loop) or _is_uvloop(loop)
 
 
 def keeps_real_time(loop: Loop) -> bool:
     """Return whether the timers of ``loop`` run by the machine's monotonic clock.
 
-    Simulators, and tests, have loops with a time of their own that jumps to the next timer, or ends the run when there
-    is none (``TestLoop`` of CPython's Lib/test/test_asyncio/utils.py, async-solipsism, looptime). A timer of ours would
-    be seen there, and would have to be waited for.
+    Simulators, and tests, have loops with a clock of their own that jumps to the next timer, or ends the run when there
+    is none (``TestLoop`` of CPython's Lib/test/test_asyncio/utils.py, async-solipsism, looptime). A timer of the agent
+    would be visible there, and the loop would have to wait for it.
     """
     kind = type(loop)
     if issubclass(kind, base_events.BaseEventLoop):
@@ -63,18 +63,18 @@ def keeps_real_time(loop: Loop) -> bool:
 
 
 def _has_method(loop: Loop, name: str, function: Any) -> bool:
-    """Whether ``loop.name()`` calls ``function``, neither its class nor itself having replaced that.
+    """Whether ``loop.name()`` calls ``function``, replaced neither on its class nor on itself.
 
-    To look into ``loop.__dict__`` would have the interpreter make that dictionary, and every attribute of the loop cost
-    several times as much from then on: CPython keeps them in an array until then (Objects/dictobject.c,
-    ``make_dict_from_instance_attributes``), a twelfth of a request of aiohttp.
+    Reading ``loop.__dict__`` would make the interpreter create that dictionary, after which every attribute of the loop
+    costs several times as much: CPython keeps attributes in an array until then (Objects/dictobject.c,
+    ``make_dict_from_instance_attributes``). The cost is a twelfth of an aiohttp request.
     """
     method = getattr(loop, name, None)
     return getattr(method, "__self__", None) is loop and getattr(method, "__func__", None) is function
 
 
 def _is_stock_clock() -> bool:
-    """Whether asyncio's loops ask the machine's clock: their class is as it was, and so is what it calls."""
+    """Whether asyncio's loops read the machine's clock: neither their method nor the function it calls is replaced."""
     code = getattr(base_events.BaseEventLoop.time, "__code__", None)
     is_stock = code is not None and code.co_filename == base_events.__file__
     return is_stock and type(time.monotonic) is BuiltinFunctionType
@@ -88,7 +88,7 @@ def _is_uvloop(loop: Loop) -> bool:
 def _has_timed_selector(loop: Loop) -> bool:
     """Whether ``loop`` makes passes around a selector that can be timed.
 
-    With a clock of its own only if its passes are asyncio's: then it does not notice.
+    A loop with a clock of its own qualifies only if its passes are asyncio's: then the timing has no effect on it.
     """
     kind = type(loop)
     if not issubclass(kind, base_events.BaseEventLoop):

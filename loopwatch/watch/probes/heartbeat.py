@@ -1,6 +1,6 @@
-"""The lag probe: a timer on the loop that notes how late it fires. Works on any loop.
+"""The heartbeat: a timer on the loop that records its own lag. Works on any loop.
 
-Where nothing better can be had it is also the probe that finds blocks: then its period bounds what can be known.
+Where no better probe is available it also finds blocks: then its interval bounds the precision.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from loopwatch.core.signals import raised_by_handler
 from loopwatch.watch.probes.base import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
 
 LONGEST = 1.0
-"""s between two beats of an idle loop."""
+"""Seconds between two heartbeats of an idle loop."""
 
 MOST_DOUBLED = 3
-"""Times that the time for which a beat releases the GIL doubles, if the watcher does not come."""
+"""Doublings of the time for which a heartbeat releases the GIL, while the watcher does not tick."""
 
 MAX_FAILURES = 10
-"""Failures of one loop's heartbeat after which it beats no more."""
+"""Failures of one loop's heartbeat after which it stops."""
 
 REMEMBERED = 64
-"""Beats of which it is known when they were due."""
+"""Heartbeats whose due times are kept."""
 
 IDLE_SHARE = 0.05
-"""A loop that is busy for a smaller share of the time than this is idle."""
+"""A loop busy for a smaller share of the time than this counts as idle."""
 
 
 class Heartbeat:
-    """Beats on one loop and records how late each beat was.
+    """Runs a repeated timer on one loop and records the lag of each heartbeat.
 
     Args:
         loop: any event loop.
-        interval: s between two beats while the loop is busy.
+        interval: seconds between two heartbeats while the loop is busy.
         utilization: returns the share of time the loop was busy since the last call, None if unknown; then the
             interval never stretches.
-        on_beat: called on the loop's thread with (due, now) of each beat, in ``time.monotonic`` seconds.
-        failed: takes what went wrong in a beat; the loop does not learn of it.
+        on_beat: called on the loop's thread with (due, now) of each heartbeat, in ``time.monotonic`` seconds.
+        failed: receives exceptions raised in a heartbeat, which do not reach the loop.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Heartbeat:
         self._utilization = utilization
         self._on_beat = on_beat
         self._failed, self._failures = failed, 0
-        # Not in that of whoever runs the loop, whose objects would be kept.
+        # An empty context: the caller's would keep the program's objects alive.
         self._options = {"context": contextvars.Context()} if isinstance(loop, asyncio.AbstractEventLoop) else {}
         self._stopped = False
         self._window = Histogram()
@@ -74,12 +74,12 @@ class Heartbeat:
         """(id, code) of the innermost frame below the loop's callbacks; the frame lives as long as the loop runs."""
 
     def start(self, *, in_callback: bool = False) -> None:
-        """Begin to beat; on the loop's thread.
+        """Start the heartbeat; on the loop's thread.
 
         Args:
             in_callback: the loop is running a callback. That may be in a signal handler of the program, in the middle
-                of asyncio's ``heapq.heappush``, which compares timers in Python and cannot bear that its heap changes;
-                the deque of ready callbacks can be appended to at any time.
+                of asyncio's ``heapq.heappush``, which compares timers in Python and breaks if its heap changes; the
+                deque of ready callbacks can be appended to at any time.
         """
         self.last = time.monotonic()
         loop = self._loop()
@@ -99,22 +99,22 @@ class Heartbeat:
             loop.call_later(max(self.due - now, 0.0), self._beat, **self._options)
 
     def resume(self) -> None:
-        """The loop runs again after it was stopped: the time between does not count as lag."""
+        """Continue when the loop runs again after it was stopped: the time between does not count as lag."""
         self.last = time.monotonic()
         self.due = max(self.due, self.last)
 
     def stop(self) -> None:
-        """Never beat again; from any thread. The timer that is under way fires once, without effect."""
+        """Stop for good; from any thread. The pending timer fires once, without effect."""
         self._stopped = True
 
     def set_interval(self, interval: float) -> None:
-        """Change the interval, from the next beat on."""
+        """Change the interval, from the next heartbeat on."""
         self._interval = interval
 
     def invite(self, when: float, wake: Callable[[], None]) -> None:
-        """Wake the watcher at the first beat after ``when``, and from then on let it have the GIL at each beat.
+        """Wake the watcher at the first heartbeat after ``when``, and release the GIL for it there and at later ones.
 
-        It lasts until the watcher has :meth:`left` or invites itself again.
+        Lasts until :meth:`left` or the next invitation.
 
         Args:
             when: ``time.monotonic`` seconds.
@@ -123,30 +123,30 @@ class Heartbeat:
         self._invited, self._wake, self._doubled = when, wake, 0
 
     def left(self) -> None:
-        """The watcher has seen what it wanted: beats need not let it in any more."""
+        """End the invitation after the watcher's tick: heartbeats no longer release the GIL for it."""
         self._invited = IDLE
 
     @property
     def interval(self) -> float:
-        """s between two beats of a busy loop."""
+        """Seconds between two heartbeats of a busy loop."""
         return self._interval
 
     @property
     def current_interval(self) -> float:
-        """Seconds between two beats now; more than :attr:`interval` while the loop is idle."""
+        """Seconds between two heartbeats now; more than :attr:`interval` while the loop is idle."""
         return self._current
 
     def was_due(self, start: float, end: float) -> bool:
-        """Whether a beat was due between two moments of the last seconds, ``time.monotonic`` s; from any thread."""
+        """Whether a heartbeat was due between two recent times, ``time.monotonic`` seconds; from any thread."""
         return any(start <= due <= end for due in (*self._dues.copy(), self.due))
 
     @property
     def window(self) -> Histogram:
-        """What was recorded since the last :meth:`take_window`; the loop's thread writes to it."""
+        """Lags recorded since the last :meth:`take_window`; the loop's thread writes to it."""
         return self._window
 
     def take_window(self) -> Histogram:
-        """Return what was recorded since the last call and begin anew; from the watcher's thread."""
+        """Return the lags recorded since the last call and begin anew; from the watcher's thread."""
         window, self._window = self._window, Histogram()
         return window
 
@@ -169,7 +169,7 @@ class Heartbeat:
         self._guarded(self._let_watcher_in, now)
 
     def _guarded(self, part: Callable[[float], None], now: float) -> None:
-        """Do a part of a beat; the loop, whose exception handler would be called, does not learn of its failure."""
+        """Run a part of a heartbeat; a failure is reported and does not reach the loop's exception handler."""
         try:
             part(now)
         except Exception as exc:
@@ -195,15 +195,15 @@ class Heartbeat:
         if now >= self._invited and wake is not None:
             if not self._doubled:
                 wake()
-            release_gil(LET_IN * 2**self._doubled)  # the last time was too short
+            release_gil(LET_IN * 2**self._doubled)  # the last release was too short
             self._doubled = min(self._doubled + 1, MOST_DOUBLED)
 
 
 class HeartbeatProbe:
-    """The probe of a loop that can be read in no other way.
+    """The probe of a loop that can be read in no other way: a block is an overdue heartbeat.
 
-    A block is seen as a beat that is overdue. It began somewhere between the last beat and the due time: the middle
-    is reported, half the interval as uncertainty.
+    It began somewhere between the last heartbeat and the due time: the middle is reported as its start, half the
+    interval as uncertainty.
     """
 
     kind = "heartbeat"
@@ -221,7 +221,7 @@ class HeartbeatProbe:
         self._heart = heart
 
     def on_beat(self, due: float, now: float) -> None:
-        """Note a block if this beat is late by as much; on the loop's thread."""
+        """Record a block if this heartbeat is late by the limit or more; on the loop's thread."""
         heart = self._heart
         if heart is None or due == self._told or now - due < self._limit:
             return
@@ -230,47 +230,58 @@ class HeartbeatProbe:
         self._blocks.append(Block(key=due, start=due - half, end=now, uncertainty=half))
 
     def at_rest(self) -> bool:
+        """Return False: a heartbeat does not show whether the loop waits."""
         return False
 
     def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+        """Return when the overdue heartbeat was due, :data:`IDLE` while none is overdue."""
         heart = self._heart
         return IDLE if heart is None or not self._running or now <= heart.due else heart.due
 
     def held_up(self, now: float, seconds: float) -> None:
-        """Nothing: the beat itself is late then."""
+        """Do nothing: the heartbeat itself is late then."""
 
     def finished(self) -> list[Block]:
+        """Return the blocks shown by late heartbeats since the last call."""
         return [self._blocks.popleft() for _ in range(len(self._blocks))]
 
     def counters(self, now: float) -> Counters:
+        """Return None for every total: the loop has no counters that can be read."""
         return Counters(None, None, None, None)
 
     def cut(self, now: float) -> None:
+        """Record a block if the next heartbeat is overdue by the limit or more."""
         if self._heart is not None:
             self.on_beat(self._heart.due, now)
 
     def expect(self, when: float) -> None:
-        """Nothing: the heartbeat lets the watcher in."""
+        """Do nothing: the heartbeat releases the GIL for the watcher."""
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        """Return False: nothing shows when the loop becomes busy."""
         return False
 
     def on_end(self, taker: Taker | None) -> None:
-        """Nothing: who waits is not known."""
+        """Do nothing: the waiting handles are unknown."""
 
     def started(self, key: float) -> float:
+        """Return ``key``, when the overdue heartbeat was due."""
         return key
 
     def set_limit(self, limit: float) -> None:
+        """Record heartbeats that are late by ``limit`` seconds or more from now on."""
         self._limit = limit
 
     def running(self, running: bool) -> None:
+        """Record that the loop starts or stops running; a block ends when it stops."""
         if self._running and not running:
             self.cut(time.monotonic())
         self._running = running
 
     def detach(self) -> None:
+        """Stop reading the heartbeat, which its owner stops."""
         self._heart = None
 
     def abandon(self) -> None:
+        """Do the same as :meth:`detach`: there is no lock."""
         self.detach()

@@ -1,13 +1,13 @@
-"""Reads a loop of uvloop through libuv's own counters, from the watcher's thread: no work on the loop at all.
+"""Reads a uvloop loop through libuv's own counters, from the watcher's thread: no work on the loop at all.
 
 uvloop's extension module exports libuv's functions. Two of them may be called from any thread (libuv
-``src/uv-common.c``, ``src/unix/core.c``): ``uv_metrics_idle_time`` (nanoseconds in the poll, the present poll included,
+``src/uv-common.c``, ``src/unix/core.c``): ``uv_metrics_idle_time`` (nanoseconds in the poll, the current poll included,
 so that it moves while the loop waits) and ``uv_metrics_info`` (passes of the loop and events, plain counters). The loop
 is blocked while neither idle time nor passes move.
 
-A loop that was closed must never be read: its memory is gone. ``uvloop.Loop.close`` is therefore wrapped (see
+A closed loop must never be read: its memory is freed. ``uvloop.Loop.close`` is therefore wrapped (see
 :mod:`loopwatch.watch.discovery`): it detaches the probe first. Each call into libuv is made with the lock that
-``detach`` takes, and with a pointer that was looked at right before it.
+``detach`` takes, and with a pointer checked right before it.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _UV_METRICS_IDLE_TIME = 1
 """``uv_loop_option`` in libuv's ``uv.h``."""
 
 POLL_GRACE = 0.005
-"""s: the first poll after a block counts what waited; it is not waited for longer than this."""
+"""Longest wait in seconds for the first poll after a block, which counts the events that waited."""
 
 
 TIMER_GRAIN = 0.002
-"""s: libuv's timers count whole milliseconds, from the beginning of a pass."""
+"""Seconds: libuv's timers count whole milliseconds, from the beginning of a pass."""
 
 CERTAIN = 0.4
-"""Share of the limit that one pass must certainly have taken, or passes of a healthy loop would add up to a block."""
+"""Share of the limit that one pass must certainly have taken; else passes of a healthy loop would add up to a block."""
 
 JUST_NOW = 0.002
-"""s: totals that were read so lately are not read again."""
+"""Seconds: totals read more recently than this are not read again."""
 
 RESTFUL = 0.01
-"""s that a loop at rest worked at most since the last look."""
+"""Seconds that a loop at rest worked at most since the last tick."""
 
 LEAST_ORDINARY, ORDINARY = 0.01, 0.9
-"""s between two readings, and share of the limit that the loop was busy, that tell how busy it usually is."""
+"""Least seconds between two readings, and most busy time as a share of the limit, that show the usual load."""
 
 MOST_USUAL = 0.9
-"""Share above which a loop is as good as always busy."""
+"""Upper bound of the usual load: a loop above it is as good as always busy."""
 
 
 class _Metrics(ctypes.Structure):
@@ -60,12 +60,12 @@ class _Metrics(ctypes.Structure):
 
 
 class _Libuv:
-    """libuv as the imported uvloop carries it.
+    """The functions of libuv, as the imported uvloop exports them.
 
     ``PyDLL`` keeps the GIL during a call, so that no loop can be closed while one is being read.
 
     Raises:
-        AttributeError, OSError: uvloop does not export what is needed.
+        AttributeError, OSError: uvloop does not export these functions.
     """
 
     def __init__(self, extension: Any) -> None:
@@ -83,7 +83,7 @@ class _Libuv:
         self.info.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
     def open(self, loop: Loop) -> int:
-        """Have libuv measure the idle time of ``loop`` and return the loop's address."""
+        """Make libuv measure the idle time of ``loop``; return the loop's address."""
         pointer = self._pointer_of(self._capsule_of(loop), None)
         if self._configure(pointer, _UV_METRICS_IDLE_TIME):
             raise OSError("libuv refused to measure the idle time")
@@ -101,26 +101,27 @@ class Reading(NamedTuple):
     waiting: int
 
     def moved_since(self, earlier: Reading) -> bool:
+        """Return whether the loop began a pass or waited since ``earlier``."""
         return self.passes != earlier.passes or self.idle != earlier.idle
 
 
 class _Suspect:
-    """What may become a block: the loop was found busy, and has not moved since.
+    """A possible block: the loop was found busy, and has not moved since.
 
     Args:
-        before: the reading before.
+        before: the previous reading.
         first: the reading that found it.
-        late: s for which the watcher had wanted to read and could not.
-        overdue: s for which the loop had owed a beat, as it does from the pass on that holds it, or longer.
-        alive: when the last beat came: what holds the loop began after it.
-        told: whether what was busy between the two was reported as another block already.
+        late: seconds for which the watcher was kept from reading.
+        overdue: seconds for which a heartbeat was overdue, as it is from the blocking pass on, or longer.
+        alive: when the last heartbeat ran: the busy span began after it.
+        told: whether the busy time between the two readings was already reported as another block.
 
     Attributes:
         early, late: bounds of its start.
-        since: where in between it is looked for: a pass takes the mean of those that were, unless nobody could look.
-        exact: whether ``early`` is its start: the loop made at most one pass since the reading before.
-        least: s that one pass took at least: the mean of those since the reading before, or as long as a beat is due.
-        held: s before ``late`` in which no pass can have ended, as some thread kept the GIL.
+        since: assumed start, as long before ``late`` as a mean pass lasts, or as the watcher was kept from reading.
+        exact: whether ``early`` is its start: the loop made at most one pass since the previous reading.
+        least: least seconds of one pass: the mean since the previous reading, or the time a heartbeat is overdue.
+        held: seconds before ``late`` in which no pass can have ended, as some thread kept the GIL.
         first: the reading that found it.
     """
 
@@ -139,7 +140,7 @@ class _Suspect:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
         passes = first.passes - before.passes
-        # If the loop worked, waited and worked since the reading before, only the last part is what holds it now.
+        # If the loop worked, waited and worked since the previous reading, only the last part is the busy span.
         waited_between = not before.polling and first.idle > before.idle
         earliest = min(max(first.at - busy, alive), first.at)
         self.early = first.at if told else earliest
@@ -153,19 +154,19 @@ class _Suspect:
 
     @property
     def doubt(self) -> float:
-        """Seconds by which it may be shorter, or where another block was told before it, longer."""
+        """Seconds by which it may be shorter or, where another block was reported before it, longer."""
         return max(self._slack - self.held, 0.0)
 
 
 class _Between:
-    """What lies between two readings, of which the second found the loop waiting: perhaps a block, over by now.
+    """The time between two readings, the second of which found the loop waiting: perhaps with a block, over by now.
 
     Attributes:
         before, after: the readings.
-        wall, waited, busy: s between them, and how much of it the loop waited and worked.
-        mean: s that a pass took on average; one of them took that long or longer.
-        room: s between two signs of life at most: no pass took longer.
-        held: s that some thread kept the GIL at least, so that no pass could end.
+        wall, waited, busy: seconds between them, and seconds of that in which the loop waited and worked.
+        mean: mean seconds of a pass; one of them took that long or longer.
+        room: most seconds between two signs of life: no pass took longer.
+        held: least seconds for which some thread kept the GIL, so that no pass could end.
     """
 
     __slots__ = ("after", "before", "busy", "held", "mean", "room", "waited", "wall")
@@ -181,17 +182,17 @@ class _Between:
         self.held = 0.0
 
     def beyond(self, usual: float) -> float:
-        """Return the s of one block, if the loop was busy for the ``usual`` share of the rest of the time."""
+        """Return the seconds of one block, if the loop was busy for the ``usual`` share of the rest of the time."""
         usual = min(usual, MOST_USUAL)
         return (self.busy - usual * self.wall) / (1 - usual)
 
 
 class UvloopProbe:
-    """The probe of one uvloop.Loop.
+    """The probe of one ``uvloop.Loop``: blocks are computed from two readings of libuv's counters, with bounds.
 
     Args:
         loop: the loop, open.
-        limit: s, blocks at least this long are reported.
+        limit: seconds, blocks at least this long are reported.
 
     Raises:
         AttributeError, OSError: libuv's counters cannot be reached; use the heartbeat.
@@ -227,11 +228,11 @@ class UvloopProbe:
     def _read(self, now: float) -> Reading | None:
         with self._lock:
             loop = self._loop()
-            if loop is None or loop.is_closed():  # somebody has put the stock close() back
+            if loop is None or loop.is_closed():  # the program has put the original close() back
                 self._pointer = None
             libuv, metrics = self._libuv, self._metrics
             reference = ctypes.byref(metrics)
-            # Between two calls a signal handler or finalizer in this thread, which the lock lets in, may close it.
+            # Between two calls a signal handler or finalizer in this thread, admitted by the RLock, may close it.
             if (pointer := self._pointer) is None:
                 return None
             idle = libuv.idle_time(pointer)
@@ -240,18 +241,19 @@ class UvloopProbe:
             libuv.info(pointer, reference)
             if (pointer := self._pointer) is None:
                 return None
-            # Idle time includes the poll under way: if it moves between two calls, the loop is in its poll.
+            # Idle time includes the current poll: if it moves between two calls, the loop is in its poll.
             later = libuv.idle_time(pointer)
             return Reading(now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting)
 
     def at_rest(self) -> bool:
+        """Whether one reading finds the loop polling, with no block to report and next to no work since the last."""
         with self._lock:
             reading = self._read(time.monotonic()) if self._started is not None else None
             before = self._last
             if reading is None or self._suspect is not None or not reading.polling:
                 return False
             if self._blocks or self._late_beat is not None:
-                return False  # to be handed on
+                return False  # to be passed on
             if (reading.at - before.at) - (reading.idle - before.idle) > RESTFUL:
                 return False
             self._last = reading
@@ -259,6 +261,7 @@ class UvloopProbe:
             return True
 
     def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+        """Return the assumed start of the busy span, by the counters' movement since the last reading."""
         with self._lock:
             return self._busy_since(late, overdue)
 
@@ -281,11 +284,12 @@ class UvloopProbe:
         if reading.polling:
             return IDLE
         if suspect is None:
-            # What lies before this reading is part of the block that has just been told, or it would be told twice.
+            # The time before this reading is part of the block just reported, or it would be reported twice.
             self._suspect = suspect = _Suspect(before, reading, late, overdue, self._last_beat, told=told)
         return suspect.since
 
     def held_up(self, now: float, seconds: float) -> None:
+        """Record the ``seconds`` in which no pass can have ended: they make a block's length more certain."""
         with self._lock:
             suspect, between = self._suspect, self._between
             if suspect is not None and suspect.late >= now:
@@ -294,16 +298,16 @@ class UvloopProbe:
                 between.held = min(max(seconds, 0.0), between.room)
 
     def _look_back(self, between: _Between) -> None:
-        """Report a block that began and ended between two readings, in which the watcher could not look either."""
+        """Report a block that began and ended between two readings, while the watcher could not read either."""
         before, after = between.before, between.after
         beyond = between.beyond(self._usual)
         if between.held >= CERTAIN * self._limit and beyond >= CERTAIN * self._limit:
-            # The watcher looks as soon as it can: what of the wait lay behind the block is next to nothing.
+            # The watcher reads as soon as it can: next to none of the loop's waiting lay after the block.
             certain = max(between.held, between.mean)
             end, length = after.at, min(max(beyond, certain), between.busy, between.room)
             doubt = max(between.busy - length, length - certain)
         elif between.mean >= self._limit:
-            # How much of the wait lay before it is not known; how long it was is.
+            # How much of the loop's waiting lay before the block is unknown; the block's length is known.
             end, length, doubt = after.at - between.waited / 2, between.busy, between.busy - between.mean
         else:
             return
@@ -316,12 +320,12 @@ class UvloopProbe:
     def _close(self, suspect: _Suspect, before: Reading, after: Reading) -> bool:
         """Report ``suspect``, which ended between two readings, if it was a block; return whether it was."""
         idle = after.idle - before.idle
-        # What it has polled since, it polled after the block had ended.
+        # The idle time since then came after the block.
         end = after.at - idle
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else max(after.at - idle - before.at, 0.0)
-        # What is certain must carry most of it, or the passes of a healthy, busy loop would add up to a block.
+        # Enough of it must be certain, or the passes of a healthy, busy loop would add up to a block.
         end = max(end, before.at)
-        # While a beat is due no pass begins.
+        # While a heartbeat is due no pass begins.
         owed = max((min(came, end) - max(due, suspect.early) for due, came in list(self._beats)), default=0.0)
         certain = max(before.at - suspect.late, suspect.least, suspect.held, owed)
         doubt = suspect.doubt + gap
@@ -337,10 +341,10 @@ class UvloopProbe:
         self._reported_to = block.end
 
     def on_beat(self, due: float, now: float) -> None:
-        """Take a late beat as the sign of what the counters do not show; on the loop's thread.
+        """Take a late heartbeat as the sign of a block that the counters do not show; on the loop's thread.
 
         A loop that overslept in its poll (stopped process, no processor, GIL taken) was idle for libuv, and a block
-        whose bounds were too uncertain for the counters alone is confirmed by a beat that had to wait for it.
+        whose bounds were too uncertain by the counters alone is confirmed by a heartbeat that had to wait for it.
         """
         last_beat, self._last_beat = self._last_beat, now
         self._beats.append((due, now))
@@ -352,7 +356,7 @@ class UvloopProbe:
             self._taker(overslept.key, overslept.start, overslept.end, ())
 
     def _take_late_beat(self, due: float, now: float, last_beat: float) -> Block | None:
-        """Return the block that a beat which was ``due`` has shown ``now``, if the loop overslept; keep it, else."""
+        """Return the block shown by a late heartbeat, if the loop overslept; else keep it for :meth:`finished`."""
         reading = self._read(now)
         if reading is None or self._reported_to > due:
             return None
@@ -361,7 +365,7 @@ class UvloopProbe:
         if busy >= (now - due) / 2:
             self._late_beat = (due, now)
             return None
-        # It may have begun before the beat was due: at any time since there was a sign of life.
+        # It may have begun before the heartbeat was due: at any time since the last sign of life.
         alive = min(max(before.at, last_beat), due)
         doubt = (due - alive) / 2
         block = Block(due - doubt, due - doubt, now, uncertainty=doubt, asleep=True)
@@ -369,6 +373,7 @@ class UvloopProbe:
         return block
 
     def finished(self) -> list[Block]:
+        """Return the finished blocks, once the first poll after the latest has counted the events that waited."""
         with self._lock:
             between, self._between = self._between, None
             if between is not None and between.after.at > self._reported_to:
@@ -394,25 +399,27 @@ class UvloopProbe:
         return True
 
     def counters(self, now: float) -> Counters:
+        """Return libuv's totals; events are counted as callbacks."""
         ran = self._ran + (now - self._started if self._started is not None else 0.0)
-        # Fresh: between two ticks of the watcher the heartbeat asks how busy the loop was.
+        # A fresh reading: between two ticks of the watcher the heartbeat computes the loop's utilization.
         last = self._last
         fresh = self._read(time.monotonic()) if self._started is not None and now - last.at >= JUST_NOW else last
         self._newest = fresh or max(self._newest, self._last)
         last, first = self._newest, self._attached
         idle = last.idle - first.idle
         if self._started is not None:
-            # The idle time is of the last reading; so is the end of the span it belongs to.
+            # Idle time is known up to the last reading: the running time must end there, too.
             ran -= max(now - last.at, 0.0)
         return Counters(max(ran - idle, 0.0), idle, last.passes - first.passes, last.events - first.events)
 
     def cut(self, now: float) -> None:
+        """End the busy span with a reading, and report it if it was a block."""
         with self._lock:
             suspect, before = self._suspect, self._last
             reading = self._read(now)
             if reading is None or self._started is None:
                 return
-            # Between the end of the block and here lie a few passes at most: to stop a loop takes three.
+            # Between the end of the block and here lie a few passes at most: stopping a loop takes three.
             went_on = reading.idle - before.idle > 1e-4 or reading.passes - before.passes > 4
             if suspect is not None and went_on:
                 self._close(suspect, before, reading)
@@ -422,32 +429,37 @@ class UvloopProbe:
                 if now - suspect.early >= self._limit and (suspect.exact or certain >= CERTAIN * self._limit):
                     self._report(Block(suspect.since, suspect.early, now, suspect.doubt))
             self._last, self._suspect = reading, None
-            self._awaiting = None  # no poll follows that would count what waited
+            self._awaiting = None  # no poll follows that would count the events that waited
 
     def expect(self, when: float) -> None:
-        """Nothing: the heartbeat lets the watcher in."""
+        """Do nothing: the heartbeat releases the GIL for the watcher."""
 
     def wake_when_busy(self, alarm: Callable[[], None]) -> bool:
+        """Return False: libuv's counters can only be polled."""
         return False
 
     def on_end(self, taker: Taker | None) -> None:
-        self._taker = taker  # told without handles, and only where a beat shows on the loop's thread that it overslept
+        """Set the callback for blocks in which the loop overslept, by a late heartbeat; it gets no handles."""
+        self._taker = taker
 
     def started(self, key: float) -> float:
+        """Return the earliest possible start of the busy span under ``key``."""
         with self._lock:
             suspect = self._suspect
             return suspect.early if suspect is not None and suspect.since == key else key
 
     def set_limit(self, limit: float) -> None:
+        """Report blocks of at least ``limit`` seconds, from the next reading on."""
         with self._lock:
             self._limit = limit
-            self._between = None  # it lies before
+            self._between = None  # it lies before the change
 
     def running(self, running: bool) -> None:
+        """Begin with a fresh reading when the loop starts; end the busy span when it stops."""
         now = time.monotonic()
         with self._lock:
             if running:
-                if self._started is not None:  # the end of a run that had begun before the agent was there is not seen
+                if self._started is not None:  # the end of a run begun before the agent's start is not seen
                     self._ran += now - self._started
                 self._suspect = self._between = None
                 self._last = self._read(now) or self._last
@@ -460,10 +472,12 @@ class UvloopProbe:
                 self._started = None
 
     def detach(self) -> None:
+        """Drop the loop's address: it is not read after this has returned."""
         self._taker = None
         with self._lock:
             self._pointer = None
 
     def abandon(self) -> None:
+        """Drop the loop's address, with a new lock."""
         self._lock = threading.RLock()
         self._pointer = self._taker = None

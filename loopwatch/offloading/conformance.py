@@ -1,52 +1,115 @@
-"""What every backend has to do: checks for a class that says how to make one.
+"""Conformance suite for offload backends: what every :class:`loopwatch.Backend` has to do, as a pytest class.
 
-A test class derives from :class:`Conformance` and says what its backend can do. The calls go by name, and wait for one
-another by named pipes, so that it does not matter where they run.
+Users find it as :class:`loopwatch.testing.BackendConformance`. The calls go by name, and wait for one another by named
+pipes (POSIX), so that it does not matter where they run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytest
+try:
+    import pytest
+except ImportError:
+    raise ImportError("loopwatch.testing.BackendConformance is a pytest class: pip install pytest") from None
 
-import loopwatch
-from loopwatch import Backend, NotPicklable, OffloadError, PoolClosed, QueueFull, TaskTimeout
+from loopwatch.errors import NotPicklable, OffloadError, PoolClosed, QueueFull, TaskTimeout
+from loopwatch.events import PoolStats
+from loopwatch.offloading import conformance_calls as calls_of
+from loopwatch.offloading.conformance_calls import hold
+from loopwatch.offloading.decorator import offload
+from loopwatch.workers.backend import Backend
 from loopwatch.workers.options import CallOptions
-from tests.conftest import Run
-from tests.offloading import offloaded
-from tests.workers import conforming
-from tests.workers.helpers import Gate, figures_add_up, hold
 
 PLAIN = CallOptions()
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+"""Runs a coroutine to its end on a new loop."""
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    """What holds calls until it is opened."""
-    made = Gate(tmp_path)
-    yield made
-    made.close()
+class Gate:
+    """Holds calls in workers until it is opened, and knows when they have begun; by bytes in two named pipes.
+
+    Args:
+        folder: where the pipes are made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.began, self.opened = str(folder / "began"), str(folder / "opened")
+        os.mkfifo(self.began)
+        os.mkfifo(self.opened)
+        self._fds = [os.open(path, os.O_RDWR) for path in (self.began, self.opened)]
+        self.wait_args = (self.began, self.opened)
+
+    def open(self, calls: int = 1) -> None:
+        """Let ``calls`` of them go on."""
+        os.write(self._fds[1], b"." * calls)
+
+    async def entered(self, calls: int = 1) -> None:
+        """Wait until ``calls`` of them have begun."""
+        loop = asyncio.get_running_loop()
+        for _ in range(calls):
+            there = asyncio.Event()
+            loop.add_reader(self._fds[0], there.set)
+            await there.wait()
+            loop.remove_reader(self._fds[0])
+            os.read(self._fds[0], 1)
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for fd in self._fds:
+            os.close(fd)
 
 
-class Conformance:
-    """The checks. ``make`` makes a backend that runs one call at a time, of which ``max_queue`` may wait."""
+def stats_add_up(stats: PoolStats) -> None:
+    """Assert that every call that was taken is accounted for once."""
+    assert stats.submitted == stats.completed + stats.failed + stats.cancelled + stats.queued + stats.running, stats
+
+
+class BackendConformance:
+    """What every offload backend has to do; derive a test class, and return your backend from :meth:`make`.
+
+    Attributes:
+        pickles: whether functions and arguments are pickled.
+        knows_options: whether time-outs, priorities and limits of :class:`loopwatch.CallOptions` mean anything.
+        unwraps: whether what ``@offload`` has made is run as the plain function.
+
+    Example:
+        .. code-block:: python
+
+            from loopwatch.testing import BackendConformance
+
+            class TestMyBackend(BackendConformance):
+                knows_options = False
+
+                def make(self, max_queue=None):
+                    return MyBackend(workers=1)
+    """
 
     pickles: ClassVar[bool] = True
-    """Whether functions and arguments are pickled."""
     knows_options: ClassVar[bool] = True
-    """Whether time-outs, priorities and limits mean anything."""
     unwraps: ClassVar[bool] = True
-    """Whether what ``@offload`` has made is run as the plain function."""
+
+    @pytest.fixture
+    def run(self) -> Run:
+        """Runs a coroutine to its end on a new loop; override it to test on other kinds of loop."""
+        return asyncio.run
+
+    @pytest.fixture
+    def gate(self, tmp_path: Path) -> Iterator[Gate]:
+        """Holds calls until it is opened."""
+        made = Gate(tmp_path)
+        yield made
+        made.close()
 
     def make(self, max_queue: int | None = None) -> Backend:
-        """Return a new backend."""
+        """Return a new backend that runs one call at a time, of which ``max_queue`` may wait, None: any number."""
         raise NotImplementedError
 
     async def strays_end(self, backend: Backend) -> None:
@@ -58,11 +121,11 @@ class Conformance:
         backend = self.make(max_queue)
         try:
             yield backend
-            figures_add_up(backend.stats())
+            stats_add_up(backend.stats())
         finally:
             await backend.close()
         stats = backend.stats()
-        figures_add_up(stats)
+        stats_add_up(stats)
         assert (stats.name, stats.queued, stats.running) == (backend.name, 0, 0)
 
     # -- calls ----------------------------------------------------------------------------------------------------
@@ -86,7 +149,7 @@ class Conformance:
                 futures = [
                     backend.submit(divmod, (7, 2), {}, PLAIN),
                     backend.submit(int, ("101",), {"base": 2}, PLAIN),
-                    backend.submit(conforming.doubled_later, (4,), {}, PLAIN),
+                    backend.submit(calls_of.doubled_later, (4,), {}, PLAIN),
                 ]
                 assert all(future.get_loop() is asyncio.get_running_loop() for future in futures)
                 assert await asyncio.gather(*futures) == [(3, 1), 5, 8]
@@ -115,12 +178,12 @@ class Conformance:
 
         async def main() -> None:
             async with self.made() as backend:
-                with pytest.raises(ValueError, match="of ours"):
-                    await backend.submit(conforming.fail, ("of ours",), {}, PLAIN)
+                with pytest.raises(ValueError, match="on purpose"):
+                    await backend.submit(calls_of.fail, ("on purpose",), {}, PLAIN)
                 for function, words in (
                     (sys.exit, "exit"),
-                    (conforming.interrupt, "KeyboardInterrupt"),
-                    (conforming.stop, "StopIteration"),
+                    (calls_of.interrupt, "KeyboardInterrupt"),
+                    (calls_of.stop, "StopIteration"),
                 ):
                     with pytest.raises(OffloadError, match=f"(?i){words}"):
                         await backend.submit(function, (), {}, PLAIN)
@@ -151,7 +214,7 @@ class Conformance:
 
         async def main() -> None:
             async with self.made() as backend:
-                moved = loopwatch.offload(to=backend)(conforming.double)
+                moved = offload(to=backend)(calls_of.double)
                 assert await moved(3) == 6
                 with pytest.raises(TypeError, match="missing 1 required"):
                     await moved()  # type: ignore[call-arg]
@@ -167,9 +230,9 @@ class Conformance:
 
         async def main() -> None:
             async with self.made() as backend:
-                assert await backend.submit(offloaded.add, (1,), {"right": 2}, PLAIN) == 3
-                value, pid = await backend.submit(offloaded.later, (7,), {}, PLAIN)
-                area, pid_of_method = await backend.submit(offloaded.Shapes(3).area, (), {}, PLAIN)
+                assert await backend.submit(calls_of.add, (1,), {"right": 2}, PLAIN) == 3
+                value, pid = await backend.submit(calls_of.later, (7,), {}, PLAIN)
+                area, pid_of_method = await backend.submit(calls_of.Shapes(3).area, (), {}, PLAIN)
                 assert (value, area) == (7, 9)
                 assert pid == pid_of_method
 
@@ -269,7 +332,7 @@ class Conformance:
                 await gate.entered()
                 for number, priority in enumerate([0, 5, 0, -1, 5]):
                     options = CallOptions(priority=priority)
-                    calls.append(backend.submit(conforming.note, (path, number), {}, options))
+                    calls.append(backend.submit(calls_of.note, (path, number), {}, options))
                 assert backend.stats().queued == 5
                 gate.open()
                 await asyncio.gather(*calls)
@@ -338,7 +401,7 @@ class Conformance:
                     await call
             gate.open()
             await self.strays_end(backend)
-            figures_add_up(backend.stats())
+            stats_add_up(backend.stats())
             assert backend.stats().failed == 2
 
         run(main())
