@@ -38,8 +38,9 @@ class Grafana:
         LoopwatchError: the address or the token is invalid.
 
     Example:
-        >>> grafana = Grafana("https://grafana.example.com", token)
-        >>> grafana.save({"uid": "mine", "title": "Mine", "panels": []}, grafana.folder("loopwatch"), "first version")
+        >>> grafana = Grafana("https://grafana.example.com", "glsa_secret")
+        >>> board = {"uid": "mine", "title": "Mine", "panels": []}
+        >>> grafana.save(board, grafana.folder("loopwatch"), "first version")  # doctest: +SKIP
         'https://grafana.example.com/d/mine/mine'
     """
 

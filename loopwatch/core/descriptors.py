@@ -23,11 +23,12 @@ def mark(fd: int) -> Mark:
     """Return the identity of what ``fd`` refers to now; costs a microsecond.
 
     Example:
-        >>> ours, theirs = os.pipe()
+        >>> ours, theirs = os.open(os.devnull, os.O_RDONLY), os.open(os.curdir, os.O_RDONLY)
         >>> before = mark(ours)
         >>> _ = os.dup2(theirs, ours)
         >>> mark(ours) == before
         False
+        >>> os.close(ours); os.close(theirs)
     """
     try:
         found = os.fstat(fd)

@@ -23,7 +23,7 @@ class Histogram:
         >>> h = Histogram()
         >>> for ms in range(1, 101): h.record(ms / 1000)
         >>> round(h.stats().p50, 3)
-        0.05
+        0.051
     """
 
     __slots__ = ("_buckets", "count", "highest", "lowest", "squares", "total")

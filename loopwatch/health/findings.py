@@ -26,7 +26,7 @@ class FindingTracker:
     """Keeps the history of all pools, and applies the rules to it.
 
     Example:
-        >>> Advisor().update((), 0.0, cpus=2)
+        >>> FindingTracker().update((), 0.0, cpus=2)
         ()
     """
 

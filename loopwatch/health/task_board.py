@@ -99,7 +99,7 @@ class TaskBoard:
         OSError, AttributeError: this system does not support memfd.
 
     Example:
-        >>> board = Board()
+        >>> board = TaskBoard()
         >>> slot = claim(board.address, pid=42)
         >>> slot.words[slot.base + DONE] = 7
         >>> board.now(board.slot_of(42)).done

@@ -38,11 +38,11 @@ class TaskStats:
     """Task counters and histograms. Workers only append to :attr:`latest`; readers call :meth:`fold` to count them.
 
     Example:
-        >>> tally = Tally()
-        >>> tally.add(Outcome(0.1, 0.5))
-        >>> tally.add(Outcome(0.1, 0.5, "builtins.ValueError"))
-        >>> tally.fold()
-        >>> tally.completed, dict(tally.failures), tally.busy
+        >>> stats = TaskStats()
+        >>> stats.add(Outcome(0.1, 0.5))
+        >>> stats.add(Outcome(0.1, 0.5, "builtins.ValueError"))
+        >>> stats.fold()
+        >>> stats.completed, dict(stats.failures), stats.busy
         (1, {'builtins.ValueError': 1}, 1.0)
     """
 
@@ -74,10 +74,10 @@ class TaskStats:
         """Add a lost error; safe to call from a finalizer.
 
         Example:
-            >>> tally = Tally()
-            >>> tally.neglect("ValueError")
-            >>> tally.fold()
-            >>> dict(tally.neglected)
+            >>> stats = TaskStats()
+            >>> stats.neglect("ValueError")
+            >>> stats.fold()
+            >>> dict(stats.neglected)
             {'ValueError': 1}
         """
         self._neglected.append(error)

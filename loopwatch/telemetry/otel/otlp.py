@@ -106,6 +106,7 @@ class HttpSender:
         self._aborted = False
 
     def send(self, body: bytes) -> Answer:
+        """Post a message and return the receiver's answer; never raises."""
         body = _compressed(body, self._target.compression)
         ends = time.monotonic() + self._target.timeout
         was_open = self._connection is not None
@@ -123,6 +124,7 @@ class HttpSender:
             return Answer(_words(exc), again=True)
 
     def abort(self) -> None:
+        """Shut the socket down, from any thread; nothing is sent any more."""
         self._aborted = True
         connection = self._connection
         found = getattr(connection, "sock", None)
@@ -131,9 +133,11 @@ class HttpSender:
                 found.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the connection."""
         self._close()
 
     def abandon(self) -> None:
+        """Close the inherited descriptor in a forked child."""
         self._close()  # closes the descriptor; the parent's connection stays open
 
     def _attempt(self, body: bytes, ends: float) -> Answer:
@@ -224,6 +228,7 @@ class GrpcSender:
         self._aborted = False
 
     def send(self, body: bytes) -> Answer:
+        """Call the export method and return the answer; never raises."""
         if self._channel is None:
             self._open()
         metadata = tuple((name.lower(), value) for name, value in self._target.headers)
@@ -241,17 +246,20 @@ class GrpcSender:
             return Answer("stopped")
 
     def abort(self) -> None:
+        """Close the channel, from any thread; nothing is sent any more."""
         self._aborted = True
         channel = self._channel
         if channel is not None:
             channel.close()
 
     def close(self) -> None:
+        """Close the channel."""
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
 
     def abandon(self) -> None:
+        """Keep the parent's channel unused in a forked child."""
         # Closing it would wait for the parent's threads, and so would collecting it as garbage: it is kept.
         self._inherited += [self._channel, self._call]
         self._channel = self._call = None

@@ -82,7 +82,8 @@ class Providers:
         version: of loopwatch.
 
     Example:
-        >>> providers = Providers(account, Faults(), "1.0")
+        >>> from loopwatch.telemetry.metrics.account import EMPTY
+        >>> providers = Providers(EMPTY, Faults(), "1.0")
         >>> providers.tracer() is None  # nobody has set one, and no receiver is configured
         True
     """

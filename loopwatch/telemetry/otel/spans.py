@@ -38,7 +38,7 @@ class StallSpans:
 
     Example:
         >>> spans = StallSpans(lambda: None)
-        >>> spans.tell(stall) is None
+        >>> spans.begin("7f", started_at=0.0, parent=None) is None
         True
     """
 
