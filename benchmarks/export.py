@@ -148,13 +148,13 @@ def measure(size: str, protocol: str, seconds: float) -> dict[str, Any]:
 
 def exporting(size: str, protocol: str, port: int, spans: list[tuple[float, float]]) -> None:
     """Begin to export."""
-    from loopwatch.telemetry.otel.sdk import Private
+    from loopwatch.telemetry.otel.sdk import PrivateProviders
 
     name = "grpc" if protocol == "grpc" else "http/protobuf"
     environ = {"OTEL_EXPORTER_OTLP_PROTOCOL": name, "OTEL_SERVICE_NAME": "benchmark"}
     targets = targets_of(environ, f"http://127.0.0.1:{port}", INTERVAL)
     wanted = {Signal.METRICS: targets.targets[Signal.METRICS]}
-    private = Private(targets, wanted, account(size), Faults(), "0")
+    private = PrivateProviders(targets, wanted, account(size), Faults(), "0")
     exporter = private._exporter
     around, told = exporter._round, exporter.told
 

@@ -1,4 +1,4 @@
-"""The installed agent of this process, with its lock, fork and exit handling: the one global.
+"""The installed agent of this process, with its lock, fork and exit handling; kept by ``core.process_state``.
 
 Imports the agent only on installation: under ``loopwatch run`` every process that imports asyncio imports this module.
 """

@@ -56,8 +56,8 @@ class _Parts:
         )
         self.sinks: SinkService = SinkService(
             lambda: agent._config, patches, faults,
-            before=lambda: (self.telemetry.stall_sinks[0], ("offload", self.offloading)),
-            after=lambda: self.telemetry.stall_sinks[1:],
+            before=lambda: (("telemetry", self.telemetry.metrics), ("offload", self.offloading)),
+            after=lambda: (("traces", self.telemetry.traces),),
             dropped=lambda stall_id: self.telemetry.traces.forget(stall_id),
         )  # fmt: skip
         self.telemetry: TelemetryService = TelemetryService(agent._look, self.sinks.do, faults)

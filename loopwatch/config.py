@@ -1,6 +1,8 @@
 """All settings in one frozen record, from arguments, from the environment, or both.
 
-A setting is one line: its name, type, default and kind; the kinds are in :mod:`loopwatch.core.setting_kinds`.
+A setting is one line and its line in the docstring: name, type, default and kind; the kinds are in
+:mod:`loopwatch.core.setting_kinds`. Most are read each time they are used. What takes effect only by an action is known
+by the service that acts: ``configure`` of telemetry, sinks and offloading, ``apply_settings`` of watching.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -164,9 +165,10 @@ def __getattr__(name: str) -> Any:
     """Load the conformance suite only where it is asked for, as it needs pytest."""
     if name != "BackendConformance":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import pytest
+    if "loopwatch.offloading.conformance" not in sys.modules:
+        import pytest
 
-    pytest.register_assert_rewrite("loopwatch.offloading.conformance")
+        pytest.register_assert_rewrite("loopwatch.offloading.conformance")
     from loopwatch.offloading.conformance import BackendConformance
 
     return BackendConformance

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import loopwatch
-from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.events import Cause
 
 ROOT = Path(__file__).parent.parent

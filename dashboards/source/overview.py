@@ -277,7 +277,7 @@ def _stalls(scope: Scope) -> Row:
                     "Seconds for which stalls held loops, per second, over all processes. python, native_gil: move the "
                     "work to a worker process. native, io, sleep, lock: use an asynchronous call or a thread. gil: "
                     "another thread computes. gc: fewer objects, or gc.freeze() at start. starved: the machine or its "
-                    "quota is too small. overload: too many small callbacks.",
+                    "quota is too small. suspended: the machine stopped it. overload: too many small callbacks.",
                     Query(scope.share(held, catalog.CAUSE), legend(catalog.CAUSE)),
                     stacked=True,
                 ),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from loopwatch.core.text import shown
 from loopwatch.demo.truth import EXPORT, HEALTH_EVERY, THRESHOLD, Habit, Seen
-from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.events import Cause, Frame, Stall
 from loopwatch.report.text import seconds as in_words
 from loopwatch.report.text import times

@@ -36,7 +36,8 @@ def decide(evidence: Evidence) -> Cause:
 
 
 def _share(seconds: float | None, evidence: Evidence) -> float:
-    return 0.0 if seconds is None or evidence.wall <= 0 else seconds / evidence.wall
+    """Share of the block; never below 0, as clocks that were read at different moments may run against each other."""
+    return 0.0 if seconds is None or evidence.wall <= 0 else max(seconds / evidence.wall, 0.0)
 
 
 def _others(evidence: Evidence) -> float:

@@ -11,7 +11,7 @@ from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
-from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.culprit import Site, Stack, Verdict
 from loopwatch.diagnosis.remedy import remedy
 from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall

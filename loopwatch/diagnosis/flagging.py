@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from loopwatch.core.dataclasses import dataclass
-from loopwatch.diagnosis.causes import those
+from loopwatch.diagnosis.cause_facts import those
 from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
 
 OFFLOADABLE = those("is_offloadable")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
-from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.remedy_table import _HOLDS_GIL, TABLE, Advice
 from loopwatch.events import Cause, Frame
 

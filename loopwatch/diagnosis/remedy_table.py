@@ -1,9 +1,13 @@
-"""The remedy table: one sentence for each kind of blocking call."""
+"""The remedy table: one sentence for each kind of blocking call.
+
+The outermost call of the culprit's line that has an entry decides, and of several entries the longest pattern. Where
+none has, the cause alone does: :mod:`loopwatch.diagnosis.cause_facts`.
+"""
 
 from __future__ import annotations
 
 from loopwatch.core.dataclasses import dataclass
-from loopwatch.diagnosis.causes import those
+from loopwatch.diagnosis.cause_facts import those
 from loopwatch.events import Cause
 
 ANY = those("is_of_call")

@@ -336,7 +336,7 @@ class BackendConformance:
                 assert backend.stats().queued == 5
                 gate.open()
                 await asyncio.gather(*calls)
-            assert path.read_text().split() == ["1", "4", "0", "2", "3"]
+            assert path.read_text(encoding="utf-8").split() == ["1", "4", "0", "2", "3"]
 
         run(main())
 

@@ -38,7 +38,7 @@ def stop() -> None:
 
 def note(path: Path, number: int) -> None:
     """Append a number to a file."""
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(f"{number}\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.events import Cause, Decision
 from loopwatch.offloading.measurements import Measurements
 from loopwatch.offloading.policy import decide

@@ -7,7 +7,7 @@ from typing import Any
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
-from loopwatch.diagnosis.causes import CAUSES
+from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.events import ExpectedBlocks, FlaggedFunction, Stall, culprit_key
 
 OTHER = "other"

@@ -17,7 +17,6 @@ from loopwatch.core.originals import time
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.events import Snapshot
 from loopwatch.health.records import PoolReading
-from loopwatch.sinks.pipeline import StallSink
 from loopwatch.telemetry.metrics.accumulator import PART, Accumulator
 from loopwatch.telemetry.metrics.records import Inputs
 from loopwatch.telemetry.otel.providers import Providers, checked_providers
@@ -169,11 +168,6 @@ class TelemetryService:
         self._faults.run(PART, self.metrics.loop_gone, loop)
 
     # -- state ----------------------------------------------------------------------------------------------------
-
-    @property
-    def stall_sinks(self) -> tuple[tuple[str, StallSink], tuple[str, StallSink]]:
-        """The two stall sinks, each with the name of its part: the metrics, then the traces."""
-        return (PART, self.metrics), ("traces", self.traces)
 
     @property
     def threads(self) -> list[OwnThread]:

@@ -1,5 +1,7 @@
 """Schedules the watcher's next tick for a loop. Pure: a view of the loop in, a time out.
 
+The long sleep while every loop is quiet, and being woken from it, are in ``Watcher._next`` and ``Watcher._turn``.
+
 A tick costs the loop the GIL for a moment, so there are only as many as find every block in time: one within each
 threshold where the start of a block is known exactly, more while a loop is blocked, few while it is quiet.
 """

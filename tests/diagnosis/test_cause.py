@@ -319,6 +319,12 @@ def test_causes_of_waiting_are_proven(evidence: Evidence, wall: float) -> None:
         assert found.cpu is None or not found.cpu / wall >= MOST
 
 
+def test_a_clock_that_ran_backwards_proves_nothing() -> None:
+    """A run queue below 0 does not outweigh the processor time that was used: no I/O is claimed."""
+    found = Evidence(wall=1.0, cpu=1.0, run_queue=-2.0, samples=1, wait_channel="running")
+    assert decide(found) not in (Cause.SLEEP, Cause.LOCK, Cause.IO)
+
+
 def test_collection_in_another_thread_while_the_loop_sleeps() -> None:
     """A loop found asleep in time.sleep() slept, whoever collected meanwhile; one that wanted the GIL was held up."""
     asleep = Evidence(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.causes import CAUSES, those
+from loopwatch.diagnosis.cause_facts import CAUSES, those
 from loopwatch.diagnosis.remedy import is_generic, remedy
 from loopwatch.diagnosis.remedy_table import ANY, TABLE, Advice
 from loopwatch.events import Cause, Frame

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common._internal import _encode_attributes
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector as Registered
 
 from loopwatch.core.text import MAX_LINE, MAX_NAME, MAX_PATH
 from loopwatch.diagnosis.culprit import Site
@@ -30,7 +30,7 @@ from loopwatch.sinks.hang_file import hang_header, hang_threads
 from loopwatch.sinks.journal import JournalWriter
 from loopwatch.sinks.log import LogSink
 from loopwatch.telemetry.metrics import attributes
-from loopwatch.telemetry.metrics.collect import Readings
+from loopwatch.telemetry.metrics.collect import Collector
 from loopwatch.telemetry.metrics.records import Inputs
 from loopwatch.telemetry.prometheus.exposition import families
 from loopwatch.watch import task_info
@@ -96,9 +96,9 @@ def texts(value: object) -> Iterator[str]:
             yield from texts(item)
 
 
-class _Page(Collector):
+class _Page(Registered):
     def __init__(self, stall: Stall) -> None:
-        readings = Readings()
+        readings = Collector()
         readings.saw(stall)
         snapshot = Snapshot(1.0, 7, (), AgentStats("watching"))
         self._reading = readings.read(Inputs(snapshot))

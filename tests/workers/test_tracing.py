@@ -459,8 +459,8 @@ def test_names() -> None:
     assert tracing._named(functools.partial(functools.partial(ids), 1)) == (__name__, "ids")
     assert tracing._named(len) == ("builtins", "len")
     assert tracing._named("x".split) == ("", "str.split")
-    assert tracing._named(Gate.open) == ("tests.workers.helpers", "Gate.open")
-    assert tracing._named(functools.partial(hold)) == ("tests.workers.helpers", "hold")
+    assert tracing._named(Gate.open) == ("loopwatch.offloading.conformance", "Gate.open")
+    assert tracing._named(functools.partial(hold)) == ("loopwatch.offloading.conformance_calls", "hold")
 
 
 def test_without_opentelemetry(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The base class of executor kinds: the modules to hook, the hooks, and the :class:`Watched` of a pool.
 
-A new kind is one module here and one entry in :data:`loopwatch.health.kinds.KINDS`.
+A new kind is one module here and one entry in :data:`loopwatch.health.kinds.KINDS`. The name of its workers also stands
+in ``PROCESSES`` or ``THREADS`` of :mod:`loopwatch.health.history` (a test asks), and where its package makes pools for
+the program: in ``naming._MACHINERY``, so that the program's line is shown and not that package's, and, where a process
+should load the agent only on first use, in :mod:`loopwatch.core.deferred`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every metric that loopwatch exports: name, unit, kind, attributes with their bounds, buckets, meaning.
 
-Nothing else names a metric. ``docs/metrics.md`` is generated from here. Units are those of UCUM, as OpenTelemetry
-requires; parts in braces are left out of names in Prometheus.
+Values are computed in :mod:`.counters` (loops, stalls, pools, offloading) and :mod:`.collect` (the rest), which look a
+metric up by its name here; a panel must show each. ``docs/metrics.md`` is generated from here. Units are those of UCUM,
+as OpenTelemetry requires; parts in braces are left out of names in Prometheus.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ MAX_POOLS = 8
 MAX_CULPRITS = 20
 """(loop, cause, culprit) sets with series of their own, of most blocked time; ``Config.max_culprits`` lowers it."""
 MAX_SAMPLES = 600
-"""Prometheus samples that one process exports at most, whatever happens in it."""
+"""Prometheus samples that one process exports at most, whatever happens in it.
+
+Nearly all are taken: a new metric takes attribute sets from another one, or raises this and what the page promises.
+"""
 OTHER = "other"
 """The attribute value for everything beyond a bound."""
 

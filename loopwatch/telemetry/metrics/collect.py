@@ -1,5 +1,7 @@
 """Computes the points of every metric from a snapshot, within the catalog's bounds. Pure: no clock, no files.
 
+Those of findings, the interpreter and the agent itself are computed here, the others in :mod:`.counters`.
+
 Counters never go down: the counts of a loop or a pool that is gone stay in its series, or in that of
 :data:`~loopwatch.telemetry.metrics.catalog.OTHER`.
 """

@@ -1,6 +1,8 @@
 """The facts of each cause, one entry a cause: words, remedy, and what follows from it. Pure data.
 
-How a cause is recognised stands in :mod:`loopwatch.diagnosis.cause`.
+A new cause is a name in :class:`loopwatch.Cause`, its rule in :mod:`loopwatch.diagnosis.cause` (with new evidence also
+in ``events.Evidence`` and :mod:`loopwatch.watch.assemble`), an entry here, its colour in ``report/page/style.css``, its
+row in the README, and its advice in the panels "Blocked time by cause".
 """
 
 from __future__ import annotations
@@ -125,7 +127,7 @@ CAUSES: Mapping[Cause, Facts] = MappingProxyType(
         ),
     }
 )
-"""Every cause. A new one is a name in :class:`loopwatch.Cause`, its rule, an entry here, and its colour on the page."""
+"""Every cause."""
 
 
 def those(fact: str, value: object = True) -> frozenset[Cause]:
