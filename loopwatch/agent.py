@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -21,6 +22,9 @@ from loopwatch.core.setting_kinds import ContextSource
 from loopwatch.core.unsupported import refusal
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall
+from loopwatch.health.checks import check_executor
+from loopwatch.sinks.callbacks import Callback, Callbacks
+from loopwatch.telemetry.otel.otlp_config import Signal, checked_providers
 from loopwatch.watch.observation import LoopReading
 from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.service import WatchHooks, WatchService
@@ -32,8 +36,6 @@ if TYPE_CHECKING:
     from loopwatch.offloading.service import OffloadingService
     from loopwatch.sinks.service import SinkService
     from loopwatch.telemetry.service import TelemetryService
-
-Callback = Callable[[Stall], object]
 
 
 class _Parts:
@@ -57,10 +59,12 @@ class _Parts:
         self.sinks: SinkService = SinkService(
             lambda: agent._config, patches, faults,
             before=lambda: (("telemetry", self.telemetry.metrics), ("offload", self.offloading)),
-            after=lambda: (("traces", self.telemetry.traces),),
+            after=lambda: (("traces", self.telemetry.traces), ("callback", agent._callbacks)),
             dropped=lambda stall_id: self.telemetry.traces.forget(stall_id),
         )  # fmt: skip
         self.telemetry: TelemetryService = TelemetryService(agent._look, self.sinks.do, faults)
+        if agent._providers:
+            self.telemetry.use(agent._providers)
 
     def watch_for(self, watch: WatchService) -> None:
         """Make ``watch`` find waiting callbacks, and diagnose early for them; call after each start and fork."""
@@ -95,6 +99,8 @@ class Agent:
         self._forks = ForkPause(self._faults)
         self._child_exit = ChildExit(self._patches, self._faults, self._end_of_child)
         self._parts: _Parts | None = None
+        self._callbacks = Callbacks(lambda: self._config.on_stall, self._drop_configured_callback, self._faults)
+        self._providers: dict[Signal, Any] = {}
         hooks = WatchHooks(
             observed=lambda seen: self._made().sinks.observe(seen),
             loop_begins=lambda: self._made().sinks.loop_begins(),
@@ -110,7 +116,9 @@ class Agent:
         """Return the other services; they are made once, and stay readable after a stop."""
         if self._parts is None:
             with self._lock:
-                self._parts = self._parts or _Parts(self)
+                made = _Parts(self)
+                if self._parts is None:  # else a signal handler came in between
+                    self._parts = made
         return self._parts
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
@@ -264,7 +272,8 @@ class Agent:
         if changes:
             self._watch.apply_settings()
             shown = ", ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in changes.items())
-            self._faults.say(logging.INFO, "loopwatch: reconfigured: %s", shown)
+            say = functools.partial(self._faults.say, logging.INFO, "loopwatch: reconfigured: %s", shown)
+            off_loop(say) if self._parts is None else say()  # else the sink thread logs it
         return changes
 
     def _configure(self, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -345,7 +354,7 @@ class Agent:
         """
         if not callable(callback):
             raise ConfigError(f"on_stall={callback!r}: must be a callable that takes a Stall")
-        return self._made().sinks.callbacks.add(callback)
+        return self._callbacks.add(callback)
 
     def add_context(self, source: ContextSource) -> Callable[[], None]:
         """Label stalls with the result of ``source``; return a function that removes it.
@@ -376,9 +385,11 @@ class Agent:
         Example:
             ``loopwatch.install().use_providers(tracer_provider=my_provider)``
         """
-        self._made().telemetry.use(
+        self._providers = checked_providers(
             tracer_provider=tracer_provider, meter_provider=meter_provider, logger_provider=logger_provider
         )
+        if self._parts is not None:
+            self._parts.telemetry.use(self._providers)
 
     def expect_typed_code(self, is_expected: bool) -> None:
         """Set whether blocks by code typed at a prompt or in a notebook are expected; initially they are not."""
@@ -421,7 +432,9 @@ class Agent:
             'thumbnails'
             >>> agent.stop()
         """
-        self._made().health.watch(executor, name, is_on=self._state == "on")
+        check_executor(executor, name)
+        if self._state == "on":
+            self._made().health.watch(executor, name)
 
     def adopt_executor(self, executor: Any, place: str) -> None:
         """Watch an executor that was made before the agent; ``place`` is ``file:line in function``."""
@@ -437,11 +450,12 @@ class Agent:
         Example:
             ``response = await agent.bridge(handler(request))``
         """
-        return self._made().offloading.bridge(coroutine)
+        return coroutine if self._parts is None else self._parts.offloading.bridge(coroutine)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Wait until all that was seen is emitted, at most ``timeout`` seconds; return whether it is. For tests."""
-        return off_loop(lambda: self._watch.watcher.settle(timeout) and self._made().sinks.flush(timeout))
+        sinks = None if self._parts is None else self._parts.sinks
+        return off_loop(lambda: self._watch.watcher.settle(timeout) and (sinks is None or sinks.flush(timeout)))
 
     def cut(self, loop: Loop) -> None:
         """End the current block of ``loop`` as if it had gone idle; call it on the loop's thread. For tests."""
@@ -478,6 +492,9 @@ class Agent:
         in_watcher = self._watch.watcher.is_own_thread(threading.get_ident())
         must_not_wait = running_loop() is not None or in_watcher or self._forks.running > 0
         return must_not_wait and self._parts is not None and self._parts.sinks.do(action)
+
+    def _drop_configured_callback(self) -> None:
+        self._config = self._config.replaced(on_stall=None)
 
     def _part_failed(self, part: str) -> None:
         if part in ("watcher", "hang") and self._parts is not None:

@@ -61,7 +61,7 @@ def _bound_start() -> Callable[[threading.Thread], None] | None:
     Programs and their tests replace these, to count threads or to refuse them. None if ``start`` itself is replaced.
     """
     start = threading.Thread.start
-    if type(start) is not types.FunctionType or start.__code__.co_freevars:
+    if type(start) is not types.FunctionType or start.__globals__ is not vars(threading) or start.__defaults__:
         return None
     names = ("_start_joinable_thread", "_start_new_thread")  # since 3.13, and before
     bound = {name: getattr(threading, name) for name in names if hasattr(threading, name)}

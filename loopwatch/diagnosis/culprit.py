@@ -76,7 +76,8 @@ class Site:
         if not stacks:
             return Verdict(None, (), 0)
         seen = Counter(key for stack in stacks for key in {_key(frame) for frame in stack if self.is_user(frame)})
-        found = [self._deepest(stack, _agreed(seen, AGREE * len(stacks))) for stack in stacks]
+        agreed = _agreed(seen, AGREE * len(stacks))
+        found = [self._deepest(stack, agreed) for stack in stacks]
         hits = Counter(frame for frame in found if frame is not None)
         if not hits:
             return self._outermost(stacks)

@@ -114,15 +114,12 @@ class HealthService:
         with self._faults.guard("executors"):
             self._monitor.add(WatchedOwn(pool, self._hung_after))
 
-    def watch(self, executor: Any, name: str | None, *, is_on: bool = True) -> None:
-        """Watch an executor that discovery does not find, or name one; only validate the arguments unless ``is_on``.
+    def watch(self, executor: Any, name: str | None) -> None:
+        """Watch an executor that discovery does not find, or rename one.
 
         Raises:
-            ConfigError: not an executor, not a valid name, or ``submit`` cannot be replaced.
+            ConfigError: its ``submit`` cannot be replaced.
         """
-        _check(executor, name)
-        if not is_on:
-            return
         try:
             self._executors.watch(executor, name)
         except TypeError as exc:
@@ -130,14 +127,3 @@ class HealthService:
                 f"watch_executor({executor!r}): its submit() cannot be replaced ({exc}); "
                 "watch the executor that it uses"
             ) from None
-
-
-def _check(executor: Any, name: str | None) -> None:
-    known = isinstance(getattr(executor, "_cache", None), dict) and callable(getattr(executor, "apply_async", None))
-    if isinstance(executor, type) or (not known and not callable(getattr(executor, "submit", None))):
-        raise ConfigError(
-            f"watch_executor({executor!r}): not an executor (it has no submit()); pass a "
-            "concurrent.futures.Executor or a multiprocessing.Pool"
-        )
-    if name is not None and not (isinstance(name, str) and name):
-        raise ConfigError(f"watch_executor(name={name!r}): must be a str that is not empty, such as 'thumbnails'")

@@ -6,7 +6,6 @@ That thread may block: a slow disk, log handler or callback delays later stalls,
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Mapping
 
 from loopwatch.config import Config
@@ -15,62 +14,12 @@ from loopwatch.core.faults import Action, Faults
 from loopwatch.core.off_loop import off_loop
 from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
-from loopwatch.core.text import error_text
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.sinks.local import LocalSinks
 from loopwatch.sinks.pipeline import NamedSinks, StallPipeline, StallSink
 from loopwatch.sinks.thread import SinkThread
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.observation import Case, Observation
-
-Callback = Callable[[Stall], object]
-
-
-class Callbacks:
-    """The sink of the program's ``on_stall`` callbacks: one that raises is removed and logged; the others go on.
-
-    Args:
-        configured: returns the configured callback, None if there is none.
-        faults: of the agent.
-    """
-
-    def __init__(self, configured: Callable[[], Callback | None], faults: Faults) -> None:
-        self._configured, self._faults = configured, faults
-        self._added: list[Callback] = []
-        self._failed: Callback | None = None
-
-    def add(self, callback: Callback) -> Callable[[], None]:
-        """Call ``callback`` with each stall from now on; return a function that removes it."""
-        self._added.append(callback)
-        return lambda: self._remove(callback)
-
-    def emit(self, stall: Stall, _flagged: FlaggedFunction | None = None, _span: object = None) -> None:
-        """Call each callback with ``stall``."""
-        configured = self._configured()
-        for callback in (configured, *self._added):
-            if callback is not None and callback is not self._failed:
-                self._call(callback, stall)
-
-    def _call(self, callback: Callback, stall: Stall) -> None:
-        try:
-            callback(stall)
-        except BaseException as exc:  # noqa: BLE001 - not even sys.exit() or a cancelled future may end the thread
-            self._faults.count("callback")
-            self._faults.say(
-                logging.ERROR, "loopwatch: the on_stall callback %r raised %s and is removed",
-                callback, error_text(exc), exc=exc,
-            )  # fmt: skip
-            self._remove(callback)
-            if callback is self._configured():
-                self._failed = callback
-
-    def retry(self) -> None:
-        """Use the configured callback again, if it was removed."""
-        self._failed = None
-
-    def _remove(self, callback: Callback) -> None:
-        if callback in self._added:
-            self._added.remove(callback)
 
 
 class SinkService:
@@ -86,7 +35,6 @@ class SinkService:
 
     Attributes:
         local: the log, the journal and the hang file.
-        callbacks: the program's callbacks.
     """
 
     def __init__(
@@ -95,7 +43,6 @@ class SinkService:
     ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
         self._before, self._after = before, after
-        self.callbacks = Callbacks(lambda: config().on_stall, faults)
         self._pipeline = StallPipeline(
             config, faults, self._all,
             expected=lambda stall: self.local.record_expected(stall), dropped=dropped,
@@ -111,7 +58,7 @@ class SinkService:
         self.local = LocalSinks(self._config(), self._patches, self._faults)
 
     def _all(self) -> Iterable[tuple[str, StallSink]]:
-        return (*self._before(), *self.local.in_use(), *self._after(), ("callback", self.callbacks))
+        return (*self._before(), *self.local.in_use(), *self._after())
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +70,6 @@ class SinkService:
 
     def configure(self, new: Config, *, is_on: bool) -> None:
         """Apply the settings ``new``; ``is_on`` if files may be open."""
-        self.callbacks.retry()
         self._pipeline.configure()
         self.local.configure(new, is_open=is_on)
 

@@ -7,7 +7,7 @@ of :mod:`loopwatch.watch.waiters` at the end of a block.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loopwatch._version import __version__
@@ -19,7 +19,8 @@ from loopwatch.events import Snapshot
 from loopwatch.health.records import PoolReading
 from loopwatch.telemetry.metrics.accumulator import PART, Accumulator
 from loopwatch.telemetry.metrics.records import Inputs
-from loopwatch.telemetry.otel.providers import Providers, checked_providers
+from loopwatch.telemetry.otel.otlp_config import Signal
+from loopwatch.telemetry.otel.providers import Providers
 from loopwatch.telemetry.otel.traces import Traces
 from loopwatch.telemetry.otel.waiter_spans import current_span_variable
 from loopwatch.telemetry.prometheus.lazy import PrometheusPort
@@ -59,6 +60,7 @@ class TelemetryService:
         self.providers = Providers(self.metrics.account, faults, __version__)
         self.prometheus = PrometheusPort(self.metrics.account, faults)
         self._put_into_force: Callable[[], object] = lambda: None
+        self._prepared: tuple[Config, Callable[[], object]] | None = None  # for the next start
         self._renew()
 
     def _renew(self) -> None:
@@ -73,7 +75,9 @@ class TelemetryService:
         Raises:
             ConfigError: the endpoint cannot be opened, or a standard ``OTEL_*`` variable is not allowed.
         """
-        self._put_into_force = self._prepare(config)
+        prepared, self._prepared = self._prepared, None
+        is_ready = prepared is not None and prepared[0] is config
+        self._put_into_force = prepared[1] if prepared is not None and is_ready else self._prepare(config)
         self.prometheus.open(config)
 
     def start(self) -> None:
@@ -100,9 +104,12 @@ class TelemetryService:
         """
         changes = new.changes_from(old).keys()
         put_into_force = self._prepare(new) if new.enabled and _EXPORTED & changes else None
-        if is_on and _SCRAPED & changes:
+        if not is_on:
+            self._prepared = None if put_into_force is None else (new, put_into_force)
+            return lambda: None
+        if _SCRAPED & changes:
             self.prometheus.move(old, new)
-        return put_into_force if put_into_force is not None and is_on else lambda: None
+        return put_into_force or (lambda: None)
 
     def _prepare(self, config: Config) -> Callable[[], None]:
         ready = self.providers.prepare(config)
@@ -114,15 +121,10 @@ class TelemetryService:
 
         return put_into_force
 
-    def use(self, **given: Any) -> None:
-        """Use providers passed by the program, see :func:`checked_providers`.
-
-        Raises:
-            ConfigError: a value is no such provider.
-        """
-        checked = checked_providers(**given)
+    def use(self, given: Mapping[Signal, Any]) -> None:
+        """Use providers given by the program; see :meth:`Providers.use`."""
         with self._faults.guard(PROVIDERS):
-            self.providers.use(checked)
+            self.providers.use(given)
 
     def stop(self, timeout: float) -> None:
         """Stop answering scrapes and finding waiters; waits at most ``timeout`` seconds for each."""

@@ -70,13 +70,17 @@ class Sampler:
         self._is_without_stacks = False
         self.expects_typed = False
 
-    def glimpse(self, loops: Iterable[WatchedLoop], moment: Moment) -> Samples:
+    def glimpse(self, loops: Iterable[WatchedLoop], moment: Moment, found: dict[Suspect, Sample]) -> None:
         """Sample blocked loops at once, when the watcher had to wait for the GIL and will not hold it for long.
 
         The thread that released it is waiting and demands it back after 5 ms (``sys.getswitchinterval``), of which the
         system takes one or two to wake this thread: the first step of a tick may be the only one inside a call.
+
+        Args:
+            loops: to sample.
+            moment: of this tick.
+            found: takes the samples, so that those before a failure are kept.
         """
-        found: dict[Suspect, Sample] = {}
         config, now = self._config(), moment.now
         with stacks.uncollected():
             frames = current_frames()
@@ -85,7 +89,6 @@ class Sampler:
                 since = loop.probe.busy_since(now, moment.late, overdue) if loop.is_running else IDLE
                 if now - since >= config.threshold / 2:
                     self._add(found, Suspect(loop, since), frames, moment)
-        return found
 
     def sample(
         self, loops: Sequence[WatchedLoop], suspects: Iterable[Suspect], moment: Moment, known: Samples

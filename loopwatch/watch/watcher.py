@@ -268,10 +268,9 @@ class Watcher:
         return self._next(time.monotonic(), config)
 
     def _glimpse(self, moment: Moment) -> Samples:
-        if not self._faults.is_off("sampling"):
-            with self._faults.guard("sampling"):
-                return self._sampler.glimpse(self.loops, moment)
-        return {}
+        found: dict[Suspect, Sample] = {}
+        self._faults.run("sampling", self._sampler.glimpse, self.loops, moment, found)
+        return found
 
     def _each(self, look: Callable[[WatchedLoop], Found]) -> list[Found]:
         """Apply ``look`` to every loop; a loop that cannot be read is no longer watched."""

@@ -528,3 +528,36 @@ def test_a_watcher_that_fails_comes_back(agent: Agent, run: Run, lines: Lines, m
     agent.flush()
     assert len(failures(lines)) == 2
     assert "loopwatch: its watcher works again, after 3 faults in all" in lines.lines
+
+
+def test_a_configured_callback_that_raises_can_be_set_again() -> None:
+    """It is dropped from the settings, stays off whatever else changes, and is called again where it is set again."""
+    calls: list[str] = []
+
+    def raises(_stall: loopwatch.Stall) -> None:
+        calls.append("called")
+        raise RuntimeError("no database")
+
+    agent = loopwatch.install(threshold=0.05, on_stall=raises, log_level="CRITICAL")
+
+    def block() -> None:
+        asyncio.run(_blocked())
+        assert agent.flush(10)
+
+    async def _blocked() -> None:
+        await asyncio.sleep(0.01)
+        time.sleep(0.1)
+        await asyncio.sleep(0.01)
+
+    block()
+    assert (calls, agent.config.on_stall) == (["called"], None)
+    agent.configure(log_interval=5.0)
+    block()
+    assert calls == ["called"]
+    assert agent.configure(on_stall=raises) == {"on_stall": (None, raises)}
+    block()
+    assert calls == ["called"] * 2
+    agent.on_stall(raises)
+    block()
+    assert calls == ["called"] * 3
+    loopwatch.uninstall()

@@ -81,13 +81,19 @@ def moment(late: float = 2 * LATE) -> Moment:
     return Moment(NOW, NOW - late, late)
 
 
+def glimpsed(sampler: Sampler, *helds: Held) -> dict[Suspect, Any]:
+    found: dict[Suspect, Any] = {}
+    sampler.glimpse([each.watched for each in helds], moment(), found)
+    return found
+
+
 def functions(sample: Any) -> list[str]:
     return [frame.code.co_name for frame in sample.stack.frames]
 
 
 def test_a_late_watcher_samples_before_anything_else(held: Held, sampler: Sampler) -> None:
     """A loop that has been held for half of the threshold is sampled, with the function that holds it."""
-    found = sampler.glimpse([held.watched], moment())
+    found = glimpsed(sampler, held)
     (suspect,) = found
     assert suspect == Suspect(held.watched, NOW - 0.3)
     assert "holds_the_loop" in functions(found[suspect])
@@ -98,20 +104,28 @@ def test_a_late_watcher_samples_before_anything_else(held: Held, sampler: Sample
 def test_a_loop_that_is_not_held_is_not_sampled(held: Held, sampler: Sampler, since: float) -> None:
     """Neither one that waits nor one whose callback has only just begun; nor one that does not run."""
     held.probe.since = since
-    assert sampler.glimpse([held.watched], moment()) == {}
+    assert glimpsed(sampler, held) == {}
     held.probe.since, held.watched.is_running = NOW - 0.3, False
-    assert sampler.glimpse([held.watched], moment()) == {}
+    assert glimpsed(sampler, held) == {}
 
 
 def test_what_is_over_by_the_time_it_is_read_is_dropped(held: Held, sampler: Sampler) -> None:
     """A sample that shows what came after the callback would blame the wrong function."""
     held.probe.lasts = 1
-    assert sampler.glimpse([held.watched], moment()) == {}
+    assert glimpsed(sampler, held) == {}
+
+
+def test_a_loop_that_cannot_be_read_costs_the_others_nothing(held: Held, sampler: Sampler) -> None:
+    """Samples that were taken before a failure are kept."""
+    found: dict[Suspect, Any] = {}
+    with pytest.raises(AttributeError):
+        sampler.glimpse([held.watched, object()], moment(), found)  # type: ignore[list-item]
+    assert len(found) == 1
 
 
 def test_what_was_sampled_first_is_not_sampled_again(held: Held, sampler: Sampler) -> None:
     """The early sample is the one that is kept; the episode has it with what the kernel says of the thread."""
-    known = sampler.glimpse([held.watched], moment())
+    known = glimpsed(sampler, held)
     suspect = Suspect(held.watched, NOW - 0.3)
     seen, lateness = sampler.sample([held.watched], [suspect], moment(), known)
     ((found, episode),) = seen

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.errors import ConfigError
@@ -30,6 +31,28 @@ class Signal(StrEnum):
     METRICS = "metrics"
     TRACES = "traces"
     LOGS = "logs"
+
+
+def checked_providers(
+    *, tracer_provider: Any = None, meter_provider: Any = None, logger_provider: Any = None
+) -> dict[Signal, Any]:
+    """Return the given providers by signal.
+
+    Raises:
+        ConfigError: a value is no such provider.
+    """
+    given = {}
+    for name, signal, method, provider in (
+        ("tracer_provider", Signal.TRACES, "get_tracer", tracer_provider),
+        ("meter_provider", Signal.METRICS, "get_meter", meter_provider),
+        ("logger_provider", Signal.LOGS, "get_logger", logger_provider),
+    ):
+        if provider is None:
+            continue
+        if not callable(getattr(provider, method, None)):
+            raise ConfigError(f"{name}={provider!r}: must be a provider of OpenTelemetry (with {method}()), or None")
+        given[signal] = provider
+    return given
 
 
 class Protocol(StrEnum):

@@ -1,0 +1,54 @@
+"""An agent that is off, and programs that have replaced what starts a thread: nothing is loaded, nothing raises."""
+
+from __future__ import annotations
+
+from hostproc import succeeded
+
+OFF = """
+    import concurrent.futures, loopwatch
+    quiet()
+    agent = loopwatch.install(enabled=False)
+    before = set(sys.modules)
+    async def main():
+        remove = agent.on_stall(print)
+        agent.watch_executor(concurrent.futures.ThreadPoolExecutor(1), "mine")
+        agent.add_context("name")
+        await agent.bridge(asyncio.sleep(0))
+        agent.configure(threshold=0.3)
+        remove()
+        return agent.flush(), agent.snapshot().agent.state, agent.stalls(), agent.flagged()
+    found = asyncio.run(main())
+    new = {name for name in set(sys.modules) - before if name.startswith("loopwatch")}
+    say(found=found, new=sorted(new))
+"""
+
+
+def test_what_is_asked_of_an_agent_that_is_off_loads_nothing() -> None:
+    """A program that switches the agent off by its settings pays for none of it, also where it asks something of it."""
+    found = succeeded(OFF)
+    assert found["found"] == [True, "off", [], []]
+    assert found["new"] == []
+
+
+REPLACED = """
+    _original = threading.Thread.start
+    _started = []
+    def start(self):
+        _started.append(self.name)
+        return _original(self)
+    threading.Thread.start = start
+    import loopwatch
+    quiet()
+    agent = loopwatch.install(threshold=0.05)
+    asyncio.run(blocked())
+    agent.flush()
+    faults, stalls = agent.snapshot().agent.faults, len(agent.stalls())
+    loopwatch.uninstall()
+    say(stalls=stalls, faults=faults)
+"""
+
+
+def test_a_program_that_had_replaced_thread_start_before() -> None:
+    """A function of the program in the place of ``Thread.start`` is called as it is: threads start, no fault."""
+    found = succeeded(REPLACED)
+    assert found == {"stalls": 1, "faults": {}}
