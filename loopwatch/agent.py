@@ -14,11 +14,11 @@ from loopwatch.config import Config
 from loopwatch.core import log
 from loopwatch.core.child_exit import ChildExit
 from loopwatch.core.faults import Action, Faults
-from loopwatch.core.fork_pause import ForkPause
 from loopwatch.core.off_loop import off_loop, running_loop
 from loopwatch.core.originals import time
 from loopwatch.core.patches import PatchSet
 from loopwatch.core.setting_kinds import ContextSource
+from loopwatch.core.threads.fork_pause import ForkPause
 from loopwatch.core.unsupported import refusal
 from loopwatch.errors import ConfigError
 from loopwatch.events import AgentStats, FlaggedFunction, Snapshot, Stall

@@ -16,9 +16,9 @@ from typing import ParamSpec, Protocol, TypeVar
 from loopwatch.core import log
 from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OWN_THREADS
 from loopwatch.core.signals import raised_by_handler
 from loopwatch.core.text import error_text
+from loopwatch.core.threads.own_thread import OWN_THREADS
 
 Action = Callable[[], object]
 Found = TypeVar("Found")

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from loopwatch.core.originals import release_gil, time
-from loopwatch.core.untraced import UntracedThread
+from loopwatch.core.threads.untraced import UntracedThread
 
 Result = TypeVar("Result")
 

@@ -8,14 +8,14 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from loopwatch.config import Config
-from loopwatch.core.alarm import Alarm
 from loopwatch.core.dataclasses import replace
 from loopwatch.core.faults import Faults
 from loopwatch.core.median import median
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
+from loopwatch.core.threads.alarm import Alarm
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.events import Finding, WorkerState
 from loopwatch.health.children.hooks import ProcessHooks
 from loopwatch.health.children.watched import Children, has_children

@@ -7,8 +7,8 @@ from typing import Any
 
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
-from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.events import Finding
 from loopwatch.health.discovery import ExecutorDiscovery

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from loopwatch.core import descriptors
-from loopwatch.core.own_thread import until_one_less
 from loopwatch.core.patches import Patch, PatchSet, loaded
+from loopwatch.core.threads.own_thread import until_one_less
 from loopwatch.events import Cause, Evidence, Frame, Stall
 from loopwatch.sinks.files import FLAGS, hang_path, open_private, why_not_ours
 from loopwatch.sinks.hang_file import HangDump, hang_header, parse_hang

@@ -12,8 +12,8 @@ from loopwatch.config import Config
 from loopwatch.core import log
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.off_loop import off_loop
-from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.sinks.local import LocalSinks
 from loopwatch.sinks.pipeline import NamedSinks, StallPipeline, StallSink

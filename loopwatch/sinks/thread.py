@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.watch.observation import Observation
 
 MAX_WAITING = 1000

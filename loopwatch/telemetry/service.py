@@ -14,7 +14,7 @@ from loopwatch._version import __version__
 from loopwatch.config import Config
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.events import Snapshot
 from loopwatch.health.records import PoolReading
 from loopwatch.telemetry.metrics.accumulator import PART, Accumulator

@@ -18,7 +18,7 @@ from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.core.frames import current_frames
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OWN_THREADS
+from loopwatch.core.threads.own_thread import OWN_THREADS
 from loopwatch.system.syscalls import LOCK_CALLS
 from loopwatch.watch import prompts, stacks, task_info
 from loopwatch.watch.contention import LATE, Contention, Lateness

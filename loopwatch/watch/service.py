@@ -14,10 +14,10 @@ from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.off_loop import running_loop
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import PatchSet
 from loopwatch.core.setting_kinds import ContextSource
 from loopwatch.core.text import printable
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.events import LoopStats
 from loopwatch.system.threads import thread_name

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.frame_marks import mark
-from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.text import MAX_PATH, printable
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.core.unseen import unseen_file
 from loopwatch.events import Frame
 from loopwatch.system.threads import GcMonitor

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
-from loopwatch.core.alarm import Alarm
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.off_loop import wait_until
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.alarm import Alarm
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.watch.observation import Case, Episode, Notice, Variable
 from loopwatch.watch.probes.base import LET_IN, Loop
 from loopwatch.watch.watched_loop import WatchedLoop

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopwatch.config import Config
-from loopwatch.core.alarm import Alarm
 from loopwatch.core.dataclasses import compile_now, dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.alarm import Alarm
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.system import threads as facts
 from loopwatch.system.threads import GcMonitor
 from loopwatch.watch import pacing, prompts, stacks

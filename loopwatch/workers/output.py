@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.core.process_state import living, one
-from loopwatch.core.untraced import UntracedThread
+from loopwatch.core.threads.untraced import UntracedThread
 from loopwatch.workers import descriptor_passing
 
 READ = 1 << 15

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from loopwatch.core.originals import time
-from loopwatch.core.untraced import UntracedThread
+from loopwatch.core.threads.untraced import UntracedThread
 from loopwatch.errors import OffloadError
 from loopwatch.workers import descriptor_passing, launch, pickling, protocol, tracing
 from loopwatch.workers.connection import IDLE, Connection, State

@@ -211,7 +211,7 @@ import contextlib, functools, os, threading, warnings
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.config import Config
-from loopwatch.core import fork_pause
+from loopwatch.core.threads import fork_pause
 from loopwatch.health.monitor import Monitor
 
 fork_pause.until_gone = functools.partial(fork_pause.until_gone, patience=20.0)  # this machine may be busy

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from loopwatch.core.faults import Faults
-from loopwatch.core.fork_pause import ForkPause
+from loopwatch.core.threads.fork_pause import ForkPause
 from loopwatch.health.monitor import Monitor
 
 

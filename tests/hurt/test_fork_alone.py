@@ -19,7 +19,8 @@ EVERYTHING = """
     import loopwatch, loopwatch.agent, loopwatch.sinks.hang_timer
     quiet()
     if "--patient" in sys.argv:  # on a busy machine threads may take longer to leave than a fork waits
-        loopwatch.core.fork_pause.until_gone = functools.partial(loopwatch.core.fork_pause.until_gone, patience=20.0)
+        pause = loopwatch.core.threads.fork_pause
+        pause.until_gone = functools.partial(pause.until_gone, patience=20.0)
         loopwatch.sinks.hang_timer.until_one_less = functools.partial(
             loopwatch.sinks.hang_timer.until_one_less, patience=20.0
         )

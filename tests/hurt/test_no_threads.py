@@ -14,7 +14,7 @@ NO_THREADS = """
     import loopwatch
     warnings.simplefilter("ignore", DeprecationWarning)  # of the fork: threads of the pool have only just ended
     quiet()
-    from loopwatch.core import untraced
+    from loopwatch.core.threads import untraced
     start = threading.Thread.start
 
     def refused(thread):

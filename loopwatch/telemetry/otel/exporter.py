@@ -17,7 +17,7 @@ from typing import Any
 
 from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.telemetry.metrics.account import NAP
 from loopwatch.telemetry.otel.otlp import Answer, Sender
 from loopwatch.telemetry.otel.otlp_config import Signal, Targets, Temporality

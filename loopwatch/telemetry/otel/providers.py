@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
-from loopwatch.core.own_thread import OwnThread
 from loopwatch.core.patches import loaded
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.otel.instruments import Instruments, instruments_of

@@ -17,7 +17,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from loopwatch.core.faults import Faults
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.telemetry import resource as own_resource
 from loopwatch.telemetry.metrics.account import Account
 from loopwatch.telemetry.otel.exporter import Exporter, nap

@@ -18,7 +18,7 @@ from typing import Any
 from loopwatch.core import descriptors
 from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.telemetry import ports, resource
 from loopwatch.telemetry.metrics.account import Account

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from loopwatch.core import descriptors
 from loopwatch.core.originals import time
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.own_thread import OwnThread
 
 MOST = 16
 """Connections at a time; for another one the oldest is closed."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
-from loopwatch.core.own_thread import OwnThread
+from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 
 if TYPE_CHECKING:

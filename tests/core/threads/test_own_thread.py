@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from loopwatch.core.own_thread import LOCK_PATIENCE, OwnThread, until_gone
+from loopwatch.core.threads.own_thread import LOCK_PATIENCE, OwnThread, until_gone
 
 SOON = 10.0
 
@@ -216,7 +216,7 @@ def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
     service = Service()
     with monkeypatch.context() as patched:
-        patched.setattr("loopwatch.core.untraced._start", refuse)
+        patched.setattr("loopwatch.core.threads.untraced._start", refuse)
         with pytest.raises(RuntimeError):
             service.thread.start()
         assert not service.thread.exists

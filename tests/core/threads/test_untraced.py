@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from loopwatch.core.own_thread import OwnThread
-from loopwatch.core.untraced import UntracedThread
+from loopwatch.core.threads.own_thread import OwnThread
+from loopwatch.core.threads.untraced import UntracedThread
 
 SOON = 10.0
 

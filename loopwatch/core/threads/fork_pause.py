@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from loopwatch.core.faults import Faults
-from loopwatch.core.own_thread import OwnThread, until_gone
+from loopwatch.core.threads.own_thread import OwnThread, until_gone
 
 PART = "fork"
 """Name under which faults around a fork are counted."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from loopwatch.core.frames import current_frames
 from loopwatch.core.originals import release_gil, time
-from loopwatch.core.untraced import UntracedThread
+from loopwatch.core.threads.untraced import UntracedThread
 
 OWN_THREADS = "loopwatch-"
 """Prefix of the names of the agent's threads."""
