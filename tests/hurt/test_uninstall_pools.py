@@ -20,7 +20,9 @@ ROUNDS = """
     quiet()
     kind, place, full = sys.argv[1], sys.argv[2], sys.argv[3] == "full"
     run = runner(kind)
-    settings = dict(prometheus_port=0, otlp_endpoint="http://127.0.0.1:9", journal=place) if full else {}
+    settings = dict(threshold=60)  # a stall on a busy machine would be journaled, and what diagnoses it be loaded
+    if full:
+        settings |= dict(prometheus_port=0, otlp_endpoint="http://127.0.0.1:9", journal=place)
 
     def attributes():
         owners = [module for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)
