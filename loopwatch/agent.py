@@ -116,9 +116,8 @@ class Agent:
         """Return the other services; they are made once, and stay readable after a stop."""
         if self._parts is None:
             with self._lock:
-                made = _Parts(self)
-                if self._parts is None:  # else a signal handler came in between
-                    self._parts = made
+                made = self._parts or _Parts(self)
+                self._parts = self._parts or made  # a signal handler may have come in between
         return self._parts
 
     # -- lifecycle ------------------------------------------------------------------------------------------------

@@ -100,12 +100,11 @@ class LocalSinks:
 
     def record_expected(self, stall: Stall) -> None:
         """Journal an expected block, which is not logged as a stall."""
-        if (journal := self._journal) is not None:
-            self._faults.attempt("journal", lambda: journal.write(stall), None)
+        self._write(stall)
 
     def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
         """Log expected blocks in one line."""
-        self._faults.attempt("log", lambda: self._log.expected(blocks, note), None)
+        self._faults.run("log", self._log.expected, blocks, note)
 
     def dump_of(self, seen: Observation) -> tuple[Frame, ...]:
         """Return the stack that the hang timer wrote during a block, empty if there is none."""
@@ -123,7 +122,7 @@ class LocalSinks:
             longest_sleep: seconds until the next tick at most.
         """
         if (hang := self.hang) is not None:
-            self._faults.attempt("hang", lambda: hang.tick(now, dict(threads), longest_sleep), None)
+            self._faults.run("hang", hang.tick, now, dict(threads), longest_sleep)
 
     def disarm(self) -> None:
         """Disarm the hang timer while it is not re-armed: it would take a healthy program for a hang."""
@@ -136,5 +135,8 @@ class LocalSinks:
             logging.WARNING, "loopwatch: process %d ended while its loop %r was blocked: %s", stall.pid, stall.loop,
             stall.remedy,
         )  # fmt: skip
+        self._write(stall)
+
+    def _write(self, stall: Stall) -> None:
         if (journal := self._journal) is not None:
-            self._faults.attempt("journal", lambda: journal.write(stall), None)
+            self._faults.run("journal", journal.write, stall)

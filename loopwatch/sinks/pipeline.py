@@ -100,10 +100,7 @@ class StallPipeline:
         self.ring.append(stall)
         flagged = self._faults.attempt("flagging", lambda: self._flagging.add(stall), None)
         for part, sink in self._sinks():
-            self._emit(part, sink, stall, flagged, seen.span)
-
-    def _emit(self, part: str, sink: StallSink, stall: Stall, flagged: FlaggedFunction | None, span: Any) -> None:
-        self._faults.attempt(part, lambda: sink.emit(stall, flagged, span), None)
+            self._faults.run(part, sink.emit, stall, flagged, seen.span)
 
     def diagnose_early(self, seen: Observation) -> Stall | None:
         """Return the early diagnosis of an ongoing block; None if there is none."""
