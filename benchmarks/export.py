@@ -156,14 +156,14 @@ def exporting(size: str, protocol: str, port: int, spans: list[tuple[float, floa
     wanted = {Signal.METRICS: targets.targets[Signal.METRICS]}
     private = PrivateProviders(targets, wanted, account(size), Faults(), "0")
     exporter = private._exporter
-    around, told = exporter._round, exporter.told
+    around, told = exporter._round, exporter.exported
 
     def timed(**options: Any) -> None:
         nonlocal told
         began = time.monotonic()
         around(**options)
-        if exporter.told > told:
-            told = exporter.told
+        if exporter.exported > told:
+            told = exporter.exported
             spans.append((began, time.monotonic()))
 
     exporter._round = timed  # type: ignore[method-assign]

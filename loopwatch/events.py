@@ -409,6 +409,10 @@ class Decision:
     reason: str
 
 
+DESTINATIONS = ("inline", "thread", "process", "backend")
+"""Where an offloadable call can run; anything that is neither a thread nor a process of this machine is a backend."""
+
+
 @dataclass(frozen=True, slots=True)
 class OffloadStats:
     """Statistics of a function that is offloaded, or may be.
@@ -445,8 +449,8 @@ class OffloadStats:
         """Return a sentence: where it runs, and why.
 
         Example:
-            >>> OffloadStats("app:resize", "offload", "process", "as it was told").explain()
-            'app:resize runs in a worker process: as it was told'
+            >>> OffloadStats("app:resize", "offload", "process", "as configured").explain()
+            'app:resize runs in a worker process: as configured'
         """
         places = {"inline": "inline, on the loop", "thread": "in a thread", "process": "in a worker process"}
         words = f"{self.name} runs {places.get(self.to, f'on {self.to}')}: {self.reason}"

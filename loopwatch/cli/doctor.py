@@ -139,7 +139,7 @@ def _system(_environ: Mapping[str, str]) -> Iterator[Check]:
     if sys.platform == "linux":
         yield Check("system", State.OK, detail)
     else:
-        yield Check("system", State.WARNING, detail, "stalls are found, but fewer causes told apart than on Linux")
+        yield Check("system", State.WARNING, detail, "stalls are found, but fewer causes distinguished than on Linux")
 
 
 def _gil(_environ: Mapping[str, str]) -> Iterator[Check]:
@@ -245,7 +245,7 @@ def _kernel(_environ: Mapping[str, str]) -> Iterator[Check]:
     from loopwatch.system import threads
 
     if sys.platform != "linux":
-        yield Check("kernel facts", State.NO, "only on Linux", "causes starved, io and lock are told less often")
+        yield Check("kernel facts", State.NO, "only on Linux", "causes starved, io and lock are known less often")
         return
     me = threads.ThreadFacts.here()
     if me.cpu() is None:
@@ -253,17 +253,17 @@ def _kernel(_environ: Mapping[str, str]) -> Iterator[Check]:
     else:
         yield Check("thread clock", State.OK, "processor time of each thread")
     if me.scheduled() is None:
-        advice = "starvation (cause starved) is not told; the kernel lacks CONFIG_SCHED_INFO, or /proc is hidden"
+        advice = "starvation (cause starved) is not known; the kernel lacks CONFIG_SCHED_INFO, or /proc is hidden"
         yield Check("schedstat", State.WARNING, "not readable", advice)
     else:
         yield Check("schedstat", State.OK, "time spent waiting for a processor")
     syscall, channel = _where_a_waiting_thread_is(threads.ThreadFacts)
     if syscall is None:
-        advice = "waits (io, sleep, lock) are told by their calls only; allow ptrace of own threads (seccomp, Yama)"
+        advice = "waits (io, sleep, lock) are known by their calls only; allow ptrace of own threads (seccomp, Yama)"
         yield Check("syscall", State.WARNING, "not readable", advice)
     elif syscall.startswith("syscall "):
         yield Check(
-            "syscall", State.WARNING, f"only numbers on {platform.machine()}", "waits are told by their calls only"
+            "syscall", State.WARNING, f"only numbers on {platform.machine()}", "waits are known by their calls only"
         )
     else:
         yield Check("syscall", State.OK, f"the system call a thread waits in, {syscall} for a lock")

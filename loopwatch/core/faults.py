@@ -166,7 +166,7 @@ class Faults:
         on_trial = self._trials.pop(part, None) is not None
         if not (for_good or on_trial or (_is_repeated(state, now, about) and part not in NEVER_OFF)):
             if first:
-                self._tell(part, f"failed (the program is not affected): {error_text(exc)}", exc)
+                self._log(part, f"failed (the program is not affected): {error_text(exc)}", exc)
             return
         if not on_trial and now - state.well_since >= LONGEST_PAUSE:
             state.pause = FIRST_PAUSE
@@ -179,7 +179,7 @@ class Faults:
             until = "until the agent is installed anew" if for_good else f"for {pause:g} s, and tried again then"
             times = f"{self.counts[part]} times " if self.counts[part] > 1 else ""
             what = f"failed {times}and is switched off {until} (the program is not affected)"
-            self._tell(part, f"{what}: {error_text(exc)}", exc)
+            self._log(part, f"{what}: {error_text(exc)}", exc)
 
     def count(self, part: str) -> int:
         """Count a fault without logging it; return the number of faults of ``part``."""
@@ -237,9 +237,9 @@ class Faults:
         state.well_since = self._clock()
         if state.said:
             state.said = False
-            self._tell(part, f"works again, after {self.counts[part]} faults in all", None)
+            self._log(part, f"works again, after {self.counts[part]} faults in all", None)
 
-    def _tell(self, part: str, what: str, exc: BaseException | None) -> None:
+    def _log(self, part: str, what: str, exc: BaseException | None) -> None:
         shown = exc if log.logger.isEnabledFor(logging.DEBUG) else None
         self.say(logging.WARNING, "loopwatch: its %s %s", part, what, exc=shown)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import loopwatch
 from loopwatch.demo.client import Client
-from loopwatch.demo.screen import Screen, introduce, summarise, tell, what_next
+from loopwatch.demo.screen import Screen, introduce, report, summarise, what_next
 from loopwatch.demo.service import STOP_TIMEOUT, Child
 from loopwatch.demo.truth import EXPORT, HABITS, Habit, Seen
 from loopwatch.errors import ConfigError, LoopwatchError
@@ -165,7 +165,7 @@ async def _listen(messages: AsyncIterator[dict[str, Any]], seen: Seen, screen: S
     async for message in messages:
         if "stall" in message:
             stall = Stall.from_dict(message["stall"])
-            tell(screen, stall, seen)
+            report(screen, stall, seen)
             seen.stalls.append(stall)
         elif "end" in message:
             seen.agent = AgentStats(**message["end"]["agent"])

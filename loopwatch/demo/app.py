@@ -313,9 +313,9 @@ class Shop:
         loop = asyncio.get_running_loop()
         for _number in range(SUBSCRIBERS):
             loop.call_soon(notify_subscriber, self.message)
-        told = loop.create_future()
-        loop.call_soon(told.set_result, SUBSCRIBERS)
-        return {"told": await told}
+        notified = loop.create_future()
+        loop.call_soon(notified.set_result, SUBSCRIBERS)
+        return {"notified": await notified}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection, one after the other, until the client closes it."""

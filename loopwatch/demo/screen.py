@@ -52,13 +52,13 @@ def introduce(screen: Screen, habits: Sequence[Habit]) -> None:
     screen.line(f"A client asks it for /health {round(1 / HEALTH_EVERY)} times a second, and now and then for one of")
     for line in textwrap.wrap(", ".join(habit.route.replace(" ", "\xa0") for habit in habits), WIDTH - 2):
         screen.line("  " + line.replace("\xa0", " "))
-    screen.line(f"The agent inside the service tells when the loop was held for more than {THRESHOLD * 1000:.0f} ms:")
+    screen.line(f"The agent inside the service reports when the loop was held for more than {THRESHOLD * 1000:.0f} ms:")
     if not any(habit.template == EXPORT for habit in habits):
         screen.line("(POST /export is left out: this machine's temporary files wait for no disk.)")
     screen.line()
 
 
-def tell(screen: Screen, stall: Stall, seen: Seen) -> None:
+def report(screen: Screen, stall: Stall, seen: Seen) -> None:
     """Print one finding: in full the first time, in one line when it recurs."""
     at = f"{max(stall.started_at - seen.began, 0):5.1f} s"
     held = f"{'holds' if stall.ongoing else 'held'} the loop for {in_words(stall.duration)}"
@@ -129,7 +129,7 @@ def summarise(screen: Screen, seen: Seen, habits: Sequence[Habit]) -> None:
     disturbed = sum(_disturbed(stall) for stall in seen.stalls if stall.id in claimed)
     screen.line(_judgement(len(habits), right, asked))
     if disturbed and right < asked:
-        screen.line(f"Here the service lacked a processor {times(disturbed)}; the demo tells more on a quiet machine.")
+        screen.line(f"Here the service lacked a processor {times(disturbed)}; the demo shows more on a quiet machine.")
     for route, reason in seen.failed.items():
         screen.line(f"{route} did not always answer: {reason}")
     screen.line()
@@ -153,8 +153,8 @@ def _report(screen: Screen, habit: Habit, found: Sequence[Stall], asked: int) ->
 
 def _verdict(stall: Stall) -> str:
     """Return the text of a wrong finding, with a placeholder for how often it occurred."""
-    told = f"{_culprit(stall)}, {stall.cause.value}".replace("{", "{{").replace("}", "}}")
-    return ("machine busy {times}: " if _disturbed(stall) else "wrong {times}: ") + told
+    found = f"{_culprit(stall)}, {stall.cause.value}".replace("{", "{{").replace("}", "}}")
+    return ("machine busy {times}: " if _disturbed(stall) else "wrong {times}: ") + found
 
 
 def _disturbed(stall: Stall) -> bool:
@@ -233,7 +233,7 @@ def _cost(screen: Screen, seen: Seen) -> None:
     )
     screen.line(f"the loop was blocked for {blocked:.1f} s of them.")
     if agent.faults or agent.dropped:
-        screen.line(f"It had faults of its own: {dict(agent.faults)}, and left {agent.dropped} findings untold.", "31")
+        screen.line(f"It had faults of its own: {dict(agent.faults)}, and dropped {agent.dropped} findings.", "31")
 
 
 def what_next(screen: Screen, journal: Path, *, temporary: bool) -> None:

@@ -121,8 +121,8 @@ CAUSES: Mapping[Cause, Facts] = MappingProxyType(
         ),
         Cause.UNKNOWN: Facts(
             doing="for an unknown reason",
-            why="the evidence does not tell",
-            remedy="The evidence does not tell why {call} held the loop: time its parts, "
+            why="the evidence does not show why",
+            remedy="The evidence does not show why {call} held the loop: time its parts, "
             "then await what waits and move what computes to a process.",
         ),
     }

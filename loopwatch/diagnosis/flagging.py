@@ -51,7 +51,7 @@ class _History:
     """The stalls of one function, sorted by end, and whether it was reported as flagged."""
 
     spans: tuple[_Span, ...] = ()
-    told: bool = False
+    reported: bool = False
 
 
 class Flagging:
@@ -92,11 +92,11 @@ class Flagging:
         known = self._known.get(key, _History())
         recent = self._recent(known.spans, new.end)
         spans = _bounded(sorted((*recent, new), key=_end), self.window)
-        was_told = known.told and bool(recent)
+        was_reported = known.reported and bool(recent)
         flagged = _count(spans) >= self.after
-        self._known[key] = _History(spans, was_told or flagged)
+        self._known[key] = _History(spans, was_reported or flagged)
         self._forget_the_cheapest(key, new.end)
-        return self._record(spans) if flagged and not was_told and key in self._known else None
+        return self._record(spans) if flagged and not was_reported and key in self._known else None
 
     def flagged(self, now: float) -> tuple[FlaggedFunction, ...]:
         """Return the functions that are flagged at ``now`` (seconds since the epoch), most blocked time first."""

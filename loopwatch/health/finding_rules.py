@@ -153,7 +153,7 @@ class CpuBoundThreads(Rule):
                 self.kind,
                 stats.name,
                 f"{what} computes in Python: its calls use the processor for {share:.0%} of their time "
-                f"({change.cores or 0.0:.1f} processors), and whoever wants the GIL waits "
+                f"({change.cores or 0.0:.1f} processors), and a thread that needs the GIL waits "
                 f"{scene.gil_wait * 1000:.0f} ms for it"
                 f"{_made(stats)}",
                 "Move them to processes (@loopwatch.offload, ProcessPoolExecutor): threads share one GIL with "

@@ -86,14 +86,14 @@ class FindingTracker:
                 key = (finding.kind, finding.subject)
                 held = self._held.setdefault(key, _Held(scene.now, finding))
                 held.last, held.finding = scene.now, replace(finding, at=held.finding.at)
-                if not held.told and scene.now - held.since >= rule.hold:
-                    held.told = True
+                if not held.reported and scene.now - held.since >= rule.hold:
+                    held.reported = True
                     held.finding = replace(finding, at=at)
         for key, held in list(self._held.items()):
             # A rule that is no finding yet has to hold without interruption.
-            if held.last < scene.now and (not held.told or scene.now - held.last > CLEAR_AFTER):
+            if held.last < scene.now and (not held.reported or scene.now - held.last > CLEAR_AFTER):
                 del self._held[key]
-        return tuple(held.finding for held in self._held.values() if held.told)
+        return tuple(held.finding for held in self._held.values() if held.reported)
 
 
 @dataclass(slots=True)
@@ -101,4 +101,4 @@ class _Held:
     since: float
     finding: Finding
     last: float = 0.0
-    told: bool = False
+    reported: bool = False

@@ -84,7 +84,7 @@ class HealthLog:
         for finding in findings:
             key = (finding.kind, finding.subject)
             self._findings.add(key)
-            if key not in before and self._may_tell(f"{finding.kind} {finding.subject}", now, interval):
+            if key not in before and self._may_log(f"{finding.kind} {finding.subject}", now, interval):
                 text = f"{finding.text}. {finding.remedy} [{finding.kind}]"
                 lines.append(Line(text, {"loopwatch_finding": finding.to_dict()}))
         return lines
@@ -95,7 +95,7 @@ class HealthLog:
             if end.at <= self._ends_at or not end.is_accident:
                 continue
             key = f"{end.reason} {end.place or end.name}"
-            if self._may_tell(key, now, interval):
+            if self._may_log(key, now, interval):
                 made = f", made at {end.place}," if end.place else ""
                 text = f"child process {end.pid} ({end.name or 'unknown'}){made} died: {end.reason}{self._more(key)}"
                 lines.append(Line(text))
@@ -114,7 +114,7 @@ class HealthLog:
                 continue
             self._workers[key] = -1.0  # logged
             about = f"{worker.state} {family(stats.name)}"
-            if self._may_tell(about, now, interval):
+            if self._may_log(about, now, interval):
                 lines.append(Line(_worker_words(stats, worker) + self._more(about)))
         return lines
 
@@ -124,7 +124,7 @@ class HealthLog:
         for reason, count in stats.crashes.items():
             new = count - before.get(reason, 0)
             key = f"{reason} {family(stats.name)}"
-            if new > 0 and self._may_tell(key, now, interval):
+            if new > 0 and self._may_log(key, now, interval):
                 many = "a worker" if new == 1 else f"{new} workers"
                 made = f", made at {stats.created_at}," if stats.created_at else ""
                 lines.append(Line(f"{many} of {stats.name} ({stats.kind}){made} died: {reason}{self._more(key)}"))
@@ -135,7 +135,7 @@ class HealthLog:
                 del self._crashes[next(iter(self._crashes))]
         return lines
 
-    def _may_tell(self, key: str, now: float, interval: float) -> bool:
+    def _may_log(self, key: str, now: float, interval: float) -> bool:
         last = self._last.get(key)
         if last is not None and now - last < interval:
             self._held[key] = self._held.get(key, 0) + 1

@@ -96,11 +96,11 @@ class LostErrors:
         task_stats = self.of_thread(future)
         if task_stats is None:
             task_stats = next((each.task_stats for each in future._done_callbacks if isinstance(each, Onlooker)), None)
-        if task_stats is not None and not _is_told(future):
+        if task_stats is not None and not _is_handled(future):
             self.follow(future, FUTURE, task_stats, exception)
 
     def _failed(self, future: Any) -> None:
-        if _is_told(future):  # a callback was added in between
+        if _is_handled(future):  # a callback was added in between
             let_go(future)
 
     def _cancelled(self, future: Any, result: bool) -> None:
@@ -174,7 +174,7 @@ def failure_of(future: Any) -> str | None:
     return None if error is None else error_name(error)
 
 
-def _is_told(future: Any) -> bool:
+def _is_handled(future: Any) -> bool:
     """Whether the program handles the error otherwise (done callback, waiter) or gave the call up."""
     for callback in future._done_callbacks:
         if not isinstance(callback, Onlooker):

@@ -42,7 +42,7 @@ class Situation:
         oom_killed: whether the kernel's OOM killer ended it.
         executor: state of its executor.
         executor_for: time since the executor entered that state.
-        told_to_end: whether this worker alone was asked to end, to be replaced or for lack of work.
+        asked_to_end: whether this worker alone was asked to end, to be replaced or for lack of work.
         ready: whether it has reported that it accepts calls; None if its kind does not report it.
         calls: number of its current calls; None if unknown.
         task: name of its current task.
@@ -60,7 +60,7 @@ class Situation:
     oom_killed: bool | None = None
     executor: Executor = Executor.OPEN
     executor_for: float = 0.0
-    told_to_end: bool = False
+    asked_to_end: bool = False
     ready: bool | None = None
     calls: int | None = None
     task: str | None = None
@@ -82,9 +82,9 @@ class Situation:
             >>> Situation.of(ProcessFacts(1, 5.0, alive=True, moved_at=2.0, state="S"), 10.0, calls=1).still_for
             8.0
         """
-        told: dict[str, object] = {"alive": None}
+        observed: dict[str, object] = {"alive": None}
         if facts is not None:
-            told = {
+            observed = {
                 "alive": facts.alive,
                 "zombie": facts.zombie,
                 "exitcode": facts.exitcode,
@@ -93,7 +93,7 @@ class Situation:
                 "letter": facts.state,
                 "waits_in": facts.waits_in,
             }
-        return cls(**{**told, **known})  # type: ignore[arg-type]
+        return cls(**{**observed, **known})  # type: ignore[arg-type]
 
 
 class Verdict(NamedTuple):
@@ -124,14 +124,14 @@ def judge(worker: Situation, hung_after: float) -> Verdict:
         return Verdict(WorkerState.DEAD, f"it has ended{_how(worker)}")
     if worker.executor is not Executor.OPEN:
         return _unwanted(worker)
-    if worker.told_to_end:
-        return Verdict(WorkerState.STOPPING, "it was told to end")
+    if worker.asked_to_end:
+        return Verdict(WorkerState.STOPPING, "it was asked to end")
     if worker.ready is False:
         return Verdict(WorkerState.STARTING, f"it was started {_seconds(worker.age)} ago and is not ready yet")
     if worker.alive is None and worker.calls is None:
         return Verdict(WorkerState.UNKNOWN, "it has not been looked at yet")
     if worker.calls is None:
-        return Verdict(WorkerState.UNKNOWN, _stopped(worker) or "whether it has a task cannot be told")
+        return Verdict(WorkerState.UNKNOWN, _stopped(worker) or "whether it has a task is not known")
     if worker.calls <= 0:
         return Verdict(WorkerState.IDLE)
     still = worker.still_for

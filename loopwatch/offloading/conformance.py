@@ -218,7 +218,7 @@ class BackendConformance:
                 assert await moved(3) == 6
                 with pytest.raises(TypeError, match="missing 1 required"):
                     await moved()  # type: ignore[call-arg]
-                assert moved.explain().endswith(f"runs on {backend.name}: as it was told")
+                assert moved.explain().endswith(f"runs on {backend.name}: as configured")
                 assert backend.stats().submitted == 2
 
         run(main())

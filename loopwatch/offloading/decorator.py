@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-PLACES = ("process", "thread", "auto", "inline")
+_TARGETS = ("process", "thread", "auto", "inline")
 
 
 class Offloaded(Protocol[P, T_co]):
@@ -94,8 +94,8 @@ def offload(
         ... def read(path): return open(path).read()
     """
     options = CallOptions(timeout, retries, priority, max_concurrency)
-    if to is not None and not (to in PLACES if isinstance(to, str) else isinstance(to, Backend)):
-        raise ConfigError(f"to={to!r}: must be {', '.join(map(repr, PLACES))} or a Backend")
+    if to is not None and not (to in _TARGETS if isinstance(to, str) else isinstance(to, Backend)):
+        raise ConfigError(f"to={to!r}: must be {', '.join(map(repr, _TARGETS))} or a Backend")
     if pool is not None and not isinstance(pool, WorkerPool):
         raise ConfigError(f"pool={pool!r}: must be a loopwatch.WorkerPool")
     if function is None:

@@ -69,7 +69,7 @@ class Route:
         """The destination of the next call, and the reason."""
         if self.stays:
             return Decision("inline", self.stays)
-        return self._decision if self.is_measured else Decision(label(self.to), "as it was told")
+        return self._decision if self.is_measured else Decision(label(self.to), "as configured")
 
     def place(self) -> Any:
         """Return the destination of the next call: ``inline``, ``thread``, ``process`` or a backend."""

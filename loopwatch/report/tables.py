@@ -237,11 +237,11 @@ def flagged(contents: JournalContents) -> tuple[FlaggedRow, ...]:
 
 
 def _flagged_row(by_process: Mapping[str, Sequence[Stall]]) -> FlaggedRow | None:
-    told = {process: _flaggings(stalls) for process, stalls in by_process.items()}
-    processes = sorted(process for process, functions in told.items() if functions)
+    flagged = {process: _flaggings(stalls) for process, stalls in by_process.items()}
+    processes = sorted(process for process, functions in flagged.items() if functions)
     if not processes:
         return None
-    functions = [function for process in processes for function in told[process]]
+    functions = [function for process in processes for function in flagged[process]]
     stalls = [stall for process in processes for stall in by_process[process]]
     last = max(functions, key=lambda function: function.last_at)
     spent: dict[Cause, list[float]] = defaultdict(list)

@@ -81,8 +81,8 @@ def flagged_sentence(row: FlaggedRow) -> str:
     where = row.processes[0] if len(row.processes) == 1 else _plural(len(row.processes), "process", "es")
     cost = f"{seconds(row.blocked)} in total, {seconds(row.worst_minute)} in its worst minute"
     waited = f", {row.victims} waited" if row.victims else ""
-    told = f"flagged {times(row.flagged)}, {first}, in {where}"
-    return shown(f"{told}: {_plural(row.stalls, 'stall')}, {cost}{waited} ({_tally(row.causes)})")
+    line = f"flagged {times(row.flagged)}, {first}, in {where}"
+    return shown(f"{line}: {_plural(row.stalls, 'stall')}, {cost}{waited} ({_tally(row.causes)})")
 
 
 def cut(line: str, width: int) -> str:

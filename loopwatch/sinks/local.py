@@ -71,7 +71,7 @@ class LocalSinks:
             from loopwatch.sinks.hang_timer import HangTimer, leftover_hangs
 
             for stall in leftover_hangs(str(setting), self._config.hang_after) if leftovers else ():
-                self._tell_leftover(stall)
+                self._report_leftover(stall)
             self.hang = HangTimer(str(setting), max(self._config.hang_after, self._config.threshold), self._patches)
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class LocalSinks:
             with self._faults.guard("hang"):
                 self.hang.disarm()
 
-    def _tell_leftover(self, stall: Stall) -> None:
+    def _report_leftover(self, stall: Stall) -> None:
         self._faults.say(
             logging.WARNING, "loopwatch: process %d ended while its loop %r was blocked: %s", stall.pid, stall.loop,
             stall.remedy,

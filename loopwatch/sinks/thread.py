@@ -21,15 +21,15 @@ MAX_WAITING = 1000
 
 
 class SinkThread:
-    """Calls ``tell`` with each observation, in a daemon thread that is started with the first one.
+    """Calls ``emit`` with each observation, in a daemon thread that is started with the first one.
 
     Args:
-        tell: diagnoses and emits an observation.
+        emit: diagnoses and emits an observation.
         faults: counts failures.
     """
 
-    def __init__(self, tell: Callable[[Observation], None], faults: Faults) -> None:
-        self._tell = tell
+    def __init__(self, emit: Callable[[Observation], None], faults: Faults) -> None:
+        self._emit = emit
         self._faults = faults
         self._queue: deque[Action] = deque()
         self._changed = threading.Condition()
@@ -50,7 +50,7 @@ class SinkThread:
 
     def put(self, seen: Observation) -> None:
         """Queue an observation; never waits for a sink."""
-        self.do(functools.partial(self._tell, seen))
+        self.do(functools.partial(self._emit, seen))
 
     def do(self, action: Action) -> bool:
         """Queue ``action``; return False if the queue is full or the thread has stopped."""

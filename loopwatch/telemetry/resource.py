@@ -65,8 +65,8 @@ def attributes(environ: Mapping[str, str] | None = None) -> Attributes:
         own["loopwatch.worker.name"] = worker
     if "service.instance.id" in given and is_worker():  # all workers have inherited the same id
         given["service.instance.id"] += f"/{os.getpid()}"
-    told = {**own, **{key: value for key, value in given.items() if key != "service.name"}}
-    return {utf8(key): utf8(value) if isinstance(value, str) else value for key, value in told.items()}
+    merged = {**own, **{key: value for key, value in given.items() if key != "service.name"}}
+    return {utf8(key): utf8(value) if isinstance(value, str) else value for key, value in merged.items()}
 
 
 def given_attributes(text: str) -> dict[str, str]:

@@ -65,7 +65,7 @@ class TelemetryService:
 
     def _renew(self) -> None:
         self.traces = Traces(self.providers.tracer, self.providers.logger)
-        self.waiters = Waiters(current_span_variable, self.traces.begin, self.traces.tell_victims, self._faults)
+        self.waiters = Waiters(current_span_variable, self.traces.begin, self.traces.annotate_waiters, self._faults)
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class LoopDiscovery:
         say: Callable[[str], None],
     ) -> None:
         self._say = say
-        self._trio_told = False
+        self._trio_reported = False
         self._patches = patches
         self._started, self._stopped, self._closing = started, stopped, closing
         self._hooks: list[ListItem] = []
@@ -111,8 +111,8 @@ class LoopDiscovery:
 
     def _patch_trio(self, trio: Any) -> None:
         def run(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if not self._trio_told:
-                self._trio_told = True
+            if not self._trio_reported:
+                self._trio_reported = True
                 self._say("loopwatch: trio is not supported, what trio.run() runs is not watched")
             return original(*args, **kwargs)
 

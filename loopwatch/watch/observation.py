@@ -134,22 +134,22 @@ class Case:
         key: of the block.
         id: of the stall.
         span: span context current in the blocking callback, None if there is none.
-        told: annotated spans: (id of the span, whether in advance).
+        annotated: the annotated spans: (id of the span, whether in advance).
         foreseen: the early diagnosis, made while the block lasted.
         judged: number of samples at the early diagnosis.
-        prepared, told_in_advance: whether the end of the block was prepared for, and whether the spans of callbacks
-            that run before it is detected were annotated; each is done once.
+        prepared, annotated_in_advance: whether the end of the block was prepared for, and whether the spans of
+            callbacks that run before it is detected were annotated; each is done once.
         reached: when the agent's callback scheduled during the block ran (``time.monotonic``), None if it did not.
     """
 
     key: float
     id: str
     span: Any = None
-    told: set[tuple[int, bool]] = field(default_factory=set)
+    annotated: set[tuple[int, bool]] = field(default_factory=set)
     foreseen: Stall | None = None
     judged: int = 0
     prepared: bool = False
-    told_in_advance: bool = False
+    annotated_in_advance: bool = False
     reached: float | None = None
 
 

@@ -134,14 +134,14 @@ class Sampler:
         target = loop.ref()
         if (frame is None and frames) or target is None:
             return None
-        by_handle = loop.probe.handles
+        by_handle = loop.probe.traits.shows_handles
         task = task_info.running_task(target)
         unnamed = task is None and not by_handle
         # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
         base = None if by_handle else loop.heart.base
         stack, handle = stacks.RawStack(()), None
         if frame is not None:
-            stack, handle = stacks.take(frame, base, self._config().max_frames, tell_calls_apart=unnamed)
+            stack, handle = stacks.take(frame, base, self._config().max_frames, mark_calls=unnamed)
         task = task if task is not None else task_info.task_of(handle)
         callback = _reference(handle if by_handle else task)
         if unnamed and stack.frames:

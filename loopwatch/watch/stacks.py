@@ -93,7 +93,7 @@ class RawStack:
 
 
 def take(
-    frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, tell_calls_apart: bool = False
+    frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, mark_calls: bool = False
 ) -> tuple[RawStack, Any]:
     """Return the stack above the loop, and asyncio's running handle, None if not seen.
 
@@ -101,7 +101,7 @@ def take(
         frame: innermost frame of the thread, from :func:`sys._current_frames`.
         base: (id, code) of the innermost frame below the loop's callbacks, where known.
         max_frames: frames kept.
-        tell_calls_apart: whether to find out if the outermost call is new, see :mod:`loopwatch.core.frame_marks`.
+        mark_calls: whether to find out if the outermost call is new, see :mod:`loopwatch.core.frame_marks`.
     """
     outermost: FrameType | None = None
     handle: Any = None
@@ -141,7 +141,7 @@ def take(
         current = current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
     # Callbacks may have neither handle nor task to identify them (uvloop), and frames of two calls the same address.
-    stack.fresh = tell_calls_apart and outermost is not None and mark(outermost)
+    stack.fresh = mark_calls and outermost is not None and mark(outermost)
     return stack, handle
 
 

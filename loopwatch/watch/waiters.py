@@ -60,7 +60,7 @@ class Waiters:
     Args:
         variable: returns the context variable that carries the current span, None while tracing is not in use; cheap.
         begin: receives a block that will be a stall, and its start in seconds since the epoch, before the block ends.
-        tell: annotates the spans of a notice.
+        annotate: annotates the spans of a notice.
         faults: where failures are counted.
     """
 
@@ -68,12 +68,12 @@ class Waiters:
         self,
         variable: Callable[[], Variable | None],
         begin: Callable[[Case, float], object],
-        tell: Callable[[Notice], object],
+        annotate: Callable[[Notice], object],
         faults: Faults,
     ) -> None:
         self._find = variable
         self._begin = begin
-        self._tell = tell
+        self._annotate = annotate
         self._faults = faults
         self._variable: Variable | None = None
         self._jobs: deque[_Job] = deque()
@@ -101,7 +101,7 @@ class Waiters:
                 loop.probe.on_end(None)
             else:
                 loop.pending = loop.pending or Pending(self, loop)
-                loop.probe.on_end(loop.pending.waited if loop.probe.handles else loop.pending.overslept)
+                loop.probe.on_end(loop.pending.waited if loop.probe.traits.ends_first else loop.pending.overslept)
 
     @property
     def in_use(self) -> bool:
@@ -154,7 +154,7 @@ class Waiters:
             return
         start = loop.probe.started(case.key)
         call = functools.partial(pending.reached, case, start, threshold, queue)
-        if not loop.probe.handles:
+        if not loop.probe.traits.ends_first:
             try:
                 target.call_soon_threadsafe(call, context=contextvars.Context())
             except RuntimeError:  # the loop has been closed meanwhile
@@ -182,27 +182,27 @@ class Waiters:
         case.judged = seen
         return case
 
-    def tell_in_advance(self, loop: WatchedLoop, case: Case) -> None:
+    def annotate_in_advance(self, loop: WatchedLoop, case: Case) -> None:
         """Annotate the spans of callbacks that run before the block's end is detected; once a block, any thread."""
-        if loop.probe.handles or case.told_in_advance:
+        if loop.probe.traits.ends_first or case.annotated_in_advance:
             return
-        case.told_in_advance = True
-        self._do(lambda: self._tell_the_ready(loop, case))
+        case.annotated_in_advance = True
+        self._do(lambda: self._annotate_ready(loop, case))
 
-    def _tell_the_ready(self, loop: WatchedLoop, case: Case) -> None:
+    def _annotate_ready(self, loop: WatchedLoop, case: Case) -> None:
         target = loop.ref()
         queue = None if target is None else _queue_of(target)
         if queue is not None and loop.since == case.key:
             start, contexts = loop.probe.started(case.key), _contexts(list(queue), self._variable)
-            self._tell_those(loop, case, start, time.monotonic(), contexts, ongoing=True)
+            self._annotate_contexts(loop, case, start, time.monotonic(), contexts, ongoing=True)
 
     # -- at its end -------------------------------------------------------------------------------------------------
 
     def hand_over(self, loop: WatchedLoop, key: float, start: float, end: float, contexts: tuple[Any, ...]) -> None:
         """Annotate the spans in ``contexts``, and wait for it; on the loop's thread."""
-        self._do(lambda: self._tell_those(loop, loop.case_of(key), start, end, contexts), PATIENCE)
+        self._do(lambda: self._annotate_contexts(loop, loop.case_of(key), start, end, contexts), PATIENCE)
 
-    def _tell_those(
+    def _annotate_contexts(
         self,
         loop: WatchedLoop,
         case: Case,
@@ -216,7 +216,7 @@ class Waiters:
             return
         began, until = _since_the_epoch(start), time.monotonic() + PATIENCE
         for index in range(0, len(contexts), BATCH):
-            self._tell(Notice(case, loop.name, began, end - start, ongoing, contexts[index : index + BATCH]))
+            self._annotate(Notice(case, loop.name, began, end - start, ongoing, contexts[index : index + BATCH]))
             if time.monotonic() >= until:
                 time.sleep(LET_IN)  # the loop's patience is over: it waits only for the GIL
 

@@ -168,7 +168,7 @@ class WatchedLoop:
 
         A pass has room for one heartbeat; if two have run since the pass began, it is long over.
         """
-        return self.probe.handles and self.heart.before_last > self.since
+        return self.probe.traits.dates_passes and self.heart.before_last > self.since
 
     @property
     def rests(self) -> bool:

@@ -295,8 +295,8 @@ class Watcher:
             self.remove((loop,))
             return None
         age = now - since
-        is_told = age >= config.threshold and loop.expectations.at(now) is None
-        loop.blocked_since = since if is_told and not is_typed(loop.episodes.get(since)) else None
+        is_reported = age >= config.threshold and loop.expectations.at(now) is None
+        loop.blocked_since = since if is_reported and not is_typed(loop.episodes.get(since)) else None
         return Suspect(loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
 
     def _collect_and_forget(self, loop: WatchedLoop, now: float) -> None:
@@ -344,7 +344,7 @@ class Watcher:
             samples=0 if episode is None else len(episode.samples),
             is_active=needs_clocks and (self._is_active(loop, now) or since != IDLE),
             is_quiet=loop.quiet,
-            is_exact=loop.probe.handles,
+            is_exact=loop.probe.traits.dates_passes,
             is_traced=self._waiters is not None,
             beat_due=heart.due,
             last_beat=heart.last,
@@ -388,16 +388,16 @@ class Watcher:
             return
         case = waiters.held(loop, since, episode, main_caller(episode).span)
         if case is not None:
-            block = Block(since, loop.probe.started(since), time.monotonic(), shared=loop.probe.handles)
+            block = Block(since, loop.probe.started(since), time.monotonic(), shared=loop.probe.traits.shares_passes)
             seen = self._observation(loop, block, episode, ongoing=True)
-            self._hooks.diagnose_early(seen, case, lambda: waiters.tell_in_advance(loop, case))
+            self._hooks.diagnose_early(seen, case, lambda: waiters.annotate_in_advance(loop, case))
 
     # -- passing on -----------------------------------------------------------------------------------------------
 
     def _announce(self, loop: WatchedLoop, since: float, episode: Episode) -> None:
         episode.announced = True
         now = time.monotonic()
-        block = Block(key=since, start=since, end=now, shared=loop.probe.handles)
+        block = Block(key=since, start=since, end=now, shared=loop.probe.traits.shares_passes)
         if episode.samples:
             block.victims = episode.samples[-1].waiting
         self._hand_on(loop, block, episode, ongoing=True)
@@ -414,9 +414,9 @@ class Watcher:
         if episode.samples and block.victims is not None:
             # Callbacks behind the blocking one in its own pass have run by the time the pass ends.
             block.victims += episode.samples[-1].stack.behind
-            if reached is not None and loop.probe.handles:
+            if reached is not None and loop.probe.traits.ends_first:
                 block.victims -= 1  # the agent's handle ran there, so that one was left for the next pass, and counted
-        if reached is not None and not loop.probe.handles:
+        if reached is not None and not loop.probe.traits.ends_first:
             block.end = max(min(block.end, reached), block.start)  # from then on it waited for the annotation
         expectation = None if episode.announced else loop.expectations.of(block.start, block.end)
         if expectation is None and not episode.announced and is_typed(episode):

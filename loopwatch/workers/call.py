@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loopwatch.core.originals import time
 from loopwatch.errors import NotPicklable
@@ -13,7 +13,6 @@ from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pickling import Payload
 
 if TYPE_CHECKING:
-    from loopwatch.workers.connection import Connection
     from loopwatch.workers.tracing import Trip
 
 TURN = 0.001
@@ -35,6 +34,14 @@ class Outcome(asyncio.Future[Any]):
         if cancelled and given_up is not None:
             given_up()
         return cancelled
+
+
+class Carrier(Protocol):
+    """The connection of the worker that has a call, as far as the call is concerned."""
+
+    @property
+    def pid(self) -> int:
+        """The worker's process id."""
 
 
 class Call:
@@ -76,7 +83,7 @@ class Call:
         """Whether it occupies one of the ``max_queue`` slots."""
         self.is_prepared = False
         """Whether its preparation in slices is over, or was given up."""
-        self.connection: Connection | None = None
+        self.connection: Carrier | None = None
         self.number = 0
         """Its id on ``connection``."""
         self.timer: asyncio.TimerHandle | None = None

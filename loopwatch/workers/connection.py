@@ -364,7 +364,7 @@ class Connection:
     def _bury(self, look_again: float) -> None:
         """Wait for the exit code, handle the worker's remaining frames, and report its death."""
         code = self._launcher.exit_code(self.pid)
-        if code is None and look_again < LAST_LOOK and self._launcher.can_tell():
+        if code is None and look_again < LAST_LOOK and self._launcher.has_exit_codes():
             self._loop.call_later(look_again, self._bury, 2 * look_again)
             return
         if self.timer is not None:

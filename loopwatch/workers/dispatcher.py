@@ -259,22 +259,22 @@ class Dispatcher:
         self._give_room(call)
         if call.waits != NOWHERE:
             self.call_queue.discard(call)
-        elif call.connection is not None and call.number in call.connection.calls:
-            call.connection.skip(call)
+        elif isinstance(connection := call.connection, Connection) and call.number in connection.calls:
+            connection.skip(call)
         if not self._loop.is_closed():
             # A turn later it is visible whether the worker has begun it in the meantime.
             self._loop.call_soon(self._end_given_up, call)
 
     def _end_given_up(self, call: Call) -> None:
-        if call.connection is not None and call.connection.is_in(call):
-            self.supervisor.kill(call.connection, "the call it ran was cancelled")
+        if isinstance(connection := call.connection, Connection) and connection.is_in(call):
+            self.supervisor.kill(connection, "the call it ran was cancelled")
         self.dispatch()
 
     def _timed_out(self, call: Call) -> None:
         call.timer = None
         connection = call.connection
-        if connection is None:
-            return
+        if not isinstance(connection, Connection):
+            return  # it waits
         connection.look()
         if call.number not in connection.calls or connection.started > call.number or call.future.done():
             return  # it ended in time
@@ -362,11 +362,11 @@ class Dispatcher:
 
     def on_event(self, kind: str, pid: int | None, detail: str = "") -> None:
         """Call the user's ``on_event``."""
-        told = self._options.on_event
-        if told is None:
+        callback = self._options.on_event
+        if callback is None:
             return
         try:
-            told(PoolEvent(kind, self._options.name, pid, detail, time.time()))
+            callback(PoolEvent(kind, self._options.name, pid, detail, time.time()))
         except Exception as exc:  # noqa: BLE001 - code of the program
             log.write(logging.ERROR, "loopwatch: on_event of %s failed", self._options.name, error=exc)
 

@@ -149,7 +149,7 @@ class Spawner:
             del self._children[pid]
         return code
 
-    def can_tell(self) -> bool:
+    def has_exit_codes(self) -> bool:
         """Whether exit codes are still available."""
         return True
 
@@ -185,14 +185,14 @@ class _Server:
         self.is_gone = False
         with ExitStack() as stack:
             self.control, theirs = (stack.enter_context(end) for end in socket.socketpair())
-            self.statuses, telling = (stack.enter_context(end) for end in socket.socketpair())
+            self.statuses, reports = (stack.enter_context(end) for end in socket.socketpair())
             self.control.settimeout(PATIENCE)
             self.statuses.setblocking(False)
-            call = f"serve_forks({theirs.fileno()}, {telling.fileno()}, {preload!r})"
-            self.process = _spawn(call, (theirs.fileno(), telling.fileno()))
+            call = f"serve_forks({theirs.fileno()}, {reports.fileno()}, {preload!r})"
+            self.process = _spawn(call, (theirs.fileno(), reports.fileno()))
             stack.pop_all()
         theirs.close()
-        telling.close()
+        reports.close()
         self._finalizer = weakref.finalize(self, _end_server, self.process, self.control, self.statuses)
         self._finalizer.atexit = False
 
@@ -282,15 +282,15 @@ class ForkServer:
         server = self._server
         if server is not None:
             try:
-                while told := server.statuses.recv(STATUS.size * 64):
-                    for ended, status in STATUS.iter_unpack(told):
+                while statuses := server.statuses.recv(STATUS.size * 64):
+                    for ended, status in STATUS.iter_unpack(statuses):
                         self._codes[ended] = os.waitstatus_to_exitcode(status)
                 server.is_gone = True
             except OSError:  # nothing more, or another thread has just closed it
                 pass
         return self._codes.pop(pid, None)
 
-    def can_tell(self) -> bool:
+    def has_exit_codes(self) -> bool:
         """Whether exit codes are still available: not if the server has ended, too."""
         return self._server is not None and not self._server.is_gone
 

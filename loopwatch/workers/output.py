@@ -168,7 +168,7 @@ class _Tap:
             return None
         lines, newline, rest = data.rpartition(b"\n")
         if newline:
-            self._tell(b"".join((*self._begun, lines)))
+            self._write_lines(b"".join((*self._begun, lines)))
             self._begun, self._size = [], 0
         if rest:
             self._begun.append(rest)
@@ -179,10 +179,10 @@ class _Tap:
 
     def _end_line(self) -> None:
         if self._begun:
-            self._tell(b"".join(self._begun))
+            self._write_lines(b"".join(self._begun))
             self._begun, self._size = [], 0
 
-    def _tell(self, lines: bytes) -> None:
+    def _write_lines(self, lines: bytes) -> None:
         self.writer.put(b"".join((self._prefix, lines.replace(b"\n", b"\n" + self._prefix), b"\n")))
 
 

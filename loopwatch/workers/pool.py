@@ -408,17 +408,17 @@ class WorkerPool:
 
     def reading(self) -> PoolReading:
         """Return the statistics, and how long calls waited and ran; callable from any thread."""
-        told: dict[str, Any] = {"max_workers": self._options.most, "created_at": self._place, "closed": self._closing}
+        common: dict[str, Any] = {"max_workers": self._options.most, "created_at": self._place, "closed": self._closing}
         found = self._dispatcher
         if found is None:
-            return self._stats.reading(self.name, **told)
+            return self._stats.reading(self.name, **common)
         return self._stats.reading(
             self.name,
             found.supervisor.connections,
             found.supervisor.alive,
             queued=len(found.call_queue),
             decoding=len(found.results),
-            **told,
+            **common,
         )
 
 

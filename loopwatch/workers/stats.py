@@ -104,7 +104,7 @@ class PoolCounts:
         *,
         queued: int = 0,
         decoding: int = 0,
-        **told: Any,
+        **fields: Any,
     ) -> PoolReading:
         """Return all statistics of the pool as one record.
 
@@ -113,7 +113,7 @@ class PoolCounts:
             connections: to its workers.
             alive: seconds that its workers have lived, in total.
             queued, decoding: waiting calls; calls whose result is being unpickled.
-            **told: further fields of :class:`PoolStats`.
+            **fields: further fields of :class:`PoolStats`.
         """
         now = time.monotonic()
         connections = list(connections)
@@ -135,7 +135,7 @@ class PoolCounts:
             crashes=dict(self.crashes),
             encoding=self._encoding,
             decoding=self._decoding,
-            **told,
+            **fields,
         )
         return PoolReading(stats, times.waits, times.runs)
 

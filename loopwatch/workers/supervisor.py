@@ -384,25 +384,25 @@ def _start_workers(
     """Start workers one after the other; blocking, so it runs in a thread."""
     for number in range(count):
         launched: launch.Launched | None = None
-        tell: tuple[Any, ...]
+        report: tuple[Any, ...]
         try:
             setup, prepare = _setup(options)
             launched = launcher.start()
-            tell = ("on_started", launched, setup, prepare)
+            report = ("on_started", launched, setup, prepare)
         except BaseException as exc:  # noqa: BLE001 - reported to the pool
-            tell = ("on_not_started", count - number, exc)
+            report = ("on_not_started", count - number, exc)
         supervisor = crew_ref()
         try:
             if supervisor is None:
                 raise RuntimeError("nobody needs it")
-            loop.call_soon_threadsafe(getattr(supervisor, tell[0]), *tell[1:])
+            loop.call_soon_threadsafe(getattr(supervisor, report[0]), *report[1:])
         except RuntimeError:  # or the loop is closed
             if launched is not None:
                 launched.close()
             return
         if launched is None:
             return
-        del supervisor, tell
+        del supervisor, report
 
 
 def _setup(options: PoolOptions) -> tuple[bytes, list[pickling.Payload]]:

@@ -56,7 +56,7 @@ class ThreadCall(Call):
         self.over = False
         """Whether it has ended, or its result is not wanted any more."""
 
-    def tell(self, result: Any, error: BaseException | None, *, even_if_unheard: bool = False) -> None:
+    def settle(self, result: Any, error: BaseException | None, *, even_if_unheard: bool = False) -> None:
         """Set the future, on its loop's thread; if that loop is closed, nothing waits."""
         if asyncio._get_running_loop() is self.loop:
             self._settle(result, error, even_if_unheard)
@@ -311,7 +311,7 @@ class ThreadBackend:
             call.over = True
             call.sent = None
             self._counts["failed"] += 1
-            call.tell(None, type(error)(*error.args), even_if_unheard=True)
+            call.settle(None, type(error)(*error.args), even_if_unheard=True)
             self._give_room(call)
 
     def _leave(self, call: ThreadCall) -> bool:
@@ -415,7 +415,7 @@ class ThreadBackend:
                 self._idle.append(thread)
             self._dispatch()
         if goes_on:
-            call.tell(result, error)
+            call.settle(result, error)
         return goes_on
 
     # -- on the caller's loop -------------------------------------------------------------------------------------
@@ -467,14 +467,14 @@ class ThreadBackend:
         with self._lock:
             self._closed = True
             for call in self._outside:
-                call.tell(None, PoolClosed(*error.args), even_if_unheard=True)
+                call.settle(None, PoolClosed(*error.args), even_if_unheard=True)
             self._outside.clear()
             if force:
                 self._refuse(error, self._call_queue.clear())
                 for running in [thread.call for thread in self._supervisor]:
                     if running is not None and self._leave(running):
                         self._counts["failed"] += 1
-                        running.tell(None, PoolClosed(*error.args), even_if_unheard=True)
+                        running.settle(None, PoolClosed(*error.args), even_if_unheard=True)
             self._dispatch()
             if not self._supervisor:  # all allowed threads still run calls that were given up
                 self._refuse(error, self._call_queue.clear())

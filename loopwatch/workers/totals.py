@@ -10,10 +10,8 @@ import threading
 import weakref
 
 from loopwatch.core.process_state import one
-from loopwatch.events import PlaceStats
+from loopwatch.events import DESTINATIONS, PlaceStats
 
-PLACES = ("inline", "thread", "process", "backend")
-"""Destinations of calls; anything that is neither a thread nor a process of this machine is a backend."""
 _MANY = 64
 """Number of open totals above which those of collected owners are folded."""
 
@@ -22,7 +20,7 @@ class CallTotals:
     """Call time totals of one pool, thread backend or function, in seconds; written by one thread at a time.
 
     Attributes:
-        place: the destination, one of :data:`PLACES`.
+        place: the destination, one of :data:`loopwatch.events.DESTINATIONS`.
         calls: calls submitted directly, not through a known function.
         run: how long calls ran.
         trip: their overhead on top of that.
@@ -59,8 +57,8 @@ class _Totals:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.open: list[CallTotals] = []
-        self.past = {place: CallTotals(place) for place in PLACES}
-        self.saved = dict.fromkeys(PLACES, 0.0)
+        self.past = {place: CallTotals(place) for place in DESTINATIONS}
+        self.saved = dict.fromkeys(DESTINATIONS, 0.0)
 
     def fold(self) -> None:
         """Fold the totals of collected owners into ``past``; call it with the lock held."""
@@ -73,7 +71,7 @@ class _Totals:
         self.lock = threading.Lock()
         for spent in (*self.open, *self.past.values()):
             spent.calls, spent.run, spent.trip, spent.held = 0, 0.0, 0.0, 0.0
-        self.saved.update(dict.fromkeys(PLACES, 0.0))
+        self.saved.update(dict.fromkeys(DESTINATIONS, 0.0))
 
 
 _totals = one(_Totals)
@@ -98,7 +96,7 @@ def places() -> tuple[PlaceStats, ...]:
     with _totals.lock:
         _totals.fold()
         found = []
-        for place in PLACES:
+        for place in DESTINATIONS:
             total = CallTotals(place)
             for spent in (_totals.past[place], *(each for each in _totals.open if each.place == place)):
                 total.add(spent)

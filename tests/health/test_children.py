@@ -449,7 +449,7 @@ def test_whoever_is_aborted_has_crashed(monitor: Monitor) -> None:
     assert children(monitor).crashes == {"SIGKILL": 1}
 
 
-def test_a_group_is_told_to_end_as_one(monitor: Monitor) -> None:
+def test_a_group_is_asked_to_end_as_one(monitor: Monitor) -> None:
     """``killpg`` tells those of the group and nobody else; a signal that is a question does not tell anybody to end."""
     group = subprocess.Popen(sleeps(), start_new_session=True)
     other = subprocess.Popen(("/bin/sh", "-c", "kill -TERM $$; sleep 60"))
@@ -505,7 +505,7 @@ def test_taken_back_in_any_order(monitor: Monitor) -> None:
 
 
 def test_one_that_is_noted_twice_is_one(monitor: Monitor) -> None:
-    """By ``os.fork`` and by what calls it: whoever has seen the first note hears that it was told to end."""
+    """By ``os.fork`` and by what calls it: whoever has seen the first note hears that it was asked to end."""
     process_hooks = monitor.process_hooks
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
     noted = process_hooks._note

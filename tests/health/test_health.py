@@ -26,7 +26,7 @@ situations = st.builds(
     oom_killed=st.none() | st.booleans(),
     executor=st.sampled_from(Executor),
     executor_for=seconds,
-    told_to_end=st.booleans(),
+    asked_to_end=st.booleans(),
     ready=st.none() | st.booleans(),
     calls=st.none() | st.integers(0, 5),
     task=st.none() | st.just("app:resize"),
@@ -80,7 +80,7 @@ CASES = [
     (Situation(calls=2, still_for=59.9, running_for=100), WorkerState.BUSY, ""),
     (Situation(calls=2, still_for=100, running_for=59.9), WorkerState.BUSY, ""),
     (Situation(calls=1, ready=False, age=3), WorkerState.STARTING, "it was started 3.0 s ago and is not ready yet"),
-    (Situation(calls=1, told_to_end=True), WorkerState.STOPPING, "it was told to end"),
+    (Situation(calls=1, asked_to_end=True), WorkerState.STOPPING, "it was asked to end"),
     (
         BUSY, WorkerState.HUNG,
         "it has run app:resize for 75 s and has used neither processor nor I/O for 70 s; its state is S",

@@ -49,7 +49,7 @@ def test_each_state_and_in_which_order() -> None:
         "zombie": {"zombie": True},
         "dead": {"alive": False},
         "orphan": {"executor": Executor.SHUT_DOWN, "executor_for": states.GRACE},
-        "stopping": {"told_to_end": True},
+        "stopping": {"asked_to_end": True},
         "starting": {"ready": False},
         "hung": {"calls": 1, "still_for": 60.0, "running_for": 60.0},
     }

@@ -64,7 +64,7 @@ CLOSES_ALL = """
         pool.submit(len, "ab").result()
     url = agent().snapshot().agent.prometheus
     urllib.request.urlopen(url).read()
-    until(lambda: agent()._parts.telemetry.providers._private._exporter.told)
+    until(lambda: agent()._parts.telemetry.providers._private._exporter.exported)
     del pool
     gc.collect()  # what the standard library would close later
     highest = max(map(int, os.listdir("/proc/self/fd")))

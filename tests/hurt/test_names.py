@@ -48,7 +48,7 @@ NAMES = r"""
     exporter = agent._parts.telemetry.providers._private._exporter
     loopwatch.uninstall()
     say(errors=[each.name for each in heard if each.levelname == "ERROR" or not each.name.startswith("loopwatch")],
-        told=bool(exporter.told), dropped=sum(exporter.dropped.values()), faults=agent.snapshot().agent.faults,
+        told=bool(exporter.exported), dropped=sum(exporter.dropped.values()), faults=agent.snapshot().agent.faults,
         scraped=text.count(r'pool_name="caf\\udce9"') > 3 and r'error_type="__main__.caf\\udce9"' in text)
 """
 

@@ -184,7 +184,7 @@ async def test_a_backend_may_be_given() -> None:
     assert isinstance(own, loopwatch.Backend)
     function = loopwatch.offload(to=own)(offloaded.add.inline)
     assert await function(1, right=2) == ("own", (1,), {"right": 2})
-    assert function.explain().endswith("runs on own: as it was told")
+    assert function.explain().endswith("runs on own: as configured")
 
 
 async def test_second_loop_in_another_thread() -> None:

@@ -19,7 +19,7 @@ def test_the_first_are_told_apart() -> None:
     """With room for two, the third is told together with all that follow."""
     found = places(2)
     assert [found.name((name,), 1.0) for name in "abcd"] == [("a",), ("b",), OTHER, OTHER]
-    assert found.told == [("a",), ("b",), OTHER]
+    assert found.exported == [("a",), ("b",), OTHER]
 
 
 def test_one_that_happens_once_takes_no_place() -> None:
@@ -52,7 +52,7 @@ def test_a_lasting_place_is_given_up_by_those_that_are_over() -> None:
         assert found.name(("b",), 100.0) == OTHER
         found.settle()
     found.leave([("a",)])
-    assert found.told == [("a",), OTHER], "what it counted is told until somebody needs its place"
+    assert found.exported == [("a",), OTHER], "what it counted is told until somebody needs its place"
     found.settle()
     assert found.name(("b",), 1.0) == ("b",)
     assert found.taken == {("b",)}
@@ -113,7 +113,7 @@ def test_fewer_places_at_run_time() -> None:
     found.most = 0
     found.settle()
     assert found.name(("a",), 1.0) == OTHER
-    assert found.told == [OTHER]
+    assert found.exported == [OTHER]
 
 
 @given(
@@ -131,7 +131,7 @@ def test_whatever_happens_series_are_few_and_grow(most: int, events: list[tuple[
             found.settle()
         totals.add(found.name((name,), weight), (1, weight))
         whole += weight
-        assert len(found.told) <= most + 1
+        assert len(found.exported) <= most + 1
         now = {key: (times, seconds) for (key, times), (_, seconds) in zip(
             totals.of(totals.names, 0), totals.of(totals.names, 1), strict=True
         )}  # fmt: skip

@@ -34,7 +34,7 @@ def records(told: Told) -> StallRecords:
 def test_a_record_says_what_the_log_line_says(told: Told) -> None:
     """Event name, severity, body, attributes, times and trace context are those of the stall."""
     stall, span = make_stall(victims=3), SpanContext(7, 8, is_remote=False, trace_flags=TraceFlags(1))
-    assert records(told).tell(stall, span)
+    assert records(told).emit(stall, span)
     (record,) = told.records()
     assert record.event_name == "asyncio.eventloop.stall"
     assert record.severity_number is SeverityNumber.WARN
@@ -52,7 +52,7 @@ def test_a_record_outside_any_trace_has_none(told: Told) -> None:
     other = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1))
     token = context.attach(trace.set_span_in_context(NonRecordingSpan(other)))
     try:
-        records(told).tell(make_stall())
+        records(told).emit(make_stall())
     finally:
         context.detach(token)
     (record,) = told.records()
@@ -82,7 +82,7 @@ def test_a_function_that_keeps_blocking_is_a_record_too(agent: Agent, told: Told
 
 def test_without_a_provider_there_is_no_record() -> None:
     """No logger: nothing is made."""
-    assert not StallRecords(lambda: None).tell(make_stall())
+    assert not StallRecords(lambda: None).emit(make_stall())
 
 
 def test_an_exporter_that_raises_hurts_nobody(

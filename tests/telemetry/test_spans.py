@@ -99,7 +99,7 @@ def test_a_block_outside_any_trace_is_a_root(agent: Agent, told: Told, run: Run)
 
 def test_the_attributes_are_these(told: Told) -> None:
     """A span says all that a stall knows, under the names of the semantic conventions where they have one."""
-    context = traces(told).spans.tell(in_trace(victims=17, uncertainty=0.004, task="t", coroutine="handle", thread="M"))
+    context = traces(told).spans.emit(in_trace(victims=17, uncertainty=0.004, task="t", coroutine="handle", thread="M"))
     found = told.span()
     assert context == found.context
     assert found.attributes == {
@@ -133,7 +133,7 @@ def test_the_attributes_are_these(told: Told) -> None:
 def test_a_request_that_is_not_sampled_gives_no_span(told: Told) -> None:
     """The flags of the parent decide, whatever the provider's sampler says."""
     spans = traces(told).spans
-    assert spans.tell(in_trace(), parent(sampled=False)) is None
+    assert spans.emit(in_trace(), parent(sampled=False)) is None
     assert spans.begin("other", T0, parent(sampled=False)) is None
     assert told.spans() == []
 
@@ -141,7 +141,7 @@ def test_a_request_that_is_not_sampled_gives_no_span(told: Told) -> None:
 def test_a_sampler_that_drops_all_gives_no_span() -> None:
     """A root is left to the program's sampler."""
     told = Told(ratio(0.0))
-    assert traces(told).spans.tell(make_stall()) is None
+    assert traces(told).spans.emit(make_stall()) is None
     assert told.spans() == []
     told.close()
 
@@ -151,7 +151,7 @@ def test_what_is_current_where_it_is_told_is_not_the_parent(told: Told) -> None:
     other = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1))
     token = context.attach(trace.set_span_in_context(NonRecordingSpan(other)))
     try:
-        traces(told).tell(make_stall())
+        traces(told).emit_stall(make_stall())
     finally:
         context.detach(token)
     assert told.span().parent is None
@@ -190,13 +190,13 @@ def test_a_storm_is_held_back(told: Told) -> None:
     all_.spans.allowance = Allowance(SPANS_A_MINUTE, lambda: clock[0])
     all_.records.allowance = Allowance(SPANS_A_MINUTE, lambda: clock[0])
     for number in range(1000):
-        all_.tell(make_stall(number), parent())
+        all_.emit_stall(make_stall(number), parent())
     assert len(told.spans()) == len(told.records()) == SPANS_A_MINUTE == 100
     assert all_.held_back() == {"traces": 900, "logs": 900}
     assert all("loopwatch.stall.held_back" not in (each.attributes or {}) for each in told.spans())
     clock[0] = 30.0
     for number in range(1000, 1100):
-        all_.tell(make_stall(number), parent())
+        all_.emit_stall(make_stall(number), parent())
     assert len(told.spans()) == len(told.records()) == 150
     assert (told.spans()[100].attributes or {})["loopwatch.stall.held_back"] == 900
     assert told.records()[100].attributes["loopwatch.stall.held_back"] == 900
@@ -209,7 +209,7 @@ def test_what_others_link_to_is_the_span_that_is_told(told: Told) -> None:
     early = spans.begin("s0", T0, parent())
     assert early is not None
     assert spans.begin("s0", T0, parent()) == early
-    assert spans.tell(make_stall()) == early
+    assert spans.emit(make_stall()) == early
     assert spans.begin("s0", T0, parent()) == early
     assert told.span().context == early
     assert told.span().parent is not None
@@ -229,9 +229,9 @@ def test_what_never_became_a_stall_is_never_told(told: Told) -> None:
 def test_without_a_provider_nothing_is_done() -> None:
     """No tracer, no logger: a stall costs a look."""
     nobody = Traces(lambda: None, lambda: None)
-    nobody.tell(in_trace())
+    nobody.emit_stall(in_trace())
     assert nobody.spans._known == {}
-    assert StallSpans(lambda: None).tell(make_stall()) is None
+    assert StallSpans(lambda: None).emit(make_stall()) is None
 
 
 def test_no_values_leave_the_process(agent: Agent, told: Told, run: Run) -> None:

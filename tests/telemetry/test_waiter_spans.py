@@ -221,7 +221,7 @@ def test_a_storm_is_held_back(told: Told) -> None:
     for number in range(60):
         theirs = tuple(trace.set_span_in_context(span) for span in spans[20 * number : 20 * number + 20])
         notice = Notice(Case(float(number), f"s{number}"), "main", time.time(), 0.3, False, theirs)
-        traces.tell_victims(notice)
+        traces.annotate_waiters(notice)
     for span in spans:
         span.end()
     assert sum(len(events(span)) for span in told.spans("waiting")) == EVENTS_A_MINUTE == 1000
@@ -352,7 +352,7 @@ def test_the_loop_does_not_wait_for_a_thread_that_is_stuck(agent: Agent, told: T
     """A span processor that never returns costs the loop nothing but its patience: it goes on meanwhile."""
     gone_on = threading.Event()
     stuck: list[bool] = []
-    agent._parts.telemetry.waiters._tell = lambda _notice: stuck.append(gone_on.wait(20))
+    agent._parts.telemetry.waiters._annotate = lambda _notice: stuck.append(gone_on.wait(20))
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):
@@ -377,7 +377,7 @@ def test_a_failure_is_counted_and_hurts_nobody(
     def fail(_notice: object) -> None:
         raise LookupError("nowhere")
 
-    agent._parts.telemetry.waiters._tell = fail
+    agent._parts.telemetry.waiters._annotate = fail
 
     async def sleeper() -> None:
         with told.tracer.start_as_current_span("sleeper"):

@@ -213,7 +213,7 @@ def test_new_calls_are_told_apart() -> None:
             handler(stand)
 
         with standing(below) as frame:
-            fresh = [take(frame, base[0], 50, tell_calls_apart=True)[0].fresh for _ in range(3)]
+            fresh = [take(frame, base[0], 50, mark_calls=True)[0].fresh for _ in range(3)]
             assert not take(frame, base[0], 50)[0].fresh
         assert fresh == [True, False, False]
 

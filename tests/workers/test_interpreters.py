@@ -175,7 +175,7 @@ def test_decorated_functions(library: None, run: Run) -> None:
                 assert await call == expected
             moved = loopwatch.offload(to=backend)(inside.count)
             assert await moved() + await moved() >= 2
-            assert moved.explain().endswith("runs on interpreters: as it was told")
+            assert moved.explain().endswith("runs on interpreters: as configured")
 
     run(main())
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import loopwatch
-from loopwatch.events import PlaceStats
+from loopwatch.events import DESTINATIONS, PlaceStats
 from loopwatch.workers import totals
 from loopwatch.workers.thread_backend import ThreadBackend
 from loopwatch.workers.totals import CallTotals, places, totals_of
@@ -26,7 +26,7 @@ def nap(seconds: float) -> float:
 
 
 def now() -> dict[str, PlaceStats]:
-    found = {place: PlaceStats(place) for place in totals.PLACES}
+    found = {place: PlaceStats(place) for place in DESTINATIONS}
     return found | {each.place: each for each in places()}
 
 

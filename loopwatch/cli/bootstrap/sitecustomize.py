@@ -42,7 +42,7 @@ class _OnceAsyncioIsWanted:
             sys.meta_path[sys.meta_path.index(self)] = finder
             return finder.find_spec(name, path, target)
         except Exception as exc:
-            _tell(exc)
+            _print_error(exc)
             return None
 
 
@@ -50,12 +50,12 @@ def _install(_asyncio: object) -> None:
     try:
         from loopwatch._installed import install_when_needed
 
-        install_when_needed(_tell)
+        install_when_needed(_print_error)
     except Exception as exc:
-        _tell(exc)
+        _print_error(exc)
 
 
-def _tell(exc: Exception) -> None:
+def _print_error(exc: Exception) -> None:
     if sys.stderr is None:
         return
     why = " ".join(str(exc).split()) or type(exc).__name__

@@ -48,7 +48,7 @@ class Birth:
         name: what it runs, without arguments; empty if unknown.
         executes: whether it executes another program, whose exit code is a result; else it is a copy of this process.
         remote: whether another process is its parent, such as a fork server.
-        told: whether the program requested its end.
+        asked: whether the program requested its end.
         aborted: whether the program sent it SIGABRT, as supervisors do to an unresponsive process.
         exitcode: negative for the number of a signal; None until it is reaped.
         ended_at: when it was reaped.
@@ -62,7 +62,7 @@ class Birth:
     name: str = ""
     executes: bool = False
     remote: bool = False
-    told: bool = False
+    asked: bool = False
     aborted: bool = False
     exitcode: int | None = None
     ended_at: float | None = None
@@ -222,7 +222,7 @@ class ProcessHooks:
                 if args[1] == signal.SIGABRT:
                     self._aborted(args[0])
                 else:
-                    self._told_to_end(args[0], group=original.__name__ == "killpg")
+                    self._asked_to_end(args[0], group=original.__name__ == "killpg")
         return original(*args, **kwargs)
 
     def _aborted(self, pid: int) -> None:
@@ -230,7 +230,7 @@ class ProcessHooks:
         if birth is not None:
             birth.aborted = True
 
-    def _told_to_end(self, target: Any, *, group: bool) -> None:
+    def _asked_to_end(self, target: Any, *, group: bool) -> None:
         if target > 0 and not group:
             self._told(target)
             return
@@ -242,7 +242,7 @@ class ProcessHooks:
     def _told(self, pid: int) -> None:
         birth = self._child(pid)
         if birth is not None and peek(pid) is None:  # supervisors also kill children that have just died
-            birth.told = True
+            birth.asked = True
 
     def _child(self, pid: int) -> Birth | None:
         """Return the record of a process that gets a signal, None if it is no child of this process."""
@@ -373,7 +373,7 @@ class ProcessHooks:
             self._isolated(protocol, note)
             return original(*args, **kwargs)
 
-        def telling(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def asking(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             process: Any = getattr(original, "__self__", None)
 
             def note() -> None:
@@ -387,7 +387,7 @@ class ProcessHooks:
             self._patches.around(uvloop.Loop, name, started)
         self._patches.around(subprocess.SubprocessStreamProtocol, "process_exited", exiting)
         for name in ("send_signal", "terminate", "kill"):
-            self._patches.around(subprocess.Process, name, telling)
+            self._patches.around(subprocess.Process, name, asking)
 
 
 def peek(pid: int) -> int | None:

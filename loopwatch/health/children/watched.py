@@ -172,7 +172,7 @@ class Children:
     def _ended(
         self, pid: int, birth: Birth | None, code: int | None, *, now: float, oom: bool | None = None, name: str = ""
     ) -> None:
-        crashed = code is not None and code != 0 and not (birth is not None and _as_told(birth, code))
+        crashed = code is not None and code != 0 and not (birth is not None and _as_requested(birth, code))
         reason = crash_reason(code, oom) if crashed else None
         if reason is not None:
             self._crashes[reason] += 1
@@ -236,12 +236,12 @@ def _words(verdict: Verdict, name: str, birth: Birth | None) -> str:
     return "; ".join(part for part in (name, verdict.reason, made) if part)
 
 
-def _as_told(birth: Birth, code: int) -> bool:
+def _as_requested(birth: Birth, code: int) -> bool:
     """Whether it ended on request, by the signal or by itself after it; not if it was aborted before."""
-    return birth.told and not birth.aborted and (code >= 0 or crash_reason(code) in _TOLD)
+    return birth.asked and not birth.aborted and (code >= 0 or crash_reason(code) in _REQUESTED)
 
 
-_TOLD = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGHUP")
+_REQUESTED = ("SIGTERM", "SIGKILL", "SIGINT", "SIGQUIT", "SIGHUP")
 
 
 def _helpers() -> set[int]:

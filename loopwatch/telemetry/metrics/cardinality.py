@@ -70,7 +70,7 @@ class Places:
         return len(self._ever) < self.most
 
     @property
-    def told(self) -> list[Key]:
+    def exported(self) -> list[Key]:
         """All names that are exported now."""
         taken = self.taken
         return [*sorted(taken), *sorted(self.shared - taken)]

@@ -141,9 +141,9 @@ LOOPS = (
         question="How long does something that arrives now wait until the loop turns to it?",
         is_not="Not the length of stalls: a probe beats every 50 ms while the loop is busy and once a second while "
         "it is idle, so a block of 300 ms is one value between 250 and 300 ms. A stall that lies between two beats "
-        "of an idle loop counts as a value of its length less half a beat; shorter blocks there are missed. Told over "
+        "of an idle loop counts as a value of its length less half a beat; shorter blocks there are missed. Over "
         "OTLP, values are right to 5 percent, and of more than 500 values of a loop in one interval an even "
-        "sample of 500 is told.",
+        "sample of 500 is exported.",
         example="A service with `heartbeat=0.05` records about 20 values a second; with a 200 ms block a minute, one "
         "of its 1,200 values falls into the bucket up to 0.25.",
     ),
@@ -254,8 +254,8 @@ LOOPS = (
         MAX_CULPRITS + 4,
         question="What blocks the loop, why, and how often?",
         is_not="Not all slow code: only what held the loop for longer than `threshold` at a stretch. Culprits with "
-        "the most blocked time are told apart; `other` has the rest. One that gives up its place to a heavier "
-        "one goes on in `other`, so rates are always right, and the total of its own series is found again "
+        "the most blocked time have series of their own; `other` has the rest. One that gives up its place to a "
+        "heavier one goes on in `other`, so rates are always right, and the total of its own series is found again "
         "when it comes back.",
         example='{loopwatch_cause="io", loopwatch_culprit="app.users:load"} grows by 3 a minute: that function '
         "reads a socket or file on "
@@ -269,7 +269,7 @@ LOOPS = (
         (LOOP, CAUSE, CULPRIT),
         MAX_CULPRITS + 4,
         question="Which culprit costs the most, and what share of the time is the loop blocked?",
-        is_not="Not told before a stall is over: a hang shows in `asyncio.eventloop.blocked_for` until then.",
+        is_not="Not counted before a stall is over: a hang shows in `asyncio.eventloop.blocked_for` until then.",
         example="Grows by 6 within a minute: the loop was blocked for 10 percent of it.",
     ),
     Metric(
@@ -293,7 +293,7 @@ LOOPS = (
         _LOOPS,
         question="Does the loop hang at this moment?",
         is_not="Not history: most scrapes see 0 even where stalls are frequent. A hang that keeps the GIL keeps this "
-        "from being told as well: the target is absent then.",
+        "from being exported as well: the target is absent then.",
         example="12.5: nothing has run on this loop for 12.5 s; the log has the stack.",
     ),
     Metric(
@@ -401,8 +401,8 @@ POOLS = (
         5,
         TASK_BOUNDS,
         question="Is the pool large enough?",
-        is_not="Not told apart for more than 4 pools. Told over OTLP, values are right to 5 percent, and of more "
-        "than 500 tasks of a pool in one interval an even sample of 500 is told: use "
+        is_not="No series of its own for more than 4 pools. Over OTLP, values are right to 5 percent, and of more than "
+        " 500 tasks of a pool in one interval an even sample of 500 is exported: use "
         "`loopwatch.pool.completed` for rates.",
         example="90 percent below 0.001 and a few up to 10: workers are free but for bursts.",
     ),
@@ -650,11 +650,11 @@ AGENT = (
         "loopwatch.agent.dropped",
         "{item}",
         Kind.COUNTER,
-        "What was not told: queue full, a storm of stalls, an export that failed.",
+        "What was not emitted: queue full, a storm of stalls, an export that failed.",
         (SIGNAL,),
         4,
         question="Is something missing from what I see?",
-        is_not="Not lost figures: metrics are totals, and the next export that succeeds tells all of them.",
+        is_not="Not lost figures: metrics are totals, and the next export that succeeds carries all of them.",
         example='{loopwatch_agent_signal="traces"} 500: the collector was away for so long that 500 spans found no '
         "room.",
     ),

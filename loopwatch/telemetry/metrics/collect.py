@@ -77,9 +77,9 @@ class Collector:
         self._pools.collect(inputs.pools, points, spreads, pause)
         self._offload.collect(inputs.snapshot, points)
         pause()
-        self._tell_findings(inputs.snapshot, points)
-        self._tell_interpreter(inputs, points)
-        self._tell_agent(inputs, points)
+        self._add_findings(inputs.snapshot, points)
+        self._add_interpreter(inputs, points)
+        self._add_agent(inputs, points)
         for part in (self._loops, self._stalls, self._pools, self._offload, self._faults):
             part.settle()
         return Reading(
@@ -88,7 +88,7 @@ class Collector:
             {name: found for name, found in spreads.items() if found},
         )
 
-    def _tell_findings(self, snapshot: Snapshot, points: Points) -> None:
+    def _add_findings(self, snapshot: Snapshot, points: Points) -> None:
         kinds: dict[Key, float] = {}
         for finding in snapshot.findings:
             kinds[(finding.kind,)] = kinds.get((finding.kind,), 0) + 1
@@ -99,7 +99,7 @@ class Collector:
             flagged[key] = flagged.get(key, 0.0) + function.blocked
         points["loopwatch.flagged"] = gathered(flagged, BY_NAME["loopwatch.flagged"].sets)
 
-    def _tell_interpreter(self, inputs: Inputs, points: Points) -> None:
+    def _add_interpreter(self, inputs: Inputs, points: Points) -> None:
         if inputs.snapshot.tasks is not None:
             points["asyncio.tasks"] = (Point((), inputs.snapshot.tasks),)
         names = ("collections", "collected_objects", "uncollectable_objects")
@@ -108,7 +108,7 @@ class Collector:
                 Point((str(generation),), counts[at]) for generation, counts in enumerate(inputs.collections[:3])
             )
 
-    def _tell_agent(self, inputs: Inputs, points: Points) -> None:
+    def _add_agent(self, inputs: Inputs, points: Points) -> None:
         agent = inputs.snapshot.agent
         spent = max(agent.cpu - self._cpu_before, 0.0)  # the clock of a thread is lost when it ends
         self._cpu_before = agent.cpu

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-from loopwatch.events import LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState, culprit_key
+from loopwatch.events import DESTINATIONS, LagStats, LoopStats, PoolStats, Snapshot, Stall, WorkerState, culprit_key
 from loopwatch.health.records import PoolReading
 from loopwatch.telemetry.metrics.attributes import utf8
 from loopwatch.telemetry.metrics.cardinality import Growth, Key, Places, Spans, Totals, foremost
@@ -89,7 +89,7 @@ class Counted:
 
     def points(self) -> tuple[Point, ...]:
         """Return the totals of the exported series."""
-        return points_of(self._totals.of(self._places.told))
+        return points_of(self._totals.of(self._places.exported))
 
 
 # -- loops ------------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Loops:
             by_name.setdefault(self.count(loop), []).append(loop.stats)
             pause()
         self._collect_now(by_name, points)
-        names = self._places.told
+        names = self._places.exported
         spreads["asyncio.eventloop.lag"] = tuple(Spread(name, found) for name, found in self._spans.of(names))
         for at, metric in ((_PASSES, "passes"), (_CALLBACKS, "callbacks"), (_VICTIMS, "stall.victims")):
             points[f"asyncio.eventloop.{metric}"] = points_of(self._totals.of(self._with(names, at), at))
@@ -245,7 +245,7 @@ class Stalls:
     def collect(self, points: Points) -> None:
         """Add the points of all stalls to ``points``."""
         self._count_pending()
-        names = self._places.told
+        names = self._places.exported
         points["asyncio.eventloop.stalls"] = points_of(self._totals.of(names, 0))
         points["asyncio.eventloop.stall.duration"] = points_of(self._totals.of(names, 1))
 
@@ -296,14 +296,14 @@ class Pools:
             by_name.setdefault(self._count(each, key, (*key, str(seen[key]))), []).append(each.stats)
             pause()
         self._collect_now(by_name, points)
-        names = self._places.told
+        names = self._places.exported
         for at, metric in enumerate(("completed", "started", "cpu.time")):
-            told = names if metric != "completed" else [name for name in names if name[1] != _NO_POOL]
-            points[f"loopwatch.pool.{metric}"] = points_of(self._totals.of(told, at))
+            series = names if metric != "completed" else [name for name in names if name[1] != _NO_POOL]
+            points[f"loopwatch.pool.{metric}"] = points_of(self._totals.of(series, at))
         pause()
         points["loopwatch.pool.failed"] = self._failed.points()
         points["loopwatch.pool.crashes"] = self._crashes.points()
-        apart = self._spread_places.told
+        apart = self._spread_places.exported
         for metric, spans in (("wait", self._waits), ("run", self._runs)):
             spreads[f"loopwatch.pool.task.{metric}"] = tuple(Spread(name, found) for name, found in spans.of(apart))
 
@@ -376,15 +376,13 @@ class Pools:
 
 # -- offloading -------------------------------------------------------------------------------------------------------
 
-_PLACES = ("inline", "thread", "process", "backend")
-
 
 class Offload:
     """Stats of calls that run elsewhere, or may."""
 
     def __init__(self) -> None:
         sets = BY_NAME["loopwatch.offload.calls"].sets
-        self._calls = Counted(sets - len(_PLACES), lambda key: (OTHER, key[1]))
+        self._calls = Counted(sets - len(DESTINATIONS), lambda key: (OTHER, key[1]))
         self._growth = Growth[str]()
         self._totals = Totals(2)
         self._saved = 0.0
@@ -392,7 +390,7 @@ class Offload:
     def collect(self, snapshot: Snapshot, points: Points) -> None:
         """Add the points of functions that may run elsewhere to ``points``."""
         for function in snapshot.offload:
-            counts = {key_of(function.name, place): float(getattr(function, place)) for place in _PLACES}
+            counts = {key_of(function.name, place): float(getattr(function, place)) for place in DESTINATIONS}
             self._calls.count(counts, (function.way,))
         for place in snapshot.places:
             self._calls.count({key_of(DIRECT, place.place): float(place.calls)}, ("direct",))
@@ -401,7 +399,7 @@ class Offload:
             self._totals.add((place.place,), (run, trip))
             self._saved += max(saved, 0.0)
         points["loopwatch.offload.calls"] = self._calls.points()
-        names: list[Key] = [(place,) for place in _PLACES]
+        names: list[Key] = [(place,) for place in DESTINATIONS]
         points["loopwatch.offload.run.time"] = points_of(self._totals.of(names, 0))
         points["loopwatch.offload.trip.time"] = points_of(self._totals.of(names[1:], 1))
         if snapshot.places:

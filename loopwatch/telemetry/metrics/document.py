@@ -15,15 +15,15 @@ _INTRODUCTION = f"""\
 
 Written by `python -m loopwatch.telemetry.metrics.document` from `loopwatch/telemetry/metrics/catalog.py`; do not edit.
 
-Every metric that loopwatch tells, over OTLP and to Prometheus alike: the question of an operator that it answers, what
-it does not mean, an example. Attributes keep their names over OTLP; in Prometheus dots become underscores
+Every metric that loopwatch exports, over OTLP and to Prometheus alike: the question of an operator that it answers,
+what it does not mean, an example. Attributes keep their names over OTLP; in Prometheus dots become underscores
 (`{catalog.LOOP}` is the label `{catalog.LOOP.replace(".", "_")}`). Counters count from when the agent
 starts.
 
-Whatever happens in a process, it tells at most {catalog.MAX_SAMPLES} samples: {catalog.MAX_LOOPS} loops, \
-{catalog.MAX_POOLS} pools and {catalog.MAX_CULPRITS} culprits are told apart (`max_culprits` lowers that), and \
-what is beyond a bound is told together as `{catalog.OTHER}`: the sum of what can be added, and of shares and lags \
-the worst. In all there can be {{samples}}. Those that are busiest, in trouble, or have the most tasks are told apart; \
+Whatever happens in a process, it exports at most {catalog.MAX_SAMPLES} samples: {catalog.MAX_LOOPS} loops, \
+{catalog.MAX_POOLS} pools and {catalog.MAX_CULPRITS} culprits have series of their own (`max_culprits` lowers that), \
+and what is beyond a bound is exported as `{catalog.OTHER}`: the sum of what can be added, and of shares and lags \
+the worst. In all there can be {{samples}}. Those that are busiest, in trouble, or have the most tasks come first; \
 one that came after the first has to last for two readings. "In the last window" means 10 s; the first window of a \
 loop is one second long.
 """

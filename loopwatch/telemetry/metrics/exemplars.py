@@ -50,16 +50,16 @@ class Exemplars:
         """Remove all exemplars."""
         self._by_loop = {}
 
-    def of(self, loop: str, told: Collection[str] = ()) -> Mapping[int, Exemplar]:
+    def of(self, loop: str, apart: Collection[str] = ()) -> Mapping[int, Exemplar]:
         """Return the exemplars of one loop, by index of their bucket in :data:`LAG_BOUNDS`.
 
         Args:
             loop: its name, or :data:`OTHER` for loops without a series of their own.
-            told: names of the loops with a series of their own.
+            apart: names of the loops with a series of their own.
         """
         by_loop = self._by_loop
         found = dict(by_loop.get(loop, {}))
         if loop == OTHER:
-            for each in by_loop.keys() - set(told):
+            for each in by_loop.keys() - set(apart):
                 found |= by_loop[each]
         return found

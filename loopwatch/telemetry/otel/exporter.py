@@ -133,7 +133,7 @@ class Exporter:
         self._said_at = -LEAST_TO_SAY
         self._said = False
         self._metrics_due = float("inf")
-        self.told = 0
+        self.exported = 0
         """Messages that were delivered."""
 
     def add(self, signal: Signal, sender: Sender, shown: str, encode: Encode) -> Outbox:
@@ -332,7 +332,7 @@ class Exporter:
             )  # fmt: skip
 
     def _delivered(self, box: Outbox) -> None:
-        self.told += 1
+        self.exported += 1
         box.failures = 0
         box.not_before = 0.0
         if box.signal in self._failing:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from opentelemetry.sdk.metrics import Exemplar as Example
 from opentelemetry.sdk.metrics.export import AggregationTemporality, HistogramDataPoint
 from opentelemetry.sdk.metrics.export import Histogram as Data
-from opentelemetry.sdk.metrics.export import Metric as Told
+from opentelemetry.sdk.metrics.export import Metric as SdkMetric
 
 from loopwatch.telemetry.metrics.cardinality import Key
 from loopwatch.telemetry.metrics.catalog import CATALOG, LOOP, Metric
@@ -37,7 +37,7 @@ class Spreads:
         self._told: dict[tuple[str, Key], tuple[list[int], float]] = {}
         self._tied: dict[str, float] = {}
 
-    def of(self, reading: Reading, pause: Callable[[], None] = lambda: None) -> list[Told]:
+    def of(self, reading: Reading, pause: Callable[[], None] = lambda: None) -> list[SdkMetric]:
         """Return the histograms of a reading.
 
         Args:
@@ -52,7 +52,7 @@ class Spreads:
             if points:
                 data = Data(data_points=points, aggregation_temporality=temporality)
                 pause()
-                found.append(Told(metric.name, metric.description, metric.unit, data))
+                found.append(SdkMetric(metric.name, metric.description, metric.unit, data))
         if self._delta:
             self._since = reading.at
         return found

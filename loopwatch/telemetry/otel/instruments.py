@@ -116,7 +116,7 @@ class Instruments:
     def _record(self, reading: Reading) -> None:
         """Record the growth of the histograms of ``reading`` since the last one."""
         for metric in (BY_NAME[name] for name in self._histograms):
-            told = {spread.attributes[0] for spread in reading.spreads.get(metric.name, ())}
+            apart = {spread.attributes[0] for spread in reading.spreads.get(metric.name, ())}
             for spread in reading.spreads.get(metric.name, ()):
                 key = (metric.name, spread.attributes)
                 before = self._recorded.get(key)
@@ -124,14 +124,14 @@ class Instruments:
                 grown = spread.histogram if before is None else spread.histogram.since(before)
                 if not self._begun and grown.count > MOST_RECORDS:
                     continue  # a provider that was set late starts with later durations
-                found = self._news(spread.attributes[0], told, reading.at) if metric.name == _LAG else {}
+                found = self._news(spread.attributes[0], apart, reading.at) if metric.name == _LAG else {}
                 attributes = dict(zip(metric.attributes, spread.attributes, strict=True))
                 self._replay(self._histograms[metric.name], grown, attributes, found)
         self._begun = True
 
-    def _news(self, loop: str, told: set[str], now: float) -> dict[int, Exemplar]:
+    def _news(self, loop: str, apart: set[str], now: float) -> dict[int, Exemplar]:
         """Return the recent exemplars of a loop that are not recorded yet, by bucket."""
-        found = self._account.exemplars.of(loop, told).items()
+        found = self._account.exemplars.of(loop, apart).items()
         return {bucket: each for bucket, each in found if now - each.at < _NEW and each.at not in self._tied}
 
     def _replay(

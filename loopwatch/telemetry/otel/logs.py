@@ -34,7 +34,7 @@ class StallRecords:
         self._logger = logger
         self.allowance = allowance or Allowance(RECORDS_A_MINUTE)
 
-    def tell(self, stall: Stall, span: SpanContext | None = None) -> bool:
+    def emit(self, stall: Stall, span: SpanContext | None = None) -> bool:
         """Emit the record of ``stall``; return whether it was emitted.
 
         A stall that is over is dated to its end, when its length became known; a hang to when it was announced, with
@@ -56,7 +56,7 @@ class StallRecords:
             span=span,
         )
 
-    def tell_flagged(self, function: FlaggedFunction) -> bool:
+    def emit_flagged(self, function: FlaggedFunction) -> bool:
         """Emit the record of ``function``, which has just been flagged; return whether it was emitted."""
         from opentelemetry._logs import SeverityNumber
 

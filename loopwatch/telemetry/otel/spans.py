@@ -63,7 +63,7 @@ class StallSpans:
         context = None if span is None else span.get_span_context()
         return context if context is not None and context.trace_flags.sampled else None
 
-    def tell(self, stall: Stall, parent: SpanContext | None = None) -> SpanContext | None:
+    def emit(self, stall: Stall, parent: SpanContext | None = None) -> SpanContext | None:
         """Emit the span of ``stall``, with the stall's start and end.
 
         Args:

@@ -32,7 +32,7 @@ class Traces:
         self.records = StallRecords(logger)
         self.victims = WaiterSpans(self.spans)
 
-    def tell(self, stall: Stall, span: SpanContext | None = None) -> None:
+    def emit_stall(self, stall: Stall, span: SpanContext | None = None) -> None:
         """Emit the span and the log record of ``stall``.
 
         Args:
@@ -43,29 +43,29 @@ class Traces:
         if self._tracer() is None and self._logger() is None:
             return
         around = span or parent_of(stall)
-        own = self.spans.tell(stall, around) if self._tracer() is not None else None
-        self.records.tell(stall, own or around)
+        own = self.spans.emit(stall, around) if self._tracer() is not None else None
+        self.records.emit(stall, own or around)
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, span: SpanContext | None) -> None:
         """Emit the span and the log record of ``stall``, and the log record of the function that it has flagged."""
-        self.tell(stall, span)
+        self.emit_stall(stall, span)
         if flagged is not None:
-            self.tell_flagged(flagged)
+            self.emit_flagged(flagged)
 
-    def tell_flagged(self, function: FlaggedFunction) -> None:
+    def emit_flagged(self, function: FlaggedFunction) -> None:
         """Emit the log record of a function that has just been flagged."""
         if self._logger() is not None:
-            self.records.tell_flagged(function)
+            self.records.emit_flagged(function)
 
     def begin(self, case: Case, started_at: float) -> None:
         """Begin the span of a block that will be a stall, early enough for the spans of its waiters to link to it."""
         if self._tracer() is not None:
             self.spans.begin(case.id, started_at, case.span)
 
-    def tell_victims(self, notice: Notice) -> None:
+    def annotate_waiters(self, notice: Notice) -> None:
         """Mark the spans of the waiters in ``notice``, which may end in a moment."""
         if loaded("opentelemetry.trace") is not None:
-            self.victims.tell(notice)
+            self.victims.annotate(notice)
 
     def forget(self, stall_id: str) -> None:
         """Drop the span of a stall that will not happen."""

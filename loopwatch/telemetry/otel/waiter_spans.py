@@ -42,7 +42,7 @@ class WaiterSpans:
         self._spans = spans
         self.allowance = allowance or Allowance(EVENTS_A_MINUTE)
 
-    def tell(self, notice: Notice) -> int:
+    def annotate(self, notice: Notice) -> int:
         """Mark the spans of ``notice``; return how many were marked.
 
         A span is marked once when a stall is over, and once before if it might have ended by then. Not marked are spans
@@ -53,7 +53,7 @@ class WaiterSpans:
         """
         from opentelemetry.trace import get_current_span
 
-        told, event = 0, None
+        count, event = 0, None
         for context in notice.contexts:
             span = get_current_span(context)
             if not span.is_recording():
@@ -62,23 +62,23 @@ class WaiterSpans:
             key = (own.span_id, notice.ongoing)
             began = getattr(span, "start_time", None) or 0
             blocker = notice.case.span
-            if key in notice.case.told or began >= _at(notice.started_at + notice.duration):
+            if key in notice.case.annotated or began >= _at(notice.started_at + notice.duration):
                 continue
             if blocker is not None and blocker.span_id == own.span_id:
                 continue
-            if len(notice.case.told) >= MAX_VICTIMS:
+            if len(notice.case.annotated) >= MAX_VICTIMS:
                 break
             if not self.allowance.take():
                 continue
-            notice.case.told.add(key)
+            notice.case.annotated.add(key)
             if event is None:
                 event = _event(notice)
                 link = self._spans.begin(notice.case.id, notice.started_at, blocker) or blocker
-            if link is not None and link.is_valid and (own.span_id, not notice.ongoing) not in notice.case.told:
+            if link is not None and link.is_valid and (own.span_id, not notice.ongoing) not in notice.case.annotated:
                 span.add_link(link, {attributes.ID: notice.case.id})
             span.add_event(attributes.EVENT, event, max(_at(notice.started_at), began))
-            told += 1
-        return told
+            count += 1
+        return count
 
 
 def _event(notice: Notice) -> attributes.Attributes:

@@ -49,7 +49,7 @@ PART = "prometheus"
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-Told = Callable[[Callable[[], None]], Iterator[Family]]
+Collected = Callable[[Callable[[], None]], Iterator[Family]]
 """Returns the metric families; calls its argument between parts of the work, to yield the GIL."""
 
 
@@ -100,7 +100,7 @@ class Scrape:
         self._closed = False
         self._woken = threading.Event()
         self._lock = threading.Lock()
-        self._page = _Page(self._told)
+        self._page = _Page(self._collected)
 
     @property
     def url(self) -> str:
@@ -244,9 +244,9 @@ class Scrape:
             return answer()
         except Exception as exc:  # noqa: BLE001 - counted; later scrapes are answered after a failed one
             self._faults.add(PART, exc)
-            return text(500, "loopwatch: it could not be told; the program's log says why")
+            return text(500, "loopwatch: the values could not be collected; the program's log says why")
 
-    def _told(self, pause: Callable[[], None]) -> Iterator[Family]:
+    def _collected(self, pause: Callable[[], None]) -> Iterator[Family]:
         from prometheus_client.metrics_core import InfoMetricFamily
 
         attributes = resource.attributes()
@@ -299,8 +299,8 @@ class Scrape:
 class _Page:
     """The text of the metrics: written once for all requests that are handled together."""
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
+    def __init__(self, collected: Collected) -> None:
+        self._collected = collected
         self._kept: dict[tuple[int, str], bytes] = {}
         self._rests_until = 0.0
 
@@ -316,7 +316,7 @@ class _Page:
         if body is None:
             time.sleep(max(self._rests_until - time.monotonic(), 0.0))
             began = time.thread_time()
-            body = encode(_InSlices(self._told))
+            body = encode(_InSlices(self._collected))
             self._rests_until = time.monotonic() + min(SHARE * (time.thread_time() - began), 1.0)
             self._kept = {(request.turn, content_type): body}
         kind = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
@@ -328,14 +328,14 @@ class _Page:
 class _InSlices:
     """Stands in for a registry of prometheus_client; yields the GIL while it is written, so that loops wait briefly."""
 
-    def __init__(self, told: Told) -> None:
-        self._told = told
+    def __init__(self, collected: Collected) -> None:
+        self._collected = collected
         self._began = 0.0
 
     def collect(self) -> Iterator[Family]:
         """Return the metric families."""
         self._began = time.perf_counter()
-        for family in self._told(self._pause):
+        for family in self._collected(self._pause):
             self._pause()
             family.samples = _Lazily(family.samples, self._pause)
             yield family

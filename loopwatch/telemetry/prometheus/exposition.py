@@ -33,9 +33,9 @@ def families(reading: Reading, exemplars: Exemplars | None = None) -> Iterator[F
             labels = tuple(label(attribute) for attribute in metric.attributes)
             for point in points:
                 _add_point(family, metric, labels, point)
-            told = {spread.attributes[0] for spread in spreads}
+            apart = {spread.attributes[0] for spread in spreads}
             for spread in spreads:
-                caused = exemplars.of(spread.attributes[0], told) if exemplars and metric.attributes == (LOOP,) else {}
+                caused = exemplars.of(spread.attributes[0], apart) if exemplars and metric.attributes == (LOOP,) else {}
                 _add_spread(family, metric, labels, spread, caused)
             yield family
 

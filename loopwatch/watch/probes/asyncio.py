@@ -23,7 +23,7 @@ from loopwatch.core.originals import release_gil, time
 from loopwatch.core.patches import Patch, PatchSet
 from loopwatch.core.signals import raised_by_handler
 from loopwatch.core.unseen import unseen
-from loopwatch.watch.probes.base import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
+from loopwatch.watch.probes.base import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker, Traits
 
 MARK_EVERY = 0.01
 """Seconds: clocks are read at most this often, so a block's processor time is known to this precision."""
@@ -377,7 +377,7 @@ class AsyncioProbe:
     """
 
     kind = "asyncio"
-    handles = True
+    traits = Traits(shares_passes=True, shows_handles=True, ends_first=True, dates_passes=True)
 
     def __init__(self, loop: Loop, limit: float, patches: PatchSet, failed: Failed, *, real_time: bool = True) -> None:
         self._patches = patches

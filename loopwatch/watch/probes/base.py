@@ -65,12 +65,27 @@ class Block:
     process_cpu: float | None = None
 
 
+class Traits(NamedTuple):
+    """What can be relied on where a loop of this kind is read.
+
+    Attributes:
+        shares_passes: many callbacks run in one pass, so a block may be several of them.
+        shows_handles: the thread's frames contain the running ``asyncio.Handle``.
+        ends_first: the end of a block is noticed on the loop's thread before any of its waiters runs.
+        dates_passes: each pass is dated exactly, as long as the loop polls with the selector that it was found with.
+    """
+
+    shares_passes: bool = False
+    shows_handles: bool = False
+    ends_first: bool = False
+    dates_passes: bool = False
+
+
 class Probe(Protocol):
     """Reads one loop from the watcher's thread; every method is cheap and never waits."""
 
     kind: str
-    handles: bool
-    """Whether the loop runs asyncio's handles: many share a pass, and the thread's frames show the running one."""
+    traits: Traits
 
     def on_beat(self, due: float, now: float) -> None:
         """Record a heartbeat: when it was ``due``, and when it ran, ``now``; on the loop's thread."""

@@ -16,7 +16,7 @@ from types import CodeType
 from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import release_gil, time
 from loopwatch.core.signals import raised_by_handler
-from loopwatch.watch.probes.base import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker
+from loopwatch.watch.probes.base import IDLE, LET_IN, Block, Counters, Failed, Loop, Taker, Traits
 
 LONGEST = 1.0
 """Seconds between two heartbeats of an idle loop."""
@@ -207,7 +207,7 @@ class HeartbeatProbe:
     """
 
     kind = "heartbeat"
-    handles = False
+    traits = Traits()
 
     def __init__(self, limit: float) -> None:
         self._limit = limit

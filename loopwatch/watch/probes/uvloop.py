@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from loopwatch.core.originals import time
 from loopwatch.core.patches import loaded
-from loopwatch.watch.probes.base import IDLE, Block, Counters, Loop, Taker
+from loopwatch.watch.probes.base import IDLE, Block, Counters, Loop, Taker, Traits
 
 _UV_METRICS_IDLE_TIME = 1
 """``uv_loop_option`` in libuv's ``uv.h``."""
@@ -114,7 +114,7 @@ class _Suspect:
         late: seconds for which the watcher was kept from reading.
         overdue: seconds for which a heartbeat was overdue, as it is from the blocking pass on, or longer.
         alive: when the last heartbeat ran: the busy span began after it.
-        told: whether the busy time between the two readings was already reported as another block.
+        reported: whether the busy time between the two readings was already reported as another block.
 
     Attributes:
         early, late: bounds of its start.
@@ -135,7 +135,7 @@ class _Suspect:
         overdue: float = 0.0,
         alive: float = 0.0,
         *,
-        told: bool = False,
+        reported: bool = False,
     ) -> None:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
@@ -143,9 +143,9 @@ class _Suspect:
         # If the loop worked, waited and worked since the previous reading, only the last part is the busy span.
         waited_between = not before.polling and first.idle > before.idle
         earliest = min(max(first.at - busy, alive), first.at)
-        self.early = first.at if told else earliest
+        self.early = first.at if reported else earliest
         self.late = first.at
-        self.exact = passes <= 2 and not waited_between and not told
+        self.exact = passes <= 2 and not waited_between and not reported
         self.least = min(max(busy / max(passes, 1), overdue - TIMER_GRAIN), first.at - self.early)
         self.held = 0.0
         self.first = first
@@ -199,7 +199,7 @@ class UvloopProbe:
     """
 
     kind = "uvloop"
-    handles = False
+    traits = Traits()
 
     def __init__(self, loop: Loop, limit: float) -> None:
         self._libuv = _Libuv(loaded("uvloop.loop"))
@@ -273,19 +273,19 @@ class UvloopProbe:
         before, self._last = self._last, reading
         if reading.moved_since(before):
             self._history.append(reading)
-        suspect, told = self._suspect, False
+        suspect, reported = self._suspect, False
         if suspect is None and reading.polling:
             self._between = between = _Between(before, reading, list(self._beats))
             if between.wall > LEAST_ORDINARY and between.busy < ORDINARY * self._limit:
                 self._usual = between.busy / between.wall
         elif suspect is not None and (reading.polling or reading.moved_since(before)):
-            told = self._close(suspect, before, reading)
+            reported = self._close(suspect, before, reading)
             self._suspect = suspect = None
         if reading.polling:
             return IDLE
         if suspect is None:
             # The time before this reading is part of the block just reported, or it would be reported twice.
-            self._suspect = suspect = _Suspect(before, reading, late, overdue, self._last_beat, told=told)
+            self._suspect = suspect = _Suspect(before, reading, late, overdue, self._last_beat, reported=reported)
         return suspect.since
 
     def held_up(self, now: float, seconds: float) -> None:
