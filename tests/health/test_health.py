@@ -75,7 +75,7 @@ BUSY = Situation(calls=1, task="app:resize", running_for=75.0, still_for=70.0, l
 
 CASES = [
     (Situation(alive=None), WorkerState.UNKNOWN, "it has not been looked at yet"),
-    (Situation(), WorkerState.UNKNOWN, "whether it has a task cannot be told"),
+    (Situation(), WorkerState.UNKNOWN, "whether it has a task is not known"),
     (Situation(calls=0, still_for=1e6), WorkerState.IDLE, ""),
     (Situation(calls=2, still_for=59.9, running_for=100), WorkerState.BUSY, ""),
     (Situation(calls=2, still_for=100, running_for=59.9), WorkerState.BUSY, ""),
