@@ -124,11 +124,7 @@ class Faults:
         try:
             yield
         except BaseException as exc:
-            # In the program's threads, KeyboardInterrupt and the like are meant for the program. In the agent's threads
-            # they come from a callback (``sys.exit()``, a cancelled future) and would end the thread silently.
-            if not isinstance(exc, Exception) and not threading.current_thread().name.startswith(OWN_THREADS):
-                raise
-            if raised_by_handler(exc):
+            if not _is_fault(exc):
                 raise
             self.add(part, exc, about, for_good=for_good)
         else:
@@ -136,10 +132,29 @@ class Faults:
                 self._works_again(part)
 
     def run(self, part: str, do: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call ``do(*args, **kwargs)`` unless ``part`` is switched off; count a fault."""
-        if not self.is_off(part):
-            with self.guard(part):
+        """Call ``do(*args, **kwargs)`` unless ``part`` is switched off; count a fault.
+
+        For entry points on a loop's thread: unlike :meth:`guard`, nothing is allocated before the ``try``, so a
+        MemoryError cannot leave it.
+        """
+        try:
+            if not self.is_off(part):
                 do(*args, **kwargs)
+                if part in self._trials:
+                    self._works_again(part)
+        except BaseException as exc:
+            if not _is_fault(exc):
+                raise
+            self.add(part, exc)
+
+    def always(self, part: str, do: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Like :meth:`run`, also while ``part`` is switched off: for what undoes or ends something."""
+        try:
+            do(*args, **kwargs)
+        except BaseException as exc:
+            if not _is_fault(exc):
+                raise
+            self.add(part, exc)
 
     def attempt(self, part: str, do: Callable[[], Found], otherwise: Other, about: object = None) -> Found | Other:
         """Return ``do()``, or ``otherwise`` if it fails or ``part`` is switched off."""
@@ -242,6 +257,17 @@ class Faults:
     def _log(self, part: str, what: str, exc: BaseException | None) -> None:
         shown = exc if log.logger.isEnabledFor(logging.DEBUG) else None
         self.say(logging.WARNING, "loopwatch: its %s %s", part, what, exc=shown)
+
+
+def _is_fault(exc: BaseException) -> bool:
+    """Whether ``exc`` is a fault of the agent, not an exception that is meant for the program.
+
+    In the program's threads, KeyboardInterrupt and the like are meant for the program. In the agent's threads they come
+    from a callback (``sys.exit()``, a cancelled future) and would end the thread silently.
+    """
+    if not isinstance(exc, Exception) and not threading.current_thread().name.startswith(OWN_THREADS):
+        return False
+    return not raised_by_handler(exc)
 
 
 def _is_repeated(state: _Part, now: float, about: object) -> bool:

@@ -102,12 +102,11 @@ class Hooks:
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
             thing = args[at] if whose is None else whose
-            if not self.is_left_alone(thing):
-                try:
-                    return note(*args, **kwargs)
-                except Exception as exc:  # noqa: BLE001 - the boundary between the program and its hooks
-                    self.failed(thing, exc)
-            return None
+            try:
+                return None if self.is_left_alone(thing) else note(*args, **kwargs)
+            except Exception as exc:  # noqa: BLE001 - the boundary between the program and its hooks
+                self.failed(thing, exc)
+                return None
 
         return guarded
 

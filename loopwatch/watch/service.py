@@ -288,21 +288,21 @@ class WatchService:
         self, loop: Loop, name: str | None = None, *, given: bool = False, in_callback: bool = False
     ) -> None:
         """Watch a loop that is about to run, or is running a callback (``in_callback``); on its thread."""
-        with self._faults.guard("discovery"):
-            if self.has_stopped() or self._faults.is_off("discovery"):
-                return
-            if not threading.main_thread().is_alive():
-                return  # the interpreter is about to exit and starts no more threads
-            self._hooks.loop_begins()
-            known = self.find(loop) or self._attach(loop, name, given=given)
-            if known is None:
-                return
-            known.started(in_callback=in_callback)
-            self._starts.loop_started(known)
-            self.watcher.ensure_thread()
-            self._hooks.loop_runs(loop)
-            if self.has_stopped():  # a signal handler or another thread has stopped the service meanwhile
-                self.watcher.remove((known,))
+        self._faults.run("discovery", self._loop_started, loop, name, given=given, in_callback=in_callback)
+
+    def _loop_started(self, loop: Loop, name: str | None, *, given: bool, in_callback: bool) -> None:
+        if self.has_stopped() or not threading.main_thread().is_alive():
+            return  # in the latter case the interpreter is about to exit and starts no more threads
+        self._hooks.loop_begins()
+        known = self.find(loop) or self._attach(loop, name, given=given)
+        if known is None:
+            return
+        known.started(in_callback=in_callback)
+        self._starts.loop_started(known)
+        self.watcher.ensure_thread()
+        self._hooks.loop_runs(loop)
+        if self.has_stopped():  # a signal handler or another thread has stopped the service meanwhile
+            self.watcher.remove((known,))
 
     def _attach(self, loop: Loop, name: str | None, *, given: bool) -> WatchedLoop | None:
         """Attach a probe to ``loop``; return None for a kind that must not be watched, which is logged once."""
@@ -339,17 +339,18 @@ class WatchService:
         """Record that ``loop`` has stopped running; on its thread."""
         if os.getpid() != self._pid:
             return  # asyncio's own fork handler, run before the agent's (on_fork in asyncio/events.py since 3.12)
-        with self._faults.guard("discovery"):
-            known = self.find(loop)
-            if known is not None:
-                known.stopped()
-                self._starts.loop_stopped(known)
-                self.watcher.wake_if_blocked(known)
+        self._faults.always("discovery", self._end_run, loop)
+
+    def _end_run(self, loop: Loop) -> None:
+        known = self.find(loop)
+        if known is not None:
+            known.stopped()
+            self._starts.loop_stopped(known)
+            self.watcher.wake_if_blocked(known)
 
     def _loop_closing(self, loop: Loop) -> None:
         """Detach from a uvloop loop, right before its memory is freed."""
-        with self._faults.guard("discovery"):
-            self.watcher.detach(loop)
+        self._faults.always("discovery", self.watcher.detach, loop)
 
     def _retired(self, loop: WatchedLoop) -> None:
         self._starts.retired(loop)
