@@ -362,7 +362,7 @@ def test_a_failed_reading_is_a_fault(serve: Callable[..., Scrape], caplog: pytes
 
 
 class Mute:
-    """Listens on ports and accepts connections without an answer; counts those that are open at once."""
+    """Listens on ports and accepts connections without an answer; counts the open ones."""
 
     def __init__(self, ports: range) -> None:
         self.listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]

@@ -93,7 +93,7 @@ def block(agent: Agent, times: int = 1) -> None:
 
 
 def count(agent: Agent) -> int:
-    """Return the number of stalls: those that the test made, and on a busy machine some more."""
+    """Return the number of stalls: at least one for each block, and on a busy machine some more."""
     return sum(not stall.ongoing for stall in agent.stalls())
 
 

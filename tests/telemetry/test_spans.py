@@ -46,7 +46,7 @@ def traces(exported: Exported) -> Traces:
 
 
 def test_a_stall_is_a_child_span_of_the_blocking_request(agent: Agent, exported: Exported, run: Run) -> None:
-    """Its start and end are those that the blocking function measured, within the stall's uncertainty."""
+    """Its start and end match the blocking function's own measurement, within the stall's uncertainty."""
     truth = []
 
     async def request() -> None:
