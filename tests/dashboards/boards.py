@@ -1,4 +1,4 @@
-"""Reads the dashboards as Grafana would."""
+"""Reads the dashboards as Grafana does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def committed() -> dict[str, dict[str, Any]]:
 
 
 def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield its panels, also those in closed rows; no rows."""
+    """Yield the panels of a dashboard, also those in closed rows, without the rows."""
     for panel in board["panels"]:
         if panel["type"] == "row":
             yield from panel.get("panels", ())
@@ -26,7 +26,7 @@ def panels(board: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def targets(board: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, query of Prometheus) of panels and annotations."""
+    """Yield (title, Prometheus query) of panels and annotations."""
     for panel in panels(board):
         for target in panel.get("targets", ()):
             if target["datasource"]["type"] == "prometheus":
@@ -36,7 +36,7 @@ def targets(board: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Yield every string in it."""
+    """Yield every string in ``value``."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

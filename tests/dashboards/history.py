@@ -1,9 +1,9 @@
-"""Half an hour of a process in trouble, as a Prometheus has it, told in two ways; and a Prometheus that has it.
+"""Half an hour of metrics of an unhealthy process, collected in two ways, and a Prometheus that serves them.
 
-The samples are made from the catalog, with figures that can be computed by hand; no time has to pass. Job ``scraped``
-is what Prometheus scrapes from a process itself. Job ``sent`` is the same process as a collector tells it that was sent
-its metrics over OTLP: labels of scope and resource on every series, bounds written in the other way, and no instance at
-all, as where nobody has set ``service.instance.id``.
+The samples are generated from the catalog, with values that can be computed by hand. Job ``scraped`` has the series
+that Prometheus scrapes from the process. Job ``sent`` has those of the same process from a collector that received its
+metrics over OTLP: with labels of scope and resource on every series, bucket bounds in another notation, and without
+an instance, as if ``service.instance.id`` was not set.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from loopwatch.telemetry.metrics import catalog
 from loopwatch.telemetry.metrics.catalog import CATALOG, Kind, Metric
 
 STEP, LENGTH = 15, 1800
-"""s between samples; s that are told."""
+"""Seconds between samples; seconds of history."""
 LATE = 1200
-"""s after the begin at which the first stall, failure, crash and the like happens; there is no such series before."""
+"""Seconds from the start to the first stall, failure, crash and so on; before that their series do not exist."""
 
 WAYS: dict[str, dict[str, str]] = {
     "scraped": {"job": "scraped", "instance": "10.0.0.1:9464"},
@@ -59,7 +59,7 @@ VALUES = {
     catalog.PART: ("journal",),
     catalog.SIGNAL: ("spans",),
 }
-"""Values of each attribute, taken side by side."""
+"""Values of each attribute, combined in order."""
 
 RISES = {
     "asyncio.eventloop.stalls": 1.0,
@@ -67,31 +67,31 @@ RISES = {
     "asyncio.eventloop.stall.victims": 30.0,
     "loopwatch.offload.saved": 7.5,
 }
-"""By how much counters rise in a step, others by 1."""
+"""Increase of counters per step; others increase by 1."""
 HOLDS = {
     "asyncio.eventloop.utilization": 0.75,
     "asyncio.eventloop.lag.p99": 0.2,
     "asyncio.eventloop.blocked_for": 4.0,
 }
-"""What gauges are, others 2."""
+"""Values of gauges; others are 2."""
 FROM_THE_BEGIN = {"asyncio.eventloop.time", "cpython.gc.collections", "asyncio.eventloop.lag"}
 
 
 def is_late(metric: Metric) -> bool:
-    """Whether its series begin to exist with their first event."""
-    told_apart = {catalog.CULPRIT, catalog.ERROR_TYPE, catalog.CRASH, catalog.FUNCTION, catalog.PART, catalog.SIGNAL}
-    return metric.kind is Kind.COUNTER and bool(told_apart & set(metric.attributes))
+    """Whether the series of ``metric`` begin to exist with their first event."""
+    of_events = {catalog.CULPRIT, catalog.ERROR_TYPE, catalog.CRASH, catalog.FUNCTION, catalog.PART, catalog.SIGNAL}
+    return metric.kind is Kind.COUNTER and bool(of_events & set(metric.attributes))
 
 
 def label_sets(metric: Metric) -> list[dict[str, str]]:
-    """Return the labels of its series, without those of the way."""
+    """Return the label sets of its series, without the labels of ``WAYS``."""
     values = {attribute.replace(".", "_"): VALUES[attribute] for attribute in metric.attributes}
     most = max(map(len, values.values()), default=1)
     return [{name: several[at % len(several)] for name, several in values.items()} for at in range(most)]
 
 
 def openmetrics(begin: int) -> Iterator[str]:
-    """Yield the lines of everything that was told from ``begin`` on, s since the epoch."""
+    """Yield the lines of all samples from ``begin`` on, in seconds since the epoch."""
     for metric in CATALOG:
         name = metric.prometheus.removesuffix("_total")
         yield f"# TYPE {name} {metric.kind.value}"
@@ -126,25 +126,25 @@ def _labels(labels: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A server that has it.
+    """A server with the history.
 
     Attributes:
         port: on loopback.
-        end: time of the last sample, s since the epoch.
+        end: time of the last sample, in seconds since the epoch.
     """
 
     port: int
     end: int
 
     def query(self, expr: str, at: float | None = None) -> list[dict[str, Any]]:
-        """Return the vector that an expression is at a time, default at the end."""
+        """Return the vector of an expression at a time, by default at the end."""
         found = self._ask("query", query=expr, time=str(self.end if at is None else at))
         assert found["resultType"] == "vector", found["resultType"]
         result: list[dict[str, Any]] = found["result"]
         return result
 
     def range(self, expr: str, within: int = 900, step: int = 30) -> list[dict[str, Any]]:
-        """Return the matrix that an expression is over the last ``within`` s."""
+        """Return the matrix of an expression over the last ``within`` seconds."""
         found = self._ask("query_range", query=expr, start=str(self.end - within), end=str(self.end), step=str(step))
         result: list[dict[str, Any]] = found["result"]
         return result
@@ -164,7 +164,7 @@ _QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEV
 
 
 def write(folder: Path) -> int:
-    """Write the history into a folder as Prometheus keeps it; return the time of the last sample."""
+    """Write the history into a folder as Prometheus blocks; return the time of the last sample."""
     end = int(time.time()) // STEP * STEP
     (folder / "history.om").write_text("\n".join(openmetrics(end - LENGTH)) + "\n")
     (folder / "prometheus.yml").write_text("global: {}\n")
@@ -175,7 +175,7 @@ def write(folder: Path) -> int:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, end: int) -> Iterator[Prometheus]:
-    """Run a Prometheus on what :func:`write` has written; it is gone at the end."""
+    """Run a Prometheus on the folder of :func:`write`, and stop it at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

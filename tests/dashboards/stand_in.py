@@ -1,4 +1,4 @@
-"""A stand-in for Grafana's HTTP API that insists on what its documentation says of folders and dashboards."""
+"""A stand-in for Grafana's HTTP API that enforces its documented rules for folders and dashboards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FOLDER_KEYS = {"uid", "title", "parentUid", "description"}
 
 @dataclass
 class StandIn:
-    """What it has, and what it was asked.
+    """Its folders and dashboards, and the requests it received.
 
     Attributes:
-        path: under which Grafana is served, "" for none.
+        path: URL path under which Grafana is served, "" for none.
         folders: title by uid.
         saved: body of the latest request for each dashboard, by its uid.
-        asked: (method, path with query).
+        asked: (method, path with query) of each request.
         answers: canned answers by path: (status, headers, body); they win over its own.
-        port: that it listens on.
+        port: the port it listens on.
     """
 
     path: str = ""
@@ -40,7 +40,7 @@ class StandIn:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """Its base URL."""
         return f"http://127.0.0.1:{self.port}{self.path}"
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, Any]:
@@ -112,7 +112,7 @@ class StandIn:
 
 @contextmanager
 def served(grafana: StandIn) -> Iterator[StandIn]:
-    """Serve it on a port of its own meanwhile."""
+    """Serve ``grafana`` on a free port during the block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -135,7 +135,7 @@ def served(grafana: StandIn) -> Iterator[StandIn]:
         do_GET = do_POST = _handle
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = False

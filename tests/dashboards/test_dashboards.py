@@ -1,4 +1,4 @@
-"""The dashboards: what is committed is what the code writes, Grafana can read it, expressions fit the catalog."""
+"""The dashboards: committed files are up to date, Grafana can read them, and expressions fit the catalog."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOARDS = committed()
 EXPRESSIONS = tuple(expressions())
 
 SERIES: dict[str, tuple[Metric, frozenset[str]]] = {}
-"""The series that a process tells, by their names in Prometheus, with their labels and those of the scrape."""
+"""The series that a process exports, by their names in Prometheus, with their labels and those of the scrape."""
 for _metric in CATALOG:
     _labels = {"job", "instance", *(name.replace(".", "_") for name in _metric.attributes)}
     if _metric.kind is Kind.HISTOGRAM:
@@ -38,13 +38,13 @@ for _metric in CATALOG:
         SERIES[_metric.prometheus] = (_metric, frozenset(_labels))
 
 SERIES[write.ALERTS] = (
-    Metric(write.ALERTS, "1", Kind.GAUGE, "Alerts, told by Prometheus itself."),
+    Metric(write.ALERTS, "1", Kind.GAUGE, "Alerts, exported by Prometheus itself."),
     frozenset({"alertname", "alertstate", "severity", "job", "instance"}),
 )
 
 
 def selectors(node: Any, function: str = "") -> Iterator[tuple[Any, str, float]]:
-    """Yield (selector, function applied to it, s of its range or 0) in an expression."""
+    """Yield (selector, function applied to it, range in seconds or 0) in an expression."""
     kind = type(node).__name__
     if kind == "VectorSelector":
         yield node, function, 0.0
@@ -61,11 +61,11 @@ def selectors(node: Any, function: str = "") -> Iterator[tuple[Any, str, float]]
 
 
 def kept(node: Any) -> Iterator[tuple[str, ...]]:
-    """Yield the labels that each aggregation keeps, and those that two sides are matched on."""
+    """Yield the labels that each aggregation keeps."""
     kind = type(node).__name__
     if kind == "AggregateExpr":
         if node.modifier is not None:
-            assert str(node.modifier.type).endswith("By"), "what is not named must fall away"
+            assert str(node.modifier.type).endswith("By"), "an aggregation must list the labels that it keeps"
             yield tuple(node.modifier.labels)
         yield from kept(node.expr)
     elif kind == "Call":
@@ -78,7 +78,7 @@ def kept(node: Any) -> Iterator[tuple[str, ...]]:
         yield from kept(node.expr)
 
 
-def test_committed_is_what_the_code_writes() -> None:
+def test_committed_dashboards_are_up_to_date() -> None:
     """The four files are byte for byte what ``python -m dashboards.source`` writes, and there are no others."""
     written = files()
     assert sorted(written) == sorted(path.name for path in GRAFANA.iterdir()) == [f"{uid}.json" for uid in UIDS]
@@ -88,21 +88,21 @@ def test_committed_is_what_the_code_writes() -> None:
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_the_models_of_grafana_lose_nothing(uid: str) -> None:
+def test_dashboards_survive_a_round_trip_through_the_sdk(uid: str) -> None:
     """Read into the SDK's models and written again, each dashboard has the same keys and values."""
     sdk.register_default_plugins()
     board = BOARDS[uid]
     again = json.loads(json.dumps(sdk.models.Dashboard.from_json(board), cls=sdk.JSONEncoder))
     for shown in (*again["links"], *again["annotations"]["list"]):
-        del shown["placement"]  # the models add a menu to be opened; without it they are seen
+        del shown["placement"]  # the models add the placement in a menu; without it the link is always visible
     assert again == board
     assert board["uid"] == uid
     assert (board["schemaVersion"], "id" in board) == (42, False)
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_grid(uid: str) -> None:
-    """Panels neither overlap nor leave a gap on the 24 columns, and their numbers are unique."""
+def test_panels_fill_the_grid(uid: str) -> None:
+    """Panels neither overlap nor leave a gap on the 24 columns, and their ids are unique."""
     board = BOARDS[uid]
     cells: set[tuple[int, int]] = set()
     bottom = 0
@@ -122,8 +122,9 @@ def test_grid(uid: str) -> None:
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_each_panel_says_what_to_do(uid: str) -> None:
-    """Each has a description, its data source by variable, a unit; tiles also thresholds, and words for "nothing"."""
+def test_each_panel_is_described(uid: str) -> None:
+    """Each panel has a description, a data source by variable and a unit; tiles also have thresholds and a no-value
+    text."""
     board = BOARDS[uid]
     assert len(board["description"]) > 60
     for panel in panels(board):
@@ -148,8 +149,8 @@ def test_each_panel_says_what_to_do(uid: str) -> None:
 
 
 @pytest.mark.parametrize("uid", UIDS)
-def test_variables(uid: str) -> None:
-    """Each variable that is used is defined, each defined one is used, and each narrows those after it."""
+def test_variables_are_used_and_chained(uid: str) -> None:
+    """Each used variable is defined, each defined one is used, and each query filters by those before it."""
     board = BOARDS[uid]
     defined = [variable["name"] for variable in board["templating"]["list"]]
     assert defined[:4] == ["datasource", "traces", "job", "instance"]
@@ -166,7 +167,7 @@ def test_variables(uid: str) -> None:
 
 
 def test_every_expression_is_listed() -> None:
-    """``expressions()`` has exactly the expressions that are in the files, each once."""
+    """``expressions()`` has exactly the expressions in the files, each once."""
     in_files = [
         (uid, target["expr"], bool(target.get("instant")))
         for uid, board in BOARDS.items()
@@ -187,8 +188,9 @@ def test_every_expression_is_listed() -> None:
     assert sorted(in_variables) == sorted(listed_there)
 
 
-def test_expressions() -> None:
-    """Each parses; metrics, suffixes and labels are those of the catalog; counters are only looked at as they grow."""
+def test_expressions_fit_the_catalog() -> None:
+    """Each parses; metrics, suffixes and labels are those of the catalog; counters appear in rates and increases
+    only."""
     wrong = [
         f"{expression.board}: {expression.where} {expression.ref}: {words}"
         for expression in EXPRESSIONS
@@ -198,7 +200,7 @@ def test_expressions() -> None:
 
 
 def complaints(expression: Expression) -> Iterator[str]:
-    """Yield what is wrong with an expression."""
+    """Yield the errors in an expression."""
     tree = promql_parser.parse(expression.concrete())
     of_variable = expression.where.startswith("variable ")
     found = list(selectors(tree))
@@ -211,7 +213,7 @@ def complaints(expression: Expression) -> Iterator[str]:
             continue
         metric, labels = SERIES[selector.name]
         names |= labels
-        if selector.name == write.ALERTS:  # those of a whole service have no instance to be narrowed by
+        if selector.name == write.ALERTS:  # alerts of a whole service have no instance to filter by
             continue
         matched = {matcher.name for matcher in selector.matchers.matchers}
         if not matched <= labels:
@@ -221,7 +223,7 @@ def complaints(expression: Expression) -> Iterator[str]:
         if metric.kind is Kind.GAUGE and function in ("rate", "increase"):
             yield f"{selector.name} is a gauge"
         if metric.kind is not Kind.GAUGE and window and (function not in ("rate", "increase") or window not in WINDOWS):
-            yield f"{selector.name} is looked at by {function} over {window} s"
+            yield f"{selector.name} is looked at by {function} over {window} seconds"
         if metric.kind is not Kind.GAUGE and not window and f"unless {selector.name}{{" not in expression.expr:
             yield f"{selector.name} is looked at as it stands"
         if selector.name.endswith("_bucket") and not re.search(r"by \([^)]*\ble\)", expression.expr):
@@ -234,7 +236,7 @@ def complaints(expression: Expression) -> Iterator[str]:
 
 
 WINDOWS = (60, 300, 900)
-"""s of ``$__rate_interval``, the recent past, and ``$__range``, as ``concrete()`` puts them in."""
+"""Seconds of ``$__rate_interval``, the recent past, and ``$__range``, as ``concrete()`` inserts them."""
 
 
 @pytest.mark.parametrize(
@@ -245,14 +247,14 @@ WINDOWS = (60, 300, 900)
         ('max(asyncio_tasks{job=~"$job"})', "asyncio_tasks is not narrowed to what was chosen"),
         ('max(rate(asyncio_tasks{job=~"$job", instance=~"$instance"}[1m]))', "asyncio_tasks is a gauge"),
         ('sum(asyncio_eventloop_passes_total{job=~"$job", instance=~"$instance"})', "is looked at as it stands"),
-        ('sum(rate(asyncio_eventloop_passes_total{job=~"$job", instance=~"$instance"}[2m]))', "by rate over 120.0 s"),
+        ('sum(rate(asyncio_eventloop_passes_total{job=~"$job", instance=~"$instance"}[2m]))', "over 120.0 seconds"),
         ('max by (pod) (asyncio_tasks{job=~"$job", instance=~"$instance"})', "nothing has {'pod'}"),
         ('asyncio_tasks{job=~"$job", instance=~"$instance"}', "depend on the way"),
         ('sum(rate(asyncio_eventloop_lag_seconds_bucket{job=~"$job", instance=~"$instance"}[1m]))', "buckets of"),
     ],
 )  # fmt: skip
-def test_the_check_of_expressions_finds(expr: str, words: str) -> None:
-    """What an expression may not do is found."""
+def test_the_check_of_expressions_finds_errors(expr: str, words: str) -> None:
+    """Each kind of error in an expression is reported."""
     assert any(words in found for found in complaints(Expression("", "Row / Panel", "A", expr)))
 
 
@@ -271,14 +273,14 @@ def selector_at_top(node: Any) -> bool:
 
 
 def test_every_metric_is_shown() -> None:
-    """Nothing of the catalog is told for nobody."""
+    """Each metric of the catalog appears in a dashboard."""
     shown = {selector.name for e in EXPRESSIONS for selector, _, _ in selectors(promql_parser.parse(e.concrete()))}
     missing = [metric.name for metric in CATALOG if not any(name.startswith(metric.prometheus) for name in shown)]
     assert missing == []
 
 
-def test_every_finding_has_something_to_do() -> None:
-    """Each kind of finding stands in the dashboard Workers, with what to do."""
+def test_every_finding_has_advice() -> None:
+    """Each kind of finding is listed in the dashboard Workers, with what to do."""
     (text,) = [panel["options"]["content"] for panel in panels(BOARDS["loopwatch-workers"]) if panel["type"] == "text"]
     kinds = [value for name, value in vars(Kinds).items() if name.isupper()]
     assert re.findall(r"^- \*\*(.+)\*\*: ", text, re.MULTILINE) == kinds
@@ -286,7 +288,7 @@ def test_every_finding_has_something_to_do() -> None:
 
 @pytest.mark.parametrize("uid", UIDS)
 def test_legends_use_labels_that_are_kept(uid: str) -> None:
-    """A legend, and what an annotation says, names no label that the expression has dropped."""
+    """A legend or annotation text uses no label that the expression has dropped."""
     for where, target in targets(BOARDS[uid]):
         named = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
         assert all(re.search(rf"by \([^)]*\b{name}\b", target["expr"]) for name in named), where
@@ -294,7 +296,7 @@ def test_legends_use_labels_that_are_kept(uid: str) -> None:
 
 @pytest.mark.parametrize("uid", UIDS)
 def test_tables_name_their_columns(uid: str) -> None:
-    """Each value and each label that is kept is a column of its table; links lead to columns that exist."""
+    """Each value and each label that is kept is a named column of its table; links refer to existing columns."""
     for panel in panels(BOARDS[uid]):
         if panel["type"] != "table" or panel["datasource"]["uid"] == "${traces}":
             continue
@@ -314,7 +316,7 @@ def test_tables_name_their_columns(uid: str) -> None:
 
 
 def test_dashboards_are_linked() -> None:
-    """Each leads to the others by their tag, keeping variables and time; tables link to dashboards that exist."""
+    """Each links to the others by tag, keeping variables and time; tables link to existing dashboards."""
     for board in BOARDS.values():
         (link,) = board["links"]
         assert (link["type"], link["tags"], link["includeVars"], link["keepTime"]) == (
@@ -334,7 +336,7 @@ def test_dashboards_are_linked() -> None:
 
 
 def test_links_to_traces() -> None:
-    """Culprits lead to their spans, with the data source and the time that are chosen; heatmaps show exemplars."""
+    """Culprits link to their spans, with the chosen data source and time; heatmaps show exemplars."""
     urls = [text for text in strings(BOARDS["loopwatch-loop"]) if text.startswith("/explore")]
     assert urls
     pane = json.loads(urllib.parse.unquote(urls[0].partition("panes=")[2]))["a"]
@@ -351,7 +353,7 @@ def test_links_to_traces() -> None:
 
 @pytest.mark.parametrize("uid", UIDS)
 def test_stalls_and_crashes_are_marked(uid: str) -> None:
-    """Every dashboard has annotations for stalls and for crashes; the one about a loop shows stalls at first."""
+    """Every dashboard has annotations for stalls and crashes; stalls are enabled by default only in that of a loop."""
     marks = {mark["name"]: mark for mark in BOARDS[uid]["annotations"]["list"]}
     assert {"Stalls", "Worker crashes"} <= set(marks)
     assert marks["Worker crashes"]["enable"]
@@ -361,8 +363,8 @@ def test_stalls_and_crashes_are_marked(uid: str) -> None:
         assert mark["datasource"]["uid"] == "${datasource}"
 
 
-def test_what_the_catalog_has_not_cannot_be_written() -> None:
-    """A metric, label or kind that is not in the catalog fails where the dashboard is made."""
+def test_expressions_outside_the_catalog_are_rejected() -> None:
+    """A metric, label or kind that is not in the catalog raises when the dashboard is built."""
     scope = write.Scope((write.JOB, write.INSTANCE))
     assert scope.of("asyncio.tasks") == 'asyncio_tasks{job=~"$job", instance=~"$instance"}'
     with pytest.raises(KeyError, match="nope"):
@@ -375,8 +377,8 @@ def test_what_the_catalog_has_not_cannot_be_written() -> None:
         scope.share("asyncio.eventloop.stalls")
 
 
-def test_a_line_that_does_not_fill_the_grid_fails() -> None:
-    """A gap is found where the dashboard is made."""
+def test_a_row_with_a_gap_is_rejected() -> None:
+    """A gap raises when the dashboard is built."""
     query = Query("vector(1)")
     narrow = Row("narrow", [[tile("a", "b", query, width=4), bars("c", "d", query, width=8)]])
     with pytest.raises(ValueError, match="'narrow' does not fill the grid"):

@@ -1,4 +1,4 @@
-"""Every expression of the dashboards, asked of a real Prometheus: metrics that were scraped and sent give the same."""
+"""Every expression of the dashboards on a real Prometheus: scraped and sent metrics give the same results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server(history: tuple[Path, int]) -> Iterator[Prometheus]:
 
 
 def plain(result: list[dict[str, Any]]) -> dict[tuple[tuple[str, str], ...], Any]:
-    """Return values by labels, without what may differ: job, instance, and in which way a bound is written."""
+    """Return values by labels, without what may differ: job, instance, and the notation of a bound."""
     found = {}
     for series in result:
         labels = {name: value for name, value in series["metric"].items() if name not in ("job", "instance")}
@@ -52,8 +52,8 @@ def ask(server: Prometheus, expression: Expression, job: str) -> list[dict[str, 
     return server.query(concrete) if expression.instant else server.range(concrete)
 
 
-def test_both_ways_give_the_same(server: Prometheus) -> None:
-    """Each expression has a result unless it is rare, and the same for metrics that were scraped and sent."""
+def test_scraped_and_sent_metrics_give_the_same(server: Prometheus) -> None:
+    """Each expression has a result unless it is rare, and the same one for scraped and sent metrics."""
     wrong = [
         f"{expression.board}: {expression.where} {expression.ref}: {words}"
         for expression in EXPRESSIONS
@@ -64,7 +64,7 @@ def test_both_ways_give_the_same(server: Prometheus) -> None:
 
 
 def complaints(server: Prometheus, expression: Expression) -> Iterator[str]:
-    """Yield what is wrong with the results of an expression."""
+    """Yield the errors in the results of an expression."""
     if expression.label in ("job", "instance"):  # asked below
         return
     scraped, sent = (ask(server, expression, job) for job in WAYS)
@@ -84,8 +84,8 @@ def complaints(server: Prometheus, expression: Expression) -> Iterator[str]:
 LABELS = {"job", "instance", "le"} | {name.replace(".", "_") for m in catalog.CATALOG for name in m.attributes}
 
 
-def test_a_process_without_a_name_is_not_lost(server: Prometheus) -> None:
-    """Without service.instance.id there is no instance to choose; with "All" its metrics are shown all the same."""
+def test_a_process_without_an_instance_is_shown(server: Prometheus) -> None:
+    """Without service.instance.id there is no instance to choose; with "All" its metrics are shown nevertheless."""
     (services,) = {e.expr for e in EXPRESSIONS if e.where == "variable job"}
     assert {series["metric"]["job"] for series in server.query(services)} == set(WAYS)
     (variable,) = {e.expr for e in EXPRESSIONS if e.where == "variable instance"}
@@ -98,14 +98,14 @@ def test_a_process_without_a_name_is_not_lost(server: Prometheus) -> None:
 
 
 def value(server: Prometheus, expr: str, at: float | None = None) -> float:
-    """Return the one value of an expression for the job ``scraped``; 0 where it has none."""
+    """Return the one value of an expression for the job ``scraped``; 0 if it has none."""
     found = server.query(Expression("", "", "A", expr).concrete({"job": "scraped"}, rate=60, within=900), at)
     assert len(found) <= 1
     return float(found[0]["value"][1]) if found else 0.0
 
 
 def test_the_first_event_of_a_series_counts(server: Prometheus) -> None:
-    """A culprit's counter begins with its first stall: increase() does not see that one, the dashboards do."""
+    """A culprit's counter begins with its first stall: increase() misses it, the dashboards count it."""
     scope = Scope((JOB, INSTANCE))
     grown = scope.grown(
         "asyncio.eventloop.stalls", catalog.CULPRIT, window=RANGE, matchers=['loopwatch_culprit="app:nap"']
@@ -120,28 +120,28 @@ def test_the_first_event_of_a_series_counts(server: Prometheus) -> None:
     assert value(server, scope.pace(crashes, catalog.POOL, seconds=60), just_after) == pytest.approx(1), "a minute"
     assert value(server, scope.rate(crashes, catalog.POOL), just_after) == 0
     assert value(server, scope.pace(crashes)) == value(server, scope.rate(crashes)) == pytest.approx(1 / 15)
-    # Later on it is what increase() says: four steps of 15 s in 60 s, two culprits.
+    # Later it equals increase(): four steps of 15 seconds in 60 seconds, two culprits.
     assert value(server, scope.grown("asyncio.eventloop.stalls")) == pytest.approx(8)
     assert value(server, scope.grown("asyncio.eventloop.stalls"), server.end - LENGTH + LATE - 5) == 0
 
 
-def test_figures(server: Prometheus) -> None:
-    """Shares, rates and quantiles are what can be computed by hand from what was told."""
+def test_shares_rates_and_quantiles(server: Prometheus) -> None:
+    """They are the values that are computed by hand from the history."""
     scope = Scope((JOB, INSTANCE))
-    # 3 s of block in each 15 s, for each of two culprits.
+    # 3 blocked seconds in each 15 seconds, for each of two culprits.
     blocked = scope.share("asyncio.eventloop.stall.duration", JOB)
     assert value(server, blocked) == pytest.approx(0.4)
     assert value(server, scope.rate("asyncio.eventloop.stall.victims")) == pytest.approx(2.0)
     assert value(server, scope.rate("loopwatch.offload.saved")) == pytest.approx(0.5)
     assert value(server, scope.now("asyncio.eventloop.utilization")) == 0.75
-    # 10 of 11 below the first bound, the last one in the fifth bucket (0.025, 0.05].
+    # 10 of 11 are below the first bound, the last one in the fifth bucket (0.025, 0.05].
     assert 0 < value(server, scope.quantile(0.5, "asyncio.eventloop.lag", JOB)) < 0.001
     assert 0.025 < value(server, scope.quantile(0.99, "asyncio.eventloop.lag", JOB)) <= 0.05
     assert not math.isnan(value(server, scope.quantile(0.9, "loopwatch.pool.task.run", catalog.POOL)))
 
 
-def test_tiles_say_what_is_wrong(server: Prometheus) -> None:
-    """The tiles of the first rows, by their titles, for the process of the history."""
+def test_tiles_show_the_values_of_the_history(server: Prometheus) -> None:
+    """The tiles of the first rows, by title, have the expected values."""
     tiles = {
         (expression.board.removeprefix("loopwatch-"), expression.where.rpartition(" / ")[2]): expression
         for expression in EXPRESSIONS

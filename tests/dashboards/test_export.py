@@ -45,7 +45,7 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_wheel_exports_everything(tmp_path: Path) -> None:
-    """A wheel, unpacked where no checkout is, writes the files of this repository, and not what they are made from."""
+    """An unpacked wheel, without a checkout, writes the files of this repository but not their sources."""
     source, unpacked = tmp_path / "source", tmp_path / "unpacked"
     source.mkdir()
     for name in ("loopwatch", "integrations", "dashboards"):
@@ -76,11 +76,11 @@ def test_a_wheel_exports_everything(tmp_path: Path) -> None:
     assert found.keys() >= BOARDS | {"compose.yaml", "compose/collector.yaml", "compose/service/Dockerfile"}
     assert {"prometheus/alerts.yml", "prometheus/recording.yml", "docs/runbook.md"} <= found.keys()
     assert f"{len(found)} files are in {target}" in done.stdout
-    assert len(found) == len(shipped) - 1, "what is shipped is exported, but for __init__.py"
+    assert len(found) == len(shipped) - 1, "everything in the wheel is exported, except __init__.py"
 
 
-def test_everything_is_listed(tmp_path: Path) -> None:
-    """Without building a wheel: what is exported is each file of the folder but code, tests and sources."""
+def test_everything_is_exported(tmp_path: Path) -> None:
+    """The export has each file of the folder except code, tests and sources."""
     paths = dashboards.export(tmp_path)
     expected = {
         str(path.relative_to(DASHBOARDS))
@@ -91,8 +91,8 @@ def test_everything_is_listed(tmp_path: Path) -> None:
     assert {str(path.relative_to(tmp_path)) for path in paths if path.suffix == ".json"} == BOARDS
 
 
-def test_export_keeps_what_somebody_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second export changes nothing; a file that differs is neither lost nor half replaced, unless told so."""
+def test_export_keeps_changed_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second export changes nothing; if a file was changed, nothing is written unless --force is given."""
     assert main.main(["dashboards", "export", str(tmp_path)]) == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert main.main(["dashboards", "export", str(tmp_path)]) == 0
@@ -117,8 +117,8 @@ def test_export_keeps_what_somebody_changed(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("arguments", [["export"], ["export", "a", "b"], ["export", "--frce", "a"], ["nope"], []])
-def test_bad_command_lines_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot be understood is said in one line, with where the help is."""
+def test_bad_command_lines_are_errors_of_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid command line is an error of one line that points to the help."""
     with pytest.raises(SystemExit) as ended:
         main.main(["dashboards", *arguments])
     assert ended.value.code == 2
@@ -127,7 +127,7 @@ def test_bad_command_lines_are_one_line(arguments: list[str], capsys: pytest.Cap
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
-    """A file where a folder should be is named in one line."""
+    """A file in place of a folder is named in an error of one line."""
     (tmp_path / "taken").write_text("")
     with pytest.raises(
         LoopwatchError, match=r"taken.*: cannot be written: (Not a directory|File exists); give another"
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 
 def test_mounts_exist() -> None:
-    """Each file and folder that compose.yaml mounts or builds is there, read-only, by a path within the export."""
+    """Each file and folder that compose.yaml mounts or builds is in the export, and is mounted read-only."""
     for name, service in SERVICES.items():
         for volume in service.get("volumes", ()):
             source, target, mode = volume.split(":")
@@ -147,7 +147,7 @@ def test_mounts_exist() -> None:
 
 
 def test_images_are_pinned_and_ports_are_local() -> None:
-    """No image is "latest"; nothing is reachable from outside the machine; services start after those they need."""
+    """No image is "latest"; no port is reachable from outside the machine; services only depend on existing ones."""
     for name, service in SERVICES.items():
         assert ("image" in service) != ("build" in service), name
         if "image" in service:
@@ -159,7 +159,7 @@ def test_images_are_pinned_and_ports_are_local() -> None:
 
 
 def ports_of(name: str) -> set[int]:
-    """Return the ports that a service of the compose file listens on, as its own configuration says."""
+    """Return the ports that a service of the compose file listens on, according to its own configuration."""
     if name == "collector":
         collector = configuration("collector.yaml")
         protocols = collector["receivers"]["otlp"]["protocols"].values()
@@ -175,21 +175,21 @@ def ports_of(name: str) -> set[int]:
     return {"prometheus": {9090}, "alertmanager": {9093}, "grafana": {3000}}[name]  # what these images listen on
 
 
-def test_addresses_lead_somewhere() -> None:
-    """Each host:port in the compose file and the configurations is a service, and one of its ports."""
+def test_addresses_refer_to_ports_of_services() -> None:
+    """Each host:port in the compose file and the configurations is a service and one of its ports."""
     texts = [path.read_text() for path in (DASHBOARDS / "compose").rglob("*.y*ml")] + [json.dumps(COMPOSE)]
     names = "|".join(SERVICES)
     found = {
         (host, int(port)) for text in texts for host, port in re.findall(rf"(?<![\w.-])(?<!\w/)({names}):(\d+)", text)
     }
-    # Endpoint of Alertmanager and data sources among them.
+    # Including the endpoint of Alertmanager and data sources.
     assert {("collector", 8889), ("tempo", 4317), ("tempo", 3200), ("alertmanager", 9093)} <= found
     for host, port in found:
         assert port in ports_of(host), f"{host}:{port}"
 
 
-def test_collector() -> None:
-    """Pipelines use what is configured; metrics keep names and exemplars; nothing that is configured is unused."""
+def test_collector_configuration() -> None:
+    """Pipelines use configured components; metrics keep names and exemplars; no configured component is unused."""
     collector = configuration("collector.yaml")
     pipelines = collector["service"]["pipelines"]
     assert set(pipelines) == {"metrics", "traces", "logs"}
@@ -202,7 +202,7 @@ def test_collector() -> None:
 
 
 def test_prometheus_keeps_the_services_names() -> None:
-    """What the collector offers keeps its job and instance; rules are loaded; Grafana knows the scrape interval."""
+    """Metrics from the collector keep their job and instance; rules are loaded; Grafana knows the scrape interval."""
     prometheus = configuration("prometheus.yml")
     jobs = {job["job_name"]: job for job in prometheus["scrape_configs"]}
     assert jobs["collector"]["honor_labels"] is True
@@ -223,7 +223,7 @@ def test_prometheus_keeps_the_services_names() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
-    """Prometheus' own check passes, the rules included that are mounted."""
+    """Prometheus' own check passes, including the mounted rules."""
     config = configuration("prometheus.yml")
     config["rule_files"] = [str(DASHBOARDS / "prometheus" / "*.yml")]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -240,8 +240,8 @@ def test_amtool_accepts_the_configuration() -> None:
     assert subprocess.run(checked, capture_output=True, check=False).returncode == 0
 
 
-def test_the_service_has_each_kind_of_trouble(tmp_path: Path) -> None:
-    """The service of the compose file starts, visitors know its addresses, and loopwatch finds what blocks in it."""
+def test_the_example_service_blocks_its_loop(tmp_path: Path) -> None:
+    """The service of the compose file starts, its visitors request its routes, and loopwatch finds what blocks."""
     folder = DASHBOARDS / "compose" / "service"
     visitors = runpy.run_path(str(folder / "visitors.py"), run_name="visitors")
     routes = set(re.findall(r'@app\.get\("([^"]+)"\)', (folder / "shop.py").read_text()))

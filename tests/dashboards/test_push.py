@@ -1,4 +1,4 @@
-"""``loopwatch dashboards push``: what Grafana is asked, and what is said when it refuses."""
+"""``loopwatch dashboards push``: the requests to Grafana, and the errors when it refuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOARDS = committed()
 
 @pytest.fixture(autouse=True)
 def nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a token nor a proxy of whoever runs the tests."""
+    """Remove the token and proxies of the environment in which the tests run."""
     for name in ("GRAFANA_TOKEN", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -44,15 +44,17 @@ def push(*arguments: str) -> int:
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the one line that was said, without the program's name; the token is never in it."""
+    """Return the error of one line, without the program's name; the token is never in it."""
     out, err = capsys.readouterr()
     assert err.startswith("loopwatch: ") and err.endswith("\n") and err.count("\n") == 1
     assert TOKEN not in out + err and VIEWER not in out + err
     return err.removeprefix("loopwatch: ").rstrip("\n")
 
 
-def test_push(grafana: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """All four are saved in the folder, which is made; a second push replaces them and makes no second folder."""
+def test_push_saves_all_dashboards(
+    grafana: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All four are saved in the folder, which is created; a second push replaces them and creates no second folder."""
     monkeypatch.setenv("GRAFANA_TOKEN", TOKEN)
     assert push("--url", grafana.url) == 0
     assert list(grafana.folders.values()) == ["loopwatch"]
@@ -73,8 +75,8 @@ def test_push(grafana: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert [method for method, _ in grafana.asked] == ["GET", *["POST"] * 4]
 
 
-def test_folder(grafana: StandIn) -> None:
-    """A folder that is there is used, also on a later page of the list; an empty name is no folder."""
+def test_an_existing_folder_is_used(grafana: StandIn) -> None:
+    """That holds also on a later page of the list; an empty name means no folder."""
     grafana.folders.update({f"x{number}": f"folder {number}" for number in range(1500)})
     assert push("--url", grafana.url, "--token", TOKEN, "--folder", "folder 1400") == 0
     assert {body["folderUid"] for body in grafana.saved.values()} == {"x1400"}
@@ -86,7 +88,7 @@ def test_folder(grafana: StandIn) -> None:
 
 
 def test_grafana_under_a_path(capsys: pytest.CaptureFixture[str]) -> None:
-    """A Grafana that is served under a path is asked there, and addresses have the path once."""
+    """Requests and addresses of a Grafana that is served under a path have the path once."""
     with served(StandIn(path="/ops/grafana")) as grafana:
         assert push("--url", grafana.url, "--token", TOKEN) == 0
         assert all(path.startswith("/ops/grafana/api/") for _, path in grafana.asked)
@@ -96,7 +98,7 @@ def test_grafana_under_a_path(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_token(grafana: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a token nothing is asked."""
+    """Without a valid token no request is sent."""
     assert push("--url", grafana.url) == 2
     assert refused(capsys).startswith("no token: ")
     assert push("--url", grafana.url, "--token", "two words") == 2
@@ -151,10 +153,10 @@ def test_no_token(grafana: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
         ),
     ],
 )
-def test_refusals_are_one_line(
+def test_refusals_are_errors_of_one_line(
     grafana: StandIn, capsys: pytest.CaptureFixture[str], *, token: str, path: str, answer: object, words: str
 ) -> None:
-    """Method, address, status and Grafana's own words; what it says cannot break the line or show the token."""
+    """It has method, address, status and Grafana's message, which cannot break the line or show the token."""
     if isinstance(answer, tuple):
         status, body = answer
         grafana.answers[path] = (status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
@@ -163,7 +165,7 @@ def test_refusals_are_one_line(
 
 
 def test_a_redirect_is_not_followed(grafana: StandIn, capsys: pytest.CaptureFixture[str]) -> None:
-    """The token is sent to the address that was given, and to no other."""
+    """The token is only sent to the given address."""
     with served(StandIn()) as elsewhere:
         location = {"Location": f"{elsewhere.url}/api/folders"}
         for status in (301, 302, 303, 307, 308):
@@ -189,14 +191,14 @@ def test_a_redirect_is_not_followed(grafana: StandIn, capsys: pytest.CaptureFixt
     ],
 )
 def test_bad_addresses(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An address that cannot be Grafana's is refused before anything is sent, without showing what is secret in it."""
+    """An invalid address is rejected before anything is sent, without showing secrets in it."""
     assert push("--url", url, "--token", TOKEN) == 2
     line = refused(capsys)
     assert line.startswith("--url ") and "such as https://grafana.example.com" in line and "secret" not in line
 
 
-def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """A port that nobody listens on, and a name that does not exist."""
+def test_an_unreachable_grafana_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A port without a listener and an unknown name are errors of one line."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -208,20 +210,20 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n[", None])
 def test_broken_servers(
-    said: bytes | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    reply: bytes | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that hangs up, talks something else, ends too early or never answers: one line."""
-    monkeypatch.setattr(grafana_module, "TIMEOUT", 5.0 if said is not None else 0.2)
+    """A server that disconnects, is no HTTP server, ends too early or never answers is an error of one line."""
+    monkeypatch.setattr(grafana_module, "TIMEOUT", 5.0 if reply is not None else 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def answer() -> None:
             connection, _ = listening.accept()
             with connection:
                 connection.recv(65536)
-                if said is None:
+                if reply is None:
                     connection.recv(1)  # until the client gives up
                 else:
-                    connection.sendall(said)
+                    connection.sendall(reply)
 
         answering = threading.Thread(target=answer)
         answering.start()
@@ -230,14 +232,14 @@ def test_broken_servers(
         answering.join()
     line = refused(capsys)
     assert line.startswith(f"GET http://127.0.0.1:{port}/api/folders: ")
-    if said is None:
+    if reply is None:
         assert line.endswith("no answer within 0 s")
 
 
 def test_certificates_are_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A certificate that nobody vouches for is refused before the token is sent; SSL_CERT_FILE can vouch for it."""
+    """An untrusted certificate is rejected before the token is sent; SSL_CERT_FILE can make it trusted."""
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     make += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
@@ -246,14 +248,14 @@ def test_certificates_are_checked(
         pytest.skip("openssl cannot make a certificate here")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def answer(times: int) -> None:
         for _ in range(times):
             connection, _ = listening.accept()
             try:
                 with context.wrap_socket(connection, server_side=True) as secure:
-                    heard.append(secure.recv(65536))
+                    received.append(secure.recv(65536))
                     secure.sendall(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             except OSError:
                 connection.close()
@@ -264,16 +266,16 @@ def test_certificates_are_checked(
         url = f"https://127.0.0.1:{listening.getsockname()[1]}"
         assert push("--url", url, "--token", TOKEN) == 2
         assert "its certificate is not trusted" in refused(capsys)
-        assert heard == []
+        assert received == []
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert push("--url", url, "--token", TOKEN) == 2
         assert refused(capsys).startswith(f"GET {url}/api/folders: 500")
         answering.join()
-    assert f"Authorization: Bearer {TOKEN}".encode() in heard[0]
+    assert f"Authorization: Bearer {TOKEN}".encode() in received[0]
 
 
 def test_the_token_is_in_no_error_of_the_client() -> None:
-    """Also where the client is used without the command line."""
+    """That holds also if the client is used without the command line."""
     with served(StandIn()) as grafana:
         client = Grafana(grafana.url, f"{TOKEN}\n")
         uid = client.folder("mine")
@@ -287,7 +289,7 @@ def test_the_token_is_in_no_error_of_the_client() -> None:
 
 
 def test_as_a_program(grafana: StandIn, tmp_path: Path) -> None:
-    """The command as it is started: token from the environment, addresses on standard output, exit code 0."""
+    """The command takes the token from the environment, prints the addresses, and exits with 0."""
     environ = {**os.environ, "GRAFANA_TOKEN": TOKEN}
     command = [sys.executable, "-m", "loopwatch", "dashboards", "push", "--url", grafana.url, "--folder", "Services"]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=30)

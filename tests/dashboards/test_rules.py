@@ -1,4 +1,5 @@
-"""The rules for Prometheus: tested by promtool, true to the catalog, each alert with its section of the runbook."""
+"""The Prometheus rules: tested by promtool, consistent with the catalog, and each alert with its section in the
+runbook."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ RECORDED = {rule["record"]: rule for rule in rules("recording.yml")}
 ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
 
 KNOWN: dict[str, set[str]] = {"up": {"job", "instance"}, "ALERTS": {"job", "instance", "alertname"}}
-"""Series that there are, and their labels."""
+"""Existing series, and their labels."""
 for _metric in CATALOG:
     _labels = {"job", "instance"} | {name.replace(".", "_") for name in _metric.attributes}
     if _metric.kind is Kind.HISTOGRAM:
@@ -62,7 +63,7 @@ KNOWN |= {name: LEVELS[name.split(":")[0]] for name in RECORDED}
 
 
 def nodes(node: Any) -> Iterator[Any]:
-    """Yield a node of an expression and all below it."""
+    """Yield a node of an expression and all nodes below it."""
     yield node
     for name in ("lhs", "rhs", "expr", "vector_selector"):
         child = getattr(node, name, None)
@@ -74,13 +75,13 @@ def nodes(node: Any) -> Iterator[Any]:
 
 
 def anchor(heading: str) -> str:
-    """Return what a link to a heading ends with, as GitHub has it."""
+    """Return the fragment of a link to a heading, as GitHub generates it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @needs_promtool
 def test_promtool_accepts_the_rules() -> None:
-    """``promtool check rules`` finds nothing, not even duplicates."""
+    """``promtool check rules`` reports nothing, not even duplicates."""
     command = ["promtool", "check", "rules", "--lint=all", "--lint-fatal", "recording.yml", "alerts.yml"]
     checked = subprocess.run(command, cwd=RULES, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -90,14 +91,15 @@ def test_promtool_accepts_the_rules() -> None:
 @needs_promtool
 @pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.stem)
 def test_promtool_tests_pass(suite: Path) -> None:
-    """The rules fire, and do not fire, as their tests have it."""
+    """The rules fire and do not fire as their tests expect."""
     ran = subprocess.run(["promtool", "test", "rules", suite.name], cwd=suite.parent, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "SUCCESS" in ran.stdout
 
 
 def test_every_alert_is_tested_firing_and_not_firing() -> None:
-    """Each has a case that compares its labels and texts, and one in which nothing may fire; each record has a case."""
+    """Each alert has a case that compares its labels and texts, and one in which it stays silent; each record is
+    used."""
     fires: dict[str, int] = dict.fromkeys(ALERTS, 0)
     stays: dict[str, int] = dict.fromkeys(ALERTS, 0)
     asked = ""
@@ -118,8 +120,8 @@ def test_every_alert_is_tested_firing_and_not_firing() -> None:
 @pytest.mark.parametrize(
     "rule", [*RECORDED.values(), *ALERTS.values()], ids=lambda rule: rule.get("record", rule.get("alert"))
 )
-def test_rule_is_true_to_the_catalog(rule: dict[str, Any]) -> None:
-    """Metrics, labels and kinds are those of the catalog; what is told apart is kept by name, nothing else is."""
+def test_rule_fits_the_catalog(rule: dict[str, Any]) -> None:
+    """Metrics, labels and kinds are those of the catalog; aggregations keep labels by name."""
     tree = promql_parser.parse(rule["expr"])
     seen: set[str] = set()
     for node in nodes(tree):
@@ -145,8 +147,8 @@ def test_rule_is_true_to_the_catalog(rule: dict[str, Any]) -> None:
         assert LEVELS[level] in kept or any(name.split(":")[0] == level for name in recorded)
 
 
-def test_pools_that_are_made_anew_are_one() -> None:
-    """The number that a name is given when it is taken falls away in the rule as it does in findings."""
+def test_recreated_pools_are_one_family() -> None:
+    """The rule strips the number from the name of a recreated pool as findings do."""
     (pattern,) = re.findall(
         r'"loopwatch_pool_family", "\$1", "loopwatch_pool_name", "(.+)"',
         RECORDED["pool:loopwatch_pool_crashes:moments15m"]["expr"],
@@ -163,7 +165,7 @@ def test_pools_that_are_made_anew_are_one() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS.values(), ids=ALERTS)
 def test_alert_says_what_to_do(alert: dict[str, Any]) -> None:
-    """Severity is one of two; texts show the value; links lead to its section and to a dashboard that exists."""
+    """The severity is one of two; texts show the value; links lead to the alert's section and an existing dashboard."""
     assert alert["alert"].startswith("Loopwatch")
     assert alert["labels"] == {"severity": alert["labels"]["severity"]}
     assert alert["labels"]["severity"] in ("page", "ticket")
@@ -189,7 +191,7 @@ def test_alert_says_what_to_do(alert: dict[str, Any]) -> None:
 
 
 def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
-    """The runbook's sections are the alerts in their order; each has its severity, and all the parts of a section."""
+    """The runbook's sections are the alerts in their order; each has its severity and all parts of a section."""
     parts = re.split(r"(?m)^## (.+)\n", RUNBOOK)[1:]
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     assert [name for name in sections if name != "Setting up"] == list(ALERTS)
@@ -202,8 +204,8 @@ def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
     assert links and set(links) <= {anchor(name) for name in sections}
 
 
-def test_what_the_runbook_asks_is_promql_of_ours() -> None:
-    """Every expression in it parses, and names series that there are."""
+def test_expressions_of_the_runbook_are_valid() -> None:
+    """Every expression in the runbook parses, and uses existing series."""
     blocks = "\n".join(re.findall(r"(?s)```promql\n(.*?)```", RUNBOOK))
     asked = [line.split("#")[0] for line in blocks.splitlines()]
     asked += [
@@ -222,7 +224,7 @@ def test_what_the_runbook_asks_is_promql_of_ours() -> None:
 
 
 def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
-    """The configuration that the runbook shows is YAML with the files that there are."""
+    """The configuration in the runbook is YAML that lists existing files."""
     (text,) = re.findall(r"(?s)```yaml\n(.*?)```", RUNBOOK)
     read = yaml.safe_load(text)
     assert all((RULES / name).is_file() for name in read["rule_files"])

@@ -27,7 +27,7 @@ pytest.importorskip("opentelemetry.instrumentation")
 from loopwatch.integrations.opentelemetry import LoopwatchInstrumentor
 
 from tests.conftest import Run, runner
-from tests.telemetry.traced import STALL, Told, events, set_globally
+from tests.telemetry.traced import STALL, Exported, events, set_globally
 
 DEADLINE = 40.0
 
@@ -70,9 +70,9 @@ def test_providers_that_are_handed_over_are_used(
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-    reader, given = InMemoryMetricReader(), Told()
+    reader, given = InMemoryMetricReader(), Exported()
     meters = MeterProvider([reader], shutdown_on_exit=False)
-    with set_globally(monkeypatch, Told()) as elsewhere:
+    with set_globally(monkeypatch, Exported()) as elsewhere:
         instrumentor.instrument(
             log_level="CRITICAL",
             tracer_provider=given.tracer_provider,
@@ -100,23 +100,23 @@ def test_the_programs_providers_are_used_whenever_they_are_set(
     """Before or after, the program's global providers get the span and the record, and stay the global ones."""
     from opentelemetry import trace
 
-    told = Told()
+    exported = Exported()
     if not before:
         instrumentor.instrument(log_level="CRITICAL")
-    with set_globally(monkeypatch, told):
+    with set_globally(monkeypatch, exported):
         if before:
             instrumentor.instrument(log_level="CRITICAL")
         runner("asyncio")(blocked())
         agent = loopwatch.current_agent()
         assert agent is not None
         assert agent.flush(5)
-        assert (len(told.spans()), len(told.records())) == (1, 1)
-        assert trace.get_tracer_provider() is told.tracer_provider
+        assert (len(exported.spans()), len(exported.records())) == (1, 1)
+        assert trace.get_tracer_provider() is exported.tracer_provider
         instrumentor.uninstrument()
-        assert trace.get_tracer_provider() is told.tracer_provider
-        with told.tracer.start_as_current_span("still works"):
+        assert trace.get_tracer_provider() is exported.tracer_provider
+        with exported.tracer.start_as_current_span("still works"):
             pass
-        assert told.span("still works")
+        assert exported.span("still works")
 
 
 def test_what_the_program_installed_stays(instrumentor: LoopwatchInstrumentor) -> None:
@@ -332,15 +332,15 @@ def test_each_worker_of_a_server(instrument: Callable[..., subprocess.Popen[str]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exported]:
     """The program's providers."""
-    with set_globally(monkeypatch, Told()) as made:
+    with set_globally(monkeypatch, Exported()) as made:
         yield made
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_why_a_request_was_slow_stands_in_its_trace(
-    instrumentor: LoopwatchInstrumentor, told: Told, monkeypatch: pytest.MonkeyPatch, kind: str
+    instrumentor: LoopwatchInstrumentor, exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Under uvicorn, with the ASGI instrumentation of OpenTelemetry: the spans of the requests that waited have the
     event, and a link to the trace of the request that blocked, in which the stall's span stands with its times."""
@@ -374,7 +374,7 @@ def test_why_a_request_was_slow_stands_in_its_trace(
 
     paths = {"/slow/{id}": slow, "/block/{id}": blocking, "/found": found}
     app = applications.Starlette(routes=[routing.Route(path, endpoint) for path, endpoint in paths.items()])
-    traced = asgi.OpenTelemetryMiddleware(LoopwatchMiddleware(app), tracer_provider=told.tracer_provider)
+    traced = asgi.OpenTelemetryMiddleware(LoopwatchMiddleware(app), tracer_provider=exported.tracer_provider)
     instrumentor.instrument(threshold=0.1, log_level="CRITICAL")
     config = uvicorn.Config(traced, port=0, loop=kind, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
@@ -400,9 +400,9 @@ def test_why_a_request_was_slow_stands_in_its_trace(
     assert agent is not None
     assert agent.flush(5)
 
-    stall = told.span()
+    stall = exported.span()
     attributes: Mapping[str, Any] = stall.attributes or {}
-    requests = [each for each in told._spans.get_finished_spans() if each.kind.name == "SERVER"]
+    requests = [each for each in exported._spans.get_finished_spans() if each.kind.name == "SERVER"]
     culprit = next(each for each in requests if (each.attributes or {}).get("http.target") == "/block/1")
     victims_ = [each for each in requests if str((each.attributes or {}).get("http.target")).startswith("/slow")]
     assert stall.context.trace_id == culprit.context.trace_id

@@ -1,4 +1,4 @@
-"""A receiver of OTLP over http that behaves as a test wants it, and decodes what it is sent."""
+"""A receiver of OTLP over http that behaves as a test wants, and decodes the messages that it receives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 DEADLINE = 30.0
-"""s; generous: a test that needs it has found something else."""
+"""Seconds; generous: a test that reaches it has found another problem."""
 _KINDS: dict[str, Any] = {
     "metrics": ExportMetricsServiceRequest,
     "traces": ExportTraceServiceRequest,
@@ -29,7 +29,7 @@ _KINDS: dict[str, Any] = {
 _UNPACK: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.decompress, "deflate": zlib.decompress}
 
 Behaviour = Callable[["Handler"], None]
-Told = dict[tuple[str, ...], Any]
+Points = dict[tuple[str, ...], Any]
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What was received, and how to behave from now on."""
+    """The received messages, and the behaviour for the next requests."""
 
     url: str = ""
     received: list[Received] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Receiver:
         """Return the spans or log records of all messages, in order."""
         return [item for message in self.of(signal) for item in items_of(message, signal)]
 
-    def points(self, number: int = -1) -> dict[str, Told]:
+    def points(self, number: int = -1) -> dict[str, Points]:
         """Return the points of a message of metrics: {name: {attributes: value or histogram}}."""
         return points_of(self.of("metrics")[number])
 
@@ -81,12 +81,12 @@ class Receiver:
         return {item.key: _value(item.value) for item in each[0].resource.attributes}
 
     def until(self, happened: Callable[[], Any], what: str = "") -> Any:
-        """Wait until something has happened; return what it was."""
+        """Wait until ``happened`` returns a true value; return it."""
         return until(happened, what)
 
 
 def until(happened: Callable[[], Any], what: str = "") -> Any:
-    """Wait until ``happened`` returns something; fail if it never does."""
+    """Wait until ``happened`` returns a true value and return it; fail at the deadline."""
     ends = time.monotonic() + DEADLINE
     while time.monotonic() < ends:
         found = happened()
@@ -97,7 +97,7 @@ def until(happened: Callable[[], Any], what: str = "") -> Any:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request; ``receiver.behave`` decides what becomes of it."""
+    """One request; ``receiver.behave`` decides how it is handled."""
 
     protocol_version = "HTTP/1.1"
     receiver: Receiver
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         self.receiver.behave(self)
 
     def take(self) -> None:
-        """Keep the message and say so."""
+        """Store the message and answer with success."""
         signal = self.path.rpartition("/")[2]
         body = _UNPACK.get(self.headers.get("Content-Encoding", ""), bytes)(self.body)
         message = _KINDS[signal].FromString(body)
@@ -144,7 +144,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: Any) -> None:
-        """A client that goes away is no news."""
+        """A client that disconnects is not reported."""
 
 
 @contextlib.contextmanager
@@ -181,9 +181,9 @@ def items_of(message: Any, signal: str) -> list[Any]:
     return [record for scope in scopes for record in scope.log_records]
 
 
-def points_of(message: Any) -> dict[str, Told]:
+def points_of(message: Any) -> dict[str, Points]:
     """Return {name: {attributes: value}} of a message, or of the SDK's own data."""
-    found: dict[str, Told] = {}
+    found: dict[str, Points] = {}
     for of_resource in message.resource_metrics:
         for of_scope in of_resource.scope_metrics:
             for metric in of_scope.metrics:
@@ -222,7 +222,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def grpc_receiver() -> Iterator[tuple[str, Any]]:
-    """Receive over grpc, in a process of its own; gives its address, and lines of method and length of what came."""
+    """Receive over grpc in a separate process; yields its address, and lines of method and length of each message."""
     command = [sys.executable, "-c", GRPC]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

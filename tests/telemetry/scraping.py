@@ -21,18 +21,18 @@ T = TypeVar("T")
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,*/*;q=0.1"
 """What Prometheus 2.42 accepts."""
 DEADLINE = 30.0
-"""s; generous: a test that needs it has found something else."""
+"""Seconds; generous: a test that reaches it has found another problem."""
 
 
 def fetch(url: str, **headers: str) -> tuple[str, bytes]:
-    """Return content type and body of what is at ``url``."""
+    """Return content type and body of the resource at ``url``."""
     request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
     with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
         return answer.headers["Content-Type"], answer.read()
 
 
 def scraped(url: str, accept: str = "text/plain") -> list[Sample]:
-    """Return the samples that are told at ``url``."""
+    """Return the samples that are exposed at ``url``."""
     kind, body = fetch(url, Accept=accept)
     parse: Any = text_string_to_metric_families
     if kind.startswith("application/openmetrics-text"):
@@ -47,13 +47,13 @@ def one(samples: list[Sample], name: str, **labels: str) -> Sample:
     return found[0]
 
 
-def who(url: str) -> dict[str, str]:
-    """Return the attributes that the process at ``url`` says of itself."""
+def target_info(url: str) -> dict[str, str]:
+    """Return the resource attributes that the process at ``url`` exposes."""
     return dict(one(scraped(url), "target_info").labels)
 
 
 def targets(url: str) -> dict[str, dict[str, str]]:
-    """Return what ``/targets`` says, as labels by address."""
+    """Return the answer of ``/targets``: labels by address."""
     body = json.loads(fetch(url.replace("/metrics", "/targets"))[1])
     return {each["targets"][0]: each["labels"] for each in body}
 
@@ -74,7 +74,7 @@ def until(found: Callable[[], T], seconds: float = DEADLINE) -> T:
 
 
 def free_range(count: int = 6) -> int:
-    """Return a port from which on that many are free, and which no other process of tests is given meanwhile."""
+    """Return the first of ``count`` consecutive free ports that no concurrent test process is given."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
     for turn in itertools.islice(_turns, 100):
         first = 21000 + ((sys.version_info.minor % 4 * 4 + worker) * 10 + turn % 10) * 67

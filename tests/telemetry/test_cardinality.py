@@ -1,4 +1,4 @@
-"""Which keys are told apart, and totals that never go down, whatever happens."""
+"""Which keys get a series of their own, and totals that never decrease."""
 
 from __future__ import annotations
 
@@ -11,56 +11,56 @@ from loopwatch.telemetry.metrics.cardinality import AGAIN, EVER, Growth, Key, Pl
 OTHER: Key = ("other",)
 
 
-def places(most: int, *, lasting: bool = False) -> Places:
+def limited(most: int, *, lasting: bool = False) -> Places:
     return Places(most, lambda _key: OTHER, lasting=lasting)
 
 
-def test_the_first_are_told_apart() -> None:
-    """With room for two, the third is told together with all that follow."""
-    found = places(2)
+def test_the_first_keys_get_a_series() -> None:
+    """With room for two, the third key and all that follow share a series."""
+    found = limited(2)
     assert [found.name((name,), 1.0) for name in "abcd"] == [("a",), ("b",), OTHER, OTHER]
     assert found.exported == [("a",), ("b",), OTHER]
 
 
-def test_one_that_happens_once_takes_no_place() -> None:
-    """However long it lasted: it could tell nothing in its place, and the other would be missing."""
-    found = places(1)
+def test_a_key_that_occurs_once_gets_no_series() -> None:
+    """That holds however heavy it is: its series would never change again, and another key would lose its own."""
+    found = limited(1)
     found.name(("a",), 1.0)
     assert found.name(("huge",), 1000.0) == OTHER
     found.settle()
     assert found.taken == {("a",)}
 
 
-def test_one_that_comes_again_takes_the_place_of_a_lighter_one() -> None:
-    """With more than twice its weight, and once all is told; the lighter one is told together with others then."""
-    found = places(1)
+def test_a_recurring_key_replaces_a_lighter_one() -> None:
+    """It needs more than twice the weight; after a collection the lighter key is merged into the shared series."""
+    found = limited(1)
     found.name(("a",), 10.0)
     for _ in range(2):
         assert found.name(("b",), 9.0) == OTHER
         found.settle()  # 18 is not more than twice 10
-    assert found.name(("b",), 9.0) == OTHER, "not before it is settled"
+    assert found.name(("b",), 9.0) == OTHER, "not before the collection ends"
     found.settle()
     assert found.name(("b",), 9.0) == ("b",)
     assert found.name(("a",), 1.0) == OTHER
 
 
-def test_a_lasting_place_is_given_up_by_those_that_are_over() -> None:
-    """A heavier one waits; when the first is over the next that comes has its place, and not before."""
-    found = places(1, lasting=True)
+def test_a_lasting_series_is_given_up_only_when_its_key_is_over() -> None:
+    """A heavier key waits; after the first key is over, the heavier one gets its series."""
+    found = limited(1, lasting=True)
     found.name(("a",), 1.0)
     for _ in range(5):
         assert found.name(("b",), 100.0) == OTHER
         found.settle()
     found.leave([("a",)])
-    assert found.exported == [("a",), OTHER], "what it counted is told until somebody needs its place"
+    assert found.exported == [("a",), OTHER], "its total is exported until another key needs the series"
     found.settle()
     assert found.name(("b",), 1.0) == ("b",)
     assert found.taken == {("b",)}
 
 
-def test_one_that_is_back_keeps_its_place() -> None:
-    """One that was over and comes again is as good as any other."""
-    found = places(1, lasting=True)
+def test_a_key_that_comes_back_keeps_its_series() -> None:
+    """A key that was over and comes back is treated like any other."""
+    found = limited(1, lasting=True)
     found.name(("a",), 1.0)
     found.leave([("a",)])
     assert found.name(("a",), 1.0) == ("a",)
@@ -69,27 +69,27 @@ def test_one_that_is_back_keeps_its_place() -> None:
     assert found.taken == {("a",)}
 
 
-def test_keys_that_ever_had_a_place_are_bounded() -> None:
-    """Each is a series for ever: after so many times as many as are told at a time newcomers find no place."""
-    found = places(2, lasting=True)
-    told = set()
+def test_keys_that_ever_had_a_series_are_bounded() -> None:
+    """Each series lasts for ever, so after a multiple of the limit no new key gets one."""
+    found = limited(2, lasting=True)
+    names = set()
     for number in range(1000):
         key = (str(number),)
         for _ in range(AGAIN):
             found.name(key, 1.0)
         found.settle()
-        told.add(found.name(key, 1.0))
+        names.add(found.name(key, 1.0))
         found.leave([key])
-    assert len(told - {OTHER}) == 2 * EVER
+    assert len(names - {OTHER}) == 2 * EVER
     for _ in range(AGAIN):
         found.name(("0",), 1.0)
     found.settle()
-    assert found.name(("0",), 1.0) == ("0",), "those that are known find theirs again"
+    assert found.name(("0",), 1.0) == ("0",), "a known key gets its series back"
 
 
-def test_keys_that_come_and_go_use_up_nothing() -> None:
-    """A thousand loops of jobs were seen once each: the one that stays has a place."""
-    found = places(2)
+def test_keys_that_occur_once_do_not_use_up_the_limit() -> None:
+    """After a thousand loops that were seen once each, a loop that stays gets a series."""
+    found = limited(2)
     for number in range(1000):
         key = (str(number),)
         found.name(key, 0.5)
@@ -101,9 +101,9 @@ def test_keys_that_come_and_go_use_up_nothing() -> None:
     assert found.name(("main",), 0.1) == ("main",)
 
 
-def test_fewer_places_at_run_time() -> None:
-    """The lightest are told together from then on; with none at all everything is."""
-    found = places(3)
+def test_limit_is_lowered_at_run_time() -> None:
+    """The lightest keys are merged from then on; with a limit of 0 all keys are."""
+    found = limited(3)
     for name, weight in (("a", 3.0), ("b", 1.0), ("c", 2.0)):
         found.name((name,), weight)
     found.most = 2
@@ -121,9 +121,9 @@ def test_fewer_places_at_run_time() -> None:
     st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.floats(0, 100)), max_size=300),
     st.booleans(),
 )
-def test_whatever_happens_series_are_few_and_grow(most: int, events: list[tuple[str, float]], lasting: bool) -> None:
-    """At no time more series than places and one; none goes down; together they have all that happened."""
-    found, totals = places(most, lasting=lasting), Totals(2)
+def test_series_are_bounded_and_totals_monotonic(most: int, events: list[tuple[str, float]], lasting: bool) -> None:
+    """There is never more than one series beyond the limit; no total decreases; all together count every event."""
+    found, totals = limited(most, lasting=lasting), Totals(2)
     before: dict[Key, tuple[float, float]] = {}
     whole = 0.0
     for count, (name, weight) in enumerate(events, 1):
@@ -141,16 +141,16 @@ def test_whatever_happens_series_are_few_and_grow(most: int, events: list[tuple[
         before = now
 
 
-def test_growth_of_one_that_began_anew() -> None:
-    """A first total that is lower than before means another thing of that name: all of it is new."""
+def test_growth_after_a_restart() -> None:
+    """A first total that is lower than before is that of a new object of that name: all of it is growth."""
     growth = Growth[str]()
     assert growth.of("pool", (10, 2.0)) == [10, 2.0]
     assert growth.of("pool", (12, 2.5)) == [2, 0.5]
     assert growth.of("pool", (3, 0.5)) == [3, 0.5]
 
 
-def test_growth_of_one_that_was_missing_for_a_while() -> None:
-    """What it had before does not count twice."""
+def test_growth_after_a_gap() -> None:
+    """The total from before the gap does not count twice."""
     growth = Growth[str]()
     growth.of("a", (10,))
     growth.of("b", (1,))
@@ -158,7 +158,7 @@ def test_growth_of_one_that_was_missing_for_a_while() -> None:
 
 
 def test_growth_remembers_a_bounded_number() -> None:
-    """Those that were not seen for longest are forgotten."""
+    """Keys that were not seen for longest are forgotten."""
     growth = Growth[int](kept=3)
     for key in range(10):
         growth.of(key, (5,))
@@ -166,8 +166,8 @@ def test_growth_remembers_a_bounded_number() -> None:
     assert growth.of(0, (6,)) == [6], "forgotten"
 
 
-def test_histograms_of_things_that_come_and_go() -> None:
-    """What a thing that is gone has counted stays; the next one of that name adds to it."""
+def test_histograms_of_ended_objects_are_kept() -> None:
+    """The durations of an ended object stay in the series; the next object of that name adds to them."""
     spans = Spans[int]()
     first = Histogram()
     for _ in range(10):
@@ -185,5 +185,5 @@ def test_histograms_of_things_that_come_and_go() -> None:
 
 
 def test_foremost() -> None:
-    """The heaviest, of equal ones the first in order."""
+    """The heaviest keys are returned; of equal ones the first in order."""
     assert foremost({("a",): 1, ("b",): 3, ("c",): 1}, 2) == {("b",), ("a",)}

@@ -1,4 +1,4 @@
-"""The one list of metrics: bounded as promised, documented, and named as OpenTelemetry and Prometheus want it."""
+"""The catalog of metrics: bounded, documented, and named by the rules of OpenTelemetry and Prometheus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCS = Path(loopwatch.__file__).parent.parent / "docs" / "metrics.md"
 
 
 def test_samples_of_a_process_are_bounded() -> None:
-    """All metrics with all their sets are at most 600 samples of Prometheus, with one left for the process itself."""
+    """All metrics with all their attribute sets are at most 600 Prometheus samples, including target_info."""
     assert sum(metric.samples for metric in CATALOG) + 1 <= MAX_SAMPLES == 600
 
 
@@ -27,10 +27,10 @@ def test_samples_of_a_histogram() -> None:
 
 @pytest.mark.parametrize("metric", CATALOG, ids=lambda metric: metric.name)
 def test_every_metric_is_documented(metric: Metric) -> None:
-    """Each says which question it answers, what it does not mean, and shows figures; its bounds fit its kind."""
+    """Each metric has a question it answers, what it does not mean and an example; its bounds fit its kind."""
     assert metric.question.endswith("?")
     assert metric.is_not.endswith(".")
-    assert re.search(r"\d|nything", metric.example), "an example has figures"
+    assert re.search(r"\d|nything", metric.example), "an example has numbers"
     assert metric.description.endswith(".")
     assert re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+", metric.name)
     assert bool(metric.bounds) == (metric.kind is Kind.HISTOGRAM)
@@ -38,8 +38,8 @@ def test_every_metric_is_documented(metric: Metric) -> None:
     assert metric.sets == 1 or metric.attributes
 
 
-def test_names_are_given_once() -> None:
-    """No two metrics have one name, neither here nor in Prometheus."""
+def test_names_are_unique() -> None:
+    """No two metrics share a name, neither in OpenTelemetry nor in Prometheus."""
     assert len(BY_NAME) == len(CATALOG) == len({metric.prometheus for metric in CATALOG})
 
 
@@ -61,12 +61,12 @@ def test_names_are_given_once() -> None:
     ],
 )
 def test_names_in_prometheus(name: str, prometheus: str) -> None:
-    """Units and ``_total`` are appended as the specification wants it, and units in braces are left out."""
+    """Units and ``_total`` are appended as the specification requires, and units in braces are left out."""
     assert BY_NAME[name].prometheus == prometheus
 
 
 def test_page_is_up_to_date() -> None:
-    """``docs/metrics.md`` is what the catalog says; python -m loopwatch.telemetry.metrics.document writes it."""
+    """``docs/metrics.md`` is what python -m loopwatch.telemetry.metrics.document writes."""
     assert DOCS.read_text() == document.document()
 
 

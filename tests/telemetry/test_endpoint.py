@@ -1,4 +1,4 @@
-"""What Prometheus gets, on a real port: right figures, exemplars, and a server that nobody can wear down."""
+"""The Prometheus endpoint on a real port: correct samples, exemplars, and a server that clients cannot exhaust."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from prometheus_client import REGISTRY
-from scraping import OPENMETRICS, fetch, free_range, one, scraped, until, who
+from scraping import OPENMETRICS, fetch, free_range, one, scraped, target_info, until
 
 import loopwatch
 from loopwatch import ConfigError
@@ -43,7 +43,7 @@ Run = Callable[[Any], Any]
 
 
 def full_reading(value: float = 1.5) -> Reading:
-    """Return as many points as the catalog allows."""
+    """Return a reading with as many points as the catalog allows."""
     lags = Histogram()
     for ms in (0.5, 2, 20, 300, 60_000):
         lags.record(ms / 1000)
@@ -59,7 +59,7 @@ def full_reading(value: float = 1.5) -> Reading:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Scrape]]:
-    """Serve what a function reads; closed at the end."""
+    """Serve the readings of a function; closed at the end."""
     opened: list[Scrape] = []
 
     def serve(read: Callable[[], Reading | None], faults: Faults | None = None, **options: Any) -> Scrape:
@@ -73,7 +73,7 @@ def serve() -> Iterator[Callable[..., Scrape]]:
     yield serve
     for scrape in opened:
         scrape.close()
-    # What looks for other processes may still be about to end.
+    # The thread that searches for other processes may still be ending.
     assert until(lambda: not any(thread.name.startswith("loopwatch-scrape") for thread in threading.enumerate()))
 
 
@@ -83,14 +83,14 @@ def uninstalled() -> Iterator[None]:
     loopwatch.uninstall()
 
 
-# ------------------------------------------------------------------------------------------------ what is told
+# ------------------------------------------------------------------------------------------------ samples
 
 
 @pytest.mark.parametrize("accept", ["text/plain", OPENMETRICS])
-def test_every_point_is_told_under_its_name(serve: Callable[..., Scrape], accept: str) -> None:
-    """Each metric of the catalog arrives under the name that collectors give it, with all its labels and its value."""
+def test_every_point_is_exposed_under_its_prometheus_name(serve: Callable[..., Scrape], accept: str) -> None:
+    """Each metric of the catalog has the name that collectors give it, with all its labels and its value."""
     samples = scraped(serve(full_reading).url, accept)
-    assert 500 < len(samples) <= MAX_SAMPLES + 1  # and target_info, which is no figure
+    assert 500 < len(samples) <= MAX_SAMPLES + 1  # and target_info
     assert not [sample for sample in samples if sample.name.endswith("_created")]
     for metric in CATALOG:
         if metric.kind is Kind.HISTOGRAM:
@@ -106,7 +106,7 @@ def test_every_point_is_told_under_its_name(serve: Callable[..., Scrape], accept
 
 
 def test_histograms_are_cumulative(serve: Callable[..., Scrape]) -> None:
-    """Of 0.5, 2, 20, 300 ms and a minute each bucket holds what is no longer than its bound; the sum is exact."""
+    """With lags of 0.5, 2, 20, 300 ms and a minute, each bucket counts those up to its bound; the sum is exact."""
     samples = scraped(serve(full_reading).url)
     loop = {"asyncio_eventloop_name": "asyncio.eventloop.name-0"}
     name = "asyncio_eventloop_lag_seconds"
@@ -117,7 +117,7 @@ def test_histograms_are_cumulative(serve: Callable[..., Scrape]) -> None:
 
 
 def test_a_stall_is_the_exemplar_of_its_lag(run: Run, uninstalled: None) -> None:
-    """The bucket that a stall of a traced callback falls into carries its trace; for OpenMetrics only."""
+    """The lag bucket of a stall in a traced callback has its trace id as exemplar, in the OpenMetrics format only."""
     trace = pytest.importorskip("opentelemetry.trace")
     context = trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1))
     agent = loopwatch.install(threshold=0.05, heartbeat=0.01, prometheus_port=0, log_level="CRITICAL", cpu_budget=1.0)
@@ -144,11 +144,11 @@ def test_a_stall_is_the_exemplar_of_its_lag(run: Run, uninstalled: None) -> None
     assert float(sample.exemplar.timestamp or 0) == pytest.approx(stall.started_at + stall.duration, abs=0.01)
     assert b"trace_id" not in fetch(url)[1]
     stalls = [each for each in scraped(url) if each.name == "asyncio_eventloop_stalls_total"]
-    assert {each.labels["asyncio_eventloop_name"] for each in stalls} == {"main"}, "before anything was read"
+    assert {each.labels["asyncio_eventloop_name"] for each in stalls} == {"main"}, "a stall before the first scrape"
 
 
 def test_the_default_registry_is_left_alone(serve: Callable[..., Scrape]) -> None:
-    """What the program tells by prometheus_client stays as it was."""
+    """The program's own metrics in prometheus_client are unchanged."""
     before = [family.name for family in REGISTRY.collect()]
     assert scraped(serve(full_reading).url)
     assert [family.name for family in REGISTRY.collect()] == before
@@ -157,8 +157,8 @@ def test_the_default_registry_is_left_alone(serve: Callable[..., Scrape]) -> Non
 # ------------------------------------------------------------------------------------------------ HTTP
 
 
-def test_what_is_not_there_is_explained(serve: Callable[..., Scrape]) -> None:
-    """Another path, another method and nonsense get an answer that says what to do, HEAD the head alone."""
+def test_unknown_paths_and_methods_are_explained(serve: Callable[..., Scrape]) -> None:
+    """An unknown path, another method and a malformed request get an error with advice; HEAD gets the headers alone."""
     url = serve(full_reading).url
     address = urlsplit(url)
 
@@ -184,16 +184,16 @@ def test_what_is_not_there_is_explained(serve: Callable[..., Scrape]) -> None:
             assert client.makefile("rb").read().split()[1] == b"400"
 
 
-def test_it_is_packed_for_those_who_ask(serve: Callable[..., Scrape]) -> None:
-    """The text is the same with gzip, and a fifth of the size at most."""
+def test_response_is_compressed_on_request(serve: Callable[..., Scrape]) -> None:
+    """The text is the same with gzip, and at most a fifth of the size."""
     url = serve(full_reading).url
     packed, plain = fetch(url, Accept_Encoding="gzip")[1], fetch(url)[1]
     assert len(packed) < len(plain) / 5
     assert b"loopwatch_pool_workers" in gzip.decompress(packed)
 
 
-def test_whatever_the_resource_is_called(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attributes whose names and values Prometheus would refuse do not spoil the scrape."""
+def test_resource_attributes_are_escaped(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attributes whose names or values Prometheus would reject do not break the scrape."""
     given = "my-team=a%22b%0A%5C,2nd=x,ключ=значение,deployment.environment.name=prod,raw=caf\udce9"
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", given)
     url = serve(full_reading).url
@@ -214,8 +214,8 @@ def test_whatever_the_resource_is_called(serve: Callable[..., Scrape], monkeypat
         ("", "text/plain"),
     ],
 )
-def test_whatever_a_client_accepts(serve: Callable[..., Scrape], accept: str, kind: str) -> None:
-    """Headers that are no sense are no fault of ours: an answer in a format that exists."""
+def test_invalid_accept_headers_get_a_default_format(serve: Callable[..., Scrape], accept: str, kind: str) -> None:
+    """An invalid Accept header is answered in an existing format and counts no fault."""
     faults = Faults()
     url = serve(full_reading, faults).url
     assert fetch(url, Accept=accept, Accept_Encoding="gzip;q=0")[0].startswith(kind)
@@ -251,18 +251,18 @@ def answered(scrape: Scrape, lines: str) -> int:
         ("a" * 5000, 403),
     ],
 )
-def test_hosts_that_are_asked_for(serve: Callable[..., Scrape], host: str, status: int) -> None:
-    """Addresses, the machine's own names and configured ones are answered; a name that a web page could point here is
-    not (DNS rebinding)."""
+def test_host_header_is_checked(serve: Callable[..., Scrape], host: str, status: int) -> None:
+    """Addresses, names of this machine and configured names are answered; a name that a web page could point at this
+    machine is rejected (DNS rebinding)."""
     faults = Faults()
     scrape = serve(full_reading, faults, names=("shop", "*.svc.cluster.local"))
     assert answered(scrape, f"Host: {host}\r\n") == status
     assert faults.counts == {}
 
 
-def test_who_else_is_refused(serve: Callable[..., Scrape]) -> None:
-    """Scripts of web pages get nothing, nor do two hosts in one request; who names no host is no browser; with ``*``
-    any name is answered."""
+def test_requests_of_web_pages_are_rejected(serve: Callable[..., Scrape]) -> None:
+    """A request with an Origin or with two hosts is rejected; one without a host is answered, as no browser sends it;
+    with ``*`` every name is answered."""
     scrape = serve(full_reading)
     assert answered(scrape, "Host: 127.0.0.1\r\nOrigin: https://evil.example\r\n") == 403
     assert answered(scrape, "Host: 127.0.0.1\r\nOrigin: null\r\n") == 403
@@ -272,8 +272,8 @@ def test_who_else_is_refused(serve: Callable[..., Scrape]) -> None:
     assert answered(serve(full_reading, names=("*",)), "Host: shop.example\r\n") == 200
 
 
-def test_many_scrapers_cost_no_more_than_one(serve: Callable[..., Scrape]) -> None:
-    """Twelve that ask while the first is answered are served from one reading or two, which none began before."""
+def test_concurrent_scrapes_share_a_reading(serve: Callable[..., Scrape]) -> None:
+    """Twelve scrapes that arrive during another share one or two readings, and each later scrape gets a new one."""
     read, asked = [], threading.Event()
 
     def held_up() -> Reading:
@@ -299,7 +299,8 @@ def test_many_scrapers_cost_no_more_than_one(serve: Callable[..., Scrape]) -> No
 
 
 def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that say nothing, little by little, or take nothing hold at most so many descriptors, and nobody up."""
+    """Clients that send nothing, send slowly or read nothing hold a bounded number of descriptors and delay no
+    others."""
     monkeypatch.setattr(http_server, "PATIENCE", 1.0)
     url = serve(full_reading).url
     where = (urlsplit(url).hostname, urlsplit(url).port)
@@ -312,7 +313,7 @@ def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pyte
             pass
     assert len(scraped(url)) > 500
     assert psutil.Process().num_fds() <= before + len(clients) + http_server.MOST
-    for client in clients:  # all of them are hung up on, whatever they do
+    for client in clients:  # the server closes the connections of all of them
         try:
             while client.recv(65536):
                 pass
@@ -324,8 +325,8 @@ def test_bad_clients_are_bounded(serve: Callable[..., Scrape], monkeypatch: pyte
     assert until(lambda: psutil.Process().num_fds() <= before)
 
 
-def test_no_descriptor_left(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has no descriptor left is not kept busy by who waits to be accepted, and serves them later."""
+def test_accept_without_a_free_descriptor(serve: Callable[..., Scrape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without a free descriptor does not spin on pending connections, and serves them later."""
     monkeypatch.setattr(http_server, "REST", 0.05)
     refused: list[int] = []
     accept = socket.socket.accept
@@ -342,8 +343,8 @@ def test_no_descriptor_left(serve: Callable[..., Scrape], monkeypatch: pytest.Mo
     assert len(refused) == 3
 
 
-def test_a_reading_that_fails_is_counted(serve: Callable[..., Scrape], caplog: pytest.LogCaptureFixture) -> None:
-    """A scrape that cannot be answered gets a 500, is counted and logged once; the next one is answered."""
+def test_a_failed_reading_is_a_fault(serve: Callable[..., Scrape], caplog: pytest.LogCaptureFixture) -> None:
+    """The scrape gets a 500, the fault is counted and logged once, and the next scrape is answered."""
     faults, fails = Faults(), [True, True, False]
 
     def read() -> Reading:
@@ -361,7 +362,7 @@ def test_a_reading_that_fails_is_counted(serve: Callable[..., Scrape], caplog: p
 
 
 class Mute:
-    """Listens on ports, and takes connections without a word; counts those that are open at once."""
+    """Listens on ports and accepts connections without an answer; counts the open ones."""
 
     def __init__(self, ports: range) -> None:
         self.listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
@@ -388,7 +389,7 @@ class Mute:
                 key.fileobj.close()  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         self._closing.set()
         self._thread.join()
 
@@ -401,8 +402,8 @@ def mute() -> Iterator[Callable[[range], Mute]]:
         each.close()
 
 
-def test_a_flood_for_targets_is_bounded(serve: Callable[..., Scrape], mute: Callable[[range], Mute]) -> None:
-    """Requests for /targets beside mute listeners share one search, which has a handful of sockets and one thread."""
+def test_concurrent_target_requests_share_a_search(serve: Callable[..., Scrape], mute: Callable[[range], Mute]) -> None:
+    """Requests for /targets beside mute listeners share one search, which uses a handful of sockets and one thread."""
     base = free_range(12)
     beside = mute(range(base + 1, base + 11))
     scrape = serve(full_reading, port=base)
@@ -425,8 +426,8 @@ def test_a_flood_for_targets_is_bounded(serve: Callable[..., Scrape], mute: Call
         client.close()
 
 
-def test_a_search_ends_with_those_who_asked(serve: Callable[..., Scrape], mute: Callable[[range], Mute]) -> None:
-    """A search is given up when its client hangs up, and when the port is closed; neither leaves a thread or socket."""
+def test_a_search_ends_with_its_client(serve: Callable[..., Scrape], mute: Callable[[range], Mute]) -> None:
+    """A search ends when its client disconnects and when the port is closed; neither leaves a thread or a socket."""
     base = free_range(22)
     beside = mute(range(base + 1, base + 21))
     scrape = serve(full_reading, port=base)
@@ -441,14 +442,15 @@ def test_a_search_ends_with_those_who_asked(serve: Callable[..., Scrape], mute: 
                 assert "loopwatch-scrape-search" not in names()
         assert until(lambda: "loopwatch-scrape-search" not in names())
         assert until(lambda: psutil.Process().num_fds() <= before)  # noqa: B023
-        assert beside.taken - taken <= 3 * neighbours.AT_ONCE  # a whole search asks all twenty
+        assert beside.taken - taken <= 3 * neighbours.AT_ONCE  # a complete search asks all twenty
 
 
 # ------------------------------------------------------------------------------------------------ the port
 
 
 def test_a_port_in_use(uninstalled: None) -> None:
-    """Somebody else's port is an error of one line that names it and the remedy; nothing is installed, nothing left."""
+    """A port of another program is an error of one line that names port and remedy; nothing is installed or left
+    open."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         threads = threading.active_count()
@@ -465,8 +467,8 @@ def test_a_port_in_use(uninstalled: None) -> None:
         assert loopwatch.install(prometheus_port=port).snapshot().agent.prometheus == f"http://127.0.0.1:{port}/metrics"
 
 
-def test_another_loopwatch_has_the_port(uninstalled: None) -> None:
-    """A second program that was told the same port gets an error too: it would be taken for a worker of the first."""
+def test_port_of_an_unrelated_loopwatch_is_an_error(uninstalled: None) -> None:
+    """A second program with the same port gets an error too: it would be taken for a worker of the first."""
     first = loopwatch.Agent(loopwatch.Config(prometheus_port=0))
     first.start()
     try:
@@ -481,35 +483,35 @@ def test_another_loopwatch_has_the_port(uninstalled: None) -> None:
     ("host", "words"),
     [("203.0.113.7", "must be an address of this machine"), ("nowhere.invalid", "must be an address of this machine")],
 )
-def test_hosts_that_are_none(host: str, words: str) -> None:
-    """An address of another machine and a name that is none are errors that name the setting."""
+def test_invalid_hosts_are_errors(host: str, words: str) -> None:
+    """An address of another machine and an unknown name are errors that name the setting."""
     with pytest.raises(ConfigError, match=rf"prometheus_host='{host}': {words}"):
         loopwatch.install(prometheus_port=0, prometheus_host=host)
     assert loopwatch.current_agent() is None
 
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", "::1", "[::1]"])
-def test_hosts(uninstalled: None, host: str) -> None:
-    """Names and addresses of both kinds can be listened on, each once only."""
+def test_host_may_be_a_name_or_an_address(uninstalled: None, host: str) -> None:
+    """The endpoint listens on names and addresses of both families; a second one on the same port is an error."""
     try:
         agent = loopwatch.install(prometheus_port=0, prometheus_host=host)
     except ConfigError:
         pytest.skip(f"this machine has no {host}")
     url = agent.snapshot().agent.prometheus
-    assert who(url)["process_pid"] == str(os.getpid())
+    assert target_info(url)["process_pid"] == str(os.getpid())
     second = loopwatch.Agent(loopwatch.Config(prometheus_port=urlsplit(url).port, prometheus_host=host))
     with pytest.raises(ConfigError, match="in use"):
         second.start()
 
 
-def test_the_port_moves_at_run_time(uninstalled: None) -> None:
-    """configure() moves it, to another host on the same port too; where that fails nothing has changed."""
+def test_port_and_host_change_at_run_time(uninstalled: None) -> None:
+    """configure() changes the port, and the host on the same port; if that fails, nothing changes."""
     port = free_range()
     agent = loopwatch.install(prometheus_port=port)
     agent.configure(prometheus_host="0.0.0.0")
     assert agent.snapshot().agent.prometheus == f"http://0.0.0.0:{port}/metrics"
     agent.configure(prometheus_port=port + 1)
-    assert who(agent.snapshot().agent.prometheus)["process_pid"] == str(os.getpid())
+    assert target_info(agent.snapshot().agent.prometheus)["process_pid"] == str(os.getpid())
     with pytest.raises(OSError, match="refused"):
         fetch(f"http://127.0.0.1:{port}/metrics")
     with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigError):
@@ -530,14 +532,14 @@ def test_without_prometheus_client(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loopwatch.current_agent() is None
 
 
-# ------------------------------------------------------------------------------------------------ what docs say
+# ------------------------------------------------------------------------------------------------ documentation
 
 PAGE = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
 SECTION = PAGE.partition("\n## Prometheus\n")[2].partition("\n## ")[0]
 
 
-def test_the_page_runs_as_it_is(tmp_path: Path) -> None:
-    """The lines of docs/telemetry.md open the port that they say, or say that somebody has it."""
+def test_example_of_the_page_runs(tmp_path: Path) -> None:
+    """The code of docs/telemetry.md prints the address that it shows."""
     (code,) = re.findall(r"^```python\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
     port = free_range()
     done = subprocess.run(
@@ -548,8 +550,8 @@ def test_the_page_runs_as_it_is(tmp_path: Path) -> None:
     assert f"# {done.stdout}".replace(str(port), "9464") in code
 
 
-def test_the_page_is_right_about_configuration(tmp_path: Path) -> None:
-    """Its scrape configurations are ones, and its query selects what is told."""
+def test_configuration_of_the_page_is_valid(tmp_path: Path) -> None:
+    """Its scrape configurations and rules are accepted by promtool, and its query selects metrics of the catalog."""
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed (Debian package prometheus)")
     found = re.findall(r"^```yaml\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)

@@ -1,4 +1,4 @@
-"""The thread that exports: what arrives, and what becomes of the program when the receiver is in trouble."""
+"""The exporting thread: what is sent, and how the program behaves when the receiver fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from loopwatch.telemetry.otel.otlp_config import Protocol, Signal, Target, Targe
 
 
 class Fake:
-    """A sender that answers as it is told, in order; then that all is well."""
+    """A sender that gives the prepared answers in order, then success."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -58,19 +58,19 @@ AGAIN = Answer("busy", again=True)
 NEVER = Answer("HTTP 400 Bad Request")
 
 
-# -- what waits -------------------------------------------------------------------------------------------------------
+# -- the queue --------------------------------------------------------------------------------------------------------
 
 
-def test_what_waits_is_bounded() -> None:
-    """The fifth of four is dropped and counted; nothing that waits is lost by it."""
+def test_the_queue_is_bounded() -> None:
+    """With a limit of four the fifth item is dropped and counted; the queued items stay."""
     box = outbox(Fake())
     assert [box.put(item) for item in "abcde"] == [True, True, True, True, False]
     assert box.dropped == 1
     assert list(box.waiting) == ["a", "b", "c", "d"]
 
 
-def test_what_may_be_sent_again_stays() -> None:
-    """The same message is sent again, and what came meanwhile after it."""
+def test_retryable_messages_stay_queued() -> None:
+    """The same message is sent again, followed by the items that were queued meanwhile."""
     sender = Fake(AGAIN, AGAIN)
     box = outbox(sender)
     box.put("a")
@@ -84,8 +84,8 @@ def test_what_may_be_sent_again_stays() -> None:
     assert box.dropped == 0
 
 
-def test_what_is_refused_is_dropped() -> None:
-    """A message that the receiver will never take does not stop those behind it."""
+def test_rejected_messages_are_dropped() -> None:
+    """A message that the receiver rejects for good does not block those behind it."""
     sender = Fake(NEVER)
     box = outbox(sender)
     for item in "abc":
@@ -96,8 +96,8 @@ def test_what_is_refused_is_dropped() -> None:
     assert sender.sent == [b"a,b", b"c"]
 
 
-def test_what_cannot_be_encoded_is_dropped() -> None:
-    """It is counted, and those behind it are told."""
+def test_items_that_cannot_be_encoded_are_dropped() -> None:
+    """They are counted, and the items behind them are sent."""
     sender = Fake()
     box = outbox(sender, batch=1)
     box.put(1)
@@ -122,7 +122,7 @@ def made(faults: Faults, collect: Callable[[], bytes | None], **fields: Any) -> 
 
 
 def test_metrics_each_interval_and_once_more_at_the_end(faults: Faults) -> None:
-    """Each message is collected when it is due; the last one when it is stopped, whatever the interval."""
+    """A message is collected at each interval, and a last one at the stop, however long the interval is."""
     sender, numbers = Fake(), iter(range(10_000))
     found = made(faults, lambda: str(next(numbers)).encode())
     found.add(Signal.METRICS, sender, "http://x", lambda messages: messages[0])
@@ -140,8 +140,8 @@ def test_metrics_each_interval_and_once_more_at_the_end(faults: Faults) -> None:
     assert sender.sent[-1] == b"last"
 
 
-def test_spans_soon_and_in_batches(faults: Faults) -> None:
-    """A full batch goes at once, a lone one after the delay; the thread starts with the first."""
+def test_spans_are_sent_in_batches(faults: Faults) -> None:
+    """A full batch is sent at once, a single span after the delay; the thread starts with the first span."""
     sender = Fake()
     found = made(faults, lambda: None, delay=0.05, batch=3, queue=100)
     found.add(Signal.TRACES, sender, "http://x", joined)
@@ -152,11 +152,11 @@ def test_spans_soon_and_in_batches(faults: Faults) -> None:
     found.stop(5.0)
     assert b",".join(sender.sent) == b"a,b,c,d"
     found.put(Signal.TRACES, "late")
-    assert len(sender.sent) == 2, "nobody would send it any more"
+    assert len(sender.sent) == 2, "a span after the stop is not sent"
 
 
-def test_one_line_of_log_for_all_of_it(faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
-    """However often it fails and for however many signals; and one when it is over."""
+def test_repeated_failures_are_logged_once(faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
+    """However many attempts and signals fail, one warning is logged, and one line when the export works again."""
     caplog.set_level(logging.INFO, "loopwatch")
     failing = [Fake(*[AGAIN] * 3) for _ in Signal]
     found = made(faults, lambda: b"m")
@@ -178,8 +178,8 @@ def test_one_line_of_log_for_all_of_it(faults: Faults, caplog: pytest.LogCapture
     assert faults.counts == {}
 
 
-def test_a_short_program_learns_that_nobody_listens(faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the only attempt is the one at its end, that is the one log line."""
+def test_a_short_program_logs_that_the_receiver_is_absent(faults: Faults, caplog: pytest.LogCaptureFixture) -> None:
+    """If the only attempt is the one at exit, its failure is the one log line."""
     found = made(faults, lambda: b"m", interval=3600)
     for signal in Signal:
         found.add(signal, Fake(AGAIN), "http://x", lambda items: b"m")
@@ -189,8 +189,8 @@ def test_a_short_program_learns_that_nobody_listens(faults: Faults, caplog: pyte
     assert line.endswith("busy; this was the last attempt (the program is not affected)")
 
 
-def test_a_receiver_that_asks_to_wait_is_left_alone(faults: Faults) -> None:
-    """With ``Retry-After`` nothing is sent before, however short the interval; no metric is collected in vain."""
+def test_retry_after_is_respected(faults: Faults) -> None:
+    """Until ``Retry-After`` has passed nothing is sent, however short the interval, and no metrics are collected."""
     sender = Fake(Answer("HTTP 429", again=True, after=3600.0))
     collected = []
     found = made(faults, lambda: collected.append(1) or b"m")  # type: ignore[func-returns-value]
@@ -204,8 +204,8 @@ def test_a_receiver_that_asks_to_wait_is_left_alone(faults: Faults) -> None:
     assert len(sender.sent) == 2, "once more at the end"
 
 
-def test_totals_need_not_wait_and_differences_do(faults: Faults) -> None:
-    """Of totals the latest is kept, of differences a bounded number, as they would be lost."""
+def test_delta_messages_are_queued_and_cumulative_ones_are_not(faults: Faults) -> None:
+    """Of cumulative metrics only the latest message is kept; of deltas a bounded number, as they would be lost."""
     from loopwatch.telemetry.otel.otlp_config import Temporality
 
     for temporality, kept in ((Temporality.CUMULATIVE, 1), (Temporality.DELTA, 8)):
@@ -213,8 +213,8 @@ def test_totals_need_not_wait_and_differences_do(faults: Faults) -> None:
         assert found.add(Signal.METRICS, Fake(), "x", joined).limit == kept
 
 
-def test_stopping_does_not_wait_for_a_receiver_that_hangs(faults: Faults) -> None:
-    """A request under way is broken off."""
+def test_stop_aborts_a_request_that_hangs(faults: Faults) -> None:
+    """A pending request is aborted."""
 
     class Hanging(Fake):
         def __init__(self) -> None:
@@ -236,11 +236,11 @@ def test_stopping_does_not_wait_for_a_receiver_that_hangs(faults: Faults) -> Non
     until(lambda: sender.sent)
     found.stop(0.05)
     until(lambda: not found.alive)
-    assert len(sender.sent) == 1, "and nothing more is begun"
+    assert len(sender.sent) == 1, "no further request is started"
 
 
-def test_a_signal_that_somebody_else_exports_now(faults: Faults) -> None:
-    """It is told once more and then no more; the others go on; without any the thread ends."""
+def test_a_signal_that_is_exported_elsewhere_ends(faults: Faults) -> None:
+    """It is exported once more and then no more; other signals continue; without any signal the thread ends."""
     metrics, traces = Fake(), Fake()
     found = made(faults, lambda: b"m", interval=3600)
     found.add(Signal.METRICS, metrics, "http://x", lambda messages: messages[0])
@@ -272,8 +272,8 @@ def senders() -> Iterator[list[Any]]:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "deflate"])
-def test_http(compression: str, senders: list[Any]) -> None:
-    """Headers, compression and path as configured; one connection for all messages."""
+def test_http_request(compression: str, senders: list[Any]) -> None:
+    """Headers, compression and path are as configured; all messages use one connection."""
     with receiver() as server:
         sender = HttpSender(target(server, headers=(("api-key", "1"),), compression=compression))
         senders.append(sender)
@@ -299,16 +299,18 @@ def test_http(compression: str, senders: list[Any]) -> None:
         (301, {"Location": "http://127.0.0.1:1/"}, Answer("HTTP 301 Moved Permanently")),
     ],
 )
-def test_answers_of_a_receiver(status: int, headers: dict[str, str], answer: Answer, senders: list[Any]) -> None:
-    """Whether a message may be sent again, and when, is what the specification of OTLP says."""
+def test_http_status_decides_about_a_retry(
+    status: int, headers: dict[str, str], answer: Answer, senders: list[Any]
+) -> None:
+    """Whether and when a message may be sent again follows the OTLP specification."""
     with receiver(lambda handler: handler.answer(status, **headers)) as server:
         sender = HttpSender(target(server))
         senders.append(sender)
         assert sender.send(b"x") == answer
 
 
-def test_a_connection_that_was_kept_and_is_closed(senders: list[Any]) -> None:
-    """The receiver has closed it between two messages: that is no failure; if it always does, it is one."""
+def test_a_closed_keep_alive_connection_is_reopened(senders: list[Any]) -> None:
+    """A connection that the receiver closed between two messages is no failure; one that it always closes is."""
     with receiver() as server:
         sender = HttpSender(target(server))
         senders.append(sender)
@@ -324,7 +326,7 @@ def test_a_connection_that_was_kept_and_is_closed(senders: list[Any]) -> None:
 
 
 def test_through_a_proxy(senders: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the environment has it; what stands in the URL of receiver and proxy proves who we are."""
+    """The proxy of the environment is used; credentials in the URLs of receiver and proxy are sent as headers."""
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with receiver() as server:
@@ -344,8 +346,8 @@ def test_through_a_proxy(senders: list[Any], monkeypatch: pytest.MonkeyPatch) ->
         assert server.received[-1].path == "/v1/metrics"
 
 
-def test_nobody_listens(senders: list[Any]) -> None:
-    """Refused connections and names that do not exist may be tried again."""
+def test_a_refused_connection_may_be_retried(senders: list[Any]) -> None:
+    """A refused connection is a failure that may be retried."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
@@ -354,15 +356,15 @@ def test_nobody_listens(senders: list[Any]) -> None:
         assert sender.send(b"") == Answer("Connection refused", again=True)
 
 
-def test_a_name_that_is_none(senders: list[Any]) -> None:
-    """One that cannot even be looked up is a failure like any other."""
+def test_an_invalid_host_name_is_a_failure(senders: list[Any]) -> None:
+    """A host name that cannot even be looked up is a failure like any other."""
     sender = HttpSender(Target(Signal.METRICS, Protocol.HTTP, f"http://{'a' * 70}..example/v1/metrics"))
     senders.append(sender)
     assert sender.send(b"").reason
 
 
-def test_a_slow_receiver_is_not_waited_for(senders: list[Any]) -> None:
-    """After the time-out the attempt is over; it may be tried again."""
+def test_a_slow_receiver_times_out(senders: list[Any]) -> None:
+    """After the time-out the attempt has failed, and may be retried."""
     over = threading.Event()
     with receiver(lambda _handler: over.wait(30)) as server:  # type: ignore[arg-type, return-value]
         sender = HttpSender(target(server, timeout=0.1))
@@ -371,8 +373,8 @@ def test_a_slow_receiver_is_not_waited_for(senders: list[Any]) -> None:
         over.set()
 
 
-def test_a_request_is_broken_off(senders: list[Any]) -> None:
-    """From another thread, while the receiver takes its time."""
+def test_a_request_is_aborted(senders: list[Any]) -> None:
+    """Another thread can abort it while the receiver has not answered."""
     over, answers = threading.Event(), []
     with receiver(lambda _handler: over.wait(30)) as server:  # type: ignore[arg-type, return-value]
         sender = HttpSender(target(server, timeout=30.0))
@@ -389,7 +391,7 @@ def test_a_request_is_broken_off(senders: list[Any]) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     made, key = folder / "cert.pem", folder / "key.pem"
     command = (
@@ -403,7 +405,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_tls(certificate: tuple[Path, Path], senders: list[Any]) -> None:
-    """A receiver whose certificate is trusted is told; one whose is not is a failure in words."""
+    """A receiver with a trusted certificate gets the message; an untrusted one is a failure with a reason."""
     with receiver(certificate=certificate) as server:
         trusting = HttpSender(target(server, certificate=str(certificate[0])))
         senders.append(trusting)
@@ -415,16 +417,16 @@ def test_tls(certificate: tuple[Path, Path], senders: list[Any]) -> None:
         assert len(server.received) == 1
 
 
-def test_plain_text_where_tls_is_wanted(senders: list[Any]) -> None:
-    """The other way round, too, is a failure and not an exception."""
+def test_tls_to_a_plain_text_receiver(senders: list[Any]) -> None:
+    """A TLS connection to a plain-text receiver is a failure and not an exception."""
     with receiver() as server:
         sender = HttpSender(Target(Signal.METRICS, Protocol.HTTP, server.url.replace("http:", "https:"), timeout=5.0))
         senders.append(sender)
         assert sender.send(b"").again
 
 
-def test_files_that_are_no_certificates(tmp_path: Path) -> None:
-    """They are an error of one line when it is installed."""
+def test_invalid_certificate_files(tmp_path: Path) -> None:
+    """They are an error of one line at install."""
     wrong = tmp_path / "ca.pem"
     wrong.write_text("nothing of that kind")
     with pytest.raises(ConfigError, match=r"ca\.pem.*must be in PEM format") as caught:
@@ -438,13 +440,13 @@ def test_files_that_are_no_certificates(tmp_path: Path) -> None:
 
 @pytest.fixture
 def grpc_server() -> Iterator[tuple[str, Any]]:
-    """A receiver over grpc, in a process of its own: address, and lines of what it received."""
+    """A grpc receiver in a separate process: its address, and a line for each message it received."""
     with grpc_receiver() as found:
         yield found
 
 
-def test_grpc(grpc_server: tuple[str, Any]) -> None:
-    """The method of its signal is called; what the receiver answers decides whether it may be sent again."""
+def test_grpc_request(grpc_server: tuple[str, Any]) -> None:
+    """The method of the signal is called; the status of the receiver decides whether a message may be retried."""
     url, lines = grpc_server
     sender = GrpcSender(Target(Signal.LOGS, Protocol.GRPC, url))
     assert sender.send(b"x" * 10) == Answer()
@@ -457,7 +459,7 @@ def test_grpc(grpc_server: tuple[str, Any]) -> None:
 
 
 def test_grpc_without_a_receiver() -> None:
-    """It fails within the time-out, and may be tried again."""
+    """It fails within the time-out, and may be retried."""
     sender = GrpcSender(Target(Signal.LOGS, Protocol.GRPC, "http://127.0.0.1:1", timeout=5.0))
     answer = sender.send(b"x")
     assert answer.again
@@ -466,7 +468,7 @@ def test_grpc_without_a_receiver() -> None:
 
 
 def test_grpc_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names what to install, or what to set instead."""
+    """The error names the package to install, or the variable to set instead."""
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(ConfigError, match=r"pip install grpcio.*OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"):
         sender_of(Target(Signal.LOGS, Protocol.GRPC, "http://127.0.0.1:1"))

@@ -1,4 +1,4 @@
-"""The instruments of the catalog on a meter of the SDK: what a reader of the application collects."""
+"""The catalog's instruments on a meter of the SDK: what a reader of the application collects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAG = "asyncio.eventloop.lag"
 PASSES = "asyncio.eventloop.passes"
 
 
-def told(reader: InMemoryMetricReader) -> dict[str, Any]:
+def collected(reader: InMemoryMetricReader) -> dict[str, Any]:
     """Return the SDK's metrics by name."""
     data = reader.get_metrics_data()
     if data is None:
@@ -35,7 +35,7 @@ def told(reader: InMemoryMetricReader) -> dict[str, Any]:
 
 
 class Source:
-    """A reading that a test can change, and how often it was asked for."""
+    """A source of readings that a test can change; counts how often it is read."""
 
     def __init__(self) -> None:
         self.lag = Histogram()
@@ -55,8 +55,8 @@ def attached(source: Source, *, readers: int = 1, exemplars: Exemplars | None = 
     return found
 
 
-def test_every_metric_of_the_catalog_is_there() -> None:
-    """With its unit, its description and its kind, and histograms with their bounds."""
+def test_every_metric_of_the_catalog_has_an_instrument() -> None:
+    """Each metric has its unit, description and kind, and histograms have their bounds."""
     points = {m.name: (Point(("x",) * len(m.attributes), 1),) for m in CATALOG if m.kind is not Kind.HISTOGRAM}
     lag = Histogram()
     lag.record(0.01)
@@ -66,7 +66,7 @@ def test_every_metric_of_the_catalog_is_there() -> None:
     reader = InMemoryMetricReader()
     instruments = Instruments(MeterProvider([reader], shutdown_on_exit=False).get_meter("loopwatch"))
     instruments.attach(Account(lambda _pause: Reading(1.0, points, spreads), Exemplars()))
-    found = told(reader)
+    found = collected(reader)
     assert set(found) == {metric.name for metric in CATALOG}
     kinds = {Kind.COUNTER: "Sum", Kind.GAUGE: "Gauge", Kind.HISTOGRAM: "Histogram"}
     for metric in CATALOG:
@@ -82,120 +82,121 @@ def test_every_metric_of_the_catalog_is_there() -> None:
             assert got.data.is_monotonic
 
 
-def test_one_reading_for_a_collection() -> None:
-    """However many instruments ask; two readers of one provider have one each."""
+def test_a_collection_reads_once() -> None:
+    """All instruments of a collection share one reading; two readers of one provider have one each."""
     source = Source()
     first, second = attached(source, readers=2)
     for number in range(1, 4):
         source.passes = number
-        assert told(first)[PASSES].data.data_points[0].value == number
+        assert collected(first)[PASSES].data.data_points[0].value == number
         assert source.asked == 2 * number - 1
-        assert told(second)[PASSES].data.data_points[0].value == number
+        assert collected(second)[PASSES].data.data_points[0].value == number
         assert source.asked == 2 * number
 
 
 def test_histograms_are_replayed_once() -> None:
-    """Each duration is recorded at the collection after it, in its bucket; their sum is right to 5 percent."""
+    """Each duration is recorded once, at the next collection, in its bucket; the sum is right within 5 percent."""
     source = Source()
     (reader,) = attached(source)
     for _ in range(100):
         source.lag.record(0.003)
     source.lag.record(0.3)
-    (point,) = told(reader)[LAG].data.data_points
+    (point,) = collected(reader)[LAG].data.data_points
     assert point.count == 101
     assert point.sum == pytest.approx(0.6, rel=0.05)
     assert point.bucket_counts[LAG_BOUNDS.index(0.005)] == 100
     assert point.bucket_counts[LAG_BOUNDS.index(0.5)] == 1
     source.lag.record(0.02)
-    (point,) = told(reader)[LAG].data.data_points
+    (point,) = collected(reader)[LAG].data.data_points
     assert point.count == 102
-    (point,) = told(reader)[LAG].data.data_points
+    (point,) = collected(reader)[LAG].data.data_points
     assert point.count == 102, "nothing new"
 
 
-def test_of_very_many_durations_an_even_sample_is_recorded() -> None:
-    """500 of 20,000, of all lengths: a collection must not take seconds."""
+def test_many_durations_are_sampled() -> None:
+    """Of 20,000 durations an even sample of 500 is recorded, as a collection must not take seconds."""
     source = Source()
     (reader,) = attached(source)
     source.lag.record(0.001)
-    told(reader)
+    collected(reader)
     dice = random.Random(1)
     for _ in range(10_000):
         source.lag.record(0.003)
         source.lag.record(dice.uniform(0.11, 0.24))
-    (point,) = told(reader)[LAG].data.data_points
+    (point,) = collected(reader)[LAG].data.data_points
     assert point.count == 1 + MOST_RECORDS
     assert point.bucket_counts[LAG_BOUNDS.index(0.005)] == pytest.approx(MOST_RECORDS / 2, abs=20)
     assert point.bucket_counts[LAG_BOUNDS.index(0.25)] == pytest.approx(MOST_RECORDS / 2, abs=20)
 
 
-def test_a_provider_that_is_set_late_begins_with_what_comes() -> None:
-    """Hours of durations are not recorded at once; counters go on from their totals."""
+def test_a_late_provider_does_not_replay_old_durations() -> None:
+    """Earlier durations are not recorded at once; counters continue from their totals."""
     source = Source()
     source.passes = 1000
     for _ in range(5000):
         source.lag.record(0.003)
     (reader,) = attached(source)
-    found = told(reader)
+    found = collected(reader)
     assert LAG not in found
     assert found[PASSES].data.data_points[0].value == 1000
     source.lag.record(0.003)
-    assert told(reader)[LAG].data.data_points[0].count == 1
+    assert collected(reader)[LAG].data.data_points[0].count == 1
 
 
-def test_a_lag_that_a_traced_stall_caused_leads_to_its_trace() -> None:
-    """Its exemplar has the trace and span of what blocked; those of other durations have none, whoever collects."""
+def test_lag_of_a_traced_stall_has_an_exemplar() -> None:
+    """It has the trace and span of the blocking request; other durations have none, even if the collection is
+    traced."""
     source, exemplars = Source(), Exemplars()
     (reader,) = attached(source, exemplars=exemplars)
-    told(reader)
+    collected(reader)
     trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     exemplars.saw(make_stall(duration=0.3, context={"trace_id": trace, "span_id": span}))
     source.lag.record(0.29)
     source.lag.record(0.002)
     request = NonRecordingSpan(SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED)))
     with use_span(request):  # a scrape that is itself traced
-        (point,) = told(reader)[LAG].data.data_points
+        (point,) = collected(reader)[LAG].data.data_points
     (example,) = point.exemplars
     assert (example.trace_id, example.span_id) == (int(trace, 16), int(span, 16))
     assert example.value == pytest.approx(0.29, rel=0.05)
     source.lag.record(0.29)
-    (point,) = told(reader)[LAG].data.data_points
-    assert not point.exemplars, "it is told once"
+    (point,) = collected(reader)[LAG].data.data_points
+    assert not point.exemplars, "an exemplar is exported once"
 
 
-def test_it_rests_between_instruments_but_never_on_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collection in a thread lets loops have the GIL again and again; one on a loop's own thread never sleeps."""
-    source, naps = Source(), []
+def test_a_collection_yields_the_gil_except_on_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection in a thread yields the GIL between instruments; one on a loop's own thread never sleeps."""
+    source, sleeps = Source(), []
     (reader,) = attached(source)
-    monkeypatch.setattr("loopwatch.telemetry.metrics.account.time.sleep", naps.append)
-    told(reader)
-    assert len(naps) >= len([metric for metric in CATALOG if metric.kind is not Kind.HISTOGRAM])
-    assert set(naps) == {0.0001}
-    naps.clear()
+    monkeypatch.setattr("loopwatch.telemetry.metrics.account.time.sleep", sleeps.append)
+    collected(reader)
+    assert len(sleeps) >= len([metric for metric in CATALOG if metric.kind is not Kind.HISTOGRAM])
+    assert set(sleeps) == {0.0001}
+    sleeps.clear()
 
     async def collects() -> None:
-        told(reader)
+        collected(reader)
 
     asyncio.run(collects())
-    assert naps == []
+    assert sleeps == []
 
 
-def test_without_an_agent_nothing_is_told() -> None:
-    """Instruments stay on a meter for ever; those of an agent that is gone are silent, and the next one uses them."""
+def test_instruments_without_an_agent_export_nothing() -> None:
+    """Instruments stay on a meter for ever; without an agent they export nothing, and the next agent reuses them."""
     source, reader = Source(), InMemoryMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
     first = instruments_of(provider, "1")
     first.attach(Account(source.read, Exemplars()))
-    assert PASSES in told(reader)
+    assert PASSES in collected(reader)
     first.detach()
-    assert told(reader) == {}
+    assert collected(reader) == {}
     second = instruments_of(provider, "1")
     assert second is first
     second.attach(Account(source.read, Exemplars()))
     source.passes = 7
-    assert told(reader)[PASSES].data.data_points[0].value == 7
+    assert collected(reader)[PASSES].data.data_points[0].value == 7
 
 
-def test_a_provider_that_does_nothing() -> None:
-    """What the API itself offers is as good a provider as any."""
+def test_a_no_op_provider_is_accepted() -> None:
+    """The API's own no-op provider works like any other."""
     Instruments(NoOpMeterProvider().get_meter("loopwatch")).attach(Account(Source().read, Exemplars()))

@@ -1,4 +1,4 @@
-"""A stall, and a function that is flagged, is one log record of OpenTelemetry, with event name and trace context."""
+"""A stall, and a flagged function, is one OpenTelemetry log record with event name and trace context."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from loopwatch.sinks.log import describe, describe_flagged
 from loopwatch.telemetry.otel.logs import StallRecords
 from tests.conftest import Run
 from tests.support.stalls import T0, make_stall
-from tests.telemetry.traced import FLAGGED, Told, set_globally
+from tests.telemetry.traced import FLAGGED, Exported, set_globally
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exported]:
     """The program's providers."""
-    with set_globally(monkeypatch, Told()) as made:
+    with set_globally(monkeypatch, Exported()) as made:
         yield made
 
 
-def records(told: Told) -> StallRecords:
-    logger = told.logger_provider.get_logger("loopwatch")
+def records(exported: Exported) -> StallRecords:
+    logger = exported.logger_provider.get_logger("loopwatch")
     return StallRecords(lambda: logger)
 
 
-def test_a_record_says_what_the_log_line_says(told: Told) -> None:
-    """Event name, severity, body, attributes, times and trace context are those of the stall."""
+def test_record_of_a_stall(exported: Exported) -> None:
+    """Event name, severity, attributes, times and trace context are those of the stall; the body is the log line."""
     stall, span = make_stall(victims=3), SpanContext(7, 8, is_remote=False, trace_flags=TraceFlags(1))
-    assert records(told).emit(stall, span)
-    (record,) = told.records()
+    assert records(exported).emit(stall, span)
+    (record,) = exported.records()
     assert record.event_name == "asyncio.eventloop.stall"
     assert record.severity_number is SeverityNumber.WARN
     assert record.body == describe(stall)
@@ -47,20 +47,20 @@ def test_a_record_says_what_the_log_line_says(told: Told) -> None:
     assert record.attributes["code.function.name"] == "app.images.resize"
 
 
-def test_a_record_outside_any_trace_has_none(told: Told) -> None:
-    """Also where the thread that tells was started inside a span of the program."""
+def test_record_outside_a_trace_has_no_trace_context(exported: Exported) -> None:
+    """That holds too if the emitting thread was started inside a span of the program."""
     other = SpanContext(1, 2, is_remote=False, trace_flags=TraceFlags(1))
     token = context.attach(trace.set_span_in_context(NonRecordingSpan(other)))
     try:
-        records(told).emit(make_stall())
+        records(exported).emit(make_stall())
     finally:
         context.detach(token)
-    (record,) = told.records()
+    (record,) = exported.records()
     assert (record.trace_id, record.span_id) == (0, 0)
 
 
-def test_a_function_that_keeps_blocking_is_a_record_too(agent: Agent, told: Told, run: Run) -> None:
-    """Three stalls of one function are three records, and one more that it is flagged."""
+def test_flagged_function_is_a_record(agent: Agent, exported: Exported, run: Run) -> None:
+    """Three stalls of one function are three records, plus one that flags the function."""
 
     async def main() -> None:
         for _ in range(3):
@@ -70,8 +70,8 @@ def test_a_function_that_keeps_blocking_is_a_record_too(agent: Agent, told: Told
 
     run(main())
     assert agent.flush(5)
-    assert len(told.records()) == 3
-    (record,) = told.records(FLAGGED)
+    assert len(exported.records()) == 3
+    (record,) = exported.records(FLAGGED)
     (flagged,) = agent.flagged()
     assert record.body == describe_flagged(flagged)
     assert record.attributes["loopwatch.function"] == flagged.name
@@ -81,14 +81,14 @@ def test_a_function_that_keeps_blocking_is_a_record_too(agent: Agent, told: Told
 
 
 def test_without_a_provider_there_is_no_record() -> None:
-    """No logger: nothing is made."""
+    """Without a logger no record is made."""
     assert not StallRecords(lambda: None).emit(make_stall())
 
 
-def test_an_exporter_that_raises_hurts_nobody(
-    agent: Agent, told: Told, run: Run, caplog: pytest.LogCaptureFixture
+def test_a_failing_log_processor_is_a_fault(
+    agent: Agent, exported: Exported, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A processor of the program that fails is a fault of this part, told once; stalls are still counted."""
+    """If a processor of the program raises, a fault is counted and logged once; stalls are still counted."""
 
     class Broken:
         def on_emit(self, _record: object) -> None:
@@ -99,7 +99,7 @@ def test_an_exporter_that_raises_hurts_nobody(
         def force_flush(self, timeout_millis: int = 0) -> bool:
             return True
 
-    told.logger_provider.add_log_record_processor(Broken())  # type: ignore[arg-type]
+    exported.logger_provider.add_log_record_processor(Broken())  # type: ignore[arg-type]
 
     async def main() -> None:
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Metrics of private providers: the message has what was read, exactly, and was made in small pieces."""
+"""Metrics of private providers: a message has the exact values of one reading, and is encoded in small pieces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAG = "asyncio.eventloop.lag"
 
 
 def full(number: float = 1.0) -> Reading:
-    """Return a reading with every metric in as many sets as the catalog allows."""
+    """Return a reading with every metric in as many attribute sets as the catalog allows."""
     points, spreads = {}, {}
     for metric in CATALOG:
         sets = [(f"{index}",) * len(metric.attributes) for index in range(metric.sets)]
@@ -66,12 +66,12 @@ def decoded(found: Metering) -> ExportMetricsServiceRequest:
 
 
 def test_every_metric_is_collected_once() -> None:
-    """The groups that are collected together are the catalog, in its order."""
+    """The groups of metrics that are collected together make up the catalog, in its order."""
     assert [metric for group in GROUPS for metric in group] == list(CATALOG)
 
 
-def test_the_message_has_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All points of a full process, in one resource and one scope, encoded by a few dozens with pauses between."""
+def test_a_message_has_all_points_of_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All points of a full reading are in one resource and scope, encoded a few dozens at a time, with pauses."""
     pauses, reading = Pauses(monkeypatch), full(3.0)
     message = decoded(made(Account(lambda _pause: reading, Exemplars()), pauses))
     (of_resource,) = message.resource_metrics
@@ -95,8 +95,8 @@ def test_the_message_has_what_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pauses.count > len(CATALOG)
 
 
-def test_one_reading_for_a_message() -> None:
-    """Whatever is read of the account meanwhile, a message is about one moment."""
+def test_a_message_is_made_from_one_reading() -> None:
+    """All values of a message are from the same moment."""
     asked = []
 
     def read(_pause: object) -> Reading:
@@ -105,15 +105,15 @@ def test_one_reading_for_a_message() -> None:
 
     found = made(Account(read, Exemplars()))
     for number in (1, 2, 3):
-        told = points_of(decoded(found))
-        plain = [points for name, points in told.items() if BY_NAME[name].kind is not Kind.HISTOGRAM]
+        exported = points_of(decoded(found))
+        plain = [points for name, points in exported.items() if BY_NAME[name].kind is not Kind.HISTOGRAM]
         values = {value for points in plain for value in points.values()}
         assert values == {number}
         assert len(asked) == number
 
 
-def test_differences_of_histograms() -> None:
-    """Each message has the durations since the one before, and says since when."""
+def test_delta_histograms() -> None:
+    """Each message has the durations since the previous one, and its start time."""
     lag = Histogram()
     account = Account(lambda _pause: Reading(lag.count + 1.0, {"asyncio.tasks": (Point((), 1),)}, {
         LAG: (Spread(("main",), lag.copy()),)}), Exemplars())  # fmt: skip
@@ -134,7 +134,7 @@ def test_differences_of_histograms() -> None:
 
 
 def test_exemplars_lead_to_traces() -> None:
-    """A stall that belongs to a trace is told along with the lag of its loop, once."""
+    """A stall in a trace is exported once as an exemplar of its loop's lag."""
     exemplars, lag = Exemplars(), Histogram()
     lag.record(0.3)
     account = Account(lambda _pause: Reading(1.0, {"asyncio.tasks": (Point((), 1),)}, {
@@ -147,8 +147,8 @@ def test_exemplars_lead_to_traces() -> None:
     assert not points_of(decoded(found))[LAG][("main",)].exemplars
 
 
-def test_nothing_to_tell() -> None:
-    """An agent that is off has no message, and neither has one that was detached."""
+def test_without_a_reading_there_is_no_message() -> None:
+    """An agent that is off gives no message, and neither does a detached reader."""
     assert made(Account(lambda _pause: None, Exemplars())).message() is None
     found = made(Account(lambda _pause: full(), Exemplars()))
     found.detach()

@@ -1,4 +1,4 @@
-"""Other processes of a program are found by their ports, and what pretends to be one is not believed."""
+"""Other processes of a program are found by their ports, and impostors are rejected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from loopwatch.telemetry.prometheus.neighbours import Neighbour, Survey, identit
 
 LOOPBACK = ports.resolve("127.0.0.1")
 PAGE = {"loopwatch": "1.0", "pid": os.getpid(), "parent": os.getppid(), "service": "shop", "index": 3}
-linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not list who owns a socket")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not list the owner of a socket")
 as_root = pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0, reason="takes a second user, and only root can become one"
 )
@@ -35,7 +35,7 @@ def page(**fields: object) -> bytes:
 
 
 class Speaker:
-    """Answers whatever it is asked on a port with the same bytes, and counts."""
+    """Answers every request on a port with the same bytes, and counts the requests."""
 
     def __init__(self, port: int, answer: bytes, host: str = "127.0.0.1") -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -56,11 +56,11 @@ class Speaker:
                 self.asked += 1
                 try:
                     client.sendall(self._answer)
-                except OSError:  # it has heard enough
+                except OSError:  # the client has stopped reading
                     continue
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._thread.is_alive():
             with socket.create_connection(self._listener.getsockname()[:2], timeout=DEADLINE) as client:
                 client.sendall(b"end")
@@ -81,11 +81,11 @@ def speak() -> Iterator[Callable[..., Speaker]]:
         each.close()
 
 
-# ------------------------------------------------------------------------------------------------ what is said
+# ------------------------------------------------------------------------------------------------ identity
 
 
-def test_a_page_says_who_it_is() -> None:
-    """Ids, service and number arrive; a number that is a text does too, and one that is none is ""."""
+def test_identity_of_an_answer() -> None:
+    """Ids, service and worker index are read; the index of a process that has none is empty."""
     assert identity(page()) == Neighbour(os.getpid(), os.getppid(), "shop", "3")
     found = identity(page(index="", service='a "[{" b'))
     assert found is not None
@@ -118,13 +118,13 @@ HOSTILE = [
 ]
 
 
-def test_hostile_pages_are_none() -> None:
-    """Whatever a page holds, nothing is raised, and what is not as loopwatch writes it is nobody."""
+def test_hostile_answers_have_no_identity() -> None:
+    """No answer makes ``identity`` raise, and one that loopwatch would not write gives None."""
     assert [answer for answer in HOSTILE if identity(answer) is not None] == []
 
 
 def test_texts_are_bounded_and_on_one_line() -> None:
-    """A text of a neighbour is cut, and cannot steer a terminal or forge a line."""
+    """A text from a neighbour is truncated, and cannot inject terminal escapes or line breaks."""
     found = identity(page(service="a\n\x1b[2J\u202e" + "b" * 2000, index="9\r"))
     assert found is not None
     assert found.service.startswith("a\\n\\x1b[2J\\u202e" + "b")
@@ -133,13 +133,13 @@ def test_texts_are_bounded_and_on_one_line() -> None:
     assert found.index == "9\\r"
 
 
-# ------------------------------------------------------------------------------------------------ who listens
+# ------------------------------------------------------------------------------------------------ listeners
 
 
 @linux
 @pytest.mark.parametrize(("host", "packed"), [("127.0.0.1", b"\x7f\0\0\x01"), ("::1", bytes(15) + b"\x01")])
-def test_the_kernel_lists_who_listens(host: str, packed: bytes) -> None:
-    """A socket that listens is listed with address, port, owner and inode, and only while it does."""
+def test_listening_sockets_are_listed(host: str, packed: bytes) -> None:
+    """A listening socket is listed with address, port, owner and inode, and only while it listens."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, 0), family=family)
@@ -156,7 +156,7 @@ def test_the_kernel_lists_who_listens(host: str, packed: bytes) -> None:
 
 
 def test_which_socket_a_connection_reaches() -> None:
-    """An exact address goes before a wildcard, IPv4 before IPv6; other addresses of the port do not count."""
+    """An exact address takes precedence over a wildcard, IPv4 over IPv6; other addresses on the port are ignored."""
     mapped, v4 = bytes(10) + b"\xff\xff\x7f\0\0\x01", b"\x7f\0\0\x01"
     order = [v4, mapped, bytes(4), bytes(16)]
     table = [listeners.Listener(address, 80, uid, uid) for uid, address in enumerate(order)]
@@ -169,8 +169,8 @@ def test_which_socket_a_connection_reaches() -> None:
     assert found == table[3]
 
 
-def test_a_table_of_connections_is_not_read_to_its_end() -> None:
-    """The lines of a hundred thousand connections are left unread: those that listen stand before them."""
+def test_connection_table_is_read_up_to_the_listeners() -> None:
+    """The lines of 100,000 connections are left unread, as listening sockets come first."""
     rest = b"00000000:0000 %s 00000000:00000000 00:00000000 00000000 0 0 7 1\n"
     lines = iter(
         [b" sl local_address rem_address st\n", b"0: 0100007F:0050 " + rest % b"0A"]
@@ -181,14 +181,14 @@ def test_a_table_of_connections_is_not_read_to_its_end() -> None:
     assert listeners.parse([b"0: zz:0050 " + rest % b"0A", b"0: 0100007F " + rest % b"0A", b"\xff"], {80}) == []
 
 
-# ------------------------------------------------------------------------------------------------ who is found
+# ------------------------------------------------------------------------------------------------ survey
 
 
 def test_neighbours_are_found_and_not_asked_again(
     speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process is asked once for as long as its socket listens (where the system lists it), however long it is silent;
-    another in its place is asked anew."""
+    """A process is asked once while its socket listens (where the system lists it), even if it is slow to answer; a
+    process that replaces it is asked anew."""
     monkeypatch.setattr(neighbours, "FRESH", 0.0)
     base = free_range(3)
     first, other = speak(base, page()), speak(base + 1, b"HTTP/1.1 200 OK\r\n\r\nhello")
@@ -202,19 +202,19 @@ def test_neighbours_are_found_and_not_asked_again(
     assert survey.find(span)[base].service == "second"
 
 
-def test_an_answer_serves_for_a_while(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a second nobody is asked twice."""
+def test_survey_result_is_reused(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No port is asked twice within a second."""
     monkeypatch.setattr(neighbours, "FRESH", 1000.0)
     base = free_range(1)
-    nobody = speak(base, b"")
+    silent = speak(base, b"")
     survey = Survey(LOOPBACK)
     for _ in range(5):
         assert survey.find((base,)) == {}
-    assert nobody.asked == 1
+    assert silent.asked == 1
 
 
-def test_endless_answers_end(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page of megabytes is read to its bound, and does not keep others from being found."""
+def test_endless_answers_are_bounded(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of megabytes is read up to its limit, and does not keep other processes from being found."""
     monkeypatch.setattr(neighbours, "TOTAL", DEADLINE)
     base = free_range(9)
     for number in range(8):
@@ -223,8 +223,8 @@ def test_endless_answers_end(speak: Callable[..., Speaker], monkeypatch: pytest.
     assert set(Survey(LOOPBACK, DEADLINE).find(range(base, base + 9))) == {base + 8}
 
 
-def test_mute_ports_do_not_hide_others_for_long(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next search begins with ports that the last one did not get to: forty mute ones hide nobody for good."""
+def test_mute_ports_do_not_hide_other_processes(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search begins with the ports that the last one did not reach: forty mute ports hide no process for good."""
     monkeypatch.setattr(neighbours, "FRESH", 0.0)
     base = free_range(41)
     mute = [socket.create_server(("127.0.0.1", base + number)) for number in range(40)]
@@ -237,8 +237,10 @@ def test_mute_ports_do_not_hide_others_for_long(speak: Callable[..., Speaker], m
             each.close()
 
 
-def test_without_descriptors_nobody_is_found(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that has no descriptor left for a search goes without, and nothing is raised."""
+def test_survey_without_free_descriptors_is_empty(
+    speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without a free descriptor finds no neighbours, and nothing is raised."""
     base = free_range(1)
     speak(base, page())
 
@@ -251,8 +253,10 @@ def test_without_descriptors_nobody_is_found(speak: Callable[..., Speaker], monk
     assert set(Survey(LOOPBACK).find((base,))) == {base}
 
 
-def test_where_owners_are_not_listed(speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the process that a page names is looked up: it must be this user's and listen on that port."""
+def test_owner_is_looked_up_by_pid_if_sockets_are_not_listed(
+    speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that the answer names must belong to this user and listen on that port."""
     monkeypatch.setattr(listeners, "read", lambda _ports: None)
     base = free_range(5)
     speak(base, page())
@@ -264,8 +268,8 @@ def test_where_owners_are_not_listed(speak: Callable[..., Speaker], monkeypatch:
         process.communicate(b"\n")
 
 
-def test_a_forked_child_closes_its_copies(speak: Callable[..., Speaker]) -> None:
-    """A fork in the midst of a search leaves no socket of it in the child."""
+def test_a_forked_child_closes_the_sockets_of_a_search(speak: Callable[..., Speaker]) -> None:
+    """A fork during a search leaves no socket of it in the child."""
     base = free_range(2)
     mute = socket.create_server(("127.0.0.1", base))
     survey = Survey(LOOPBACK, DEADLINE)
@@ -293,10 +297,10 @@ def uninstalled() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\n" + 4000 * b"[", b"", 9000 * b"\xff"])
-def test_a_hostile_page_on_the_port(
+def test_a_hostile_answer_on_the_port(
     uninstalled: None, speak: Callable[..., Speaker], monkeypatch: pytest.MonkeyPatch, answer: bytes
 ) -> None:
-    """Whatever has the port says, install() raises no other error than that the port is in use."""
+    """Whatever the listener on the port answers, install() only raises the error that the port is in use."""
     speaker = speak(0, answer)
     monkeypatch.setenv("LOOPWATCH_PROMETHEUS_PORT", str(speaker.port))
     with pytest.raises(ConfigError, match="is in use by another program"):
@@ -329,7 +333,7 @@ SQUAT = """
 
 @pytest.fixture
 def squat() -> Iterator[Callable[..., None]]:
-    """Have another user answer on ports as loopwatch does; not as our child, of which root would believe it."""
+    """Make another user answer on ports as loopwatch does; not as a child of this process, which root would trust."""
     started: list[int] = []
 
     def squat(*squatted: int) -> None:
@@ -345,8 +349,8 @@ def squat() -> Iterator[Callable[..., None]]:
             os._exit(0)
         os.close(writing)
         os.waitpid(between, 0)
-        with os.fdopen(reading) as said:
-            words = [said.readline().strip(), said.readline().strip()]
+        with os.fdopen(reading) as output:
+            words = [output.readline().strip(), output.readline().strip()]
         started.append(int(next(word for word in words if word != "ready")))
 
     yield squat
@@ -358,7 +362,7 @@ def squat() -> Iterator[Callable[..., None]]:
 def test_another_user_is_no_neighbour(
     uninstalled: None, squat: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user's page adds no target, is not even asked, and makes no program take another port than its own."""
+    """A process of another user adds no target, is not asked, and does not make a program choose another port."""
     base = free_range(3)
     squat(base, base + 2)
     assert Survey(LOOPBACK).find((base, base + 2)) == {}
@@ -379,5 +383,5 @@ def test_workers_of_another_user_are_neighbours(monkeypatch: pytest.MonkeyPatch)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        assert {who.service for who in Survey(LOOPBACK).find((base,)).values()} == {"squatter"}
+        assert {each.service for each in Survey(LOOPBACK).find((base,)).values()} == {"squatter"}
         process.kill()

@@ -1,4 +1,4 @@
-"""Where telemetry goes, after the standard variables; what is wrong in them is an error of one line."""
+"""OTLP targets are configured by the standard variables; an invalid value is an error of one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def urls(environ: dict[str, str], endpoint: str | None = None) -> dict[str, str]
 
 
 def test_nothing_is_sent_without_an_endpoint() -> None:
-    """Variables about how to send do not make anything be sent."""
+    """Variables that only set protocol or headers do not enable the export."""
     assert targets_of({}).targets == {}
     assert targets_of({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_HEADERS": "a=b"}).targets == {}
 
@@ -34,13 +34,13 @@ def test_one_endpoint_for_all_signals() -> None:
 
 
 def test_endpoint_of_one_signal() -> None:
-    """It is used as it is, and the others are not sent if there is none for all."""
+    """It is used as it is, and other signals are not sent without a common endpoint."""
     assert urls({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://m:1/path"}) == {"metrics": "http://m:1/path"}
     assert urls(BASE | {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t:1/x"})["traces"] == "http://t:1/x"
 
 
 def test_setting_wins_over_variables() -> None:
-    """``otlp_endpoint`` is a base URL for all signals, whatever the variables say; so is the interval."""
+    """``otlp_endpoint`` is a base URL for all signals and takes precedence over the variables; so does the interval."""
     environ = BASE | {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://m:1/x", "OTEL_METRIC_EXPORT_INTERVAL": "5000"}
     assert urls(environ, "http://mine:1")["metrics"] == "http://mine:1/v1/metrics"
     assert urls({}, "http://mine:1/v1/metrics")["logs"] == "http://mine:1/v1/logs"
@@ -50,15 +50,15 @@ def test_setting_wins_over_variables() -> None:
     assert targets_of({"OTEL_METRIC_EXPORT_INTERVAL": "1"}).interval == 0.1, "not a thousand times a second"
 
 
-def test_signals_that_are_not_wanted() -> None:
-    """``OTEL_*_EXPORTER=none`` leaves one out, and ``OTEL_SDK_DISABLED`` all, even with a setting."""
+def test_disabled_signals() -> None:
+    """``OTEL_*_EXPORTER=none`` disables one signal, and ``OTEL_SDK_DISABLED`` all, even with a setting."""
     assert set(urls(BASE | {"OTEL_TRACES_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "console"})) == {"metrics"}
     assert set(urls({"OTEL_METRICS_EXPORTER": "none"}, "http://mine:1")) == {"traces", "logs"}
     assert urls(BASE | {"OTEL_SDK_DISABLED": "true"}) == {}
 
 
-def test_everything_else_of_a_target(tmp_path: Path) -> None:
-    """Headers are decoded, a signal's own variable wins, certificates are files."""
+def test_headers_timeouts_and_certificates(tmp_path: Path) -> None:
+    """Headers are decoded, a signal's own variable takes precedence, and certificates are files."""
     certificate = tmp_path / "ca.pem"
     certificate.write_text("x")
     environ = BASE | {
@@ -84,7 +84,7 @@ def test_everything_else_of_a_target(tmp_path: Path) -> None:
 
 
 def test_grpc_takes_an_address_without_a_scheme() -> None:
-    """As grpc writes addresses: secure, unless a variable says that it is not."""
+    """An address in the format of grpc is secure unless a variable says otherwise."""
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
     assert urls(environ)["metrics"] == "https://collector:4317"
     assert urls(environ | {"OTEL_EXPORTER_OTLP_INSECURE": "true"})["metrics"] == "http://collector:4317"
@@ -129,15 +129,15 @@ BAD = [
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}={value}" for name, value in BAD])
 def test_bad_variables(name: str, value: str) -> None:
-    """Each is one line that names the variable and what is allowed, also where nothing would be sent."""
+    """The error is one line that names the variable and the allowed values, also if nothing would be sent."""
     with pytest.raises(ConfigError, match=name) as caught:
         targets_of({name: value})
     assert "\n" not in str(caught.value)
     assert "must be" in str(caught.value)
 
 
-def test_secrets_are_not_told() -> None:
-    """Neither in the error about a header, nor where a target is shown."""
+def test_secrets_are_not_shown() -> None:
+    """They are neither in the error about a header, nor in the shown URL of a target."""
     with pytest.raises(ConfigError) as caught:
         targets_of({"OTEL_EXPORTER_OTLP_HEADERS": "authorization: Bearer hunter2"})
     assert "hunter2" not in str(caught.value)

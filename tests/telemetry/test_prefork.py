@@ -1,4 +1,4 @@
-"""Every process of a server is scraped on a port of its own and says which one it is, however it was started."""
+"""Every process of a server is scraped on its own port and identifies itself, however it was started."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from scraping import DEADLINE, fetch, free_range, scraped, targets, until, who
+from scraping import DEADLINE, fetch, free_range, scraped, target_info, targets, until
 
 pytest.importorskip("prometheus_client")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -54,10 +54,10 @@ class Program:
     def url(self, index: int) -> str:
         return f"http://127.0.0.1:{self.base + index}/metrics"
 
-    def who(self, index: int) -> dict[str, str]:
-        """Return what the process at an index says of itself, as soon as it listens."""
+    def target_info(self, index: int) -> dict[str, str]:
+        """Return the resource attributes of the process at an index, as soon as it listens."""
         try:
-            return until(lambda: who(self.url(index)))
+            return until(lambda: target_info(self.url(index)))
         except AssertionError as exc:
             raise AssertionError(self.log.read_text(errors="replace")) from exc
 
@@ -79,7 +79,7 @@ Start = Callable[..., Program]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start programs; they end with the test, and nothing of them listens then."""
+    """Start programs; they end with the test, and leave no port open."""
     started: list[Program] = []
 
     def start(args: list[str], env: Mapping[str, str] | None = None, *, base: int | None = None) -> Program:
@@ -98,8 +98,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         assert until(functools.partial(_all_free, program))
 
 
-def until_said(program: Program) -> None:
-    """Wait for a line that is a number; what is logged may stand around it."""
+def until_number_logged(program: Program) -> None:
+    """Wait until the program has logged a line that is a number; other lines may surround it."""
     until(lambda: any(line.isdecimal() for line in program.log.read_text().splitlines()))
 
 
@@ -111,13 +111,13 @@ def python(source: str) -> list[str]:
     return [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(source)]
 
 
-def all_different(*said: Mapping[str, str]) -> None:
+def all_different(*infos: Mapping[str, str]) -> None:
     for name in ("process_pid", "service_instance_id"):
-        assert len({each[name] for each in said}) == len(said), name
-    numbers = sorted(each["loopwatch_worker_index"] for each in said if "loopwatch_worker_index" in each)
+        assert len({each[name] for each in infos}) == len(infos), name
+    numbers = sorted(each["loopwatch_worker_index"] for each in infos if "loopwatch_worker_index" in each)
     assert numbers == [str(number) for number in range(len(numbers))]
-    assert len(numbers) >= len(said) - 1, "only a supervisor has none"
-    assert len({each["service_name"] for each in said}) == 1
+    assert len(numbers) >= len(infos) - 1, "only a supervisor has none"
+    assert len({each["service_name"] for each in infos}) == 1
 
 
 FORKS = """
@@ -139,11 +139,11 @@ FORKS = """
 """
 
 
-def test_forked_children(start: Start) -> None:
-    """Each forked child that runs a loop takes the next port; one in place of a child that was killed takes its; the
-    parent's is free the moment that it dies, although its children live on."""
+def test_forked_children_take_the_next_ports(start: Start) -> None:
+    """Each forked child that runs a loop takes the next port; a replacement of a killed child takes its port; the
+    parent's port is free as soon as it dies, although its children live on."""
     program = start(python(FORKS))
-    parent, first, second = (program.who(index) for index in range(3))
+    parent, first, second = (program.target_info(index) for index in range(3))
     all_different(parent, first, second)
     assert parent["process_pid"] == str(program.process.pid)
     assert first["process_parent_pid"] == second["process_parent_pid"] == parent["process_pid"]
@@ -152,7 +152,7 @@ def test_forked_children(start: Start) -> None:
     assert targets(program.url(2)).keys() == {f"127.0.0.1:{program.base + index}" for index in range(3)}
 
     os.kill(int(first["process_pid"]), signal.SIGKILL)
-    again = until(lambda: (now := program.who(1))["process_pid"] != first["process_pid"] and now)
+    again = until(lambda: (now := program.target_info(1))["process_pid"] != first["process_pid"] and now)
     assert isinstance(again, dict)
     all_different(parent, again, second)
     assert again["service_instance_id"] != first["service_instance_id"]
@@ -160,11 +160,11 @@ def test_forked_children(start: Start) -> None:
     os.kill(program.process.pid, signal.SIGKILL)
     program.process.wait()
     assert program.is_free(0)
-    assert program.who(2)["process_pid"] == second["process_pid"]
+    assert program.target_info(2)["process_pid"] == second["process_pid"]
 
 
 def test_forked_workers_of_a_pool_take_no_port(start: Start) -> None:
-    """They run no loop, and their parent tells of them: ports are left to those who need them."""
+    """They run no loop, and their parent exports their metrics, so they use no port."""
     source = """
         import time, multiprocessing, loopwatch
         from concurrent.futures import ProcessPoolExecutor
@@ -174,15 +174,15 @@ def test_forked_workers_of_a_pool_take_no_port(start: Start) -> None:
         time.sleep(600)
     """
     program = start(python(source))
-    until_said(program)
+    until_number_logged(program)
     url = program.url(0)
     assert until(lambda: _values(url, "loopwatch_pool_completed_total", {"loopwatch_pool_kind": "process"}) == [20.0])
     assert targets(url).keys() == {f"127.0.0.1:{program.base}"}
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_multiprocessing(start: Start, tmp_path: Path, method: str) -> None:
-    """Children of multiprocessing that install as their parent does take the next ports, and say their names."""
+def test_children_of_multiprocessing_take_the_next_ports(start: Start, tmp_path: Path, method: str) -> None:
+    """Children of multiprocessing that install as their parent does take the next ports, and export their names."""
     (tmp_path / "main.py").write_text(
         textwrap.dedent(f"""
             import asyncio, multiprocessing, loopwatch
@@ -201,7 +201,7 @@ def test_multiprocessing(start: Start, tmp_path: Path, method: str) -> None:
         """)
     )
     program = start([sys.executable, "-W", "ignore", "main.py", "BASE"])
-    parent, *children = (program.who(index) for index in range(3))
+    parent, *children = (program.target_info(index) for index in range(3))
     all_different(parent, *children)
     assert "loopwatch_worker_name" not in parent
     kind = {"fork": "ForkProcess", "spawn": "SpawnProcess", "forkserver": "ForkServerProcess"}[method]
@@ -225,9 +225,9 @@ SERVERS["gunicorn --preload"] = [*SERVERS["gunicorn"], "--preload"]
         ("gunicorn --preload", "run"),
     ],
 )
-def test_servers(start: Start, tmp_path: Path, server: str, way: str) -> None:
-    """Both workers of a server are scraped, with its supervisor where that is watched, which counts the crash of one;
-    it comes back on its port as another process that started later."""
+def test_workers_of_servers_are_scraped(start: Start, tmp_path: Path, server: str, way: str) -> None:
+    """Both workers of a server are scraped, and its supervisor if it is watched, which counts a worker's crash; the
+    replacement gets the same port."""
     pytest.importorskip("uvicorn")
     pytest.importorskip("gunicorn")
     python, variable = [sys.executable, "-W", "ignore"], {"LOOPWATCH_PROMETHEUS_PORT": "BASE"}
@@ -249,7 +249,7 @@ def test_servers(start: Start, tmp_path: Path, server: str, way: str) -> None:
     index, killed = min(workers.items())
     born = psutil.Process(int(killed["process_pid"])).create_time()
     os.kill(int(killed["process_pid"]), signal.SIGKILL)
-    again = until(lambda: (now := program.who(index))["process_pid"] != killed["process_pid"] and now)
+    again = until(lambda: (now := program.target_info(index))["process_pid"] != killed["process_pid"] and now)
     assert isinstance(again, dict)
     assert again["process_parent_pid"] == supervisor
     assert again["loopwatch_worker_index"] == killed["loopwatch_worker_index"]
@@ -275,7 +275,7 @@ def _listening(program: Program) -> dict[int, dict[str, str]]:
     found = {}
     for index in range(4):
         with contextlib.suppress(OSError):
-            found[index] = who(program.url(index))
+            found[index] = target_info(program.url(index))
     return found
 
 
@@ -295,8 +295,8 @@ LOOPING = """
 """
 
 
-def test_programs_that_a_program_starts(start: Start) -> None:
-    """A program that another one executes inherits its variables: it takes the next port."""
+def test_executed_programs_take_the_next_port(start: Start) -> None:
+    """A program that another one executes inherits its variables and takes the next port."""
     source = f"""
         import asyncio, subprocess, sys
         child = subprocess.Popen([sys.executable, "-c", {textwrap.dedent(LOOPING)!r}])
@@ -304,14 +304,13 @@ def test_programs_that_a_program_starts(start: Start) -> None:
     """
     run = [sys.executable, "-m", "loopwatch", "run", sys.executable, "-c", textwrap.dedent(source)]
     program = start(run, {"LOOPWATCH_PROMETHEUS_PORT": "BASE"})
-    parent, child = program.who(0), program.who(1)
+    parent, child = program.target_info(0), program.target_info(1)
     assert {parent["process_pid"], child["process_parent_pid"]} == {str(program.process.pid)}
 
 
-def test_programs_with_one_module(start: Start) -> None:
-    """A program that another one executes, and that installs by the same lines, takes the next port too; what is forked
-    for a moment only, to execute another program, takes none.
-    """
+def test_executed_programs_with_the_same_install_take_the_next_port(start: Start) -> None:
+    """A program that another one executes, and that installs with the same lines, takes the next port; a process that
+    is forked only to execute another program takes none."""
     lines = "import subprocess, sys, os, time, loopwatch; loopwatch.install(prometheus_port=BASE)"
     source = f"""
         {lines}
@@ -320,13 +319,13 @@ def test_programs_with_one_module(start: Start) -> None:
         time.sleep(600)
     """
     program = start(python(source))
-    parent, child = program.who(0), program.who(1)
+    parent, child = program.target_info(0), program.target_info(1)
     assert {parent["process_pid"], child["process_parent_pid"]} == {str(program.process.pid)}
 
 
-def test_somebody_elses_port(start: Start, tmp_path: Path) -> None:
-    """Under ``loopwatch run`` a port that somebody else has is one line in the log: the program starts, and is watched.
-    Given as an argument it is an error."""
+def test_a_port_in_use_does_not_stop_the_program(start: Start, tmp_path: Path) -> None:
+    """Under ``loopwatch run`` a port that another program has is one line in the log, and the program starts and is
+    watched; given as an argument it is an error."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         run = [sys.executable, "-m", "loopwatch", "run", sys.executable, "-c", textwrap.dedent(LOOPING)]
@@ -344,18 +343,18 @@ def test_somebody_elses_port(start: Start, tmp_path: Path) -> None:
         assert f"127.0.0.1:{port} is in use" in ended.stderr.splitlines()[-1]
 
 
-def test_two_programs_with_one_variable(start: Start) -> None:
-    """Two programs of one environment are both scraped: the second takes the next port, and says what it is."""
+def test_two_programs_with_one_variable_are_both_scraped(start: Start) -> None:
+    """The second program of one environment takes the next port, and exports its own service name."""
     idle = python("import loopwatch, time; loopwatch.install(); time.sleep(600)")
     one = start(idle, {"LOOPWATCH_PROMETHEUS_PORT": "BASE", "OTEL_SERVICE_NAME": "one"})
-    assert one.who(0)["service_name"] == "one"
+    assert one.target_info(0)["service_name"] == "one"
     start(idle, {"LOOPWATCH_PROMETHEUS_PORT": "BASE", "OTEL_SERVICE_NAME": "two"}, base=one.base)
-    assert one.who(1)["service_name"] == "two"
+    assert one.target_info(1)["service_name"] == "two"
     assert {each["__meta_loopwatch_service"] for each in targets(one.url(0)).values()} == {"one", "two"}
 
 
-def test_a_pool_takes_no_ports(start: Start, tmp_path: Path) -> None:
-    """Workers of loopwatch's own pool are told by their parent: they take no port, however they are started."""
+def test_workers_of_a_worker_pool_take_no_port(start: Start, tmp_path: Path) -> None:
+    """The parent exports the metrics of its ``WorkerPool``, whatever the start method is."""
     (tmp_path / "pooled.py").write_text(
         textwrap.dedent("""
             import asyncio, loopwatch, os, sys
@@ -370,15 +369,15 @@ def test_a_pool_takes_no_ports(start: Start, tmp_path: Path) -> None:
     run = [sys.executable, "-m", "loopwatch", "run", "pooled.py"]
     for method in ("forkserver", "spawn"):
         program = start([*run, method], {"LOOPWATCH_PROMETHEUS_PORT": "BASE"})
-        until_said(program)
-        assert program.who(0)["process_pid"] == str(program.process.pid)
+        until_number_logged(program)
+        assert program.target_info(0)["process_pid"] == str(program.process.pid)
         time.sleep(0.3)  # longer than a forked child waits
         assert program.is_free(1)
         program.end()
 
 
-def test_no_port_left(start: Start) -> None:
-    """A worker for which no port is left runs, is watched, and says so in one line."""
+def test_a_worker_without_a_free_port_logs_it(start: Start) -> None:
+    """A worker for which no port is left runs, is watched, and logs that in one line."""
     source = """
         import asyncio, os, loopwatch
         from loopwatch.telemetry import ports
@@ -399,8 +398,8 @@ def test_no_port_left(start: Start) -> None:
     assert len([line for line in log.splitlines() if "Prometheus cannot scrape process" in line]) == 1
 
 
-def test_scraping_goes_on_across_forks(start: Start) -> None:
-    """A program that forks all the time, to children that end at once, is scraped meanwhile, and loses no port."""
+def test_a_program_that_forks_often_is_scraped(start: Start) -> None:
+    """A program that keeps forking short-lived children is scraped meanwhile, and loses no port."""
     source = """
         import os, time, loopwatch
         loopwatch.install(prometheus_port=BASE)
@@ -412,7 +411,7 @@ def test_scraping_goes_on_across_forks(start: Start) -> None:
             os.waitpid(pid, 0)
     """
     program = start(python(source))
-    program.who(0)
+    program.target_info(0)
     for _ in range(30):
         assert len(scraped(program.url(0))) >= 1
     assert program.is_free(1)

@@ -1,4 +1,5 @@
-"""Whose providers are used: the application's, set before, after or long after; else private ones that nobody sees."""
+"""Which providers are used: the application's, set before, after or long after install(); otherwise private ones that
+are not set globally."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ STALLS = "asyncio.eventloop.stalls"
 
 @pytest.fixture(autouse=True)
 def fresh_globals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No provider is set, as in a program that has just started; and no variable says anything."""
+    """No provider and no variable of OpenTelemetry is set, as in a program that has just started."""
     for module, name in (
         (metrics._internal, "_METER_PROVIDER"), (trace, "_TRACER_PROVIDER"), (_logs._internal, "_LOGGER_PROVIDER"),
     ):  # fmt: skip
@@ -50,7 +51,7 @@ def fresh_globals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Application:
-    """Providers as an application sets them up, and what they have been told."""
+    """Providers as an application sets them up, and what was exported to them."""
 
     def __init__(self) -> None:
         self.reader = InMemoryMetricReader()
@@ -80,7 +81,7 @@ class Application:
 
 
 def block(agent: Agent, times: int = 1) -> None:
-    """Block a loop for 60 ms, and wait until that is told."""
+    """Block a loop for 60 ms, and wait until the stall is exported."""
 
     async def main() -> None:
         for _ in range(times):
@@ -92,7 +93,7 @@ def block(agent: Agent, times: int = 1) -> None:
 
 
 def count(agent: Agent) -> int:
-    """Return how many stalls there were: those that were made, and on a busy machine some more."""
+    """Return the number of stalls: at least one for each block, and on a busy machine some more."""
     return sum(not stall.ongoing for stall in agent.stalls())
 
 
@@ -108,8 +109,8 @@ def set_globally() -> list[Any]:
 
 
 @pytest.mark.parametrize("when", ["before", "after", "later"])
-def test_the_applications_providers(when: str) -> None:
-    """Set before install(), right after it or long after: they are told everything, and left as they were."""
+def test_providers_of_the_application_are_used(when: str) -> None:
+    """Whether set before install(), right after it or long after, they receive everything and are left unchanged."""
     application = Application()
     if when == "before":
         application.set()
@@ -121,11 +122,11 @@ def test_the_applications_providers(when: str) -> None:
     if when == "later":
         before = count(agent)
         application.set()
-        block(agent)  # whose spans are told already
+        block(agent)  # its spans are exported already
     until(lambda: sum(application.metric(STALLS).values()) == count(agent) >= (2 if when == "later" else 1))
-    told = count(agent) - before
-    assert [span.name for span in application.spans.get_finished_spans()] == ["asyncio.eventloop.stall"] * told
-    assert len(application.records.get_finished_logs()) == told >= 1
+    expected = count(agent) - before
+    assert [span.name for span in application.spans.get_finished_spans()] == ["asyncio.eventloop.stall"] * expected
+    assert len(application.records.get_finished_logs()) == expected >= 1
     assert set_globally() == [application.meters, application.tracers, application.loggers]
     loopwatch.uninstall()
     assert application.metric(STALLS) == {}
@@ -134,8 +135,8 @@ def test_the_applications_providers(when: str) -> None:
     assert application.tracers.get_tracer("theirs").start_span("works").is_recording()
 
 
-def test_an_agent_after_an_agent() -> None:
-    """The second one tells the application's provider as the first did, and nothing is told twice."""
+def test_a_second_agent_exports_to_the_same_provider() -> None:
+    """The second agent exports to the application's provider as the first did, and nothing is exported twice."""
     application = Application()
     application.set()
     block(install())
@@ -146,7 +147,7 @@ def test_an_agent_after_an_agent() -> None:
 
 
 def test_nothing_configured_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """No thread, no log line, no tracer, no meter, nothing set globally, and OpenTelemetry is not even imported."""
+    """Without configuration there is no thread, log line, tracer, meter or provider; OpenTelemetry is not imported."""
     agent = install()
     block(agent)
     assert agent._parts.telemetry.providers.tracer() is None
@@ -168,8 +169,8 @@ def test_nothing_configured_costs_nothing(caplog: pytest.LogCaptureFixture) -> N
     assert done.stdout.strip() == "False []"
 
 
-def test_a_variable_that_names_a_provider_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``OTEL_PYTHON_METER_PROVIDER`` has the API create one when it is asked: we do not ask."""
+def test_provider_variables_create_no_global_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``OTEL_PYTHON_METER_PROVIDER`` makes the API create a provider on demand; loopwatch does not demand one."""
     monkeypatch.setenv("OTEL_PYTHON_METER_PROVIDER", "sdk_meter_provider")
     monkeypatch.setenv("OTEL_PYTHON_TRACER_PROVIDER", "sdk_tracer_provider")
     with receiver() as server:
@@ -182,8 +183,8 @@ def test_a_variable_that_names_a_provider_makes_none(monkeypatch: pytest.MonkeyP
 # -- private ones -----------------------------------------------------------------------------------------------------
 
 
-def test_private_providers() -> None:
-    """Metrics, spans and log records arrive, with what this process is; globally nothing is set."""
+def test_private_providers_export_all_signals() -> None:
+    """Metrics, spans and log records arrive with the resource of this process; nothing is set globally."""
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
         block(agent, times=2)
@@ -204,7 +205,7 @@ def test_private_providers() -> None:
 
 
 def test_many_spans_in_one_message() -> None:
-    """They are encoded by a few at a time; all arrive, once and in order."""
+    """Spans are encoded in small batches into one message; all arrive, once and in order."""
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
         tracer = agent._parts.telemetry.providers.tracer()
@@ -219,7 +220,7 @@ def test_many_spans_in_one_message() -> None:
 
 
 def test_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Endpoint, headers, compression, service and what is not wanted, all from the environment."""
+    """Endpoint, headers, compression, service name and disabled signals are taken from the environment."""
     with receiver() as server:
         for name, value in {
             "OTEL_EXPORTER_OTLP_ENDPOINT": server.url,
@@ -240,7 +241,7 @@ def test_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_grpc_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All signals are sent over grpc when that is asked for; uninstall() closes what was open."""
+    """All signals are sent over grpc if configured; uninstall() closes every channel."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with grpc_receiver() as (url, lines):
         block(install(otlp_endpoint=url, export_interval=0.1))
@@ -248,12 +249,12 @@ def test_grpc_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         assert private is not None
         loopwatch.uninstall()
         assert all(sender._channel is None for sender in private._senders.values())
-        told = {lines.readline().split()[0].rpartition(".")[2] for _ in range(3)}
-        assert told <= {"MetricsService/Export", "TraceService/Export", "LogsService/Export"}
+        methods = {lines.readline().split()[0].rpartition(".")[2] for _ in range(3)}
+        assert methods <= {"MetricsService/Export", "TraceService/Export", "LogsService/Export"}
 
 
 def test_grpc_at_exit() -> None:
-    """The last spans go out over grpc while the interpreter ends, when no thread can be started any more (3.12)."""
+    """The last spans are sent over grpc during interpreter shutdown, when no thread can be started any more (3.12)."""
     program = (
         "import asyncio, sys, time, loopwatch\n"
         "loopwatch.install(threshold=0.05, log_level='CRITICAL', otlp_endpoint=sys.argv[1], export_interval=60)\n"
@@ -265,14 +266,14 @@ def test_grpc_at_exit() -> None:
     with grpc_receiver() as (url, lines):
         command = [sys.executable, "-W", "error", "-c", program, url]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
-        told = {lines.readline().split()[0].rpartition(".")[2] for _ in range(3)}
-    assert told == {"MetricsService/Export", "TraceService/Export", "LogsService/Export"}
+        methods = {lines.readline().split()[0].rpartition(".")[2] for _ in range(3)}
+    assert methods == {"MetricsService/Export", "TraceService/Export", "LogsService/Export"}
     assert "cannot" not in done.stderr and "switched off" not in done.stderr
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_children_of_multiprocessing_tell_at_their_end(method: str, tmp_path: Path) -> None:
-    """They run no ``atexit`` functions: what they have seen last is told all the same, before they are gone."""
+def test_multiprocessing_children_export_at_exit(method: str, tmp_path: Path) -> None:
+    """They run no ``atexit`` functions; their last spans, records and metrics are exported nevertheless."""
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent(f"""
@@ -304,7 +305,7 @@ def test_children_of_multiprocessing_tell_at_their_end(method: str, tmp_path: Pa
 
 
 def test_disabled_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``OTEL_SDK_DISABLED`` wins over everything."""
+    """``OTEL_SDK_DISABLED`` takes precedence over every setting."""
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
@@ -315,8 +316,8 @@ def test_disabled_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("temporality", ["delta", "lowmemory"])
-def test_differences(temporality: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is told as differences adds up to the totals."""
+def test_deltas_add_up_to_the_totals(temporality: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deltas of all messages add up to the totals; with lowmemory only histograms are deltas."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", temporality)
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
@@ -324,17 +325,17 @@ def test_differences(temporality: str, monkeypatch: pytest.MonkeyPatch) -> None:
             block(agent)
             until(lambda number=number: len(server.of("metrics")) >= 2 * number)
         loopwatch.uninstall()
-        tellings = [server.points(at) for at in range(len(server.of("metrics")))]
-        stalls = [sum(points.get(STALLS, {}).values()) for points in tellings]
+        messages = [server.points(at) for at in range(len(server.of("metrics")))]
+        stalls = [sum(points.get(STALLS, {}).values()) for points in messages]
         assert (sum(stalls) if temporality == "delta" else stalls[-1]) == count(agent) >= 2
-        beats = [point for points in tellings for point in points.get("asyncio.eventloop.lag", {}).values()]
-        assert sum(point.count for point in beats) == beats[-1].count + sum(point.count for point in beats[:-1])
-        assert sum(point.sum for point in beats) > 0
-        assert beats[-1].start_time_unix_nano > beats[0].start_time_unix_nano
+        lags = [point for points in messages for point in points.get("asyncio.eventloop.lag", {}).values()]
+        assert sum(point.count for point in lags) == lags[-1].count + sum(point.count for point in lags[:-1])
+        assert sum(point.sum for point in lags) > 0
+        assert lags[-1].start_time_unix_nano > lags[0].start_time_unix_nano
 
 
-def test_the_application_takes_over() -> None:
-    """From then on it is told, ours is told no more, and counters go on from where they were."""
+def test_providers_set_later_replace_the_private_ones() -> None:
+    """From then on only the application's providers receive data, and counters continue from their totals."""
     with receiver() as server:
         agent = install(otlp_endpoint=server.url, export_interval=0.1)
         block(agent, times=2)
@@ -354,8 +355,8 @@ def test_the_application_takes_over() -> None:
         assert set_globally() == [application.meters, application.tracers, application.loggers]
 
 
-def test_one_signal_is_the_applications(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It traces by itself and has no metrics: spans go to it, metrics to the receiver."""
+def test_a_tracer_provider_of_the_application_takes_spans_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the application sets only a tracer provider, it receives the spans, and the receiver the metrics and logs."""
     application = Application()
     trace.set_tracer_provider(application.tracers)
     with receiver() as server:
@@ -366,8 +367,8 @@ def test_one_signal_is_the_applications(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(application.spans.get_finished_spans()) == count(agent) >= 1
 
 
-def test_endpoint_at_run_time() -> None:
-    """configure() moves the export, or begins one; a bad value changes nothing."""
+def test_endpoint_is_changed_at_run_time() -> None:
+    """configure() redirects the export; an invalid endpoint changes nothing."""
     with receiver() as first, receiver() as second:
         agent = install(otlp_endpoint=first.url, export_interval=0.1)
         block(agent)
@@ -386,7 +387,7 @@ def test_endpoint_at_run_time() -> None:
         assert sum(second.points()[STALLS].values()) == count(agent) >= 1
 
 
-# -- trouble ----------------------------------------------------------------------------------------------------------
+# -- failures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_endpoint_at_run_time() -> None:
     ],
 )
 def test_bad_variables_at_install(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line that names the variable; nothing is installed then, and install() works once it is right."""
+    """The error is one line that names the variable; nothing is installed, and install() works once it is right."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name) as caught:
         install()
@@ -410,8 +411,8 @@ def test_bad_variables_at_install(name: str, value: str, monkeypatch: pytest.Mon
     block(install())
 
 
-def test_bad_variables_of_one_who_exports_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not ours to judge where the application has providers of its own."""
+def test_bad_variables_are_ignored_with_providers_of_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the application has its own providers, loopwatch does not validate the variables."""
     Application().set()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "no-equals")
     block(install())
@@ -427,8 +428,8 @@ BEHAVIOURS: dict[str, Callable[[Handler], None]] = {
 
 
 @pytest.mark.parametrize("trouble", BEHAVIOURS)
-def test_a_receiver_in_trouble(trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One log line, the program goes on, and the figures are right once it is over."""
+def test_a_failing_receiver(trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line is logged, the program continues, and the exported totals are right once the receiver has recovered."""
     caplog.set_level(logging.WARNING)
     monkeypatch.setattr(exporter, "SHORTEST_PAUSE", 0.05)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1" if trouble == "slow" else "10")
@@ -437,7 +438,7 @@ def test_a_receiver_in_trouble(trouble: str, caplog: pytest.LogCaptureFixture, m
         block(agent, times=2)
         until(lambda: server.requests >= 3)
         server.behave = Handler.take
-        until(lambda: server.of("metrics"), "it is told again")
+        until(lambda: server.of("metrics"), "metrics arrive again")
         loopwatch.uninstall()
         assert sum(server.points()[STALLS].values()) == count(agent) >= 2
         lines = [record.getMessage() for record in caplog.records if "cannot export" in record.getMessage()]
@@ -465,8 +466,8 @@ metrics.set_meter_provider(MeterProvider([PeriodicExportingMetricReader(OTLPMetr
 
 
 @pytest.mark.parametrize("first", ["", OWN], ids=["private", "own"])
-def test_a_short_program_is_told_at_its_exit(first: str, tmp_path: Path) -> None:
-    """One that ends long before its first export: by us, or by the application's provider, which ends after us."""
+def test_a_short_program_exports_at_exit(first: str, tmp_path: Path) -> None:
+    """A program that ends before its first export interval exports at exit, with private providers and with its own."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(first=first))
     with receiver() as server:
@@ -477,22 +478,22 @@ def test_a_short_program_is_told_at_its_exit(first: str, tmp_path: Path) -> None
         assert done.stderr == ""
         assert sum(server.points()[STALLS].values()) >= 1
         assert server.points()["asyncio.eventloop.passes"][("main",)] >= 2
-        assert ("off",) not in server.points()["loopwatch.agent.state"], "an exit is no agent that was switched off"
+        assert ("off",) not in server.points()["loopwatch.agent.state"], "an exit is not reported as switched off"
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"), ("OTEL_ATTRIBUTE_COUNT_LIMIT", "-3")]
 )
-def test_variables_that_the_sdk_refuses(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that only the SDK reads are an error of one line too."""
+def test_variables_that_the_sdk_rejects(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that only the SDK reads are an error of one line too."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name) as caught:
         install(otlp_endpoint="http://127.0.0.1:1")
     assert "\n" not in str(caught.value)
 
 
-def test_nobody_listens_at_exit(tmp_path: Path) -> None:
-    """A program whose receiver is absent says so once, and ends as soon as it would without."""
+def test_an_absent_receiver_does_not_delay_the_exit(tmp_path: Path) -> None:
+    """A program without a reachable receiver logs that once, and ends without waiting for retries."""
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent("""
@@ -507,11 +508,11 @@ def test_nobody_listens_at_exit(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True, timeout=60)
     assert done.stderr.count("\n") == 1
     assert "cannot export metrics to http://127.0.0.1:1/v1/metrics: Connection refused" in done.stderr
-    assert json.loads(done.stdout) < 10, "it does not wait for retries"
+    assert json.loads(done.stdout) < 10, "the exit waits for no retries"
 
 
-def test_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spans that find no room while the receiver is away; it is told how many when it is back."""
+def test_dropped_spans_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans beyond the queue's limit are dropped while the receiver is away; their number is exported afterwards."""
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "2")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
     with receiver() as server:
@@ -525,13 +526,13 @@ def test_what_is_dropped_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         server.behave = Handler.take
         block(agent)
         loopwatch.uninstall()
-        told = len(server.items("traces")) + 1 - count(agent)
+        exported = len(server.items("traces")) + 1 - count(agent)
         dropped = server.points()["loopwatch.agent.dropped"][("traces",)]
-        assert (told >= 2, dropped >= 3, told + dropped) == (True, True, 6), "five and that of the block"
+        assert (exported >= 2, dropped >= 3, exported + dropped) == (True, True, 6), "five, and that of the block"
 
 
-def test_a_provider_of_the_application_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """It is one log line and a fault; the program, and whoever else is told, go on."""
+def test_a_failing_provider_of_the_application(caplog: pytest.LogCaptureFixture) -> None:
+    """One line is logged and one fault counted; the program and all other exports continue."""
 
     class Broken(MeterProvider):
         fails = False
@@ -542,7 +543,7 @@ def test_a_provider_of_the_application_that_fails(caplog: pytest.LogCaptureFixtu
             return super().get_meter(*args, **settings)
 
     provider = Broken(shutdown_on_exit=False)
-    metrics.set_meter_provider(provider)  # libraries that wait for one ask it at once
+    metrics.set_meter_provider(provider)  # libraries with proxy meters call it at once
     provider.fails = True
     agent = install()
     block(agent)
@@ -553,8 +554,8 @@ def test_a_provider_of_the_application_that_fails(caplog: pytest.LogCaptureFixtu
     assert sum(point.value for point in reading.points[STALLS]) == count(agent) >= 1
 
 
-def test_a_reading_that_fails_once_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may race with the program; one that fails again and again is switched off, and counted."""
+def test_a_failed_reading_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single failure may be a race with the program; a reading that keeps failing is counted and switched off."""
     agent = install()
     telemetry = agent._parts.telemetry.metrics
     look = telemetry._look
@@ -584,8 +585,8 @@ def test_a_reading_that_fails_once_is_left_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
-    """With its own pid, nothing of what waited in its parent, and figures that begin at 0; the parent goes on."""
+def test_a_forked_child_exports_its_own_data(tmp_path: Path) -> None:
+    """A child exports with its own pid, without its parent's queue, from totals of 0; the parent continues."""
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent("""
@@ -631,8 +632,8 @@ def test_a_forked_child_exports_for_itself(tmp_path: Path) -> None:
         assert done.stderr == ""
 
 
-def test_a_process_without_a_loop_tells_of_its_children() -> None:
-    """A supervisor that runs no loop exports what its children do, once it has one."""
+def test_a_process_without_a_loop_exports_its_children() -> None:
+    """A supervisor that runs no loop exports metrics of its child processes as soon as it has one."""
     program = (
         "import subprocess, sys, loopwatch\n"
         "loopwatch.install(otlp_endpoint=sys.argv[1], export_interval=0.2)\n"

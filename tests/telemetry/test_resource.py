@@ -1,4 +1,4 @@
-"""What a process says of itself: the standard variables win, the program's name stands in, forks are told apart."""
+"""The resource of a process: standard variables win, the program's name is the default, and forked children differ."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ from loopwatch.telemetry.resource import attributes, given_attributes, program_n
         ([], "python"),
     ],
 )
-def test_a_program_is_called_after_what_was_started(argv: list[str], name: str) -> None:
-    """The service is the application, the script or the package; of a server, what it serves."""
+def test_default_service_name(argv: list[str], name: str) -> None:
+    """The service is named after the application that a server runs, the script or the package."""
     assert program_name(argv) == name
 
 
-def test_variables_win() -> None:
-    """OTEL_SERVICE_NAME goes before OTEL_RESOURCE_ATTRIBUTES, and that before what was found; each pair arrives."""
+def test_variables_take_precedence() -> None:
+    """OTEL_SERVICE_NAME takes precedence over OTEL_RESOURCE_ATTRIBUTES, and that over detected attributes."""
     text = "service.name=b,deployment.environment.name=prod, team = a%2Cb ,nonsense,=x,service.version=1.2"
-    said = attributes({"OTEL_RESOURCE_ATTRIBUTES": text})
-    assert said["service.name"] == "b"
-    assert (said["deployment.environment.name"], said["team"], said["service.version"]) == ("prod", "a,b", "1.2")
-    assert "nonsense" not in said
+    found = attributes({"OTEL_RESOURCE_ATTRIBUTES": text})
+    assert found["service.name"] == "b"
+    assert (found["deployment.environment.name"], found["team"], found["service.version"]) == ("prod", "a,b", "1.2")
+    assert "nonsense" not in found
     both = attributes({"OTEL_RESOURCE_ATTRIBUTES": text, "OTEL_SERVICE_NAME": "a"})
     assert both["service.name"] == "a"
     assert given_attributes("") == {}
 
 
-def test_this_process() -> None:
-    """Process, parent, host and version are those of this process; its id stays the same while it lives."""
-    said = attributes({})
-    assert said["process.pid"] == os.getpid()
-    assert said["process.parent_pid"] == os.getppid()
-    assert said["host.name"] == socket.gethostname()
-    assert (said["telemetry.distro.name"], said["telemetry.distro.version"]) == ("loopwatch", loopwatch.__version__)
-    assert attributes({})["service.instance.id"] == said["service.instance.id"]
-    assert not {"loopwatch.worker.index", "loopwatch.worker.name"} & said.keys()
-    assert not {"process.command", "process.command_line", "process.command_args"} & said.keys()
+def test_attributes_of_this_process() -> None:
+    """Process, parent, host and version are those of this process; its instance id stays the same while it lives."""
+    found = attributes({})
+    assert found["process.pid"] == os.getpid()
+    assert found["process.parent_pid"] == os.getppid()
+    assert found["host.name"] == socket.gethostname()
+    assert (found["telemetry.distro.name"], found["telemetry.distro.version"]) == ("loopwatch", loopwatch.__version__)
+    assert attributes({})["service.instance.id"] == found["service.instance.id"]
+    assert not {"loopwatch.worker.index", "loopwatch.worker.name"} & found.keys()
+    assert not {"process.command", "process.command_line", "process.command_args"} & found.keys()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_is_another_instance() -> None:
-    """Its id and its pid are others; an id that the environment gives to all is told apart by the pid."""
+    """A child has its own pid and instance id; an id that the environment gives to all gets the pid as suffix."""
     given = {"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=pod-7"}
     before = attributes({})["service.instance.id"]
     assert attributes(given)["service.instance.id"] == "pod-7"
@@ -71,13 +71,13 @@ def test_a_forked_child_is_another_instance() -> None:
     pid = os.fork()
     if not pid:
         own = attributes({})
-        told = (own["service.instance.id"], own["process.pid"], attributes(given)["service.instance.id"])
-        os.write(write, "\n".join(map(str, told)).encode())
+        reported = (own["service.instance.id"], own["process.pid"], attributes(given)["service.instance.id"])
+        os.write(write, "\n".join(map(str, reported)).encode())
         os._exit(0)
     os.waitpid(pid, 0)
     os.close(write)
-    with open(read) as said:  # noqa: PTH123 - a descriptor
-        instance, process, of_pod = said.read().split("\n")
+    with open(read) as output:  # noqa: PTH123 - a descriptor
+        instance, process, of_pod = output.read().split("\n")
     assert instance != before
     assert process == str(pid)
     assert of_pod == f"pod-7/{pid}"
@@ -90,14 +90,14 @@ WORKERS = """
     from loopwatch.telemetry.resource import worker_index
 
     def worker():
-        asks, told = os.pipe()
+        reading, writing = os.pipe()
         pid = os.fork()
         if not pid:
-            os.write(told, str(worker_index()).encode())
+            os.write(writing, str(worker_index()).encode())
             sys.stdin.read()
             os._exit(0)
-        os.close(told)
-        return pid, os.read(asks, 9).decode()
+        os.close(writing)
+        return pid, os.read(reading, 9).decode()
 
     def killed(pid):
         os.kill(pid, 9)
@@ -114,9 +114,8 @@ WORKERS = """
 
 @pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 def test_workers_are_numbered() -> None:
-    """Forked children are numbered from 0, one in place of another gets its number, and their parent has none; so too
-    where two parents do that at the same time.
-    """
+    """Forked children are numbered from 0, a replacement gets the number of the one before, and their parent has none;
+    the same holds for two parents at a time."""
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(WORKERS)]
     parents = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for each in parents:

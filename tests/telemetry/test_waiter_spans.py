@@ -1,4 +1,4 @@
-"""Those who waited learn it from their own traces: an event and a link in the span that is current in them, in time."""
+"""The spans of a stall's waiters are annotated in time with an event and a link to the stall."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ from loopwatch.telemetry.otel.waiter_spans import EVENTS_A_MINUTE, MAX_VICTIMS
 from loopwatch.watch import waiters
 from loopwatch.watch.observation import Case, Notice
 from tests.conftest import Run, runner
-from tests.telemetry.traced import Told, events, set_globally
+from tests.telemetry.traced import Exported, events, set_globally
 
 BLOCK = 0.35
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exported]:
     """The program's providers."""
-    with set_globally(monkeypatch, Told()) as made:
+    with set_globally(monkeypatch, Exported()) as made:
         yield made
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine the thread that tells may come late: have the loop wait for it, where that is not the claim."""
+    """Extend the loop's wait for the annotating thread, which may be late on a busy machine."""
     monkeypatch.setattr(waiters, "PATIENCE", 5.0)
 
 
-def check(told: Told, names: list[str], *, culprit: str = "culprit", advance: bool = False) -> ReadableSpan:
-    """Check that each span of ``names`` carries the event and the link to the stall in the culprit's trace."""
-    stall, blocker = told.span(), told.span(culprit)
+def check(exported: Exported, names: list[str], *, culprit: str = "culprit", advance: bool = False) -> ReadableSpan:
+    """Check that each span of ``names`` carries the event, and the link to the stall in the culprit's trace."""
+    stall, blocker = exported.span(), exported.span(culprit)
     assert stall.context.trace_id == blocker.context.trace_id
     assert events(blocker) == [] and len(blocker.links) == 0
     for name in names:
-        (span,) = told.spans(name)
+        (span,) = exported.spans(name)
         found = events(span)
         assert len(found) == 1, (name, found)
-        said = found[0].attributes
-        assert said["asyncio.eventloop.name"] == "main"
-        assert said["loopwatch.cause"] == "sleep"
-        assert said["loopwatch.culprit"].endswith("block")
-        assert said["loopwatch.stall.id"] == (stall.attributes or {})["loopwatch.stall.id"]
+        attributes = found[0].attributes
+        assert attributes["asyncio.eventloop.name"] == "main"
+        assert attributes["loopwatch.cause"] == "sleep"
+        assert attributes["loopwatch.culprit"].endswith("block")
+        assert attributes["loopwatch.stall.id"] == (stall.attributes or {})["loopwatch.stall.id"]
         if advance:
-            assert said["loopwatch.stall.ongoing"] is True
-            assert 0.1 <= said["loopwatch.stall.duration"] <= BLOCK + 0.2
+            assert attributes["loopwatch.stall.ongoing"] is True
+            assert 0.1 <= attributes["loopwatch.stall.duration"] <= BLOCK + 0.2
         else:
-            assert said["loopwatch.stall.duration"] == pytest.approx(BLOCK, abs=0.1)
+            assert attributes["loopwatch.stall.duration"] == pytest.approx(BLOCK, abs=0.1)
         assert found[0].timestamp == pytest.approx(stall.start_time, abs=2e6)
         assert [link.context for link in span.links] == [stall.context]
     return stall
@@ -73,38 +73,38 @@ def block() -> None:
     time.sleep(BLOCK)
 
 
-async def culprit(told: Told, go: asyncio.Event | None = None) -> None:
-    with told.tracer.start_as_current_span("culprit"):
+async def culprit(exported: Exported, go: asyncio.Event | None = None) -> None:
+    with exported.tracer.start_as_current_span("culprit"):
         await (go.wait() if go is not None else asyncio.sleep(0.05))
         block()
 
 
-async def seen(agent: Agent) -> None:
-    """Let the agent find the loop and that tracing is in use."""
+async def until_traced(agent: Agent) -> None:
+    """Wait until the agent has found the loop and that tracing is in use."""
     for _ in range(1000):
         if agent._parts.telemetry.waiters.in_use and agent._watch.watcher.loops[-1].pending is not None:
             break
         await asyncio.sleep(0.01)
 
 
-def test_whose_timer_was_due_is_told(agent: Agent, told: Told, run: Run, patient: None) -> None:
-    """Requests that slept through the block have the event and the link when their spans end, which is at once."""
+def test_waiters_on_timers_are_annotated(agent: Agent, exported: Exported, run: Run, patient: None) -> None:
+    """Requests that slept through the block have the event and the link although their spans end right after it."""
 
     async def sleeper(number: int) -> None:
-        with told.tracer.start_as_current_span(f"sleeper {number}"):
+        with exported.tracer.start_as_current_span(f"sleeper {number}"):
             await asyncio.sleep(0.25)
 
     async def main() -> None:
-        await seen(agent)
-        await asyncio.gather(culprit(told), *(sleeper(number) for number in range(3)))
+        await until_traced(agent)
+        await asyncio.gather(culprit(exported), *(sleeper(number) for number in range(3)))
         await asyncio.sleep(0.05)
 
     run(main())
     assert agent.flush(5)
-    check(told, [f"sleeper {number}" for number in range(3)])
+    check(exported, [f"sleeper {number}" for number in range(3)])
 
 
-def test_who_waited_for_an_answer_is_told(agent: Agent, told: Told, run: Run, patient: None) -> None:
+def test_waiters_on_sockets_are_annotated(agent: Agent, exported: Exported, run: Run, patient: None) -> None:
     """A request whose peer answered during the block is found by the first poll after it."""
     listener = socket.create_server(("127.0.0.1", 0))
     reached = threading.Event()
@@ -117,15 +117,15 @@ def test_who_waited_for_an_answer_is_told(agent: Agent, told: Told, run: Run, pa
             connection.sendall(b"answer\n")
 
     async def asking() -> None:
-        with told.tracer.start_as_current_span("asking"):
+        with exported.tracer.start_as_current_span("asking"):
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             writer.write(b"question\n")
             assert await reader.readline() == b"answer\n"
             writer.close()
 
     async def main() -> None:
-        await seen(agent)
-        with told.tracer.start_as_current_span("culprit"):
+        await until_traced(agent)
+        with exported.tracer.start_as_current_span("culprit"):
             task = asyncio.get_running_loop().create_task(asking(), context=contextvars.Context())
             await asyncio.sleep(0.25)
             reached.set()
@@ -139,24 +139,25 @@ def test_who_waited_for_an_answer_is_told(agent: Agent, told: Told, run: Run, pa
         run(main())
     thread.join()
     assert agent.flush(5)
-    check(told, ["asking"])
+    check(exported, ["asking"])
 
 
-def test_who_stood_behind_in_the_same_pass_is_told(
-    agent: Agent, told: Told, run: Run, loop_kind: str, patient: None
+def test_waiters_in_the_same_pass_are_annotated(
+    agent: Agent, exported: Exported, run: Run, loop_kind: str, patient: None
 ) -> None:
-    """Tasks that were woken together with the culprit run right after it, in their order, and are told before."""
+    """Tasks that were woken together with the culprit run right after it, in order, and are annotated before they
+    run."""
     order: list[int] = []
 
     async def behind(number: int, go: asyncio.Event) -> None:
-        with told.tracer.start_as_current_span(f"behind {number}"):
+        with exported.tracer.start_as_current_span(f"behind {number}"):
             await go.wait()
             order.append(number)
 
     async def main() -> None:
         go = asyncio.Event()
-        await seen(agent)
-        tasks = [asyncio.create_task(culprit(told, go))]
+        await until_traced(agent)
+        tasks = [asyncio.create_task(culprit(exported, go))]
         tasks += [asyncio.create_task(behind(number, go)) for number in range(4)]
         await asyncio.sleep(0.05)
         go.set()
@@ -166,65 +167,65 @@ def test_who_stood_behind_in_the_same_pass_is_told(
     run(main())
     assert agent.flush(5)
     assert order == [0, 1, 2, 3]
-    check(told, [f"behind {number}" for number in range(4)], advance=loop_kind == "uvloop")
+    check(exported, [f"behind {number}" for number in range(4)], advance=loop_kind == "uvloop")
 
 
-def test_who_did_not_wait_is_not_told(agent: Agent, told: Told, run: Run, patient: None) -> None:
-    """Spans that began after the block, spans around tasks that need more time anyway, and spans that have ended."""
+def test_spans_that_did_not_wait_are_not_annotated(agent: Agent, exported: Exported, run: Run, patient: None) -> None:
+    """A span that began after the block, one whose task needed more time anyway, and one that had ended have none."""
 
     async def idle() -> None:
-        with told.tracer.start_as_current_span("idle"):
+        with exported.tracer.start_as_current_span("idle"):
             await asyncio.sleep(0.05 + BLOCK + 0.6)
 
     async def sleeper() -> None:
-        with told.tracer.start_as_current_span("ended"):
+        with exported.tracer.start_as_current_span("ended"):
             pass
         await asyncio.sleep(0.25)
-        with told.tracer.start_as_current_span("after"):
+        with exported.tracer.start_as_current_span("after"):
             await asyncio.sleep(0)
 
     async def main() -> None:
-        await seen(agent)
-        await asyncio.gather(culprit(told), idle(), sleeper())
+        await until_traced(agent)
+        await asyncio.gather(culprit(exported), idle(), sleeper())
 
     run(main())
     assert agent.flush(5)
-    assert [len(events(told.span(name))) for name in ("idle", "ended", "after", "culprit")] == [0, 0, 0, 0]
-    assert len(told.spans()) == 1
+    assert [len(events(exported.span(name))) for name in ("idle", "ended", "after", "culprit")] == [0, 0, 0, 0]
+    assert len(exported.spans()) == 1
 
 
-def test_victims_are_bounded(agent: Agent, told: Told, run: Run, patient: None) -> None:
-    """Of 100 who waited 20 are told, each once."""
+def test_annotated_waiters_are_bounded(agent: Agent, exported: Exported, run: Run, patient: None) -> None:
+    """Of 100 waiters 20 are annotated, each once."""
 
     async def sleeper() -> None:
-        with told.tracer.start_as_current_span("sleeper"):
+        with exported.tracer.start_as_current_span("sleeper"):
             await asyncio.sleep(0.25)
 
     async def main() -> None:
-        await seen(agent)
-        await asyncio.gather(culprit(told), *(sleeper() for _ in range(100)))
+        await until_traced(agent)
+        await asyncio.gather(culprit(exported), *(sleeper() for _ in range(100)))
         await asyncio.sleep(0.05)
 
     run(main())
     assert agent.flush(5)
-    counts = [len(events(span)) for span in told.spans("sleeper")]
+    counts = [len(events(span)) for span in exported.spans("sleeper")]
     assert max(counts) == 1
     assert sum(counts) == MAX_VICTIMS == 20
 
 
-def test_a_storm_is_held_back(told: Told) -> None:
-    """Of 1,200 who waited within a moment 1,000 are told; the others are counted."""
-    tracer = told.tracer_provider.get_tracer("loopwatch")
+def test_annotations_are_rate_limited(exported: Exported) -> None:
+    """Of 1,200 waiters within a moment 1,000 are annotated; the others are counted."""
+    tracer = exported.tracer_provider.get_tracer("loopwatch")
     traces = Traces(lambda: tracer, lambda: None)
     traces.victims.allowance = Allowance(EVENTS_A_MINUTE, lambda: 0.0)
-    spans = [told.tracer.start_span("waiting") for _ in range(1200)]
+    spans = [exported.tracer.start_span("waiting") for _ in range(1200)]
     for number in range(60):
         theirs = tuple(trace.set_span_in_context(span) for span in spans[20 * number : 20 * number + 20])
         notice = Notice(Case(float(number), f"s{number}"), "main", time.time(), 0.3, False, theirs)
         traces.annotate_waiters(notice)
     for span in spans:
         span.end()
-    assert sum(len(events(span)) for span in told.spans("waiting")) == EVENTS_A_MINUTE == 1000
+    assert sum(len(events(span)) for span in exported.spans("waiting")) == EVENTS_A_MINUTE == 1000
     assert traces.held_back() == {"traces": 200, "logs": 0}
 
 
@@ -243,18 +244,18 @@ class _Named(Sampler):
 
 
 @pytest.mark.parametrize("dropped", ["culprit", "sleeper"])
-def test_what_is_not_sampled(monkeypatch: pytest.MonkeyPatch, agent: Agent, patient: None, dropped: str) -> None:
-    """A victim that is not sampled is not told. One whose culprit is not still has the event, and a link to it."""
-    with set_globally(monkeypatch, Told(_Named(dropped))) as told:
+def test_unsampled_spans(monkeypatch: pytest.MonkeyPatch, agent: Agent, patient: None, dropped: str) -> None:
+    """An unsampled waiter is not annotated; one whose culprit is unsampled has the event, and a link to the culprit."""
+    with set_globally(monkeypatch, Exported(_Named(dropped))) as exported:
         blocker: list[int] = []
 
         async def sleeper() -> None:
-            with told.tracer.start_as_current_span("sleeper"):
+            with exported.tracer.start_as_current_span("sleeper"):
                 await asyncio.sleep(0.25)
 
         async def main() -> None:
-            await seen(agent)
-            with told.tracer.start_as_current_span("culprit") as span:
+            await until_traced(agent)
+            with exported.tracer.start_as_current_span("culprit") as span:
                 blocker.append(span.get_span_context().trace_id)
                 task = asyncio.get_running_loop().create_task(sleeper(), context=contextvars.Context())
                 await asyncio.sleep(0.05)
@@ -265,24 +266,24 @@ def test_what_is_not_sampled(monkeypatch: pytest.MonkeyPatch, agent: Agent, pati
         runner("asyncio")(main())
         assert agent.flush(5)
         if dropped == "sleeper":
-            assert told.spans("sleeper") == []
-            assert len(told.spans()) == 1
+            assert exported.spans("sleeper") == []
+            assert len(exported.spans()) == 1
         else:
-            victim = told.span("sleeper")
+            victim = exported.span("sleeper")
             assert len(events(victim)) == 1
             assert [link.context.trace_id for link in victim.links] == blocker
-            assert told.spans() == []
+            assert exported.spans() == []
 
 
-def test_a_culprit_without_a_span_is_linked_to_all_the_same(agent: Agent, told: Told, run: Run, patient: None) -> None:
+def test_a_culprit_without_a_span_has_a_linked_stall(agent: Agent, exported: Exported, run: Run, patient: None) -> None:
     """The link leads to the span of the stall, in a trace of its own."""
 
     async def sleeper() -> None:
-        with told.tracer.start_as_current_span("sleeper"):
+        with exported.tracer.start_as_current_span("sleeper"):
             await asyncio.sleep(0.25)
 
     async def main() -> None:
-        await seen(agent)
+        await until_traced(agent)
         task = asyncio.create_task(sleeper())
         await asyncio.sleep(0.05)
         block()
@@ -291,7 +292,7 @@ def test_a_culprit_without_a_span_is_linked_to_all_the_same(agent: Agent, told: 
 
     run(main())
     assert agent.flush(5)
-    stall, victim = told.span(), told.span("sleeper")
+    stall, victim = exported.span(), exported.span("sleeper")
     assert stall.parent is None
     assert [link.context for link in victim.links] == [stall.context]
     assert victim.context.trace_id != stall.context.trace_id
@@ -333,35 +334,35 @@ STOPPED = """
             (event,) = span.events
             assert event.attributes["loopwatch.stall.id"] == stall.id
             assert abs(event.attributes["loopwatch.stall.duration"] - stall.duration) < 0.01
-            print("told")
+            print("annotated")
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the cause is told from files of /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="the cause is determined from files of /proc")
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
-def test_who_slept_through_a_stop_of_the_process_is_told(kind: str) -> None:
-    """A loop that could not wake up in time has victims too."""
+def test_waiters_of_a_stopped_process_are_annotated(kind: str) -> None:
+    """A loop that could not wake up in time has waiters too."""
     pytest.importorskip(kind)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(STOPPED), kind], capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["told"] * 3, done.stderr
+    assert done.stdout.split() == ["annotated"] * 3, done.stderr
 
 
-def test_the_loop_does_not_wait_for_a_thread_that_is_stuck(agent: Agent, told: Told, run: Run) -> None:
-    """A span processor that never returns costs the loop nothing but its patience: it goes on meanwhile."""
+def test_the_loop_does_not_wait_for_a_stuck_thread(agent: Agent, exported: Exported, run: Run) -> None:
+    """A span processor that never returns delays the loop by a bounded time only."""
     gone_on = threading.Event()
     stuck: list[bool] = []
     agent._parts.telemetry.waiters._annotate = lambda _notice: stuck.append(gone_on.wait(20))
 
     async def sleeper() -> None:
-        with told.tracer.start_as_current_span("sleeper"):
+        with exported.tracer.start_as_current_span("sleeper"):
             await asyncio.sleep(0.25)
         gone_on.set()
 
     async def main() -> None:
-        await seen(agent)
-        await asyncio.gather(culprit(told), sleeper())
+        await until_traced(agent)
+        await asyncio.gather(culprit(exported), sleeper())
 
     run(main())
     assert agent.flush(5)
@@ -369,10 +370,10 @@ def test_the_loop_does_not_wait_for_a_thread_that_is_stuck(agent: Agent, told: T
     assert len(agent.stalls()) == 1
 
 
-def test_a_failure_is_counted_and_hurts_nobody(
-    agent: Agent, told: Told, run: Run, caplog: pytest.LogCaptureFixture
+def test_a_failing_annotation_is_a_fault(
+    agent: Agent, exported: Exported, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What fails is switched off, told once; the program and the stalls go on."""
+    """It is switched off and logged once; the program and the stalls continue."""
 
     def fail(_notice: object) -> None:
         raise LookupError("nowhere")
@@ -380,13 +381,13 @@ def test_a_failure_is_counted_and_hurts_nobody(
     agent._parts.telemetry.waiters._annotate = fail
 
     async def sleeper() -> None:
-        with told.tracer.start_as_current_span("sleeper"):
+        with exported.tracer.start_as_current_span("sleeper"):
             await asyncio.sleep(0.25)
 
     async def main() -> None:
-        await seen(agent)
+        await until_traced(agent)
         for _ in range(2):
-            await asyncio.gather(culprit(told), sleeper())
+            await asyncio.gather(culprit(exported), sleeper())
         await asyncio.sleep(0.05)
 
     run(main())
@@ -396,8 +397,8 @@ def test_a_failure_is_counted_and_hurts_nobody(
     assert sum("its victims failed" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_nothing_of_the_program_is_kept(agent: Agent, told: Told, run: Run, patient: None) -> None:
-    """When the victims are told, neither their contexts nor what these hold lives on."""
+def test_contexts_of_waiters_are_released(agent: Agent, exported: Exported, run: Run, patient: None) -> None:
+    """After the waiters are annotated, neither their contexts nor the objects in them are kept alive."""
 
     class Kept:
         pass
@@ -409,23 +410,23 @@ def test_nothing_of_the_program_is_kept(agent: Agent, told: Told, run: Run, pati
         kept = Kept()
         references.append(weakref.ref(kept))
         variable.set(kept)
-        with told.tracer.start_as_current_span("sleeper"):
+        with exported.tracer.start_as_current_span("sleeper"):
             await asyncio.sleep(0.25)
 
     async def main() -> None:
-        await seen(agent)
-        await asyncio.gather(culprit(told), *(asyncio.create_task(sleeper()) for _ in range(3)))
+        await until_traced(agent)
+        await asyncio.gather(culprit(exported), *(asyncio.create_task(sleeper()) for _ in range(3)))
         await asyncio.sleep(0.05)
 
     run(main())
     assert agent.flush(5)
-    assert sum(len(events(span)) for span in told.spans("sleeper")) == 3
+    assert sum(len(events(span)) for span in exported.spans("sleeper")) == 3
     gc.collect()
     assert [reference() for reference in references] == [None] * 3
 
 
-def test_without_tracing_there_is_no_thread_and_no_look() -> None:
-    """A program that does not use OpenTelemetry pays for a look into sys.modules a tick, and its loop for nothing."""
+def test_without_tracing_there_is_no_thread() -> None:
+    """A program without OpenTelemetry pays for a look into sys.modules at each tick, and its loop for nothing."""
     code = """
         import asyncio, sys, threading, time
         import loopwatch
@@ -444,11 +445,11 @@ def test_without_tracing_there_is_no_thread_and_no_look() -> None:
     assert done.stdout.splitlines() == ["None None []", "1 []"]
 
 
-def test_the_thread_ends_with_the_agent(agent: Agent, told: Told) -> None:
-    """It runs as soon as tracing is in use, and is gone after uninstall."""
+def test_the_thread_ends_with_the_agent(agent: Agent, exported: Exported) -> None:
+    """The thread starts as soon as tracing is in use, and is gone after uninstall."""
 
     async def main() -> None:
-        await seen(agent)
+        await until_traced(agent)
         assert any(thread.name == "loopwatch-victims" for thread in threading.enumerate())
 
     runner("asyncio")(main())

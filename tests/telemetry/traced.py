@@ -1,4 +1,4 @@
-"""A program's own providers of OpenTelemetry in memory, for tests of what stalls tell them."""
+"""OpenTelemetry providers of a program, in memory, for tests of the spans and records that stalls export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STALL = "asyncio.eventloop.stall"
 FLAGGED = "asyncio.eventloop.flagged"
 
 
-class Told:
+class Exported:
     """What was exported, and a tracer for the program.
 
     Args:
@@ -49,7 +49,7 @@ class Told:
         return [each.log_record for each in self._records.get_finished_logs() if each.log_record.event_name == event]
 
     def text(self) -> str:
-        """Return all that left the process, as text."""
+        """Return all exported spans and records as text."""
         spans = [each.to_json() for each in self._spans.get_finished_spans()]
         return "\n".join([*spans, *(each.to_json() for each in self._records.get_finished_logs())])
 
@@ -60,12 +60,12 @@ class Told:
 
 
 @contextmanager
-def set_globally(monkeypatch: pytest.MonkeyPatch, told: Told) -> Iterator[Told]:
-    """Have ``told`` be what the program has set, as long as the test runs."""
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", told.tracer_provider)
-    monkeypatch.setattr(logs, "_LOGGER_PROVIDER", told.logger_provider)
-    yield told
-    told.close()
+def set_globally(monkeypatch: pytest.MonkeyPatch, exported: Exported) -> Iterator[Exported]:
+    """Set the providers of ``exported`` globally while the test runs."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", exported.tracer_provider)
+    monkeypatch.setattr(logs, "_LOGGER_PROVIDER", exported.logger_provider)
+    yield exported
+    exported.close()
 
 
 def ratio(share: float) -> Sampler:
