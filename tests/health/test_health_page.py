@@ -30,9 +30,9 @@ def numbers(text: str) -> list[float]:
 
 def test_example_prints_the_documented_output(tmp_path: Path) -> None:
     """The Python block prints the text block below it, in a fresh interpreter."""
-    (code,), (said,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
+    (code,), (output,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
 
 
 def test_poll_period() -> None:
@@ -71,7 +71,7 @@ def test_durations_of_states() -> None:
 
 
 def test_signals_that_request_an_end() -> None:
-    """The signals that count as a request to end are those that the page names."""
+    """The signals that count as a request to end are the ones named on the page."""
     text = PAGE.partition("## Crashes")[2].partition("while it lived")[0]  # the rest is in test_children.py
     named = set(re.findall(r"SIG[A-Z]+", text)) - {"SIGSEGV"}
     assert {signal.Signals(number).name for number in hooks.ENDING} == named
