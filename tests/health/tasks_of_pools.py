@@ -1,4 +1,4 @@
-"""What the pools of these tests run; imported by their workers, so that it imports little."""
+"""Functions that the pools of these tests run. Workers import this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def even(number: int) -> int:
 
 
 def until_there(path: str) -> int:
-    """Run until a file is there; uses the processor now and then."""
+    """Run until a file exists, using a little processor time."""
     while not Path(path).exists():
         time.sleep(0.005)
     return os.getpid()
 
 
 def stuck(path: str) -> int:
-    """Wait in a system call until somebody opens the other end of a FIFO."""
+    """Block in a system call until the other end of a FIFO is opened."""
     os.close(os.open(path, os.O_RDONLY))
     return os.getpid()
 
 
 def burn(seconds: float) -> float:
-    """Use ``seconds`` of a processor."""
+    """Use ``seconds`` of processor time."""
     began = time.process_time()
     while time.process_time() - began < seconds:
         pass
@@ -61,7 +61,7 @@ def unpicklable() -> object:
 
 
 def nested(number: int) -> tuple[int, int]:
-    """Use executors within a worker."""
+    """Use executors inside a worker."""
     with ThreadPoolExecutor(1) as threads, ProcessPoolExecutor(1, mp_context=get_context("fork")) as processes:
         return threads.submit(double, number).result(), processes.submit(double, number).result()
 

@@ -1,4 +1,4 @@
-"""Advice on pools: each rule fires where it should, with its figures, and keeps silent where it should not."""
+"""Finding rules for pools: each rule fires where it should, with the right values, and stays silent elsewhere."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def advised(
     advisor: FindingTracker | None = None,
     start: float = 0.0,
 ) -> list[Finding]:
-    """Return what is found after ``seconds`` of polls; time begins at ``start``."""
+    """Return the findings after ``seconds`` of polls; time begins at ``start``."""
     advisor, found = advisor or FindingTracker(), ()
     for n in range(int(seconds / POLL) + 1):
         now = start + n * POLL
@@ -69,8 +69,8 @@ def only(findings: list[Finding], kind: str) -> Finding:
     return finding
 
 
-def test_a_healthy_program_hears_nothing() -> None:
-    """A process pool that computes on as many processors, threads that wait, a queue that comes and goes."""
+def test_a_healthy_program_has_no_findings() -> None:
+    """Nothing is found in a process pool as large as the processors, waiting threads, and a queue that drains."""
     chance = random.Random(7)
 
     def round_of(now: float) -> list[PoolReading]:
@@ -107,7 +107,7 @@ def computing(count: int, cores: float) -> Round:
 
 
 def test_more_workers_compute_than_there_are_processors() -> None:
-    """Eight on two, which they use up."""
+    """Eight busy workers on two saturated processors are a finding."""
     found = only(advised(computing(8, 2.0), cpus=2), Kinds.OVERSUBSCRIBED)
     assert found.subject == "pool"
     assert (found.evidence["busy"], found.evidence["cpus"]) == (8, 2)
@@ -120,12 +120,12 @@ def test_more_workers_compute_than_there_are_processors() -> None:
 
 @pytest.mark.parametrize(("count", "cores", "cpus"), [(2, 2.0, 2), (8, 6.0, 8), (8, 1.4, 2), (2, 1.5, 1.5)])
 def test_not_oversubscribed(count: int, cores: float, cpus: float) -> None:
-    """As many as processors, or more that wait most of the time, or hardly more than a quota allows."""
+    """No finding for as many workers as processors, for more that mostly wait, or for hardly more than the quota."""
     assert Kinds.OVERSUBSCRIBED not in kinds(advised(computing(count, cores), cpus=cpus))
 
 
 def test_several_pools_share_the_processors() -> None:
-    """Two pools of three on four processors are too many together; the larger one is named."""
+    """Two pools that together exceed four processors are a finding, which names the larger one."""
 
     def round_of(now: float) -> list[PoolReading]:
         one = pool(
@@ -140,8 +140,8 @@ def test_several_pools_share_the_processors() -> None:
 
 
 @pytest.mark.parametrize("cpus", [2, 8])
-def test_workers_that_are_given_no_processor(cpus: float) -> None:
-    """On a busy machine they hardly run: that is not waiting for I/O, but it may be too many."""
+def test_workers_starved_of_processor_time(cpus: float) -> None:
+    """Workers that hardly run on a busy machine are not I/O-bound, but they may be too many."""
 
     def round_of(now: float) -> list[PoolReading]:
         starving = tuple(worker(n, starved=0.7 * now) for n in range(6))
@@ -158,7 +158,7 @@ def test_workers_that_are_given_no_processor(cpus: float) -> None:
 
 
 def test_processes_that_wait() -> None:
-    """Calls that compute for 2 % of their time, as counted in the workers."""
+    """Calls that compute for 2 % of their time, as measured in the workers, are I/O-bound."""
     found = only(
         advised(lambda now: [pool(workers=workers(4), run=4 * now, task_cpu=0.08 * now, completed=int(4 * now))]),
         Kinds.IO_BOUND,
@@ -169,7 +169,7 @@ def test_processes_that_wait() -> None:
 
 
 def test_processes_that_wait_by_their_clocks() -> None:
-    """Where calls are not counted, the workers' own processor time tells."""
+    """Where calls are not measured, the workers' own processor time decides."""
     found = advised(lambda now: [pool(workers=workers(4), cpu=0.1 * now + 1, completed=int(4 * now))])
     assert only(found, Kinds.IO_BOUND).evidence["cpu_share"] == pytest.approx(0.025, rel=0.05)
 
@@ -179,11 +179,11 @@ def test_processes_that_wait_by_their_clocks() -> None:
     [
         {"task_cpu": 3.0, "cpu": 3.5, "run": 4.0},  # they compute
         {"task_cpu": 1.0, "cpu": 1.2, "run": 4.0},  # in part
-        {},  # nothing is known of their processor time
+        {},  # their processor time is unknown
     ],
 )
 def test_processes_that_compute(stats: dict[str, float]) -> None:
-    """A quarter of the time is enough; and what is not known is no finding."""
+    """No finding if calls compute for a quarter of the time or more, or if that is unknown."""
     rates = dict(stats)
 
     def round_of(now: float) -> list[PoolReading]:
@@ -193,7 +193,7 @@ def test_processes_that_compute(stats: dict[str, float]) -> None:
 
 
 def test_a_long_call_that_computes_is_not_taken_for_waiting() -> None:
-    """Ten minutes of work that are counted at its end, in one go, and the processor time with it."""
+    """A call of ten minutes, counted with its processor time only when it ends, is not I/O-bound."""
 
     def round_of(now: float) -> list[PoolReading]:
         over = int(now / 600)
@@ -223,15 +223,15 @@ def in_threads(kind: str, cores: float, busy: int = 2) -> Round:
     ("kind", "words"), [("thread", "the thread pool pool"), ("default", "the loop's default executor")]
 )
 def test_threads_that_compute_in_python(kind: str, words: str) -> None:
-    """They use a processor, and whoever wants the GIL waits for it."""
+    """Threads that use a whole processor while other threads wait for the GIL are CPU-bound."""
     found = only(advised(in_threads(kind, 0.95), gil_wait=0.005), Kinds.CPU_BOUND)
     assert found.evidence["gil_wait"] == 0.005 and found.evidence["cores"] == pytest.approx(0.95, rel=0.01)
     assert words in found.text and "waits 5 ms for it" in found.text and "@loopwatch.offload" in found.remedy
 
 
 @pytest.mark.parametrize(("cores", "gil_wait"), [(0.95, 0.0001), (1.9, 0.0), (0.1, 0.005), (0.95, None)])
-def test_threads_that_do_not(cores: float, gil_wait: float | None) -> None:
-    """C code that gives up the GIL; little work while somebody else has the GIL; and what is not known."""
+def test_threads_that_do_not_compute_in_python(cores: float, gil_wait: float | None) -> None:
+    """No finding for C code that releases the GIL, little work while another thread has it, or an unknown wait."""
     assert advised(in_threads("thread", cores), gil_wait=gil_wait) == []
 
 
@@ -244,7 +244,7 @@ def default(busy: int, queued: int) -> PoolReading:
 
 
 def test_a_starved_default_executor() -> None:
-    """Every thread busy and calls waiting, for more than a moment."""
+    """Every thread busy while calls wait, for more than a moment, is a finding."""
     found = only(advised(lambda now: [default(6, 4)], 6), Kinds.STARVED)
     assert found.evidence == {"busy": 6.0, "max_workers": 6.0, "queued": 4.0, "longest": 25.0}
     assert "all 6 threads of the default executor are busy with app:slow and 4 calls wait" in found.text
@@ -252,12 +252,12 @@ def test_a_starved_default_executor() -> None:
 
 @pytest.mark.parametrize(("busy", "queued"), [(6, 0), (5, 3)])
 def test_a_busy_default_executor(busy: int, queued: int) -> None:
-    """Full but nobody waits; or somebody waits for a thread that is about to start."""
+    """No finding if all threads are busy but no call waits, or if calls wait for a thread that is about to start."""
     assert advised(lambda now: [default(busy, queued)]) == []
 
 
 def test_a_burst_does_not_starve() -> None:
-    """Full at every second poll only."""
+    """No finding if all threads are busy at every second poll only."""
     assert advised(lambda now: [default(6, 4 if int(now / POLL) % 2 else 0)]) == []
 
 
@@ -270,7 +270,7 @@ def made(count: int, each: int = 1, **stats: Any) -> list[PoolReading]:
 
 
 def test_a_pool_for_each_call() -> None:
-    """Seven within a minute at one place, with one call each; all are told as closed for a while."""
+    """Seven pools made at one line within a minute, with one call each, are a finding; closed pools stay listed."""
 
     def round_of(now: float) -> list[PoolReading]:
         closed = {"closed": True, "submitted": 1, "completed": 1, "max_workers": 2}
@@ -289,19 +289,19 @@ def test_a_pool_for_each_call() -> None:
         made(9, 500),  # each was put to use
         made(9, closed=False, workers=workers(1)),  # they are kept
         [pool(name=f"pool #{n}", created_at=f"app.py:{n} in main", closed=True, submitted=1) for n in range(9)],
-        made(9, created_at=""),  # it is not known where
+        made(9, created_at=""),  # the place is unknown
         made(9, kind="thread", run=0.2),  # for work that is worth it
         made(9, run=5.0),
         made(9, kind="thread", created_at="/venv/lib/python3.12/site-packages/asgiref/sync.py:363 in __call__"),
     ],
 )
 def test_pools_that_are_put_to_use(readings: list[PoolReading]) -> None:
-    """Few, or kept, or used, or of several places, or threads that a library makes."""
+    """No finding for few pools, long-lived or well-used ones, several places, or threads that a library makes."""
     assert advised(lambda now: readings if now == 0 else [], 4) == []
 
 
 def test_a_pool_of_processes_for_each_call_of_a_library() -> None:
-    """What costs a start of processes is worth a word wherever it is made."""
+    """A pool of processes for each call is a finding even where a library makes it."""
     place = "/venv/lib/python3.12/site-packages/shop/orders.py:3 in total"
     found = only(advised(lambda now: made(9, created_at=place) if now == 0 else [], 4), Kinds.PER_CALL)
     assert (found.subject, found.evidence["pools"]) == (place, 9)
@@ -313,7 +313,7 @@ def end(at: float, reason: str | None = None, **known: Any) -> End:
 
 
 def test_a_process_for_each_call() -> None:
-    """Twelve copies of this program within a minute that did their work in 0.3 s."""
+    """Twelve forks of this program within a minute, each of which lived 0.3 seconds, are a finding."""
     found = only(
         advised(lambda now: [], 24, ends=lambda now: [end(n * 2) for n in range(12) if n * 2 <= now]), Kinds.PER_CALL
     )
@@ -324,7 +324,7 @@ def test_a_process_for_each_call() -> None:
     "known", [{"executes": True, "name": "ffmpeg"}, {"lived": 300.0}, {"lived": 2.0}, {"place": ""}]
 )
 def test_processes_that_are_jobs(known: dict[str, Any]) -> None:
-    """Other programs, long lives, unknown places."""
+    """No finding for other programs, long-lived processes, or unknown places."""
     assert advised(lambda now: [], 24, ends=lambda now: [end(n, **known) for n in range(20) if n <= now]) == []
 
 
@@ -332,7 +332,7 @@ def test_processes_that_are_jobs(known: dict[str, Any]) -> None:
 
 
 def test_pickling_that_costs_more_than_the_work() -> None:
-    """20 ms of pickling for 4 ms of work, ten times a second."""
+    """20 ms of pickling for 4 ms of work, ten times a second, is a finding."""
 
     def round_of(now: float) -> list[PoolReading]:
         return [
@@ -347,7 +347,7 @@ def test_pickling_that_costs_more_than_the_work() -> None:
 
 @pytest.mark.parametrize(("pickling", "run"), [(0.2, 0.5), (0.01, 0.001), (0.19, None)])
 def test_pickling_that_is_worth_it(pickling: float, run: float | None) -> None:
-    """Less than the work; next to nothing; hardly any calls."""
+    """No finding if pickling takes less than the work, is negligible, or there are few calls."""
     rate = 0.05 if run is None else 10
 
     def round_of(now: float) -> list[PoolReading]:
@@ -371,7 +371,7 @@ def growing(size: Callable[[float], float]) -> Round:
 
 
 def test_memory_that_grows_without_bound() -> None:
-    """A quarter of a MiB a second, for ten minutes; the worker, the slope and the calls are named."""
+    """A quarter of a MiB a second for ten minutes is a finding with the worker, the slope and the number of calls."""
     found = only(advised(growing(lambda now: 60 + now / 4), 600), Kinds.MEMORY)
     assert found.evidence["pid"] == 7
     assert found.evidence["slope"] == pytest.approx(MIB / 4, rel=0.01)
@@ -390,15 +390,15 @@ def test_memory_that_grows_without_bound() -> None:
         lambda now: 60 + (200 if now > 300 else 0),  # one large call
     ],
 )
-def test_memory_that_finds_its_size(size: Callable[[float], float]) -> None:
-    """Never in an hour."""
+def test_memory_that_levels_off(size: Callable[[float], float]) -> None:
+    """No finding in an hour if memory stays bounded."""
     advisor = FindingTracker()
     for start in range(0, 3600, 60):
         assert advised(growing(size), 58, advisor=advisor, start=start) == []
 
 
-def test_a_new_worker_begins_anew() -> None:
-    """Workers that are replaced before they have grown far."""
+def test_memory_growth_starts_over_with_a_new_worker() -> None:
+    """No finding for workers that are replaced before they have grown much."""
 
     def round_of(now: float) -> list[PoolReading]:
         life, age = divmod(now, 150)
@@ -411,16 +411,16 @@ def test_a_new_worker_begins_anew() -> None:
 # -- neglected-errors
 
 
-def test_errors_that_nobody_asks_for() -> None:
-    """Where it is known, one is enough."""
+def test_unretrieved_errors() -> None:
+    """Unretrieved errors are a finding at once; retrieved ones are none."""
     found = advised(lambda now: [pool(kind="thread", failed=2, neglected=2, failures={"ValueError": 2})], 2)
     assert only(found, Kinds.ERRORS).evidence == {"neglected": 2.0, "failed": 2.0}
     assert "2 calls of pool failed and nobody asked for their result (ValueError)" in found[0].text
     assert advised(lambda now: [pool(kind="thread", failed=9, neglected=0, failures={"ValueError": 9})]) == []
 
 
-def test_errors_that_nobody_asked_for_long_ago() -> None:
-    """They are told for a while after the last of them, and again when there are more."""
+def test_unretrieved_errors_expire() -> None:
+    """The finding stays for a while after the last unretrieved error, and comes back with the next one."""
 
     def round_of(later: int) -> Round:
         return lambda now: [pool(kind="thread", failed=9, neglected=2 if now < 1000 else later)]
@@ -431,12 +431,12 @@ def test_errors_that_nobody_asked_for_long_ago() -> None:
 
 
 @pytest.mark.parametrize("kind", ["default", "thread", "process", "loopwatch", "other"])
-def test_calls_that_fail_are_none_that_nobody_asks_for(kind: str) -> None:
-    """All of them, in one way, as where a queue is polled: whoever asks handles it, and it is no finding."""
+def test_failed_calls_whose_errors_are_retrieved(kind: str) -> None:
+    """No finding if every call fails and its error is retrieved, as when a queue is polled."""
 
     def failing(now: float) -> list[PoolReading]:
-        asked = None if kind in ("loopwatch", "other") else 0
-        return [pool(kind=kind, neglected=asked, failed=int(6 * now), failures={"_queue.Empty": int(6 * now)})]
+        neglected = None if kind in ("loopwatch", "other") else 0
+        return [pool(kind=kind, neglected=neglected, failed=int(6 * now), failures={"_queue.Empty": int(6 * now)})]
 
     assert advised(failing) == []
 
@@ -445,14 +445,14 @@ def test_calls_that_fail_are_none_that_nobody_asks_for(kind: str) -> None:
 
 
 def test_workers_that_die_again_and_again() -> None:
-    """One pool whose workers are replaced."""
+    """Three crashes in one pool that replaces its workers are a finding."""
     found = only(advised(lambda now: [pool(crashes={"SIGSEGV": int(now / 20)}, workers=workers(1))], 60), Kinds.CRASHES)
     assert found.evidence == {"crashes": 3.0, "SIGSEGV": 3.0, "window": 300.0}
     assert "PYTHONFAULTHANDLER" in found.remedy
 
 
 def test_pools_that_break_again_and_again() -> None:
-    """An executor breaks with its first dead worker, and the program makes another one of the same name."""
+    """Crashes are added up over executors of one name: each breaks with its first crash and is made anew."""
 
     def round_of(now: float) -> list[PoolReading]:
         if int(now) % 20 == 0 and now > 0:
@@ -478,12 +478,12 @@ def test_pools_that_break_again_and_again() -> None:
 
 
 def test_children_that_die_again_and_again() -> None:
-    """A supervisor whose workers are killed; exit codes of other programs are answers."""
+    """Killed workers of a supervisor are a crash loop; exit codes of other programs and requested ends are not."""
     died = [end(n * 10, "SIGKILL", name="gunicorn", lived=9.0) for n in range(3)]
     found = only(advised(lambda now: [], 30, ends=lambda now: died), Kinds.CRASHES)
     assert found.subject == "gunicorn" and "SIGKILL" in found.text
-    answers = [end(n * 10, "exit 1", name="grep", executes=True) for n in range(9)]
-    assert advised(lambda now: [], 30, ends=lambda now: answers) == []
+    exits = [end(n * 10, "exit 1", name="grep", executes=True) for n in range(9)]
+    assert advised(lambda now: [], 30, ends=lambda now: exits) == []
     requests = [end(n * 10, "SIGTERM", name="gunicorn") for n in range(9)]
     assert advised(lambda now: [], 30, ends=lambda now: requests) == []
     recycled = [end(n * 10, "exit 155", name="celery") for n in range(9)]
@@ -493,13 +493,13 @@ def test_children_that_die_again_and_again() -> None:
 
 
 def test_a_pool_that_stays_closed_is_one_pool() -> None:
-    """However often it is told as such, for a minute: one crash, one pool."""
+    """A closed pool that is still listed for a minute counts as one pool with one crash."""
     over = pool(crashes={"SIGKILL": 1}, closed=True, submitted=1)
     assert advised(lambda now: [over], 60) == []
 
 
 def test_crashes_far_apart_are_none() -> None:
-    """One in three minutes."""
+    """One crash in three minutes is no crash loop."""
     assert advised(lambda now: [pool(crashes={"oom": int(now / 180)}, workers=workers(1))], 1800) == []
 
 
@@ -520,7 +520,7 @@ def queue(depth: Callable[[float], float]) -> Round:
 
 
 def test_a_queue_that_grows_without_end() -> None:
-    """Five more a second than are done."""
+    """A queue that gains five calls a second is a finding."""
     found = only(advised(queue(lambda now: 5 * now), 60), Kinds.QUEUE)
     assert found.evidence["growth"] == pytest.approx(5, rel=0.05)
     assert (found.evidence["queued"], found.evidence["wait"]) == (300, pytest.approx(100, rel=0.05))
@@ -537,7 +537,7 @@ def test_a_queue_that_grows_without_end() -> None:
     ],
 )
 def test_queues_that_come_and_go(depth: Callable[[float], float]) -> None:
-    """Batches, waves, a full bounded queue."""
+    """No finding for batches, waves, or a full bounded queue."""
     advisor = FindingTracker()
     for start in range(0, 600, 20):
         assert advised(queue(depth), 18, advisor=advisor, start=start) == []
@@ -554,7 +554,7 @@ def children(**stats: Any) -> list[PoolReading]:
 
 
 def test_zombies_that_pile_up() -> None:
-    """Three that have exited long before another process is started, with the place where they were made."""
+    """Three zombies that exited long before another process was started are a finding with where they were made."""
     found = only(advised(lambda now: children(workers=DEAD, started=3 + (now > 20)), 30), Kinds.ZOMBIES)
     assert found.evidence == {"zombies": 3.0} and "made at app.py:5 in run" in found.text
 
@@ -562,14 +562,14 @@ def test_zombies_that_pile_up() -> None:
 @pytest.mark.parametrize(
     "round_of",
     [
-        lambda now: children(workers=DEAD, started=9),  # started together, and waited for in turn
+        lambda now: children(workers=DEAD, started=9),  # started together and reaped in turn
         lambda now: children(workers=DEAD, started=9 + int(min(now, 8))),  # the last ones are started a little later
-        lambda now: children(workers=DEAD[:2], started=int(now)),  # a few, that a program still has
-        lambda now: children(workers=DEAD if now % 16 else (), started=int(now)),  # waited for now and then
+        lambda now: children(workers=DEAD[:2], started=int(now)),  # only a few
+        lambda now: children(workers=DEAD if now % 16 else (), started=int(now)),  # reaped now and then
     ],
 )
-def test_zombies_that_are_waited_for_late(round_of: Round) -> None:
-    """However long that takes, a program that starts many and then waits for each is healthy."""
+def test_zombies_that_are_reaped_late(round_of: Round) -> None:
+    """No finding if a program starts many processes and then waits for each, however long that takes."""
     assert advised(round_of, 600) == []
 
 
@@ -577,7 +577,7 @@ def test_zombies_that_are_waited_for_late(round_of: Round) -> None:
 
 
 def test_a_finding_begins_and_ends_late_and_stays_meanwhile() -> None:
-    """It keeps the time at which it was found, and is over only some time after its cause."""
+    """A finding keeps the time at which it was found, and ends only some time after its cause."""
     advisor = FindingTracker()
 
     def starved(now: float) -> list[PoolReading]:
@@ -594,7 +594,7 @@ def test_a_finding_begins_and_ends_late_and_stays_meanwhile() -> None:
 
 
 def test_names_of_rules_are_few_and_fit_for_a_metric() -> None:
-    """At most eleven, in lower case, with hyphens."""
+    """There are eleven kinds of findings, in lower case with hyphens."""
     names = [name for key, name in vars(Kinds).items() if key.isupper()]
     assert len(names) == len(set(names)) == 11
     assert {rule.kind for rule in RULES} == set(names)
@@ -627,8 +627,8 @@ def test_names_of_rules_are_few_and_fit_for_a_metric() -> None:
     ),
     st.floats(0, 600),
 )
-def test_no_figures_are_too_odd(readings: list[PoolReading], step: float) -> None:
-    """Whatever pools tell, counters that fall included: no rule fails, and each figure is finite."""
+def test_rules_accept_any_stats(readings: list[PoolReading], step: float) -> None:
+    """No rule fails and all evidence is finite whatever pools report, even counters that fall."""
     advisor = FindingTracker()
     for n, reading in enumerate(readings):
         for found in advisor.update([reading], n * step, 2, gil_wait=0.005, at=1.0):

@@ -1,4 +1,4 @@
-"""Child processes that belong to no pool: found however they were started, and nothing is taken from their parents."""
+"""Child processes outside pools are found however they were started, and no exit status is taken from the program."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 @contextlib.contextmanager
 def watching() -> Iterator[Monitor]:
-    """A monitor of its own; its faults are none, and what it replaced is put back."""
+    """A monitor of its own, checked to have no faults and to restore all that it patched."""
     before = {(owner, name): vars(owner).get(name) for owner, names in PATCHED.items() for name in names}
     patches, faults, config = PatchSet(), Faults(), Config(log_level="CRITICAL")
     monitor = Monitor(lambda: config, patches, faults)
@@ -61,7 +61,7 @@ def watching() -> Iterator[Monitor]:
 
 @pytest.fixture
 def monitor() -> Iterator[Monitor]:
-    """The same for the whole of a test."""
+    """A monitor for the whole test."""
     with watching() as monitor:
         yield monitor
 
@@ -85,7 +85,7 @@ def sleeps() -> tuple[str, ...]:
 
 
 def test_subprocesses_of_asyncio(monitor: Monitor, run: Callable[[Any], Any]) -> None:
-    """Crashes by exit code and signal; an exit code 0 and a death by the program's own hand are none."""
+    """Exit codes and signals count as crashes; exit code 0 and an end that the program requested do not."""
 
     async def main() -> list[int | None]:
         codes = []
@@ -107,7 +107,7 @@ def test_subprocesses_of_asyncio(monitor: Monitor, run: Callable[[Any], Any]) ->
 
 
 def test_where_a_subprocess_of_asyncio_was_made(monitor: Monitor, run: Callable[[Any], Any]) -> None:
-    """Program, state and place of one that runs; it is gone when it is."""
+    """A running subprocess is listed with its program, state and place, and no longer once it has ended."""
 
     async def main() -> PoolStats:
         child = await asyncio.create_subprocess_exec(*sleeps())
@@ -124,7 +124,7 @@ def test_where_a_subprocess_of_asyncio_was_made(monitor: Monitor, run: Callable[
 
 
 def test_subprocess_popen(monitor: Monitor) -> None:
-    """Popen, run, a shell, and a subclass that calls ``Popen.__init__`` unbound."""
+    """Popen, run, a shell, and a subclass that calls ``Popen.__init__`` unbound are all counted."""
 
     class Own(subprocess.Popen[bytes]):
         def __init__(self, *args: Any) -> None:
@@ -144,7 +144,7 @@ def test_subprocess_popen(monitor: Monitor) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_of_multiprocessing(monitor: Monitor, method: str) -> None:
-    """By each start method: exit code and signal, also where a fork server is their parent and waited for them."""
+    """Exit code and signal are known under each start method, even where the fork server is the parent and reaps."""
     context: Any = multiprocessing.get_context(method)
     processes = [
         context.Process(target=os._exit, args=(3,)),
@@ -175,7 +175,7 @@ def _end_helpers() -> None:
 
 
 def test_forks_and_spawns(monitor: Monitor) -> None:
-    """``os.fork`` and ``os.posix_spawn``, waited for by ``waitpid``, ``wait`` and ``waitid``."""
+    """Children of ``os.fork`` and ``os.posix_spawn`` count, reaped by ``waitpid``, ``wait`` or ``waitid``."""
     pid = os.fork()
     if pid == 0:
         os._exit(2)
@@ -191,7 +191,7 @@ def test_forks_and_spawns(monitor: Monitor) -> None:
 
 
 def test_zombies(monitor: Monitor) -> None:
-    """Exited, never waited for: told with how, for how long and where it was made, until somebody waits."""
+    """An exited child that is not reaped is listed with exit code, age and place until the program waits for it."""
     child = subprocess.Popen(exits(3))
     until(lambda: children(monitor).workers[0].state == WorkerState.ZOMBIE)
     (worker,) = children(monitor).workers
@@ -204,8 +204,8 @@ def test_zombies(monitor: Monitor) -> None:
     assert (stats.workers, stats.crashes, stats.started) == ((), {"exit 3": 1}, 1)
 
 
-def test_to_look_is_not_to_wait(monitor: Monitor) -> None:
-    """Whoever looks at a child's end without taking it, as we do ourselves, has not waited for it: it is a zombie."""
+def test_a_child_stays_a_zombie_until_it_is_reaped(monitor: Monitor) -> None:
+    """Reading an exit status with ``WNOWAIT``, as the agent does too, leaves the child a zombie."""
     pid = os.posix_spawn(sys.executable, exits(3), os.environ)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     for _ in range(3):
@@ -219,8 +219,8 @@ def test_to_look_is_not_to_wait(monitor: Monitor) -> None:
     assert children(monitor).crashes == {"exit 3": 1}
 
 
-def test_a_child_that_nobody_noted(monitor: Monitor) -> None:
-    """What C code starts is found by looking; that it is there is found without any thread of ours."""
+def test_a_child_started_by_c_code(monitor: Monitor) -> None:
+    """A child that no hook recorded is found by polling, which begins without a thread of the agent."""
     with Path(os.devnull).open() as null:
         pid = multiprocessing.util.spawnv_passfds(b"/bin/sleep", ["sleep", "60"], [null.fileno()])  # type: ignore[attr-defined]
     try:
@@ -237,15 +237,15 @@ def test_a_child_that_nobody_noted(monitor: Monitor) -> None:
 
 
 def crash(*pids: int | None) -> None:
-    """Kill as somebody else does: the program does not hear of it."""
+    """Kill with the unpatched ``os.kill``, as another process would: the hooks do not see it."""
     original = inspect.unwrap(os.kill)
     for pid in pids:
         assert pid is not None
         original(pid, signal.SIGUSR2)
 
 
-def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
-    """Started in four ways before us: each is counted once, its crash is heard of and told, and that of nobody else."""
+def test_children_that_existed_before(run: Callable[[Any], Any]) -> None:
+    """Children started in four ways before the monitor are counted once, and only those killed by others as crashes."""
 
     async def main() -> PoolStats:
         made = subprocess.Popen(sleeps())
@@ -256,8 +256,8 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
             time.sleep(60)
             os._exit(0)
         child = await asyncio.create_subprocess_exec(*sleeps())
-        told, quiet = subprocess.Popen(sleeps()), subprocess.Popen(("/bin/sh", "-c", "read line; exit 3"), stdin=-1)
-        pids = {made.pid, process.pid, forked, child.pid, told.pid, quiet.pid}
+        asked, quiet = subprocess.Popen(sleeps()), subprocess.Popen(("/bin/sh", "-c", "read line; exit 3"), stdin=-1)
+        pids = {made.pid, process.pid, forked, child.pid, asked.pid, quiet.pid}
         with watching() as monitor:
             process_hooks = monitor.process_hooks.known
             assert process_hooks.keys() == pids
@@ -271,14 +271,14 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
             process.join()
             assert os.waitpid(forked, 0) == (forked, signal.SIGUSR2)
             assert await child.wait() == -signal.SIGUSR2
-            told.terminate()
-            assert told.wait() == -signal.SIGTERM
+            asked.terminate()
+            assert asked.wait() == -signal.SIGTERM
             quiet.communicate()
             stats = await asyncio.to_thread(children, monitor)
             ends = {end.pid: (end.reason, end.is_accident) for end in monitor._children.ends}
             assert ends == {
                 **dict.fromkeys((made.pid, process.pid, forked, child.pid), ("SIGUSR2", True)),
-                told.pid: (None, False),
+                asked.pid: (None, False),
                 quiet.pid: ("exit 3", False),
             }
             assert monitor.process_hooks.known == {}
@@ -288,8 +288,8 @@ def test_children_that_were_there_before(run: Callable[[Any], Any]) -> None:
     assert (stats.crashes, stats.started, stats.workers) == ({"SIGUSR2": 4, "exit 3": 1}, 6, ())
 
 
-def test_workers_of_pools_that_were_there_before() -> None:
-    """Pools are found after the children are adopted, and claim theirs: nothing is counted twice."""
+def test_workers_of_pools_that_existed_before() -> None:
+    """Pools are found after children are adopted and then claim their workers, so none is counted twice."""
     with subprocess.Popen(sleeps()) as worker, watching() as monitor:
         assert worker.pid in monitor.process_hooks.known
         monitor._children.look([worker.pid])
@@ -300,8 +300,8 @@ def test_workers_of_pools_that_were_there_before() -> None:
         assert (stats.crashes, stats.started, stats.workers) == ({}, 0, ())
 
 
-def test_children_that_nobody_notes_crash(monitor: Monitor) -> None:
-    """C code starts them: one that is seen for a while is adopted; of one that ends before, what is heard counts."""
+def test_crashes_of_children_started_by_c_code(monitor: Monitor) -> None:
+    """A child no hook recorded is adopted after a while; if it ends before that, its reaped exit status counts."""
 
     def start() -> int:
         with Path(os.devnull).open() as null:
@@ -329,24 +329,24 @@ def test_children_that_nobody_notes_crash(monitor: Monitor) -> None:
     assert monitor.process_hooks.known == {}
 
 
-def test_one_that_is_adopted_before_it_is_noted(monitor: Monitor) -> None:
-    """Another thread may look while a child is being started: it stays the same child, and gets what is known of it."""
+def test_a_child_that_is_adopted_before_it_is_recorded(monitor: Monitor) -> None:
+    """A child adopted while it is being started is not counted twice, and gets the record of the hook."""
     process_hooks = monitor.process_hooks
     with subprocess.Popen(sleeps()) as child:
-        noted = process_hooks.known.pop(child.pid)
+        recorded = process_hooks.known.pop(child.pid)
         adopted = process_hooks.adopt(child.pid)
         assert adopted.adopted and process_hooks.adopt(child.pid) is adopted
         children(monitor)
-        process_hooks._add(noted)
+        process_hooks._add(recorded)
         assert process_hooks.known[child.pid] is adopted
-        assert (adopted.adopted, adopted.place, adopted.name) == (False, noted.place, "sleep")
+        assert (adopted.adopted, adopted.place, adopted.name) == (False, recorded.place, "sleep")
         stats = children(monitor)
         assert (len(stats.workers), stats.started) == (1, 1)
         child.kill()
 
 
-def test_a_supervisor_hears_of_the_crash_of_a_worker_that_was_there_before() -> None:
-    """In a program of its own: the finding of a crash loop, the log line and the counter, on, off and on again."""
+def test_crashes_of_workers_that_existed_before_are_counted() -> None:
+    """A supervisor that installs the agent after its forks gets their crashes counted, also when installed again."""
     program = """
 import os, signal, time, loopwatch
 def fork():
@@ -373,8 +373,8 @@ for _ in range(2):
     assert (done.stdout, done.returncode) == ("{'SIGSEGV': 2} 2\n" * 2, 0), done.stderr
 
 
-def test_no_exit_status_is_taken_from_anybody(monitor: Monitor) -> None:
-    """While everything is polled all the time, each of 60 children ends with its own code for who waits for it."""
+def test_no_exit_status_is_taken_from_the_program(monitor: Monitor) -> None:
+    """Under constant polling the program still reaps each of 60 children with its own exit code."""
     over = threading.Event()
 
     def poll() -> None:
@@ -402,16 +402,16 @@ def test_no_exit_status_is_taken_from_anybody(monitor: Monitor) -> None:
     assert stats.crashes["exit 7"] == 2
 
 
-def test_what_others_look_after_is_not_counted(monitor: Monitor) -> None:
-    """Workers of executors, of multiprocessing's pools and of loopwatch, fork servers, the resource tracker."""
+def test_workers_and_helpers_of_pools_are_not_counted(monitor: Monitor) -> None:
+    """Workers of executors, multiprocessing and loopwatch, fork servers and the resource tracker are no children."""
 
-    async def ours() -> None:
+    async def loopwatch_pools() -> None:
         for method in ("spawn", "forkserver"):
             async with loopwatch.WorkerPool(workers=1, start_method=method) as pool:
                 assert await pool.run(abs, -1) == 1
                 assert children(monitor).workers == ()
 
-    def theirs() -> None:
+    def standard_pools() -> None:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=SPAWN) as executor:
             assert executor.submit(abs, -1).result() == 1
             assert len(child_pids()) >= 1
@@ -421,15 +421,15 @@ def test_what_others_look_after_is_not_counted(monitor: Monitor) -> None:
             assert children(monitor).workers == ()
         pool.join()
 
-    asyncio.run(ours())
-    theirs()
+    asyncio.run(loopwatch_pools())
+    standard_pools()
     _end_helpers()
     stats = children(monitor)
     assert (stats.started, stats.crashes, monitor.readings()) == (0, {}, ())
 
 
-def test_whoever_is_dead_already_is_not_ended_by_a_kill(monitor: Monitor) -> None:
-    """Supervisors kill what has not answered: if it had died by itself, that was a crash."""
+def test_a_kill_after_a_crash_does_not_hide_the_crash(monitor: Monitor) -> None:
+    """A child that died by itself counts as a crash even if its supervisor kills it afterwards."""
     child = subprocess.Popen(dies(signal.SIGKILL))
     until(lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
     os.kill(child.pid, signal.SIGKILL)
@@ -437,8 +437,8 @@ def test_whoever_is_dead_already_is_not_ended_by_a_kill(monitor: Monitor) -> Non
     assert children(monitor).crashes == {"SIGKILL": 1}
 
 
-def test_whoever_is_aborted_has_crashed(monitor: Monitor) -> None:
-    """gunicorn sends SIGABRT to a worker that does not answer any more, and SIGKILL if that does not help."""
+def test_an_aborted_worker_has_crashed(monitor: Monitor) -> None:
+    """A worker that gets SIGABRT and then SIGKILL, as gunicorn does with one that hangs, counts as a crash."""
     deaf = subprocess.Popen(("/bin/sh", "-c", "trap '' ABRT; echo; read line"), stdin=-1, stdout=-1)
     assert deaf.stdout is not None and deaf.stdin is not None
     deaf.stdout.readline()
@@ -449,8 +449,8 @@ def test_whoever_is_aborted_has_crashed(monitor: Monitor) -> None:
     assert children(monitor).crashes == {"SIGKILL": 1}
 
 
-def test_a_group_is_asked_to_end_as_one(monitor: Monitor) -> None:
-    """``killpg`` tells those of the group and nobody else; a signal that is a question does not tell anybody to end."""
+def test_killpg_is_a_request_to_end(monitor: Monitor) -> None:
+    """``killpg`` asks only the members of its group to end, and signal 0 asks no process to end."""
     group = subprocess.Popen(sleeps(), start_new_session=True)
     other = subprocess.Popen(("/bin/sh", "-c", "kill -TERM $$; sleep 60"))
     os.kill(other.pid, 0)
@@ -459,8 +459,8 @@ def test_a_group_is_asked_to_end_as_one(monitor: Monitor) -> None:
     assert children(monitor).crashes == {"SIGTERM": 1}
 
 
-def test_a_child_has_no_children_of_its_parent(monitor: Monitor) -> None:
-    """A fork begins anew: it tells nothing of its siblings, and notes its own."""
+def test_a_forked_child_does_not_list_its_siblings(monitor: Monitor) -> None:
+    """A forked process forgets its parent's children and records its own."""
     with subprocess.Popen(sleeps()) as sibling:
         assert len(children(monitor).workers) == 1
         read, write = os.pipe()
@@ -478,21 +478,21 @@ def test_a_child_has_no_children_of_its_parent(monitor: Monitor) -> None:
             os._exit(0)
         release()
         os.close(write)
-        with os.fdopen(read) as told:
-            assert told.read() == "0 1 {'exit 3': 1}"
+        with os.fdopen(read) as output:
+            assert output.read() == "0 1 {'exit 3': 1}"
         assert os.waitpid(pid, 0) == (pid, 0)
         assert len(children(monitor).workers) == 1
         sibling.kill()
 
 
-def test_taken_back_in_any_order(monitor: Monitor) -> None:
-    """Somebody who wrapped us keeps working after we are gone, and our part does nothing then."""
+def test_patches_are_undone_in_any_order(monitor: Monitor) -> None:
+    """A wrapper around the hook keeps working after the monitor stops, and the hook then records nothing."""
     seen = []
-    ours = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+    hook = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
         seen.append(args)
-        ours(self, *args, **kwargs)
+        hook(self, *args, **kwargs)
 
     subprocess.Popen._execute_child = wrapped  # type: ignore[attr-defined]
     try:
@@ -501,21 +501,21 @@ def test_taken_back_in_any_order(monitor: Monitor) -> None:
         assert subprocess.Popen(exits(3)).wait() == 3
         assert len(seen) == 1 and monitor.process_hooks.known == {}
     finally:
-        subprocess.Popen._execute_child = ours.__wrapped__  # type: ignore[attr-defined]
+        subprocess.Popen._execute_child = hook.__wrapped__  # type: ignore[attr-defined]
 
 
-def test_one_that_is_noted_twice_is_one(monitor: Monitor) -> None:
-    """By ``os.fork`` and by what calls it: whoever has seen the first note hears that it was asked to end."""
+def test_a_child_that_is_recorded_twice_counts_once(monitor: Monitor) -> None:
+    """A child recorded by ``os.fork`` and by its caller is one child, and the request to end it is known."""
     process_hooks = monitor.process_hooks
     process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    noted = process_hooks._note
+    recorded = process_hooks._note
     looked: list[int] = []
 
     def look(pid: int, **known: Any) -> None:
         if known:  # between the two
             monitor.poll_now()
             looked.append(pid)
-        noted(pid, **known)
+        recorded(pid, **known)
 
     process_hooks._note = look  # type: ignore[method-assign]
     process.start()

@@ -1,4 +1,4 @@
-"""Executors that are not ours: found by themselves, what they do is told to the task, and nothing of theirs changes."""
+"""Executors of the program are discovered and measured task by task, and their behaviour does not change."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def replaced() -> dict[tuple[str, str], object]:
 
 @pytest.fixture
 def watch() -> Iterator[HealthService]:
-    """A watch of its own, for which a worker hangs after 1 s; it has no faults and puts everything back."""
+    """A health service with ``hung_after`` of one second, checked to have no faults and to undo its patches."""
     before = replaced()
     patches, faults, config = PatchSet(), Faults(), Config(log_level="CRITICAL", hung_after=1.0)
     watch = HealthService(lambda: config, patches, faults, lambda _loop: "main")
@@ -87,8 +87,8 @@ def states(stats: PoolStats) -> list[str]:
     return sorted(worker.state for worker in stats.workers)
 
 
-def test_threads_to_the_task(watch: HealthService, tmp_path: Path) -> None:
-    """Who runs what, what waits, what became of each task, by type of the error also where nobody asks for it."""
+def test_stats_of_threads(watch: HealthService, tmp_path: Path) -> None:
+    """Running, queued and finished tasks of threads are counted, and errors by type even if not retrieved."""
     with ThreadPoolExecutor(2) as executor, Gate(tmp_path) as go:
         held = [executor.submit(tasks.until_there, str(go)) for _ in range(2)]
         futures = [executor.submit(tasks.even, number) for number in range(5)]
@@ -117,17 +117,17 @@ def test_threads_to_the_task(watch: HealthService, tmp_path: Path) -> None:
 
 
 def test_processor_time_of_threads(watch: HealthService) -> None:
-    """What tasks used of a processor is known, also of threads that have ended."""
+    """The processor time of tasks is counted, including that of threads that have ended."""
     with ThreadPoolExecutor(1) as executor:
         executor.submit(tasks.burn, 0.05).result()
-        executor.submit(int).result()  # what came before is counted now
+        executor.submit(int).result()  # the task before is counted by now
         worker = only(watch).workers[0]
         assert (worker.cpu or 0.0) >= 0.05
     assert (only(watch).task_cpu or 0.0) >= 0.05
 
 
 def test_utilization_is_that_of_the_last_window(watch: HealthService) -> None:
-    """One of two threads busy all the time makes a half."""
+    """Utilization is one half if one of two threads is busy for the whole window."""
     window = Window()
     shares = [window.share(at, busy=at, workers=2) for at in (0.0, 1.0, 2.0, 3.0)]
     assert shares == [0.0, 0.5, 0.5, 0.5]
@@ -138,18 +138,18 @@ def test_utilization_is_that_of_the_last_window(watch: HealthService) -> None:
 
 
 def test_names(watch: HealthService) -> None:
-    """After the prefix of its threads, or its class and the line that made it; no two are the same."""
+    """A pool is named after its thread prefix, or its class and the line that made it; names are unique."""
 
-    class Mine(ThreadPoolExecutor):
+    class Subclass(ThreadPoolExecutor):
         pass
 
     first = ThreadPoolExecutor(1, thread_name_prefix="thumbs")
     more = []
     for _ in range(2):
-        more.append(Mine(1))
+        more.append(Subclass(1))
     line = test_names.__code__.co_firstlineno + 9
     names = [stats.name for stats in pools(watch)]
-    assert names == ["thumbs", f"Mine at {HERE}:{line}", f"Mine at {HERE}:{line} #2"]
+    assert names == ["thumbs", f"Subclass at {HERE}:{line}", f"Subclass at {HERE}:{line} #2"]
     assert pools(watch)[1].created_at.endswith(f"{HERE}:{line} in test_names")
     watch.watch(first, "thumbnails")
     watch.watch(more[0], "thumbnails")
@@ -157,7 +157,7 @@ def test_names(watch: HealthService) -> None:
 
 
 def test_nothing_of_a_task_changes(watch: HealthService) -> None:
-    """The function, its result, its error and the traceback of that are what they were."""
+    """The function, its result, its error and the error's traceback are the same as without the agent."""
     del watch
     result = object()
 
@@ -180,7 +180,7 @@ def test_nothing_of_a_task_changes(watch: HealthService) -> None:
 
 
 def test_nothing_is_kept_alive(watch: HealthService) -> None:
-    """An executor goes with its last reference, and its threads with it; so do results and errors, uncollected."""
+    """Executors, their threads, results and errors are freed with the last reference, without the collector."""
     gc.disable()
     try:
         executor = ThreadPoolExecutor(1)
@@ -206,7 +206,7 @@ def test_nothing_is_kept_alive(watch: HealthService) -> None:
 
 @pytest.mark.parametrize("how", ["shut down", "collected"])
 def test_orphans(watch: HealthService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """A thread with a task that does not end, although its executor is shut down or gone, is an orphan."""
+    """A thread that still runs a task after its executor was shut down or collected is an orphan."""
     monkeypatch.setattr(states_module, "GRACE", 0.05)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -226,7 +226,7 @@ def test_orphans(watch: HealthService, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_hung(watch: HealthService, tmp_path: Path) -> None:
-    """A thread whose task makes no progress hangs, and it is said in what; one that computes does not."""
+    """A thread whose task makes no progress is hung, with a reason; one that computes is busy."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     stop = str(tmp_path / "stop")
@@ -245,7 +245,7 @@ def test_hung(watch: HealthService, tmp_path: Path) -> None:
 
 
 def test_broken_initializer(watch: HealthService, caplog: pytest.LogCaptureFixture) -> None:
-    """A pool whose threads cannot be prepared is broken; what was submitted fails and is counted."""
+    """A pool whose initializer fails is closed, and its submitted task fails."""
     del caplog
     executor = ThreadPoolExecutor(1, initializer=tasks.even, initargs=(1,))
     with pytest.raises(concurrent.futures.BrokenExecutor):
@@ -255,8 +255,8 @@ def test_broken_initializer(watch: HealthService, caplog: pytest.LogCaptureFixtu
     executor.shutdown()
 
 
-def test_executors_that_were_there_before(tmp_path: Path) -> None:
-    """They are found, what their threads run from then on is known, and what waited at the end still runs."""
+def test_executors_that_existed_before(tmp_path: Path) -> None:
+    """Existing executors are found, new tasks of their threads are seen, and queued ones run after the agent stops."""
     before = replaced()
     with ThreadPoolExecutor(1) as executor, Gate(tmp_path) as go:
         executor.submit(int).result()
@@ -278,7 +278,7 @@ def test_executors_that_were_there_before(tmp_path: Path) -> None:
 
 
 def test_default_executors(run: Callable[[Any], Any], watch: HealthService) -> None:
-    """The executor that a loop makes for itself is told as that, with the loop's name; so is one that it is given."""
+    """A loop's default executor, made by the loop or set on it, is listed as such with the loop's name."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -311,7 +311,7 @@ class Inline(Executor):
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         if not args:
-            return future  # somebody else is to resolve it
+            return future  # resolved by the test
         try:
             future.set_result(function(*args, **kwargs))
         except Exception as exc:
@@ -323,7 +323,7 @@ class Inline(Executor):
 
 
 def test_any_other_executor(watch: HealthService) -> None:
-    """One that is named is watched by what is submitted to it, and by nothing that keeps it alive."""
+    """An executor given to ``watch`` is measured by its submitted tasks and is not kept alive."""
     executor = Inline()
     watch.watch(executor, "inline")
     assert executor.submit(tasks.double, 2).result() == 4
@@ -346,7 +346,7 @@ def test_any_other_executor(watch: HealthService) -> None:
 
 
 def test_other_executors_are_put_back() -> None:
-    """Without the watch an executor that was named has its own methods again."""
+    """An executor given to ``watch`` gets its own methods back when the service stops."""
     patches = PatchSet()
     watch = HealthService(Config, patches, Faults(), lambda _loop: None)
     watch.start()
@@ -359,7 +359,7 @@ def test_other_executors_are_put_back() -> None:
 
 
 def test_watch_executor(agent: loopwatch.Agent) -> None:
-    """The agent refuses in words what is no executor, names what is known, and tells it in snapshots, also as JSON."""
+    """``watch_executor`` rejects what is no executor with a clear error, and names one in snapshots and JSON."""
     for wrong in (None, object(), 3, ThreadPoolExecutor):
         with pytest.raises(loopwatch.ConfigError, match=r"watch_executor\(.*\): not an executor"):
             agent.watch_executor(wrong)
@@ -369,9 +369,9 @@ def test_watch_executor(agent: loopwatch.Agent) -> None:
         agent.watch_executor(executor, name="thumbnails")
         assert executor.submit(tasks.double, 2).result() == 4
         until(lambda: agent.snapshot().pools[0].completed == 1)
-        told = json.loads(json.dumps(agent.snapshot().to_dict()))["pools"][0]
-        assert (told["name"], told["kind"], told["run"]["count"]) == ("thumbnails", "thread", 1)
-        assert told["workers"][0]["state"] in {"idle", "busy"}
+        pool = json.loads(json.dumps(agent.snapshot().to_dict()))["pools"][0]
+        assert (pool["name"], pool["kind"], pool["run"]["count"]) == ("thumbnails", "thread", 1)
+        assert pool["workers"][0]["state"] in {"idle", "busy"}
     with pytest.raises(loopwatch.ConfigError, match="its submit\\(\\) cannot be replaced"):
         agent.watch_executor(Slotted())
 
@@ -384,7 +384,7 @@ class Slotted:
 
 
 def test_own_pools(agent: loopwatch.Agent) -> None:
-    """loopwatch's own pools are told in the same way: errors by type, workers by how they died, where it was made."""
+    """loopwatch's own pools report the same stats: errors by type, crashes by reason, the place where it was made."""
 
     async def main() -> None:
         async with loopwatch.WorkerPool(1, name="own") as pool:
@@ -430,15 +430,15 @@ if __name__ == "__main__":
 
 
 def test_executors_that_live_as_long_as_the_process(tmp_path: Path) -> None:
-    """What is never shut down is no matter at exit: the interpreter ends it, and not a line is written."""
+    """Executors that are never shut down do not delay or disturb the interpreter's exit, and nothing is written."""
     script = tmp_path / "left.py"
     script.write_text(AT_EXIT)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_pools_of_the_sdk_are_nobodys_business(agent: loopwatch.Agent) -> None:
-    """The SDK of OpenTelemetry makes pools of threads for a moment, which take no place among others."""
+def test_pools_of_the_opentelemetry_sdk_are_not_listed(agent: loopwatch.Agent) -> None:
+    """Short-lived thread pools that the OpenTelemetry SDK makes for itself are not among the pools of a snapshot."""
     from opentelemetry.sdk.resources import OTELResourceDetector, get_aggregated_resources
 
     for _ in range(6):
@@ -449,7 +449,7 @@ def test_pools_of_the_sdk_are_nobodys_business(agent: loopwatch.Agent) -> None:
 
 
 def test_names_fit_a_line_and_say_which_package() -> None:
-    """A prefix with a line break stays one line, and a pool made in a package's own file says of which package."""
+    """A prefix with a line break is escaped, and a pool made in an ``__init__.py`` is named with its package."""
     assert pool_name("ThreadPoolExecutor", "", set(), given="a\nb\x1b") == "a\\nb\\x1b"
     place = "/site-packages/shop/__init__.py:7 in start"
     assert pool_name("ThreadPoolExecutor", place, set()) == "ThreadPoolExecutor at shop/__init__.py:7"

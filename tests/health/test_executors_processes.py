@@ -1,4 +1,4 @@
-"""Process pools that are not ours: what each worker runs is known under every start method, and how one has died."""
+"""Process pools of the program: what each worker runs and how it died is known under every start method."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ FAILS = "concurrent.futures.process.BrokenProcessPool"
 
 @pytest.fixture(autouse=True)
 def no_server_is_left() -> Iterator[None]:
-    """The fork server and the resource tracker of the standard library stay for the life of a process: not here."""
+    """End the fork server and the resource tracker after each test; they would live as long as the process."""
     yield
-    gc.collect()  # what the tracker would take for left behind
+    gc.collect()  # what the tracker would report as leaked
     from multiprocessing import forkserver, resource_tracker
 
     forkserver._forkserver._stop()  # type: ignore[attr-defined]
@@ -56,14 +56,14 @@ def no_server_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def go(tmp_path: Path) -> Iterator[Gate]:
-    """A gate that is open at the end."""
+    """A gate that is opened at the end of the test."""
     with Gate(tmp_path) as gate:
         yield gate
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_workers_to_the_task(watch: HealthService, tmp_path: Path, method: str) -> None:
-    """Which worker runs what, what waits, what became of each task; nothing of a task changes."""
+def test_stats_of_processes(watch: HealthService, tmp_path: Path, method: str) -> None:
+    """Running, queued and finished tasks of processes are counted, and results and errors are unchanged."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as executor, Gate(tmp_path) as go:
         held = [executor.submit(tasks.until_there, str(go)) for _ in range(2)]
         futures = [executor.submit(tasks.even, number) for number in range(5)]
@@ -97,7 +97,7 @@ def test_workers_to_the_task(watch: HealthService, tmp_path: Path, method: str) 
         assert (stats.decoding or 0.0) > 0.0
         assert (stats.crashed, stats.recycled, stats.started) == (0, 0, 2)
     (reading,) = [each for each in watch.readings() if each.stats.kind == "process"]
-    assert reading.runs.count == reading.waits.count == 11  # what could not be pickled here has not run
+    assert reading.runs.count == reading.waits.count == 11  # the call that could not be pickled did not run
     assert reading.runs.highest >= 0.05
     assert (reading.stats.closed, reading.stats.workers, reading.stats.recycled) == (True, (), 0)
 
@@ -107,7 +107,7 @@ def test_workers_to_the_task(watch: HealthService, tmp_path: Path, method: str) 
     [("fork", tasks.killed, 9, "SIGKILL"), ("spawn", tasks.killed, 11, "SIGSEGV"), ("fork", tasks.exits, 3, "exit 3")],
 )
 def test_crashes(watch: HealthService, method: str, task: Any, argument: int, reason: str) -> None:
-    """How a worker died is told, and what it ran; the executor is broken as ever."""
+    """A dead worker is listed with its exit reason and task, and the executor breaks as it would without the agent."""
     executor = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method))
     with pytest.raises(BrokenProcessPool):
         executor.submit(task, argument).result()
@@ -124,7 +124,7 @@ def test_crashes(watch: HealthService, method: str, task: Any, argument: int, re
 
 
 def test_starting_and_cancelled(watch: HealthService, go: Gate) -> None:
-    """A worker that is being prepared is told as that; what is cancelled by a shutdown is counted."""
+    """A worker in its initializer is starting, and calls cancelled by a shutdown are counted."""
     executor = ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn"), initializer=tasks.until_there, initargs=(str(go),)
     )
@@ -143,7 +143,7 @@ def test_starting_and_cancelled(watch: HealthService, go: Gate) -> None:
 
 @pytest.mark.parametrize("how", ["shut down", "collected"])
 def test_orphans(watch: HealthService, go: Gate, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """A worker with a task that does not end, although its executor is shut down or gone, is an orphan."""
+    """A worker that still runs a task after its executor was shut down or collected is an orphan."""
     monkeypatch.setattr(states_module, "GRACE", 0.05)
     executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
     future: Future[int] = executor.submit(tasks.until_there, str(go))
@@ -161,14 +161,14 @@ def test_orphans(watch: HealthService, go: Gate, monkeypatch: pytest.MonkeyPatch
 
 
 def test_nested(watch: HealthService) -> None:
-    """Executors within a worker do what they did, and are not those of the parent."""
+    """Executors inside a worker work as usual and are not listed in the parent."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
         assert executor.submit(tasks.nested, 4).result() == (8, 8)
         assert len(pools(watch)) == 1
 
 
 def test_executors_of_a_forked_child(watch: HealthService) -> None:
-    """A forked child watches its own, and knows those of its parent no longer."""
+    """A forked child watches its own executors and forgets those of its parent."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
         assert executor.submit(tasks.double, 1).result() == 2
         reader, writer = os.pipe()
@@ -180,8 +180,8 @@ def test_executors_of_a_forked_child(watch: HealthService) -> None:
                 with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as own:
                     own.submit(tasks.double, 2).result()
                     stats = only(watch)
-                    told = (before, stats.completed, stats.run is not None and stats.run.count, states(stats))
-                os.write(writer, json.dumps(told).encode())
+                    seen = (before, stats.completed, stats.run is not None and stats.run.count, states(stats))
+                os.write(writer, json.dumps(seen).encode())
             os._exit(0)
         os.close(writer)
         with open(reader) as file:  # noqa: PTH123
@@ -207,8 +207,8 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_that_cannot_import_us(tmp_path: Path) -> None:
-    """Where a worker would not find this package it is not asked to: tasks run plainly, and its state is not known."""
+def test_workers_that_cannot_import_loopwatch(tmp_path: Path) -> None:
+    """Tasks run normally in a worker that cannot import loopwatch, whose state is then unknown."""
     path = [str(Path(__file__).parents[2]), *(each for each in sys.path if "site-packages" in each)]
     script = tmp_path / "script.py"
     script.write_text(NOT_IMPORTABLE.format(path=path))
@@ -251,7 +251,7 @@ if __name__ == "__main__":
 
 
 def test_loky(tmp_path: Path) -> None:
-    """loky's executors are found as soon as it is imported; a worker's death is told."""
+    """Executors of loky are watched once it is imported, and a crash of a worker is counted."""
     pytest.importorskip("loky")
     script = tmp_path / "script.py"
     script.write_text(LOKY.format(here=str(Path(__file__).parent), folder=str(tmp_path)))
@@ -267,7 +267,7 @@ def test_loky(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing_pool(watch: HealthService, tmp_path: Path, method: str) -> None:
-    """All ways to ask it give what they gave; a worker that dies with a task is seen, and the task is told as lost."""
+    """All methods of a pool return what they should; a worker that dies with a task is a crash and its task is lost."""
     with multiprocessing.get_context(method).Pool(2) as pool, Gate(tmp_path) as go:
         held = [pool.apply_async(tasks.until_there, (str(go),)) for _ in range(2)]
         waiting = pool.map_async(tasks.double, range(6), chunksize=2)
@@ -305,7 +305,7 @@ def test_multiprocessing_pool(watch: HealthService, tmp_path: Path, method: str)
 
 
 def test_workers_that_are_replaced(watch: HealthService) -> None:
-    """A worker that ends after its number of tasks is no crash."""
+    """A worker that ends after ``maxtasksperchild`` tasks is recycled, not crashed."""
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=2) as pool:
         assert pool.map(tasks.double, range(6), chunksize=1) == [0, 2, 4, 6, 8, 10]
         until(lambda: only(watch).recycled >= 2)
@@ -315,7 +315,7 @@ def test_workers_that_are_replaced(watch: HealthService) -> None:
 
 
 def test_pool_of_threads(watch: HealthService, tmp_path: Path) -> None:
-    """``multiprocessing.pool.ThreadPool`` is told as a pool of threads."""
+    """``multiprocessing.pool.ThreadPool`` is listed as a pool of threads."""
     with ThreadPool(2) as pool, Gate(tmp_path) as go:
         held = pool.apply_async(tasks.until_there, (str(go),))
         until(lambda: only(watch).running == 1)
@@ -332,8 +332,8 @@ def test_pool_of_threads(watch: HealthService, tmp_path: Path) -> None:
     pool.join()
 
 
-def test_jobs_that_are_over_are_forgotten(watch: HealthService) -> None:
-    """Of jobs that are over little is kept, however long nobody asks for figures."""
+def test_finished_jobs_are_forgotten(watch: HealthService) -> None:
+    """The list of finished jobs stays bounded even if stats are never read."""
     with ThreadPool(1) as pool:
         for _ in range(5000):
             pool.apply(int)
@@ -341,8 +341,8 @@ def test_jobs_that_are_over_are_forgotten(watch: HealthService) -> None:
         assert len(watched.jobs) <= MANY + 1
 
 
-def test_pools_that_were_there_before() -> None:
-    """They are found; their workers, which were not told to, do not say what they run; nothing is left at the end."""
+def test_pools_that_existed_before() -> None:
+    """Existing pools are found with workers in unknown state, as these were started without hooks; all is undone."""
     before = replaced()
     context = multiprocessing.get_context("fork")
     with context.Pool(1) as pool, ProcessPoolExecutor(1, mp_context=context) as executor:
@@ -361,11 +361,11 @@ def test_pools_that_were_there_before() -> None:
     pool.join()
 
 
-# -- the board ------------------------------------------------------------------------------------------------------
+# -- the task board -------------------------------------------------------------------------------------------------
 
 
-def test_board() -> None:
-    """Every worker gets a slot of its own, freed ones again; what is at the address instead is left alone."""
+def test_task_board() -> None:
+    """Each worker gets a slot of its own, free slots are used again, and a closed board cannot be claimed."""
     board = TaskBoard()
     slots = [claim(board.address, pid) for pid in range(1, 40)]
     assert len({slot.base for slot in slots if slot is not None}) == 39
@@ -392,10 +392,10 @@ def test_board() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memfd and its seals are Linux's")
-def test_a_board_cannot_be_cut() -> None:
-    """A worker that truncates the board is refused: its parent would die of a SIGBUS at the next look."""
+def test_a_task_board_cannot_be_truncated() -> None:
+    """A worker cannot truncate the task board, which would kill the parent by SIGBUS at its next read."""
     board = TaskBoard()
-    with open(f"/proc/self/fd/{board.address.fd}", "r+b") as file:  # noqa: PTH123 - as a worker finds it
+    with open(f"/proc/self/fd/{board.address.fd}", "r+b") as file:  # noqa: PTH123 - as a worker opens it
         for size in (0, SIZE + 1):
             with pytest.raises(PermissionError):
                 file.truncate(size)
@@ -403,8 +403,8 @@ def test_a_board_cannot_be_cut() -> None:
     board.close()
 
 
-def test_garbage_on_the_board(watch: HealthService) -> None:
-    """Whatever workers scribble on the board, nothing is raised, tasks go on, and figures stay numbers."""
+def test_garbage_on_the_task_board(watch: HealthService) -> None:
+    """If workers write garbage to the task board nothing is raised, tasks go on, and stats stay finite."""
     noise = random.Random(7)
     with ProcessPoolExecutor(2) as executor:
         assert executor.submit(tasks.double, 1).result() == 2
@@ -420,24 +420,24 @@ def test_garbage_on_the_board(watch: HealthService) -> None:
                     )
             assert executor.submit(tasks.double, turn).result() == 2 * turn
             stats = only(watch)
-            for spread in (stats.wait, stats.run):
-                assert spread is None or all(map(math.isfinite, (spread.min, spread.mean, spread.p99, spread.max)))
+            for summary in (stats.wait, stats.run):
+                assert summary is None or all(map(math.isfinite, (summary.min, summary.mean, summary.p99, summary.max)))
         assert watch._faults.counts == {}
 
 
-def test_what_is_at_the_address_of_a_board_by_now_is_left_alone(tmp_path: Path) -> None:
-    """Numbers of descriptors are used again: a worker that starts late never writes to somebody else's file."""
-    path = tmp_path / "theirs"
-    path.write_bytes(b"theirs")
+def test_a_reused_descriptor_is_not_taken_for_the_task_board(tmp_path: Path) -> None:
+    """A worker that starts late does not write to another file whose descriptor has the board's old number."""
+    path = tmp_path / "other"
+    path.write_bytes(b"other")
     with path.open("r+b") as file:
         found = os.fstat(file.fileno())
         assert claim(Address(os.getpid(), file.fileno(), found.st_dev, found.st_ino + 1), 1) is None
-    assert path.read_bytes() == b"theirs"
+    assert path.read_bytes() == b"other"
 
 
-def test_what_is_between_tasks_is_not_reckoned_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gap that is measured stands for those before it: a worker that is replaced after two tasks has had one."""
-    clock = itertools.count(0, 1000)  # 1 us of the processor between two looks at its clock
+def test_overhead_between_tasks_is_not_counted_in_advance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampled gap between tasks stands for those before it, so a worker with two tasks is charged for one gap."""
+    clock = itertools.count(0, 1000)  # 1 us of processor time between two readings of its clock
     board = TaskBoard()
     slot = claim(board.address, pid=os.getpid())
     assert slot is not None

@@ -1,4 +1,4 @@
-"""Advice to real programs, by the agent as it is installed."""
+"""Findings about real programs, with the agent installed."""
 
 from __future__ import annotations
 
@@ -38,43 +38,43 @@ def found(agent: Agent, kind: str) -> Finding | None:
 
 def finding(agent: Agent, kind: str) -> Finding:
     until(lambda: found(agent, kind), 40)
-    told = found(agent, kind)
-    assert told is not None
-    return told
+    result = found(agent, kind)
+    assert result is not None
+    return result
 
 
 def test_a_starved_default_executor(watching: Agent, run: Callable[[Any], Any]) -> None:
-    """All threads of it wait for something, and two calls more for a thread."""
+    """A default executor whose threads are all blocked while two calls wait is a finding."""
     over = threading.Event()
 
     async def main() -> Finding:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(2))
         calls = [loop.run_in_executor(None, over.wait, 50) for _ in range(4)]
-        while (told := found(watching, Kinds.STARVED)) is None:
+        while (result := found(watching, Kinds.STARVED)) is None:
             await asyncio.sleep(0.05)
         over.set()
         await asyncio.gather(*calls)
-        return told
+        return result
 
-    told = run(asyncio.wait_for(main(), 45))
-    assert (told.evidence["busy"], told.evidence["max_workers"], told.evidence["queued"]) == (2, 2, 2)
-    assert told.evidence["longest"] > 2
-    assert "all 2 threads of the default executor are busy" in told.text
+    result = run(asyncio.wait_for(main(), 45))
+    assert (result.evidence["busy"], result.evidence["max_workers"], result.evidence["queued"]) == (2, 2, 2)
+    assert result.evidence["longest"] > 2
+    assert "all 2 threads of the default executor are busy" in result.text
 
 
 def test_a_pool_for_each_call(watching: Agent) -> None:
-    """A thread pool is made, used once and shut down, at one line."""
+    """Thread pools made, used once and shut down at one line are a finding."""
     for _ in range(POOLS_PER_CALL):
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             assert pool.submit(abs, -1).result() == 1
-    told = finding(watching, Kinds.PER_CALL)
-    assert told.evidence["pools"] == POOLS_PER_CALL and told.evidence["calls_each"] == 1
-    assert told.subject.startswith(__file__) and told.subject.endswith("in test_a_pool_for_each_call")
+    result = finding(watching, Kinds.PER_CALL)
+    assert result.evidence["pools"] == POOLS_PER_CALL and result.evidence["calls_each"] == 1
+    assert result.subject.startswith(__file__) and result.subject.endswith("in test_a_pool_for_each_call")
 
 
 def test_children_that_die_again_and_again(watching: Agent) -> None:
-    """Three forks of one line that are killed from outside; the same by this program's own hand is nothing."""
+    """Forks of one line that die by a signal are a crash loop; children that the program itself kills are not."""
     for _ in range(CRASHES + 2):
         with subprocess.Popen(["/bin/sleep", "60"]) as child:
             child.kill()
@@ -83,27 +83,27 @@ def test_children_that_die_again_and_again(watching: Agent) -> None:
         if pid == 0:
             os.execv("/bin/sh", ["sh", "-c", "kill -SEGV $$"])
         os.waitpid(pid, 0)
-    told = finding(watching, Kinds.CRASHES)
-    assert told.evidence["crashes"] == told.evidence["SIGSEGV"] == CRASHES
+    result = finding(watching, Kinds.CRASHES)
+    assert result.evidence["crashes"] == result.evidence["SIGSEGV"] == CRASHES
     (children,) = [pool for pool in watching.snapshot().pools if pool.kind == "children"]
     assert children.crashes == {signal.Signals.SIGSEGV.name: CRASHES}
 
 
 def test_zombies_that_pile_up(watching: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four children that nobody waits for, and others are started; once somebody does they are gone."""
+    """Four unreaped children are a finding once others are started, and are no longer listed once reaped."""
     monkeypatch.setattr(history, "UNWAITED_AFTER", 0.5)
     for rule in findings.RULES:
         monkeypatch.setattr(type(rule), "hold", 0.0)
     children = [subprocess.Popen(["/bin/true"]) for _ in range(4)]
 
-    def passed_over() -> Finding | None:
+    def zombies_after_another_child() -> Finding | None:
         subprocess.run(["/bin/true"], check=True)
         return found(watching, Kinds.ZOMBIES)
 
-    until(passed_over, 40)
-    told = finding(watching, Kinds.ZOMBIES)
-    assert told.evidence == {"zombies": 4}
-    assert f"made at {__file__}" in told.text
+    until(zombies_after_another_child, 40)
+    result = finding(watching, Kinds.ZOMBIES)
+    assert result.evidence == {"zombies": 4}
+    assert f"made at {__file__}" in result.text
     for child in children:
         child.wait()
     until(lambda: all(pool.workers == () for pool in watching.snapshot().pools if pool.kind == "children"))

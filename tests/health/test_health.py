@@ -1,4 +1,4 @@
-"""The states of workers, decided by a pure function."""
+"""The states of workers, as a pure function decides them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ situations = st.builds(
 
 @given(situations, st.floats(0.01, 1e5))
 def test_every_situation_has_a_state_and_a_reason(worker: Situation, hung_after: float) -> None:
-    """Whatever is known, the verdict is a state; all but idle and busy are explained in words."""
+    """Every situation has a state, and all states but idle and busy have a reason."""
     state, reason = judge(worker, hung_after)
     assert state in WorkerState
     assert reason or state in (WorkerState.IDLE, WorkerState.BUSY)
@@ -47,7 +47,7 @@ def test_every_situation_has_a_state_and_a_reason(worker: Situation, hung_after:
 
 @given(situations)
 def test_what_is_certain_comes_first(worker: Situation) -> None:
-    """Exited is above everything, unwanted above what it does, and only who has a task is busy or hung."""
+    """An exited worker has no other state, an orphan is neither busy nor hung, and these two states need a task."""
     state = judge(worker, HUNG_AFTER).state
     assert (state is WorkerState.ZOMBIE) == worker.zombie
     assert (state is WorkerState.DEAD) == (worker.alive is False and not worker.zombie)
@@ -64,7 +64,7 @@ def test_what_is_certain_comes_first(worker: Situation) -> None:
 
 @given(situations, st.floats(0, 1e6))
 def test_progress_never_makes_a_worker_hung(worker: Situation, still: float) -> None:
-    """Who moved more recently is not hung where who moved less recently is not."""
+    """A worker with more recent progress is hung only if one with less recent progress is."""
     earlier = dataclasses.replace(worker, still_for=still)
     later = dataclasses.replace(worker, still_for=still / 2)
     if judge(later, HUNG_AFTER).state is WorkerState.HUNG:
@@ -132,12 +132,12 @@ CASES = [
 
 @pytest.mark.parametrize(("worker", "state", "reason"), CASES)
 def test_states_and_their_reasons(worker: Situation, state: WorkerState, reason: str) -> None:
-    """Each state, with its figures in words."""
+    """Each state has its reason, with durations in words."""
     assert judge(worker, HUNG_AFTER) == (state, reason)
 
 
 def test_facts_become_a_situation() -> None:
-    """What was polled of a process, and what its pool knows, which wins."""
+    """A situation combines the polled facts of a process with those of its pool, which take precedence."""
     facts = ProcessFacts(1, 5.0, alive=True, moved_at=2.0, state="S", waits_in="do_wait")
     known = Situation.of(facts, 10.0, calls=1, waits_in="read")
     assert (known.still_for, known.letter, known.waits_in, known.calls, known.alive) == (8.0, "S", "read", 1, True)
@@ -148,11 +148,11 @@ def test_facts_become_a_situation() -> None:
     ("exitcode", "oom", "reason"),
     [(-9, True, "oom"), (-9, None, "SIGKILL"), (-11, False, "SIGSEGV"), (3, None, "exit 3"), (None, None, "unknown")],
 )
-def test_reasons_of_crashes_are_few_words(exitcode: int | None, oom: bool | None, reason: str) -> None:
-    """As an attribute of a metric needs them."""
+def test_crash_reasons_are_short(exitcode: int | None, oom: bool | None, reason: str) -> None:
+    """A crash reason is a short word that suits a metric attribute."""
     assert crash_reason(exitcode, oom) == reason
 
 
 def test_a_signal_without_a_name_has_its_number() -> None:
-    """Real-time signals have none in Python."""
+    """A real-time signal, which has no name in Python, is shown by its number."""
     assert exit_name(-50) == "signal 50"

@@ -1,4 +1,4 @@
-"""docs/health.md says what is so."""
+"""docs/health.md agrees with the code."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"\d+", text)]
 
 
-def test_its_program_prints_what_is_written_below(tmp_path: Path) -> None:
-    """The Python block, in a fresh interpreter."""
-    (code,), (said,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
+def test_example_prints_the_documented_output(tmp_path: Path) -> None:
+    """The Python block prints the text block below it, in a fresh interpreter."""
+    (code,), (output,) = (re.findall(rf"```{kind}\n(.*?)```", PAGE, re.DOTALL) for kind in ("python", "text"))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
 
 
-def test_how_often_it_looks() -> None:
-    """The period and the share of the budget."""
+def test_poll_period() -> None:
+    """The page states the poll period and the share of the budget."""
     assert (monitor.PERIOD, monitor.BUDGET_SHARE) == (2, 1 / 5)
     assert "every 2 s" in PAGE and "more than a fifth of `cpu_budget`" in PAGE
 
 
-def test_each_state_and_in_which_order() -> None:
-    """All of them, and of two that fit the one that stands first decides."""
+def test_states_are_listed_in_order_of_precedence() -> None:
+    """All states are listed, and where two fit, the one listed first is used."""
     named = [row[0].strip("`") for row in rows("States")]
     assert sorted(named) == sorted(state.value for state in WorkerState)
     fits = {
@@ -54,15 +54,15 @@ def test_each_state_and_in_which_order() -> None:
         "hung": {"calls": 1, "still_for": 60.0, "running_for": 60.0},
     }
     merged: dict[str, object] = {"calls": 1}
-    for name in ("hung", "starting", "stopping", "orphan", "dead", "zombie"):  # each above all those before it
+    for name in ("hung", "starting", "stopping", "orphan", "dead", "zombie"):  # each overrides those before it
         merged |= fits[name]
         assert judge(Situation(**merged), Config().hung_after).state == name  # type: ignore[arg-type]
     order = [name for name in named if name in fits]
     assert [name for name in order if name != "stopping"] == ["zombie", "dead", "orphan", "starting", "hung"]
 
 
-def test_figures_of_states() -> None:
-    """As they are in the code."""
+def test_durations_of_states() -> None:
+    """The durations in the table of states are those of the code."""
     when = {row[0].strip("`"): row[1] for row in rows("States")}
     assert numbers(when["zombie"]) == [history.UNWAITED_AFTER]
     assert numbers(when["stopping"]) == [states.GRACE]
@@ -70,17 +70,17 @@ def test_figures_of_states() -> None:
     assert numbers(when["hung"]) == [Config().hung_after]
 
 
-def test_signals_that_tell_to_end() -> None:
-    """The five that are named."""
+def test_signals_that_request_an_end() -> None:
+    """The signals that count as a request to end are the ones named on the page."""
     text = PAGE.partition("## Crashes")[2].partition("while it lived")[0]  # the rest is in test_children.py
     named = set(re.findall(r"SIG[A-Z]+", text)) - {"SIGSEGV"}
     assert {signal.Signals(number).name for number in hooks.ENDING} == named
 
 
-def test_each_kind_of_finding_with_its_figures() -> None:
-    """All of them, with the thresholds of the code."""
-    told = {row[0].strip("`"): numbers(row[1]) for row in rows("Findings")}
-    assert told == {
+def test_kinds_of_findings_and_their_thresholds() -> None:
+    """All kinds of findings are listed, with the thresholds of the code."""
+    documented = {row[0].strip("`"): numbers(row[1]) for row in rows("Findings")}
+    assert documented == {
         "oversubscribed": [],
         "io-bound-processes": [finding_rules.WAITING * 100],
         "cpu-bound-threads": [finding_rules.GIL_WAIT * 1000],
@@ -103,5 +103,5 @@ def test_each_kind_of_finding_with_its_figures() -> None:
         "queue-growth": [20, history.WINDOW],
         "zombies": [finding_rules.ZOMBIES, history.UNWAITED_AFTER],
     }
-    assert set(told) == {name for key, name in vars(finding_rules.Kinds).items() if key.isupper()}
+    assert set(documented) == {name for key, name in vars(finding_rules.Kinds).items() if key.isupper()}
     assert f"over {findings.CLEAR_AFTER:.0f} s after its cause" in PAGE

@@ -1,4 +1,4 @@
-"""Healthy programs of the kinds people run: no finding, no line of the log, whatever fails and ends in them."""
+"""Healthy programs of common kinds cause no finding and no log line, whatever fails and ends in them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Agent]:
-    """An agent whose rules need no time: whatever holds for an instant is a finding. There must be none."""
+    """An agent whose rules fire at once, checked to have no findings, log lines or faults."""
     monkeypatch.setattr(monitor, "PERIOD", 0.05)
     for rule in findings.RULES:
         monkeypatch.setattr(type(rule), "hold", 0.0)
@@ -87,7 +87,7 @@ def poll() -> None:
 @pytest.mark.parametrize("own", [False, True], ids=["default", "own"])
 @pytest.mark.parametrize("call", [in_executor, wrapped, wrapped_once_over, to_thread, anyio_to_thread])
 def test_polling_whose_errors_are_handled(call: Call, own: bool, silent: Agent, run: Callable[[Any], Any]) -> None:
-    """Every call fails and is awaited: each way for a loop to call a thread, in its own executor or another."""
+    """Failed calls that are awaited are no finding, for each way to call a thread from a loop."""
 
     async def main() -> int:
         executor, empty = ThreadPoolExecutor(1) if own or call in (wrapped, wrapped_once_over) else None, 0
@@ -102,7 +102,7 @@ def test_polling_whose_errors_are_handled(call: Call, own: bool, silent: Agent, 
 
 
 def test_awaited_processes_whose_errors_are_handled(silent: Agent, run: Callable[[Any], Any]) -> None:
-    """The same with processes."""
+    """Failed calls to processes that are awaited are no finding."""
 
     async def main() -> None:
         with ProcessPoolExecutor(1, mp_context=FORK) as executor:
@@ -113,8 +113,8 @@ def test_awaited_processes_whose_errors_are_handled(silent: Agent, run: Callable
     run(main())
 
 
-def test_what_times_out_and_fails_later(silent: Agent, run: Callable[[Any], Any]) -> None:
-    """``wait_for`` and a cancelled task give up a call, whose error nobody wants any more."""
+def test_calls_that_time_out_and_fail_later(silent: Agent, run: Callable[[Any], Any]) -> None:
+    """The late error of a call that ``wait_for`` or a cancelled task gave up is no finding."""
 
     async def main() -> None:
         loop, over = asyncio.get_running_loop(), threading.Event()
@@ -139,7 +139,7 @@ def test_what_times_out_and_fails_later(silent: Agent, run: Callable[[Any], Any]
 
 
 def test_results_that_are_asked_for_later(silent: Agent) -> None:
-    """By callbacks that ask, by ``as_completed``, ``wait``, ``map`` up to its first error, and generators given up."""
+    """Errors retrieved by callbacks, ``as_completed``, ``wait`` or ``map``, even if closed early, are no finding."""
     seen: list[BaseException | None] = []
     with ThreadPoolExecutor(2) as executor:
         for _ in range(10):
@@ -157,8 +157,8 @@ def test_results_that_are_asked_for_later(silent: Agent) -> None:
     assert [type(each) for each in seen] == [tasks.Odd] * 40
 
 
-def test_errors_that_are_lost_are_found_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the same pool whose calls by the loop all fail and are handled: one that nobody asks for, and only that."""
+def test_a_lost_error_is_found_among_handled_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pool with many handled errors the one that is never retrieved is a finding."""
     agent = loopwatch.install(threshold=60, log_level="CRITICAL")
 
     async def main(executor: ThreadPoolExecutor) -> None:
@@ -179,23 +179,23 @@ def test_errors_that_are_lost_are_found_beside_them(monkeypatch: pytest.MonkeyPa
         loopwatch.uninstall()
 
 
-def test_the_loop_itself_tells_what_is_never_retrieved(silent: Agent, run: Callable[[Any], Any]) -> None:
-    """An error of ``run_in_executor`` that nobody awaits is asyncio's to report, and it does so with us."""
-    told: list[Any] = []
+def test_the_loop_reports_errors_that_are_never_retrieved(silent: Agent, run: Callable[[Any], Any]) -> None:
+    """asyncio still reports an unawaited error of ``run_in_executor`` itself when the agent is installed."""
+    reported: list[Any] = []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+        loop.set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
         loop.run_in_executor(None, tasks.even, 1)
-        while not told:
+        while not reported:
             await asyncio.to_thread(int)
 
     run(asyncio.wait_for(main(), 30))
-    assert [type(each) for each in told] == [tasks.Odd]
+    assert [type(each) for each in reported] == [tasks.Odd]
 
 
 def test_executors_for_life(silent: Agent, run: Callable[[Any], Any]) -> None:
-    """A cache of them, one for each database, used now and then and never shut down."""
+    """Long-lived executors, one for each database, are no finding."""
     pools = [ThreadPoolExecutor(3, thread_name_prefix=f"database {n}") for n in range(8)]
 
     async def main() -> None:
@@ -209,7 +209,7 @@ def test_executors_for_life(silent: Agent, run: Callable[[Any], Any]) -> None:
 
 
 def test_threads_that_consume_for_as_long_as_the_program_runs(silent: Agent, run: Callable[[Any], Any]) -> None:
-    """They wait for what comes and are hung by any measure, in the loop's executor and in one of their own."""
+    """Threads that block on a queue for the life of the program are hung, but neither logged nor a finding."""
     things: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     async def main() -> None:
@@ -226,7 +226,7 @@ def test_threads_that_consume_for_as_long_as_the_program_runs(silent: Agent, run
 
 
 def test_a_task_that_outlives_its_executor(silent: Agent) -> None:
-    """Shut down without waiting, while a call still runs: it may."""
+    """A call that still runs after ``shutdown(wait=False)`` is neither logged nor a finding."""
     over = threading.Event()
     executor = ThreadPoolExecutor(1)
     future: Future[bool] = executor.submit(over.wait, 30)
@@ -237,8 +237,8 @@ def test_a_task_that_outlives_its_executor(silent: Agent) -> None:
     assert future.result(30)
 
 
-def test_programs_whose_exit_codes_are_answers(silent: Agent, run: Callable[[Any], Any]) -> None:
-    """``grep`` that finds nothing, checks that fail, a time-out, a reader that has read enough, a polite signal."""
+def test_programs_whose_exit_codes_are_results(silent: Agent, run: Callable[[Any], Any]) -> None:
+    """No finding for failed checks, an empty ``grep``, a time-out, a closed pipe, or a SIGTERM by another process."""
 
     async def main() -> None:
         for _ in range(5):
@@ -261,7 +261,7 @@ def test_programs_whose_exit_codes_are_answers(silent: Agent, run: Callable[[Any
 
 
 def test_a_supervisor_that_recycles_its_workers(silent: Agent) -> None:
-    """Forks that end with 0, or with the code by which they ask to be replaced, and by its own hand."""
+    """No finding for forks that exit with 0 or a code that requests a restart, or that their supervisor kills."""
     for code in (0, 155, 0, 155, 155, 155):
         pid = os.fork()
         if pid == 0:
@@ -275,8 +275,8 @@ def test_a_supervisor_that_recycles_its_workers(silent: Agent) -> None:
         worker.join()
 
 
-def test_many_that_are_waited_for_in_turn(silent: Agent, tmp_path: Path) -> None:
-    """However long the first one takes, what has ended meanwhile is waited for: of each kind eight."""
+def test_many_children_that_are_reaped_in_turn(silent: Agent, tmp_path: Path) -> None:
+    """Sixteen children that have exited are no finding while the program waits for an earlier one."""
     first = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE)
     with Gate(tmp_path) as gate:
         children = [subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) for _ in range(8)]
@@ -302,8 +302,8 @@ def test_many_that_are_waited_for_in_turn(silent: Agent, tmp_path: Path) -> None
         process.join()
 
 
-def test_pools_of_processes_that_are_recycled_and_made_for_jobs(silent: Agent) -> None:
-    """``maxtasksperchild``, also forked from an executor's thread, whose copies end with 1 (``_python_exit``)."""
+def test_recycled_workers_and_pools_made_for_jobs(silent: Agent) -> None:
+    """No finding for ``maxtasksperchild``, even in forks of an executor's thread, which exit with 1."""
 
     def work() -> None:
         with FORK.Pool(2, maxtasksperchild=2) as pool:
@@ -319,14 +319,14 @@ def test_pools_of_processes_that_are_recycled_and_made_for_jobs(silent: Agent) -
 
 
 def test_batches_of_threads_that_are_worth_it(silent: Agent) -> None:
-    """A pool for each of eight batches of downloads, which take their time."""
+    """A thread pool for each of eight batches of downloads is no finding."""
     for _ in range(8):
         with ThreadPoolExecutor(4) as executor:
             list(executor.map(time.sleep, [0.02] * 4))
 
 
 def test_coroutine_functions_called_from_threads_by_a_library(silent: Agent) -> None:
-    """Django under WSGI: asgiref makes a thread and a loop for each call of an asynchronous view."""
+    """Thread pools that asgiref makes for each asynchronous view under WSGI are no finding."""
     sync = pytest.importorskip("asgiref.sync")
 
     async def view(number: int) -> int:

@@ -1,4 +1,4 @@
-"""An object of the program that cannot be watched is left alone, counted and logged once; all others are watched."""
+"""An object that cannot be watched is left alone, counted and logged once; all others are watched."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEFT_ALONE = "could not be watched and is left alone"
 
 @pytest.fixture
 def watching(caplog: pytest.LogCaptureFixture) -> Iterator[Agent]:
-    """An agent as it is installed."""
+    """An installed agent."""
     with caplog.at_level(logging.WARNING, "loopwatch"):
         yield loopwatch.install(threshold=60)
         loopwatch.uninstall()
@@ -41,7 +41,7 @@ def faults(agent: Agent) -> dict[str, int]:
 
 
 def others_are_watched(agent: Agent) -> None:
-    """A thread pool and a child process that come later are."""
+    """Check that a thread pool and a child process made later are watched."""
     with ThreadPoolExecutor(1, thread_name_prefix="healthy") as executor:
         assert executor.submit(tasks.double, 2).result() == 4
         until(lambda: any(each.name == "healthy" and each.completed == 1 for each in agent.snapshot().pools))
@@ -70,7 +70,7 @@ MOCKS: dict[str, Callable[[], Any]] = {
 def test_a_mock_in_place_of_an_executor(
     kind: str, watching: Agent, run: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It does what it does without us, wherever it is given, and nothing is counted: it is none of a known kind."""
+    """A mock given as an executor works as without the agent and is not counted as a fault."""
     mock = resolved(MOCKS[kind]())
 
     async def main() -> int:
@@ -89,8 +89,8 @@ def test_a_mock_in_place_of_an_executor(
     assert [record.getMessage() for record in caplog.records] == []
 
 
-def test_a_mock_that_is_named(watching: Agent) -> None:
-    """It is refused in words: what it has as methods could not be put back."""
+def test_watch_executor_rejects_a_mock(watching: Agent) -> None:
+    """A mock is rejected with a clear error, because its methods could not be restored."""
     mock = resolved(Mock())
     with pytest.raises(loopwatch.ConfigError, match=r"its submit\(\) cannot be replaced .*as that of a mock"):
         watching.watch_executor(mock, "mock")
@@ -101,7 +101,7 @@ def test_a_mock_that_is_named(watching: Agent) -> None:
 
 
 class Raising(ThreadPoolExecutor):
-    """One of whose attributes raises."""
+    """An executor with an attribute that raises."""
 
     @property
     def _threads(self) -> Any:
@@ -113,7 +113,7 @@ class Raising(ThreadPoolExecutor):
 
 
 class Unmade(ThreadPoolExecutor):
-    """Has not been made by its base class."""
+    """An executor that does not call the constructor of its base class."""
 
     def __init__(self) -> None:
         pass
@@ -128,11 +128,11 @@ class Unmade(ThreadPoolExecutor):
 
 
 def test_an_executor_whose_attributes_raise(watching: Agent, caplog: pytest.LogCaptureFixture) -> None:
-    """Two of them, each touched often, are two faults and one line; afterwards all others are watched."""
+    """Two such executors, each used several times, are two faults and one log line."""
     for _ in range(2):
         odd = Raising(1)
         for _ in range(3):
-            with pytest.raises(RuntimeError, match="not to be looked at"):  # as without us
+            with pytest.raises(RuntimeError, match="not to be looked at"):  # as without the agent
                 odd.submit(tasks.double, 2)
             watching.watch_executor(odd)
         with pytest.raises(RuntimeError, match="not to be looked at"):
@@ -146,8 +146,8 @@ def test_an_executor_whose_attributes_raise(watching: Agent, caplog: pytest.LogC
     assert faults(watching) == {"executor": 2}
 
 
-def test_an_executor_that_was_not_made(watching: Agent, run: Callable[[Any], Any]) -> None:
-    """A subclass that does everything by itself works as the default executor, and is no fault."""
+def test_an_executor_without_its_base_constructor(watching: Agent, run: Callable[[Any], Any]) -> None:
+    """A subclass that overrides everything works as the default executor and is no fault."""
 
     async def main() -> int:
         loop = asyncio.get_running_loop()
@@ -161,7 +161,7 @@ def test_an_executor_that_was_not_made(watching: Agent, run: Callable[[Any], Any
 
 
 class Plain:
-    """A future of the program's own, which has but what a work item needs."""
+    """A future of the program's own with only what a work item needs."""
 
     def __init__(self) -> None:
         self.results: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -174,7 +174,7 @@ class Plain:
 
 
 def test_a_future_of_another_kind(watching: Agent) -> None:
-    """Put into the queue of a thread pool: its thread goes on, and so do the threads of others."""
+    """A foreign future in a pool's queue is counted as one fault, and the pool's thread goes on."""
     with ThreadPoolExecutor(1) as executor:
         executor.submit(int).result()
         (thread,) = executor._threads
@@ -189,7 +189,7 @@ def test_a_future_of_another_kind(watching: Agent) -> None:
 
 
 class OddPopen(subprocess.Popen[bytes]):
-    """One that does not say what it runs."""
+    """A Popen whose ``args`` raises."""
 
     @property
     def args(self) -> Any:
@@ -201,7 +201,7 @@ class OddPopen(subprocess.Popen[bytes]):
 
 
 class OddProcess(multiprocessing.get_context("fork").Process):  # type: ignore[name-defined, misc]
-    """One that does not say what it is called, nor its number."""
+    """A process whose ``pid`` is a mock."""
 
     @property
     def pid(self) -> Any:
@@ -209,7 +209,7 @@ class OddProcess(multiprocessing.get_context("fork").Process):  # type: ignore[n
 
 
 def test_children_that_cannot_be_watched(watching: Agent, caplog: pytest.LogCaptureFixture) -> None:
-    """An odd subclass of Popen is counted once for each; one whose number is a mock is left out; others are watched."""
+    """Each Popen that cannot be read is one fault, a process whose pid is a mock is ignored, and others are watched."""
     for _ in range(2):
         with OddPopen(["/bin/true"]) as child:
             assert child.wait() == 0
@@ -224,14 +224,14 @@ def test_children_that_cannot_be_watched(watching: Agent, caplog: pytest.LogCapt
 
 
 class Strange(Executor):
-    """Returns what is no future."""
+    """An executor whose ``submit`` does not return a future."""
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
 
 def test_a_named_executor_that_returns_no_future(watching: Agent) -> None:
-    """It is named, and dropped with its first call, which gives what it gave; its calls are no further faults."""
+    """It is dropped with one fault at its first call, and all calls return what they did before."""
     strange = Strange()
     watching.watch_executor(strange, "strange")
     assert [strange.submit(tasks.double, number) for number in range(4)] == [0, 2, 4, 6]
@@ -240,8 +240,8 @@ def test_a_named_executor_that_returns_no_future(watching: Agent) -> None:
     others_are_watched(watching)
 
 
-def test_what_is_remembered_is_bounded_and_weak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An object that is gone is forgotten; of more than a few hundred the oldest are."""
+def test_memory_of_failed_objects_is_bounded_and_weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed objects are referenced weakly, and only the latest few hundred are remembered."""
 
     class Thing:
         pass

@@ -1,4 +1,4 @@
-"""What every kind of executor has to do, one entry a kind: a kind without an entry fails here."""
+"""The conformance suite of executor kinds: one entry for each kind, and a kind without an entry fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from loopwatch.health.service import HealthService
 
 
 class Inline(concurrent.futures.Executor):
-    """An executor of nobody's: it runs what is submitted at once."""
+    """An executor of no known kind that runs each call at once."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -87,15 +87,15 @@ ENTRIES = (
 
 @pytest.fixture(autouse=True)
 def no_helpers() -> Iterator[None]:
-    """The helper process of multiprocessing is started anew by each test, and ended with it."""
+    """End the resource tracker of multiprocessing after each test, so that the next one starts a new one."""
     yield
-    gc.collect()  # what the tracker would take for left behind
+    gc.collect()  # what the tracker would report as leaked
     resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
 def watch() -> Iterator[HealthService]:
-    """A watch of its own that has no faults and puts everything back."""
+    """A health service of its own, checked to have no faults, that undoes its patches."""
     patches, faults = PatchSet(), Faults()
     watch = HealthService(lambda: Config(log_level="CRITICAL"), patches, faults, lambda _loop: "main")
     watch.start()
@@ -118,7 +118,7 @@ def made(watch: HealthService, entry: Entry) -> Any:
 
 
 def test_every_kind_has_an_entry() -> None:
-    """A new kind is tested here, and the rules of findings know what its workers are."""
+    """Every kind is tested here, and the finding rules know whether its workers are threads or processes."""
     modules = {module for kind in KINDS for module in kind.modules}
     assert len(modules) == sum(len(kind.modules) for kind in KINDS)
     names = {entry.kind for entry in ENTRIES}
@@ -128,7 +128,7 @@ def test_every_kind_has_an_entry() -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.kind)
 def test_tasks_are_counted(watch: HealthService, entry: Entry) -> None:
-    """Three calls of which one fails, by type of its error; the place where the pool was made."""
+    """Calls, failures by type, and the place where the pool was made are recorded."""
     pool = made(watch, entry)
     try:
         assert [entry.call(pool, tasks.double, number) for number in (1, 2)] == [2, 4]
@@ -147,7 +147,7 @@ def test_tasks_are_counted(watch: HealthService, entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.kind)
 def test_a_pool_is_not_kept_alive(watch: HealthService, entry: Entry) -> None:
-    """It is collected as soon as the program lets go of it."""
+    """A pool is collected once the program drops its last reference."""
     pool = made(watch, entry)
     entry.call(pool, tasks.double, 1)
     watch.readings()
@@ -163,8 +163,8 @@ def test_a_pool_is_not_kept_alive(watch: HealthService, entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, OTHER], ids=lambda kind: type(kind).__name__)
-def test_a_kind_takes_nothing_else(kind: Any) -> None:
-    """It owns neither a plain object nor one whose class says otherwise, and needs what its base class makes."""
+def test_a_kind_accepts_only_its_own_executors(kind: Any) -> None:
+    """A kind owns no plain object and none with a false ``__class__``, and needs the base class's constructor."""
 
     class Posing:
         @property

@@ -1,4 +1,4 @@
-"""Errors that nobody asks for are counted once nobody can; whoever asks, in whatever way, has asked."""
+"""An error is counted as lost once its future is gone and it was never retrieved in any way."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ ODD = "tasks_of_pools.Odd"
 
 @pytest.fixture
 def threads(watch: HealthService) -> Iterator[ThreadPoolExecutor]:
-    """One thread: what is submitted is over once something later is."""
+    """An executor with one thread, which runs its tasks in order."""
     with ThreadPoolExecutor(1) as executor:
         yield executor
 
 
 @pytest.fixture
 def processes(watch: HealthService) -> Iterator[ProcessPoolExecutor]:
-    """One process."""
+    """An executor with one process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
     del executor
@@ -54,7 +54,7 @@ def processes(watch: HealthService) -> Iterator[ProcessPoolExecutor]:
 
 
 def fail(executor: Executor, error: int = 1) -> Future[int]:
-    """Return a future that has failed, and that nobody has asked."""
+    """Return a failed future whose error was not retrieved."""
     future = executor.submit(tasks.even, error)
     assert executor.submit(abs, -1).result() == 1
     until(future.done)
@@ -62,14 +62,14 @@ def fail(executor: Executor, error: int = 1) -> Future[int]:
 
 
 def forget(executor: Executor) -> None:
-    """Submit something that fails, and keep nothing of it."""
+    """Submit a task that fails and drop its future."""
     executor.submit(tasks.even, 1)
     executor.submit(abs, -1).result()
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_what_nobody_asks_for(kind: str, watch: HealthService, request: pytest.FixtureRequest) -> None:
-    """Dropped at once, or kept for a while and then dropped: counted once it is, by type, and what succeeds is not."""
+def test_errors_that_are_not_retrieved(kind: str, watch: HealthService, request: pytest.FixtureRequest) -> None:
+    """A lost error is counted by type when its future is dropped, at once or later; successes are not counted."""
     executor = request.getfixturevalue(kind)
     for _ in range(3):
         forget(executor)
@@ -181,28 +181,26 @@ WAYS = [
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_ways_to_ask(kind: str, watch: HealthService, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Each of them, of threads and processes; the same pool counts the next one that nobody asks for."""
+def test_ways_to_get_an_error(kind: str, watch: HealthService, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """An error retrieved in any way is not lost, and the same pool still counts the next lost one."""
     executor, failed = request.getfixturevalue(kind), 0
     pool = only(watch).name
 
-    def told() -> Any:
+    def stats() -> Any:
         return next(each.stats for each in watch.readings() if each.stats.name == pool)
 
     for ask in WAYS:
         with Gate(tmp_path) as gate:
             failed += ask(executor, gate)
         gc.collect()
-        until(lambda: told().failed == failed)  # noqa: B023 - it is called at once
-        assert (ask.__name__, told().neglected) == (ask.__name__, 0)
+        until(lambda: stats().failed == failed)  # noqa: B023 - it is called at once
+        assert (ask.__name__, stats().neglected) == (ask.__name__, 0)
     forget(executor)
-    until(lambda: told().neglected == 1)
+    until(lambda: stats().neglected == 1)
 
 
-def test_whoever_tries_to_cancel_does_not_want_to_know(
-    watch: HealthService, threads: ThreadPoolExecutor, tmp_path: Path
-) -> None:
-    """While it runs, in vain, and when it has failed; so ``map`` leaves what still runs when it has met an error."""
+def test_a_cancelled_call_has_no_lost_error(watch: HealthService, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+    """No error is lost if the program tried in vain to cancel the call, running or failed, as ``map`` does."""
     with Gate(tmp_path) as gate:
         running = threads.submit(lambda: [tasks.until_there(str(gate)), tasks.even(1)])
         until(running.running)
@@ -214,8 +212,8 @@ def test_whoever_tries_to_cancel_does_not_want_to_know(
     assert only(watch).neglected == 0
 
 
-def test_to_wait_is_not_to_ask(watch: HealthService, threads: ThreadPoolExecutor) -> None:
-    """Whoever waits until all are over, and does not look, misses the error: before or after, it is the same."""
+def test_waiting_does_not_retrieve_an_error(watch: HealthService, threads: ThreadPoolExecutor) -> None:
+    """Errors are lost if the program only waits for its futures and never reads them."""
     concurrent.futures.wait([threads.submit(tasks.even, 1)])
     concurrent.futures.wait([fail(threads)])
     for _future in concurrent.futures.as_completed([threads.submit(tasks.even, 1)]):
@@ -226,8 +224,8 @@ def test_to_wait_is_not_to_ask(watch: HealthService, threads: ThreadPoolExecutor
     until(lambda: only(watch).neglected == 6)
 
 
-def test_whoever_asks_while_it_fails(watch: HealthService) -> None:
-    """1000 calls of two threads fail while others ask, each at another moment: none is taken for neglected."""
+def test_errors_that_are_retrieved_while_they_occur(watch: HealthService) -> None:
+    """None of 1000 errors is counted as lost when they are retrieved at the moment they occur."""
     asked: list[BaseException | None] = []
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -248,12 +246,12 @@ def test_whoever_asks_while_it_fails(watch: HealthService) -> None:
         sys.setswitchinterval(interval)
     assert [type(error) for error in asked] == [tasks.Odd] * 1000
     gc.collect()
-    told = [reading.stats for reading in watch.readings() if reading.stats.failed]
-    assert [(stats.failed, stats.neglected) for stats in told] == [(1000, 0)]
+    failed = [reading.stats for reading in watch.readings() if reading.stats.failed]
+    assert [(stats.failed, stats.neglected) for stats in failed] == [(1000, 0)]
 
 
-def test_it_looks_the_same(watch: HealthService, threads: ThreadPoolExecutor) -> None:
-    """Name, module, type, repr; its traceback has no frame of ours; once asked, it is what it was and keeps nothing."""
+def test_a_failed_future_looks_the_same(watch: HealthService, threads: ThreadPoolExecutor) -> None:
+    """Name, module and traceback of a failed future are unchanged, and once read its class and attributes too."""
     future = fail(threads)
     kind = type(future)
     assert kind is not Future and isinstance(future, Future)
@@ -273,8 +271,8 @@ def test_it_looks_the_same(watch: HealthService, threads: ThreadPoolExecutor) ->
     assert type(succeeded) is Future and vars(succeeded).keys() == vars(Future()).keys()
 
 
-def test_it_lives_no_longer(watch: HealthService, threads: ThreadPoolExecutor) -> None:
-    """No cycle: a future that failed, and one that was asked, are gone with their last reference."""
+def test_a_failed_future_is_not_kept_alive(watch: HealthService, threads: ThreadPoolExecutor) -> None:
+    """A failed future is freed with its last reference, whether its error was retrieved or not."""
     gc.collect()
     gc.disable()
     try:
@@ -290,8 +288,8 @@ def test_it_lives_no_longer(watch: HealthService, threads: ThreadPoolExecutor) -
     assert only(watch).neglected == 1
 
 
-def test_what_the_garbage_collector_finds(watch: HealthService, threads: ThreadPoolExecutor) -> None:
-    """A future in a cycle is counted when that is collected, by whatever thread."""
+def test_failed_futures_in_cycles(watch: HealthService, threads: ThreadPoolExecutor) -> None:
+    """The lost error of a future in a cycle is counted when any thread collects the cycle."""
     future: Any = fail(threads)
     future.own = future
     del future
@@ -301,8 +299,8 @@ def test_what_the_garbage_collector_finds(watch: HealthService, threads: ThreadP
     assert only(watch).neglected == 1
 
 
-def test_what_outlives_its_pool(watch: HealthService) -> None:
-    """Dropped after the pool was shut down, when nothing else of it changes any more."""
+def test_a_failed_future_that_outlives_its_pool(watch: HealthService) -> None:
+    """A lost error is counted even if its future is dropped after the pool's final reading."""
     with ThreadPoolExecutor(1) as executor:
         kept = fail(executor)
     until(lambda: watch._executors.each()[0]._last is not None or only(watch) is None)
@@ -311,8 +309,8 @@ def test_what_outlives_its_pool(watch: HealthService) -> None:
     assert (only(watch).closed, only(watch).neglected) == (True, 1)
 
 
-def test_futures_of_others_are_left_alone(watch: HealthService, threads: ThreadPoolExecutor) -> None:
-    """One that the program fails by itself, also within a task, is none of ours."""
+def test_futures_that_the_program_fails_itself(watch: HealthService, threads: ThreadPoolExecutor) -> None:
+    """A future that the program fails itself, even inside a task, is left alone."""
     own: Future[int] = Future()
     threads.submit(own.set_exception, ValueError()).result()
     assert type(own) is Future
@@ -321,10 +319,10 @@ def test_futures_of_others_are_left_alone(watch: HealthService, threads: ThreadP
     assert type(own) is Future
 
 
-def test_what_cannot_be_followed(
+def test_futures_with_a_finalizer(
     watch: HealthService, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A class with a finalizer of its own is left as it is: of its futures it is not known."""
+    """Futures of a class with its own finalizer are left alone, and their lost errors are not counted."""
 
     class Own(Future[int]):
         def __del__(self) -> None:
@@ -339,13 +337,13 @@ def test_what_cannot_be_followed(
 
 
 def test_pools_of_multiprocessing(watch: HealthService) -> None:
-    """``apply_async`` and ``map_async``, in threads: each job counts once; ``get`` and its like are asking."""
-    told: list[BaseException] = []
+    """Each ``apply_async`` or ``map_async`` job with a lost error counts once; ``get`` and callbacks retrieve it."""
+    errors: list[BaseException] = []
     with ThreadPool(1) as pool:
         pool.apply_async(tasks.even, (1,))
         pool.apply_async(tasks.even, (1,), callback=print)
         pool.map_async(tasks.even, [1, 3, 2], chunksize=1)
-        pool.apply_async(tasks.even, (1,), error_callback=told.append)
+        pool.apply_async(tasks.even, (1,), error_callback=errors.append)
         got, looked, mapped = pool.apply_async(tasks.even, (1,)), pool.apply_async(tasks.even, (1,)), None
         mapped = pool.map_async(tasks.even, [2, 1], chunksize=1)
         for result in (got, mapped):
@@ -362,13 +360,13 @@ def test_pools_of_multiprocessing(watch: HealthService) -> None:
         assert pool.apply(abs, (-1,)) == 1
         del got, looked, mapped, result
         until(lambda: only(watch).neglected == 3)
-        assert len(told) == 1
+        assert len(errors) == 1
     pool.join()
     assert only(watch).neglected == 3
 
 
 def test_a_pool_of_processes(watch: HealthService) -> None:
-    """The same with workers that are processes."""
+    """Lost errors of a multiprocessing pool of processes are counted."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         pool.apply_async(tasks.even, (1,))
         with pytest.raises(tasks.Odd):
@@ -378,8 +376,8 @@ def test_a_pool_of_processes(watch: HealthService) -> None:
     pool.join()
 
 
-def test_on_off_on() -> None:
-    """What failed while we were there counts only as long as we are; all is put back, and works again."""
+def test_stopping_and_starting_again() -> None:
+    """Lost errors are counted only while the service runs; stopping undoes everything, and a new start works."""
     before = replaced()
     faults = Faults()
     with ThreadPoolExecutor(1) as executor:
@@ -405,7 +403,7 @@ def test_on_off_on() -> None:
 
 
 def test_at_the_end_of_the_interpreter() -> None:
-    """Failed futures that are still there then are no matter."""
+    """Failed futures that still exist when the interpreter ends cause no output."""
     program = """
 import loopwatch
 from concurrent.futures import ThreadPoolExecutor
@@ -422,8 +420,8 @@ executor.shutdown()
     assert (done.stdout, done.stderr, done.returncode) == ("[0]\n", "", 0)
 
 
-def test_the_agent_tells(run: Callable[[Any], Any]) -> None:
-    """As a finding, with the figures and the types of those that nobody asked for, not of all that failed."""
+def test_lost_errors_are_a_finding(run: Callable[[Any], Any]) -> None:
+    """The finding has the number and the types of the lost errors, not of all that failed."""
     agent = loopwatch.install(log_level="CRITICAL")
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="mail") as executor:
@@ -440,8 +438,8 @@ def test_the_agent_tells(run: Callable[[Any], Any]) -> None:
         loopwatch.uninstall()
 
 
-def test_many_at_once() -> None:
-    """They are put together in between, from several threads, and none is lost; types are told apart up to a number."""
+def test_concurrent_lost_errors() -> None:
+    """Lost errors of several threads are all counted in bounded memory, and by a bounded number of types."""
     task_stats = TaskStats()
     threads = [
         threading.Thread(target=lambda: [task_stats.neglect("ValueError") for _ in range(2 * TOGETHER)])
@@ -460,8 +458,8 @@ def test_many_at_once() -> None:
     assert len(task_stats.neglected) == MOST_TYPES + 1
 
 
-def test_what_is_read_when_it_has_no_error() -> None:
-    """An attribute that is not there is not there."""
+def test_a_missing_attribute_stays_missing() -> None:
+    """Reading an attribute that is not set raises AttributeError."""
 
     class Result:
         pass

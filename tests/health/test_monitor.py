@@ -1,4 +1,4 @@
-"""The thread that looks after pools and children: when it runs, what it costs, what it says."""
+"""The thread that polls pools and children: when it runs, what it costs, what it logs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from loopwatch.health.states import Situation, judge
 
 
 class Pool:
-    """A source that is told what to say."""
+    """A source whose readings are set by the test."""
 
     def __init__(self, *pids: int, hung_after: float = 60.0) -> None:
         self.workers, self.gone, self.asked, self.hung_after = pids, False, 0, hung_after
@@ -43,12 +43,12 @@ class Pool:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        told = []
+        workers = []
         for pid in self.workers:
             verdict = judge(Situation.of(facts.get(pid), now, calls=1), self.hung_after)
             memory = (facts[pid].memory or 0) if pid in facts else 0
-            told.append(WorkerStats(pid, verdict.state, 1, 0, 0.0, memory, reason=verdict.reason))
-        return PoolReading(replace(self.stats, workers=tuple(told)), Histogram(), Histogram())
+            workers.append(WorkerStats(pid, verdict.state, 1, 0, 0.0, memory, reason=verdict.reason))
+        return PoolReading(replace(self.stats, workers=tuple(workers)), Histogram(), Histogram())
 
 
 class Watching:
@@ -75,7 +75,7 @@ def watching() -> Iterator[Watching]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Polls follow each other at once."""
+    """Poll a hundred times a second."""
     monkeypatch.setattr(module, "PERIOD", 0.01)
 
 
@@ -91,15 +91,15 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "loopwatch-health"]
 
 
-def test_nothing_to_look_after(watching: Watching) -> None:
-    """No thread, no readings, no findings."""
+def test_nothing_to_monitor(watching: Watching) -> None:
+    """Without pools and children there are no thread, readings or findings."""
     watching.monitor.tick(time.monotonic() + 100)
     assert (threads(), watching.monitor.readings(), watching.monitor.findings()) == ([], (), ())
     assert watching.monitor.cpu == 0.0
 
 
 def test_starting_it_imports_no_psutil() -> None:
-    """Neither does a pool of threads that is looked after."""
+    """Neither starting the monitor nor polling a pool of threads imports psutil or multiprocessing."""
     program = """
 import sys
 from loopwatch.core.faults import Faults
@@ -125,8 +125,8 @@ print(len(monitor.readings()), "psutil" in sys.modules, "multiprocessing" in sys
     assert done.stdout.split() == ["1", "False", "False"]
 
 
-def test_the_thread_lives_as_long_as_there_is_something(watching: Watching, quick: None) -> None:
-    """It starts with the first pool and ends by itself after the last, which is told once as gone."""
+def test_the_thread_lives_as_long_as_there_is_a_source(watching: Watching, quick: None) -> None:
+    """The thread starts with the first pool and ends by itself after the last one is gone."""
     pool = Pool()
     watching.monitor.add(pool)
     watching.monitor.add(pool)
@@ -142,7 +142,7 @@ def test_the_thread_lives_as_long_as_there_is_something(watching: Watching, quic
 
 
 def test_each_pool_has_a_number(watching: Watching) -> None:
-    """So that a later pool of its name is told from it."""
+    """A pool's number is unique, so that a later pool of the same name can be distinguished."""
     pools = [Pool(), Pool()]
     for pool in pools:
         watching.monitor.add(pool)
@@ -153,8 +153,8 @@ def test_each_pool_has_a_number(watching: Watching) -> None:
     assert len(numbers) == len(again) == 2 and len(numbers | again) == 3 and 0 not in numbers
 
 
-def test_a_child_starts_it(watching: Watching, quick: None, child: subprocess.Popen[bytes]) -> None:
-    """And it ends once the child is gone and was dealt with; a later one starts it again."""
+def test_a_child_starts_the_thread(watching: Watching, quick: None, child: subprocess.Popen[bytes]) -> None:
+    """The thread starts with a child, ends once the child is gone and handled, and starts again with a later one."""
     for _ in range(2):
         with subprocess.Popen(["/bin/sleep", "60"]) as process:
             until(threads)
@@ -165,8 +165,8 @@ def test_a_child_starts_it(watching: Watching, quick: None, child: subprocess.Po
         assert watching.monitor.process_hooks.known == {}
 
 
-def test_stopping_ends_it(watching: Watching) -> None:
-    """In the midst of its sleep; afterwards it says nothing and can be started again."""
+def test_stopping_ends_the_thread(watching: Watching) -> None:
+    """Stopping ends the thread during its sleep; afterwards there are no readings, and it can be started again."""
     pool = Pool()
     watching.monitor.add(pool)
     assert len(threads()) == 1
@@ -181,7 +181,7 @@ def test_stopping_ends_it(watching: Watching) -> None:
 
 
 def test_a_fork_finds_no_thread(watching: Watching) -> None:
-    """It ends before a fork, does not start meanwhile, and goes on afterwards."""
+    """The thread ends before a fork, does not start during it, and starts again afterwards."""
     watching.monitor.add(Pool())
     release = held_for_fork(watching.monitor)
     assert threads() == []
@@ -191,8 +191,8 @@ def test_a_fork_finds_no_thread(watching: Watching) -> None:
     assert len(threads()) == 1
 
 
-def test_forks_do_not_keep_it_from_polling(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that forks more often than it polls is polled all the same."""
+def test_forks_do_not_prevent_polling(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that forks more often than it is polled is still polled."""
     monkeypatch.setattr(module, "PERIOD", 0.2)
     pool = Pool()
     watching.monitor.add(pool)
@@ -204,8 +204,8 @@ def test_forks_do_not_keep_it_from_polling(watching: Watching, monkeypatch: pyte
     until(fork)
 
 
-def test_a_fork_does_not_warn_because_of_it() -> None:
-    """Since 3.12 a fork beside other threads warns; with ours alone it does not, and the thread goes on each time."""
+def test_a_fork_does_not_warn_about_the_thread() -> None:
+    """The monitor's thread causes no multi-threaded fork warning of Python 3.12, and runs again after each fork."""
     program = """
 import contextlib, functools, os, threading, warnings
 from loopwatch.core.faults import Faults
@@ -236,14 +236,14 @@ for _ in range(20):
 print(len(warned), threads)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    # 3.12 counts the system's threads, and one that was joined may be there for a moment; 3.13 waits for its real end.
+    # 3.12 counts the system's threads, and a joined one may still exist for a moment; 3.13 waits for its real end.
     warned, _, threads = done.stdout.strip().partition(" ")
     assert int(warned) <= (10 if sys.version_info[:2] == (3, 12) else 0)
     assert threads == str([2] * 20)
 
 
-def test_figures_of_a_snapshot_are_fresh(watching: Watching, child: subprocess.Popen[bytes]) -> None:
-    """Once it has polled, what is older than half a second is polled anew when somebody asks."""
+def test_stats_of_a_snapshot_are_fresh(watching: Watching, child: subprocess.Popen[bytes]) -> None:
+    """A snapshot polls again if the last poll is older than half a second."""
     pool = Pool(child.pid)
     watching.monitor.add(pool)
     watching.monitor.poll_now()
@@ -256,7 +256,7 @@ def test_figures_of_a_snapshot_are_fresh(watching: Watching, child: subprocess.P
 
 
 def test_a_snapshot_before_the_first_poll(watching: Watching, child: subprocess.Popen[bytes]) -> None:
-    """Children and their memory are told at once; on a running loop, which must not wait for psutil, who is there."""
+    """The first snapshot has children with their memory; on a running loop only their pids, as psutil would block."""
 
     async def on_loop() -> tuple[PoolReading, ...]:
         return watching.monitor.readings()
@@ -273,7 +273,7 @@ def test_a_snapshot_before_the_first_poll(watching: Watching, child: subprocess.
 
 
 def test_a_snapshot_does_not_wait_for_a_poll(watching: Watching, child: subprocess.Popen[bytes]) -> None:
-    """While another thread polls and does not get on, the last figures are told."""
+    """A snapshot returns the last stats while another thread is stuck in a poll."""
     watching.monitor.add(Pool(child.pid))
     watching.monitor.poll_now()
     watching.monitor._polled_at -= module.FRESH + 1
@@ -296,7 +296,7 @@ def test_a_snapshot_does_not_wait_for_a_poll(watching: Watching, child: subproce
 
 
 def test_a_pool_that_cannot_be_read_is_dropped() -> None:
-    """The others go on, and it is counted and told once."""
+    """A pool that cannot be read is dropped and counted as one fault, and the others stay."""
     watching = Watching()
     watching.monitor.start()
     try:
@@ -316,7 +316,7 @@ def test_a_pool_that_cannot_be_read_is_dropped() -> None:
 def test_a_worker_that_hangs(
     watching: Watching, child: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A task and no progress for as long as was set: told in words once, however often it is looked at."""
+    """A worker with a task and no progress for ``hung_after`` is logged once, however often it is polled."""
     pool = Pool(child.pid, hung_after=0.2)
     watching.monitor.add(pool)
 
@@ -333,8 +333,8 @@ def test_a_worker_that_hangs(
     assert lines[0].startswith(f"loopwatch: worker of pool (process) {child.pid} is hung: it has had a task, has used")
 
 
-def test_findings_are_told_and_logged_once(watching: Watching, caplog: pytest.LogCaptureFixture) -> None:
-    """With the record of the finding; when it is over nothing is said."""
+def test_findings_are_listed_and_logged_once(watching: Watching, caplog: pytest.LogCaptureFixture) -> None:
+    """A finding is logged once, with the finding on the log record."""
     pool = Pool()
     pool.stats = replace(pool.stats, neglected=2, failed=2, failures={"ValueError": 2})
     watching.monitor.add(pool)
@@ -350,13 +350,13 @@ def test_findings_are_told_and_logged_once(watching: Watching, caplog: pytest.Lo
 
 
 def test_polls_are_rarer_where_they_cost_more() -> None:
-    """A fifth of the agent's budget: 4 ms of a poll every 2 s, of one of 40 ms every 20 s, never less than a minute."""
+    """Polls use a fifth of the agent's budget: 4 ms every 2 seconds, 40 ms every 20, and at least one a minute."""
     assert (period(0.0, 0.01), period(0.004, 0.01), period(0.04, 0.01)) == (PERIOD, PERIOD, 20.0)
     assert (period(1.0, 0.01), period(0.04, 1.0)) == (LONGEST_PERIOD, PERIOD)
 
 
-def test_how_long_one_waits_for_the_gil() -> None:
-    """Long where a thread computes in Python; next to nothing where it computes without the GIL."""
+def test_gil_wait() -> None:
+    """The wait for the GIL is long while a thread computes in Python, and negligible afterwards."""
     over = threading.Event()
 
     def compute() -> None:
@@ -373,7 +373,7 @@ def test_how_long_one_waits_for_the_gil() -> None:
     assert min(gil_wait() for _ in range(20)) < GIL_WAIT
 
 
-# -- what is told ---------------------------------------------------------------------------------------------------
+# -- what is logged -------------------------------------------------------------------------------------------------
 
 
 def reading(*workers: WorkerStats, **stats: object) -> PoolReading:
@@ -385,60 +385,60 @@ def worker(pid: int, state: WorkerState, reason: str = "") -> WorkerStats:
     return WorkerStats(pid, state, 0, 0, 1.0, 0, reason=reason)
 
 
-def told(news: HealthLog, now: float, *readings: PoolReading, interval: float = 60.0, **others: object) -> list[str]:
+def logged(log: HealthLog, now: float, *readings: PoolReading, interval: float = 60.0, **others: object) -> list[str]:
     findings, ends = others.get("findings", ()), others.get("ends", ())
-    return [line.text for line in news.of(readings, findings, ends, now, interval)]  # type: ignore[arg-type]
+    return [line.text for line in log.of(readings, findings, ends, now, interval)]  # type: ignore[arg-type]
 
 
-def test_a_zombie_is_told_once_the_program_has_passed_it_over() -> None:
-    """That is, once and only if others are started long after it had exited; when it has gone, nothing is said."""
+def test_a_zombie_is_logged_once_other_children_are_started() -> None:
+    """A zombie is logged once, and only if other children are started long after its exit."""
 
     def zombie(started: int) -> PoolReading:
         dead = worker(7, WorkerState.ZOMBIE, "sh; it has exited")
         return reading(dead, name="children", kind="children", started=started)
 
-    news = HealthLog()
-    assert told(news, 0, zombie(1)) == told(news, 5, zombie(2)) == told(news, UNWAITED_AFTER, zombie(2)) == []
-    assert told(news, 3600, zombie(2)) == []
-    assert told(news, 3602, zombie(3)) == ["child process 7 is a zombie: sh; it has exited"]
-    assert told(news, 3700, zombie(4)) == told(news, 3710) == []
+    log = HealthLog()
+    assert logged(log, 0, zombie(1)) == logged(log, 5, zombie(2)) == logged(log, UNWAITED_AFTER, zombie(2)) == []
+    assert logged(log, 3600, zombie(2)) == []
+    assert logged(log, 3602, zombie(3)) == ["child process 7 is a zombie: sh; it has exited"]
+    assert logged(log, 3700, zombie(4)) == logged(log, 3710) == []
 
 
-def test_a_thread_that_waits_is_told_where_calls_wait_for_it() -> None:
-    """One that consumes a queue for as long as the program runs does no harm; a process that does nothing is told."""
+def test_a_hung_thread_is_logged_if_calls_wait_for_it() -> None:
+    """A hung thread is logged only if calls are queued, as it may be a consumer; a hung process is logged at once."""
     hung = worker(7, WorkerState.HUNG, "it has run app:consume for 99 s")
     for kind in ("thread", "default"):
-        news = HealthLog()
-        assert told(news, 0, reading(hung, kind=kind)) == told(news, 600, reading(hung, kind=kind)) == []
-        (line,) = told(news, 602, reading(hung, kind=kind, queued=1))
+        log = HealthLog()
+        assert logged(log, 0, reading(hung, kind=kind)) == logged(log, 600, reading(hung, kind=kind)) == []
+        (line,) = logged(log, 602, reading(hung, kind=kind, queued=1))
         assert line == f"worker of pool ({kind}) 7 is hung: it has run app:consume for 99 s"
-    assert len(told(HealthLog(), 0, reading(hung))) == 1
+    assert len(logged(HealthLog(), 0, reading(hung))) == 1
 
 
-def test_a_task_that_outlives_its_executor_is_told_if_it_takes_long() -> None:
-    """Who shuts down and does not wait may mean it; a worker without a task is told at once."""
+def test_an_orphan_with_a_task_is_logged_after_a_while() -> None:
+    """An orphan with a task is logged after a while, as that may be intended; one without a task at once."""
     task = replace(worker(7, WorkerState.ORPHAN, "it is alive"), calls=1)
-    news = HealthLog()
-    assert told(news, 0, reading(task)) == told(news, ORPHAN_AFTER - 1, reading(task)) == []
-    assert told(news, ORPHAN_AFTER, reading(task)) == ["worker of pool (process) 7 is an orphan: it is alive"]
-    assert len(told(HealthLog(), 0, reading(replace(task, calls=0)))) == 1
+    log = HealthLog()
+    assert logged(log, 0, reading(task)) == logged(log, ORPHAN_AFTER - 1, reading(task)) == []
+    assert logged(log, ORPHAN_AFTER, reading(task)) == ["worker of pool (process) 7 is an orphan: it is alive"]
+    assert len(logged(HealthLog(), 0, reading(replace(task, calls=0)))) == 1
 
 
-def test_crashes_of_pools_are_told_by_reason() -> None:
-    """Each once, with how many; within the interval they are held back and counted in the next line."""
-    news = HealthLog()
-    assert told(news, 0, reading(crashes={"SIGSEGV": 1}, created_at="app.py:1 in main")) == [
+def test_crashes_of_pools_are_logged_by_reason() -> None:
+    """Crashes are logged by reason with their number; within the interval they are counted for the next line."""
+    log = HealthLog()
+    assert logged(log, 0, reading(crashes={"SIGSEGV": 1}, created_at="app.py:1 in main")) == [
         "a worker of pool (process), made at app.py:1 in main, died: SIGSEGV"
     ]
-    assert told(news, 1, reading(crashes={"SIGSEGV": 1})) == []
-    assert told(news, 2, reading(crashes={"SIGSEGV": 3, "oom": 2})) == ["2 workers of pool (process) died: oom"]
-    assert told(news, 70, reading(crashes={"SIGSEGV": 4, "oom": 2})) == [
+    assert logged(log, 1, reading(crashes={"SIGSEGV": 1})) == []
+    assert logged(log, 2, reading(crashes={"SIGSEGV": 3, "oom": 2})) == ["2 workers of pool (process) died: oom"]
+    assert logged(log, 70, reading(crashes={"SIGSEGV": 4, "oom": 2})) == [
         "a worker of pool (process) died: SIGSEGV [1 more since the last line]"
     ]
 
 
-def test_crashes_of_children_are_told_and_answers_are_not() -> None:
-    """A signal, or an uncaught exception of a copy of this program; no answer, no request, no end that was wanted."""
+def test_crashes_of_children_are_logged_and_exit_codes_are_not() -> None:
+    """A crash signal or an uncaught exception of a fork is logged; requested ends and results of programs are not."""
     ends = [
         End(1, 5.0, 9.0, "SIGKILL", "app.py:2 in run", "worker"),
         End(2, 5.0, 9.0, "exit 1", "app.py:3 in run", "grep", executes=True),
@@ -448,26 +448,26 @@ def test_crashes_of_children_are_told_and_answers_are_not() -> None:
         End(6, 5.0, 9.0, "exit 155", "app.py:7 in run", "worker"),
         End(7, 5.0, 9.0, "exit 1", "app.py:8 in run", "worker"),
     ]
-    news = HealthLog()
-    assert told(news, 6, ends=ends) == [
+    log = HealthLog()
+    assert logged(log, 6, ends=ends) == [
         "child process 1 (worker), made at app.py:2 in run, died: SIGKILL",
         "child process 7 (worker), made at app.py:8 in run, died: exit 1",
     ]
-    assert told(news, 7, ends=ends) == []
+    assert logged(log, 7, ends=ends) == []
 
 
-def test_a_storm_is_cut_short() -> None:
-    """Hundreds of things at once are a few lines."""
+def test_the_number_of_lines_is_limited() -> None:
+    """Hundreds of findings at once are logged as a few lines and the number left out."""
     findings = [Finding("zombies", f"pool {n}", "so it is", "do this") for n in range(300)]
-    lines = told(HealthLog(), 0, findings=findings)
+    lines = logged(HealthLog(), 0, findings=findings)
     assert len(lines) == MOST_LINES + 1
     assert lines[-1] == f"{300 - MOST_LINES} more lines about pools and processes are left out"
 
 
-def test_what_is_remembered_of_names_is_bounded() -> None:
+def test_memory_of_names_is_bounded() -> None:
     """Two thousand pools that crashed leave no more than a few hundred entries."""
-    news = HealthLog()
+    log = HealthLog()
     for n in range(2_000):
-        told(news, float(n), reading(worker(n, WorkerState.ORPHAN), name=f"pool {n}", crashes={"oom": 1}))
-    assert max(len(news._last), len(news._crashes), len(news._held)) <= 501
-    assert len(news._workers) <= 501
+        logged(log, float(n), reading(worker(n, WorkerState.ORPHAN), name=f"pool {n}", crashes={"oom": 1}))
+    assert max(len(log._last), len(log._crashes), len(log._held)) <= 501
+    assert len(log._workers) <= 501

@@ -1,4 +1,4 @@
-"""Facts of real processes, and whom the kernel has killed for want of memory."""
+"""Facts about real processes, and which of them the kernel's out-of-memory killer ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READ = "import os\nwhile True: os.read(0, 1)"
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts processes that are killed and waited for at the end."""
+    """Start processes that are killed and reaped at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def popen(code: str) -> subprocess.Popen[bytes]:
@@ -56,7 +56,7 @@ class Clock:
 
 
 def settled(polled: Processes, pid: int, clock: Clock) -> None:
-    """Poll until a process has come to rest in a read."""
+    """Poll until a process blocks in a read."""
 
     def is_at_rest() -> bool:
         before = polled.facts[pid].cpu if pid in polled.facts else None
@@ -71,7 +71,7 @@ def settled(polled: Processes, pid: int, clock: Clock) -> None:
 
 
 def test_a_living_process(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """Its memory, its own memory, its processor time, its name and its start are as psutil and the clock have them."""
+    """Memory, unique memory, processor time, name and start time of a process are plausible."""
     began = time.time()
     process = start(NOTHING)
     polled = Processes()
@@ -87,8 +87,8 @@ def test_a_living_process(start: Callable[..., subprocess.Popen[bytes]]) -> None
     assert facts.started_at is not None and abs(facts.started_at - began) < 60
 
 
-def test_a_process_that_waits_does_not_move(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """While it waits ``moved_at`` stands still, and after a while it is told what it waits in."""
+def test_a_waiting_process_makes_no_progress(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """``moved_at`` of a waiting process stays the same, and after a while the function it waits in is known."""
     clock, process = Clock(), start(NOTHING)
     polled = Processes(clock=clock)
     settled(polled, process.pid, clock)
@@ -102,8 +102,8 @@ def test_a_process_that_waits_does_not_move(start: Callable[..., subprocess.Pope
         assert facts.waits_in is None or facts.waits_in.isidentifier()
 
 
-def test_computing_is_moving(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """A process that computes has moved as soon as its processor time is more than before."""
+def test_computing_is_progress(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """``moved_at`` advances with a process's processor time."""
     clock, process = Clock(), start(SPIN)
     polled = Processes(clock=clock)
     polled.poll([process.pid])
@@ -118,8 +118,8 @@ def test_computing_is_moving(start: Callable[..., subprocess.Popen[bytes]]) -> N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="I/O of other processes is counted on Linux")
-def test_io_is_moving(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """A process that reads now and then moves, although its processor time does not show it."""
+def test_io_is_progress(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """``moved_at`` advances when a process reads, although its processor time hardly does."""
     clock, process = Clock(), start(READ)
     assert process.stdin is not None
     polled = Processes(clock=clock)
@@ -137,7 +137,7 @@ def test_io_is_moving(start: Callable[..., subprocess.Popen[bytes]]) -> None:
 
 
 def test_a_zombie_can_still_be_waited_for(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """A process that has exited is a zombie with its exit code, which is not taken from whoever waits for it."""
+    """A zombie's exit code is known and still available to the program's own wait."""
     process = start("import os; os._exit(7)")
     polled = Processes()
     until(lambda: polled.poll([process.pid]) and polled.facts[process.pid].zombie)
@@ -148,10 +148,10 @@ def test_a_zombie_can_still_be_waited_for(start: Callable[..., subprocess.Popen[
     assert process.wait() == 7
 
 
-def test_a_zombie_of_which_the_system_tells_nothing(
+def test_a_zombie_that_the_system_does_not_show(
     start: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """macOS refuses to read one: it is told with what was known before."""
+    """A zombie that cannot be read, as on macOS, keeps the facts known before."""
     process = start(NOTHING)
     polled = Processes()
     polled.poll([process.pid])
@@ -167,7 +167,7 @@ def test_a_zombie_of_which_the_system_tells_nothing(
 
 
 def test_a_process_that_is_gone(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """Its last figures stay, with the exit code as others heard it."""
+    """A reaped process keeps its last facts, with the exit code that the program got."""
     process = start(NOTHING)
     polled = Processes(exit_of=lambda pid: process.returncode)
     polled.poll([process.pid])
@@ -180,8 +180,8 @@ def test_a_process_that_is_gone(start: Callable[..., subprocess.Popen[bytes]]) -
     assert polled.facts == {}
 
 
-def test_a_number_that_was_given_to_another_process(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """A process with the number of one that has ended is told from it by when it was started."""
+def test_a_reused_pid(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """A process with the pid of an ended one is distinguished from it by its start time."""
     process = start(NOTHING)
     polled = Processes()
     polled.poll([process.pid])
@@ -194,8 +194,8 @@ def test_a_number_that_was_given_to_another_process(start: Callable[..., subproc
     assert polled.facts[process.pid].alive
 
 
-def test_a_poll_ends_when_it_was_told_to(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """What it did not come to keeps its last facts."""
+def test_a_poll_ends_at_its_deadline(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """Processes that a poll did not reach keep their last facts."""
     clock, processes = Clock(), [start(NOTHING) for _ in range(2)]
     polled = Processes(clock=clock)
     pids = [process.pid for process in processes]
@@ -205,8 +205,8 @@ def test_a_poll_ends_when_it_was_told_to(start: Callable[..., subprocess.Popen[b
     assert [polled.facts[pid].at for pid in pids] == [1000.0, 1000.0]
 
 
-def test_own_memory_is_read_rarely(start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """One process a poll, each once a minute at most: the kernel walks all pages for it."""
+def test_unique_memory_is_read_rarely(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """Unique memory is read for one process a poll, and once a minute at most, as the kernel walks all pages."""
     clock, processes = Clock(), [start(NOTHING) for _ in range(3)]
     polled = Processes(clock=clock)
     pids = [process.pid for process in processes]
@@ -221,8 +221,8 @@ def test_own_memory_is_read_rarely(start: Callable[..., subprocess.Popen[bytes]]
     assert polled._unique_at == read
 
 
-def test_peek_takes_nothing_away() -> None:
-    """How a child ended can be read again and again before it is waited for, and not afterwards."""
+def test_peek_does_not_reap() -> None:
+    """An exit status can be read repeatedly before the child is reaped, and not afterwards."""
     pid = os.fork()
     if pid == 0:
         os._exit(9)
@@ -236,7 +236,7 @@ def test_peek_takes_nothing_away() -> None:
 
 
 def tree(root: Path, version: int, kills: int, members: list[int]) -> None:
-    """Write what the kernel would show of this process's control group."""
+    """Write the files that the kernel would show for this process's control group."""
     (root / "proc/self").mkdir(parents=True, exist_ok=True)
     if version == 2:
         group, counts = root / "sys/fs/cgroup/app", f"low 0\nhigh 0\nmax 3\noom {kills}\noom_kill {kills}\n"
@@ -252,14 +252,14 @@ def tree(root: Path, version: int, kills: int, members: list[int]) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_whom_the_kernel_killed(tmp_path: Path, version: int) -> None:
-    """The counter of the group tells: no more kills than before, as many as have gone, or fewer: then who?"""
+def test_kills_by_the_kernel(tmp_path: Path, version: int) -> None:
+    """A process was killed if the group's counter grew by as many as are gone; if by fewer, that is unknown."""
     tree(tmp_path, version, 1, [10, 11, 12, 13])
     oom = Oom(tmp_path)
     assert oom.killed(frozenset({11})) is False
     tree(tmp_path, version, 2, [10, 12, 13])
     assert oom.killed(frozenset({11})) is True
-    tree(tmp_path, version, 2, [10, 12])  # 13 has gone as well, and it is nobody's child
+    tree(tmp_path, version, 2, [10, 12])  # 13 is gone as well, and is not a child of this process
     assert oom.killed(frozenset({11})) is None
     tree(tmp_path, version, 3, [10, 12])  # both were killed
     assert oom.killed(frozenset({11})) is True
@@ -267,8 +267,8 @@ def test_whom_the_kernel_killed(tmp_path: Path, version: int) -> None:
     assert oom.killed(frozenset({12})) is False
 
 
-def test_no_counter_no_answer(tmp_path: Path) -> None:
-    """Where the kernel tells nothing, neither do we."""
+def test_kills_without_a_counter(tmp_path: Path) -> None:
+    """Without a counter of the kernel it is unknown whether a process was killed."""
     assert Oom(tmp_path).killed(frozenset({11})) is None
     assert cgroup.counts_kills(tmp_path) is None
 
@@ -285,8 +285,8 @@ V1 = "sys/fs/cgroup/cpu/app"
         ({f"{V1}/cpu.cfs_quota_us": "-1", f"{V1}/cpu.cfs_period_us": "100000"}, None),
     ],
 )  # fmt: skip
-def test_processors_that_may_be_used(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
-    """The affinity, or the quota of the group or of one above it if that is less."""
+def test_usable_cpus(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    """The usable processors are the affinity, or the quota of the group or a parent group if that is less."""
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("3:cpu,cpuacct:/app\n0::/app\n")
     for name, text in files.items():
@@ -301,7 +301,7 @@ HOG = "x = bytearray(400 << 20); x[::4096] = b'x' * len(x[::4096])"
 
 @pytest.fixture
 def small_group() -> Iterator[Path]:
-    """A real control group with 50 MB; skips where none can be made."""
+    """A real control group with 50 MB; the test is skipped where none can be made."""
     memory = Path("/sys/fs/cgroup/memory")
     group = memory / f"loopwatch-test-{os.getpid()}"
     try:
@@ -319,8 +319,8 @@ def small_group() -> Iterator[Path]:
         group.rmdir()
 
 
-def test_a_real_kill_for_want_of_memory(small_group: Path) -> None:
-    """A program in a group of 50 MB, whose child wants 400 MB: that death is the kernel's; a plain kill is not."""
+def test_a_real_out_of_memory_kill(small_group: Path) -> None:
+    """A child that allocates 400 MB in a group of 50 MB was killed by the kernel; a plain kill is distinguished."""
     program = f"""
 import os, subprocess, sys
 from pathlib import Path
@@ -341,8 +341,8 @@ for code in ("import time; time.sleep(60)", {HOG!r}):
     assert done.stdout.splitlines() == ["-9 False", "-9 True"], done.stderr
 
 
-def test_a_child_that_the_kernel_kills_is_told_as_such(small_group: Path) -> None:
-    """Also one that came and went between two polls; one that somebody else kills is not."""
+def test_an_out_of_memory_kill_is_counted_as_oom(small_group: Path) -> None:
+    """A child killed by the kernel between two polls is counted as ``oom``, and one killed otherwise is not."""
     program = f"""
 import os, subprocess, sys
 from pathlib import Path
@@ -369,10 +369,10 @@ for command in ((sys.executable, "-I", "-S", "-c", {HOG!r}), ("sh", "-c", "kill 
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("what", ["status", "cpu_times", "memory_info"])
-def test_what_cannot_be_looked_at_now(
+def test_a_process_that_cannot_be_read_for_a_while(
     what: str, error: Exception, start: Callable[..., subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that cannot be looked at for a while keeps its facts, and is looked at again; nothing is raised."""
+    """A process that cannot be read for a while keeps its facts and is read again later, and nothing is raised."""
     pid, polled = start(NOTHING).pid, Processes()
     polled.poll([pid])
     known = polled.facts[pid]

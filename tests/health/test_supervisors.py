@@ -1,4 +1,4 @@
-"""Real servers with worker processes: a worker that dies is told by their supervisor as a crash and a restart."""
+"""Supervisors of real servers report a worker that dies as a crash and a restart."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A server under ``loopwatch run``, and what it has written so far."""
+    """A server under ``loopwatch run`` and its output."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         (folder / "app.py").write_text(APP)
@@ -61,7 +61,7 @@ class Server:
         return [int(pid) for pid in STARTED.findall(self.output.read_text())]
 
     def metric(self, name: str, **labels: str) -> float:
-        """Return what the supervisor says of its children."""
+        """Return the value of a metric of the supervisor's children."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.scrape}/metrics", timeout=20) as response:
                 text = response.read().decode()
@@ -86,7 +86,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_a_worker_that_is_killed(server: Server) -> None:
-    """The supervisor counts two workers, then a crash by SIGKILL and a third one; those that it ends are no crashes."""
+    """The supervisor counts two workers, then one crash and a third worker; workers that it ends are no crashes."""
     until(lambda: server.metric("loopwatch_pool_started_total") == 2)
     assert server.metric("loopwatch_pool_workers", loopwatch_worker_state="unknown") == 2
     assert server.metric("loopwatch_pool_memory_bytes") > 10_000_000

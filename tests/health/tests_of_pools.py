@@ -1,4 +1,4 @@
-"""What tests of pools have in common."""
+"""Helpers shared by the tests of pools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loopwatch.health.monitor import Monitor
 
 
 def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait until something has happened, generously."""
+    """Wait until a condition holds, with a generous timeout."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"
@@ -22,13 +22,13 @@ def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def held_for_fork(monitor: Monitor) -> Callable[[], object]:
-    """Stop the monitor's thread as before a fork; return what starts it again."""
+    """Stop the monitor's thread as before a fork; return a function that starts it again."""
     pause = ForkPause(Faults())
     return pause.begin(monitor.thread, (), contextlib.nullcontext(), monitor.process_hooks.when_forked)
 
 
 class Gate:
-    """A file that lets tasks go on which wait for it; to be entered after their pool, whose end waits for them."""
+    """A file that releases the tasks waiting for it. Enter it after their pool, whose exit waits for them."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "go"
@@ -37,7 +37,7 @@ class Gate:
         return str(self._file)
 
     def open(self) -> None:
-        """Let them go on."""
+        """Release the waiting tasks."""
         self._file.touch()
 
     def __enter__(self) -> Self:

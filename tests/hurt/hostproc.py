@@ -1,4 +1,4 @@
-"""Runs a small program in an interpreter of its own, for claims about whole processes."""
+"""Run a small program in its own interpreter, to test whole processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 DEADLINE = 50.0
-"""s; a program that is not over by then hangs."""
+"""Seconds after which a program that still runs is taken to hang."""
 
 PRELUDE = """
 import asyncio, json, os, re, signal, sys, threading, time
@@ -58,11 +58,11 @@ async def blocked(seconds=0.15):
 
 @dataclass(frozen=True)
 class Ended:
-    """A program that is over.
+    """The result of a program that has ended.
 
     Attributes:
         code: exit code, negative for a signal.
-        out: what it said, one mapping a line.
+        out: its JSON output, one mapping a line.
         err: its standard error.
     """
 
@@ -72,13 +72,13 @@ class Ended:
 
     @property
     def last(self) -> dict[str, Any]:
-        """What it said last."""
+        """The last mapping that it printed."""
         assert self.out, self.err
         return self.out[-1]
 
 
 def start(source: str, *args: object, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start ``source``; what stands in :data:`PRELUDE` can be used in it."""
+    """Start ``source``, which can use the helpers in :data:`PRELUDE`."""
     base = {key: value for key, value in os.environ.items() if not key.startswith(("LOOPWATCH_", "COV_", "PYTEST"))}
     code = PRELUDE + textwrap.dedent(source)
     return subprocess.Popen(
@@ -88,18 +88,18 @@ def start(source: str, *args: object, env: Mapping[str, str] | None = None) -> s
         stderr=subprocess.PIPE,
         text=True,
         env=base | dict(env or {}),
-        start_new_session=True,  # so that nothing of it is left when it hangs
+        start_new_session=True,  # so that all of it can be killed if it hangs
     )
 
 
 def finish(process: subprocess.Popen[str], deadline: float = DEADLINE) -> Ended:
-    """Wait for a program; one that hangs is killed, with its children, and fails the test."""
+    """Wait for a program to end; one that hangs is killed with its children and fails the test."""
     try:
         out, err = process.communicate(timeout=deadline)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise AssertionError(f"it hangs; it said:\n{out}\n{err}") from None
+        raise AssertionError(f"it hangs; its output:\n{out}\n{err}") from None
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return Ended(process.returncode, lines, err)
 
@@ -110,7 +110,7 @@ def program(source: str, *args: object, env: Mapping[str, str] | None = None, de
 
 
 def succeeded(source: str, *args: object, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run ``source`` to its end, which must be a good one without a word on stderr; return what it said last."""
+    """Run ``source``, require exit code 0 and an empty stderr, and return the last mapping that it printed."""
     ended = program(source, *args, env=env)
     assert (ended.code, ended.err) == (0, ""), (ended.code, ended.err)
     return ended.last

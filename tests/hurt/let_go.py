@@ -1,7 +1,7 @@
-"""Makes, uses and drops many of one kind of what is watched, and says what is left: run by tests, with and without us.
+"""Make, use and drop many watched objects of one kind and print what is left; run with and without the agent.
 
-Usage: ``python let_go.py KIND COUNT AGENT ALIVE``: whether to install the agent, and how many objects may stay alive
-until the garbage collector runs, for which it waits.
+Usage: ``python let_go.py KIND COUNT AGENT ALIVE``. AGENT is "agent" or "plain"; ALIVE is how many objects may live
+until the garbage collector runs, a number that the program waits for.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from multiprocessing.pool import ThreadPool
 from typing import Any
 
 PATIENCE = 20.0 if sys.argv[3:4] == ["agent"] else 1.0
-"""s to wait for what threads of a pool, which end a little later, have."""
+"""Seconds to wait for objects held by a pool's threads, which end a little later."""
 
 
 class Thing:
-    """An argument, a result."""
+    """An argument or a result."""
 
 
 class Odd(Exception):
-    """An error."""
+    """An error of the program."""
 
 
 def give(thing: object) -> object:
@@ -58,7 +58,7 @@ class Inline(Executor):
 
 
 class Bound(Executor):
-    """One whose methods are made with it, as a mock's are."""
+    """An executor whose methods are instance attributes, as those of a mock."""
 
     def __init__(self) -> None:
         me = weakref.ref(self)
@@ -66,14 +66,14 @@ class Bound(Executor):
 
 
 def futures(executor: Executor) -> Iterator[object]:
-    """Use an executor, and yield what it had to do with."""
+    """Use an executor, and yield the objects involved."""
     thing = Thing()
     yield thing
     yield executor.submit(give, thing)
     asked = executor.submit(fail, thing)
     asked.exception()
     yield asked
-    yield executor.submit(fail, thing)  # which nobody asks
+    yield executor.submit(fail, thing)  # whose error is not retrieved
     last = executor.submit(give, 1)
     last.result()
     yield last
@@ -123,7 +123,7 @@ def pool(made: Any) -> Iterator[object]:
         result.wait()
         mapped, iterated = pool.map_async(give, range(4)), pool.imap(give, [thing])
         yield mapped
-        mapped.wait()  # what is open at the end is in a cycle with its pool
+        mapped.wait()  # a result still pending at the end is in a cycle with its pool
         yield iterated
         assert len(list(iterated)) == 1
         failed = pool.apply_async(fail, (thing,))
@@ -131,7 +131,7 @@ def pool(made: Any) -> Iterator[object]:
         yield failed
     try:
         pool.apply_async(give, (thing,))
-    except ValueError:  # not running: it is refused
+    except ValueError:  # the pool is closed
         pass
 
 
@@ -241,7 +241,7 @@ def children() -> int:
     return len(psutil.Process().children())
 
 
-def figures() -> dict[str, int]:
+def resources() -> dict[str, int]:
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
         "children": children(),
@@ -268,18 +268,18 @@ def use(kind: str) -> list[weakref.ref[object]]:
 
 
 def main(kind: str, count: int, may_be_alive: int) -> None:
-    use(kind)  # fork servers, and what is opened once
+    use(kind)  # starts fork servers and opens what is opened once
     gc.collect()
-    until(lambda: figures()["threads"] == 1)
-    before = figures()
+    until(lambda: resources()["threads"] == 1)
+    before = resources()
     gc.disable()
     refs = [ref for _ in range(count) for ref in use(kind)]
     until(lambda: len(alive(refs)) <= may_be_alive)
     left = alive(refs)
     gc.enable()
     gc.collect()
-    until(lambda: not alive(refs) and figures() == before)
-    print(json.dumps([len(refs), len(left), sorted(set(left)), alive(refs), before, figures()]))
+    until(lambda: not alive(refs) and resources() == before)
+    print(json.dumps([len(refs), len(left), sorted(set(left)), alive(refs), before, resources()]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Beside other tools that patch asyncio: in any order both work, theirs stays theirs, and both can be taken out."""
+"""Together with other tools that patch asyncio both work, and both can be removed, in any order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hostproc import program, succeeded
 class Tool:
     """Another tool: the package to install, the module to look for, and how it is switched on and off.
 
-    ``on()`` and ``off()`` run inside a running loop; ``there()`` says whether its patches are in place.
+    ``on()`` and ``off()`` run inside a running loop; ``there()`` returns whether its patches are in place.
     """
 
     package: str
@@ -77,7 +77,7 @@ TOOLS = {
             instrumentor.instrument()
 
         def there():
-            # By identity: a wrapper is equal to what it wraps.
+            # By identity: a wrapper is equal to the function it wraps.
             return all(getattr(asyncio, name) is not was for name, was in zip(names, plain))
 
         def off():
@@ -99,7 +99,7 @@ TOOLS = {
             return loop.run_until_complete(asyncio.sleep(0.01, "nested")) == "nested"
 
         def off():
-            assert there()   # it knows no way back
+            assert there()   # it cannot be undone
         """,
         ("asyncio",),
     ),
@@ -125,21 +125,21 @@ TOOLS = {
 TOGETHER = """
     import loopwatch
     quiet()
-    kind, theirs_first, ours_out_first = sys.argv[1], sys.argv[2] == "True", sys.argv[3] == "True"
+    kind, tool_first, agent_out_first = sys.argv[1], sys.argv[2] == "True", sys.argv[3] == "True"
     found = []
 
     def install():
         loopwatch.install(threshold=0.1, on_stall=found.append, cpu_budget=1.0)
 
     async def main():
-        for step in (on, install) if theirs_first else (install, on):
+        for step in (on, install) if tool_first else (install, on):
             step()
         beside = there()
         await blocked(0.25)
         agent = loopwatch.current_agent()
         agent.flush(10)
         stalls, faults = [stall for stall in found if stall.duration > 0.2], dict(agent.snapshot().agent.faults)
-        if ours_out_first:
+        if agent_out_first:
             loopwatch.uninstall()
             stays = there()
             off()
@@ -163,15 +163,15 @@ COMBINATIONS = [
     pytest.param(
         name,
         kind,
-        theirs_first,
-        ours_out_first,
-        id=f"{name}-{kind}-{'in_first' if theirs_first else 'in_last'}-{'out_last' if ours_out_first else 'out_first'}",
+        tool_first,
+        agent_out_first,
+        id=f"{name}-{kind}-{'in_first' if tool_first else 'in_last'}-{'out_last' if agent_out_first else 'out_first'}",
     )
     for name, tool in TOOLS.items()
     for kind in tool.loops
-    for theirs_first in (True, False)
-    for ours_out_first in (True, False)
-    if kind == "asyncio" or (theirs_first and ours_out_first)  # on the loops of uvloop nothing is replaced
+    for tool_first in (True, False)
+    for agent_out_first in (True, False)
+    if kind == "asyncio" or (tool_first and agent_out_first)  # on the loops of uvloop nothing is replaced
 ]
 
 
@@ -183,14 +183,14 @@ def available(module: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("name", "kind", "theirs_first", "ours_out_first"), COMBINATIONS)
-def test_beside_another_tool(name: str, kind: str, theirs_first: bool, ours_out_first: bool) -> None:
-    """Both are on: the block is found once with its culprit, their patches stay; both are off: the loop works."""
+@pytest.mark.parametrize(("name", "kind", "tool_first", "agent_out_first"), COMBINATIONS)
+def test_beside_another_tool(name: str, kind: str, tool_first: bool, agent_out_first: bool) -> None:
+    """With both on a block is reported once and the tool's patches stay; with both off the loop works."""
     tool = TOOLS[name]
     for package, module in ((tool.package, tool.module), *((("uvloop", "uvloop"),) if kind == "uvloop" else ())):
         if not available(module):
             pytest.skip(f"{package} is not installed (pip install {package})")
-    ended = program(tool.code + TOGETHER.replace("\n    ", "\n        "), kind, theirs_first, ours_out_first)
+    ended = program(tool.code + TOGETHER.replace("\n    ", "\n        "), kind, tool_first, agent_out_first)
     assert ended.code == 0, ended.err
     assert "loopwatch" not in ended.err
     assert ended.last == {
@@ -221,22 +221,22 @@ GEVENT = """
 """
 
 
-def test_gevent_is_refused() -> None:
-    """In a process patched by gevent install() logs one clear line and returns an agent that is off and says why."""
+def test_gevent_is_rejected() -> None:
+    """In a process patched by gevent install() logs one line and returns an agent that is off, with the reason."""
     if not available("gevent"):
         pytest.skip("gevent is not installed (pip install gevent)")
     ended = program(GEVENT)
     assert ended.code == 0, ended.err
-    (line, said) = ended.out
+    (line, output) = ended.out
     assert line["level"] == "ERROR"
     assert line["line"].startswith("loopwatch: not started: gevent has patched this process")
-    assert said["reason"] in line["line"]
-    assert (said["state"], said["same"], said["threads"], said["ran"]) == ("off", True, 0, "ran")
-    assert said["faults"] == {}
+    assert output["reason"] in line["line"]
+    assert (output["state"], output["same"], output["threads"], output["ran"]) == ("off", True, 0, "ran")
+    assert output["faults"] == {}
 
 
 def test_gevent_imported_but_not_patched() -> None:
-    """A program that only imports gevent is watched as ever."""
+    """A program that only imports gevent is watched as usual."""
     if not available("gevent"):
         pytest.skip("gevent is not installed (pip install gevent)")
     source = """
@@ -271,19 +271,19 @@ TRIO = """
 
 
 @pytest.mark.parametrize("imported", ["before", "after"])
-def test_trio_is_named_unsupported(imported: str) -> None:
-    """trio.run() works and one log line says that it is not watched, whether trio was imported before or after."""
+def test_trio_is_reported_as_unsupported(imported: str) -> None:
+    """trio.run() works and one log line says it is not watched, whether trio was imported before or after install()."""
     if not available("trio"):
         pytest.skip("trio is not installed (pip install trio)")
     ended = program(TRIO, imported, 1)
     assert ended.code == 0, ended.err
-    (line, said) = ended.out
+    (line, output) = ended.out
     assert line["level"] == "WARNING"
     assert "trio is not supported" in line["line"]
-    assert said == {"results": ["ran"], "back": True, "again": "ran"}
+    assert output == {"results": ["ran"], "back": True, "again": "ran"}
 
 
-def test_trio_is_named_once() -> None:
+def test_trio_is_reported_once() -> None:
     """A program that calls trio.run() a hundred times logs one line, not a hundred."""
     if not available("trio"):
         pytest.skip("trio is not installed (pip install trio)")
@@ -294,9 +294,9 @@ def test_trio_is_named_once() -> None:
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="the dictionary and the array are one since then")
 @pytest.mark.parametrize("when", ["before", "within"])
 def test_attributes_of_a_loop_stay_fast(when: str) -> None:
-    """Nothing has had the interpreter make the loop's ``__dict__``, nor that of a task, after all that is done to it.
+    """The agent does not make the interpreter materialize the ``__dict__`` of a loop or a task.
 
-    It keeps attributes in an array until then, from which they are read several times as fast; the collector tells.
+    Until then attributes are in an array, which is several times as fast; the referents of the object show it.
     """
     source = """
         import gc

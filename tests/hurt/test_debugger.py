@@ -1,4 +1,4 @@
-"""A process that a debugger holds from outside is not blocked by its own code, and nothing is reported."""
+"""A pause by a debugger outside the process is not reported as a stall."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROGRAM = """
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed (apt-get install gdb)")
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_pause_by_a_debugger_is_not_a_stall(kind: str) -> None:
-    """gdb holds the whole process for half a second and longer, and stays attached: that is nobody's fault."""
+    """No stall is reported when gdb stops the whole process for half a second and stays attached."""
     if kind == "uvloop":
         pytest.importorskip("uvloop")
     with start(PROGRAM, kind) as process:

@@ -1,4 +1,4 @@
-"""A program that closes every descriptor there is, as daemons do, gets their numbers for itself alone."""
+"""A program that closes all descriptors, as daemons do, can reuse their numbers without interference."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import pytest
 from hostproc import succeeded
 
 
-class Taking(BaseHTTPRequestHandler):
-    """Takes whatever is sent, and keeps the connection."""
+class AcceptingHandler(BaseHTTPRequestHandler):
+    """A handler that accepts every request and keeps the connection open."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        """Take a message."""
+        """Accept a message."""
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def receiver() -> Iterator[str]:
-    """Run a receiver of OTLP; give its URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as server:
+    """Run an OTLP receiver and yield its URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), AcceptingHandler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -66,7 +66,7 @@ CLOSES_ALL = """
     urllib.request.urlopen(url).read()
     until(lambda: agent()._parts.telemetry.providers._private._exporter.exported)
     del pool
-    gc.collect()  # what the standard library would close later
+    gc.collect()  # closes what the standard library would close later
     highest = max(map(int, os.listdir("/proc/self/fd")))
     os.closerange(3, highest + 1)
 
@@ -76,8 +76,8 @@ CLOSES_ALL = """
     pairs = [each for _ in range(highest) for each in socket.socketpair()]
     for each in pairs:
         each.setblocking(False)
-    mine = [each.fileno() for each in (*files, listener, *pairs)]
-    before = [(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in mine]
+    own = [each.fileno() for each in (*files, listener, *pairs)]
+    before = [(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in own]
     try:
         urllib.request.urlopen(url, timeout=5).read()
     except OSError:
@@ -90,25 +90,25 @@ CLOSES_ALL = """
     accepted = [listener.accept()[0] for _ in clients]
     loopwatch.uninstall()
 
-    def heard(each):
+    def sent_to(each):
         try:
             return each.recv(100)
         except BlockingIOError:
             return b""
 
-    say(same=[(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in mine] == before,
+    say(same=[(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in own] == before,
         written=[os.stat(each.name).st_size for each in files if os.stat(each.name).st_size],
-        heard=[str(found) for each in pairs if (found := heard(each))], accepted=len(accepted), scraped=scraped > 1000)
+        read=[str(found) for each in pairs if (found := sent_to(each))], accepted=len(accepted), scraped=scraped > 1000)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc/self/fd")
-def test_numbers_of_descriptors_that_were_closed_are_the_programs(tmp_path: Path) -> None:
-    """Journal, hang file, scrape, export and the board of a pool touch nothing that has the numbers of theirs now.
+def test_reused_descriptors_are_not_touched(tmp_path: Path) -> None:
+    """Journal, hang file, scrape, export and task board do not touch descriptors that have reused their numbers.
 
-    The process is scraped on, at a port that is opened anew.
+    The process can still be scraped, at a new port.
     """
     with receiver() as url:
         source = CLOSES_ALL.replace("run(busy(20))", 'runner("asyncio")(busy(20))')
         found = succeeded(source, tmp_path / "journal", url)
-    assert found == {"same": True, "written": [], "heard": [], "accepted": 3, "scraped": True}
+    assert found == {"same": True, "written": [], "read": [], "accepted": 3, "scraped": True}

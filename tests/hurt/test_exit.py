@@ -1,4 +1,4 @@
-"""However a process ends, it ends as it would without the agent; and a hang that ends it leaves its stack behind."""
+"""A process ends as it would without the agent, and a hang in which it is killed leaves its stack on disk."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ ENDS = {
 
 
 def without_addresses(text: str) -> str:
-    """Return a traceback without what differs from run to run."""
+    """Return a traceback without addresses and line numbers, which differ from run to run."""
     return re.sub(r"0x[0-9a-f]+|line \d+", "", text)
 
 
@@ -143,7 +143,7 @@ ON_UVLOOP = ("in_a_stall", "sys_exit_in_a_callback", "sigterm_in_a_stall", "keyb
     ("end", "kind"), [(end, kind) for end in ENDS for kind in LOOPS if kind == "asyncio" or end in ON_UVLOOP]
 )
 def test_ends_as_without_the_agent(end: str, kind: str, tmp_path: Path) -> None:
-    """Exit code and standard error are the same with the agent, a journal and a hang timer as without; no hang."""
+    """Exit code and standard error are the same with and without the agent, a journal and a hang timer."""
     source = WITH_OR_WITHOUT + ENDS[end]
     both = [start(source, switch, kind, tmp_path) for switch in ("off", "on")]
     off, on = (finish(process, 20) for process in both)
@@ -153,10 +153,10 @@ def test_ends_as_without_the_agent(end: str, kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("where", "seconds"), [("callback", 3600), ("handler", 1.5)])
-def test_a_slow_sink_does_not_keep_the_process(where: str, seconds: float) -> None:
-    """An on_stall callback that never returns does not keep the process from ending, nor does a slow log handler.
+def test_a_slow_sink_does_not_keep_the_process_alive(where: str, seconds: float) -> None:
+    """Neither an on_stall callback that never returns nor a slow log handler keeps the process from ending.
 
-    For a handler that never returns nothing can be done: logging.shutdown() itself waits for its lock.
+    A handler that never returns cannot be helped: logging.shutdown() itself waits for its lock.
     """
     source = """
         import logging, loopwatch
@@ -200,10 +200,10 @@ STUCK = """
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-def test_a_hang_that_only_kill_ends_is_told_by_the_next_start(kind: str, tmp_path: Path) -> None:
-    """The guilty frames are on disk while the regular expression runs; kill -9 leaves them; the next start tells them.
+def test_a_killed_hang_is_reported_at_the_next_start(kind: str, tmp_path: Path) -> None:
+    """The frames of a hang are on disk while it lasts, survive kill -9, and are reported at the next start.
 
-    The hang file has mode 0600. After the next start its content stands in that process's journal and log, once.
+    The hang file has mode 0600. Its content is in the journal and log of the next process once.
     """
     process = start(STUCK, tmp_path, kind)
     path = hang_path(str(tmp_path), process.pid)
@@ -230,18 +230,18 @@ def test_a_hang_that_only_kill_ends_is_told_by_the_next_start(kind: str, tmp_pat
     assert f"process {process.pid} ended while its loop" in lines[0][0]["line"]
     assert not path.exists()
     contents = read_journals(str(tmp_path))
-    told = [stall for stall in contents.stalls if stall.pid == process.pid]
+    reported = [stall for stall in contents.stalls if stall.pid == process.pid]
     assert contents.hangs == ()
-    assert len(told) == 1
-    assert told[0].ongoing
-    assert "catastrophic" in [frame.function for frame in told[0].stack]
+    assert len(reported) == 1
+    assert reported[0].ongoing
+    assert "catastrophic" in [frame.function for frame in reported[0].stack]
 
 
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_hang_that_ends(kind: str, tmp_path: Path) -> None:
-    """After a hang that Python could not run in, the hang file holds its header only, and the stall has its culprit.
+    """After a hang in C code that has ended, the hang file has only its header, and the stall has its culprit.
 
-    The block is an operator: a sample taken after it shows the loop's machinery, only the dump shows the line.
+    The block is an operator: a sample taken after it shows only the loop's internals, but the dump shows the line.
     """
     source = """
         import loopwatch
@@ -279,28 +279,28 @@ def test_a_hang_that_ends(kind: str, tmp_path: Path) -> None:
     assert journals(tmp_path, ".hang") == {}
 
 
-@pytest.mark.parametrize("first", ["theirs", "ours"])
-def test_somebody_elses_timer_is_respected(first: str, tmp_path: Path) -> None:
-    """Once the program itself uses faulthandler's timer, ours never touches it: theirs fires into their file."""
+@pytest.mark.parametrize("first", ["program", "agent"])
+def test_the_timer_of_the_program_is_respected(first: str, tmp_path: Path) -> None:
+    """Once the program uses faulthandler's timer the agent leaves it alone, and it fires into the program's file."""
     source = """
         import faulthandler, loopwatch
         quiet()
-        theirs = open(sys.argv[1] + "/theirs", "w+")
+        own = open(sys.argv[1] + "/own", "w+")
 
         async def main():
             agent = loopwatch.install(threshold=0.1, hang_after=0.2, journal=sys.argv[1])
-            if sys.argv[2] == "ours":
+            if sys.argv[2] == "agent":
                 while not agent._parts.sinks.local.hang._armed:
                     await asyncio.sleep(0.02)
-            faulthandler.dump_traceback_later(1.0, file=theirs)
+            faulthandler.dump_traceback_later(1.0, file=own)
             await asyncio.sleep(1.5)
             hang = agent._parts.sinks.local.hang
-            say(size=os.fstat(theirs.fileno()).st_size, armed=hang._armed, yielded=hang._yielded)
-            faulthandler.dump_traceback_later(1.0, file=theirs)
-            size = os.fstat(theirs.fileno()).st_size
+            say(size=os.fstat(own.fileno()).st_size, armed=hang._armed, yielded=hang._yielded)
+            faulthandler.dump_traceback_later(1.0, file=own)
+            size = os.fstat(own.fileno()).st_size
             loopwatch.uninstall()
             await asyncio.sleep(1.3)
-            say(later=os.fstat(theirs.fileno()).st_size - size)
+            say(later=os.fstat(own.fileno()).st_size - size)
 
         asyncio.run(main())
     """
@@ -312,7 +312,7 @@ def test_somebody_elses_timer_is_respected(first: str, tmp_path: Path) -> None:
 
 
 def leave_a_hang(setting: str, pid: int) -> Path:
-    """Write the file that a process leaves that was killed in a hang."""
+    """Write the file that a process killed in a hang leaves behind."""
     path = hang_path(setting, pid)
     dump = (
         'Timeout (0:00:02)!\nThread 0x00000000000000ff (most recent call first):\n  File "/srv/app.py", line 3 in f\n'
@@ -322,7 +322,7 @@ def leave_a_hang(setting: str, pid: int) -> Path:
 
 
 def dead_pid() -> int:
-    """Return the number of a process that is over."""
+    """Return the pid of a process that has ended."""
     process = start("")
     finish(process)
     return process.pid
@@ -330,7 +330,7 @@ def dead_pid() -> int:
 
 @pytest.mark.parametrize("name", ["app", "app.0.x", "v[1].0.2", "a*b"])
 def test_leftovers_are_found_under_every_name(name: str, tmp_path: Path) -> None:
-    """The configured name may contain what is special in patterns, or look like a process id."""
+    """Leftover hang files are found even if the journal's name has pattern characters or looks like a process id."""
     setting, pid = str(tmp_path / f"{name}.jsonl"), dead_pid()
     path = leave_a_hang(setting, pid)
     other = leave_a_hang(str(tmp_path / "someone_else.jsonl"), pid)
@@ -342,14 +342,14 @@ def test_leftovers_are_found_under_every_name(name: str, tmp_path: Path) -> None
 
 
 def test_leftovers_of_living_processes_are_left_alone(tmp_path: Path) -> None:
-    """The hang file of a process that lives is its own business."""
+    """The hang file of a living process is neither reported nor removed."""
     path = leave_a_hang(str(tmp_path), os.getppid())
     assert leftover_hangs(str(tmp_path), 2.0) == []
     assert path.exists()
 
 
 def test_leftovers_follow_no_symbolic_link(tmp_path: Path) -> None:
-    """A link that somebody laid out is neither read nor followed nor removed."""
+    """A symbolic link in place of a leftover is neither read nor followed nor removed."""
     pid = dead_pid()
     target = tmp_path / "target"
     leave_a_hang(str(tmp_path), pid).rename(target)
@@ -361,7 +361,7 @@ def test_leftovers_follow_no_symbolic_link(tmp_path: Path) -> None:
 
 
 def test_the_hang_file_follows_no_symbolic_link(tmp_path: Path) -> None:
-    """A link in the place of the hang file is refused: its target stays, the hang timer is off, the rest works."""
+    """A symbolic link in place of the hang file turns the hang timer off; its target is untouched, the rest works."""
     source = """
         import logging, loopwatch
         from loopwatch.sinks.hang_timer import hang_path
@@ -382,13 +382,13 @@ def test_the_hang_file_follows_no_symbolic_link(tmp_path: Path) -> None:
 
 
 def test_the_hang_file_is_no_hard_link(tmp_path: Path) -> None:
-    """A second name of a foreign file in the place of the hang file is refused, and no leftover is read through one."""
+    """A hard link in place of the hang file is rejected, and leftovers are not read through hard links."""
     precious = tmp_path / "precious"
     precious.write_text("precious")
     timer = HangTimer(str(tmp_path), 2.0, PatchSet())
     timer.path.hardlink_to(precious)
     with pytest.raises(PermissionError, match="hard link to a file that has 2 names"):
-        timer._begin({1: "main"})  # pytest has the timer itself
+        timer._begin({1: "main"})  # pytest uses the timer itself
     timer.close()
     assert precious.read_text() == "precious"
     assert timer.path.exists()
@@ -398,8 +398,8 @@ def test_the_hang_file_is_no_hard_link(tmp_path: Path) -> None:
     assert hang_path(str(tmp_path), pid).exists()
 
 
-def test_eight_workers_that_start_together_tell_a_leftover_once(tmp_path: Path) -> None:
-    """Of several processes that find the same leftover at the same time, one tells it and none fails."""
+def test_eight_workers_that_start_together_report_a_leftover_once(tmp_path: Path) -> None:
+    """Of several processes that find the same leftover at once, one reports it and none fails."""
     pid = dead_pid()
     leave_a_hang(str(tmp_path), pid)
     source = """
@@ -414,15 +414,15 @@ def test_eight_workers_that_start_together_tell_a_leftover_once(tmp_path: Path) 
     (tmp_path / "go").touch()
     ended = [finish(worker) for worker in workers]
     assert [worker.last for worker in ended] == [{"faults": {}}] * 8
-    told: list[Stall] = []
+    reported: list[Stall] = []
     for worker in workers:
         path = journal_path(str(tmp_path), worker.pid)
-        told += read_journals(str(path)).stalls if path.exists() else ()
-    assert [stall.pid for stall in told] == [pid]
+        reported += read_journals(str(path)).stalls if path.exists() else ()
+    assert [stall.pid for stall in reported] == [pid]
 
 
 def test_signals_reach_the_program(tmp_path: Path) -> None:
-    """Signal handlers, the wake-up descriptor and the interval timer are those of the program."""
+    """The agent changes no signal handler, wake-up descriptor or interval timer."""
     source = """
         import loopwatch
         quiet()

@@ -1,4 +1,4 @@
-"""Each part may fail: it is counted, logged, left out for a while if it goes on; the program sees nothing of it."""
+"""A part that fails is counted, logged and, if it keeps failing, switched off; the program is not affected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONG = 0.15
 
 
 class Lines(logging.Handler):
-    """Keeps what the agent logs about itself, and the names of the threads that logged."""
+    """A handler that keeps the agent's log lines about itself and the names of the logging threads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
-    """What the agent logs about itself."""
+    """The agent's log lines about itself."""
     handler, logger = Lines(), logging.getLogger("loopwatch")
     logger.addHandler(handler)
     yield handler
@@ -52,7 +52,7 @@ def lines() -> Iterator[Lines]:
 
 @pytest.fixture
 def unraisable() -> Iterator[list[Any]]:
-    """What reached the hooks of last resort: an exception that ended a thread, or came from a callback of the gc."""
+    """Exceptions that reached ``threading.excepthook`` or ``sys.unraisablehook``."""
     import sys
 
     seen: list[Any] = []
@@ -67,7 +67,7 @@ def sleeper() -> None:
 
 
 async def blocks(times: int) -> str:
-    """Block the loop a few times; return what the program would."""
+    """Block the loop a few times; return the program's result."""
     for _ in range(times):
         await asyncio.sleep(0.07)
         sleeper()
@@ -76,7 +76,7 @@ async def blocks(times: int) -> str:
 
 
 async def blocks_until_off(agent: Agent, part: str) -> int:
-    """Block the loop until ``part`` is switched off; return how often: more than thrice where stalls are told late."""
+    """Block the loop until ``part`` is switched off; return how often, which is more than three if sinks run late."""
     for times in range(1, 30):
         await blocks(1)
         await asyncio.to_thread(agent.flush)
@@ -110,9 +110,9 @@ def off_lines(lines: Lines) -> list[str]:
     return [line for line in lines.lines if "is switched off" in line]
 
 
-@pytest.mark.parametrize("exc", [RuntimeError("theirs"), SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("exc", [RuntimeError("broken"), SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()])
 def test_callback(run: Run, sink: RecordingSink, lines: Lines, unraisable: list[Any], exc: BaseException) -> None:
-    """An on_stall callback that raises, even sys.exit(), is removed; the others get every stall."""
+    """An on_stall callback that raises, even SystemExit, is removed; other callbacks get every stall."""
     agent = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
     calls: list[loopwatch.Stall] = []
 
@@ -130,11 +130,11 @@ def test_callback(run: Run, sink: RecordingSink, lines: Lines, unraisable: list[
     assert unraisable == []
 
 
-@pytest.mark.parametrize("exc", [RuntimeError("theirs"), SystemExit(3), asyncio.CancelledError()])
+@pytest.mark.parametrize("exc", [RuntimeError("injected"), SystemExit(3), asyncio.CancelledError()])
 def test_context_callable(
     agent: Agent, run: Run, sink: RecordingSink, lines: Lines, *, unraisable: list[Any], exc: BaseException
 ) -> None:
-    """A callable that labels stalls and raises is left out after three stalls; they come with culprit as before."""
+    """A context callable that keeps raising is switched off; stalls still have their culprit and other labels."""
     calls: list[int] = []
 
     def bad() -> dict[str, str]:
@@ -157,7 +157,7 @@ def test_context_callable(
 
 @pytest.mark.parametrize("exc", [ValueError("broken handler"), OSError(28, "No space left on device")])
 def test_log_handler(run: Run, sink: RecordingSink, unraisable: list[Any], exc: Exception) -> None:
-    """A log handler that raises is left out after some stalls and two lines of ours; every stall is told otherwise."""
+    """Logging is switched off if a handler keeps raising, after two lines about it; other sinks get every stall."""
     agent = loopwatch.install(threshold=0.1, log_interval=0, on_stall=sink, cpu_budget=1.0)
     calls: list[str] = []
 
@@ -182,7 +182,7 @@ def test_log_handler(run: Run, sink: RecordingSink, unraisable: list[Any], exc: 
 
 
 def test_log_handler_that_raises_into_install() -> None:
-    """Neither install() nor configure() lets the exception of a log handler through."""
+    """The exception of a log handler does not propagate out of install()."""
 
     class Bad(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -203,7 +203,7 @@ def test_log_handler_that_raises_into_install() -> None:
 
 
 def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> None:
-    """A journal that cannot be written (here: a link in its place) is left out; stalls go everywhere else."""
+    """A journal that cannot be written (here: a link in its place) is switched off; other sinks get every stall."""
     import os
 
     from loopwatch.sinks.files import journal_path
@@ -222,8 +222,8 @@ def test_journal(tmp_path: Any, run: Run, sink: RecordingSink, lines: Lines) -> 
 
 
 def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be diagnosed is told as a stall without a cause; the figures of the loop count it."""
-    monkeypatch.setattr(loopwatch.sinks.pipeline, "diagnose", raising(RuntimeError("ours")))
+    """A stall whose diagnosis fails is reported with an unknown cause and counted in the stats of its loop."""
+    monkeypatch.setattr(loopwatch.sinks.pipeline, "diagnose", raising(RuntimeError("injected")))
     seen = []
 
     async def main() -> int:
@@ -244,8 +244,8 @@ def test_diagnosis(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, mo
 
 
 def test_flagging(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flagging that fails flags nobody and is left out after three stalls; stalls are told as before."""
-    monkeypatch.setattr(Flagging, "add", raising(RuntimeError("ours")))
+    """Flagging that keeps failing flags no function and is switched off; every stall is still reported."""
+    monkeypatch.setattr(Flagging, "add", raising(RuntimeError("injected")))
     times = run(blocks_until_off(agent, "flagging"))
     assert len(long(sink.stalls)) == times
     assert set(faults(agent)) == {"flagging"}
@@ -254,21 +254,21 @@ def test_flagging(agent: Agent, run: Run, sink: RecordingSink, lines: Lines, mon
 
 
 def test_flagged_functions_that_cannot_be_read(agent: Agent, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reading that fails is counted, and neither it nor a snapshot raises."""
-    monkeypatch.setattr(Flagging, "flagged", raising(RuntimeError("ours")))
+    """If reading the flagged functions fails it is counted, and neither flagged() nor snapshot() raises."""
+    monkeypatch.setattr(Flagging, "flagged", raising(RuntimeError("injected")))
     assert agent.flagged() == agent.snapshot().flagged == ()
     assert faults(agent)["flagging"] >= 2
     assert len(failures(lines)) >= 1
 
 
-def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop whose probe cannot be attached is watched by the heartbeat: the block is found all the same."""
+def test_probe_that_cannot_be_attached(run: Run, loop_kind: str, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop whose probe cannot be attached is watched by the heartbeat, and its blocks are found."""
     if loop_kind == "uvloop":
         from loopwatch.watch.probes import uvloop
 
-        monkeypatch.setattr(uvloop.UvloopProbe, "__init__", raising(OSError("ours")))
+        monkeypatch.setattr(uvloop.UvloopProbe, "__init__", raising(OSError("injected")))
     else:
-        monkeypatch.setattr(AsyncioProbe, "__init__", raising(AttributeError("ours")))
+        monkeypatch.setattr(AsyncioProbe, "__init__", raising(AttributeError("injected")))
     sink = RecordingSink()
     agent = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
     assert run(blocks(2)) == "the program's result"
@@ -279,9 +279,9 @@ def test_probe_that_cannot_be_had(run: Run, loop_kind: str, lines: Lines, monkey
 
 
 def test_discovery(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A discovery that fails is left out for a while: no loop is found, the program's loops run as ever."""
+    """Discovery that keeps failing is switched off: no loop is watched, and the program's loops run as usual."""
     agent = loopwatch.install(threshold=0.1, cpu_budget=1.0)
-    monkeypatch.setattr(agent._watch, "_attach", raising(RuntimeError("ours")))
+    monkeypatch.setattr(agent._watch, "_attach", raising(RuntimeError("injected")))
     for _ in range(30):
         assert run(blocks(1)) == "the program's result"
         if agent.snapshot().agent.switched_off:
@@ -293,8 +293,8 @@ def test_discovery(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_search_for_running_loops(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search for loops that run already which fails does not raise out of install(); later loops are found."""
-    monkeypatch.setattr("loopwatch.watch.discovery._loop_of", raising(AttributeError("ours")))
+    """A failed search for running loops does not raise out of install(), and later loops are found."""
+    monkeypatch.setattr("loopwatch.watch.discovery._loop_of", raising(AttributeError("injected")))
     sink = RecordingSink()
     agent = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
     assert run(blocks(2)) == "the program's result"
@@ -305,7 +305,7 @@ def test_search_for_running_loops(run: Run, lines: Lines, monkeypatch: pytest.Mo
 
 
 def test_hang_timer(tmp_path: Any) -> None:
-    """A hang file that cannot be written (here: a directory in its place) costs the hang timer only."""
+    """A hang file that cannot be written (here: a directory in its place) turns off only the hang timer."""
     source = """
         import logging, loopwatch
         from loopwatch.sinks.hang_timer import hang_path
@@ -324,14 +324,14 @@ def test_hang_timer(tmp_path: Any) -> None:
 
 
 def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
-    """A timer that nobody arms again, because watcher or timer failed, writes nothing about a program that is well."""
+    """A hang timer that is no longer renewed, because watcher or timer failed, does not dump a healthy program."""
     source = """
         import loopwatch
         quiet()
         part = sys.argv[2]
 
         def fail(*_):
-            raise RuntimeError("ours")
+            raise RuntimeError("injected")
 
         async def main():
             agent = loopwatch.install(threshold=0.1, hang_after=0.3, journal=sys.argv[1])
@@ -355,19 +355,19 @@ def test_hang_timer_that_fails_later_is_disarmed(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("seam", ["probe", "stacks", "evidence"])
-def test_whatever_fails_in_the_watcher(
+def test_failures_in_the_watcher(
     seam: str, agent: Agent, run: Run, lines: Lines, *, unraisable: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A probe, the sampling of stacks or the reading of evidence that raises is counted, and logged twice at most."""
+    """A failure of a probe, of stack sampling or of reading evidence is counted and logged twice at most."""
     if seam == "probe":
         from loopwatch.watch.probes import uvloop
 
-        monkeypatch.setattr(uvloop.UvloopProbe, "busy_since", raising(RuntimeError("ours")))
-        monkeypatch.setattr(AsyncioProbe, "busy_since", raising(RuntimeError("ours")))
+        monkeypatch.setattr(uvloop.UvloopProbe, "busy_since", raising(RuntimeError("injected")))
+        monkeypatch.setattr(AsyncioProbe, "busy_since", raising(RuntimeError("injected")))
     elif seam == "stacks":
-        monkeypatch.setattr(loopwatch.watch.stacks, "take", raising(RuntimeError("ours")))
+        monkeypatch.setattr(loopwatch.watch.stacks, "take", raising(RuntimeError("injected")))
     else:
-        monkeypatch.setattr(loopwatch.system.threads.ThreadFacts, "waiting_in", raising(RuntimeError("ours")))
+        monkeypatch.setattr(loopwatch.system.threads.ThreadFacts, "waiting_in", raising(RuntimeError("injected")))
     assert run(blocks(2)) == "the program's result"
     assert run(blocks(1)) == "the program's result"
     agent.flush()
@@ -379,8 +379,8 @@ def test_whatever_fails_in_the_watcher(
     assert stats.state in ("watching", "waiting") or (stats.state, stats.reason) == ("off", "its watcher failed")
 
 
-def test_a_probe_that_fails_costs_its_own_loop_only(agent: Agent, sink: RecordingSink, lines: Lines) -> None:
-    """With one of two loops unreadable the other one is still watched."""
+def test_a_failed_probe_affects_only_its_own_loop(agent: Agent, sink: RecordingSink, lines: Lines) -> None:
+    """If one of two loops cannot be read the other one is still watched."""
     ready, done = threading.Event(), threading.Event()
 
     async def broken() -> None:
@@ -393,7 +393,7 @@ def test_a_probe_that_fails_costs_its_own_loop_only(agent: Agent, sink: Recordin
     assert ready.wait(10)
     try:
         found = next(loop for loop in agent._watch.watcher.loops if loop.name == "broken")
-        found.probe.busy_since = raising(RuntimeError("ours"))  # type: ignore[method-assign]
+        found.probe.busy_since = raising(RuntimeError("injected"))  # type: ignore[method-assign]
         asyncio.run(blocks(2))
         agent.flush()
     finally:
@@ -403,18 +403,18 @@ def test_a_probe_that_fails_costs_its_own_loop_only(agent: Agent, sink: Recordin
     assert len(long(sink.stalls)) == 2
 
 
-def test_sampling_that_fails_costs_the_stacks_only(
+def test_failed_sampling_loses_only_the_stacks(
     agent: Agent, run: Run, sink: RecordingSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without stacks, blocks are still found and measured."""
-    monkeypatch.setattr(loopwatch.watch.stacks, "take", raising(RuntimeError("ours")))
+    """Without stacks blocks are still found and measured."""
+    monkeypatch.setattr(loopwatch.watch.stacks, "take", raising(RuntimeError("injected")))
     run(blocks(2))
     agent.flush()
     assert len(long(sink.stalls)) == 2
 
 
 def test_gc_callback(agent: Agent, lines: Lines, unraisable: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failing gc callback is counted, logged once and taken out, and nothing reaches stderr."""
+    """A failing gc callback is logged once and removed, and nothing reaches stderr."""
     import gc
 
     monkeypatch.setattr(agent._watch.watcher.gc, "_spans", None)
@@ -426,9 +426,9 @@ def test_gc_callback(agent: Agent, lines: Lines, unraisable: list[Any], monkeypa
 
 @pytest.mark.parametrize("slow", ["callback", "handler"])
 def test_slow_sinks(slow: str, run: Run) -> None:
-    """A callback or log handler that blocks for a second costs neither the next blocks nor time on the loop.
+    """A callback or log handler that blocks for a second neither delays the loop nor loses later stalls.
 
-    Everything slow runs in the thread that tells: never in the loop's, never in the watcher's.
+    Sinks run in a thread of their own, never in the loop's or the watcher's.
     """
     threads: list[str] = []
     times = 4
@@ -460,9 +460,9 @@ def test_slow_sinks(slow: str, run: Run) -> None:
     assert faults(agent) == {}
 
 
-def test_faults_of_a_running_loop_are_logged_elsewhere(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the agent has to say of itself while a loop runs is logged by the thread that tells, not on the loop."""
-    monkeypatch.setattr(AsyncioProbe, "__init__", raising(AttributeError("ours")))
+def test_faults_are_not_logged_on_a_running_loop(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a loop runs the agent's lines about itself are logged by the sinks' thread, not on the loop."""
+    monkeypatch.setattr(AsyncioProbe, "__init__", raising(AttributeError("injected")))
 
     async def main() -> None:
         agent = loopwatch.install(threshold=0.1)
@@ -479,8 +479,8 @@ def test_faults_of_a_running_loop_are_logged_elsewhere(lines: Lines, monkeypatch
     assert lines.threads == {"loopwatch-teller"}
 
 
-def test_a_part_comes_back(run: Run, lines: Lines, tmp_path: Any) -> None:
-    """A journal that could not be written is written again after its pause; log and snapshot say both."""
+def test_a_switched_off_part_is_tried_again(run: Run, lines: Lines, tmp_path: Any) -> None:
+    """A journal that was switched off is written again after a pause, as log and snapshot show."""
     import os
 
     from loopwatch.sinks.files import journal_path
@@ -499,15 +499,15 @@ def test_a_part_comes_back(run: Run, lines: Lines, tmp_path: Any) -> None:
     assert lines.lines[-1].startswith("loopwatch: its journal works again, after ")
 
 
-def test_a_watcher_that_fails_comes_back(agent: Agent, run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The watcher's thread outlives its faults: when it looks again, stalls are found as before."""
+def test_a_failed_watcher_is_tried_again(agent: Agent, run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watcher's thread survives its faults, and stalls are found once it is tried again."""
     tick = agent._watch.watcher._tick
     broken = threading.Event()
     broken.set()
 
     def flaky(planned: float) -> float:
         if broken.is_set():
-            raise RuntimeError("ours")
+            raise RuntimeError("injected")
         return tick(planned)
 
     monkeypatch.setattr(agent._watch.watcher, "_tick", flaky)
@@ -531,7 +531,7 @@ def test_a_watcher_that_fails_comes_back(agent: Agent, run: Run, lines: Lines, m
 
 
 def test_a_configured_callback_that_raises_can_be_set_again() -> None:
-    """It is dropped from the settings, stays off whatever else changes, and is called again where it is set again."""
+    """A callback that raised is removed from the settings, stays off when others change, and can be set again."""
     calls: list[str] = []
 
     def raises(_stall: loopwatch.Stall) -> None:

@@ -1,4 +1,4 @@
-"""Foreign test suites end alike with and without the agent: a part of ``benchmarks/foreign.py``, and that tool."""
+"""Foreign test suites have the same results with and without the agent, and ``benchmarks/foreign.py`` itself works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUITES = {
     ),
     "subprocess": (["test_subprocess.ProcessTestCase", "test_subprocess.POSIXProcessTestCase"], 150),
 }
-"""Suites of CPython's, and fewer tests than they have."""
+"""Suites of CPython, each with a lower bound of its number of tests."""
 
 ODD = """
     import os, sys, unittest
@@ -58,7 +58,7 @@ ODD = """
 
 @pytest.fixture
 def foreign(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The benchmark's module."""
+    """The module of the benchmark."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("foreign")
 
@@ -69,7 +69,7 @@ def _compare(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def _package(folder: Path, source: str) -> Path:
-    """Make a ``test`` package, as CPython's, with one suite: ``test_odd``."""
+    """Make a ``test`` package like CPython's with one suite, ``test_odd``."""
     (folder / "test/support").mkdir(parents=True)
     (folder / "test/__init__.py").touch()
     (folder / "test/support/__init__.py").write_text("use_resources = None\n")
@@ -80,8 +80,8 @@ def _package(folder: Path, source: str) -> Path:
 @pytest.mark.skipif(importlib.util.find_spec("test.test_asyncio") is None, reason="CPython's tests are not installed")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", SUITES)
-def test_no_test_of_cpython_ends_differently(kind: str) -> None:
-    """Each test of CPython's ends under ``loopwatch run`` as it ends without."""
+def test_results_of_cpython_suites_are_the_same(kind: str) -> None:
+    """Each test of CPython has the same result under ``loopwatch run`` as without."""
     suites, tests = SUITES[kind]
     done = _compare("--suites", *suites)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -92,8 +92,8 @@ def test_no_test_of_cpython_ends_differently(kind: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_what_differs_under_the_agent_is_found_and_a_crash_costs_one_test(tmp_path: Path) -> None:
-    """Of six tests the one that sees the agent differs, three times of three; those after the crash are compared."""
+def test_a_difference_is_found_and_a_crash_loses_one_test(tmp_path: Path) -> None:
+    """Of six tests the one that detects the agent differs in three of three runs; tests after a crash are compared."""
     done = _compare("--suites", "test_odd", "--tests", _package(tmp_path, ODD))
     assert done.returncode == 1, f"{done.stdout}\n{done.stderr}"
     assert "| test_odd | 6 | 2 |" in done.stdout
@@ -104,8 +104,8 @@ def test_what_differs_under_the_agent_is_found_and_a_crash_costs_one_test(tmp_pa
 
 
 @pytest.mark.timeout(300)
-def test_a_test_that_hangs_costs_one_test(tmp_path: Path, foreign: ModuleType) -> None:
-    """A process that makes no progress is killed; the tests after the one that hangs are run in a new one."""
+def test_a_hang_loses_one_test(tmp_path: Path, foreign: ModuleType) -> None:
+    """A process that makes no progress is killed, and the tests after the one that hangs run in a new process."""
     package = _package(
         tmp_path,
         """
@@ -129,15 +129,15 @@ def test_a_test_that_hangs_costs_one_test(tmp_path: Path, foreign: ModuleType) -
 
 
 def test_a_suite_that_cannot_be_loaded_is_no_success(tmp_path: Path) -> None:
-    """Sides that fail alike before the first test have compared nothing: exit code 2, not 0."""
+    """The exit code is 2 if both sides fail before the first test."""
     package = _package(tmp_path, "raise SystemExit('no such thing here')")
     done = _compare("--suites", "test_odd", "--tests", package)
     assert (done.returncode, "could not be run: test_odd" in done.stderr) == (2, True), done.stderr
     assert _compare("--suites", "test_nothing", "--tests", package).returncode == 2
 
 
-def test_flaky_is_what_wavers_without_the_agent_or_agrees_when_repeated(foreign: ModuleType) -> None:
-    """Only a test that is steady without the agent and ends otherwise with it counts as a difference."""
+def test_a_flaky_test_is_no_difference(foreign: ModuleType) -> None:
+    """Only a test with steady results without the agent and another result with it counts as a difference."""
 
     def verdict(alone: str, watched: str) -> bool:
         words = {"+": foreign.Outcome("ok"), "-": foreign.Outcome("failed")}
@@ -147,7 +147,7 @@ def test_flaky_is_what_wavers_without_the_agent_or_agrees_when_repeated(foreign:
 
     assert {pair: verdict(*pair.split()) for pair in ("+++ ---", "+++ ++-", "+++ +++", "--- ---", "+-+ ---")} == {
         "+++ ---": False,
-        "+++ ++-": False,  # at times is too often
+        "+++ ++-": False,  # a difference in some runs is enough
         "+++ +++": True,
         "--- ---": True,
         "+-+ ---": True,

@@ -1,4 +1,4 @@
-"""A forked child gets a working agent of its own, or none; the parent's goes on, and nobody waits for ever."""
+"""A forked child gets a working agent of its own, or none; the parent's goes on, and no process hangs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORKS = """
             agent._watch.watcher.wake()
 
     def child(work):
-        # In a child: do ``work`` and end at once, as multiprocessing does.
+        # In a child: run ``work`` and exit at once, as multiprocessing does.
         code = 1
         try:
             code = work()
@@ -45,7 +45,7 @@ FORKS = """
             os._exit(code)
 
     def ended(pids, seconds=20.0):
-        # Exit codes; a child that is not over by then has dead-locked.
+        # Return exit codes; a child that still runs at the deadline has dead-locked.
         codes = {}
         deadline = time.monotonic() + seconds
         while pids and time.monotonic() < deadline:
@@ -66,11 +66,11 @@ FORKS = """
         await asyncio.sleep(0.02)
 
     def watched(run):
-        # The work of a child: its agent is its own, and finds its block.
+        # The work of a child: check that its agent is its own and finds its block.
         agent = loopwatch.current_agent()
         if agent.stalls() or agent.flagged() or agent.snapshot().agent.state not in ("waiting", "watching"):
             return 2
-        for _ in range(5):  # beside five busy processes on two cores a short block may pass without a sample
+        for _ in range(5):  # with five busy processes on two cores a short block may pass without a sample
             run(short())
             if not agent.flush(10):
                 return 3
@@ -94,7 +94,7 @@ INSIDE = (
             nap(0.015)
             pid = os.fork()
             if not pid:
-                # What runs in the child of a running loop is a loop in a thread, or none.
+                # In the child of a running loop a loop can run only in another thread.
                 thread_codes = []
                 def work():
                     thread = threading.Thread(target=lambda: thread_codes.append(watched(run)))
@@ -119,12 +119,12 @@ INSIDE = (
 
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_hundred_forks_inside_a_running_loop(kind: str, tmp_path: Path) -> None:
-    """A hundred children of a running loop, the watcher hot, the teller busy: each finds its own block, none hangs."""
+    """Each of 100 children forked on a running loop finds its own block and none hangs, with busy watcher and sinks."""
     times = 100
     found = succeeded(INSIDE, tmp_path, kind, times)
     assert found["codes"] == {"0": times}
     assert found["faults"] == {}
-    # The parent's agent went on: its own blocks, one for each child, were all found.
+    # The parent's agent kept working: its own blocks, one for each child, were all found.
     assert found["stalls"] >= times * 0.95
     files = journals(tmp_path)
     assert len(files) == times + 1
@@ -156,7 +156,7 @@ OUTSIDE = (
             stop.set()
             if number % 2:
                 code = watched(run)
-                sys.exit(code)   # through the whole end of the interpreter, atexit handlers included
+                sys.exit(code)   # through the interpreter's full finalization, with atexit handlers
             child(lambda: watched(run))
         pids.append(pid)
         if len(pids) == 4:
@@ -177,9 +177,9 @@ OUTSIDE = (
 
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_hundred_forks_beside_a_running_loop(kind: str, tmp_path: Path) -> None:
-    """A hundred children forked by another thread, half of them ending through sys.exit(): none hangs.
+    """None of 100 children forked by another thread hangs, half of which end through sys.exit().
 
-    The parent's hang file stays the very same, its timer is armed again, and its agent goes on.
+    The parent's hang file is unchanged, its timer is armed again, and its agent keeps working.
     """
     times = 100
     found = succeeded(OUTSIDE, tmp_path, kind, times)
@@ -210,8 +210,8 @@ NOT_FOLLOWED = (
 )
 
 
-def test_not_followed(tmp_path: Path) -> None:
-    """With follow_fork=False the child has no agent: nothing replaced, no thread, no journal; the parent's goes on."""
+def test_follow_fork_off(tmp_path: Path) -> None:
+    """With follow_fork=False a child has no agent, patches, thread or journal, and the parent's agent keeps working."""
     assert succeeded(NOT_FOLLOWED, tmp_path) == {"codes": [0], "patched": True, "found": True}
     assert len(journals(tmp_path)) == 1
 
@@ -240,7 +240,7 @@ MULTIPROCESSING = (
 
 
 def test_multiprocessing(tmp_path: Path) -> None:
-    """Processes of multiprocessing's fork context are watched like others and end as they do without the agent."""
+    """Processes of multiprocessing's fork context are watched and end as they do without the agent."""
     assert succeeded(MULTIPROCESSING, tmp_path) == {"codes": [0, 0, 0], "exits": [0, 0, 0]}
     assert len(journals(tmp_path)) == 4
 
@@ -263,7 +263,7 @@ PREFORK = (
         own.flush(10)
         sys.exit(0 if any(s.culprit and s.culprit.function == "nap" for s in own.stalls()) else 6)
 
-    heard, ready = os.pipe()
+    reader, ready = os.pipe()
     threads = threading.active_count()
     pids = []
     for _ in range(3):
@@ -273,7 +273,7 @@ PREFORK = (
         pids.append(pid)
     served = b""
     while len(served) < 3:
-        served += os.read(heard, 3)
+        served += os.read(reader, 3)
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     say(threads=threads, codes=ended(pids), stalls=len(agent.stalls()), state=agent.snapshot().agent.state)
@@ -283,7 +283,7 @@ PREFORK = (
 
 @pytest.mark.parametrize("kind", LOOPS)
 def test_prefork(kind: str, tmp_path: Path) -> None:
-    """Three workers of a master that installed before it forked: each has its own agent and journal, and ends well."""
+    """Each of three workers forked by a master with the agent has its own agent and journal, and exits with 0."""
     found = succeeded(PREFORK, tmp_path, kind)
     assert found == {"threads": 1, "codes": [0, 0, 0], "stalls": 0, "state": "waiting"}
     assert len(journals(tmp_path)) == 3
@@ -291,7 +291,7 @@ def test_prefork(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_child_of_a_child(tmp_path: Path) -> None:
-    """Forks of forks: each generation has an agent of its own."""
+    """Each generation of forks has an agent of its own."""
     source = (
         FORKS
         + """
@@ -313,8 +313,8 @@ def test_a_child_of_a_child(tmp_path: Path) -> None:
     assert len(journals(tmp_path)) == 4
 
 
-def test_subprocesses_are_no_children_of_ours(tmp_path: Path) -> None:
-    """A subprocess started from a watched loop, with preexec_fn too, runs as it does without the agent."""
+def test_subprocesses_are_not_followed(tmp_path: Path) -> None:
+    """A subprocess started from a watched loop, even with preexec_fn, runs as it does without the agent."""
     source = (
         FORKS
         + """

@@ -1,4 +1,4 @@
-"""A fork is as without us: no thread of ours is beside it, nothing is imported around it, and all go on after it."""
+"""A fork sees no thread of the agent and no import by it, and the agent's threads run again afterwards."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ EVERYTHING = """
         otlp_endpoint="http://127.0.0.1:9", log_level="WARNING", log_interval=0, cpu_budget=1.0,
     )
 
-    def ours():
+    def agent_threads():
         return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("loopwatch-"))
 
     def in_child(work=lambda: 0):
-        # Its exit code: how many threads it has beside its only one, unless ``work`` says otherwise.
+        # The exit code is the number of additional threads, plus ten times the result of ``work``.
         os._exit((threading.active_count() - 1) + 10 * work())
 
     def ended(pid):
@@ -50,7 +50,7 @@ ALONE = (
         await asyncio.to_thread(agent.flush, 10)
         await asyncio.get_running_loop().shutdown_default_executor()
         natives = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("asyncio_")]
-        before, codes = ours(), []
+        before, codes = agent_threads(), []
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             for fork in (os.fork, os.fork, lambda: os.forkpty()[0], lambda: pty.fork()[0]):
@@ -69,17 +69,17 @@ ALONE = (
 
     before, codes, warned = runner(sys.argv[2])(main())
     agent.flush(10)
-    say(before=before, same=until(lambda: set(before) <= set(ours())), codes=codes, warned=warned,
-        twice=[name for name in ours() if ours().count(name) > 1], stalls=len(agent.stalls()),
+    say(before=before, same=until(lambda: set(before) <= set(agent_threads())), codes=codes, warned=warned,
+        twice=[name for name in agent_threads() if agent_threads().count(name) > 1], stalls=len(agent.stalls()),
         faults=dict(agent.snapshot().agent.faults), url=agent.snapshot().agent.prometheus)
 """
 )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a thread that ends is counted for a while elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread that ends is counted for a while")
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_fork_of_a_program_without_threads(kind: str, tmp_path: Path) -> None:
-    """A watched loop, everything on: no fork warns, no child has another thread, all of ours are back, once each."""
+    """With everything on no fork warns, no child has a second thread, and each thread of the agent is back once."""
     found = succeeded(ALONE, tmp_path, kind, "--patient")
     assert found["warned"] == [] and found["codes"] == [0] * 6
     assert {"loopwatch-watcher", "loopwatch-export", "loopwatch-scrape"} <= set(found["before"])
@@ -110,7 +110,7 @@ REFUSED = """
 
     limits = resource.getrlimit(resource.RLIMIT_NPROC)
     if os.getuid() == 0:
-        os.setuid(65534)  # nobody: no limit holds for root
+        os.setuid(65534)  # the user nobody: the limit does not apply to root
     pid, before = asyncio.run(main())
     agent.flush(10)
     after = sorted(thread.name for thread in threading.enumerate())
@@ -120,8 +120,8 @@ REFUSED = """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of processes that forks obey")
-def test_a_fork_that_is_refused(tmp_path: Path) -> None:
-    """``os.fork`` raises as it does without us, and everything goes on."""
+def test_a_fork_that_fails(tmp_path: Path) -> None:
+    """``os.fork`` raises as it does without the agent, and the agent keeps working."""
     found = succeeded(REFUSED, tmp_path)
     assert found["pid"] == -1 and "loopwatch-watcher" in found["before"]
     assert found["back"] and found["stalls"] >= 2 and found["faults"] == {}
@@ -130,12 +130,12 @@ def test_a_fork_that_is_refused(tmp_path: Path) -> None:
 BUSY = (
     EVERYTHING
     + """
-    told, go_on = threading.Event(), threading.Event()
-    agent.on_stall(lambda stall: (told.set(), go_on.wait(30)))
+    called, resume = threading.Event(), threading.Event()
+    agent.on_stall(lambda stall: (called.set(), resume.wait(30)))
 
     async def main():
         await blocked(0.1)
-        while not told.is_set():
+        while not called.is_set():
             await asyncio.sleep(0.01)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -145,7 +145,7 @@ BUSY = (
                 in_child()
             took = time.perf_counter() - began
         code = ended(pid)
-        go_on.set()
+        resume.set()
         await blocked(0.1)
         return code, took, [[each.filename, each.lineno] for each in warned], line
 
@@ -157,8 +157,8 @@ BUSY = (
 )
 
 
-def test_a_sink_that_takes_long(tmp_path: Path) -> None:
-    """A callback that does not return holds no fork up: its thread stays, and the warning names the fork's line."""
+def test_a_slow_sink_does_not_delay_a_fork(tmp_path: Path) -> None:
+    """A callback that does not return delays no fork; its thread stays, and the warning names the fork's line."""
     found = succeeded(BUSY, tmp_path)
     assert found["code"] == 0 and found["took"] < 5
     assert found["warned"] == ([["<string>", found["line"]]] if sys.version_info >= (3, 12) else [])
@@ -166,7 +166,7 @@ def test_a_sink_that_takes_long(tmp_path: Path) -> None:
 
 
 SLOW_FORK = """
-    os.register_at_fork(before=lambda: nap(0.4))  # comes after ours
+    os.register_at_fork(before=lambda: nap(0.4))  # runs after the agent's hook
     import loopwatch
     quiet()
     agent = loopwatch.install(threshold=0.1, cpu_budget=1.0)
@@ -197,13 +197,13 @@ SLOW_FORK = """
 
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_block_during_a_fork_is_found(kind: str, tmp_path: Path) -> None:
-    """The watcher is away for a fork on the loop's own thread: what the fork itself holds is found with its culprit."""
+    """A slow fork on the loop's thread is found with its culprit, although the watcher is stopped during it."""
     found = succeeded(SLOW_FORK, tmp_path, kind)
     assert len(found["stalls"]) == 2 and found["faults"] == {}
     (long, culprit, leaf, cause), (amid, *_) = found["stalls"]
     assert 0.4 <= long < 5 and 0.8 <= amid < 10
     assert culprit == leaf and culprit.startswith("forks ")
-    assert cause != "lock", "it is our own thread that is waited for at the end"
+    assert cause != "lock", "the lock waited for at the end is of the agent's own thread"
 
 
 IMPORTS = (
@@ -221,7 +221,7 @@ IMPORTS = (
             while frame is not None:
                 stack.append(frame.f_code.co_filename)
                 frame = frame.f_back
-            # What the program's own thread does meanwhile is none of our business.
+            # What other threads do meanwhile does not matter.
             if threading.get_ident() == main_thread:
                 seen.append([os.getpid(), event, str(args)[:80], stack[:8]])
 
@@ -231,19 +231,19 @@ IMPORTS = (
     async def main():
         await blocked(0.1)
         await asyncio.sleep(0.3)
-        heard, said = os.pipe()
+        reader, writer = os.pipe()
         for _ in range(3):
             watching[0] = True
-            pid = original() if sys.argv[2] == "before us" else os.fork()
+            pid = original() if sys.argv[2] == "original" else os.fork()
             if not pid:
                 watching[0] = False
                 own = [each for each in seen if each[0] == os.getpid()]
-                os.write(said, json.dumps(own).encode() + b"\\n")
+                os.write(writer, json.dumps(own).encode() + b"\\n")
                 os._exit(0)
             watching[0] = False
             ended(pid)
             await asyncio.sleep(0.05)
-        return [json.loads(line) for line in os.read(heard, 1 << 20).splitlines()]
+        return [json.loads(line) for line in os.read(reader, 1 << 20).splitlines()]
 
     original = os.fork.__wrapped__
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -255,11 +255,11 @@ IMPORTS = (
 )
 
 
-@pytest.mark.parametrize("how", ["through us", "before us"])
+@pytest.mark.parametrize("how", ["patched", "original"])
 def test_nothing_is_imported_around_a_fork(how: str, tmp_path: Path) -> None:
-    """Everything on: between ``os.fork`` and what follows it nothing is imported, opened or bound, nor in the child.
+    """With everything on nothing is imported, opened or bound around ``os.fork``, neither in parent nor in child.
 
-    In the child no thread is started either, by us or by what we use of OpenTelemetry.
+    In the child no thread is started either, by the agent or by the OpenTelemetry packages that it uses.
     """
     found = succeeded(IMPORTS, tmp_path, how, "--patient")
     assert found == {"children": [[], [], []], "parent": [], "faults": {}}
@@ -286,7 +286,7 @@ HOT = (
                 if stop.is_set():
                     return
 
-    # Modules of the program, and those that parts of ours may want.
+    # Modules of the program, and modules that parts of the agent may import.
     own = [f"of_the_test_{number}" for number in range(40)]
     groups = [own[:20], own[20:], ["colorsys"], ["_pyio", "json.tool"]]
     threads = [threading.Thread(target=imports, args=(names,)) for names in groups]
@@ -325,7 +325,7 @@ HOT = (
 
 
 def test_forks_while_threads_import(tmp_path: Path) -> None:
-    """Many children of a program whose threads import without end: each ends at once, as nothing of ours imports."""
+    """Children forked while other threads import all end at once, as the agent imports nothing in them."""
     times = 60
     assert succeeded(HOT, tmp_path, times, "--patient") == {"codes": {"0": times}, "faults": {}}
 
@@ -336,9 +336,9 @@ NO_LOOP = (
     pid = os.fork()
     if not pid:
         agent = loopwatch.current_agent()
-        quiet_child = (ours(), agent.snapshot().agent.state, agent.snapshot().agent.prometheus)
+        quiet_child = (agent_threads(), agent.snapshot().agent.state, agent.snapshot().agent.prometheus)
         asyncio.run(blocked(0.1))
-        good = quiet_child == ([], "waiting", "") and "loopwatch-watcher" in ours()
+        good = quiet_child == ([], "waiting", "") and "loopwatch-watcher" in agent_threads()
         os._exit(0 if good and agent.flush(10) and agent.stalls() else 1)
     code = ended(pid)
     say(code=code, faults=dict(agent.snapshot().agent.faults))
@@ -346,6 +346,6 @@ NO_LOOP = (
 )
 
 
-def test_a_child_begins_with_its_first_loop(tmp_path: Path) -> None:
-    """Before a child runs a loop it has no thread, file or port of ours; with it an agent of its own."""
+def test_a_child_starts_its_agent_with_its_first_loop(tmp_path: Path) -> None:
+    """A child has no thread, file or port of the agent until it runs a loop; then it has an agent of its own."""
     assert succeeded(NO_LOOP, tmp_path, "--patient") == {"code": 0, "faults": {}}

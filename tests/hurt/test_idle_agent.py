@@ -1,4 +1,4 @@
-"""An agent that is off, and programs that have replaced what starts a thread: nothing is loaded, nothing raises."""
+"""An agent that is off loads nothing, and one in a program that replaced ``Thread.start`` works."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ OFF = """
 """
 
 
-def test_what_is_asked_of_an_agent_that_is_off_loads_nothing() -> None:
-    """A program that switches the agent off by its settings pays for none of it, also where it asks something of it."""
+def test_an_agent_that_is_off_loads_nothing() -> None:
+    """Using an agent that is switched off by its settings loads no module of it."""
     found = succeeded(OFF)
     assert found["found"] == [True, "off", [], []]
     assert found["new"] == []
@@ -48,7 +48,7 @@ REPLACED = """
 """
 
 
-def test_a_program_that_had_replaced_thread_start_before() -> None:
-    """A function of the program in the place of ``Thread.start`` is called as it is: threads start, no fault."""
+def test_a_program_that_replaced_thread_start() -> None:
+    """The agent's threads start through the program's replacement of ``Thread.start``, without a fault."""
     found = succeeded(REPLACED)
     assert found == {"stalls": 1, "faults": {}}

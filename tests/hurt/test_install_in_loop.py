@@ -1,4 +1,4 @@
-"""install() where a loop runs: it is watched at once, with all that is used right after it in the same callback."""
+"""install() on a running loop watches it at once, with all that is used later in the same callback."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PRELUDE = """
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
-def test_a_block_right_after_it_is_seen(kind: str) -> None:
-    """The callback that installs goes on to block: duration and culprit are right."""
+def test_a_block_right_after_install_is_found(kind: str) -> None:
+    """Duration and culprit are right when the callback that installs the agent then blocks."""
     pytest.importorskip(kind)
     found = succeeded(
         PRELUDE
@@ -41,8 +41,8 @@ def test_a_block_right_after_it_is_seen(kind: str) -> None:
     assert found["duration"] >= 0.4
 
 
-def test_pools_made_right_after_it_are_known() -> None:
-    """A pool of threads that is made and used, one that is only made, and one of processes: name, place, every call."""
+def test_pools_made_right_after_install_are_watched() -> None:
+    """Used and unused pools of threads and processes made in the same callback are listed with their calls."""
     found = succeeded(
         PRELUDE
         + """
@@ -73,7 +73,7 @@ def test_pools_made_right_after_it_are_known() -> None:
 
 
 def test_a_bad_variable_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A standard variable that is not allowed is refused by the call, before anything has started."""
+    """A standard variable with an invalid value makes install() raise before anything has started."""
     found = succeeded(
         PRELUDE
         + """
@@ -91,9 +91,9 @@ def test_a_bad_variable_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found["agent"], found["threads"]) == (True, 1)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="there is no fork that could be tried here")
-def test_a_fork_right_after_it() -> None:
-    """The child of a loop's process has all that its parent has, and tells its own block."""
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is tested on Linux")
+def test_a_fork_right_after_install() -> None:
+    """A child forked in the same callback has an agent, which reports the child's own block."""
     found = succeeded(
         PRELUDE
         + """
@@ -121,8 +121,8 @@ def test_a_fork_right_after_it() -> None:
     assert found == {"causes": ["sleep"], "status": 0, "own": True}
 
 
-def test_who_uses_it_in_the_same_callback() -> None:
-    """Everything that the agent can be asked or told works right after it."""
+def test_the_agent_is_usable_in_the_same_callback() -> None:
+    """All methods of the agent work right after install()."""
     found = succeeded(
         PRELUDE
         + """

@@ -1,4 +1,4 @@
-"""What the program lets go of is gone at once: pools, executors, processes, threads, queues, results."""
+"""The agent keeps no pool, executor, process, thread, queue or result alive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNTS = {
     "subprocess of asyncio": 20, "worker pool": 2, "loky": 2, "processes fork": 5, "processes spawn": 2,
     "processes forkserver": 2, "pool fork": 10, "pool spawn": 2, "pool forkserver": 2,
 }  # fmt: skip
-"""How many are made; fewer where each is a process."""
+"""How many of each are made; fewer where each is a process."""
 
 
 def run(kind: str, *arguments: str) -> tuple[int, int, list[str], list[str], dict[str, int], dict[str, int]]:
@@ -30,10 +30,10 @@ def run(kind: str, *arguments: str) -> tuple[int, int, list[str], list[str], dic
 
 
 @pytest.mark.parametrize("kind", COUNTS)
-def test_what_is_dropped_is_gone(kind: str) -> None:
-    """No more objects are left than without the agent before the garbage collector runs, and none once it has.
+def test_dropped_objects_are_freed(kind: str) -> None:
+    """No more objects are left than without the agent before the garbage collector runs, and none afterwards.
 
-    Descriptors, child processes, semaphores and threads are as many as before the first of them.
+    The numbers of descriptors, child processes, semaphores and threads are the same as before.
     """
     for name in ("uvloop", "loky"):
         if kind.endswith(name) and importlib.util.find_spec(name) is None:
@@ -62,7 +62,7 @@ if __name__ == "__main__":
 
 
 def test_more_pools_than_descriptors(tmp_path: Path) -> None:
-    """200 pools one after the other, of 8 descriptors each, in a process that may have 256: it has a few at a time."""
+    """A process limited to 256 descriptors can make 200 pools of 8 descriptors each one after the other."""
     script = tmp_path / "pools.py"
     script.write_text(POOLS_IN_A_ROW)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200, check=False)

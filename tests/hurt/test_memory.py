@@ -1,4 +1,4 @@
-"""What the agent costs in memory: bounded at the start, and bounded by its ring after that."""
+"""The agent's memory is bounded at the start, and afterwards by the ring of stalls."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ STALLS = (
     model = max(taken, key=lambda seen: len(seen.samples))
 
     def feed(number):
-        # Every one with a culprit, a task and a label of its own, as if ten thousand functions blocked in turn.
+        # Each stall has its own culprit, task and label, as if ten thousand functions blocked in turn.
         code = nap.__code__.replace(co_name=f"function_{number}", co_qualname=f"function_{number}")
         sample = model.samples[-1]
         frame = sample.stack.frames[0]._replace(code=code)
@@ -60,16 +60,16 @@ STALLS = (
         agent._parts.sinks.observe(dataclasses.replace(model, id=f"{number:x}", samples=samples, task=f"task-{number}",
                                         coroutine=f"handler_{number}", context={"request": str(number)}))
 
-    def told(first, last):
+    def feed_all(first, last):
         for start in range(first, last, 500):
             for number in range(start, min(start + 500, last)):
                 feed(number)
             assert agent.flush(30)
         gc.collect()
 
-    told(0, 1000)
+    feed_all(0, 1000)
     before, rss = len(gc.get_objects()), resident()
-    told(1000, 11_000)
+    feed_all(1000, 11_000)
     say(kept=len(agent.stalls()), objects=len(gc.get_objects()) - before, rss_grown=resident() - rss,
         dropped=agent.snapshot().agent.dropped, faults=dict(agent.snapshot().agent.faults), last=agent.stalls()[-1].id)
 """
@@ -78,7 +78,7 @@ STALLS = (
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_install_adds_less_than_12_mb() -> None:
-    """An asyncio program with the agent is at most 12 MB (resident) larger than without it; median of five each."""
+    """An asyncio program has at most 12 MB more resident memory with the agent than without; medians of five."""
     sizes = {}
     for switch in ("off", "on"):
         sizes[switch] = statistics.median(succeeded(INSTALLED, switch)["resident"] for _ in range(5))
@@ -88,7 +88,7 @@ def test_install_adds_less_than_12_mb() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_thousand_stalls_stay_within_the_ring(tmp_path: object) -> None:
-    """Ten thousand further stalls, each with a culprit of its own, journaled and logged: 512 are kept, nothing else."""
+    """After ten thousand stalls with different culprits, journaled and logged, only the latest 512 are kept."""
     found = succeeded(STALLS, tmp_path)
     assert found["kept"] == 512
     assert found["last"] == f"{10_999:x}"

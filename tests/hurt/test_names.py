@@ -1,4 +1,4 @@
-"""Names that hold bytes which are no UTF-8, as the system gives them to files, hurt nobody wherever they are told."""
+"""Names with bytes that are not UTF-8, as file names may have, are exported, scraped and logged without an error."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ NAMES = r"""
     import logging, urllib.request
     from concurrent.futures import ThreadPoolExecutor
     import loopwatch
-    heard = []
-    class Heard(logging.Handler):
+    records = []
+    class Recorder(logging.Handler):
         def emit(self, record):
-            heard.append(record)
-    logging.getLogger().addHandler(Heard())
+            records.append(record)
+    logging.getLogger().addHandler(Recorder())
     bad = "caf\udce9"
 
     def work():
@@ -47,14 +47,14 @@ NAMES = r"""
     text = asyncio.run(main()).decode()
     exporter = agent._parts.telemetry.providers._private._exporter
     loopwatch.uninstall()
-    say(errors=[each.name for each in heard if each.levelname == "ERROR" or not each.name.startswith("loopwatch")],
-        told=bool(exporter.exported), dropped=sum(exporter.dropped.values()), faults=agent.snapshot().agent.faults,
+    say(errors=[each.name for each in records if each.levelname == "ERROR" or not each.name.startswith("loopwatch")],
+        exported=bool(exporter.exported), dropped=sum(exporter.dropped.values()), faults=agent.snapshot().agent.faults,
         scraped=text.count(r'pool_name="caf\\udce9"') > 3 and r'error_type="__main__.caf\\udce9"' in text)
 """
 
 
-def test_bytes_that_are_no_utf8() -> None:
-    """Of tasks, errors, threads, files, the program: exported and scraped as an escape, without an error."""
+def test_bytes_that_are_not_utf8() -> None:
+    """Such names of tasks, errors, threads, files and the program are exported and scraped in escaped form."""
     with receiver() as url:
         found = succeeded(NAMES, url)
-    assert found == {"errors": [], "told": True, "dropped": 0, "faults": {}, "scraped": True}
+    assert found == {"errors": [], "exported": True, "dropped": 0, "faults": {}, "scraped": True}

@@ -1,4 +1,4 @@
-"""A system that allows no more threads: the program goes on as it would without us."""
+"""On a system that allows no more threads the program runs as it would without the agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NO_THREADS = """
     import warnings
     from concurrent.futures import ProcessPoolExecutor
     import loopwatch
-    warnings.simplefilter("ignore", DeprecationWarning)  # of the fork: threads of the pool have only just ended
+    warnings.simplefilter("ignore", DeprecationWarning)  # of the fork: the pool's threads have only just ended
     quiet()
     from loopwatch.core.threads import untraced
     start = threading.Thread.start
@@ -31,29 +31,29 @@ NO_THREADS = """
         await blocked(0.1)
         return await asyncio.to_thread(len, "ab")
 
-    told = [asyncio.run(main())]
+    results = [asyncio.run(main())]
     with ProcessPoolExecutor(1) as pool:
-        told.append(pool.submit(len, "abc").result())
+        results.append(pool.submit(len, "abc").result())
     pid = os.fork()
     if not pid:
         os._exit(asyncio.run(main()))
-    told.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    results.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     agent = agent.snapshot().agent
     loopwatch.uninstall()
-    say(told=told, prometheus=agent.prometheus, faults=agent.faults, threads=threading.active_count())
+    say(results=results, prometheus=agent.prometheus, faults=agent.faults, threads=threading.active_count())
 """
 
 
 def test_no_thread_can_be_started(tmp_path: Path) -> None:
-    """install() does not raise, and what needs a thread goes without and is counted; results are what they were."""
+    """install() does not raise, parts that need a thread are counted as faults, and the program's results are right."""
     found = succeeded(NO_THREADS, tmp_path)
-    assert (found["told"], found["threads"], found["prometheus"]) == ([2, 3, 2], 1, "")
+    assert (found["results"], found["threads"], found["prometheus"]) == ([2, 3, 2], 1, "")
     assert found["faults"]["prometheus"] == 1
     assert found["faults"]["health"] >= 1
 
 
-def test_a_look_within_a_look() -> None:
-    """A signal handler or finalizer that uses the pool while its workers are looked at waits for nothing."""
+def test_reading_workers_is_reentrant() -> None:
+    """A signal handler or finalizer that uses a pool while its workers are read does not dead-lock."""
     pool_workers, inner = PoolWorkers(None), []
     pool_workers.look([1], 0.0, count=lambda: inner.append(pool_workers.look([1, 2], 0.0)))
     assert (inner, pool_workers.started, pool_workers.pids()) == ([None], 2, [1])

@@ -1,4 +1,4 @@
-"""Names of any content and length, from the frames of a program to every sink: clean there, and no stall is lost."""
+"""Names of any content and length reach every sink in a clean form, and no stall is lost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ names = st.sampled_from(NASTY) | st.text(st.characters(), max_size=40)
 
 
 class Task:
-    """A task of somebody else's kind."""
+    """A task of a foreign class."""
 
     def __init__(self, name: object, coroutine: object) -> None:
         self._name = name
@@ -62,7 +62,7 @@ class Task:
 
 
 def blocker(function: str, file: str, module: str) -> RawFrame:
-    """Return a frame in the midst of a call, with odd names."""
+    """Return a frame in the middle of a call, with odd names."""
     found: dict[str, Any] = {}
     exec(compile("def f(g):\n    g()\n", "<made>", "exec"), found)
     code = found["f"].__code__.replace(co_name=function, co_qualname=function, co_filename=file)
@@ -85,7 +85,7 @@ def observations(draw: st.DrawFn) -> Observation:
 
 
 def texts(value: object) -> Iterator[str]:
-    """Return every text in a record that was made JSON-able, keys of mappings among them."""
+    """Yield every string in a JSON-compatible record, including the keys of mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -116,7 +116,7 @@ def flagged_by(stall: Stall) -> FlaggedFunction | None:
 def test_every_sink_gets_clean_names(
     seen: Observation, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever things are called: one short line of the log, a journal that reads, attributes and pages that encode."""
+    """With any names the log has one short line, the journal can be read, and attributes and pages can be encoded."""
     stall = diagnose(seen, HERE, 0.1, lambda stack: call_at(stack.frames[0], stack.globals))
     assert stall is not None
     assert stall.cause is Cause.SLEEP
@@ -164,8 +164,8 @@ def test_every_sink_gets_clean_names(
 
 
 @given(file=names)
-def test_no_file_name_breaks_the_search_for_a_call(file: str) -> None:
-    """Where source cannot be had, a call has no name; nothing is raised."""
+def test_any_file_name_is_accepted_in_the_search_for_a_call(file: str) -> None:
+    """A call has no name if its source is not available, and nothing is raised."""
     assert call_at(blocker("f", file, "m"), {}) is None
 
 
@@ -198,8 +198,8 @@ PROGRAM = r"""
 """
 
 
-def test_stalls_with_odd_names_are_told_as_all_others(tmp_path: Path) -> None:
-    """In a real program: a stall each, none lost afterwards, no fault of ours, one bounded printable line each."""
+def test_stalls_with_odd_names_are_reported(tmp_path: Path) -> None:
+    """In a real program each block is a stall and a bounded, printable line, later stalls too, and no part fails."""
     from hostproc import program
 
     ended = program(PROGRAM, tmp_path)
@@ -214,7 +214,7 @@ def test_stalls_with_odd_names_are_told_as_all_others(tmp_path: Path) -> None:
 
 
 def test_reading_a_hostile_journal_is_bounded(tmp_path: Path) -> None:
-    """A journal that somebody else wrote shows no control characters and no line of ten megabytes."""
+    """The report of a hostile journal has no control characters and no line of ten megabytes."""
     path, began = tmp_path / "j.7.jsonl", time.time()
     record = {
         "id": "1",

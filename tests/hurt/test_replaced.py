@@ -1,7 +1,7 @@
-"""In programs that replace what the interpreter has: detectors of blocking calls, stopped clocks, simulated time.
+"""Programs that replace functions of the interpreter: detectors of blocking calls, stopped clocks, simulated time.
 
-The detectors raise on the thread of a loop. They must find nothing of ours there, and the blocks of the program must be
-found as ever.
+The detectors raise on the thread of a loop. They must find no call of the agent there, and the program's blocks must be
+found as usual.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from hostproc import program, succeeded
 
 GUARDS = {
-    # After Home Assistant's block_async_io, and stricter: what it replaces must not be called where a loop runs.
+    # After Home Assistant's block_async_io, but stricter: its functions must not be called where a loop runs.
     "home assistant": """
         import builtins, glob, importlib, pathlib, ssl
         from http.client import HTTPConnection
@@ -92,8 +92,8 @@ EVERYTHING = """
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("guard", sorted(GUARDS))
-def test_detectors_of_blocking_calls_find_nothing_of_ours(guard: str, kind: str, tmp_path: Path) -> None:
-    """With everything called on a loop that must not block nothing raises, no part fails, and the blocks are found."""
+def test_detectors_find_no_blocking_call_of_the_agent(guard: str, kind: str, tmp_path: Path) -> None:
+    """No method of the agent makes a blocking call on a guarded loop, no part fails, and the blocks are found."""
     if guard == "blockbuster":
         pytest.importorskip("blockbuster")
     if kind == "uvloop":
@@ -137,7 +137,7 @@ DATED = """
 
 @pytest.mark.parametrize("clock", sorted(CLOCKS))
 def test_stalls_are_dated_by_the_real_clock(clock: str) -> None:
-    """While the program's clocks stand still or are set, a stall has its true length and today's date."""
+    """A stall has its true duration and date while the program's clocks stand still or are set."""
     if clock != "by hand":
         pytest.importorskip(clock.replace("-", "_"))
     found = succeeded(DATED.replace("{stop}", CLOCKS[clock]))
@@ -206,12 +206,12 @@ SIMULATED = """
     say(stock=stock, watched=watched, stalls=[stall.duration for stall in agent.stalls()],
         loops=[(loop.kind, loop.lag) for loop in agent.snapshot().loops])
     loopwatch.uninstall()
-    os._exit(0)  # loops that were left as they were
+    os._exit(0)  # loops are left open
 """
 
 
-def test_a_simulated_day_takes_as_many_polls_as_without_us() -> None:
-    """A loop with a time of its own sees no timer: time, polls and dead-lock are the same, and its blocks are found."""
+def test_a_simulated_day_takes_as_many_polls_as_without_the_agent() -> None:
+    """Time, polls and dead-lock of a loop with simulated time are as without the agent, and its block is found."""
     found = succeeded(SIMULATED)
     assert found["watched"] == found["stock"]
     assert found["stock"][:3] == [86400.0, found["stock"][1], "nothing is scheduled any more"]
@@ -245,7 +245,7 @@ SOLIPSISM = """
 
 
 def test_async_solipsism() -> None:
-    """An hour of a loop that sleeps by itself takes an hour of its time, and its dead-lock is found by itself."""
+    """A loop of async_solipsism sleeps an hour of its own time and still detects a dead-lock."""
     pytest.importorskip("async_solipsism")
     assert succeeded(SOLIPSISM) == {"slept": 3600.0, "ended": "SleepForeverError"}
 
@@ -278,7 +278,7 @@ MOCKED = """
 
 
 def test_mocks_of_loops_and_selectors_are_not_touched() -> None:
-    """A mock is asked for nothing, its select is called as often as the loop polls, and other loops are watched."""
+    """A mock of a loop is not used, a mock of a selector is called once a poll, and other loops are watched."""
     assert succeeded(MOCKED) == {"fake": 0, "polls": 1, "found": 1, "faults": {}}
 
 
@@ -310,7 +310,7 @@ SWAPPED = """
 
 
 def test_a_select_that_is_replaced_while_the_loop_runs() -> None:
-    """A loop that polls past our select is not called blocked; it is watched again when it runs again."""
+    """A loop that bypasses the agent's select is not reported as blocked, and later loops are watched."""
     assert succeeded(SWAPPED) == {"stalls": [[False, False]], "loops": 0, "faults": {}}
 
 
@@ -349,7 +349,7 @@ SIGNALLED = """
 
 
 def test_time_outs_by_signals_reach_the_program() -> None:
-    """A handler that raises while our code runs on the loop's thread ends the run, as it does without us."""
+    """A signal handler that raises while the agent's code runs on the loop's thread ends the run as usual."""
     assert succeeded(SIGNALLED) == {"caught": 40, "faults": {}}
 
 
@@ -378,7 +378,7 @@ CLOSED = """
     running.wait()
     stock = Watcher.collect
 
-    def collect(self, loop):  # where whoever removes the loop gives up the GIL, in the midst of reading it
+    def collect(self, loop):  # here the thread that removes the loop releases the GIL, in the middle of reading it
         if threading.current_thread() is threading.main_thread() and not closed.is_set():
             reading.set()
             closed.wait()
@@ -393,7 +393,7 @@ CLOSED = """
 
 @pytest.mark.parametrize("remove", ["loopwatch.uninstall()", "agent._watch.watcher.remove(agent._watch.watcher.loops)"])
 def test_a_loop_of_uvloop_that_closes_while_it_is_read(remove: str) -> None:
-    """Its thread closes it while another one has begun to leave it: that one reads no freed memory afterwards."""
+    """A thread that is about to stop watching a loop reads no freed memory if the loop is closed meanwhile."""
     pytest.importorskip("uvloop")
     found = succeeded(CLOSED.replace("{remove}", remove))
     assert found == {"closed": True, "stats": []}
@@ -420,7 +420,7 @@ TOGGLED = """
             agent = loopwatch.current_agent()
             if agent is not None:
                 agent.snapshot()
-                if agent._parts is not None:  # it is about to start
+                if agent._parts is not None:  # None until it has started
                     agent._parts.telemetry._inputs()
                 counts["reads"] += 1
 
@@ -439,8 +439,8 @@ TOGGLED = """
 """
 
 
-def test_uvloop_survives_installs_beside_loops_that_end() -> None:
-    """Hundreds of loops that end beside installs, uninstalls and snapshots: every thread gets on, nothing crashes."""
+def test_uvloop_survives_installs_while_loops_end() -> None:
+    """Nothing crashes or hangs when hundreds of loops end during installs, uninstalls and snapshots."""
     pytest.importorskip("uvloop")
     found = program(TOGGLED).last
     assert found["installs"] >= 100

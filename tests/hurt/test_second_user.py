@@ -1,4 +1,4 @@
-"""Another user of the machine can neither read nor reach what the agent and the worker pool of a program have."""
+"""Another user of the machine can neither read nor reach resources of the agent and the worker pools."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 from hostproc import DEADLINE, finish, start
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="takes a second user, and only root can become one"
+    sys.platform != "linux" or os.geteuid() != 0, reason="needs a second user, which only root can become"
 )
 
 NOBODY = 65534
@@ -48,7 +48,7 @@ VICTIM = """
 
 
 def attack(pids: list[int], folder: Path) -> dict[str, Any]:
-    """Try whatever the system offers; return what was possible."""
+    """Try all ways that the system offers; return what was possible."""
     libc = ctypes.CDLL(None)
     possible: dict[str, Any] = {"opened": [], "taken": [], "traced": [], "killed": [], "connected": [], "read": []}
     for pid in pids:
@@ -100,7 +100,7 @@ def as_nobody(pids: list[int], folder: Path) -> dict[str, Any]:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
             os.write(writing, json.dumps(attack(pids, folder)).encode())
-        except BaseException:  # nothing of pytest's is to run in this child
+        except BaseException:  # no code of pytest may run in this child
             os.write(writing, json.dumps({"failed": traceback.format_exc()}).encode())
         finally:
             os._exit(0)
@@ -114,11 +114,11 @@ def as_nobody(pids: list[int], folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_another_user_reaches_nothing(method: str) -> None:
-    """Sockets, boards, shared memory, journals and hang files of a program and of each of its processes are its own;
-    the one thing that others can connect to is the port for Prometheus."""
+    """Sockets, task boards, shared memory, journals and hang files of a program cannot be used by another user;
+    only the port for Prometheus can be connected to."""
     with tempfile.TemporaryDirectory() as place:
         files = Path(place)
-        files.chmod(0o755)  # the files alone keep others out
+        files.chmod(0o755)  # only the modes of the files keep others out
         process = start(VICTIM, files, method)
         try:
             assert process.stdout is not None

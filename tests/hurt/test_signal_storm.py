@@ -1,4 +1,4 @@
-"""Signal handlers that use the agent in the midst of whatever it does."""
+"""Signal handlers that use the agent at any moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hostproc import succeeded
 STORM = """
     import loopwatch
     quiet()
-    loopwatch.install().snapshot()  # imports: a handler in the midst of an import finds half a module, ours or not
+    loopwatch.install().snapshot()  # imports, as a handler during an import may find a partly loaded module
     loopwatch.uninstall()
     count = 0
     def handle(number, frame):
@@ -32,20 +32,20 @@ STORM = """
         await asyncio.sleep(0.02)
     runner(sys.argv[1])(main())
     loopwatch.uninstall()
-    ours = lambda: [thread.name for thread in threading.enumerate() if thread.name.startswith("loopwatch")]
-    until(lambda: not ours())
+    agent_threads = lambda: [thread.name for thread in threading.enumerate() if thread.name.startswith("loopwatch")]
+    until(lambda: not agent_threads())
     agent = loopwatch.install(threshold=0.05)
     runner(sys.argv[1])(blocked())
     agent.flush()
     stalls = len(agent.stalls())
     loopwatch.uninstall()
-    say(left=ours(), stalls=stalls, select=type(asyncio.events._set_running_loop).__name__)
+    say(left=agent_threads(), stalls=stalls, select=type(asyncio.events._set_running_loop).__name__)
 """
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_handlers_that_install_and_uninstall_leave_nothing(kind: str) -> None:
-    """Neither hangs nor threads nor patches are left, and the next agent finds its stall."""
+    """Nothing hangs, no thread or patch is left, and the next agent finds its stall."""
     if kind == "uvloop":
         pytest.importorskip("uvloop")
     found = succeeded(STORM, kind)
@@ -75,14 +75,14 @@ IN_HEAPPUSH = """
         return fired
     fired = asyncio.run(main())
     installed[0].flush()
-    say(fired=fired, stalls=len(installed[0].stalls()), beats=installed[0].snapshot().agent.faults)
+    say(fired=fired, stalls=len(installed[0].stalls()), faults=installed[0].snapshot().agent.faults)
     loopwatch.uninstall()
 """
 
 
 def test_installing_while_a_timer_is_compared_spares_the_heap() -> None:
-    """``install()`` in the middle of asyncio's heappush: the program's timers fire in order, and its block is found."""
+    """Timers fire in order and a block is found after ``install()`` in the middle of asyncio's heappush."""
     found = succeeded(IN_HEAPPUSH)
     assert found["fired"] == [0.01, 0.02]
     assert found["stalls"] == 1
-    assert found["beats"] == {}
+    assert found["faults"] == {}

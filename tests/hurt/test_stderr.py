@@ -1,4 +1,4 @@
-"""Lines of a program that has not set up logging: on the standard error it began with, or nowhere."""
+"""Without logging set up, lines go to the standard error that the program started with, or nowhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stall():
 
 
 def run(source: str, *args: object, **popen: object) -> subprocess.CompletedProcess[bytes]:
-    """Run a program that can have a ``stall()``."""
+    """Run a program that can call ``stall()``."""
     code = PRELUDE + STALL + textwrap.dedent(source)
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, args)],
@@ -33,8 +33,8 @@ def run(source: str, *args: object, **popen: object) -> subprocess.CompletedProc
     )
 
 
-def test_a_file_in_the_place_of_stderr_stays_the_programs(tmp_path: Path) -> None:
-    """While a file of the program is descriptor 2 nothing is written to it; the line comes when stderr is back."""
+def test_nothing_is_written_to_a_file_in_place_of_stderr(tmp_path: Path) -> None:
+    """Nothing is written to descriptor 2 while it is a file of the program; the line follows once stderr is back."""
     ended = run(
         """
         own = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
@@ -51,8 +51,8 @@ def test_a_file_in_the_place_of_stderr_stays_the_programs(tmp_path: Path) -> Non
     assert ended.stderr.startswith(b"loop 'main' blocked ")
 
 
-def test_captured_output_stays_the_programs() -> None:
-    """What the program captures in the place of sys.stderr holds no line of ours, which goes to descriptor 2."""
+def test_nothing_is_written_to_captured_output() -> None:
+    """Lines go to descriptor 2, not to a stream that the program put in place of sys.stderr."""
     ended = run(
         """
         import contextlib, io
@@ -66,14 +66,14 @@ def test_captured_output_stays_the_programs() -> None:
 
 
 def test_stderr_that_is_a_file(tmp_path: Path) -> None:
-    """Where stderr is a file, lines are written to it."""
+    """Lines are written to stderr if it is a file."""
     with (tmp_path / "err").open("wb") as file:
         run("stall()", stderr=file)
     assert (tmp_path / "err").read_bytes().startswith(b"loop 'main' blocked ")
 
 
 def test_stderr_that_was_closed_at_the_start(tmp_path: Path) -> None:
-    """With 2>&- the first file that the program opens is descriptor 2: no line lands in it."""
+    """With 2>&- no line is written to the program's first file, which becomes descriptor 2."""
     ended = run(
         """
         own = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
@@ -87,8 +87,8 @@ def test_stderr_that_was_closed_at_the_start(tmp_path: Path) -> None:
     assert (tmp_path / "own").read_bytes() == b"data"
 
 
-def test_a_full_pipe_holds_nobody() -> None:
-    """Nobody reads stderr and its pipe is full: stalls are handled and the program ends, without these lines."""
+def test_a_full_pipe_blocks_no_thread() -> None:
+    """Stalls are handled and the program ends even if stderr is a full pipe that is not read."""
     read, write = os.pipe()
     try:
         os.set_blocking(write, False)
@@ -104,7 +104,7 @@ def test_a_full_pipe_holds_nobody() -> None:
 
 
 def test_nothing_keeps_the_pipe_of_a_daemon_open() -> None:
-    """A program that gives up its stderr ends the wait of whoever reads it, while the agent goes on."""
+    """A reader of stderr sees its end once the program gives it up, while the agent keeps running."""
     process = subprocess.Popen(
         [sys.executable, "-c", PRELUDE + STALL + textwrap.dedent("""
             log.write(30, "loopwatch: before")
@@ -117,17 +117,17 @@ def test_nothing_keeps_the_pipe_of_a_daemon_open() -> None:
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stderr is not None
-    heard = process.stderr.read()  # until all have closed it
+    output = process.stderr.read()  # until all writers have closed it
     still_runs = process.poll() is None
     process.stdin.close()
     process.stderr.close()
     assert process.wait(DEADLINE) == 0
     assert still_runs
-    assert heard == b"loopwatch: before\n"
+    assert output == b"loopwatch: before\n"
 
 
 def test_no_descriptor_is_kept(tmp_path: Path) -> None:
-    """Lines on stderr cost no descriptor, neither while the agent is there nor afterwards."""
+    """Writing to stderr keeps no descriptor open, neither while the agent is installed nor afterwards."""
     source = """
         before = len(os.listdir("/proc/self/fd"))
         import loopwatch
@@ -145,7 +145,7 @@ def test_no_descriptor_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_repeats_nothing() -> None:
-    """Lines that wait for stderr to come back are the parent's: a child that has it writes none of them."""
+    """Lines held back until stderr returns are the parent's, and a child with stderr does not write them."""
     ended = run(
         """
         saved = os.dup(2)
@@ -163,16 +163,16 @@ def test_a_forked_child_repeats_nothing() -> None:
     assert ended.stderr == b"loopwatch: it waits\n"
 
 
-def test_a_handler_of_the_program_has_the_line_alone() -> None:
-    """Once logging is set up, lines go there and nowhere else; below WARNING nothing goes to stderr."""
+def test_lines_go_only_to_a_handler_of_the_program() -> None:
+    """Once logging is set up lines go only there, and below WARNING nothing goes to stderr."""
     source = """
         import io, logging, loopwatch
         from loopwatch.core import log
         loopwatch.install()
-        log.write(logging.INFO, "loopwatch: no news")
-        told = io.StringIO()
-        logging.basicConfig(stream=told)
+        log.write(logging.INFO, "loopwatch: not shown")
+        logged = io.StringIO()
+        logging.basicConfig(stream=logged)
         log.write(logging.WARNING, "loopwatch: %s", "a\\nb\\x1b[31m")
-        say(told=told.getvalue())
+        say(logged=logged.getvalue())
     """
-    assert succeeded(source) == {"told": "WARNING:loopwatch:loopwatch: a\\nb\\x1b[31m\n"}
+    assert succeeded(source) == {"logged": "WARNING:loopwatch:loopwatch: a\\nb\\x1b[31m\n"}

@@ -1,4 +1,4 @@
-"""Beside and inside sub-interpreters: nothing crashes, the main interpreter is watched, a sub-interpreter is not."""
+"""With sub-interpreters nothing crashes; the main interpreter is watched, and sub-interpreters are not."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ KINDS = ("isolated", "legacy")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stalls_are_found_beside_a_subinterpreter(kind: str) -> None:
-    """While one runs beside us no stack is read that the interpreter cannot give; once it is gone, they are again."""
+    """Stalls are found while a sub-interpreter runs, and stacks are read again once it has ended."""
     if kind == "isolated" and (3, 12) <= sys.version_info < (3, 12, 2):
         pytest.skip("this interpreter's isolated sub-interpreters crash by themselves")
     found = succeeded(BESIDE, kind)
@@ -91,7 +91,7 @@ def test_stalls_are_found_beside_a_subinterpreter(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_subinterpreter_is_not_watched(kind: str) -> None:
-    """``install()`` in one, as where a pool of them imports the program's modules, starts and raises nothing."""
+    """``install()`` in a sub-interpreter, as in one of a pool that imports the program, starts and raises nothing."""
     if kind == "isolated" and sys.version_info[:2] == (3, 12):
         pytest.skip("3.12 cannot import asyncio in isolated sub-interpreters again and again")
     assert succeeded(INSIDE, kind)["over"] is True

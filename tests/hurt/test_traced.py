@@ -1,4 +1,4 @@
-"""Programs that are debugged, traced or covered: as without the agent, and the agent goes on."""
+"""Debuggers, trace functions and coverage work as without the agent, and the agent keeps working."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ STEPPED = """
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_trace_functions_that_raise_do_not_end_our_threads(kind: str) -> None:
-    """Set for all new threads, they are not for ours: no traceback on stderr, and the stall is found."""
+def test_trace_functions_that_raise_do_not_end_threads_of_the_agent(kind: str) -> None:
+    """A trace function set for new threads is not used in the agent's: no traceback, and the stall is found."""
     if kind == "uvloop":
         pytest.importorskip("uvloop")
     found = succeeded(RAISES, kind)
@@ -70,7 +70,7 @@ def test_trace_functions_that_raise_do_not_end_our_threads(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_debugger_stops_at_the_lines_of_a_callback_that_blocked(kind: str) -> None:
-    """``set_trace`` in a callback that was sampled before: each line that follows is stepped through."""
+    """After ``set_trace`` in a callback that was sampled before, each following line is stepped through."""
     if kind == "uvloop":
         pytest.importorskip("uvloop")
     found = succeeded(STEPPED, kind)
@@ -78,8 +78,8 @@ def test_debugger_stops_at_the_lines_of_a_callback_that_blocked(kind: str) -> No
     assert (found["steps"] >= 3, found["value"]) == (True, True)
 
 
-def test_coverage_reports_as_without_us(tmp_path: Path) -> None:
-    """Lines are counted in every thread, and the report does not fail for want of the sources of our wrappers."""
+def test_coverage_reports_as_without_the_agent(tmp_path: Path) -> None:
+    """Lines are counted in every thread, and the report does not fail for missing sources of the agent's wrappers."""
     covered = tmp_path / "covered.py"
     covered.write_text(
         textwrap.dedent(
@@ -108,8 +108,8 @@ def test_coverage_reports_as_without_us(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_program_ended_by_ctrl_c_exits_as_without_us(kind: str) -> None:
-    """The exit status says SIGINT, though the last stall is judged and all is stopped after the KeyboardInterrupt."""
+def test_program_ended_by_ctrl_c_exits_as_without_the_agent(kind: str) -> None:
+    """The exit status is that of SIGINT, although the agent handles a stall and stops after the KeyboardInterrupt."""
     if kind == "uvloop":
         pytest.importorskip("uvloop")
     source = """

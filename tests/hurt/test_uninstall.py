@@ -1,4 +1,4 @@
-"""Whatever is installed can be taken out again, in any order, any number of times."""
+"""Everything that is installed can be removed, in any order and any number of times."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEEDS_UVLOOP = pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, re
 
 
 def attributes() -> dict[str, int]:
-    """Return the identity of every attribute of what an agent for asyncio may want to replace."""
+    """Return the identity of every attribute of the modules and classes that an agent for asyncio may patch."""
     owners: list[Any] = [
         asyncio,
         asyncio.base_events,
@@ -71,7 +71,7 @@ def attributes() -> dict[str, int]:
 
 
 def test_every_attribute_is_the_same_object(run: Run, sink: RecordingSink) -> None:
-    """After uninstall() each of some thousand attributes is the very object it was, also those of a running loop."""
+    """After uninstall() each of some thousand attributes is the same object as before, even on a running loop."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -82,7 +82,7 @@ def test_every_attribute_is_the_same_object(run: Run, sink: RecordingSink) -> No
         assert [stats.running for stats in agent.snapshot().loops] == [True]
         loopwatch.uninstall()
         assert [set(vars(owner)) for owner in owners] == [set(names) for names in inside]
-        # Names only where the loop itself puts a new value: its time, its counters.
+        # Only names for attributes that the loop itself changes: its time, its counters.
         kept = ("select", "call_soon", "call_later", "_run_once", "run_forever", "close")
         assert [{key: id(value) for key, value in vars(owner).items() if key in kept} for owner in owners] == [
             {key: value for key, value in names.items() if key in kept} for names in inside
@@ -99,7 +99,7 @@ def test_every_attribute_is_the_same_object(run: Run, sink: RecordingSink) -> No
 
 
 def test_faulthandler_is_left_as_it_was(tmp_path: Any) -> None:
-    """The functions of faulthandler, which are wrapped while a journal is configured, are the same objects after."""
+    """The functions of faulthandler, wrapped while a journal is configured, are the original objects afterwards."""
     source = """
         import faulthandler, loopwatch
         names = ("dump_traceback_later", "cancel_dump_traceback_later")
@@ -118,7 +118,7 @@ def test_faulthandler_is_left_as_it_was(tmp_path: Any) -> None:
 
 
 class Foreign:
-    """Another tool that wraps an attribute; it saves and restores without looking."""
+    """Another tool that wraps an attribute, and saves and restores it without checks."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner, self.name = owner, name
@@ -130,52 +130,52 @@ class Foreign:
         self.saved.append(original)
 
         @functools.wraps(original)
-        def theirs(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
             self.calls += 1
             return original(*args, **kwargs)
 
-        setattr(self.owner, self.name, theirs)
+        setattr(self.owner, self.name, wrapper)
 
     def off(self) -> None:
         setattr(self.owner, self.name, self.saved.pop())
 
 
 def layers(function: Any) -> int:
-    """Count our wrappers on the way from ``function`` to the original."""
-    ours = 0
+    """Count the agent's wrappers around the original of ``function``."""
+    count = 0
     while function is not None:
-        ours += issubclass(type(function), StandIn)
+        count += issubclass(type(function), StandIn)
         function = getattr(function, "__wrapped__", None)
-    return ours
+    return count
 
 
 @pytest.fixture
 def running_loop_setter() -> Iterator[Any]:
-    """The attribute that loops are found by; put back whatever happens."""
+    """The attribute by which loops are found; it is always restored."""
     real = asyncio.events._set_running_loop
     yield real
     loopwatch.uninstall()
     asyncio.events._set_running_loop = real
 
 
-def test_a_residue_is_transparent_and_reused(
+def test_a_wrapped_patch_is_transparent_and_reused(
     running_loop_setter: Any, run: Run, loop_kind: str, sink: RecordingSink
 ) -> None:
-    """Wrapped by somebody else, our part stays without effect, and fifty installs later there is still one layer."""
+    """A patch that another tool has wrapped stays without effect and is used again: one layer after 50 installs."""
     foreign = Foreign(asyncio.events, "_set_running_loop")
     loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
     foreign.on()
-    theirs = asyncio.events._set_running_loop
+    wrapper = asyncio.events._set_running_loop
     for _ in range(50):
         loopwatch.uninstall()
-        assert asyncio.events._set_running_loop is theirs
-        assert layers(theirs) == 1
+        assert asyncio.events._set_running_loop is wrapper
+        assert layers(wrapper) == 1
         run(asyncio.sleep(0))
         agent = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
         assert layers(asyncio.events._set_running_loop) == 1
     calls = foreign.calls
     run(asyncio.sleep(0))
-    # uvloop keeps a reference of its own to the original: it does not come through here.
+    # uvloop keeps its own reference to the original and bypasses the wrapper.
     assert loop_kind == "uvloop" or foreign.calls > calls
     assert agent.snapshot().agent.faults == {}
     foreign.off()
@@ -185,7 +185,7 @@ def test_a_residue_is_transparent_and_reused(
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_order_with_another_patcher(running_loop_setter: Any, seed: int) -> None:
-    """Forty steps of both in random order: never two layers of ours, and every loop runs."""
+    """Forty steps of both in random order leave at most one layer of the agent, and every loop runs."""
     chance = random.Random(seed)
     foreign = Foreign(asyncio.events, "_set_running_loop")
     for _ in range(40):
@@ -203,23 +203,23 @@ def test_any_order_with_another_patcher(running_loop_setter: Any, seed: int) -> 
     loopwatch.uninstall()
     while foreign.saved:
         foreign.off()
-    # What the other tool put back last may be our residue, without effect; nothing else can be left.
+    # The other tool may have restored the agent's patch, without effect; nothing else can be left.
     left = asyncio.events._set_running_loop
     assert left is running_loop_setter or left.__wrapped__ is running_loop_setter
 
 
 def selects(loop: Any) -> int:
-    """Count our functions on the way from ``select`` of the loop's selector to the original."""
-    function, ours = loop._selector.select, 0
+    """Count the agent's functions around the original ``select`` of the loop's selector."""
+    function, count = loop._selector.select, 0
     while hasattr(function, "__code__"):
-        ours += "asyncio_probe" in function.__code__.co_filename
+        count += "asyncio_probe" in function.__code__.co_filename
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         function = cells["original"].cell_contents if "original" in cells else None
-    return ours
+    return count
 
 
-def test_select_wrapped_by_somebody_else(run: Run, loop_kind: str, sink: RecordingSink) -> None:
-    """The same for the one attribute of a running loop that is replaced: one layer, and blocks are still found."""
+def test_select_wrapped_by_another_tool(run: Run, loop_kind: str, sink: RecordingSink) -> None:
+    """``select`` of a running loop also gets one layer under another tool's wrapper, and blocks are found."""
     if loop_kind == "uvloop":
         pytest.skip("nothing is replaced on a loop of uvloop")
 
@@ -247,7 +247,7 @@ def test_select_wrapped_by_somebody_else(run: Run, loop_kind: str, sink: Recordi
 
 THOUSAND = """
     import gc, logging, tracemalloc, loopwatch
-    logging.getLogger('loopwatch').setLevel('CRITICAL')  # a busy machine starves the loop now and then
+    logging.getLogger('loopwatch').setLevel('CRITICAL')  # on a busy machine the loop may be starved
     kind, cycles = sys.argv[1], 500
     run = runner(kind)
 
@@ -272,7 +272,7 @@ THOUSAND = """
             await asyncio.sleep(0)
             loopwatch.uninstall()
             await asyncio.sleep(0)
-        await asyncio.sleep(0.3)  # timers of heartbeats that were under way
+        await asyncio.sleep(0.3)  # lets pending heartbeat timers expire
 
     async def nothing(times):
         for _ in range(times):
@@ -295,24 +295,24 @@ THOUSAND = """
     plain = grown(plain_loops, nothing)  # what the interpreter itself keeps
     # A table of the interpreter may double once; a leak shows in both halves.
     cycles = 250
-    ours = 2 * min(grown(around_loops, inside_a_loop), grown(around_loops, inside_a_loop))
-    say(before=before, after=counts(), plain=plain, ours=ours)
+    watched = 2 * min(grown(around_loops, inside_a_loop), grown(around_loops, inside_a_loop))
+    say(before=before, after=counts(), plain=plain, watched=watched)
 """
 
 
 @pytest.mark.parametrize("kind", ["asyncio", pytest.param("uvloop", marks=NEEDS_UVLOOP)])
 def test_a_thousand_times_leaks_nothing(kind: str) -> None:
-    """A thousand installs, half of them inside a running loop: no thread, descriptor, hook, below 100 bytes each."""
+    """A thousand installs, half of them on a running loop, leak no thread, descriptor or hook; under 100 bytes each."""
     found = succeeded(THOUSAND, kind)
     assert found["after"] == found["before"]
-    assert found["ours"] - max(found["plain"], 0) < 100 * 1000, found
+    assert found["watched"] - max(found["plain"], 0) < 100 * 1000, found
 
 
 # ------------------------------------------------------------------------------------------------ switches
 
 
 def test_pause_and_resume(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """What blocks while paused is not reported; the same agent reports again after resume()."""
+    """Blocks during a pause are not reported, and the same agent reports again after resume()."""
 
     async def main() -> None:
         await asyncio.sleep(0.12)
@@ -332,7 +332,7 @@ def test_pause_and_resume(agent: Agent, sink: RecordingSink, run: Run) -> None:
 
 
 def test_reconfigured_at_run_time(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """A threshold that is raised and lowered again holds from that moment on, on the loop that runs."""
+    """A new threshold takes effect at once on a running loop."""
 
     async def main() -> None:
         for threshold in (0.1, 5.0, 0.1):
@@ -346,8 +346,8 @@ def test_reconfigured_at_run_time(agent: Agent, sink: RecordingSink, run: Run) -
     assert len([stall for stall in sink.stalls if stall.duration > 0.2]) == 2
 
 
-def test_a_second_install_reconfigures_and_says_what_changed(caplog: pytest.LogCaptureFixture) -> None:
-    """install() with explicit settings returns the same agent, changes just these and logs old and new value."""
+def test_a_second_install_reconfigures_and_logs_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """install() with explicit settings returns the same agent, changes only these and logs old and new values."""
     first = loopwatch.install(threshold=0.2, heartbeat=0.04)
     with caplog.at_level(logging.INFO, "loopwatch"):
         second = loopwatch.install(threshold=0.3)
@@ -361,7 +361,7 @@ def test_a_second_install_reconfigures_and_says_what_changed(caplog: pytest.LogC
     "bad", [{"threshold": 0}, {"threshold": 0.5, "heartbeat": -1}, {"treshold": 1}, {"journal": "/no/such/folder/x"}]
 )
 def test_a_bad_reconfiguration_changes_nothing(bad: dict[str, Any], sink: RecordingSink) -> None:
-    """A setting that is refused leaves configuration, files and threads of the running agent as they are."""
+    """An invalid setting changes neither the configuration nor the files and threads of the running agent."""
     agent = loopwatch.install(threshold=0.2, on_stall=sink)
     before, parts = agent.config, dict(vars(agent))
     for change in (agent.configure, loopwatch.install):
@@ -373,7 +373,7 @@ def test_a_bad_reconfiguration_changes_nothing(bad: dict[str, Any], sink: Record
 
 @pytest.mark.parametrize("switch", ["environment", "argument"])
 def test_kill_switch(switch: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LOOPWATCH_ENABLED=0 and enabled=False: nothing is replaced, no thread, no stall, and the agent says why."""
+    """With LOOPWATCH_ENABLED=0 or enabled=False there is no patch, thread or stall, and the agent gives the reason."""
     monkeypatch.setenv("LOOPWATCH_ENABLED", "0" if switch == "environment" else "1")
     before, threads = attributes(), threading.active_count()
     settings: dict[str, Any] = {} if switch == "environment" else {"enabled": False}
@@ -393,7 +393,7 @@ def test_kill_switch(switch: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_switched_off_and_on_inside_a_loop(sink: RecordingSink, run: Run) -> None:
-    """enabled=False takes everything out of a running process; enabled=True watches the running loop again."""
+    """enabled=False stops the agent in a running process, and enabled=True watches the running loop again."""
     agent = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
 
     async def main() -> None:
@@ -408,8 +408,8 @@ def test_switched_off_and_on_inside_a_loop(sink: RecordingSink, run: Run) -> Non
     assert len([stall for stall in sink.stalls if stall.duration > 0.2]) == 1
 
 
-def test_uninstall_from_every_thread_of_ours(run: Run) -> None:
-    """uninstall() called by an on_stall callback ends the agent, the thread it is called from included."""
+def test_uninstall_from_a_callback(run: Run) -> None:
+    """uninstall() called by an on_stall callback ends the agent, even though it runs in a thread of the agent."""
     done = threading.Event()
 
     def last_word(stall: loopwatch.Stall) -> None:

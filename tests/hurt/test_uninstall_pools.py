@@ -1,4 +1,4 @@
-"""Taken out again as a whole: what was replaced of pools and processes, and what export and scrape have opened."""
+"""uninstall() removes all patches of pools and processes, and closes all that export and scrape have opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = """
     quiet()
     kind, place, full = sys.argv[1], sys.argv[2], sys.argv[3] == "full"
     run = runner(kind)
-    settings = dict(threshold=60)  # a stall on a busy machine would be journaled, and what diagnoses it be loaded
+    settings = dict(threshold=60)  # a stall on a busy machine would be journaled and load the diagnosis
     if full:
         settings |= dict(prometheus_port=0, otlp_endpoint="http://127.0.0.1:9", journal=place)
 
@@ -62,7 +62,7 @@ ROUNDS = """
         return sys.getallocatedblocks()
 
     used(), pools()
-    loopwatch.install(**settings), used(), pools(), loopwatch.uninstall()  # what is loaded once is loaded
+    loopwatch.install(**settings), used(), pools(), loopwatch.uninstall()  # load all modules once
     before, there, blocks = attributes(), counts(), []
     for number in range(50):
         agent = loopwatch.install(**settings)
@@ -96,8 +96,8 @@ UVLOOP = pytest.param(
 @pytest.mark.parametrize("what", ["plain", "full"])
 @pytest.mark.parametrize("kind", ["asyncio", UVLOOP])
 def test_fifty_times(kind: str, what: str, tmp_path: object) -> None:
-    """Fifty installs: every attribute of pools, processes and loops, every thread and descriptor is what it was."""
+    """After fifty installs all attributes of pools, processes and loops, threads and descriptors are as before."""
     found = succeeded(ROUNDS, kind, tmp_path, what)
     grown = found.pop("grown")
     assert found == {"changed": [], "lists": True, "counts": True, "many": True, "faults": {}}
-    assert grown < 10 * 100, "objects that ten installs have left"
+    assert grown < 10 * 100, "number of objects left by ten installs"

@@ -1,4 +1,4 @@
-"""Warnings, log records and tracebacks point at the program's line, never at one of our wrappers."""
+"""Warnings, log records and tracebacks point at the program's line, never at a wrapper of the agent."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ EACH = """
 
     armed = False
 
-    def complains(*args, **kwargs):
+    def warn_log_raise(*args, **kwargs):
         if not armed:
-            return None  # our own call
+            return None  # a call by the agent
         warnings.warn("asked", stacklevel=2)
         logging.getLogger("asked").error("asked", stacklevel=2)
         raise Probe
@@ -52,17 +52,17 @@ EACH = """
     logging.getLogger("asked").propagate = False
     quiet()
 
-    # What is replaced in an interpreter that has imported everything; then with functions that complain in its place.
+    # Collect all patches with everything imported; then install again over functions that warn, log and raise.
     install()
     found = replaced()
     loopwatch.uninstall()
     asked = []
     for owner, name in found:
         before = vars(owner).get(name)
-        bound = getattr(owner, "__name__", "") == "Loop"  # of uvloop: they ask for the loop, which a method has
+        bound = getattr(owner, "__name__", "") == "Loop"  # of uvloop: these need the loop, which a method has
         if isinstance(before, type) or (bound and name in ("run_forever", "close")):
             continue
-        setattr(owner, name, staticmethod(complains) if isinstance(before, staticmethod) else complains)
+        setattr(owner, name, staticmethod(warn_log_raise) if isinstance(before, staticmethod) else warn_log_raise)
         asked.append((owner, name, isinstance(owner, type)))
     install()
     assert len(replaced()) == len(found)
@@ -92,10 +92,10 @@ EACH = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_whatever_is_replaced_warns_of_its_caller(tmp_path: Path) -> None:
-    """Each function and method that install() replaces: ``stacklevel=2`` in it names who called the replacement.
+def test_warnings_in_patched_functions_name_the_caller(tmp_path: Path) -> None:
+    """In each function that install() patches ``stacklevel=2`` refers to the line that called the patch.
 
-    In the traceback of what it raises there stand no frames of ours for a fork, at most one for a method, two for a
+    The traceback of its exception has no frame of the agent for a fork, at most one for a method, and two for a
     function.
     """
     found = succeeded(EACH, tmp_path)
@@ -138,9 +138,9 @@ def interpreted(source: str, *args: object, options: tuple[str, ...], **env: str
     return succeeded(run, *args, env=env)
 
 
-@pytest.mark.skipif(not Path("/bin/true").exists(), reason="there is no such program here")
+@pytest.mark.skipif(not Path("/bin/true").exists(), reason="there is no /bin/true here")
 def test_an_encoding_warning_names_the_call() -> None:
-    """``text=True`` without an encoding: Popen and what is made of it name the program's lines, as without us."""
+    """The warning about ``text=True`` without an encoding in Popen and its callers names the program's line."""
     found = interpreted(textwrap.dedent(ENCODINGS), options=("-X", "warn_default_encoding"))
     assert found["found"] == found["wanted"]
 
@@ -179,7 +179,7 @@ STRICT = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_no_file_is_read_without_an_encoding(tmp_path: Path) -> None:
-    """All parts at work where a missing encoding is an error: none fails, and none is heard of."""
+    """No part of the agent fails or warns when a missing encoding is an error."""
     options = ("-X", "warn_default_encoding", "-W", "error::EncodingWarning")
     assert interpreted(textwrap.dedent(STRICT), tmp_path, options=options) == {"faults": {}, "stalls": True}
 
@@ -198,7 +198,7 @@ def _names_no_encoding(call: ast.Call) -> bool:
 
 
 def test_no_call_leaves_out_the_encoding() -> None:
-    """Nor does a part that the above does not come by."""
+    """No call in the source leaves out the encoding, which also covers code that the test above does not run."""
     files = [*ROOT.rglob("*.py"), *(ROOT.parent / "integrations").glob("*.py")]
     wrong = [
         f"{path.relative_to(ROOT.parent)}:{node.lineno}"
@@ -214,7 +214,7 @@ FORK_WARNS = """
     import loopwatch
     loopwatch.install()
     ended = threading.Event()
-    threading.Thread(target=ended.wait).start()  # of the program: it is the program that is warned
+    threading.Thread(target=ended.wait).start()  # a thread of the program, so that the program is warned
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         first = sys._getframe().f_lineno; pid = os.fork()
@@ -230,9 +230,9 @@ FORK_WARNS = """
 """
 
 
-@pytest.mark.skipif(not SINCE_3_12, reason="nobody is warned")
+@pytest.mark.skipif(not SINCE_3_12, reason="there is no warning before 3.12")
 @pytest.mark.skipif(not hasattr(os, "forkpty"), reason="there is no fork here")
 def test_a_fork_beside_threads_of_the_program_names_the_call() -> None:
-    """The interpreter's own warning, from C, names the line that calls ``os.fork``."""
+    """The interpreter's warning about forks in a process with threads names the line that calls ``os.fork``."""
     found = program(FORK_WARNS).last
     assert found["found"] == found["wanted"]
