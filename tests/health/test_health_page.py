@@ -38,7 +38,7 @@ def test_its_program_prints_what_is_written_below(tmp_path: Path) -> None:
 def test_how_often_it_looks() -> None:
     """The period and the share of the budget."""
     assert (monitor.PERIOD, monitor.BUDGET_SHARE) == (2, 1 / 5)
-    assert "every 2 s" in PAGE and "more than a fifth of `cpu_budget`" in PAGE
+    assert "every 2 seconds" in PAGE and "more than a fifth of `cpu_budget`" in PAGE
 
 
 def test_each_state_and_in_which_order() -> None:
@@ -104,4 +104,4 @@ def test_each_kind_of_finding_with_its_figures() -> None:
         "zombies": [finding_rules.ZOMBIES, history.UNWAITED_AFTER],
     }
     assert set(told) == {name for key, name in vars(finding_rules.Kinds).items() if key.isupper()}
-    assert f"over {findings.CLEAR_AFTER:.0f} s after its cause" in PAGE
+    assert f"over {findings.CLEAR_AFTER:.0f} seconds after its cause" in PAGE
