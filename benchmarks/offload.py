@@ -73,7 +73,7 @@ async def images(rounds: int, quick: bool) -> None:
         for _, way in turns(example.WAYS, rounds):
             measured = await example.measure(example.WAYS[way], pictures, url)
             digests.add(measured.digest)
-            api = (quantile(measured.results, share) * 1e3 for share in (0.5, 0.99))
+            api = (quantile(measured.answers, share) * 1e3 for share in (0.5, 0.99))
             row = first if "auto" in way and not found[first] else way
             found[row].append((measured.total, measured.longest * 1e3, *api))
     assert len(digests) == 1
