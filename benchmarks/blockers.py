@@ -60,7 +60,7 @@ class Blocker:
 
     Attributes:
         name: of the row.
-        run: the guilty function, called with what ``setup`` yielded; may be a coroutine function.
+        run: the guilty function, called with the value that ``setup`` yielded; may be a coroutine function.
         culprit: name of the function to blame, None if no function is to blame.
         causes: acceptable causes.
         category: for grouping rows.
@@ -90,7 +90,7 @@ class Stage:
     Attributes:
         begin, end: ``time.monotonic`` seconds of the block, once it is over.
         cpu: processor seconds of the loop's thread within it.
-        error: what the blocker raised.
+        error: exception that the blocker raised.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -339,7 +339,7 @@ def fitted(make: Callable[[int], Any], call: Callable[[Any], Any], first: int, p
 
     Args:
         make: makes the material of size n.
-        call: what will be measured; its time grows with ``n ** power``.
+        call: the measured function; its time grows with ``n ** power``.
         first: size to begin with.
         power: how its time grows.
     """
@@ -588,7 +588,7 @@ def drop_structure(box: Box) -> None:
 
 @contextmanager
 def _structures(seconds: float) -> Iterator[Any]:
-    # A structure is gone after one run: its size is what is fitted.
+    # A structure is gone after one run: its size is fitted.
     sizes: list[int] = []
 
     def fill(size: int) -> Box:

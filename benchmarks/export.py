@@ -127,7 +127,7 @@ class Tick(NamedTuple):
 
 def measure(size: str, protocol: str, seconds: float) -> dict[str, Any]:
     """Return the lateness of a loop's ticks during the exports beside it."""
-    gc.disable()  # a full collection takes longer than what is measured
+    gc.disable()  # a full collection takes longer than an export
     receiver = subprocess.Popen([sys.executable, __file__, "--receiver", protocol], stdout=subprocess.PIPE, text=True)
     assert receiver.stdout is not None
     port = int(receiver.stdout.readline())

@@ -71,7 +71,7 @@ class Tool:
         self.findings: list[Finding] = []
 
     def loop_factory(self, kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
-        """Return what makes a loop of ``kind``, ``asyncio`` or ``uvloop``."""
+        """Return the factory of loops of ``kind``, ``asyncio`` or ``uvloop``."""
         return plain_loop_factory(kind)
 
     async def start(self) -> None:
@@ -101,7 +101,7 @@ class Tool:
 
 
 def plain_loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes a loop of ``kind``."""
+    """Return the factory of loops of ``kind``."""
     if kind == "uvloop":
         import uvloop
 

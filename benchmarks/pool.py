@@ -622,7 +622,7 @@ async def run(part: str, options: argparse.Namespace) -> None:
 
 
 def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes a loop of ``kind``."""
+    """Return the factory of loops of ``kind``."""
     if kind == "uvloop":
         import uvloop
 

@@ -40,7 +40,7 @@ ROWS = {
 
 def measure(size: str, accept: str, scrapers: int, seconds: float) -> dict[str, Any]:
     """Return statistics of the ticks during scrapes."""
-    gc.disable()  # a full collection takes longer than what is measured
+    gc.disable()  # a full collection takes longer than a scrape
     spans: list[tuple[float, float]] = []
     sizes: list[int] = []
     ended = threading.Event()

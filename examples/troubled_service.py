@@ -424,7 +424,7 @@ async def main(port: int, names: list[str]) -> None:
 
 
 def loop_factory(on_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes the loop, None for asyncio's own."""
+    """Return the loop factory, None for asyncio's default loop."""
     if not on_uvloop:
         return None
     import uvloop
