@@ -1,4 +1,4 @@
-"""Prints the README's tables of accuracy: what is detected, whom it blames, which cause it gives, how long it says.
+"""Prints the README's tables of accuracy: detected blocks, and whether culprit, cause and duration are right.
 
     python benchmarks/accuracy.py                                # loopwatch on asyncio and uvloop, about an hour
     python benchmarks/accuracy.py --only sleep,json --reps 1     # a quick look
@@ -6,7 +6,8 @@
 
 Each tool runs on each kind of loop in a process of its own, which runs the blockers of blockers.py one after the other
 at each length and takes the truth around them; then a while of healthy load, in which every stall is invented. Run it
-on a quiet machine: where others take the processor, "starved" is true of any blocker (such repetitions are told).
+on a quiet machine: where other processes take the processor, "starved" is true of any blocker (such repetitions are
+counted as disturbed).
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from blockers import BLOCKERS, Blocker, Refilled, SkipError, Stage
 THRESHOLD = peers.THRESHOLD
 LENGTHS = (1.5 * THRESHOLD, 0.3, 2.0)
 SETTLE = 0.6
-"""s that a tool has to say what it found."""
+"""Seconds that a tool has to report its findings."""
 CLOSE, SHARE = 0.005, 0.05
 """A duration is right within 5 ms or 5 percent of the truth, whichever is more, or within the stated uncertainty."""
 SILENCE = 180.0
-"""s without a line after which a child counts as hung."""
+"""Seconds without a line after which a child counts as hung."""
 DISTURBED = 0.25
-"""Share of a block that its thread waited for a processor, by the kernel's account, above which the machine was too
+"""Share of a block for which its thread waited for a processor (schedstat), above which the machine was too
 busy for the block's true cause to be the intended one: cause and culprit of such a repetition are not judged."""
 MORE_VICTIMS = 4
 """Timers and wake-ups of the benchmark and of the tool that may wait beside the planted victims."""
@@ -120,7 +121,7 @@ async def _repeat(
     if isinstance(material, Refilled):
         material = material.make()
     if first or refilled:
-        await asyncio.sleep(SETTLE)  # what the preparation held up is not to be judged
+        await asyncio.sleep(SETTLE)  # callbacks delayed by the preparation are not judged
     tool.drain()
     stage = Stage(asyncio.get_running_loop(), seconds, new_loop, other_loop, other_loop_ends)
     stage.place_readers()
@@ -229,7 +230,7 @@ async def healthy_load(tool: peers.Tool, seconds: float) -> Record:
 
 
 def say(text: str) -> None:
-    """Tell what is being done, apart from the tables."""
+    """Report the progress on stderr, apart from the tables."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -246,7 +247,7 @@ def private_network() -> tuple[list[str], str]:
 
 
 def run_children(tool: str, loop: str, python: str, prefix: list[str], options: argparse.Namespace) -> list[Record]:
-    """Run all rows of one tool on one kind of loop; a row that ends or hangs its process is noted, the rest goes on."""
+    """Run all rows of one tool on one kind of loop; record a row that ends or hangs its process, and go on."""
     records: list[Record] = []
     rows = [blocker.name for blocker in BLOCKERS if not options.only or blocker.name in options.only]
     peer = tool != peers.Loopwatch.name
@@ -306,7 +307,7 @@ def _lines_of(command: list[str]) -> Iterator[Record]:
 
 
 class _Alarm:
-    """Kills a child that says nothing for too long."""
+    """Kills a child that prints nothing for too long."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -335,13 +336,13 @@ class _Alarm:
 
 @dataclass
 class Judged:
-    """One repetition and what the tool made of it; None: not to be judged.
+    """One repetition and the tool's findings, judged; None: not judged.
 
     Attributes:
-        truth: s that the loop was held.
+        truth: seconds that the loop was held.
         stall: the finding, details included.
-        errors: reported minus true duration, s.
-        wrong: what was wrong, in words.
+        error: reported minus true duration, seconds.
+        wrong: the mistakes, in words.
         others: findings that belong to no block.
         split: further findings of the same block.
     """
@@ -579,7 +580,7 @@ def _cell(rows: list[Judged], blocker: Blocker) -> str:
 
 
 def complaints(results: Results) -> list[str]:
-    """Return what went wrong with loopwatch: one line for each kind, with the evidence of the first."""
+    """Return the mistakes of loopwatch: one line for each kind, with the evidence of the first."""
     lines = []
     for (tool, loop), records in results.items():
         if tool != peers.Loopwatch.name:
@@ -626,7 +627,7 @@ def _stall(finding: Record) -> str:
 
 
 def _lateness(finding: Record, record: Record) -> str:
-    """Tell what the benchmark's own ticker saw at that time: a stall that it saw too was not invented."""
+    """Return the lateness of the benchmark's own ticker then: a stall that it measured too was not invented."""
     start, end = finding["start"], finding["start"] + finding["duration"]
     late = [length for at, length in record["late"] if at - length - 0.05 <= end and at + 0.05 >= start]
     ticker = "the benchmark's ticker was"
@@ -682,14 +683,14 @@ def main() -> None:
 
 
 def _works(tool: type[peers.Tool], loop: str, python: str, versions: dict[str, str]) -> bool:
-    """Try a peer on the plainest blocker there is; one that cannot be driven is told, not counted."""
-    say(f"{tool.name} on {loop}: does the adapter work? sleep, 0.3 s")
+    """Try a peer on the plainest blocker there is; one that cannot be driven is reported, not counted."""
+    say(f"{tool.name} on {loop}: does the adapter work? sleep, 0.3 seconds")
     smoke = argparse.Namespace(only=["sleep"], peer_lengths=[0.3], peer_reps=2, peer_healthy=0.0)
     records = run_children(tool.name, loop, python, [], smoke)
     if any(record["kind"] == "rep" and record["findings"] for record in records):
         return True
     crash = next((record["reason"] for record in records if record["kind"] == "crash"), "")
-    versions[f"{tool.name} on {loop}"] = f"not counted: {crash or 'it does not see a time.sleep of 0.3 s'}"
+    versions[f"{tool.name} on {loop}"] = f"not counted: {crash or 'it does not see a time.sleep of 0.3 seconds'}"
     say(f"{tool.name} on {loop}: {versions[f'{tool.name} on {loop}']}")
     return False
 
@@ -749,14 +750,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tool", type=words, default=[peers.Loopwatch.name], help="tools, separated by commas")
     parser.add_argument("--peers", action="store_true", help="all tools")
     parser.add_argument("--reps", type=int, default=3, help="repetitions of each row and length")
-    parser.add_argument("--lengths", type=seconds, default=list(LENGTHS), help="s, separated by commas")
-    parser.add_argument("--healthy", type=float, default=60.0, help="s of healthy load")
+    parser.add_argument("--lengths", type=seconds, default=list(LENGTHS), help="seconds, separated by commas")
+    parser.add_argument("--healthy", type=float, default=60.0, help="seconds of healthy load")
     parser.add_argument("--peer-reps", type=int, default=3)
     parser.add_argument("--peer-lengths", type=seconds, default=[0.3])
     parser.add_argument("--peer-healthy", type=float, default=20.0)
     parser.add_argument("--envs", help="folder in which the peers' environments are kept (default: a temporary one)")
     parser.add_argument("--python", type=words, default=[], help="further interpreters to try for peers")
-    parser.add_argument("--json", help="file for everything that was found")
+    parser.add_argument("--json", help="file for all results")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = [tool.name for tool in peers.TOOLS]

@@ -1,9 +1,9 @@
-"""Things that hold an event loop, each with what a perfect tool would say of it. Used by accuracy.py.
+"""Functions that block an event loop, each with the report of a perfect tool. Used by accuracy.py.
 
-A blocker prepares its material outside of what is measured (``setup``), and is then run on the loop's thread for a
-wanted length. The truth is taken around it there, or, where the loop is not inside a callback, from a 1 ms ticker.
-Processor-bound blockers fit the size of their material to the wanted length; where the point is a single call of C
-code, it is a single call.
+A blocker prepares its material outside of the measurement (``setup``), and is then run on the loop's thread for a
+wanted length. The true duration is measured around it there, or, where the loop is not inside a callback, by a 1 ms
+ticker. Processor-bound blockers fit the size of their material to the wanted length; where the point is a single call
+of C code, it is a single call.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Blocker:
 
     Attributes:
         name: of the row.
-        run: the guilty function, called with what ``setup`` yielded; may be a coroutine function.
-        culprit: name of the function to blame, None if nobody's code is to blame.
+        run: the guilty function, called with the value that ``setup`` yielded; may be a coroutine function.
+        culprit: name of the function to blame, None if no function is to blame.
         causes: acceptable causes.
         category: for grouping rows.
         setup: makes the material for a length in seconds; a context manager.
         drive: has the loop run it.
-        culprit_optional: naming nobody is right as well: pure Python cannot know.
-        known_victims: whether the number of those who waited is known.
+        culprit_optional: naming no culprit is right as well: pure Python cannot know it.
+        known_victims: whether the number of waiting callbacks is known.
         in_task: whether it runs in the task named by :func:`task_name`.
     """
 
@@ -85,12 +85,12 @@ class Blocker:
 
 @dataclass
 class Stage:
-    """One repetition: runs the blocker, takes the truth, plants victims.
+    """One repetition: runs the blocker, measures the true duration, plants victims.
 
     Attributes:
         begin, end: ``time.monotonic`` seconds of the block, once it is over.
         cpu: processor seconds of the loop's thread within it.
-        error: what the blocker raised.
+        error: exception that the blocker raised.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -103,7 +103,7 @@ class Stage:
     cpu: float | None = None
     error: BaseException | None = None
     _pairs: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
-    _beats: list[tuple[float, float]] = field(default_factory=list)
+    _ticks: list[tuple[float, float]] = field(default_factory=list)
 
     def place_readers(self) -> None:
         """Register sockets with the loop that become readable during the block."""
@@ -113,7 +113,7 @@ class Stage:
             self._pairs.append((ours, theirs))
 
     def plant(self) -> None:
-        """Make victims: what is planted now waits for the end of the block that follows."""
+        """Make victims: callbacks planted now wait for the end of the block that follows."""
         for _ in range(CALLBACKS):
             self.loop.call_soon(_nothing)
         for number in range(TIMERS):
@@ -130,7 +130,7 @@ class Stage:
         self._pairs.clear()
 
     def around(self, run: Callable[[Any], Any], payload: Any) -> None:
-        """Run a blocking function and take the truth."""
+        """Run a blocking function and measure its true duration."""
         self.plant()
         cpu, self.begin = time.thread_time(), time.monotonic()
         try:
@@ -140,7 +140,7 @@ class Stage:
         self.end, self.cpu = time.monotonic(), time.thread_time() - cpu
 
     async def around_coroutine(self, run: Callable[[Any], Awaitable[Any]], payload: Any) -> None:
-        """Run a coroutine that blocks and never suspends, and take the truth."""
+        """Run a coroutine that blocks and never suspends, and measure its true duration."""
         self.plant()
         cpu, self.begin = time.thread_time(), time.monotonic()
         try:
@@ -150,16 +150,16 @@ class Stage:
         self.end, self.cpu = time.monotonic(), time.thread_time() - cpu
 
     async def tick(self) -> None:
-        """Note when beats 1 ms apart were due and when they came."""
+        """Record when ticks 1 ms apart were due and when they ran."""
         while True:
             due = time.monotonic() + 0.001
             await asyncio.sleep(0.001)
-            self._beats.append((due, time.monotonic()))
+            self._ticks.append((due, time.monotonic()))
 
-    def take_latest_beat(self) -> None:
-        """Take the latest beat for the truth."""
-        if self._beats:
-            self.begin, self.end = max(self._beats, key=lambda beat: beat[1] - beat[0])
+    def measure_by_most_delayed_tick(self) -> None:
+        """Take the delay of the most delayed tick as the true block."""
+        if self._ticks:
+            self.begin, self.end = max(self._ticks, key=lambda tick: tick[1] - tick[0])
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
@@ -304,16 +304,16 @@ async def in_many_callbacks(stage: Stage, blocker: Blocker, payload: int) -> Non
 
 
 async def beside_the_loop(stage: Stage, blocker: Blocker, payload: Any) -> None:
-    """In another thread, while the loop waits for its 1 ms ticker, which tells how long it could not get on."""
+    """In another thread, while the loop waits for its 1 ms ticker, whose lateness is the time that it was held."""
     thread = threading.Thread(target=blocker.run, args=(payload,), name="hog", daemon=True)
     ticker = asyncio.create_task(stage.tick(), name="ticker")
-    await asyncio.sleep(1.2)  # a loop under load: the heartbeat beats as often as it can
+    await asyncio.sleep(1.2)  # a loop under load: the heartbeat has its shortest interval
     thread.start()
     while thread.is_alive():
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     ticker.cancel()
-    stage.take_latest_beat()
+    stage.measure_by_most_delayed_tick()
 
 
 # -- material ----------------------------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ def fitted(make: Callable[[int], Any], call: Callable[[Any], Any], first: int, p
 
     Args:
         make: makes the material of size n.
-        call: what will be measured; its time grows with ``n ** power``.
+        call: the measured function; its time grows with ``n ** power``.
         first: size to begin with.
         power: how its time grows.
     """
@@ -588,7 +588,7 @@ def drop_structure(box: Box) -> None:
 
 @contextmanager
 def _structures(seconds: float) -> Iterator[Any]:
-    # A structure is gone after one run: its size is what is fitted.
+    # A structure is gone after one run: its size is fitted.
     sizes: list[int] = []
 
     def fill(size: int) -> Box:
@@ -608,7 +608,7 @@ def _structures(seconds: float) -> Iterator[Any]:
 
 @dataclass
 class Refilled:
-    """Material that is used up by a run and made anew before each."""
+    """Material that is used up by a run and made again before each."""
 
     make: Callable[[], Any]
 
@@ -649,7 +649,7 @@ def collect_garbage(rounds: int) -> None:
 
 @contextmanager
 def _heap(seconds: float) -> Iterator[Any]:
-    # One collection of up to 0.3 s; a longer block is made of several, or the heap would take gigabytes.
+    # One collection of up to 0.3 seconds; a longer block consists of several, or the heap would take gigabytes.
     heap: list[Any] = []
 
     def grow(size: int) -> list[Any]:
@@ -772,7 +772,7 @@ def resolve_name(_: object) -> None:
 
 @contextmanager
 def _slow_name_server(seconds: float) -> Iterator[Any]:
-    """A name server of our own under the address that the system is configured to ask; it answers late.
+    """A name server under the address that the system is configured to ask; it answers late.
 
     The address can be taken only in a private network name space, which accuracy.py makes if it may.
     """
@@ -921,7 +921,7 @@ def join_thread(seconds: float) -> None:
     thread.join()
 
 
-# -- not the loop's own doing ------------------------------------------------------------------------------------------
+# -- not caused by the loop --------------------------------------------------------------------------------------------
 
 
 def hog_in_one_call(text: str) -> None:
@@ -967,7 +967,7 @@ def compute_starved(material: tuple[Callable[[], None], Callable[[], None], floa
 
 @contextmanager
 def _busy_neighbours(seconds: float) -> Iterator[Any]:
-    """Twice as many processes as processors, of higher priority than ours, that compute for the wanted time."""
+    """Twice as many processes as processors, of higher priority than this one, that compute for the wanted time."""
     code = (
         "import os, sys, time\n"
         "os.setpriority(os.PRIO_PROCESS, 0, -15)\n"

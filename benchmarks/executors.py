@@ -1,4 +1,4 @@
-"""What watching costs a caller of an executor: submit and result of a call that does nothing, with and without.
+"""The cost of watching to a caller of an executor: submit and result of a no-op call, with and without the agent.
 
 The agent is switched on and off in one process, in blocks that alternate, each with an executor of its own: the median
 of the ratios of all pairs. The control (A/A) is the same without an agent.
@@ -17,11 +17,11 @@ import loopwatch
 
 
 def nothing() -> None:
-    """Do what the label says."""
+    """Do nothing."""
 
 
 def seconds_each(kind: type[Executor], calls: int) -> float:
-    """Return how long one call takes, s, once the executor has warmed up."""
+    """Return the seconds of one call, once the executor has warmed up."""
     with kind(1) as executor:  # type: ignore[call-arg]
         for _ in range(calls // 5):
             executor.submit(nothing).result()
@@ -32,7 +32,7 @@ def seconds_each(kind: type[Executor], calls: int) -> float:
 
 
 def measure(kind: type[Executor], calls: int, rounds: int, *, watched: bool) -> tuple[float, float]:
-    """Return (median ratio, median s of a call without)."""
+    """Return (median ratio, median seconds of a call without the agent)."""
     ratios, plain = [], []
     for _ in range(rounds):
         off = seconds_each(kind, calls)

@@ -1,13 +1,13 @@
-"""Prints how late a loop is while loopwatch exports its metrics over OTLP: the export's own theft of the GIL.
+"""Prints how late a loop is while loopwatch exports its metrics over OTLP: the export competes for the GIL.
 
     python benchmarks/export.py                       # http and grpc, typical and full size, about a minute
     python benchmarks/export.py --seconds 5 --only http
 
-A loop of asyncio beats every millisecond. In the same process the metrics are exported several times a second, to a
-receiver in another process: of a typical service, and as many as the catalog allows. Told are the beats that fell into
-an export: how late they were, and how late the worst one of each export was, each less the time that the loop's thread
-waited for a processor (/proc/.../schedstat), as that is the machine's doing. The control has the same beats and
-everything else, but exports nothing: its spans are as long and begin at the same distances.
+A ticker runs on an asyncio loop every millisecond. In the same process the metrics are exported several times a second,
+to a receiver in another process: those of a typical service, and as many as the catalog allows. The table shows how
+late the ticks during an export were, and how late the worst one of each export was, each less the time that the loop's
+thread waited for a processor (/proc/.../schedstat), which the machine caused. The control is the same without exports:
+its spans have the same lengths and distances.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from loopwatch.telemetry.metrics.records import Inputs, Reading
 from loopwatch.telemetry.otel.otlp_config import Signal, targets_of
 from loopwatch.watch.observation import LoopReading
 
-BEAT = 0.001
+TICK = 0.001
 INTERVAL = 0.25
-"""s between two exports: many times as often as in production, to see many of them."""
+"""Seconds between two exports: many times as often as in production, to measure many of them."""
 WARM_UP = 3
-"""Exports that are left out."""
+"""First exports, which are not counted."""
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- metrics -----------------------------------------------------------------------------------------------------------
 
 
 def account(size: str) -> Account:
@@ -92,14 +92,14 @@ def spread() -> Histogram:
 
 
 def loop(number: int, count: int, lags: Histogram) -> LoopReading:
-    """Return what a loop tells."""
+    """Return the reading of a loop."""
     lag = LagStats(200, 0.0001, 0.001, 0.001, 0.002, 0.003, 0.01, 0.001)
     stats = LoopStats(f"loop-{number}", "asyncio", True, 10.0, 0.5, count / 2, count / 2, 100 * count, lag=lag)
     return LoopReading(number, stats, lags.copy(), 1000 * count, count)
 
 
 def pool(number: int, count: int, waits: Histogram, runs: Histogram) -> PoolReading:
-    """Return what a pool tells."""
+    """Return the reading of a pool."""
     stats = PoolStats(
         f"pool-{number}", submitted=count * 100, completed=count * 100, started=4, max_workers=4, utilization=0.5,
         failed=count, failures={f"Error{number}": count}, crashes={"SIGSEGV": count}, cpu=count / 10, kind="process",
@@ -114,8 +114,8 @@ def stall(number: int, loops: int) -> Stall:
     return Stall(f"{number}", f"loop-{number % loops}", 1.0, 0.2, Cause.PYTHON, evidence, culprit=frame, victims=3)
 
 
-class Beat(NamedTuple):
-    """When it was due, how late it was, and how late without the time that its thread waited for a processor; s."""
+class Tick(NamedTuple):
+    """When it was due, its lateness, and its lateness less the time its thread waited for a processor; seconds."""
 
     due: float
     late: float
@@ -126,8 +126,8 @@ class Beat(NamedTuple):
 
 
 def measure(size: str, protocol: str, seconds: float) -> dict[str, Any]:
-    """Return the beats of a loop, and the spans of the exports beside it."""
-    gc.disable()  # a full collection takes longer than what is measured
+    """Return the lateness of a loop's ticks during the exports beside it."""
+    gc.disable()  # a full collection takes longer than an export
     receiver = subprocess.Popen([sys.executable, __file__, "--receiver", protocol], stdout=subprocess.PIPE, text=True)
     assert receiver.stdout is not None
     port = int(receiver.stdout.readline())
@@ -138,12 +138,12 @@ def measure(size: str, protocol: str, seconds: float) -> dict[str, Any]:
             exporting(size, protocol, port, spans)
         else:
             threading.Thread(target=idle_spans, args=(spans, ended), daemon=True).start()
-        beats = asyncio.run(beat(seconds))
+        ticks = asyncio.run(tick(seconds))
     finally:
         ended.set()
         receiver.kill()
         receiver.wait()
-    return summary(beats, spans[WARM_UP:])
+    return summary(ticks, spans[WARM_UP:])
 
 
 def exporting(size: str, protocol: str, port: int, spans: list[tuple[float, float]]) -> None:
@@ -156,14 +156,14 @@ def exporting(size: str, protocol: str, port: int, spans: list[tuple[float, floa
     wanted = {Signal.METRICS: targets.targets[Signal.METRICS]}
     private = PrivateProviders(targets, wanted, account(size), Faults(), "0")
     exporter = private._exporter
-    around, told = exporter._round, exporter.exported
+    export_round, exported = exporter._round, exporter.exported
 
     def timed(**options: Any) -> None:
-        nonlocal told
+        nonlocal exported
         began = time.monotonic()
-        around(**options)
-        if exporter.exported > told:
-            told = exporter.exported
+        export_round(**options)
+        if exporter.exported > exported:
+            exported = exporter.exported
             spans.append((began, time.monotonic()))
 
     exporter._round = timed  # type: ignore[method-assign]
@@ -171,37 +171,37 @@ def exporting(size: str, protocol: str, port: int, spans: list[tuple[float, floa
 
 
 def idle_spans(spans: list[tuple[float, float]], ended: threading.Event) -> None:
-    """Note spans as long as an export, in which nothing is done."""
+    """Record spans as long as an export, in which nothing is done."""
     while not ended.wait(INTERVAL):
         now = time.monotonic()
         spans.append((now, now + 0.03))
 
 
-async def beat(seconds: float) -> list[Beat]:
-    """Beat for a while."""
-    beats = []
+async def tick(seconds: float) -> list[Tick]:
+    """Tick for a while."""
+    ticks = []
     ends = time.monotonic() + seconds
     loop = asyncio.get_running_loop()
     thread = threading.get_native_id()
     before = scheduled(thread)
     while time.monotonic() < ends:
-        due = time.monotonic() + BEAT
-        beaten = loop.create_future()
-        loop.call_at(due, beaten.set_result, None)
-        await beaten
+        due = time.monotonic() + TICK
+        fired = loop.create_future()
+        loop.call_at(due, fired.set_result, None)
+        await fired
         late, now = time.monotonic() - due, scheduled(thread)
         queued = 0.0 if now is None or before is None else now.run_queue - before.run_queue
-        beats.append(Beat(due, late, max(late - queued, 0.0)))
+        ticks.append(Tick(due, late, max(late - queued, 0.0)))
         before = now
-    return beats
+    return ticks
 
 
-def summary(beats: list[Beat], spans: list[tuple[float, float]]) -> dict[str, Any]:
-    """Return figures of the beats that fell into spans, in ms."""
+def summary(ticks: list[Tick], spans: list[tuple[float, float]]) -> dict[str, Any]:
+    """Return statistics of the ticks within the spans, in ms."""
     during: list[float] = []
     worst: list[float] = []
     for began, ended in spans:
-        late = [beat.own for beat in beats if beat.due + beat.late >= began and beat.due <= ended]
+        late = [tick.own for tick in ticks if tick.due + tick.late >= began and tick.due <= ended]
         during += late
         if late:
             worst.append(max(late))
@@ -222,7 +222,7 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def receive(protocol: str) -> None:
-    """Take whatever is sent."""
+    """Accept every request."""
     if protocol == "grpc":
         from concurrent.futures import ThreadPoolExecutor
 
@@ -288,11 +288,11 @@ def main() -> None:
     else:
         full = sum(len(found) for found in account("full").read(lambda: None).points.values())  # type: ignore[union-attr]
         print(f"full: {full} points and histograms beside them\n")
-        print("| | exports | length ms | beats p50 ms | p90 | worst of an export p50 | p90 |")
+        print("| | exports | length ms | ticks p50 ms | p90 | worst of an export p50 | p90 |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for name, row in rows(options):
-            figures = " | ".join(f"{row[key]:.2f}" for key in ("length", "p50", "p90", "worst50", "worst90"))
-            print(f"| {name} | {row['exports']} | {figures} |", flush=True)
+            cells = " | ".join(f"{row[key]:.2f}" for key in ("length", "p50", "p90", "worst50", "worst90"))
+            print(f"| {name} | {row['exports']} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

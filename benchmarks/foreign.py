@@ -1,9 +1,9 @@
-"""Prints which tests of foreign suites end differently in a process that is watched: none should.
+"""Prints the tests of foreign suites that end differently in a watched process: none should.
 
 Each suite runs in a process of its own, alone and under ``loopwatch run`` (which also brings the agent into its Python
 children), after a loop has run in it. Outcomes are compared test by test. A test that differs is repeated three times
-on each side, in alternation: it counts as a difference unless the repetitions agree or it also wavers without the
-agent; those are named as flaky. A process that ends in the middle of a test, or says nothing for a while, costs that
+on each side, in alternation: it counts as a difference unless the repetitions agree or it is also flaky without the
+agent; such tests are listed as flaky. A process that ends in the middle of a test, or hangs for a while, loses that
 test; the rest goes on in a new one.
 
     python benchmarks/foreign.py                                  # CPython's own suites: half an hour and more
@@ -50,7 +50,7 @@ CPYTHON = (
 PROJECTS = ("uvloop", "anyio")
 """Suites whose sources must be given, by an option or a variable: UVLOOP_SOURCE, ANYIO_SOURCE."""
 
-_BLOCKS = "its program blocks its loop for 0.1 s and expects an empty stderr; the agent logs that block there"
+_BLOCKS = "its program blocks its loop for 0.1 seconds and expects an empty stderr; the agent logs that block there"
 _RACE = (
     "a race of CPython's, which hangs 1 time in 100 without the agent too: the thread that feeds the queue takes a "
     "failed item off before it takes the lock under which it is joined once no item is left"
@@ -61,16 +61,16 @@ EXPECTED = {
     **{_SIGINT.format(kind): _BLOCKS for kind in ("AIO", "UV")},
     **{_DEADLOCK.format(kind): _RACE for kind in ("Fork", "Forkserver", "Spawn")},
 }
-"""Tests that object to what the agent is for, or hang by themselves, and why; they are named but do not count."""
+"""Tests that fail because the agent works as intended, or hang by themselves, and why; listed but not counted."""
 
 ALONE, WATCHED = "alone", "watched"
 SIDES = (ALONE, WATCHED)
 
 RESTARTS = 50
-"""New processes of one suite before it is given up: so many of its tests crash or hang."""
+"""New processes of one suite before it is given up: the limit of tests that crash or hang."""
 
 EXIT, BROKEN = "(exit)", "(broken)"
-"""The names under which a process's end after all tests is compared, and one between two tests: like tests."""
+"""Names of pseudo-tests: the end of the process after all tests, and its end between two tests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Outcome:
 MISSING = Outcome("not run")
 
 LOG_MARK = "loopwatch: "
-"""How lines of the agent's begin."""
+"""Prefix of the agent's log lines."""
 
 
 def is_grave(word: str) -> bool:
@@ -101,7 +101,7 @@ def is_grave(word: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One side of a suite: what its tests came to, and s it took in all."""
+    """One side of a suite: the outcomes of its tests, and its total seconds."""
 
     outcomes: dict[str, Outcome]
     seconds: float
@@ -123,7 +123,7 @@ class Difference:
 
     @property
     def is_flaky(self) -> bool:
-        """Whether the repetitions acquit the agent: both sides agree, or the test wavers without it as well.
+        """Whether the repetitions clear the agent: both sides agree, or the test is flaky without it as well.
 
         They never do where the agent's log was seen, or where only the watched side hung or crashed, if only once.
         """
@@ -166,8 +166,8 @@ class Bench:
         python: the interpreter.
         sources: directory of the sources of each suite in :data:`PROJECTS` that can be run.
         tests: directory with another ``test`` package than the interpreter's, or None.
-        patience: s without a test's beginning or end after which the suite's process is killed.
-        output: directory for what the suites print, or None.
+        patience: seconds without the beginning or end of a test after which the suite's process is killed.
+        output: directory for the output of the suites, or None.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Bench:
             self._environ["PYTHONPATH"] = os.pathsep.join(filter(None, [tests, os.environ.get("PYTHONPATH")]))
 
     def ask(self, code: str) -> str:
-        """Return what ``code`` prints in the interpreter."""
+        """Return the output of ``code`` in the interpreter."""
         command = [self._python, "-c", code]
         done = subprocess.run(command, env=self._environ, capture_output=True, text=True, check=False)
         return done.stdout.strip()
@@ -234,7 +234,7 @@ class Bench:
             )
             hung = self._await(process, records)
         if hung:
-            return Outcome("hung", f"said nothing for {self._patience:g} s")
+            return Outcome("hung", f"no progress for {self._patience:g} seconds")
         if process.returncode == 0:
             return Outcome("ok")
         end = said.read_text(errors="replace")[-4000:]
@@ -252,7 +252,7 @@ class Bench:
                 size, since = now, time.monotonic()
             hung = time.monotonic() - since > self._patience
         try:
-            os.killpg(process.pid, signal.SIGKILL)  # what tests have left behind, too
+            os.killpg(process.pid, signal.SIGKILL)  # also processes that tests have left behind
         except ProcessLookupError:
             pass
         process.wait()
@@ -263,7 +263,7 @@ def _read(records: Path, outcomes: dict[str, Outcome], side: str) -> tuple[str |
     """Add the outcomes in a file; return the test that began and never ended, and whether all were run.
 
     Raises:
-        RuntimeError: the agent was not where it should have been: nothing would have been compared.
+        RuntimeError: the agent was on the wrong side, so that nothing would have been compared.
     """
     began, over = None, False
     for line in records.read_text().splitlines() if records.exists() else []:
@@ -292,7 +292,7 @@ def differences(alone: Mapping[str, Outcome], watched: Mapping[str, Outcome]) ->
 
 
 def compare(bench: Bench, suite: str, repeat: int, progress: Callable[[str], None]) -> Compared:
-    """Run a suite on both sides, and what differs ``repeat`` times more."""
+    """Run a suite on both sides, and the tests that differ ``repeat`` times more."""
     alone, watched = (bench.run(suite, side) for side in SIDES)
     found = differences(alone.outcomes, watched.outcomes)
     progress(f"{suite}: {len(alone.outcomes)} tests, {len(found)} to be repeated")
@@ -346,7 +346,7 @@ def _document(found: Compared) -> dict[str, Any]:
 
 
 def _slower(alone: Mapping[str, Outcome], watched: Mapping[str, Outcome]) -> dict[str, tuple[float, float]]:
-    """Return s without and with the agent of the tests that lost most."""
+    """Return the seconds without and with the agent of the tests that slowed down most."""
     both = {test: (alone[test].seconds, watched[test].seconds) for test in alone if test in watched}
     return dict(sorted(both.items(), key=lambda item: item[1][0] - item[1][1])[:20])
 
@@ -354,14 +354,14 @@ def _slower(alone: Mapping[str, Outcome], watched: Mapping[str, Outcome]) -> dic
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suites", nargs="+", help="names under CPython's test package; uvloop; anyio; default: all")
-    parser.add_argument("--repeat", type=int, default=3, help="repetitions of what differs on each side; default: 3")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions of differing tests on each side; default: 3")
     parser.add_argument("--jobs", type=int, default=1, help="suites at a time; default: 1")
     parser.add_argument("--python", default=sys.executable, help="interpreter to run them with; default: this one")
     parser.add_argument("--tests", help="directory of another test package than the interpreter's: a source's Lib")
     parser.add_argument("--uvloop", default=os.environ.get("UVLOOP_SOURCE"), help="directory of uvloop's sources")
     parser.add_argument("--anyio", default=os.environ.get("ANYIO_SOURCE"), help="directory of anyio's sources")
-    parser.add_argument("--patience", type=float, default=300.0, help="s without progress that are a hang")
-    parser.add_argument("--output", type=Path, help="directory for what the suites print, and tracebacks as JSON")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds without progress that count as a hang")
+    parser.add_argument("--output", type=Path, help="directory for the output of the suites, and tracebacks as JSON")
     return parser.parse_args()
 
 
@@ -394,7 +394,7 @@ def main() -> int:
     _print(found, [suite for suite in wanted if suite not in suites])
     broken = [one.suite for one in found if BROKEN in one.runs[0].outcomes]
     if broken or (options.suites and len(suites) < len(wanted)):
-        print(f"could not be run: {', '.join(broken) or 'what is not here'}", file=sys.stderr)
+        print(f"could not be run: {', '.join(broken) or 'suites that are not installed'}", file=sys.stderr)
         return 2
     return 1 if any(one.different for one in found) else 0
 
@@ -410,7 +410,7 @@ def _print(found: Sequence[Compared], absent: Sequence[str]) -> None:
             f"| {len(one.different)} | {len(one.flaky)} |"
         )
     if absent:
-        print(f"\nNot here: {', '.join(absent)}.")
+        print(f"\nNot installed: {', '.join(absent)}.")
     for title, rows in (
         ("Different", [d for one in found for d in one.different]),
         ("Flaky", [d for one in found for d in one.flaky]),

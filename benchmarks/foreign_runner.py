@@ -1,7 +1,7 @@
 """Runs one foreign test suite in this process and appends a JSON line for each test to a file: for ``foreign.py``.
 
-Imports little and nothing of loopwatch, as what it imports is there before the tests: ``loopwatch run`` brings the
-agent into this process. The module is imported again by the children of ``multiprocessing``.
+Imports little and nothing of loopwatch, as its imports precede the tests: ``loopwatch run`` brings the agent into this
+process. The module is imported again by the children of ``multiprocessing``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 _open, _write, _close, _clock = os.open, os.write, os.close, time.perf_counter
 
 RESOURCES = ("cpu", "subprocess", "walltime")
-"""What tests may use (``test.support``, "regrtest -u"): neither the network nor gigabytes."""
+"""Resources that tests may use (``test.support``, "regrtest -u"): neither the network nor gigabytes."""
 
 TEXT = 4000
-"""Characters of a traceback that are kept, of its end."""
+"""Characters at the end of a traceback that are kept."""
 
 _RANK = ("ok", "skipped", "expected failure", "unexpected success", "failed", "error")
 
@@ -134,7 +134,7 @@ def _tests(suite: Iterable[Any]) -> Iterator[unittest.TestCase]:
 
 
 def run_unittest(suite: Iterable[Any], done: set[str], only: set[str], journal: Journal) -> None:
-    """Run the tests of a suite, without those that are done, and only the named ones if any are."""
+    """Run the tests of a suite that are not done yet, or only the named ones if any are named."""
     wanted = (test for test in _tests(suite) if test.id() not in done and (not only or test.id() in only))
     unittest.TestSuite(wanted).run(_Result(journal))
 
@@ -206,14 +206,14 @@ def run_pytest(source: str, done: set[str], only: set[str], journal: Journal) ->
 
 
 def main() -> None:
-    """Run what the file that is the only argument names: a JSON object of suite, source, records, done and only."""
+    """Run the task in the file named by the only argument: a JSON object of suite, source, records, done and only."""
     with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
         task = json.load(file)
     sys.argv[1:] = []
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
-    sys.path[:] = [entry for entry in sys.path if entry != here]  # our neighbours are none of the tests' business
+    sys.path[:] = [entry for entry in sys.path if entry != here]  # the tests must not import the other benchmarks
     journal = Journal(task["records"])
-    # The agent comes with asyncio and starts with the first loop: so does the other side, for equality's sake.
+    # The agent is loaded with asyncio and starts with the first loop; the other side does the same, to be comparable.
     import asyncio
 
     with contextlib.closing(asyncio.new_event_loop()) as loop:

@@ -1,7 +1,7 @@
 """Prints the tables of the examples of offloading: medians over rounds, in which the ways take turns.
 
-The programs are those of examples/, so what is measured is what is shown there. The order within a round is turned
-round by round, so that the machine's noise meets all ways. The load on APIs comes from another process at a fixed rate.
+The programs are those of examples/. The order within a round is reversed every other round, so that the machine's noise
+affects all ways. The load on APIs comes from another process at a fixed rate.
 
     python benchmarks/offload.py                          # all tables
     python benchmarks/offload.py --quick                  # one round of small ones
@@ -23,8 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))  # workers are given it too
 
 ROUNDS = 5
-PoolCounts = dict[str, list[tuple[float | None, ...]]]
-"""What each way was measured to take, one tuple a round."""
+Measurements = dict[str, list[tuple[float | None, ...]]]
+"""The measurements of each way, one tuple for each round."""
 
 
 def turns(ways: Any, rounds: int) -> Iterator[tuple[int, Any]]:
@@ -34,8 +34,8 @@ def turns(ways: Any, rounds: int) -> Iterator[tuple[int, Any]]:
             yield number, way
 
 
-def table(headings: str, found: PoolCounts, formats: str) -> None:
-    """Print the medians: a row for each way, a column for each figure."""
+def table(headings: str, found: Measurements, formats: str) -> None:
+    """Print the medians: a row for each way, a column for each measurement."""
     print(f"| {' | '.join(headings.split(', '))} |\n|{' --- |' * len(headings.split(', '))}")
     for way, rounds in found.items():
         cells = []
@@ -49,7 +49,7 @@ async def fibonacci(rounds: int, quick: bool) -> None:
     import fibonacci as example
 
     n, times = (25, 8) if quick else (30, 16)
-    found: PoolCounts = {way: [] for way in example.WAYS}
+    found: Measurements = {way: [] for way in example.WAYS}
     await example.fibonacci(1)
     for _, way in turns(example.WAYS, rounds):
         results, seconds, longest = await example.measure(example.WAYS[way], [n] * times)
@@ -66,19 +66,19 @@ async def images(rounds: int, quick: bool) -> None:
     count = 8 if quick else 100
     pictures = example.make_images(count)
     first = '@offload(to="auto"), first time'
-    found: PoolCounts = {way: [] for way in ("inline", "@offload", first, '@offload(to="auto")')}
+    found: Measurements = {way: [] for way in ("inline", "@offload", first, '@offload(to="auto")')}
     digests = set()
     await example.resize_elsewhere(pictures[0])
     async with example.api() as url:
         for _, way in turns(example.WAYS, rounds):
             measured = await example.measure(example.WAYS[way], pictures, url)
             digests.add(measured.digest)
-            api = (quantile(measured.results, share) * 1e3 for share in (0.5, 0.99))
+            api = (quantile(measured.answers, share) * 1e3 for share in (0.5, 0.99))
             row = first if "auto" in way and not found[first] else way
             found[row].append((measured.total, measured.longest * 1e3, *api))
     assert len(digests) == 1
     print(f"\n{count} JPEGs of 3000 x 2000, {sum(map(len, pictures)) / count / 1e6:.1f} MB each, made 300 x 200")
-    found = {way: figures for way, figures in found.items() if figures}
+    found = {way: rows for way, rows in found.items() if rows}
     table("way, total (s), longest block (ms), API p50 (ms), API p99 (ms)", found, ".2f .1f .1f .1f")
     print(example.resize_anywhere.explain())
 
@@ -88,7 +88,7 @@ async def model(rounds: int, quick: bool) -> None:
 
     numbers = [example.SIZE - 1 - number for number in range(200 if quick else 5000)]
     ways = {"once per worker": (example.load_once, numbers), "with each call": (example.load_each_time, numbers[:4])}
-    found: PoolCounts = {way: [] for way in ways}
+    found: Measurements = {way: [] for way in ways}
     for _, name in turns(ways, rounds):
         way, these = ways[name]
         predictions, seconds, longest = await way(these, 2)
@@ -106,7 +106,7 @@ async def shared(rounds: int, quick: bool) -> None:
     image = numpy.random.default_rng(1).integers(0, 256, (height, width, 3), "u1")
     bands = [(height * number // 8, height * (number + 1) // 8) for number in range(8)]
     ways = {"SharedBuffer": example.share, "passed there and back": example.send}
-    found: PoolCounts = {way: [] for way in ways}
+    found: Measurements = {way: [] for way in ways}
     for number, name in turns(ways, 1 + rounds):
         result, seconds, longest = await ways[name](image, bands)
         assert numpy.array_equal(result, 255 - image)
@@ -121,13 +121,13 @@ async def service(rounds: int, quick: bool) -> None:
     from load import quantile
 
     seconds = 5 if quick else 25
-    found: PoolCounts = {way: [] for way in example.WAYS}
+    found: Measurements = {way: [] for way in example.WAYS}
     for _, way in turns(example.WAYS, min(rounds, 3)):
         measured = await example.measure(example.WAYS[way], seconds)
-        figures = [quantile(each, share) * 1e3 for each in (measured.pings, measured.pages) for share in (0.5, 0.99)]
+        times = [quantile(each, share) * 1e3 for each in (measured.pings, measured.pages) for share in (0.5, 0.99)]
         lag = [measured.lag and measured.lag[name] * 1e3 for name in ("p50", "p90", "p99", "max")]
-        found[way].append((*figures, *lag, measured.stalls))
-    print(f"\nA FastAPI service under {example.PINGS} pings and {example.PAGES} pages a second, {seconds} s")
+        found[way].append((*times, *lag, measured.stalls))
+    print(f"\nA FastAPI service under {example.PINGS} pings and {example.PAGES} pages a second, {seconds} seconds")
     headings = "service, /ping p50 (ms), p99, /page p50 (ms), p99, loop lag p50 (ms), p90, p99, max, stalls by render"
     table(headings, found, ".1f .1f .1f .1f .1f .1f .1f .1f .0f")
 
@@ -158,12 +158,12 @@ async def bridge(rounds: int, quick: bool) -> None:
         "a bridged task": lambda: Bridged(steps_only()),
         "a bridged task whose plain function waits": lambda: Bridged(calls()),
     }
-    found: PoolCounts = {way: [] for way in ways}
+    found: Measurements = {way: [] for way in ways}
     for _, way in turns(ways, rounds):
         began = time.perf_counter()
         await asyncio.create_task(ways[way]())
         found[way].append(((time.perf_counter() - began) / steps * 1e6,))
-    print(f"\nWhat a step of a task costs, {steps} in a row")
+    print(f"\nThe cost of a step of a task, {steps} in a row")
     table("task, each (us)", found, ".2f")
 
 

@@ -1,9 +1,9 @@
-"""Prints what loopwatch costs the program it watches, beside the same program without it.
+"""Prints the cost of loopwatch to the program it watches, beside the same program without it.
 
-Every figure is a ratio of medians. Where it can be, the agent is switched on and off within one process, in slices that
-alternate: two processes of one program differ by more than what is to be measured. A second control (A/A) shows the
-noise that is left. Instructions per request come from callgrind and are repeatable on any machine; they are those of
-the loop's own thread. Peers run in processes and environments of their own, beside the same program without them.
+Every result is a ratio of medians. Where possible, the agent is switched on and off within one process, in slices that
+alternate: two processes of one program differ by more than the measured effect. A second control (A/A) shows the noise
+that is left. Instructions per request come from callgrind and are repeatable on any machine; they are those of the
+loop's own thread. Peers run in processes and environments of their own, beside the same program without them.
 
     python benchmarks/overhead.py                      # everything that can be measured here
     python benchmarks/overhead.py micro http           # some parts: micro http callgrind lag idle pending syscalls ...
@@ -38,12 +38,12 @@ VARIANTS = ("off", "again", "on")
 """The program alone, the program alone once more (A/A), and with the agent."""
 
 HTTP_SLICE = 0.1
-"""s of one slice of an HTTP service: so short that the neighbours' noise is that of the slice beside it."""
+"""Seconds of one slice of an HTTP service: so short that it and the next one have the same noise of neighbours."""
 
 SLICE = 100_000
 """Callbacks of one slice: a tenth of a second and more, some ticks of the watcher."""
 
-# Without these the heap's luck doubles the cost of the same server from run to run.
+# Without these the layout of the heap doubles the cost of the same server from run to run.
 ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "268435456", "MALLOC_MMAP_THRESHOLD_": "268435456", "PYTHONHASHSEED": "0"}
 
 
@@ -59,14 +59,14 @@ def watch(variant: str, **settings: Any) -> None:
 
 
 def unwatch() -> None:
-    """Take it out again."""
+    """Uninstall it."""
     import loopwatch
 
     loopwatch.uninstall()
 
 
 def tool_of(variant: str) -> peers.Tool:
-    """Return the adapter of what is measured; one that does nothing for the program alone."""
+    """Return the adapter of a variant; for the program alone, one that does nothing."""
     return peers.named(variant)() if variant not in ("off", "again") else peers.Tool()
 
 
@@ -89,7 +89,7 @@ def child_micro(kind: str, rounds: int) -> dict[str, list[float]]:
 
 
 def child_micro_alone(variant: str, kind: str, loop: str) -> float:
-    """Return the seconds of one variant that has this process to itself."""
+    """Return the seconds of one variant, in a process of its own."""
     tool = tool_of(variant)
 
     async def main() -> float:
@@ -154,7 +154,7 @@ _MICRO: dict[str, Callable[[int], Any]] = {
 
 
 def child_lag(variant: str, loop: str) -> list[float]:
-    """Return lateness (s) of a 1 ms ticker beside some work, sorted: p50, p99, p99.9, max."""
+    """Return lateness (seconds) of a 1 ms ticker beside some work, sorted: p50, p99, p99.9, max."""
 
     async def main() -> list[float]:
         late = []
@@ -203,22 +203,22 @@ def child_pending(variant: str, loop: str, tasks: int) -> float:
 
     import gc
 
-    gc.disable()  # a full collection of a million tasks is not what is measured here
+    gc.disable()  # a full collection of a million tasks would distort the measurement
     watch(variant)
     with asyncio.Runner(loop_factory=peers.plain_loop_factory(loop)) as runner:
         return runner.run(main())
 
 
 class Service:
-    """What the served application does besides answering; see :meth:`handle`."""
+    """The control interface of the served application; see :meth:`handle`."""
 
     def __init__(self) -> None:
         self.requests = 0
 
     async def handle(self, path: str) -> object:
-        """Count a request, and return what is answered.
+        """Count a request, and return the response.
 
-        ``on`` and ``off`` install the agent and take it out; ``slices/ROUNDS`` results with figures of the service
+        ``on`` and ``off`` install and uninstall the agent; ``slices/ROUNDS`` responds with measurements of the service
         under the load that it has meanwhile.
         """
         self.requests += 1
@@ -229,7 +229,7 @@ class Service:
         return {"hello": "world"}
 
     async def slices(self, rounds: int) -> dict[str, list[tuple[float, float]]]:
-        """Return (requests per s, processor s per request) of each variant, in slices that alternate."""
+        """Return (requests per second, processor seconds per request) of each variant, in slices that alternate."""
         found: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
         for number in range(rounds):
             for variant in VARIANTS if number % 2 == 0 else reversed(VARIANTS):
@@ -315,7 +315,7 @@ def child_callgrind(variant: str, loop: str, requests: int) -> None:
         writer.close()
         await runner.cleanup()
 
-    # Under valgrind time runs slow beside the instructions: what happens by the clock would count fifty times.
+    # Under valgrind instructions are slow relative to the clock: work driven by the clock would count fifty times.
     if variant == "on":
         from loopwatch.watch.probes import asyncio as asyncio_probe
 
@@ -345,7 +345,7 @@ def command(name: str, *arguments: object, python: str = sys.executable) -> list
 
 
 def measure(name: str, *arguments: object, python: str = sys.executable) -> Any:
-    """Run a child and return what it printed."""
+    """Run a child and return its result."""
     environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(
         command(name, *arguments, python=python), capture_output=True, text=True, env=environment, check=False
@@ -403,7 +403,7 @@ def http(options: argparse.Namespace) -> None:
     slices = 60 * options.rounds
     table(
         f"HTTP services under load, relative to the service alone: switched within one process, {slices} slices of "
-        f"{HTTP_SLICE * 1000:.0f} ms; in brackets what 95 of 100 resamples say",
+        f"{HTTP_SLICE * 1000:.0f} ms; in brackets the interval of 95 of 100 resamples",
         "service", "figure", "A/A", "on", "allowed",
     )  # fmt: skip
     for server, loop in SERVICES:
@@ -438,7 +438,7 @@ def interval(found: dict[str, list[float]], variant: str) -> str:
 
 
 def http_peers(options: argparse.Namespace) -> None:
-    """Print the same for each peer, which cannot be taken out again and so has a process of its own."""
+    """Print the same for each peer; peers cannot be uninstalled, so each has a process of its own."""
     load = load_generator()
     others = tuple(options.envs_of)
     table(
@@ -474,7 +474,7 @@ def running(wanted: dict[str, str], server: str, loop: str) -> Iterator[dict[str
             environment = {**os.environ, **ENVIRONMENT}
             process = subprocess.Popen(command("serve", variant, server, loop, port, python=python), env=environment)
             started[variant] = (process, port)
-            if not results(process, port):
+            if not responds(process, port):
                 print(f"{variant}: its server on {loop} does not answer; left out", file=sys.stderr)
                 del started[variant]
                 process.kill()
@@ -503,8 +503,8 @@ def get(port: int, path: str = "", timeout: float = 5.0) -> bytes:
         return body
 
 
-def results(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until a server answers; return False if it ends, or does not within 15 s."""
+def responds(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until a server answers; return False if it ends, or does not answer within 15 seconds."""
     for _ in range(300):
         try:
             get(port)
@@ -554,7 +554,7 @@ def wrk(port: int, seconds: float) -> tuple[float, int]:
 
 
 def own_client(port: int, seconds: float) -> tuple[float, int]:
-    """The same with a client of our own, where wrk is not installed."""
+    """The same with a client in Python, where wrk is not installed."""
 
     async def client(ends: float) -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -721,9 +721,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="parts to measure, default all")
     parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default 9)")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="load on an HTTP service in one slice, s (default 1)"
+        "--seconds", type=float, default=1.0, help="load on an HTTP service in one slice, seconds (default 1)"
     )
-    parser.add_argument("--peers", action="store_true", help="measure the peers of peers.py beside us")
+    parser.add_argument("--peers", action="store_true", help="measure the peers of peers.py too")
     parser.add_argument("--envs", help="folder in which the peers' environments are kept (default: a temporary one)")
     options = parser.parse_args()
     options.envs_of = environments(options) if options.peers else {}

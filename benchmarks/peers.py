@@ -1,7 +1,7 @@
 """Adapters that drive loopwatch and its peers for the benchmarks, each in a few lines, and their environments.
 
-An adapter installs its tool at a threshold of 100 ms and collects what the tool says. Peers are used through their
-public interface as their documentation shows it; nothing of them is copied here.
+An adapter installs its tool at a threshold of 100 ms and collects its findings. Peers are used through their public
+interface as their documentation shows it; none of their code is copied here.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -28,18 +28,18 @@ from typing import Any
 THRESHOLD = 0.1
 
 SERVERS = ("uvloop", "uvicorn", "httptools", "starlette", "aiohttp")
-"""What the benchmarks need in the environment of each peer."""
+"""Packages that the benchmarks need in the environment of each peer."""
 
 
 @dataclass
 class Finding:
-    """What a tool said once.
+    """One report of a tool.
 
     Attributes:
-        at: s since the epoch when it was said.
-        duration: s, None where the tool gives none.
-        text: everything said, in which the name of the guilty function is looked for.
-        start: s since the epoch, None where the tool does not say.
+        at: time of the report, seconds since the epoch.
+        duration: seconds, None where the tool gives none.
+        text: the whole report, which is searched for the name of the guilty function.
+        start: seconds since the epoch, None where the tool gives none.
         details: of loopwatch: the whole stall.
     """
 
@@ -55,8 +55,8 @@ class Tool:
 
     Attributes:
         name: of the column.
-        requirement: what pip installs, "" for none.
-        module: what is imported to see whether it is there.
+        requirement: argument of pip install, "" for none.
+        module: module that is imported to check the installation.
         raises: the tool raises into the blocking call instead of reporting it.
         everywhere: one start serves all loops of the process.
     """
@@ -71,7 +71,7 @@ class Tool:
         self.findings: list[Finding] = []
 
     def loop_factory(self, kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
-        """Return what makes a loop of ``kind``, ``asyncio`` or ``uvloop``."""
+        """Return the factory of loops of ``kind``, ``asyncio`` or ``uvloop``."""
         return plain_loop_factory(kind)
 
     async def start(self) -> None:
@@ -96,12 +96,12 @@ class Tool:
         return found
 
     def own_cost(self) -> dict[str, Any]:
-        """Return what the tool says of itself."""
+        """Return the tool's statistics about itself."""
         return {}
 
 
 def plain_loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes a loop of ``kind``."""
+    """Return the factory of loops of ``kind``."""
     if kind == "uvloop":
         import uvloop
 
@@ -434,7 +434,7 @@ def text_of(error: BaseException) -> str:
 
 @dataclass
 class Environment:
-    """Where a tool runs: an interpreter and the version found there, or the reason why there is none."""
+    """The environment of a tool: an interpreter and the version found there, or the reason why there is none."""
 
     python: str = ""
     version: str = ""
@@ -448,7 +448,7 @@ def environment(tool: type[Tool], folder: Path, pythons: list[str], say: Callabl
         tool: the adapter.
         folder: cache of environments.
         pythons: interpreters to try, in order; the first with which pip succeeds is used.
-        say: tells what is done.
+        say: reports the progress.
     """
     if not tool.requirement:
         version = "" if tool.module == "asyncio" else _version(sys.executable, tool.module)

@@ -29,7 +29,7 @@ PLAN = (
     ("garbage", 3.0),
     ("sleep,storm", 3.0),
 )
-"""Troubles, and s for which they last."""
+"""Troubles, and their durations in seconds."""
 
 
 def run(folder: Path) -> None:

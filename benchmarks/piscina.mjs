@@ -1,4 +1,4 @@
-// Prints what piscina, the pool of Node's worker threads, needs for some of the rows of pool.py, as JSON.
+// Prints the times of piscina, the pool of Node's worker threads, for some of the rows of pool.py, as JSON.
 //
 //     npm install --prefix FOLDER piscina && node piscina.mjs FOLDER
 

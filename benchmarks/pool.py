@@ -1,9 +1,9 @@
-"""Prints how fast WorkerPool is and what it costs, beside ProcessPoolExecutor and other pools in the same process.
+"""Prints the speed and the cost of WorkerPool, beside ProcessPoolExecutor and other pools in the same process.
 
-Blocks of calls alternate between the contestants, so that the machine's noise meets all of them; ratios are medians of
-ratios to ProcessPoolExecutor within a round, and its second self (A/A) shows the noise that is left. Lag is that of a
-1 ms ticker on the same loop: the median over the rounds of each block's maximum. Others need their packages, see
-``pool_peers.py``; what fails or hangs is said in its row.
+Blocks of calls alternate between the contestants, so that the machine's noise affects all of them; ratios are medians
+of ratios to ProcessPoolExecutor within a round, and its second self (A/A) shows the noise that is left. Lag is that of
+a 1 ms ticker on the same loop: the median over the rounds of each block's maximum. Others need their packages, see
+``pool_peers.py``; a failure or hang is reported in the row of the pool.
 
     python benchmarks/pool.py                            # everything but the peers and Node
     python benchmarks/pool.py compare --peers all        # some parts: compare references resources endurance
@@ -43,25 +43,25 @@ import loopwatch
 WORKERS = 2
 MEGABYTE = 1_000_000
 PATIENCE = 60.0
-"""s that one block of a contestant may take."""
+"""Seconds that one block of a contestant may take."""
 ENOUGH = 2.0
-"""s after which a block of single calls has seen enough of them."""
+"""Seconds after which a block of single calls ends."""
 IDLE = 3.0
-"""s for which an idle pool is watched."""
+"""Seconds for which an idle pool is measured."""
 
 Run = Callable[..., Awaitable[Any]]
 
 
-class Hung(Exception):  # noqa: N818 - what a contestant did
+class Hung(Exception):  # noqa: N818 - an outcome of a contestant
     """A contestant did not come back in time, or kept the loop."""
 
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Interrupt what keeps the main thread longer than ``seconds``, as a pool may whose ``submit`` blocks."""
+    """Interrupt a call that keeps the main thread for longer than ``seconds``, such as a ``submit`` that blocks."""
 
     def ring(*_: object) -> None:
-        raise Hung(f"it kept the loop for {seconds:g} s")
+        raise Hung(f"it kept the loop for {seconds:g} seconds")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -73,7 +73,7 @@ def alarm(seconds: float) -> Iterator[None]:
 
 
 async def within(seconds: float, what: Awaitable[Any]) -> Any:
-    """Await ``what`` for so long and no longer, even if it does not let itself be cancelled."""
+    """Await ``what`` for ``seconds`` at most, even if it cannot be cancelled."""
     task = asyncio.ensure_future(what)
     with alarm(seconds + 5):
         done, _ = await asyncio.wait([task], timeout=seconds)
@@ -81,12 +81,12 @@ async def within(seconds: float, what: Awaitable[Any]) -> Any:
         return task.result()
     task.cancel()
     task.add_done_callback(lambda task: task.cancelled() or task.exception())
-    raise Hung(f"hung: not over after {seconds:g} s")
+    raise Hung(f"hung: not over after {seconds:g} seconds")
 
 
 @asynccontextmanager
 async def lag() -> AsyncIterator[list[float]]:
-    """Measure how late a 1 ms ticker is meanwhile; the list holds the longest, s."""
+    """Measure how late a 1 ms ticker is meanwhile; the list holds the longest delay, in seconds."""
     longest = [0.0]
 
     async def tick() -> None:
@@ -129,7 +129,7 @@ async def at_once(run: Run, count: int) -> float:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured: its name, what a block does, and what WorkerPool is to reach."""
+    """One measurement: its name, the function of a block, and the target of WorkerPool."""
 
     what: str
     block: Callable[[Run], Awaitable[float]]
@@ -137,7 +137,7 @@ class Measure:
 
 
 def measures() -> dict[str, Measure]:
-    """Return what is measured, by short name."""
+    """Return the measurements, by short name."""
     data, large = os.urandom(MEGABYTE), os.urandom(50 * MEGABYTE)
     same, dicts = pool_calls.same, pool_calls.dicts
     found = {
@@ -174,7 +174,7 @@ class Contestant:
         self.name, self.peer = name, peer
         self.started = False
         self.out = ""
-        """Why it takes part no longer."""
+        """The reason why it was excluded."""
 
     async def start(self) -> None:
         """Start it, unless it runs or is out."""
@@ -183,11 +183,11 @@ class Contestant:
         try:
             await within(PATIENCE, self.peer.start(WORKERS))
             self.started = True
-        except Exception as exc:  # noqa: BLE001 - whatever a pool of others raises is its result
+        except Exception as exc:  # noqa: BLE001 - any exception of a foreign pool is its result
             self.out = f"did not start: {words(exc)}"
 
     async def close(self) -> None:
-        """End it, if it lets itself be ended."""
+        """Close it, if it can be closed."""
         if self.started:
             self.started = False
             try:
@@ -204,14 +204,14 @@ def words(exc: BaseException) -> str:
 
 @dataclass
 class Found:
-    """What was found in one measure: seconds and longest lag of each contestant's blocks, or why there are none."""
+    """The results of one measurement: seconds and longest lag of each contestant's blocks, or its failure."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     lags: dict[str, list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
     async def add(self, contestant: Contestant, measure: Measure, *, counts: bool = True) -> None:
-        """Run one block of a contestant that has not failed yet; keep its figures if it ``counts``."""
+        """Run one block of a contestant that has not failed yet; record its results if it ``counts``."""
         name = contestant.name
         if name in self.failures:
             return
@@ -261,7 +261,7 @@ async def race(contestants: list[Contestant], chosen: dict[str, Measure], rounds
 
 
 def present(peers: list[type[pool_peers.Peer]]) -> list[Contestant]:
-    """Return those that are installed; say which are not."""
+    """Return the installed peers; print which are not."""
     found = []
     for kind in peers:
         peer = kind()
@@ -274,7 +274,7 @@ def present(peers: list[type[pool_peers.Peer]]) -> list[Contestant]:
 
 
 async def compare(rounds: int, only: list[str], peers: list[type[pool_peers.Peer]]) -> None:
-    """Race WorkerPool against its peers; each that is never at rest in a race of its own, so as not to disturb."""
+    """Race WorkerPool against its peers; each peer that is never at rest is measured in a race of its own."""
     known = measures()
     unknown = [name for name in only if name not in known]
     if unknown:
@@ -300,7 +300,7 @@ ECHO = "import os\nwhile data := os.read(0, 65536): os.write(0, data)"
 
 
 async def references(piscina: str | None) -> None:
-    """Print what a trip to another process costs without a pool, and what Node's pool needs."""
+    """Print the cost of a trip to another process without a pool, and the times of Node's pool."""
     print("| reference | what | us |\n| --- | --- | --- |")
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     for where, allowed in (("", processors), (", both on one processor", processors[:1])):
@@ -324,11 +324,11 @@ async def references(piscina: str | None) -> None:
         complaint = [line for line in done.stderr.splitlines() if "rror" in line]
         print(f"\nPiscina is left out: {complaint[0] if complaint else f'node ended with {done.returncode}'}")
         return
-    told = json.loads(done.stdout)
-    name = told["versions"]
-    print(f"| {name} | no-op round trip, p50 | {told['no-op'] * 1e6:.1f} |")
-    print(f"| {name} | 1000 in flight, each | {told['in-flight'] * 1e6:.1f} |")
-    print(f"| {name} | 50 MB there and back, lag {told['lag'] * 1e3:.0f} ms | {told['50MB'] * 1e6:,.0f} |")
+    measured = json.loads(done.stdout)
+    name = measured["versions"]
+    print(f"| {name} | no-op round trip, p50 | {measured['no-op'] * 1e6:.1f} |")
+    print(f"| {name} | 1000 in flight, each | {measured['in-flight'] * 1e6:.1f} |")
+    print(f"| {name} | 50 MB there and back, lag {measured['lag'] * 1e3:.0f} ms | {measured['50MB'] * 1e6:,.0f} |")
 
 
 async def _ping_pongs() -> tuple[float, float]:
@@ -389,40 +389,40 @@ RESOURCES: dict[str, Callable[[], pool_peers.Peer]] = {
 MANY = 8
 """Workers whose memory is measured."""
 FEW = 4
-"""Workers that are watched while they are idle."""
+"""Workers that are measured while they are idle."""
 
 
 def resources() -> None:
-    """Print what workers cost in memory, and what they do while there is nothing to do; each in a fresh process."""
-    told = []
+    """Print the memory of workers, and the activity of idle ones; each in a fresh process."""
+    measured = []
     for name in RESOURCES:
         command = [sys.executable, __file__, "--resources-of", name]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if done.returncode:
             print(f"{name}: {done.stderr.splitlines()[-1] if done.stderr else done.returncode}\n")
         else:
-            told.append((name, json.loads(done.stdout)))
+            measured.append((name, json.loads(done.stdout)))
     print(
         f"| memory, MB, {MANY} workers | parent, per worker | a worker: own (USS) | its share (PSS) | resident (RSS) "
         "| helper processes (USS) |\n| --- | --- | --- | --- | --- | --- |"
     )
-    for name, each in told:
+    for name, each in measured:
         cells = " | ".join(f"{each[key] / MEGABYTE:.1f}" for key in ("uss", "pss", "rss", "helpers"))
         print(f"| {name} | {each['parent'] / MEGABYTE:.3f} | {cells} |")
     print(
-        f"\n| idle for {IDLE:g} s, {FEW} workers | parent: CPU, ms | wake-ups | workers and helpers: CPU, ms "
+        f"\n| idle for {IDLE:g} seconds, {FEW} workers | parent: CPU, ms | wake-ups | workers and helpers: CPU, ms "
         "| wake-ups |\n| --- | --- | --- | --- | --- |"
     )
-    for name, each in told:
+    for name, each in measured:
         (cpu, woken), (cpu_others, woken_others) = each["idle"]
         print(f"| {name} | {cpu * 1e3:.2f} | {woken} | {cpu_others * 1e3:.2f} | {woken_others} |")
     print("\nOne wake-up of the parent is that which ends the measurement.", flush=True)
 
 
 async def resources_of(name: str) -> dict[str, Any]:
-    """Return the figures of one pool in this process, which has used no other."""
+    """Return the measurements of one pool in this process, which has used no other."""
     this = psutil.Process()
-    await _used(name, 1, lambda: None)  # what comes once, whatever the number of workers
+    await _used(name, 1, lambda: None)  # loads everything that is needed once, for any number of workers
 
     def measured() -> dict[str, Any]:
         parent = this.memory_full_info().uss
@@ -443,7 +443,7 @@ async def resources_of(name: str) -> dict[str, Any]:
 
 
 async def _used(name: str, workers: int, look: Callable[[], Any]) -> Any:
-    """Start a pool, have each worker do something, and return what ``look`` returns."""
+    """Start a pool, run a call in each worker, and return the result of ``look``."""
     peer = RESOURCES[name]()
     await peer.start(workers)
     await asyncio.gather(*(peer.run(time.sleep, 0.2) for _ in range(workers)))
@@ -455,14 +455,14 @@ async def _used(name: str, workers: int, look: Callable[[], Any]) -> Any:
 
 
 def _children(of: psutil.Process) -> tuple[list[psutil.Process], list[psutil.Process]]:
-    """Return the workers, and other processes such as fork servers: those that have children or track resources."""
+    """Return the workers, and other processes such as fork servers, which have children or track resources."""
     children = of.children(recursive=True)
     helpers = [each for each in children if each.children() or "resource_tracker" in " ".join(each.cmdline())]
     return [each for each in children if each not in helpers], helpers
 
 
 async def _idle(name: str) -> tuple[tuple[float, int], tuple[float, int]]:
-    """Return (CPU s, wake-ups) of this process, and of all others together, while a pool has nothing to do."""
+    """Return (CPU seconds, wake-ups) of this process, and of all others together, while a pool is idle."""
     peer = RESOURCES[name]()
     await peer.start(FEW)
     await asyncio.gather(*(peer.run(time.sleep, 0.2) for _ in range(FEW)))
@@ -480,7 +480,7 @@ async def _idle(name: str) -> tuple[tuple[float, int], tuple[float, int]]:
 
 
 def _activity(pid: int) -> tuple[float, int]:
-    """Return (CPU s, voluntary context switches) of all threads of a process (proc(5))."""
+    """Return (CPU seconds, voluntary context switches) of all threads of a process (proc(5))."""
     cpu, woken = 0, 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         cpu += int((task / "schedstat").read_text().split()[0])
@@ -497,14 +497,14 @@ RETURNED, CRASHED = 1, 2
 
 @dataclass
 class Outcome:
-    """What became of the calls of an endurance run.
+    """The outcomes of the calls of an endurance run.
 
     Attributes:
-        outcomes: of each call, a byte: :data:`RETURNED` what it should, or :data:`CRASHED` with ``WorkerCrashed``.
-        wrong: other outcomes, by what they were.
-        resident: memory of this process now and then, bytes.
+        outcomes: of each call, a byte: :data:`RETURNED` the right result, or :data:`CRASHED` with ``WorkerCrashed``.
+        wrong: other outcomes, by description.
+        resident: samples of the memory of this process, bytes.
         killed: workers that were killed, in a call or between two.
-        total: sum of what was returned.
+        total: sum of the results.
     """
 
     outcomes: bytearray
@@ -515,7 +515,7 @@ class Outcome:
 
 
 async def endurance(calls: int, retries: int) -> None:
-    """Run many calls while a worker is killed every second; each counts its runs in memory that all share."""
+    """Run many calls while a worker is killed every second; each call counts its runs in shared memory."""
     await _warm()
     this = psutil.Process()
     descriptors, children = this.num_fds(), len(this.children(recursive=True))
@@ -541,10 +541,10 @@ async def endurance(calls: int, retries: int) -> None:
     counted = sum(runs[number] for number in crashed)
     print(
         f"retries={retries}: {'as it should be' if good else 'NOT AS IT SHOULD BE'}. "
-        f"{calls:,} calls in {seconds:.0f} s, {outcome.killed} workers killed: {len(returned):,} returned, "
+        f"{calls:,} calls in {seconds:.0f} seconds, {outcome.killed} workers killed: {len(returned):,} returned, "
         f"{len(crashed)} died with their worker ({counted} of them had counted, {stats.crashed} in stats), "
         f"{lost} lost, {twice} run twice, {never} returned without a run, other outcomes: {dict(outcome.wrong) or 0}; "
-        f"{stats.retried} runs begun anew, {stats.started} workers started"
+        f"{stats.retried} runs repeated, {stats.started} workers started"
     )
     await asyncio.sleep(0.5)
     print(
@@ -556,7 +556,7 @@ async def endurance(calls: int, retries: int) -> None:
 
 
 async def _warm() -> None:
-    """Use a pool once, so that what comes once is there before the figures are taken."""
+    """Use a pool once, so that one-time initialization precedes the measurement."""
     with loopwatch.SharedBuffer(8) as shared:
         async with loopwatch.WorkerPool(workers=1) as pool:
             await asyncio.gather(*(pool.run(pool_calls.square, shared, 0) for _ in range(200)))
@@ -622,7 +622,7 @@ async def run(part: str, options: argparse.Namespace) -> None:
 
 
 def loop_factory(kind: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """Return what makes a loop of ``kind``."""
+    """Return the factory of loops of ``kind``."""
     if kind == "uvloop":
         import uvloop
 

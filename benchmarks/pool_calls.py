@@ -1,4 +1,4 @@
-"""What the pools of ``pool.py`` are asked to do; a module that every worker can import."""
+"""The calls of the pools of ``pool.py``: a module that every worker can import."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def nothing() -> None:
-    """Do nothing: the trip is what is measured."""
+    """Do nothing: only the trip is measured."""
 
 
 def same(value: Any) -> Any:
-    """Return what came."""
+    """Return the argument."""
     return value
 
 
@@ -21,7 +21,7 @@ def dicts(count: int) -> list[dict[str, Any]]:
 
 
 def count(items: list[Any]) -> int:
-    """Return how many there are."""
+    """Return the number of items."""
     return len(items)
 
 

@@ -1,6 +1,6 @@
-"""Adapters that drive process pools of others for ``pool.py``, each in a few lines, as its documentation shows it.
+"""Adapters that drive foreign process pools for ``pool.py``, each in a few lines, as its documentation shows it.
 
-Each is imported when it is started: those that are not installed are left out with a reason.
+Each is imported when it is started; a pool that is not installed is left out with a reason.
 """
 
 # mypy: disable-error-code="import-not-found"
@@ -25,9 +25,9 @@ class Peer:
 
     Attributes:
         name: for the table.
-        requirement: what pip installs, "" for the standard library.
-        module: what is imported to see whether it is there.
-        restless: it computes and talks while it has nothing to do, so that it is measured apart from the others.
+        requirement: argument of pip install, "" for the standard library.
+        module: module that is imported to check the installation.
+        restless: it computes and communicates while it is idle, so that it is measured apart from the others.
     """
 
     name = ""
@@ -71,7 +71,7 @@ class ExecutorPeer(Peer):
 
 
 class Control(ExecutorPeer):
-    """What the others are compared with."""
+    """The baseline of the comparison."""
 
     name = "ProcessPoolExecutor"
     module = "concurrent.futures"
@@ -111,10 +111,10 @@ class MultiprocessingPool(Peer):
     def run(self, function: Callable[..., Any], *args: Any) -> Awaitable[Any]:
         future = self._loop.create_future()
 
-        def tell(settle: Callable[[Any], None]) -> Callable[[Any], None]:
+        def on_loop(settle: Callable[[Any], None]) -> Callable[[Any], None]:
             return lambda value: self._loop.call_soon_threadsafe(_unless_done, future, settle, value)
 
-        self._pool.apply_async(function, args, {}, tell(future.set_result), tell(future.set_exception))
+        self._pool.apply_async(function, args, {}, on_loop(future.set_result), on_loop(future.set_exception))
         return future
 
     async def close(self) -> None:
@@ -212,7 +212,7 @@ class Deadpool(ExecutorPeer):
 
 
 class Dask(Peer):
-    """Its scheduler runs in this process, on this loop, as ``asynchronous=True`` has it."""
+    """Its scheduler runs in this process, on this loop, because of ``asynchronous=True``."""
 
     name = "dask"
     requirement = "distributed"
@@ -276,7 +276,7 @@ PEERS: tuple[type[Peer], ...] = (MultiprocessingPool, Loky, Pebble, Anyio, Aiomu
 
 
 def chosen(names: str) -> list[type[Peer]]:
-    """Return the adapters that ``names`` (``all``, ``none``, or some with commas) mean.
+    """Return the adapters named by ``names``: ``all``, ``none``, or some with commas.
 
     Raises:
         ValueError: there is none of that name.

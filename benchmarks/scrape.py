@@ -1,11 +1,11 @@
-"""Prints how late a loop is while Prometheus scrapes its process: the scrape's own theft of the GIL.
+"""Prints how late a loop is while Prometheus scrapes its process: the scrape competes for the GIL.
 
     python benchmarks/scrape.py                       # half a minute
     python benchmarks/scrape.py --seconds 5
 
-As ``benchmarks/export.py``: a loop of asyncio beats every millisecond; in the same process a port is scraped four times
-a second, by another process; told are the beats that fell into a scrape, how late they were, and how late the worst one
-of each scrape was. The control has spans as long, in which nothing is done.
+As ``benchmarks/export.py``: a ticker runs on an asyncio loop every millisecond; another process scrapes a port of this
+one four times a second. The table shows how late the ticks during a scrape were, and how late the worst one of each
+scrape was. The control has spans of the same length, in which nothing is done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 import urllib.request
 from typing import Any
 
-from export import INTERVAL, WARM_UP, account, beat, idle_spans, summary
+from export import INTERVAL, WARM_UP, account, idle_spans, summary, tick
 
 from loopwatch.core.faults import Faults
 from loopwatch.telemetry.prometheus.endpoint import Scrape
@@ -35,12 +35,12 @@ ROWS = {
     "full, plain text": ("full", "text/plain", 1),
     "full, 8 scrapers at a time": ("full", OPENMETRICS, 8),
 }
-"""What is told, how, and to how many."""
+"""Size of the metrics, accepted format, and number of scrapers, of each row."""
 
 
 def measure(size: str, accept: str, scrapers: int, seconds: float) -> dict[str, Any]:
-    """Return figures of the beats beside scrapes."""
-    gc.disable()  # a full collection takes longer than what is measured
+    """Return statistics of the ticks during scrapes."""
+    gc.disable()  # a full collection takes longer than a scrape
     spans: list[tuple[float, float]] = []
     sizes: list[int] = []
     ended = threading.Event()
@@ -62,13 +62,13 @@ def measure(size: str, accept: str, scrapers: int, seconds: float) -> dict[str, 
     if client is None:
         threading.Thread(target=idle_spans, args=(spans, ended), daemon=True).start()
     try:
-        beats = asyncio.run(beat(seconds))
+        ticks = asyncio.run(tick(seconds))
     finally:
         ended.set()
         if client is not None:
             client.kill()
             client.wait()
-    found = summary(beats, spans[WARM_UP:])
+    found = summary(ticks, spans[WARM_UP:])
     cpu = scrape.cpu * 1000 / max(len(spans), 1)
     scrape.close()
     return found | {"cpu": cpu, "bytes": max(sizes, default=0)}
@@ -104,7 +104,7 @@ def main() -> None:
     elif options.child:
         print(json.dumps(measure(*ROWS[options.child], options.seconds)))
     else:
-        print("| | answers | length ms | CPU ms | bytes | beats p50 ms | p90 | worst of a scrape p50 | p90 |")
+        print("| | answers | length ms | CPU ms | bytes | ticks p50 ms | p90 | worst of a scrape p50 | p90 |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
         for name in ROWS:
             command = [sys.executable, __file__, "--child", name, "--seconds", str(options.seconds)]
@@ -112,9 +112,9 @@ def main() -> None:
             if done.returncode:
                 sys.exit(done.stderr)
             row = json.loads(done.stdout.splitlines()[-1])
-            figures = " | ".join(f"{row[key]:.2f}" for key in ("p50", "p90", "worst50", "worst90"))
+            cells = " | ".join(f"{row[key]:.2f}" for key in ("p50", "p90", "worst50", "worst90"))
             print(
-                f"| {name} | {row['exports']} | {row['length']:.1f} | {row['cpu']:.1f} | {row['bytes']} | {figures} |",
+                f"| {name} | {row['exports']} | {row['length']:.1f} | {row['cpu']:.1f} | {row['bytes']} | {cells} |",
                 flush=True,
             )
 

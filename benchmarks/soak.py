@@ -1,8 +1,8 @@
-"""Whether anything grows: a stall and a killed worker at a time, for as long as is asked, with the agent and without.
+"""Detects resource growth: stalls and killed workers for a given time, with the agent and without.
 
-One child process for each kind of loop, once watched and once not. Printed are memory, descriptors and objects that the
-collector knows, ten times over the run; what counts is that they stay where they are once the ring of stalls is full
-(512), and that no descriptor of ours is left after ``uninstall()``. uvloop leaves two pipes of its own behind.
+One child process for each kind of loop, once watched and once not. It prints memory, descriptors and objects that the
+collector knows, ten times over the run; they must not grow once the ring of stalls is full (512), and no descriptor of
+the agent may be left after ``uninstall()``. uvloop leaves two pipes of its own behind.
 
     python benchmarks/soak.py [--minutes 20] [--fast]
 
@@ -34,7 +34,7 @@ LINES = 10
 
 
 def descriptors() -> list[str]:
-    """Return what the descriptors of this process stand for."""
+    """Return the targets of this process's descriptors."""
     found = []
     for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # that of the listing itself

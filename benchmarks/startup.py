@@ -1,9 +1,9 @@
-"""Prints what loopwatch costs a process at its start, beside the same process without it.
+"""Prints the start-up cost of loopwatch to a process, beside the same process without it.
 
-Each case is run without the agent (off), without it once more (A/A: what is noise), and with it: under the environment
-that ``loopwatch run`` gives to every Python process. The order is reversed every other round. PoolCounts are medians of
-what is more than without, in ms of processor time, which neighbours disturb less, and of wall clock; memory is the peak
-resident set (``getrusage``).
+Each case is run without the agent (off), without it once more (A/A: the noise), and with it: under the environment
+that ``loopwatch run`` gives to every Python process. The order is reversed every other round. Values are medians
+of the difference to the process without the agent, in ms of processor time, which neighbours disturb less, and of wall
+clock; memory is the peak resident set (``getrusage``).
 
     python benchmarks/startup.py                    # everything that can be measured here
     python benchmarks/startup.py processes --rounds 41
@@ -46,7 +46,7 @@ PROCESSES = {
     "ten spawned children (each)": SPAWN,
     "the same, asyncio imported": "import asyncio" + SPAWN,
 }
-"""What a process does. ``allowed`` ms more: 15 without a loop, 40 with one."""
+"""The programs of the processes. ``allowed`` ms more: 15 without a loop, 40 with one."""
 WITH_LOOP = ("asyncio.run()", "uvloop.run()")
 EACH = {name: 10 for name in PROCESSES if "spawned" in name or "same" in name}
 
@@ -81,7 +81,7 @@ asyncio.run(main())
 
 
 class Run:
-    """One process: what it took, and what it said."""
+    """One process: its times, its memory, and its output."""
 
     def __init__(self, code: str, environ: Mapping[str, str], *arguments: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -102,13 +102,13 @@ class Run:
 
 
 def environ_of(variant: str) -> dict[str, str]:
-    """Return the environment of a variant, with bytecode written, as it is for what is installed."""
+    """Return the environment of a variant, with bytecode written, as it is for installed packages."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LOOPWATCH_", "PYTHONDONT"))}
     return environment(kept, {}) if variant == "on" else kept
 
 
 def alternate(rounds: int, one: Callable[[str], Run]) -> dict[str, list[Run]]:
-    """Run the variants in turn, the order reversed every other round; one round before counts for nothing."""
+    """Run the variants in turn, the order reversed every other round; a first round is not counted."""
     found: dict[str, list[Run]] = {variant: [] for variant in VARIANTS}
     for number in range(-1, rounds):
         for variant in VARIANTS if number % 2 == 0 else tuple(reversed(VARIANTS)):
@@ -119,7 +119,7 @@ def alternate(rounds: int, one: Callable[[str], Run]) -> dict[str, list[Run]]:
 
 
 def more(found: dict[str, list[Run]], variant: str, what: str) -> float:
-    """Return the median over the rounds of what is more than without, each taken within one round."""
+    """Return the median over the rounds of the difference to the variant ``off``, each within one round."""
     pairs = zip(found[variant], found["off"], strict=True)
     return statistics.median(getattr(a, what) - getattr(b, what) for a, b in pairs)
 
@@ -157,7 +157,7 @@ def processes(options: argparse.Namespace) -> None:
 def held(options: argparse.Namespace) -> None:
     table(
         "`install()` within a running loop: how long it holds the loop, ms (allowed 20)",
-        "variant", "the call", "latest beat of a 1 ms ticker meanwhile", "the same in 0.5 s after it",
+        "variant", "the call", "longest delay of a 1 ms ticker meanwhile", "the same in 0.5 seconds after it",
     )  # fmt: skip
     found = alternate(options.rounds, lambda variant: Run(HELD, environ_of("off"), variant))
     for variant in VARIANTS:

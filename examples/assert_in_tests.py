@@ -8,13 +8,13 @@ from loopwatch.testing import assert_not_blocked
 
 
 async def handler() -> int:
-    """What is tested."""
+    """The coroutine under test."""
     await asyncio.sleep(0.01)
     return 42
 
 
 def test_handler_does_not_block() -> None:
-    """The handler gives the loop back at least every 200 ms."""
+    """The handler returns to the loop at least every 200 ms."""
 
     @assert_not_blocked(0.2)
     async def check() -> None:
@@ -23,7 +23,7 @@ def test_handler_does_not_block() -> None:
     asyncio.run(check())
 
 
-def test_blocking_is_noticed() -> None:
+def test_blocking_is_detected() -> None:
     """A handler that sleeps on the loop fails the test, and the message says why."""
     import time
 

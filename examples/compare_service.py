@@ -1,11 +1,11 @@
 """slow_service.py under the same load twice: as it is, and with one line of configuration.
 
     pip install 'loopwatch[transparent]' fastapi uvicorn aiohttp
-    python compare_service.py       # 25 s each
-    python compare_service.py 5     # 5 s each: too short for the lag, whose figures are those of 10 s
+    python compare_service.py       # 25 seconds each
+    python compare_service.py 5     # 5 seconds each: too short for the lag, which covers the last 10 seconds
 
-The load comes from another process at a fixed rate (load.py), about a third of what one processor can draw. The lag is
-what the agent in the service measures: how late its loop gets to what is due.
+The load comes from another process at a fixed rate (load.py), about a third of the pages that one processor can draw.
+The lag is measured by the agent in the service: how late its loop runs a callback that is due.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ WAYS = {"as it is": "", "transparent_offload": "slow_service:render"}
 
 @dataclass
 class Measured:
-    """Seconds of the answers, the agent's figures of the lag (None if too short), and what became of the pages.
+    """Response times in seconds, the lag measured by the agent (None if too short), and where pages were drawn.
 
-    ``stalls`` counts the times that ``render`` was found to block under load; ``elsewhere`` says whether other
-    processes drew the pages at the end, ``told`` what the agent says about it.
+    ``stalls`` counts how often ``render`` was found to block under load; ``elsewhere`` is whether other processes drew
+    the pages at the end; ``explanation`` is the agent's statement about it.
     """
 
     pings: list[float]
@@ -50,7 +50,7 @@ class Measured:
     lag: dict[str, float] | None
     stalls: int
     elsewhere: bool
-    told: str
+    explanation: str
 
 
 class Service:
@@ -60,7 +60,7 @@ class Service:
         self.url, self._session = url, session
 
     async def agent(self) -> Any:
-        """Return what loopwatch sees there."""
+        """Return the agent's snapshot of the service."""
         async with self._session.get(f"{self.url}/agent") as answer:
             return await answer.json()
 
@@ -104,7 +104,7 @@ async def served(offload: str) -> AsyncIterator[Service]:
 
 
 async def measure(offload: str, seconds: float) -> Measured:
-    """Warm the service up until it has moved what it may move, and load it."""
+    """Warm the service up until its function is offloaded, if it may be, and load it."""
     async with served(offload) as service:
         for _ in range(50 if offload else 5):
             if await service.is_elsewhere():
@@ -116,10 +116,10 @@ async def measure(offload: str, seconds: float) -> Measured:
             after = await service.agent()
         lag = after["loops"][0]["lag"] if seconds >= 20 else None
         stalls = after["culprits"].get("render", 0) - before["culprits"].get("render", 0)
-        told = "".join(
+        explanation = "".join(
             f"{each['name']}: {each['reason']}; {each['process']} calls went there" for each in after["offload"]
         )
-        return Measured(answers[ping], answers[page], lag, stalls, await service.is_elsewhere(), told)
+        return Measured(answers[ping], answers[page], lag, stalls, await service.is_elsewhere(), explanation)
 
 
 async def main(seconds: float = 25) -> None:
@@ -135,7 +135,7 @@ async def main(seconds: float = 25) -> None:
         words = [f"{cell * 1e3:.1f}" for cell in cells] + ["-"] * (6 - len(cells))
         by = "workers" if found.elsewhere else "itself"
         print(f"| {name} | {' | '.join(words)} | {found.stalls} | {by} |", flush=True)
-    print(f"\n{found.told}")
+    print(f"\n{found.explanation}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ ROWS = [{"id": number, "name": f"row {number}", "tags": ["a", "b", "c"]} for num
 
 @app.get("/health")
 async def health() -> dict[str, str]:
-    """Answer at once, unless somebody blocks the loop."""
+    """Answer at once, unless the loop is blocked."""
     return {"status": "ok"}
 
 

@@ -4,8 +4,8 @@
     python fibonacci.py          # eight times fib(30)
     python fibonacci.py 32 20    # twenty times fib(32)
 
-All three ways return the same. The first holds the loop all the while: nobody else is served. The other two leave it
-free, and use every processor.
+All three ways return the same. The first holds the loop all the while: no other request is served. The other two leave
+it free, and use every processor.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def fib(n: int) -> int:
 
 @loopwatch.offload
 def fibonacci(n: int) -> int:
-    """Run in a worker process. The recursion is that of the plain function: only the whole of it is worth a trip."""
+    """Run in a worker process. The recursion is that of the plain function: only the outermost call makes the trip."""
     return fib(n)
 
 
 async def inline(numbers: list[int]) -> list[int]:
-    """Call it, as if the loop were nobody else's."""
+    """Call it directly, on the loop."""
     return [fib(n) for n in numbers]
 
 
@@ -42,7 +42,7 @@ async def offloaded(numbers: list[int]) -> list[int]:
 
 
 async def pool_map(numbers: list[int]) -> list[int]:
-    """Have a pool of one's own go through the list, a few at a time."""
+    """Map over the list in a separate pool, a few calls at a time."""
     async with loopwatch.WorkerPool() as pool:
         return [result async for result in pool.map(fib, numbers)]
 

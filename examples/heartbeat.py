@@ -1,4 +1,4 @@
-"""How long an event loop was held: a beat every 5 ms, and the longest time that one was late."""
+"""The longest time that an event loop was held: a timer every 5 ms, and how late it was at most."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ INTERVAL = 0.005
 
 
 class Heartbeat:
-    """Beats on the running loop; ``longest`` is the longest time, in seconds, that it was kept from it.
+    """A timer on the running loop; ``longest`` is the longest time, in seconds, that it was late.
 
     async with Heartbeat() as heart:
         await work()
@@ -19,19 +19,19 @@ class Heartbeat:
     async def __aenter__(self) -> Heartbeat:
         self.longest = 0.0
         self._due = time.perf_counter()
-        self._task = asyncio.create_task(self._beat())
+        self._task = asyncio.create_task(self._tick())
         await asyncio.sleep(0)
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._note()  # the loop may be held up to this moment
+        self._record()  # the loop may be held up to this moment
         self._task.cancel()
 
-    async def _beat(self) -> None:
+    async def _tick(self) -> None:
         while True:
             self._due = time.perf_counter() + INTERVAL
             await asyncio.sleep(INTERVAL)
-            self._note()
+            self._record()
 
-    def _note(self) -> None:
+    def _record(self) -> None:
         self.longest = max(self.longest, time.perf_counter() - self._due)

@@ -5,7 +5,7 @@
 
 asks for the first 50 times a second and for the second 5 times, until its standard input ends (Ctrl-D), and prints one
 JSON object: the seconds of all answers by URL. The clock sets the pace, not the answers: a request is sent when it is
-due, however many are unanswered, and its time counts from then. So what waits behind a blocked loop is not left out.
+due, however many are unanswered, and its time counts from then. So requests delayed by a blocked loop are not omitted.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def main(rates: dict[str, float]) -> None:
 
 @asynccontextmanager
 async def under_load(rates: dict[str, float]) -> AsyncIterator[Answers]:
-    """Have this program ask in a process of its own; what it found is in the mapping at the end.
+    """Run this program in a separate process meanwhile; its results are in the mapping at the end.
 
     async with under_load({"http://127.0.0.1:8000/ping": 50}) as answers:
         await asyncio.sleep(10)
@@ -74,7 +74,7 @@ async def under_load(rates: dict[str, float]) -> AsyncIterator[Answers]:
     assert asking.stdin is not None and asking.stdout is not None
     answers: Answers = {}
     try:
-        await asking.stdout.readline()  # it asks
+        await asking.stdout.readline()  # it has started
         yield answers
     finally:
         asking.stdin.close()
@@ -86,7 +86,7 @@ async def under_load(rates: dict[str, float]) -> AsyncIterator[Answers]:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """Return what ``share`` of the values do not exceed."""
+    """Return the quantile of the values: the value that ``share`` of them do not exceed."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 

@@ -29,7 +29,7 @@ LOADS = 0
 
 
 class Prediction(NamedTuple):
-    """The prime factors of a number; who found them, and how often that process has loaded the model."""
+    """The prime factors of a number, the process that found them, and how often it has loaded the model."""
 
     factors: list[int]
     pid: int
@@ -48,7 +48,7 @@ def load_model() -> None:
 
 
 def predict(number: int) -> Prediction:
-    """Factorize with the model that is there."""
+    """Factorize with the loaded model."""
     factors = []
     while number > 1:
         factors.append(MODEL[number])
@@ -57,7 +57,7 @@ def predict(number: int) -> Prediction:
 
 
 def load_and_predict(number: int) -> Prediction:
-    """What one does without an initializer."""
+    """The way without an initializer: load, then predict."""
     load_model()
     return predict(number)
 

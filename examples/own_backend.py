@@ -16,7 +16,7 @@ from loopwatch import CallOptions, OffloadError, PoolClosed, PoolStats
 
 
 class OneThread:
-    """A :class:`loopwatch.Backend` that knows no time-outs and priorities; coroutine functions run in the thread."""
+    """A :class:`loopwatch.Backend` without time-outs and priorities; coroutine functions run in the thread."""
 
     name = "one-thread"
 
@@ -29,7 +29,7 @@ class OneThread:
     def submit(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
     ) -> asyncio.Future[Any]:
-        """Begin a call; ``options`` is what ``@offload`` was given, most of which means nothing here."""
+        """Submit a call; ``options`` are those of ``@offload``, most of which have no effect here."""
         if options.timeout is not None:
             raise loopwatch.ConfigError(f"timeout={options.timeout!r}: {self.name} cannot end a call")
         if self._closed:
@@ -54,16 +54,16 @@ class OneThread:
         self._counts[kind] += 1
 
     def cancel(self, future: asyncio.Future[Any]) -> None:
-        """Give up a call that waits; one that runs goes on."""
+        """Cancel a waiting call; a running one goes on."""
         future.cancel()
 
     async def close(self, *, force: bool = False) -> None:
-        """End after the calls that were taken; with ``force`` without those that wait."""
+        """End after the accepted calls; with ``force``, cancel the waiting ones."""
         self._closed = True
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=force)
 
     def stats(self) -> PoolStats:
-        """Return how many calls wait, run and are over."""
+        """Return the numbers of waiting, running and finished calls."""
         over = sum(self._counts[kind] for kind in ("completed", "failed", "cancelled"))
         queued = self._counts["submitted"] - over - self._running
         return PoolStats(self.name, queued=queued, running=self._running, **self._counts)

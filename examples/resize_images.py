@@ -4,8 +4,8 @@
     python resize_images.py              # 100 images of 3000 x 2000
     python resize_images.py 6 600 400    # 6 images of 600 x 400
 
-The API lives on the same loop, and is asked 20 times a second by another process (load.py): what its answers take
-is what its users would feel.
+The API runs on the same loop, and another process (load.py) requests it 20 times a second: its response times are those
+that users would notice.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def resize_elsewhere(data: bytes) -> bytes:
 
 @loopwatch.offload(to="auto")
 def resize_anywhere(data: bytes) -> bytes:
-    """The same where it is best: that is found out as it goes."""
+    """The same at the destination that measurements show to be best."""
     return resize(data)
 
 
 async def inline(images: list[bytes]) -> list[bytes]:
-    """Call it, as if the loop were nobody else's."""
+    """Call it directly, on the loop."""
     return [resize(image) for image in images]
 
 
@@ -83,7 +83,7 @@ WAYS: dict[str, Way] = {"inline": inline, "@offload": offloaded, '@offload(to="a
 
 @dataclass
 class Measured:
-    """Total seconds, the longest that the loop was held, the seconds of the API's answers, a digest of the results."""
+    """Total seconds, the longest block of the loop, the response times of the API, a digest of the results."""
 
     total: float
     longest: float
@@ -116,7 +116,7 @@ async def measure(way: Way, images: list[bytes], url: str) -> Measured:
             began = time.perf_counter()
             results = await way(images)
             total = time.perf_counter() - began
-        await asyncio.sleep(0.1)  # what was asked last is answered
+        await asyncio.sleep(0.1)  # the last requests are answered
     digest = hashlib.sha256(b"".join(results)).hexdigest()[:8]
     return Measured(total, heart.longest, answers[url], digest)
 

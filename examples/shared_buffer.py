@@ -1,4 +1,4 @@
-"""One image in memory that all workers see: each inverts its rows in place, and nothing is sent.
+"""One image in memory shared by all workers: each inverts its rows in place, and no pixels are sent.
 
     pip install loopwatch numpy
     python shared_buffer.py              # 4000 x 6000 pixels, 72 MB, in 8 bands
@@ -48,7 +48,7 @@ async def share(image: Array, bands: list[tuple[int, int]]) -> tuple[Array, floa
     """Return the result, the seconds, and the longest time that the loop was held."""
     shared = loopwatch.SharedBuffer(image.nbytes)
     pixels = shared.array("u1", image.shape)
-    pixels[:] = image  # a real program would have the file read into it
+    pixels[:] = image  # a real program would read the file into it
     async with Heartbeat() as heart:
         began = time.perf_counter()
         await asyncio.gather(*(invert_shared(shared, image.shape, first, end) for first, end in bands))

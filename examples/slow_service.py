@@ -4,7 +4,7 @@
     uvicorn slow_service:app
     LOOPWATCH_TRANSPARENT_OFFLOAD=slow_service:render uvicorn slow_service:app
 
-While it draws a page, it serves nobody else. The variable, or ``transparent_offload=["slow_service:render"]`` as
+While it draws a page, it serves no other request. The variable, or ``transparent_offload=["slow_service:render"]`` as
 another argument of ``install``, allows loopwatch to run ``render`` in a worker process once it was found to block: the
 page waits for it, the loop does not. No other line changes. compare_service.py shows both under load.
 """
@@ -40,7 +40,7 @@ def render(zoom: float, width: int = 100, height: int = 50) -> str:
 
 
 def build_page(number: int) -> str:
-    """Put a page together; it knows of no loop."""
+    """Put a page together, without knowing about the loop."""
     return f"Page {number}\n\n{render(1 + number % 10)}\n"
 
 
@@ -52,12 +52,12 @@ async def page(number: int) -> PlainTextResponse:
 
 @app.get("/ping")
 async def ping() -> dict[str, str]:
-    """Answer at once, unless somebody holds the loop."""
+    """Answer at once, unless the loop is blocked."""
     return {"status": "ok"}
 
 
 @app.get("/agent")
-async def figures() -> dict[str, Any]:
-    """Tell what loopwatch sees; a real service would keep such a route to itself."""
+async def agent_snapshot() -> dict[str, Any]:
+    """Return the agent's snapshot; a real service would not publish such a route."""
     culprits = Counter(stall.culprit.function for stall in agent.stalls() if stall.culprit is not None)
     return {**agent.snapshot().to_dict(), "culprits": culprits}

@@ -1,13 +1,13 @@
-"""A service with every kind of trouble that loopwatch tells, each switched on and off over HTTP.
+"""A service with every kind of trouble that loopwatch reports, each switched on and off over HTTP.
 
     pip install 'loopwatch[prometheus]'
     LOOPWATCH_PROMETHEUS_PORT=9464 python troubled_service.py --port 8080 --on sleep,zombie
-    curl 127.0.0.1:8080/                   # what there is, and what is on
+    curl 127.0.0.1:8080/                   # all troubles, and which are on
     curl -X POST 127.0.0.1:8080/on/hang
     curl -X POST 127.0.0.1:8080/off/zombie
 
-It is what the dashboards and alerts were tried with. loopwatch is set up by its ``LOOPWATCH_*`` variables alone. A
-trouble that is switched off takes with it the processes that it made; so does the end of the service.
+The dashboards and alerts were tested with it. loopwatch is set up by its ``LOOPWATCH_*`` variables alone. Switching a
+trouble off, or ending the service, also ends the processes that it made.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import Any
 import loopwatch
 
 BLOCK = 0.08
-"""s for which one block holds the loop; LOOPWATCH_THRESHOLD should be below."""
+"""Seconds for which one block holds the loop; LOOPWATCH_THRESHOLD should be below."""
 PAUSE = 0.3
-"""s between two of a kind, so that others get their turn."""
+"""Seconds between two events of one trouble, so that others get their turn."""
 HANG = float(os.environ.get("TROUBLE_HANG", "5"))
-"""s for which a hang lasts."""
+"""Seconds for which a hang lasts."""
 
 Trouble = Callable[[], Coroutine[Any, Any, None]]
 TROUBLES: dict[str, Trouble] = {}
@@ -42,7 +42,7 @@ TROUBLES: dict[str, Trouble] = {}
 
 
 def trouble(function: Trouble) -> Trouble:
-    """Make it known under its own name."""
+    """Register a trouble under its own name."""
     TROUBLES[function.__name__] = function
     return function
 
@@ -51,7 +51,7 @@ def trouble(function: Trouble) -> Trouble:
 
 
 def compute(seconds: float) -> int:
-    """Run Python code for so long."""
+    """Run Python code for the given time."""
     count, ends = 0, time.perf_counter() + seconds
     while time.perf_counter() < ends:
         count += sum(range(50))
@@ -111,7 +111,7 @@ def thumbnail(seconds: float) -> bytes:
 
 @trouble
 async def culprits() -> None:
-    """More culprits than are told apart."""
+    """More culprits than the metrics distinguish."""
     source = "\n".join(
         f"def culprit_{number}(seconds):\n    ends = clock() + seconds\n    while clock() < ends: pass"
         for number in range(40)
@@ -126,7 +126,7 @@ async def culprits() -> None:
 
 @trouble
 async def hang() -> None:
-    """A dead-lock that somebody ends after a while."""
+    """A dead-lock that ends after a while."""
     while True:
         threading.Event().wait(HANG)
         await asyncio.sleep(HANG)
@@ -134,13 +134,13 @@ async def hang() -> None:
 
 @trouble
 async def saturation() -> None:
-    """No block at all, and no time left: many small steps."""
+    """No block, but no idle time either: many small steps."""
     while True:
         compute(0.002)
         await asyncio.sleep(0)
 
 
-# -- what happens to pools and processes -----------------------------------------------------------------------------
+# -- troubles of pools and processes ---------------------------------------------------------------------------------
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -163,7 +163,7 @@ def segfault() -> None:
 
 @contextlib.asynccontextmanager
 async def processes(workers: int) -> AsyncIterator[ProcessPoolExecutor]:
-    """A pool whose processes are there, and are killed in the end whatever they do."""
+    """A pool whose processes have started, and are killed at the end whatever they do."""
     pool = ProcessPoolExecutor(workers, mp_context=SPAWN)
     loop = asyncio.get_running_loop()
     pids: set[int] = set()
@@ -180,7 +180,7 @@ async def processes(workers: int) -> AsyncIterator[ProcessPoolExecutor]:
 
 
 async def again_and_again(pool: Executor, pause: float, function: Callable[..., object], *arguments: object) -> None:
-    """Submit a task every ``pause`` s and look at no result."""
+    """Submit a task every ``pause`` seconds, and ignore the results."""
     while True:
         pool.submit(function, *arguments)
         await asyncio.sleep(pause)
@@ -206,7 +206,7 @@ async def threads_compute() -> None:
 
 @trouble
 async def processes_wait() -> None:
-    """Processes for what only waits."""
+    """Processes for calls that only wait."""
     async with processes(1) as pool:
         await again_and_again(pool, PAUSE / 2, wait, PAUSE / 3)
 
@@ -232,7 +232,7 @@ async def queue() -> None:
 
 @trouble
 async def errors() -> None:
-    """Tasks that fail, and nobody looks."""
+    """Tasks that fail, and whose errors are never retrieved."""
     with ThreadPoolExecutor(1, thread_name_prefix="failing") as pool:
         await again_and_again(pool, PAUSE, int, "a number")
 
@@ -283,18 +283,18 @@ async def broken_pool() -> None:
         await asyncio.Event().wait()
 
 
-# -- what moves, and what the agent does -----------------------------------------------------------------------------
+# -- offloaded calls, and the state of the agent ---------------------------------------------------------------------
 
 
 @loopwatch.offload
 def in_a_process(seconds: float) -> int:
-    """Computes where it holds nobody up."""
+    """Computes in a process, where it does not hold the loop."""
     return compute(seconds)
 
 
 @loopwatch.offload(to="thread")
 def in_a_thread(seconds: float) -> float:
-    """Waits where it holds nobody up."""
+    """Waits in a thread, where it does not hold the loop."""
     return wait(seconds)
 
 
@@ -305,8 +305,8 @@ def wherever(number: int) -> int:
 
 
 @trouble
-async def moved() -> None:
-    """Not a trouble but its cure: calls that run elsewhere."""
+async def offloaded() -> None:
+    """Not a trouble but its cure: calls that run off the loop."""
     while True:
         await asyncio.gather(in_a_process(BLOCK), in_a_thread(BLOCK), wherever(1))
         await asyncio.sleep(PAUSE / 2)
@@ -314,7 +314,7 @@ async def moved() -> None:
 
 @trouble
 async def paused() -> None:
-    """An agent that somebody has paused."""
+    """An agent that is paused."""
     agent = loopwatch.current_agent()
     if agent is not None:
         agent.pause()
@@ -337,7 +337,7 @@ async def fault() -> None:
 
 
 def _fail(stall: loopwatch.Stall) -> None:
-    raise RuntimeError(f"nobody can be told of stall {stall.id}")
+    raise RuntimeError(f"the notification of stall {stall.id} failed")
 
 
 # -- the service -----------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ class Service:
             self._tasks[name] = asyncio.create_task(TROUBLES[name](), name=name)
 
     async def switch_off(self, *names: str) -> None:
-        """End troubles and wait for what they leave."""
+        """End troubles and wait for their clean-up."""
         tasks = [self._tasks.pop(name) for name in names if name in self._tasks]
         for task in tasks:
             task.cancel()
@@ -399,7 +399,7 @@ class Service:
 
 
 async def bystander() -> None:
-    """One of those who wait when the loop is held."""
+    """A task that waits whenever the loop is held."""
     while True:
         await asyncio.sleep(0.02)
 
@@ -424,7 +424,7 @@ async def main(port: int, names: list[str]) -> None:
 
 
 def loop_factory(on_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes the loop, None for asyncio's own."""
+    """Return the loop factory, None for asyncio's default loop."""
     if not on_uvloop:
         return None
     import uvloop

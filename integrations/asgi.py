@@ -24,7 +24,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _request: ContextVar[tuple[Scope, object]] = ContextVar("loopwatch_asgi_request")
-"""The scope of the request that is served in this context, and the application it came to."""
+"""The scope of the request served in this context, and the application that received it."""
 
 
 class LoopwatchMiddleware:
@@ -33,7 +33,7 @@ class LoopwatchMiddleware:
     The agent is installed when the server starts the application (lifespan), or with the first request where the
     server has no lifespan, so that it runs in every worker process and on the loop that serves. Stalls carry
     ``http.route`` (the route's template such as ``/report/{id}``, never the path or the query) and
-    ``http.request.method``. What ``transparent_offload`` names is moved within requests only.
+    ``http.request.method``. Functions of ``transparent_offload`` are offloaded within requests only.
 
     Args:
         app: the ASGI application.
@@ -131,7 +131,7 @@ def _path(route: object) -> str:
 
 
 async def _next_callback() -> None:
-    """Let the loop go on: what blocks next is then not in one callback with the installation."""
+    """Yield to the loop, so that the next block is not in the same callback as the installation."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:  # a loop that is not asyncio's

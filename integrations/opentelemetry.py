@@ -54,7 +54,7 @@ class LoopwatchInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped 
     _installed_here = False
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return no packages: what is watched is part of Python."""
+        """Return no packages: the instrumented library, asyncio, is part of Python."""
         return ()
 
     def _instrument(self, **kwargs: Any) -> None:
@@ -81,6 +81,6 @@ class LoopwatchInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # untyped 
         agent = loopwatch.current_agent()
         if agent is not None:
             agent.use_providers()
-        if self._installed_here:  # what the program installed itself it takes back itself
+        if self._installed_here:  # an agent that the program installed is the program's to uninstall
             self._installed_here = False
             loopwatch.uninstall()

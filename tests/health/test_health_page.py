@@ -38,7 +38,7 @@ def test_example_prints_the_documented_output(tmp_path: Path) -> None:
 def test_poll_period() -> None:
     """The page states the poll period and the share of the budget."""
     assert (monitor.PERIOD, monitor.BUDGET_SHARE) == (2, 1 / 5)
-    assert "every 2 s" in PAGE and "more than a fifth of `cpu_budget`" in PAGE
+    assert "every 2 seconds" in PAGE and "more than a fifth of `cpu_budget`" in PAGE
 
 
 def test_states_are_listed_in_order_of_precedence() -> None:
@@ -104,4 +104,4 @@ def test_kinds_of_findings_and_their_thresholds() -> None:
         "zombies": [finding_rules.ZOMBIES, history.UNWAITED_AFTER],
     }
     assert set(documented) == {name for key, name in vars(finding_rules.Kinds).items() if key.isupper()}
-    assert f"over {findings.CLEAR_AFTER:.0f} s after its cause" in PAGE
+    assert f"over {findings.CLEAR_AFTER:.0f} seconds after its cause" in PAGE

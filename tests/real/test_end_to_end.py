@@ -57,7 +57,7 @@ POOLS = (
     "zombie",
     "orphan",
 )
-POOLS += ("hung_worker", "crashes", "broken_pool", "moved")
+POOLS += ("hung_worker", "crashes", "broken_pool", "offloaded")
 
 RULES = {rule["alert"]: rule for group in yaml.safe_load(shipped()["alerts.yml"])["groups"] for rule in group["rules"]}
 ONLY_SCRAPED = {"LoopwatchTargetDown"}
