@@ -1,4 +1,4 @@
-"""What the package promises to everybody: its names, its layers, the lightness of its import."""
+"""The package's public contract: its names, its layers, and a light import."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def own_imports() -> list[tuple[str, str]]:
 
 
 def test_every_module_has_its_place() -> None:
-    """What is at the top of the package is public, or one of the few that say why not; the rest is in known folders."""
+    """Modules at the top of the package are public, or among the few exceptions; the others are in known folders."""
     top = {folder_of(name) for name in modules()} - {""}
     assert top == set(ORDER) | RECORDS | {"_version"}
     loose = {path.stem for path in ROOT.glob("*.py")}
@@ -105,7 +105,7 @@ def test_every_module_has_its_place() -> None:
 
 
 def test_no_folder_hides_a_public_name() -> None:
-    """To import a folder makes it an attribute of the package: it must not be where a public name is expected."""
+    """No folder has a public name, since importing a folder makes it an attribute of the package."""
     folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert folders & set(loopwatch.__all__) == set()
 
@@ -140,7 +140,7 @@ def test_modules_have_no_cycle() -> None:
 
 
 def test_libraries_are_imported_in_one_place() -> None:
-    """OpenTelemetry, prometheus_client, psutil and greenlet are each the business of a few modules."""
+    """OpenTelemetry, prometheus_client, psutil and greenlet are each imported by a few modules only."""
     wrong = [
         (name, found)
         for name, path in modules().items()
@@ -152,7 +152,7 @@ def test_libraries_are_imported_in_one_place() -> None:
     assert wrong == []
 
 
-def test_pure_modules_touch_no_world() -> None:
+def test_pure_modules_have_no_side_effects() -> None:
     """Diagnosis and governor import neither clocks nor threads nor files."""
     wrong = [
         (name, imported)
@@ -165,7 +165,7 @@ def test_pure_modules_touch_no_world() -> None:
 
 
 def test_integrations_use_public_names_only() -> None:
-    """An integration needs nothing that a user could not use."""
+    """An integration uses public names only."""
     folder = ROOT.parent / "integrations"
     wrong = [
         (path.name, name)
@@ -177,7 +177,7 @@ def test_integrations_use_public_names_only() -> None:
 
 
 def test_public_names_are_frozen() -> None:
-    """The public names are these, and each can be had."""
+    """The public names are these, and each can be imported."""
     assert sorted(loopwatch.__all__) == [
         "Agent",
         "Backend",
@@ -244,7 +244,7 @@ CHANGES = {"add", "append", "appendleft", "clear", "discard", "extend", "pop", "
 
 
 def _variables(tree: ast.Module) -> set[str]:
-    """Return the names of a module's own variables, those left out that ``process_state.one`` has made."""
+    """Return the names of a module's own variables, except those that ``process_state.one`` has made."""
     found = set()
     for node in tree.body:
         value = node.value if isinstance(node, ast.Assign) else None
@@ -258,7 +258,7 @@ def _variables(tree: ast.Module) -> set[str]:
 
 
 def _changed_by(node: ast.AST) -> list[ast.expr]:
-    """Return what ``node`` changes in place."""
+    """Return the names that ``node`` changes in place."""
     if isinstance(node, ast.Assign | ast.Delete | ast.AugAssign):
         targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
         return [target.value for target in targets if isinstance(target, ast.Subscript | ast.Attribute)]

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING says of additions is true: the files are there, and a cause is known wherever it must be."""
+"""The recipes in CONTRIBUTING are correct: their files exist, and a cause is known in every required place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ RECIPES = (ROOT / "CONTRIBUTING.md").read_text().partition("## How to add")[2].p
 
 @pytest.mark.parametrize("cause", Cause)
 def test_every_cause_has_its_words_and_its_colour(cause: Cause) -> None:
-    """The log line and the demo say it in words, the page has a colour of its own for it, the README explains it."""
+    """Each cause has words in the log line and the demo, a colour of its own in the page, and an explanation in the
+    README.
+    """
     style = (PACKAGE / "report" / "page" / "style.css").read_text()
     colours = dict(re.findall(r"\.([a-z_]+)\{--c:(#[0-9a-f]{6})\}", style))
     facts = CAUSES[cause]
