@@ -107,8 +107,8 @@ def test_tables_cover_every_field() -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_value_names_field_value_and_what_is_allowed(name: str) -> None:
-    """A bad value is a ConfigError, also a ValueError, in one line: field, value, what is allowed."""
+def test_bad_value_names_field_value_and_allowed_values(name: str) -> None:
+    """An invalid value is a ConfigError and a ValueError, in one line with field, value and allowed values."""
     for value, allowed in BAD[name]:
         with pytest.raises(ConfigError) as caught:
             Config(**{name: value})

@@ -67,7 +67,7 @@ def gone(process: psutil.Process) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------- what it shows
+# ------------------------------------------------------------------------------------------- its results
 
 
 @pytest.mark.parametrize("loop", demo.LOOPS)
@@ -140,7 +140,7 @@ def test_the_summary_says_when_all_was_found(capsys: pytest.CaptureFixture[str])
     assert "not found" not in text
 
 
-def test_the_summary_says_what_was_not_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_lists_missed_habits(capsys: pytest.CaptureFixture[str]) -> None:
     """A request without a stall of its own is a miss, whatever was seen at other times."""
     habits = list(demo.HABITS[:2])
     text = summary(seen_with(stall_of(habits[0], 10.05), stall_of(habits[1], 15.0)), habits, capsys)
@@ -150,7 +150,7 @@ def test_the_summary_says_what_was_not_found(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("changes", [{"culprit": None}, {"cause": Cause.UNKNOWN}])
-def test_the_summary_says_what_was_misjudged(changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_lists_misjudged_habits(changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """The right moment with another cause or function does not count as found."""
     habits = list(demo.HABITS[:2])
     stall = stall_of(habits[1], 20.05, **changes)
@@ -204,7 +204,7 @@ class Terminal(io.StringIO):
     ("variables", "coloured"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": ""}, True)],
 )
-def test_colour_only_where_it_is_wanted(
+def test_colour_only_on_a_capable_terminal(
     variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Colour is used on a terminal, unless NO_COLOR is set to anything or the terminal is dumb; no letter makes it
@@ -282,10 +282,10 @@ def test_service_that_dies_is_reported(tmp_path: Path) -> None:
     assert "What the agent found" not in output
 
 
-# ------------------------------------------------------------------------------------------- what it is given
+# ------------------------------------------------------------------------------------------- its arguments
 
 
-def test_without_uvloop_it_says_how_to_get_it(
+def test_without_uvloop_the_command_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without uvloop there is one line with the pip command, and exit status 2."""
@@ -330,7 +330,7 @@ def test_a_journal_of_its_own_is_private(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def small_shop() -> app.Shop:
-    """A shop whose routes are quick, except for those that sleep."""
+    """A shop whose routes are quick, except for the sleeping ones."""
     return app.Shop(
         archive='{"orders": []}', image=bytes(16), width=4, query="a",
         iterations=1, account=app.hash_password("open sesame", 1),

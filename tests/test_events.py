@@ -113,7 +113,7 @@ def test_evidence_through_json(evidence: Evidence) -> None:
 
 @given(records(FlaggedFunction))
 def test_flagged_function_through_json(function: FlaggedFunction) -> None:
-    """A flagged function is equal to itself after JSON, with causes of their own type; later fields are passed over."""
+    """A flagged function is equal to itself after JSON, with causes as enum members; unknown fields are ignored."""
     data = {**through_json(function.to_dict()), "severity": "high"}
     data["culprit"]["column"] = 4
     again = FlaggedFunction.from_dict(data)
@@ -124,7 +124,7 @@ def test_flagged_function_through_json(function: FlaggedFunction) -> None:
 
 @given(records(Snapshot))
 def test_snapshot_is_json(snapshot: Snapshot) -> None:
-    """A snapshot, with all that is in it, is JSON whose figures are those of the records."""
+    """A snapshot converts to JSON with the values of its records."""
     data = through_json(snapshot.to_dict())
     assert [LoopStats(**{**loop, "lag": None, "expected": ()}) for loop in data["loops"]] == [
         dataclasses.replace(loop, lag=None, expected=()) for loop in snapshot.loops
@@ -246,7 +246,7 @@ _seconds = st.floats(0, 1e6)
 
 @given(_seconds, _seconds, st.floats(1e-3, 1e6), st.floats(0, 1e6))
 def test_utilization_since_is_a_share(busy: float, idle: float, more_busy: float, more_idle: float) -> None:
-    """Counters that grow give a share between 0 and 1, equal to busy / (busy + idle) of what was added."""
+    """Growing counters give a share between 0 and 1, equal to busy / (busy + idle) of the increments."""
     share = loop(busy + more_busy, idle + more_idle).utilization_since(loop(busy, idle))
     assert share is not None
     assert 0 <= share <= 1

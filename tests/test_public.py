@@ -88,7 +88,7 @@ def folder_of(module: str) -> str:
 
 
 def own_imports() -> list[tuple[str, str]]:
-    """Return which module of the package imports which other one."""
+    """Return the imports between modules of the package, as pairs."""
     known = modules()
     packages = {name for name, path in known.items() if path.name == "__init__.py"}
     pairs = {(name, found) for name, path in known.items() for found in imports(path) if found in known}
@@ -96,7 +96,7 @@ def own_imports() -> list[tuple[str, str]]:
     return sorted((name, found) for name, found in pairs if name != found and found not in packages)
 
 
-def test_every_module_has_its_place() -> None:
+def test_every_module_is_public_or_in_a_known_folder() -> None:
     """Modules at the top of the package are public, or among the few exceptions; the others are in known folders."""
     top = {folder_of(name) for name in modules()} - {""}
     assert top == set(ORDER) | RECORDS | {"_version"}
@@ -217,13 +217,13 @@ def test_public_names_are_frozen() -> None:
 def loaded_by(statement: str) -> set[str]:
     """Return the modules that ``statement`` loads in a fresh interpreter."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
-    # -X frozen_modules and site differ between machines: only what is new counts.
+    # -X frozen_modules and site differ between machines: only new modules count.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
 def test_import_loads_nothing_else() -> None:
-    """``import loopwatch`` loads itself and what PEP 562 needs of importlib, nothing more."""
+    """``import loopwatch`` loads itself and the parts of importlib that PEP 562 needs, nothing more."""
     allowed = {"loopwatch", "importlib", "importlib._bootstrap", "importlib._bootstrap_external", "warnings"}
     assert loaded_by("import loopwatch") <= allowed | {"__future__", "typing", "_typing", "_warnings"} | _of_typing()
 
@@ -244,7 +244,7 @@ CHANGES = {"add", "append", "appendleft", "clear", "discard", "extend", "pop", "
 
 
 def _variables(tree: ast.Module) -> set[str]:
-    """Return the names of a module's own variables, except those that ``process_state.one`` has made."""
+    """Return the names of a module's own variables, except variables made by ``process_state.one``."""
     found = set()
     for node in tree.body:
         value = node.value if isinstance(node, ast.Assign) else None

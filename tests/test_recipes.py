@@ -29,8 +29,8 @@ def test_every_cause_has_its_words_and_its_colour(cause: Cause) -> None:
     assert f"| `{cause.value}` |" in (ROOT / "README.md").read_text()
 
 
-def test_recipes_name_what_exists() -> None:
-    """Each file and folder of a recipe is there."""
+def test_recipes_name_existing_files() -> None:
+    """Each file and folder of a recipe exists."""
     named = re.findall(r"`([a-z_/.]+(?:\.py|\.css|\.md|/))`", RECIPES)
     assert len(named) > 30
     beside = PACKAGE / "telemetry" / "metrics"

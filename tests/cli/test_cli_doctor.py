@@ -1,4 +1,4 @@
-"""``loopwatch doctor``: features are tried out, and those that do not work are named."""
+"""``loopwatch doctor``: features are tried out, and failures are named."""
 
 from __future__ import annotations
 

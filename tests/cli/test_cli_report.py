@@ -75,7 +75,7 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_collapsed(tmp_path: Path) -> None:
-    """``--collapsed`` is what flame graph tools read: frames, outermost first, and milliseconds."""
+    """``--collapsed`` prints the format of flame graph tools: frames, outermost first, and milliseconds."""
     write_journal(tmp_path / "stalls.jsonl")
     done = cli("report", "--collapsed", "stalls.jsonl", cwd=tmp_path)
     assert done.stdout == "app.main.handle;app.images.resize_0 250\n"

@@ -57,7 +57,7 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------ what is run
+# -------------------------------------------------------------------------------------------- running programs
 
 
 def test_script_is_watched(tmp_path: Path, blocks: Path, journal: Path) -> None:
@@ -139,7 +139,7 @@ def test_console_script_beside_this_python_is_found_without_activation(tmp_path:
 # --------------------------------------------------------------------------------------- nothing else changes
 
 
-def test_opentelemetry_instrument_goes_outside(tmp_path: Path, blocks: Path, journal: Path) -> None:
+def test_opentelemetry_instrument_around_loopwatch(tmp_path: Path, blocks: Path, journal: Path) -> None:
     """``opentelemetry-instrument loopwatch run SCRIPT``: the program is instrumented, and its loop is watched."""
     pytest.importorskip("opentelemetry.instrumentation.asyncio")
     blocks.write_text(
@@ -165,7 +165,7 @@ def test_program_keeps_its_input_output_and_exit_code(tmp_path: Path) -> None:
 
 
 def test_signal_reaches_the_program_itself(tmp_path: Path) -> None:
-    """The program has the process id that was started, so a signal is its own, and so is the death by it."""
+    """The program has the started process id, so it receives signals itself, and ends by them."""
     (tmp_path / "wait.py").write_text(
         "import os, pathlib, signal\npathlib.Path('pid').write_text(str(os.getpid()))\nsignal.pause()\n"
     )

@@ -13,7 +13,7 @@ def called() -> FrameType:
 
 
 def test_mark_stays_with_the_call_and_does_not_show() -> None:
-    """The first look at a call finds no mark, each later one does; ``f_trace_lines`` reads True all the time."""
+    """The first check of a call finds no mark, each later one does; ``f_trace_lines`` reads True all the time."""
     frame = sys._getframe()
     assert [mark(frame) for _ in range(3)] == [True, False, False]
     assert frame.f_trace_lines is True

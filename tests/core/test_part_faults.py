@@ -53,7 +53,7 @@ def test_one_fault_is_counted_and_logged(part: Part) -> None:
     assert part.lines == ["loopwatch: its journal failed (the program is not affected): OSError: no\\nspace"]
 
 
-def test_faults_on_different_occasions_switch_it_off_and_on(part: Part) -> None:
+def test_repeated_faults_switch_the_part_off_and_on(part: Part) -> None:
     """After three faults within a minute a part is off for 10 seconds and then retried; both are logged once."""
     part.fail(OCCASIONS)
     assert not part.work()

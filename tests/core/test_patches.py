@@ -27,7 +27,7 @@ def target() -> Any:
 
 
 def foreign(owner: Any) -> Callable[[], None]:
-    """A patcher that knows only save and restore."""
+    """A patcher that only saves and restores the attribute."""
     saved = owner.f
     owner.f = lambda: f"foreign({saved()})"
     return lambda: setattr(owner, "f", saved)
@@ -205,7 +205,7 @@ def test_uncalled_residue_is_not_reused() -> None:
     assert owner.f is real
 
 
-def test_foreign_undo_after_ours() -> None:
+def test_foreign_undo_after_undo() -> None:
     """A foreign patcher that restores a transparent patch is handled: the patch is taken over."""
     owner, patches = target(), PatchSet()
     patches.around(owner, "f", seen)
@@ -220,7 +220,7 @@ def test_foreign_undo_after_ours() -> None:
 
 
 @given(st.lists(st.sampled_from(["ours", "undo", "foreign", "undo foreign"]), max_size=30))
-def test_any_order_never_stacks(steps: list[str]) -> None:
+def test_patches_never_stack_in_any_order(steps: list[str]) -> None:
     """Whatever the order of installs, uninstalls and foreign patches, there is at most one layer, in the right
     state.
     """

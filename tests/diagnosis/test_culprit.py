@@ -241,7 +241,7 @@ _stacks = st.lists(st.lists(_frames, min_size=1, max_size=6).map(tuple), max_siz
 
 
 @given(_stacks)
-def test_verdict_is_always_about_what_was_seen(stacks: list[Stack]) -> None:
+def test_culprit_is_always_on_a_sampled_stack(stacks: list[Stack]) -> None:
     """For any stacks: the culprit is on its stack, the stack was sampled, and the count is at most the total."""
     verdict = SITE.judge(stacks)
     assert 0 <= verdict.agreeing <= len(stacks)

@@ -127,7 +127,7 @@ def test_computing_goes_to_a_process_unless_the_gil_is_released() -> None:
 
 @pytest.mark.parametrize("cause", sorted(ANY))
 def test_outermost_wins(cause: Cause) -> None:
-    """A stall in requests is about requests, not about the socket that it reads from at the end."""
+    """The remedy of a stall in requests is about requests, not about the socket that it reads from."""
     sentence = remedy(cause, REQUESTS, CULPRIT)
     assert "requests.api.get()" in sentence
     assert "httpx.AsyncClient" in sentence

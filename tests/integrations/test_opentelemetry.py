@@ -1,4 +1,4 @@
-"""The instrumentor: no line of code in the program, its providers used, and the traces of an ASGI server's requests."""
+"""The instrumentor needs no line of code in the program, uses its providers, and annotates traces of ASGI requests."""
 
 from __future__ import annotations
 

@@ -566,7 +566,7 @@ def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkey
 
     async def test() -> None:
         flag(agent, "takes", cause=Cause.IO)
-        for _ in range(60):  # until the stalls that flagged it are forgotten
+        for _ in range(60):  # until the calls that flagged it are forgotten
             named.takes()
         monkeypatch.setattr(route, "decide", decide)
         for _ in range(100):

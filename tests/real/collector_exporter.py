@@ -95,7 +95,7 @@ class PrometheusExporter:
 
 
 def prometheus_name(metric: otlp.Metric) -> str:
-    """Return the name with its suffixes: unit without what stands in braces, ``ratio`` for gauges of 1, ``total``."""
+    """Return the name with its suffixes: unit without annotations in braces, ``ratio`` for gauges of 1, ``total``."""
     words = [word for word in re.split(r"[^a-zA-Z0-9:]+", metric.name) if word]
     kind = metric.WhichOneof("data")
     unit = re.sub(r"\{[^}]*\}", "", metric.unit).strip()

@@ -319,7 +319,7 @@ class Pager:
 
 @contextlib.contextmanager
 def rotel(folder: Path, *options: str) -> Iterator[tuple[str, str, Callable[[], str]]]:
-    """Run a collector; yields its URLs for http and grpc, and what reads its output.
+    """Run a collector; yields its URLs for http and grpc, and a function that reads its output.
 
     Args:
         folder: for its files.
@@ -344,7 +344,7 @@ def rotel(folder: Path, *options: str) -> Iterator[tuple[str, str, Callable[[], 
         yield f"http://127.0.0.1:{http}", f"http://127.0.0.1:{grpc}", said
 
 
-# -- what is watched -------------------------------------------------------------------------------------------------
+# -- watched services ------------------------------------------------------------------------------------------------
 
 
 class Service:

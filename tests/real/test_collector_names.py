@@ -35,7 +35,7 @@ def test_the_catalog_has_the_names_of_a_collector(metric: Metric) -> None:
     assert prometheus_name(as_otlp(metric)) == metric.prometheus
 
 
-def test_what_a_collector_shows() -> None:
+def test_exposition_of_a_collector() -> None:
     """Resource attributes become job and instance, buckets are cumulative, and series that are not sent again
     expire.
     """

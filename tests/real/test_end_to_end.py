@@ -204,7 +204,7 @@ sum(loopwatch_agent_faults_total{$}) == 1
 sum(loopwatch_agent_dropped_total{$, loopwatch_agent_signal="traces"}) > 1
 max(max_over_time(scrape_samples_scraped{job="scraped"}[40s])) <= 600
 """
-"""What the troubles must have made of the figures, ``$`` for the job."""
+"""Expressions that hold while the troubles are on, ``$`` for the job."""
 
 
 def untrue(server: Prometheus, job: str, at: float) -> Iterator[str]:
@@ -253,7 +253,7 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         come = {(name, job) for name in RULES for job in BOTH}
         come -= {(name, "exported") for name in ONLY_SCRAPED} | {(name, "scraped") for name in ONLY_EXPORTED}
         await_alerts(pager, [item for item in come if item[0] not in ONLY_EXPORTED])
-        # The alerts may be there before the first hang is over, which is what the lag knows of it.
+        # The alerts may fire before the first hang ends and is recorded in the lag.
         await_that(lambda: not [each for job in BOTH for each in untrue(server, job, time.time())], "all is true", 60)
         end = time.time()
 

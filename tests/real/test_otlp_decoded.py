@@ -83,7 +83,7 @@ async def received(port: int) -> tuple[Any, Any, Any, Any]:
     return victim, stall, log, lag
 
 
-def test_what_is_decoded() -> None:
+def test_decoded_telemetry() -> None:
     """The victim's span links to the trace of the stall, whose span, record and exemplar belong together."""
     victim, stall, log, lag = asyncio.run(received(free_port()))
     (event,) = [each for each in victim.events if each.name == "asyncio.eventloop.stall"]

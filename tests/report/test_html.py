@@ -67,7 +67,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>"
 
 
 def test_hostile_names_make_no_element() -> None:
-    """A page full of markup in every name has the same elements as a page without any."""
+    """A page with markup in every name has the same elements as a page without any."""
     bad = frame(HOSTILE)
     stall = make_stall(
         *(0,),
@@ -92,7 +92,7 @@ def test_hostile_names_make_no_element() -> None:
 
 
 def test_flagged_functions_are_in_the_page() -> None:
-    """Cause, name, place, figures and remedy of a flagged function are data of the page, and text within it."""
+    """Cause, name, location, numbers and remedy of a flagged function are in the page's data and text."""
     parsed = Page(html.render(Report.of(make_contents(*(make_stall(i) for i in range(3))))))
     ((cause, name, place, sentence, remedy),) = parsed.data["flagged"]
     assert (cause, name, place) == ("python", "app.images:resize", "/srv/app/images.py:42")
@@ -115,7 +115,7 @@ def test_any_stalls_make_a_page(stalls: list[Stall]) -> None:
 
 
 def test_the_numbers_of_a_stall_are_in_the_data() -> None:
-    """Time, length, cause, place, stack shares, route and facts of a stall can be read from the page."""
+    """Time, length, cause, location, stack shares, route and facts of a stall can be read from the page."""
     deep = (frame("app.main.handle", 7), frame())
     stall = make_stall(
         0,

@@ -69,7 +69,7 @@ class Dom(HTMLParser):
         return {"".join(texts).strip(): attrs["style"] for attrs, texts in frames}
 
     def tiles(self) -> dict[str, str]:
-        """Return the figures at the top of the page by their names."""
+        """Return the numbers at the top of the page by their names."""
         start = next(i for i, (_, attrs, _) in enumerate(self.elements) if attrs.get("id") == "tiles")
         texts = ["".join(texts) for _, _, texts in self.elements[start + 1 : start + 1 + 6 * 4]]
         return {texts[i + 1]: texts[i + 2] for i in range(0, len(texts), 4)}
@@ -239,7 +239,7 @@ HOSTILE = "</script><img src=x onerror=\"document.documentElement.dataset.owned=
 
 
 def test_flagged_functions_are_drawn(tmp_path: Path) -> None:
-    """Each has its name, place, figures and remedy, hostile ones as text; without any the card is hidden."""
+    """Each has its name, location, numbers and remedy, hostile ones as text; without any the card is hidden."""
     bad = frame(HOSTILE)
     stalls = [make_stall(i, culprit=culprit, remedy=HOSTILE) for i in range(3) for culprit in (frame(), bad)]
     found = dom(tmp_path, make_contents(*stalls))
@@ -309,7 +309,7 @@ def test_ten_thousand_stalls_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_stack_of_five_thousand_frames_is_drawn(tmp_path: Path) -> None:
-    """A deep stack exhausts neither the browser's stack nor loses a frame of the graph."""
+    """A deep stack neither exhausts the browser's stack nor loses a frame of the graph."""
     deep = tuple(frame(f"app.deep.f{i}") for i in range(5_000))
     found = dom(tmp_path, make_contents(make_stall(0, stack=deep, culprit=deep[-1])))
     assert found.count("div", "fr") == 5_001

@@ -119,7 +119,7 @@ def test_without_a_culprit_the_cause_is_the_name() -> None:
     assert [(row.name, row.file, row.line, row.times) for row in rows] == [("[starved]", "", 0, 3)]
 
 
-def test_causes_share_the_whole() -> None:
+def test_shares_of_causes_sum_to_one() -> None:
     """Shares of causes are of the blocked time and sum to 1."""
     contents = make_contents(make_stall(0, duration=3.0, cause=Cause.IO), make_stall(1, duration=1.0))
     rows = tables.by_cause(contents)
@@ -277,7 +277,7 @@ def test_skipped_lines_are_reported_but_not_a_torn_last_line() -> None:
 
 @settings(deadline=None)
 @given(lists_of_stalls, st.integers(0, 200))
-def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[Stall], width: int) -> None:
+def test_text_of_any_stalls_fits_and_has_no_control_characters(stalls: list[Stall], width: int) -> None:
     """No line is wider than asked (40 at least), and no control character of a name reaches the terminal."""
     text = to_text(Report.of(make_contents(*stalls)), width=width)
     assert all(len(line) <= max(40, width) for line in text.split("\n"))

@@ -20,7 +20,7 @@ START = 100.0
 
 
 def standing() -> FrameType:
-    """A frame that stands for any thread's."""
+    """A frame standing in for that of any thread."""
     return sys._getframe()
 
 
@@ -43,7 +43,7 @@ class Clocks:
 
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """Clocks that stand still until a test moves them."""
+    """Clocks that stand still until a test advances them."""
     return Clocks(monkeypatch)
 
 

@@ -36,7 +36,7 @@ def test_block_mostly_within_the_span_is_expected(block: tuple[float, float], is
     assert start().covers(*block) is is_expected
 
 
-def test_end_of_a_span_only_moves_forward() -> None:
+def test_end_of_an_expectation_is_never_extended() -> None:
     """An expectation that ended early stays ended: a later end changes nothing, and a lasting block is not expected
     from then on.
     """

@@ -36,7 +36,7 @@ class Probe(HeartbeatProbe):
 
 
 class Held:
-    """A watched loop whose thread stands in :func:`holds_the_loop`."""
+    """A watched loop whose thread is blocked in :func:`holds_the_loop`."""
 
     def __init__(self) -> None:
         self.loop = asyncio.SelectorEventLoop()
@@ -123,7 +123,7 @@ def test_a_loop_that_cannot_be_read_costs_the_others_nothing(held: Held, sampler
     assert len(found) == 1
 
 
-def test_what_was_sampled_first_is_not_sampled_again(held: Held, sampler: Sampler) -> None:
+def test_early_sample_is_not_taken_again(held: Held, sampler: Sampler) -> None:
     """The early sample is kept, and the episode has it with the kernel's facts on the thread."""
     known = glimpsed(sampler, held)
     suspect = Suspect(held.watched, NOW - 0.3)

@@ -201,7 +201,7 @@ def test_loop_that_serves_has_no_further_start(agent: Agent, sink: RecordingSink
     assert "late" in {stall.culprit.function for stall in sink.wait() if stall.culprit}
 
 
-def test_agent_that_comes_in_the_midst_of_a_start(sink: RecordingSink, run: Run) -> None:
+def test_agent_installed_during_a_start(sink: RecordingSink, run: Run) -> None:
     """If the application installs the agent in its module or lifespan, the rest of the start-up is expected."""
 
     def install_and_block() -> None:

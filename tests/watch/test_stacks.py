@@ -24,7 +24,7 @@ from loopwatch.watch.stacks import MAX_WALK, RawFrame, RawStack, _called_path, c
 
 @contextmanager
 def standing(function: Callable[[Callable[[], None]], object]) -> Iterator[FrameType]:
-    """Run ``function`` in a thread, with a callback that stands still. Yields its innermost frame."""
+    """Run ``function`` in a thread; the callback it gets blocks, and its innermost frame is yielded."""
     there, go_on = threading.Event(), threading.Event()
 
     def stand() -> None:
@@ -220,7 +220,7 @@ def test_new_calls_are_distinguished() -> None:
         assert fresh == [True, False, False]
 
 
-# -- what a frame is calling ---------------------------------------------------------------------------------------
+# -- the call of a frame --------------------------------------------------------------------------------------------
 
 
 class Standing:

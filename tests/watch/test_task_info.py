@@ -113,7 +113,7 @@ def test_name_of_a_coroutine_that_has_none() -> None:
     """An awaitable object without a qualified name is described by its type."""
 
     class Odd:
-        """What Cython and other compilers make instead of a coroutine."""
+        """An awaitable object as made by Cython and other compilers."""
 
     class Task:
         def get_coro(self) -> object:

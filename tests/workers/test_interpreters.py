@@ -120,7 +120,7 @@ def test_bad_arguments(arguments: dict[str, Any], words: str, monkeypatch: pytes
         InterpreterBackend(**arguments)
 
 
-# -- what runs there --------------------------------------------------------------------------------------------------
+# -- running calls -----------------------------------------------------------------------------------------------------
 
 
 @needs_interpreters

@@ -357,7 +357,7 @@ def test_pieces() -> None:
     assert [piece for piece in pieces if len(piece) > output.IN_ONE] == [longest]
 
 
-def test_writing_stops_by_itself() -> None:
+def test_idle_writer_thread_ends() -> None:
     """The writer thread of an idle pool ends after a while and is started again when needed."""
 
     async def main() -> None:

@@ -160,7 +160,7 @@ def test_ordered_and_subclassed() -> None:
 
 
 class Special(list[int]):
-    """A list of one's own."""
+    """A subclass of list."""
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])

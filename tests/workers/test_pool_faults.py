@@ -210,7 +210,7 @@ def test_killed_while_large_data_is_transferred(run: Run, method: str) -> None:
     run(main())
 
 
-def test_argument_that_kills_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argument_that_kills_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call whose worker dies three times before the call begins is not sent again."""
 
     async def main() -> None:
@@ -557,7 +557,7 @@ def raise_in_coroutine(kind: type[BaseException]) -> Any:
     return failing()
 
 
-def test_what_calls_raise(run: Run) -> None:
+def test_exceptions_of_calls(run: Run) -> None:
     """An exception that would end or confuse the parent, or cannot be pickled, is that call's OffloadError."""
 
     async def main() -> None:
@@ -1099,8 +1099,8 @@ def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
         parent.kill()
         parent.wait()
         killed = time.monotonic()
-        # The kernel has closed the lifelines before it lets us know, and sent SIGKILL with that: a worker that is
-        # not gone by now has it pending, and no processor yet to die on.
+        # The kernel closed the lifelines, and sent SIGKILL with that, before wait() returned: a worker that is not gone by
+        # now has the signal pending, and no processor yet to die on.
         assert [pid for pid in pids if not _is_gone_or_killed(pid)] == []
     try:
         took = _until_all_end(ends, killed)

@@ -64,7 +64,7 @@ def test_cut_anywhere() -> None:
     check(seen, frames)
 
 
-def test_nothing_before_it_is_complete() -> None:
+def test_truncated_frame_is_not_delivered() -> None:
     """A truncated frame is never delivered, wherever it was truncated."""
     data = stream_of([(Kind.RESULT, 4, b"x", [b"abc", bytearray(b"defg")])])
     for cut in range(len(data)):

@@ -77,7 +77,7 @@ class Worker:
         return len(passage.sent)
 
     def result(self) -> Any:
-        """Return what the code assigned to ``result``; raise what it raised."""
+        """Return the value of ``result`` in the worker, or raise the exception of its code."""
         data, received, _, _ = socket.recv_fds(self._channel, 1 << 16, 64)
         assert data, f"the worker ended: {self.process.wait()}"
         passage = descriptor_passing.Passage(received)
@@ -548,7 +548,7 @@ def test_bad_timeouts(timeout: Any) -> None:
 # -- atomic operations -----------------------------------------------------------------------------------------------
 
 
-def test_operations_return_what_was() -> None:
+def test_operations_return_the_previous_value() -> None:
     """Each operation returns the previous value; slots are independent, at ``index * 8``."""
     with SharedBuffer(24) as buffer:
         buffer.store(1, -5)

@@ -1,4 +1,4 @@
-"""Threads: order, limits, time-outs, several loops at once, and that every thread ends."""
+"""The thread backend: order, limits, time-outs, several loops at once, and the end of every thread."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def ended(backend: ThreadBackend) -> None:
             assert not thread.is_alive()
 
 
-# -- what runs next ---------------------------------------------------------------------------------------------------
+# -- order of calls ----------------------------------------------------------------------------------------------------
 
 
 def test_order(run: Run) -> None:
@@ -381,7 +381,7 @@ def test_cancelled_running_call_counts_for_max_concurrency(run: Run) -> None:
     run(main())
 
 
-# -- what a call gets and gives ---------------------------------------------------------------------------------------
+# -- arguments and results -------------------------------------------------------------------------------------------
 
 
 def test_context_is_copied(run: Run) -> None:

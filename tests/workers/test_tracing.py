@@ -117,7 +117,7 @@ def resize() -> int:
 
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
-def test_trace_goes_along(run: Run, spans: Spans, method: str) -> None:
+def test_trace_context_is_propagated(run: Run, spans: Spans, method: str) -> None:
     """The function sees the caller's trace and baggage, and the call's span is a child of the caller's span."""
 
     async def main() -> None:

@@ -84,7 +84,7 @@ def test_two_forks_at_once(service: Service) -> None:
     assert len(ours()) == 1
 
 
-def test_back_only_if_it_is_needed(service: Service) -> None:
+def test_restarted_only_if_needed(service: Service) -> None:
     """A thread with nothing to do stays away until it is started."""
     held(service)
     service.wanted = False
@@ -131,7 +131,7 @@ def test_thread_that_ends_late_is_restarted(service: Service) -> None:
     assert service.at_it.wait(SOON) and len(ours()) == 1 and ours() != [thread] and service.runs == 2
 
 
-def test_its_own_fork(service: Service) -> None:
+def test_fork_by_the_thread_itself(service: Service) -> None:
     """A fork by the thread itself, in a callback of the program, waits for nothing."""
     found = []
 

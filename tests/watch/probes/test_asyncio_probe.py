@@ -35,7 +35,7 @@ LIMIT = 0.1
 
 
 class Timer:
-    """What asyncio keeps on its heap of timers."""
+    """A timer as on asyncio's heap."""
 
     def __init__(self, when: float, *, cancelled: bool = False) -> None:
         self._when, self._cancelled = when, cancelled
@@ -117,7 +117,7 @@ def test_block_of_one_pass() -> None:
     assert (block.uncertainty, block.shared, block.asleep) == (0.0, True, False)
 
 
-def test_each_pass_is_on_its_own() -> None:
+def test_passes_do_not_add_up() -> None:
     """Passes below the limit do not add up."""
     faked = Faked()
     for _ in range(50):
@@ -452,7 +452,7 @@ def expect(faked: Faked, when: float) -> None:
     faked.timed.look_by(faked.cell.visit)
 
 
-def test_a_loop_that_never_waits_lets_the_watcher_in(yields: list[float]) -> None:
+def test_loop_that_never_waits_yields_to_the_watcher(yields: list[float]) -> None:
     """From the announced time on the loop releases the GIL for long enough, within a millisecond."""
     faked = Faked()
     saturate(faked, 0.02)
@@ -474,7 +474,7 @@ def test_loop_that_was_read_does_not_yield(yields: list[float]) -> None:
     assert 0 < seen == len(yields)
 
 
-def test_a_watcher_that_never_comes_is_not_waited_for(yields: list[float]) -> None:
+def test_watcher_that_never_ticks_is_not_waited_for(yields: list[float]) -> None:
     """After twenty yields the loop stops yielding to a watcher that does not come."""
     faked = Faked()
     expect(faked, faked.clock.now + 0.01)

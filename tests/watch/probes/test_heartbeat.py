@@ -74,7 +74,7 @@ def beating(clock: FakeClock) -> Beating:
     return Beating(clock)
 
 
-def test_lateness_is_what_the_loop_was_late(beating: Beating) -> None:
+def test_lateness_is_measured_from_the_due_time(beating: Beating) -> None:
     """A heartbeat on time records 0, one 300 ms late records 0.3 seconds, with the due time and the actual time."""
     beating.loop.fire()
     beating.loop.fire(late=0.3)

@@ -394,7 +394,7 @@ def real() -> Iterator[Any]:
 
 
 def test_utilization_of_a_half_blocked_program(real: Any) -> None:
-    """A real program that works as long as it waits has a utilization of one half."""
+    """A real program that works for as long as it waits has a utilization of one half."""
     probe = UvloopProbe(real, 10.0)
 
     async def main() -> float:
