@@ -207,9 +207,7 @@ class Terminal(io.StringIO):
 def test_colour_only_on_a_capable_terminal(
     variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Colour is used on a terminal, unless NO_COLOR is set to anything or the terminal is dumb; no letter makes it
-    fail.
-    """
+    """Colour is used on a terminal, unless NO_COLOR is set or the terminal is dumb; no letter makes it fail."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():

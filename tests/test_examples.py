@@ -152,9 +152,7 @@ def test_resize_images() -> None:
 
 
 def test_model_per_worker() -> None:
-    """The initializer loads the model once in each worker, however many predictions it makes; the calls load it once
-    each.
-    """
+    """The initializer loads the model once per worker, whatever the number of calls; the calls load it once each."""
     rows, printed = run_example("model_per_worker.py", 500, 2)
     once, each = rows
     assert once["calls"] == "500"
@@ -185,7 +183,7 @@ def test_compare_service() -> None:
     assert int(after["stalls by render"]) == 0
     last_line = printed.splitlines()[-1]
     assert last_line.startswith("slow_service:render: ")
-    assert int(last_line.split("; ")[-1].split()[0]) >= 4  # the compared calls before it was offloaded
+    assert int(last_line.split("; ")[-1].split()[0]) >= 4  # the calls before the load that showed it was offloaded
     assert all(float(row["/ping p50, ms"]) > 0 and float(row["/page p50, ms"]) > 0 for row in rows)
 
 

@@ -47,9 +47,7 @@ def test_python_blocks_run(tmp_path: Path) -> None:
 
 
 def test_python_blocks_of_offload_page_run(tmp_path: Path) -> None:
-    """The Python blocks of docs/offload.md run, that of the decorator alone, the others together, and print the
-    documented output.
-    """
+    """The Python blocks of docs/offload.md run and print the documented output, the decorator's one by itself."""
     page = (ROOT / "docs" / "offload.md").read_text()
     first, decorator, *others = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     said = []

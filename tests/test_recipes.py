@@ -18,9 +18,7 @@ RECIPES = (ROOT / "CONTRIBUTING.md").read_text().partition("## How to add")[2].p
 
 @pytest.mark.parametrize("cause", Cause)
 def test_every_cause_has_its_words_and_its_colour(cause: Cause) -> None:
-    """Each cause has words in the log line and the demo, a colour of its own in the page, and an explanation in the
-    README.
-    """
+    """Each cause has words in log line and demo, a colour of its own in the page, and a line in the README."""
     style = (PACKAGE / "report" / "page" / "style.css").read_text()
     colours = dict(re.findall(r"\.([a-z_]+)\{--c:(#[0-9a-f]{6})\}", style))
     facts = CAUSES[cause]

@@ -57,9 +57,7 @@ def test_process_without_asyncio_loads_nothing_of_loopwatch(tmp_path: Path) -> N
 
 
 def agents(modules: Iterable[str]) -> set[str]:
-    """Return the agent's modules, which a process need not load until there is a loop or pool to watch: all but
-    core.
-    """
+    """Return the agent's modules, which a process need not load while there is nothing to watch: all but core."""
     waiting = {"loopwatch", "loopwatch._installed", "loopwatch.errors"}
     return {name for name in modules if name not in waiting and not name.startswith("loopwatch.core")}
 

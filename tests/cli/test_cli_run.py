@@ -212,9 +212,7 @@ def test_options_become_variables(tmp_path: Path) -> None:
 
 
 def test_nested_run_adds_the_path_once(tmp_path: Path) -> None:
-    """``loopwatch run loopwatch run``: the bootstrap directory is on PYTHONPATH once, with the user's entries behind
-    it.
-    """
+    """``loopwatch run loopwatch run`` puts the bootstrap directory on PYTHONPATH once, before the user's entries."""
     (tmp_path / "show.py").write_text(SHOW)
     nested = [*COMMAND, "run", "--grace", "1", *COMMAND, "run", "--threshold", "0.3", "show.py"]
     done = execute(nested, tmp_path, environ(PYTHONPATH="/mine:/other"))

@@ -39,9 +39,7 @@ def made(library: Any, kind: dict[str, bool], rows: int = 2) -> tuple[type, list
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_is_as_the_standard_one(kind: dict[str, bool]) -> None:
-    """Signature, repr, equality, hash, field order, dict, copy, replace and attributes are the same as the
-    standard's.
-    """
+    """Signature, repr, equality, hash, order, dict, copy, replace and attributes are the same as the standard's."""
     (own, own_rows), (real, real_rows) = made(ours, kind), made(dataclasses, kind)
 
     def described(cls: Any, rows: list[Any]) -> list[Any]:

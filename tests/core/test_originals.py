@@ -55,9 +55,7 @@ def test_replaced_clock_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_stopped_clocks_go_on(stopped: str, order: str) -> None:
-    """The agent's clocks show real time under freezegun, time-machine and hand-set clocks, installed before or after
-    it.
-    """
+    """The agent's clocks show real time under freezegun, time-machine and hand-set clocks, in any order."""
     if "import time;" not in stopped:
         pytest.importorskip(stopped.split()[1].rstrip(";"))
     ours = "from loopwatch.core.originals import time as ours"

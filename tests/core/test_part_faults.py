@@ -107,9 +107,7 @@ def test_the_pauses_double_up_to_a_bound_and_are_logged_once(part: Part) -> None
 
 
 def test_pauses_begin_anew_only_after_a_good_while(part: Part) -> None:
-    """A part that fails soon after it came back is off for longer; after ten minutes without a fault the pauses
-    restart.
-    """
+    """A part that soon fails again is off for longer; after ten minutes without a fault the pauses restart."""
     part.fail(OCCASIONS)
     part.clock.advance(FIRST_PAUSE)
     assert part.work()

@@ -58,9 +58,7 @@ class Recorder:
 
 
 def test_beside_callbacks() -> None:
-    """The callbacks run before, at the end and with the result, the last one only without an exception; all is
-    undone.
-    """
+    """The callbacks run before, at the end and with the result, the last one only without an exception."""
 
     def fails() -> None:
         raise OSError("no more")
@@ -221,9 +219,7 @@ def test_foreign_undo_after_undo() -> None:
 
 @given(st.lists(st.sampled_from(["ours", "undo", "foreign", "undo foreign"]), max_size=30))
 def test_patches_never_stack_in_any_order(steps: list[str]) -> None:
-    """Whatever the order of installs, uninstalls and foreign patches, there is at most one layer, in the right
-    state.
-    """
+    """In any order of installs, uninstalls and foreign patches there is at most one layer, in the right state."""
     owner, patches, undos, on = target(), PatchSet(), [], False
     for step in steps:
         if step == "ours" and not on:

@@ -70,9 +70,7 @@ class Named(metaclass=_Meta):
     ids=["str subclass", "metaclass", "int", "bytes", "None"],
 )
 def test_other_objects_than_str(value: Any, shown: str) -> None:
-    """A subclass of str is shown by its characters, any other object by its type, without running the program's
-    code.
-    """
+    """A subclass of str is shown by its characters, any other object by its type; no code of the program runs."""
     assert printable(value) == shown
 
 

@@ -139,9 +139,7 @@ def test_one_callback_alone_in_its_pass_is_exact() -> None:
     ],
 )
 def test_share_of_one_callback(position: int | None, planned: int | None, surely: float) -> None:
-    """Seen from 50 to 250 ms of a pass of 300 ms, a callback accounts for the time between, or up to the pass's
-    ends.
-    """
+    """Seen from 50 to 250 ms of a pass of 300 ms, a callback had the time between, or up to the pass's ends."""
     stall = judged(shared(steady(HANDLER, position=position, planned=planned)))
     assert stall.evidence.longest_callback == pytest.approx(0.3)
     assert stall.evidence.dominant_callback == pytest.approx(surely)
@@ -149,9 +147,7 @@ def test_share_of_one_callback(position: int | None, planned: int | None, surely
 
 
 def test_two_callbacks_in_one_pass() -> None:
-    """The longer callback is bounded by the samples of the other: at most from its last one on, at least from
-    its own.
-    """
+    """The longer callback is bounded by the other's samples: at most from their last one, at least from its own."""
     samples = [
         sample(0.02, raw("short"), callback="a", position=0, planned=2),
         sample(0.08, raw("long"), callback="b", position=1, planned=2),
@@ -167,9 +163,7 @@ def test_two_callbacks_in_one_pass() -> None:
 
 
 def test_overload() -> None:
-    """Callbacks that changed with every sample, none of which can have been long, are an overload without
-    uncertainty.
-    """
+    """Callbacks that changed with every sample, none of which can have been long, are an exact overload."""
     samples = [sample(0.03 * (i + 1), raw("tick"), callback=i, position=30 * i, planned=300) for i in range(9)]
     stall = judged(shared(samples))
     assert stall.cause is Cause.OVERLOAD

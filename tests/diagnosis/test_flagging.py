@@ -90,9 +90,7 @@ def test_record_of_a_flagged_function() -> None:
 
 
 def test_flagged_again_only_after_a_quiet_window() -> None:
-    """A function at the limit is newly flagged once, however often it crosses it; after a window without
-    stalls, again.
-    """
+    """A function at the limit is newly flagged once, and again only after a window without stalls."""
     at_the_edge = [ended(25.0 * i) for i in range(20)]
     after_a_rest = [ended(25.0 * 19 + 60 + i) for i in range(4)]
     assert newly_flagged(Flagging(3, WINDOW, 20), *at_the_edge, *after_a_rest) == [2, 22]
@@ -107,9 +105,7 @@ def test_it_cools_down_with_the_window() -> None:
 
 
 def test_lines_are_one_function_files_and_modules_are_not() -> None:
-    """Stalls at several lines of a function count together; a namesake in another file or module is another
-    function.
-    """
+    """Stalls at several lines of a function count together; a namesake in another file or module counts apart."""
     frames = [Frame("f", "m", "/m.py", line) for line in (1, 2, 3)]
     frames += [Frame("f", "m", "/other.py", 1), Frame("f", "n", "/m.py", 1), Frame("g", "m", "/m.py", 1)]
     flagging = Flagging(2, WINDOW, 20)
@@ -367,9 +363,7 @@ async def convert(times: int) -> None:
 def test_a_function_that_blocks_three_times(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is flagged, reported once in log and journal, listed in snapshot and report, and cools down by time or by
-    setting.
-    """
+    """It is flagged, reported once in log and journal, listed in snapshot and report, and cools down."""
     caplog.set_level(logging.WARNING, "loopwatch")
     seen: list[int] = []
     sink = RecordingSink()

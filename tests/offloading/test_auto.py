@@ -1,6 +1,4 @@
-"""Functions named in the configuration are offloaded once they are flagged, and the program's behaviour stays
-the same.
-"""
+"""Functions named in the configuration are offloaded once flagged, and the program's behaviour stays the same."""
 
 from __future__ import annotations
 
@@ -136,9 +134,7 @@ def test_plain_function_runs_in_a_process(run: Run, make: Callable[..., Agent]) 
 
 
 def test_cause_decides_the_destination(run: Run, make: Callable[..., Agent]) -> None:
-    """Waiting functions, and C code that releases the GIL, go to a thread at once, where context variables are
-    visible.
-    """
+    """Waiting functions, and C code that releases the GIL, go to a thread at once and see their context variables."""
     agent = make(transparent_offload=[f"{MODULE}:where", f"{MODULE}:logs"])
 
     async def test() -> list[str]:
@@ -218,9 +214,7 @@ def test_methods_and_whole_modules(run: Run, make: Callable[..., Agent]) -> None
 
 
 def test_held_lock_keeps_it_inline(run: Run, make: Callable[..., Agent]) -> None:
-    """Two tasks that call the function under a lock do not deadlock: the call stays inline, and is counted with the
-    reason.
-    """
+    """Two tasks that call it under a lock do not deadlock: the call stays inline, counted with the reason."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
     async def test() -> Any:
@@ -554,9 +548,7 @@ def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
 
 
 def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that became quick costs little for each call: it is judged again after a slow call, or when
-    asked for.
-    """
+    """A function that became quick costs little per call: it is judged again after a slow call, or when asked for."""
     agent = make(transparent_offload=[f"{MODULE}:takes"])
     judged, real = [], route.decide
 
@@ -579,9 +571,7 @@ def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkey
 
 
 def test_globals_of_a_worker(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that reads a global set after its module was imported does not go to a process, where the global would
-    differ.
-    """
+    """A function that reads a global set after its module was imported does not go to a process, where it differs."""
     agent = make(transparent_offload=[f"{MODULE}:predicts"])
     monkeypatch.setattr(named, "model", {"a": 1})
 
@@ -624,9 +614,7 @@ def test_thread_bound_functions_stay(run: Run, make: Callable[..., Agent]) -> No
 
 
 def test_program_without_guard(tmp_path: Path) -> None:
-    """A program without the ``__main__`` guard, which a worker would run again, is offloaded to threads, and
-    runs once.
-    """
+    """A program without the ``__main__`` guard, which a worker would run again, is offloaded to threads only."""
     (tmp_path / "work.py").write_text("import os\ndef where(): return os.getpid()\n")
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""
@@ -702,9 +690,7 @@ def test_coroutine_functions_that_call_each_other(run: Run, make: Callable[..., 
 
 
 def test_objects_of_a_loop_are_refused(run: Run, make: Callable[..., Agent]) -> None:
-    """A call with a lock, queue or future of asyncio among its arguments stays inline, and is counted with the
-    reason.
-    """
+    """A call with a lock, queue or future of asyncio among its arguments stays inline, counted with the reason."""
     agent = make(auto_offload=[f"{MODULE}:awaited"])
 
     async def test() -> list[str]:

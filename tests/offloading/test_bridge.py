@@ -1,6 +1,4 @@
-"""The bridge: a plain function inside a coroutine suspends its task, and everything else behaves as without a
-bridge.
-"""
+"""The bridge: a plain function inside a coroutine suspends its task, and everything else stays the same."""
 
 from __future__ import annotations
 
@@ -412,9 +410,7 @@ def test_deep_greenlet_is_not_reused_at_a_shallow_stack() -> None:
 
 @pytest.mark.parametrize("then", ["returns", "awaits", "waits"])
 def test_dropped_coroutine_that_swallows_the_exit(then: str) -> None:
-    """A coroutine dropped during a wait, within another one's step, that swallows the exit does not disturb the
-    other.
-    """
+    """A coroutine dropped during a wait, within another's step, that swallows the exit does not disturb the other."""
     seen: list[str] = []
 
     async def stubborn() -> None:

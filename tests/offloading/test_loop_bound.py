@@ -35,9 +35,7 @@ def test_objects_of_a_loop() -> None:
 
 
 def test_objects_of_a_thread() -> None:
-    """Thread-bound objects are found as well: a database connection that refuses other threads, a
-    ``threading.local``.
-    """
+    """Thread-bound objects are found as well: a database connection bound to a thread, a ``threading.local``."""
     connection = sqlite3.connect(":memory:")
     for value, kind in ((Holder(connection), "sqlite3.Connection"), ([threading.local()], "_thread._local")):
         assert of_a_loop(((value,), {})) == kind

@@ -106,9 +106,7 @@ async def test_thread_timeout() -> None:
 
 
 async def test_auto_offloads_computing_and_waiting_functions() -> None:
-    """Once measured to hold the loop, a computing function goes to a process and a waiting one to a thread, with the
-    reason.
-    """
+    """Once measured to hold the loop, a computing function goes to a process and a waiting one to a thread."""
     assert await offloaded.computes(0.05) == os.getpid()
     assert await offloaded.computes(0.05) != os.getpid()
     assert "keeps the GIL" in offloaded.computes.explain()
@@ -273,9 +271,7 @@ async def main(): return await double(2)
 
 
 def test_unguarded_script(tmp_path: Path) -> None:
-    """A script without the ``__main__`` guard ends with an error that names the remedy, and few processes are
-    started.
-    """
+    """A script without the ``__main__`` guard ends with an error that names the remedy, and few processes start."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + "print(asyncio.run(main()))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)

@@ -36,9 +36,7 @@ def test_the_catalog_has_the_names_of_a_collector(metric: Metric) -> None:
 
 
 def test_exposition_of_a_collector() -> None:
-    """Resource attributes become job and instance, buckets are cumulative, and series that are not sent again
-    expire.
-    """
+    """Resource attributes become job and instance, buckets are cumulative, and series no longer sent expire."""
     request = ExportMetricsServiceRequest()
     resource = request.resource_metrics.add()
     for name, value in (("service.name", "shop"), ("service.namespace", "eu"), ("service.instance.id", 'a"1')):

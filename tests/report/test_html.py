@@ -45,9 +45,7 @@ class Page(HTMLParser):
 
 
 def test_page_is_self_contained() -> None:
-    """No element refers to another resource, and the policy allows nothing to load or run but the page's own two
-    blocks.
-    """
+    """No element refers to another resource, and the policy lets only the page's own two blocks run."""
     page = html.render(Report.of(make_contents(make_stall())))
     parsed = Page(page)
     assert not [attrs for tag, attrs in parsed.tags if {"src", "href", "action", "onclick", "style"} & attrs.keys()]

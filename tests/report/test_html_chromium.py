@@ -127,9 +127,7 @@ def some_stalls() -> list[Stall]:
 
 
 def test_everything_is_drawn(tmp_path: Path) -> None:
-    """There is one bar per stall, one row per culprit and stall, one chip per cause, one frame per distinct
-    call path.
-    """
+    """There is one bar per stall, one row per culprit and stall, one chip per cause, one frame per call path."""
     found = dom(tmp_path, make_contents(*some_stalls()))
     assert found.count("rect", "bar") == 12
     assert (found.count("rect", "python"), found.count("rect", "io")) == (8, 4)
@@ -297,9 +295,7 @@ def test_one_stall_is_drawn(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_stalls_are_drawn(tmp_path: Path) -> None:
-    """All stalls have a bar, the table shows the first hundred and a button for more, and the browser finishes
-    in time.
-    """
+    """All stalls have a bar, the table shows a hundred and a button for more, and the browser finishes in time."""
     stalls = [make_stall(i, pid=100 + i % 12, culprit=frame(f"app.f{i % 40}.run")) for i in range(10_000)]
     found = dom(tmp_path, make_contents(*stalls), "one('#more').click()")
     assert found.count("rect", "bar") == 10_000

@@ -310,9 +310,7 @@ def test_json_shape_is_stable() -> None:
 
 
 def test_collapsed_stacks_divide_a_stall_by_its_samples() -> None:
-    """Profile counts 3:1 of 1 second are 750 and 250 ms; without a profile the stack gets all; without both,
-    the cause.
-    """
+    """Counts 3:1 of 1 second are 750 and 250 ms; without a profile the stack gets all; without both, the cause."""
     fast, slow = (frame("app.main.handle"), frame("app.a.fast")), (frame("app.main.handle"), frame("app.a.slow"))
     profile = (StackCount(slow, 3), StackCount(fast, 1))
     contents = make_contents(

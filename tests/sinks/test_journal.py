@@ -304,9 +304,7 @@ def test_torn_last_line_is_reported(tmp_path: Path) -> None:
 
 
 def test_process_with_the_same_id_appends_after_a_torn_line(tmp_path: Path) -> None:
-    """For a killed and restarted process 1 of a container, its torn line is reported, and nothing of the new run is
-    lost.
-    """
+    """The torn line of a killed and restarted process 1 of a container is reported, and the new run loses nothing."""
     path = tmp_path / "j.1.jsonl"
     write(path, make_stall(0), make_stall(1))
     path.write_bytes(path.read_bytes()[:-40])

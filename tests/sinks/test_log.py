@@ -227,9 +227,7 @@ def flagged(**fields: Any) -> FlaggedFunction:
 
 
 def test_flagged_line(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
-    """The line has the function, its count, duration, cause and remedy; the record carries the function, and no
-    stall.
-    """
+    """The line has the function, its count, duration, cause and remedy; the record carries the function only."""
     logged.sink.flagged(flagged())
     assert logged.lines == [
         "loopwatch: app.views:resize blocked the loop 5 times in the last 60 s, 1.90 s in all (python): "

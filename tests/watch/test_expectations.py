@@ -37,9 +37,7 @@ def test_block_mostly_within_the_span_is_expected(block: tuple[float, float], is
 
 
 def test_end_of_an_expectation_is_never_extended() -> None:
-    """An expectation that ended early stays ended: a later end changes nothing, and a lasting block is not expected
-    from then on.
-    """
+    """An expectation that ended early stays ended, and a lasting block is not expected from then on."""
     span = start()
     assert [span.covers_now(now) for now in (9.9, 10.0, 19.9, 20.0)] == [False, True, True, False]
     span.end(12.0)

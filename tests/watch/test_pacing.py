@@ -60,9 +60,7 @@ def test_next_tick(what: str, facts: dict[str, Any], seconds: float) -> None:
 def test_heartbeat_wakes_the_watcher_only_when_a_tick_is_due(
     facts: dict[str, Any], invite: float | None, keeps: bool
 ) -> None:
-    """The heartbeat is asked to wake it on a busy loop without timestamps, kept during a block, and cancelled
-    otherwise.
-    """
+    """The heartbeat is asked to wake it on a busy loop without timestamps, kept during a block, else cancelled."""
     look = next_look(view(**facts), THRESHOLD, 1.0)
     assert look.invite == (None if invite is None else pytest.approx(invite))
     assert look.keeps is keeps

@@ -90,9 +90,7 @@ PROMPTS: list[Callable[[], None]] = [at_a_prompt, in_a_cell]
 def test_typed_code_under_run_is_expected(
     typed: Callable[[], None], from_environment: Agent, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Code typed twice gives two expected blocks of over 0.8 seconds in all, no line, no hang; a handler's block is a
-    stall.
-    """
+    """Code typed twice gives two expected blocks of over 0.8 seconds in all; a handler's block is the only stall."""
     caplog.set_level(logging.WARNING, "loopwatch")
 
     async def main() -> None:

@@ -152,9 +152,7 @@ def test_bound_keeps_both_ends() -> None:
 
 
 def test_own_frames_are_hidden() -> None:
-    """Frames of this package are neither shown nor counted: code waiting in a sink of loopwatch shows the caller's
-    frame.
-    """
+    """Frames of this package are neither shown nor counted: code waiting in a sink shows its caller's frame."""
     sink, waiting = RecordingSink(), threading.Event()
 
     def waits() -> None:

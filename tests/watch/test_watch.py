@@ -358,9 +358,7 @@ def test_protocol_callbacks(agent: Agent, sink: RecordingSink, run: Run) -> None
 
 
 def test_heartbeat_alone(sink: RecordingSink) -> None:
-    """A loop of an unknown kind is watched by its heartbeat: its block is found and dated back, with its
-    uncertainty.
-    """
+    """A loop of an unknown kind is watched by its heartbeat: a block is found and dated back, with its uncertainty."""
 
     class Exotic(asyncio.SelectorEventLoop):
         """Hides its selector, like a loop that is not asyncio's."""

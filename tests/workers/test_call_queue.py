@@ -134,9 +134,7 @@ def test_cancelled_calls_take_no_memory(function: str) -> None:
 
 
 def test_waiters_get_slots_in_order(run: Run) -> None:
-    """Waiters get a slot in order, the slot of a cancelled waiter goes to the next one, and closing fails all
-    waiters.
-    """
+    """Waiters get slots in order, the slot of a cancelled waiter goes to the next, and closing fails all waiters."""
 
     async def main() -> None:
         room = Room(1)

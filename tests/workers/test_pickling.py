@@ -191,9 +191,7 @@ def test_arrays() -> None:
 
 
 def test_encoding_pauses() -> None:
-    """10,000 items are encoded and decoded in 50 steps each, leaving the garbage collector's state between them
-    alone.
-    """
+    """10,000 items are encoded and decoded in 50 steps each, with the collector in its usual state between them."""
     was_on = gc.isenabled()
     packed = None
     steps, pauses = pickling.encode_sliced(pickling.Sliced(0), [list(range(10_000))], None), 0
@@ -218,9 +216,7 @@ def test_changed_meanwhile() -> None:
 
 
 def test_unpicklable_values() -> None:
-    """An unpicklable value raises NotPicklable, whole or in slices; a NotPicklable of the object itself is
-    propagated.
-    """
+    """An unpicklable value raises NotPicklable, whole or in slices; a NotPicklable of the object is propagated."""
     for value in (threading.Lock(), [threading.Lock()] * 3000, {"x": threading.Lock()}):
         with pytest.raises(NotPicklable, match="cannot pickle"):
             call(value)

@@ -120,9 +120,7 @@ def test_arguments_and_results_are_preserved() -> None:
 
 
 def test_decorated_functions_run_in_the_worker() -> None:
-    """A function decorated with @offload runs undecorated in a worker; a function with its own ``inline`` is called as
-    is.
-    """
+    """A function decorated with @offload runs undecorated in a worker; an unrelated ``inline`` is ignored."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -321,9 +319,7 @@ def log_things() -> None:
 
 
 def test_map() -> None:
-    """Results come in order or as completed, few calls are in flight, an early exit cancels the rest, errors are
-    raised.
-    """
+    """Results come in order or as completed, few calls are in flight, and an early exit cancels the rest."""
 
     async def main() -> None:
         async with WorkerPool(2, max_queue=1) as pool:
@@ -412,9 +408,7 @@ def test_queue_full(run: Run, gate: Gate) -> None:
 
 
 def test_max_concurrency(gate: Gate) -> None:
-    """At most max_concurrency calls of a function run; deferred ones run later, also after a crash, a cancel, a
-    refusal.
-    """
+    """At most max_concurrency calls run; deferred ones run later, also after a crash, a cancel or a refusal."""
 
     async def main() -> None:
         async with WorkerPool(2, prefetch=1) as pool:

@@ -99,9 +99,7 @@ def end_self(how: str) -> None:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_busy_worker_ends(run: Run, method: str) -> None:
-    """A worker that ends during a call fails only that call and reports how it ended; 5 ways, a new worker each
-    time.
-    """
+    """A worker that ends during a call fails only that call, which says how; 5 ways, a new worker each time."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method) as pool:
@@ -180,9 +178,7 @@ def test_all_workers_die(gate: Gate) -> None:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_killed_while_large_data_is_transferred(run: Run, method: str) -> None:
-    """Killed while receiving an argument, the call runs elsewhere; killed while sending a result, it fails,
-    never torn.
-    """
+    """Killed while receiving an argument, the call runs elsewhere; killed while sending a result, the call fails."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method) as pool:
@@ -243,9 +239,7 @@ def ignoring(signal_number: int) -> None:
 
 
 def test_timeouts(run: Run, gate: Gate) -> None:
-    """timeout counts run time only, ends calls that spin, hold the GIL or ignore SIGTERM, and the worker is
-    replaced.
-    """
+    """timeout counts run time only and ends calls that spin, hold the GIL or ignore SIGTERM, replacing the worker."""
 
     async def main() -> None:
         async with WorkerPool(1, prefetch=7) as pool:
@@ -966,9 +960,7 @@ def test_module_that_cannot_be_preloaded() -> None:
 
 
 def test_no_descriptors_left(tmp_path: Path) -> None:
-    """At RLIMIT_NOFILE starting fails with a one-line error, no call hangs, and the pool recovers with the
-    descriptors.
-    """
+    """At RLIMIT_NOFILE starting fails with a one-line error, no call hangs, and the pool recovers later."""
     result = script(
         tmp_path,
         """
@@ -1082,9 +1074,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("then", ["kill", "fork"])
 @pytest.mark.parametrize("method", METHODS)
 def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
-    """No worker outlives a parent that is killed, be it idle, busy, in C with the GIL or stopped, even if a fork lives
-    on.
-    """
+    """No worker outlives a killed parent, be it idle, busy, in C with the GIL or stopped, even if a fork lives on."""
     path = tmp_path / "parent.py"
     path.write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -1099,8 +1089,8 @@ def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
         parent.kill()
         parent.wait()
         killed = time.monotonic()
-        # The kernel closed the lifelines, and sent SIGKILL with that, before wait() returned: a worker that is not gone by
-        # now has the signal pending, and no processor yet to die on.
+        # The kernel closed the lifelines, and sent SIGKILL with that, before wait() returned: a worker that is not gone
+        # by now has the signal pending, and no processor yet to die on.
         assert [pid for pid in pids if not _is_gone_or_killed(pid)] == []
     try:
         took = _until_all_end(ends, killed)

@@ -332,9 +332,7 @@ def test_killed_worker_leaks_nothing(worker: Worker) -> None:
 
 
 def test_passing_again_accumulates_nothing(worker: Worker) -> None:
-    """However often a buffer is passed, a worker maps it once; when it drops the buffer, mapping and descriptors are
-    gone.
-    """
+    """However often a buffer is passed, a worker maps it once, and releases mapping and descriptors on dropping it."""
     count = "result = len(os.listdir('/proc/self/fd')), open('/proc/self/maps').read().count('memfd:loopwatch')"
     worker.run("from loopwatch.workers.shared_buffer import SharedBuffer; SharedBuffer(1).close()")
     descriptors_before, _ = worker.run(count)
@@ -358,9 +356,7 @@ def test_twice_in_a_message_is_one_descriptor(worker: Worker) -> None:
 
 
 def test_returned_buffer_is_the_same_object(worker: Worker) -> None:
-    """A worker that returns a buffer returns the parent's own object; one the worker made arrives as memory shared by
-    both.
-    """
+    """A buffer returned by a worker is the parent's own object, and one made by the worker is shared by both."""
     with SharedBuffer(8) as buffer:
         assert worker.run("result = shared", shared=buffer) is buffer
         worker.run("shared.close()")
@@ -457,9 +453,7 @@ def test_a_killed_holder_frees_it_though_others_have_the_descriptor(start: Calla
 
 
 def test_freed_though_a_child_still_has_the_descriptor() -> None:
-    """Leaving the block releases the lock at once, even if a child between fork and exec has a copy of its
-    descriptor.
-    """
+    """Leaving the block releases the lock at once, even if a child between fork and exec has its descriptor."""
     with SharedBuffer(8) as buffer:
         with buffer.lock():
             (held,) = shared_buffer._buffers.held.values()

@@ -247,9 +247,7 @@ def test_timeout(run: Run) -> None:
 
 
 def test_abandoned_threads_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With too many threads in abandoned calls no replacement is started: calls wait until one has ended, and closing
-    refuses them.
-    """
+    """With too many abandoned threads no replacement starts: calls wait until one has ended; closing refuses them."""
     monkeypatch.setattr(threads_module, "MOST_LEFT", 2)
 
     async def main() -> None:

@@ -37,9 +37,7 @@ def grown(place: str, before: dict[str, PlaceStats]) -> PlaceStats:
 
 
 def test_processes(run: Run) -> None:
-    """Run times of calls through a function and directly through a pool add up, beside their trips and pickling
-    times.
-    """
+    """Run times of calls through a function and directly through a pool add up, and so do trips and pickling times."""
     moved = loopwatch.offload(blocking_sleep)
 
     async def main(pool: loopwatch.WorkerPool) -> None:
@@ -71,9 +69,7 @@ def test_processes(run: Run) -> None:
 
 
 def test_threads_inline_and_engines(run: Run) -> None:
-    """Each destination has its own totals: threads hold no loop by pickling; inline calls have no trip and save
-    nothing.
-    """
+    """Each destination has its own totals: threads add no pickling, and inline calls have no trip and save nothing."""
 
     class Engine:
         name = "engine"

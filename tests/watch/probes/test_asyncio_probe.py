@@ -394,9 +394,7 @@ class Odd(selectors.SelectSelector):
 
 
 def test_selector_with_slots_falls_back_to_the_heartbeat() -> None:
-    """If select cannot be replaced the heartbeat is used, the failure is reported once, and the selector is
-    untouched.
-    """
+    """If select cannot be replaced the heartbeat is used, the failure is reported once, and select stays as it was."""
     loop = asyncio.SelectorEventLoop(Slotted())  # type: ignore[arg-type]
     reported: list[BaseException] = []
     probe = make_probe(loop, LIMIT, PatchSet(), reported.append)
@@ -529,9 +527,7 @@ def test_a_probe_that_always_fails_gives_up() -> None:
 
 
 def test_events_without_a_length_are_passed_on() -> None:
-    """A program's own select may return an object without a length: the loop gets it, and only one fault is
-    reported.
-    """
+    """A program's own select may return an object without a length: the loop gets it, with one fault reported."""
     clock, cell = FakeClock(1000.0), Cell(FakeLoop(), LIMIT)
     failed: list[BaseException] = []
     cell.report = failed.append

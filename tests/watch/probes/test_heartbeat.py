@@ -276,9 +276,7 @@ def near(block: Block, start: float, end: float, uncertainty: float) -> bool:
 
 
 def test_block_is_dated_back(probed: Probed) -> None:
-    """A block is dated to the middle between the last heartbeat and the due time, with half that span as
-    uncertainty.
-    """
+    """A block is dated to the middle between last heartbeat and due time, with half that span as uncertainty."""
     probed.loop.fire()
     probed.loop.fire(late=0.3)
     (block,) = probed.probe.finished()

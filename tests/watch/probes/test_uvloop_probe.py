@@ -164,9 +164,7 @@ def test_victims_are_the_events_that_waited() -> None:
 
 @given(st.lists(st.floats(0.0005, 0.2), min_size=1, max_size=100), st.floats(0.001, 0.02))
 def test_healthy_loop_at_90_percent_never_reports(gaps: list[float], length: float) -> None:
-    """A loop busy for 90 percent, in passes of at most 20 ms, has no block of 100 ms, whatever the times of the
-    ticks.
-    """
+    """A loop busy for 90 percent, in passes of at most 20 ms, has no block of 100 ms, whenever the watcher ticks."""
     line = Timeline([(0.9 * length, 0.1 * length)] * int(sum(gaps) / length + 2))
     ticks, now = [], T0
     for gap in gaps:
@@ -201,9 +199,7 @@ def test_wait_after_a_block_is_no_part_of_it() -> None:
 
 
 def test_wait_before_a_block_is_no_part_of_it() -> None:
-    """If the loop worked and waited since the last tick, the block begins after that wait, or its start is
-    uncertain.
-    """
+    """If the loop worked and waited since the last tick, the block begins after the wait, or its start is uncertain."""
     line = Timeline([(0.05, 0.03), (0.2, 1.0)])
     (block,) = Scripted(line).watched([T0 + 0.04, T0 + 0.09, T0 + 0.15, T0 + 0.2, T0 + 0.25, T0 + 0.4])
     assert abs(block.start - (T0 + 0.08)) <= block.uncertainty + 1e-6
