@@ -373,7 +373,7 @@ def test_the_service_keeps_connections_and_reads_bodies() -> None:
     )
     assert answer.count(b"HTTP/1.1 200 OK") == 7
     assert b'{"granted": true}' in answer
-    assert b'{"told": 400}' in answer
+    assert b'{"notified": 400}' in answer
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/report/", "/report/1/2", "/health/"])
