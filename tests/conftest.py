@@ -1,4 +1,4 @@
-"""Fixtures for every test: the kinds of loop, and the proof that nothing is left behind."""
+"""Fixtures for every test: the kinds of loop, and the check that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from loopwatch.testing import RecordingSink
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine to its end on a fresh loop, as ``asyncio.run`` does."""
 
-# No test depends on a fast machine: neither one example nor the making of examples is timed.
+# No test depends on a fast machine: neither one example nor the generation of examples is timed.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("any machine")
 
 
 def raised(exc: BaseException) -> None:
-    """What takes failures of ours, in a test that allows none."""
+    """Receives failures of loopwatch in a test that allows none."""
     raise exc
 
 
@@ -47,7 +47,7 @@ def _eager_loop() -> asyncio.AbstractEventLoop:
 
 
 def runner(kind: str) -> Run:
-    """Return what runs a coroutine on a loop of ``kind``."""
+    """Return a function that runs a coroutine on a loop of ``kind``."""
     if kind == "uvloop":
         uvloop = pytest.importorskip("uvloop")
         return lambda coroutine: _run(uvloop.new_event_loop, coroutine)
@@ -90,14 +90,14 @@ def sink() -> RecordingSink:
 
 @pytest.fixture
 def agent(sink: RecordingSink) -> Iterator[Agent]:
-    """The installed agent: threshold 0.1 s, every stall goes to ``sink``."""
+    """The installed agent: threshold 0.1 seconds, every stall goes to ``sink``."""
     installed = loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
     yield installed
     loopwatch.uninstall()
 
 
 def _patchable() -> dict[str, object]:
-    """What loopwatch may replace, as it is now."""
+    """The attributes that loopwatch may replace, as they are now."""
     found: dict[str, object] = {
         "asyncio.events._set_running_loop": asyncio.events._set_running_loop,
         "gc.callbacks": [item for item in gc.callbacks if "loopwatch" in repr(item)],

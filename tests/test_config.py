@@ -1,4 +1,4 @@
-"""Config: every bad value is refused in one line that says what is allowed; environment and arguments agree."""
+"""Config: every invalid value is refused in one line with the allowed values; environment and arguments agree."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PREFIXES = "a sequence of path or module prefixes, such as ('app', '/srv/app')"
 SOURCES = "a sequence of context-variable names and callables"
 FUNCTIONS = "a sequence of names such as 'pkg.mod:function', 'pkg.mod:Class.method' or 'pkg.mod:*'"
 SHARE = "a share of one core above 0 and up to 1, such as 0.01"
-BEAT = "a number of seconds from 0.001 to 60"
+HEARTBEAT = "a number of seconds from 0.001 to 60"
 ENDPOINT = "a URL such as 'http://127.0.0.1:4318', or None"
 PORT = "a port from 1 to 65535, 0 for any free one, or None"
 HOST = "an address to listen on, such as '127.0.0.1' or '0.0.0.0'"
@@ -48,7 +48,7 @@ BAD: dict[str, list[tuple[Any, str]]] = {
     "enabled": [(value, FLAG) for value in (1, 0, None, "yes", "", [])],
     "threshold": [(value, SECONDS) for value in (0, 0.0, -0.1, NAN, INF, HUGE, 3601, "0.1", None, True, [1], 1j)],
     "hang_after": [(value, SECONDS) for value in (0, -1, NAN, INF, 86401, "2", None, False)],
-    "heartbeat": [(value, BEAT) for value in (0, 0.0009, 60.1, NAN, INF, "x", None, True)],
+    "heartbeat": [(value, HEARTBEAT) for value in (0, 0.0009, 60.1, NAN, INF, "x", None, True)],
     "grace": [(value, NOT_NEGATIVE) for value in (-1e-9, NAN, INF, 86401, "0", None, False)],
     "max_stalls": [(value, "a whole number, 1 or more") for value in (0, -1, 1.0, 1.5, "5", None, True, NAN)],
     "max_frames": [(value, "a whole number, 1 or more") for value in (0, -5, 2.0, "5", None, True)],
@@ -107,8 +107,8 @@ def test_tables_cover_every_field() -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_value_names_field_value_and_what_is_allowed(name: str) -> None:
-    """A bad value is a ConfigError, also a ValueError, in one line: field, value, what is allowed."""
+def test_bad_value_names_field_value_and_allowed_values(name: str) -> None:
+    """An invalid value is a ConfigError and a ValueError, in one line with field, value and allowed values."""
     for value, allowed in BAD[name]:
         with pytest.raises(ConfigError) as caught:
             Config(**{name: value})
@@ -151,7 +151,7 @@ def test_values_at_the_edge_are_kept() -> None:
 
 @given(st.sampled_from(["threshold", "grace", "heartbeat", "cpu_budget"]), st.floats() | st.integers())
 def test_every_number_is_kept_or_refused(name: str, value: float) -> None:
-    """Whatever the number, it is either refused with ConfigError or kept as it is, finite and not negative."""
+    """Any number is either refused with ConfigError or kept as it is, finite and not negative."""
     try:
         kept = getattr(Config.of({name: value}), name)
     except ConfigError:
@@ -179,7 +179,7 @@ def test_log_level_is_a_number_or_a_name(given_level: int | str, number: int) ->
 
 
 def test_log_level_of_ones_own() -> None:
-    """A level that the program added is known by its name."""
+    """A level added by the program is known by its name."""
     logging.addLevelName(35, "NOTICE")
     try:
         assert Config(log_level="NOTICE").log_level == 35  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def test_log_level_of_ones_own() -> None:
 
 
 def test_journal_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative journal stays where it was meant when the program changes its directory."""
+    """A relative journal path is resolved at once, so a later change of directory does not matter."""
     monkeypatch.chdir(tmp_path)
     assert Config(journal="stalls.jsonl").journal == str(tmp_path / "stalls.jsonl")
     assert Config(journal=tmp_path).journal == str(tmp_path)
@@ -220,14 +220,14 @@ def test_journal_in_a_missing_directory(tmp_path: Path, inside: str) -> None:
     ids=["of", "replaced", "from_env", "configure"],
 )
 def test_unknown_name_lists_the_known_ones(make: Any) -> None:
-    """A misspelt setting is refused wherever it can be given, with all names that exist."""
+    """A misspelt setting is refused everywhere, with all existing names."""
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == f"unknown setting 'treshold': known are {', '.join(field_names())}"
 
 
 def test_nothing_is_half_done() -> None:
-    """One bad value among good ones changes nothing, neither in a Config nor in an agent."""
+    """One invalid value among valid ones changes nothing, neither in a Config nor in an agent."""
     agent = Agent(Config(threshold=0.2))
     before = agent.config
     with pytest.raises(ConfigError, match=r"^max_stalls=0: must be"):
@@ -239,8 +239,8 @@ def test_nothing_is_half_done() -> None:
     assert before.threshold == 0.2
 
 
-def test_changes_are_told_apart() -> None:
-    """changes_from gives (old, new) of exactly what differs."""
+def test_changes_from() -> None:
+    """changes_from gives (old, new) of exactly the fields that differ."""
     old = Config()
     assert old.changes_from(Config()) == {}
     assert old.replaced(threshold=0.5, max_stalls=9).changes_from(old) == {
@@ -250,7 +250,7 @@ def test_changes_are_told_apart() -> None:
 
 
 def test_config_is_frozen() -> None:
-    """A Config in force does not change behind anybody's back."""
+    """A Config is immutable."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().threshold = 1.0  # type: ignore[misc]
 
@@ -297,7 +297,7 @@ BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     "enabled": [("maybe", FLAGS), ("2", FLAGS)],
     "threshold": [("fast", NUMBER), ("0", SECONDS), ("nan", SECONDS), ("inf", SECONDS), ("-1", SECONDS)],
     "hang_after": [("2s", NUMBER)],
-    "heartbeat": [("0", BEAT)],
+    "heartbeat": [("0", HEARTBEAT)],
     "grace": [("-1", NOT_NEGATIVE)],
     "max_stalls": [("1.5", WHOLE), ("0", "a whole number, 1 or more")],
     "max_frames": [("many", WHOLE)],
@@ -342,7 +342,7 @@ def test_every_field_is_a_variable(name: str) -> None:
 
 @pytest.mark.parametrize("name", BAD_TEXT)
 def test_bad_variable_is_named(name: str) -> None:
-    """A bad variable is named as the operator wrote it, with its text and what is allowed."""
+    """An invalid variable is reported by its name, with its text and the allowed values."""
     variable = ENV_PREFIX + name.upper()
     for text, allowed in BAD_TEXT[name]:
         with pytest.raises(ConfigError) as caught:
@@ -351,7 +351,7 @@ def test_bad_variable_is_named(name: str) -> None:
 
 
 def test_explicit_wins() -> None:
-    """An argument wins over its variable, even over one that is bad."""
+    """An argument wins over its variable, even over an invalid one."""
     for name in field_names():
         default = getattr(Config(), name)
         bad = BAD_TEXT[name][0][0] if BAD_TEXT[name] else "x"
@@ -359,7 +359,7 @@ def test_explicit_wins() -> None:
 
 
 def test_empty_and_foreign_variables_count_as_absent() -> None:
-    """Empty values are no values, and variables of other names are nobody's business."""
+    """Empty values count as absent, and variables with other names are ignored."""
     empty = {ENV_PREFIX + name.upper(): "" for name in field_names()}
     assert from_env({**empty, "LOOPWATCH_NO_SUCH": "1", "THRESHOLD": "9"}) == Config()
 
@@ -385,7 +385,7 @@ def test_the_process_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_callable_that_cannot_be_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str
 ) -> None:
-    """Whatever goes wrong in importing a callable, it is a ConfigError with the reason: never another exception."""
+    """Any failure to import a callable is a ConfigError with the reason, never another exception."""
     (tmp_path / "broken_on_import.py").write_text("raise RuntimeError('no database here')")
     (tmp_path / "not_python.py").write_text("def (:")
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""The demo shows what it says it shows, and leaves nothing behind however it ends."""
+"""The demo's results are right, and it leaves nothing behind however it ends."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def gone(process: psutil.Process) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------- what it shows
+# ------------------------------------------------------------------------------------------- its results
 
 
 @pytest.mark.parametrize("loop", demo.LOOPS)
 def test_every_habit_is_found_with_its_function_and_its_cause(loop: str, tmp_path: Path) -> None:
     """Each slow route is found, and the summary, the journal and the truth agree.
 
-    What a busy machine does to the service is told too: then the demo is run again.
+    Effects of a busy machine are reported as well; then the demo is run again.
     """
     if loop == "uvloop":
         pytest.importorskip("uvloop")
@@ -97,7 +97,7 @@ def test_every_habit_is_found_with_its_function_and_its_cause(loop: str, tmp_pat
 
 
 def test_output_is_plain_and_fits_the_page(tmp_path: Path) -> None:
-    """Not on a terminal: no colour, and nothing but the paths of the last lines is wider than 100 columns."""
+    """Not on a terminal there is no colour, and nothing but the paths of the last lines is wider than 100 columns."""
     with started(tmp_path) as process:
         output, _ = process.communicate(timeout=200)
     assert "\x1b" not in output
@@ -109,7 +109,7 @@ def test_output_is_plain_and_fits_the_page(tmp_path: Path) -> None:
 
 
 def stall_of(habit: demo.Habit, at: float, **changes: Any) -> Stall:
-    """A stall as the agent would tell it of ``habit``."""
+    """A stall as the agent would report it for ``habit``."""
     frame = Frame(habit.culprit, "loopwatch.demo.app", "/app/demo/app.py", 7)
     known: dict[str, Any] = {
         "id": f"{habit.template}{at}", "loop": "main", "started_at": at, "duration": 0.3, "cause": habit.cause,
@@ -120,7 +120,7 @@ def stall_of(habit: demo.Habit, at: float, **changes: Any) -> Stall:
 
 
 def summary(seen: demo.Seen, habits: list[demo.Habit], capsys: pytest.CaptureFixture[str]) -> str:
-    """What the demo says of what it saw."""
+    """Return the demo's summary."""
     demo.summarise(demo.Screen(), seen, habits)
     return capsys.readouterr().out
 
@@ -132,7 +132,7 @@ def seen_with(*stalls: Stall) -> demo.Seen:
 
 
 def test_the_summary_says_when_all_was_found(capsys: pytest.CaptureFixture[str]) -> None:
-    """Right function, right cause, in the time of the request."""
+    """The summary counts a stall of the right function and cause within the time of the request as found."""
     habits = list(demo.HABITS[:2])
     text = summary(seen_with(stall_of(habits[0], 10.05), stall_of(habits[1], 20.05)), habits, capsys)
     assert "All 2 habits were found, each of the 2 times" in text
@@ -140,7 +140,7 @@ def test_the_summary_says_when_all_was_found(capsys: pytest.CaptureFixture[str])
     assert "not found" not in text
 
 
-def test_the_summary_says_what_was_not_found(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_lists_missed_habits(capsys: pytest.CaptureFixture[str]) -> None:
     """A request without a stall of its own is a miss, whatever was seen at other times."""
     habits = list(demo.HABITS[:2])
     text = summary(seen_with(stall_of(habits[0], 10.05), stall_of(habits[1], 15.0)), habits, capsys)
@@ -150,7 +150,7 @@ def test_the_summary_says_what_was_not_found(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("changes", [{"culprit": None}, {"cause": Cause.UNKNOWN}])
-def test_the_summary_says_what_was_misjudged(changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_lists_misjudged_habits(changes: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """The right moment with another cause or function does not count as found."""
     habits = list(demo.HABITS[:2])
     stall = stall_of(habits[1], 20.05, **changes)
@@ -171,7 +171,7 @@ def test_the_summary_says_what_was_misjudged(changes: dict[str, Any], capsys: py
 def test_the_summary_says_when_the_machine_was_in_the_way(
     changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A loop that waited for a processor for a fifth of the time is neither found nor wrongly judged."""
+    """A loop that waited for a processor for a fifth of the time is neither found nor misjudged."""
     habits = list(demo.HABITS[:2])
     text = summary(seen_with(stall_of(habits[0], 10.05), stall_of(habits[1], 20.05, **changes)), habits, capsys)
     assert "machine busy once: " in text
@@ -204,10 +204,10 @@ class Terminal(io.StringIO):
     ("variables", "coloured"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False), ({"NO_COLOR": ""}, True)],
 )
-def test_colour_only_where_it_is_wanted(
+def test_colour_only_on_a_capable_terminal(
     variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal, unless NO_COLOR is set to anything or the terminal is dumb; no letter makes it fail."""
+    """Colour is used on a terminal, unless NO_COLOR is set or the terminal is dumb; no letter makes it fail."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():
@@ -223,7 +223,7 @@ def test_colour_only_where_it_is_wanted(
 
 @pytest.mark.parametrize("moment", ["Starting the service", "/health 50 times", "held the loop for"])
 def test_ctrl_c_ends_demo_and_service(moment: str, tmp_path: Path) -> None:
-    """At any moment: exit status 130, no traceback, no process left."""
+    """At any moment Ctrl-C gives exit status 130, no traceback, and leaves no process."""
     with started(tmp_path, seconds=60) as process:
         read_until(process, moment)
         service = service_of(process) if moment != "Starting the service" else None
@@ -246,7 +246,7 @@ def test_the_service_does_not_outlive_a_killed_demo(tmp_path: Path) -> None:
 
 
 def test_the_service_does_not_outlive_a_demo_that_is_killed_at_its_start(tmp_path: Path) -> None:
-    """The same while the service is not there yet."""
+    """The same holds before the service has started."""
     with started(tmp_path, seconds=60) as process:
         read_until(process, "Starting the service")
         while not (children := psutil.Process(process.pid).children(recursive=True)):
@@ -257,7 +257,7 @@ def test_the_service_does_not_outlive_a_demo_that_is_killed_at_its_start(tmp_pat
 
 
 def test_a_reader_that_goes_away_ends_the_demo(tmp_path: Path) -> None:
-    """As with ``loopwatch demo | head``: no traceback, no process left."""
+    """``loopwatch demo | head`` gives no traceback and leaves no process."""
     with started(tmp_path, seconds=60) as process:
         read_until(process, "/health 50 times")
         service = service_of(process)
@@ -269,8 +269,8 @@ def test_a_reader_that_goes_away_ends_the_demo(tmp_path: Path) -> None:
     assert gone(service)
 
 
-def test_a_service_that_dies_is_told(tmp_path: Path) -> None:
-    """Exit status 1 and one line, no table made of nothing."""
+def test_service_that_dies_is_reported(tmp_path: Path) -> None:
+    """A service that dies gives exit status 1 and one line, and no empty table."""
     with started(tmp_path, seconds=60) as process:
         read_until(process, "held the loop for")
         service_of(process).kill()
@@ -280,13 +280,13 @@ def test_a_service_that_dies_is_told(tmp_path: Path) -> None:
     assert "What the agent found" not in output
 
 
-# ------------------------------------------------------------------------------------------- what it is given
+# ------------------------------------------------------------------------------------------- its arguments
 
 
-def test_without_uvloop_it_says_how_to_get_it(
+def test_without_uvloop_the_command_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line with the pip command, exit status 2."""
+    """Without uvloop there is one line with the pip command, and exit status 2."""
     monkeypatch.setitem(sys.modules, "uvloop", None)
     assert demo.main("uvloop") == 2
     out, err = capsys.readouterr()
@@ -302,10 +302,10 @@ def test_without_uvloop_it_says_how_to_get_it(
         ({"journal": "/nowhere/at/all/x.jsonl"}, "/nowhere/at/all"),
     ],
 )
-def test_bad_arguments_are_told_in_one_line(
+def test_bad_arguments_are_reported_in_one_line(
     arguments: dict[str, Any], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 2, and the value."""
+    """Invalid arguments give exit status 2, and a line with the value."""
     assert demo.main(**arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -314,7 +314,7 @@ def test_bad_arguments_are_told_in_one_line(
 
 
 def test_a_journal_of_its_own_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new directory for each run, for its user only; removed again if nothing came into it."""
+    """Each run has a new directory, for its user only, which is removed again if it stays empty."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     settings = demo._settings("asyncio", 1.0, None)
     folder = Path(settings.journal)
@@ -328,7 +328,7 @@ def test_a_journal_of_its_own_is_private(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def small_shop() -> app.Shop:
-    """A shop whose routes are quick, but for those that sleep."""
+    """A shop whose routes are quick, except for the sleeping ones."""
     return app.Shop(
         archive='{"orders": []}', image=bytes(16), width=4, query="a",
         iterations=1, account=app.hash_password("open sesame", 1),
@@ -337,7 +337,7 @@ def small_shop() -> app.Shop:
 
 
 def talk(*requests: bytes) -> bytes:
-    """What the service answers to ``requests`` on one connection."""
+    """Return the service's answer to ``requests`` on one connection."""
 
     async def exchange() -> bytes:
         server = await asyncio.start_server(small_shop().serve, "127.0.0.1", 0)
@@ -353,15 +353,15 @@ def talk(*requests: bytes) -> bytes:
     return asyncio.run(exchange())
 
 
-def test_each_slow_route_has_its_truth() -> None:
-    """The demo knows of every route of the service but the fast one, and of no other."""
+def test_each_slow_route_has_a_habit() -> None:
+    """The demo has a habit for every route of the service but the fast one, and for no other."""
     assert {(habit.method, habit.template) for habit in demo.HABITS} == set(small_shop().routes()) - {
         ("GET", "/health")
     }
 
 
 def test_the_service_keeps_connections_and_reads_bodies() -> None:
-    """Several requests on one connection, one of them with a body."""
+    """The service handles several requests on one connection, one of them with a body."""
     answer = talk(
         b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST /login HTTP/1.1\r\ncontent-length: 5\r\n\r\nhello",
@@ -373,12 +373,12 @@ def test_the_service_keeps_connections_and_reads_bodies() -> None:
     )
     assert answer.count(b"HTTP/1.1 200 OK") == 7
     assert b'{"granted": true}' in answer
-    assert b'{"told": 400}' in answer
+    assert b'{"notified": 400}' in answer
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/report/", "/report/1/2", "/health/"])
 def test_unknown_paths_are_answered(path: str) -> None:
-    """404, and the connection goes on."""
+    """An unknown path gets 404, and the connection goes on."""
     answer = talk(f"GET {path} HTTP/1.1\r\n\r\n".encode(), b"GET /health HTTP/1.1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 404 Not Found")
     assert b"200 OK" in answer
@@ -388,13 +388,13 @@ def test_unknown_paths_are_answered(path: str) -> None:
     "request_",
     [b"rubbish\r\n\r\n", b"GET /health", b"GET / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"x" * 100_000],
 )
-def test_what_is_no_request_ends_the_connection(request_: bytes) -> None:
-    """Without an answer and without an error in the service."""
+def test_invalid_request_ends_the_connection(request_: bytes) -> None:
+    """An invalid request ends the connection without an answer and without an error in the service."""
     assert talk(request_) == b""
 
 
 def test_labels_name_the_route_template() -> None:
-    """In the words of OpenTelemetry, during the request only."""
+    """The labels have OpenTelemetry's names, and are set during the request only."""
     assert app.labels() is None
     token = app._request.set(("GET", "/report/{id}"))
     assert app.labels() == {"http.request.method": "GET", "http.route": "/report/{id}"}
@@ -402,7 +402,7 @@ def test_labels_name_the_route_template() -> None:
 
 
 def test_a_size_is_found_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the time wanted, twice the size: the calibration follows the cost of the work."""
+    """The calibration follows the cost of the work: twice the time wanted gives twice the size."""
     clock = [0.0]
 
     def work(size: int) -> None:

@@ -35,7 +35,7 @@ def undocumented(node: ast.AST, name: str) -> Iterator[str]:
 
 
 def test_every_public_definition_has_a_docstring() -> None:
-    """Modules, classes, functions and methods whose names do not begin with an underscore."""
+    """Modules, classes, functions and methods whose names do not begin with an underscore have a docstring."""
     missing = []
     for path in sorted(ROOT.rglob("*.py")):
         tree, name = ast.parse(path.read_text()), str(path.relative_to(ROOT))
@@ -46,7 +46,7 @@ def test_every_public_definition_has_a_docstring() -> None:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each example prints what it says."""
+    """Each example prints the documented output."""
     if "uvloop" in name:
         pytest.importorskip("uvloop")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The records: frozen, plain, the same after a trip through JSON, whatever they hold."""
+"""The records are frozen, plain, and unchanged by a trip through JSON, whatever they hold."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_evidence_through_json(evidence: Evidence) -> None:
 
 @given(records(FlaggedFunction))
 def test_flagged_function_through_json(function: FlaggedFunction) -> None:
-    """A flagged function is equal to itself after JSON, with causes of their own type; later fields are passed over."""
+    """A flagged function is equal to itself after JSON, with causes as enum members; unknown fields are ignored."""
     data = {**through_json(function.to_dict()), "severity": "high"}
     data["culprit"]["column"] = 4
     again = FlaggedFunction.from_dict(data)
@@ -124,7 +124,7 @@ def test_flagged_function_through_json(function: FlaggedFunction) -> None:
 
 @given(records(Snapshot))
 def test_snapshot_is_json(snapshot: Snapshot) -> None:
-    """A snapshot, with all that is in it, is JSON whose figures are those of the records."""
+    """A snapshot converts to JSON with the values of its records."""
     data = through_json(snapshot.to_dict())
     assert [LoopStats(**{**loop, "lag": None, "expected": ()}) for loop in data["loops"]] == [
         dataclasses.replace(loop, lag=None, expected=()) for loop in snapshot.loops
@@ -140,7 +140,7 @@ def test_snapshot_is_json(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("cls", ALL)
 def test_records_are_frozen_and_slotted(cls: type[Any]) -> None:
-    """Nobody changes a record, or hangs something on it."""
+    """Records have no settable attribute and no ``__dict__``."""
     names = [field.name for field in dataclasses.fields(cls)]
     assert cls.__slots__ == tuple(names)
     assert cls.__dataclass_params__.frozen
@@ -160,8 +160,8 @@ def test_every_field_is_documented(cls: type[Any]) -> None:
     assert [name for name in missing if name not in (cls.__doc__ or "")] == []
 
 
-def test_fields_of_a_later_version_are_passed_over() -> None:
-    """A journal of a later version can be read: what is not known is left out, on every level."""
+def test_fields_of_a_later_version_are_ignored() -> None:
+    """Unknown fields of a journal of a later version are ignored, on every level."""
     data = through_json(STALL.to_dict())
     data["severity"] = "high"
     data["evidence"]["temperature"] = 99
@@ -206,7 +206,7 @@ def test_damaged_stall_is_refused_in_the_documented_way(name: str, value: object
 
 
 @pytest.mark.parametrize("data", [{}, {"id": "a"}, {**STALL.to_dict(), "cause": "boredom"}])
-def test_what_is_no_stall_is_refused(data: dict[str, Any]) -> None:
+def test_invalid_stall_is_refused(data: dict[str, Any]) -> None:
     """A mapping without the required fields, or with a cause that does not exist, is an error."""
     with pytest.raises((KeyError, TypeError, ValueError)):
         Stall.from_dict(data)
@@ -237,7 +237,7 @@ def test_utilization_since_is_exact() -> None:
     ],
 )
 def test_utilization_since_is_none_where_unknown(now: LoopStats, earlier: LoopStats) -> None:
-    """Without figures, or between two readings of the same moment, there is no utilization."""
+    """Without counters, or between two readings of the same moment, there is no utilization."""
     assert now.utilization_since(earlier) is None
 
 
@@ -246,15 +246,15 @@ _seconds = st.floats(0, 1e6)
 
 @given(_seconds, _seconds, st.floats(1e-3, 1e6), st.floats(0, 1e6))
 def test_utilization_since_is_a_share(busy: float, idle: float, more_busy: float, more_idle: float) -> None:
-    """Counters that grow give a share between 0 and 1, equal to busy / (busy + idle) of what was added."""
+    """Growing counters give a share between 0 and 1, equal to busy / (busy + idle) of the increments."""
     share = loop(busy + more_busy, idle + more_idle).utilization_since(loop(busy, idle))
     assert share is not None
     assert 0 <= share <= 1
     assert share == pytest.approx(more_busy / (more_busy + more_idle), rel=1e-4, abs=1e-6)
 
 
-def test_causes_are_what_the_journal_says() -> None:
-    """The verdicts are these twelve words; a word more or less is a change of the format."""
+def test_causes_are_those_of_the_journal_format() -> None:
+    """The causes are these twelve words; any change is a change of the format."""
     assert [str(cause) for cause in Cause] == [
         "python", "native_gil", "native", "io", "sleep", "lock", "gil", "gc", "starved", "suspended", "overload",
         "unknown",

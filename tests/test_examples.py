@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def ask(port: int, path: str, deadline: float = 30.0) -> bytes:
-    """Ask until the server answers."""
+    """Send requests until the server answers."""
     ends = time.monotonic() + deadline
     while True:
         try:
@@ -101,7 +101,7 @@ Table = list[dict[str, str]]
 
 
 def run_example(name: str, *arguments: object) -> tuple[Table, str]:
-    """Run an example; return its table, a mapping of heading to cell for each row, and all that it printed.
+    """Run an example; return its table, a mapping of heading to cell for each row, and its output.
 
     It ends well, and leaves no process behind.
     """
@@ -121,7 +121,7 @@ def run_example(name: str, *arguments: object) -> tuple[Table, str]:
 
 
 def of_session(process: psutil.Process, session: int) -> bool:
-    """Whether a process is one of those that an example started."""
+    """Whether a process was started by an example."""
     try:
         return os.getsid(process.pid) == session
     except ProcessLookupError:
@@ -129,7 +129,7 @@ def of_session(process: psutil.Process, session: int) -> bool:
 
 
 def test_fibonacci() -> None:
-    """Each way finds the same; offloaded, the loop is held for less than a call takes inline."""
+    """Each way computes the same, and an offloaded call holds the loop for less time than an inline one."""
     rows, _ = run_example("fibonacci.py", 29, 12)
     assert [row["way"] for row in rows] == ["inline", "@offload", "pool.map"]
     assert {row["sum of results"] for row in rows} == {str(12 * 514229)}
@@ -139,7 +139,7 @@ def test_fibonacci() -> None:
 
 
 def test_resize_images() -> None:
-    """Each way makes the same images, the API is answered meanwhile; "auto" says where it went, and why."""
+    """Each way makes the same images while the API answers; "auto" reports its destination, and why."""
     pytest.importorskip("PIL", reason="needs the test extra: pip install pillow")
     rows, printed = run_example("resize_images.py", 12, 1500, 1000)
     assert [row["way"] for row in rows] == ["inline", "@offload", '@offload(to="auto")']
@@ -152,11 +152,11 @@ def test_resize_images() -> None:
 
 
 def test_model_per_worker() -> None:
-    """The initializer loads the model once in each worker, whatever it predicts; the calls load it once each."""
+    """The initializer loads the model once per worker, whatever the number of calls; the calls load it once each."""
     rows, printed = run_example("model_per_worker.py", 500, 2)
     once, each = rows
     assert once["calls"] == "500"
-    assert once["loads by worker"] in ("1 + 1", "1")  # a worker may be ready when all is done
+    assert once["loads by worker"] in ("1 + 1", "1")  # a worker may be ready only when all is done
     assert each["calls"] == "4"
     assert sum(map(int, each["loads by worker"].split(" + "))) == 4
     assert float(once["each call, ms"]) < float(each["each call, ms"])
@@ -164,7 +164,7 @@ def test_model_per_worker() -> None:
 
 
 def test_shared_buffer() -> None:
-    """What workers write in place is what they send back, and what the plain function makes."""
+    """Workers write in place the same bytes that they send back, and that the plain function makes."""
     pytest.importorskip("numpy", reason="needs the test extra: pip install numpy")
     rows, printed = run_example("shared_buffer.py", 400, 600, 4)
     assert [row["way"] for row in rows] == ["SharedBuffer", "passed there and back"]
@@ -174,16 +174,16 @@ def test_shared_buffer() -> None:
 
 
 def test_compare_service() -> None:
-    """One variable has the pages drawn by workers; the function, which blocked the loop, does so no more."""
+    """One variable has the pages drawn by workers; the function that blocked the loop does so no more."""
     pytest.importorskip("greenlet", reason="needs the extra: pip install loopwatch[transparent]")
     rows, printed = run_example("compare_service.py", 2)
     before, after = rows
     assert (before["drawn by"], after["drawn by"]) == ("itself", "workers")
     assert int(before["stalls by render"]) > 0
     assert int(after["stalls by render"]) == 0
-    told = printed.splitlines()[-1]
-    assert told.startswith("slow_service:render: ")
-    assert int(told.split("; ")[-1].split()[0]) >= 4  # those that showed that it has moved
+    last_line = printed.splitlines()[-1]
+    assert last_line.startswith("slow_service:render: ")
+    assert int(last_line.split("; ")[-1].split()[0]) >= 4  # the calls before the load that showed it was offloaded
     assert all(float(row["/ping p50, ms"]) > 0 and float(row["/page p50, ms"]) > 0 for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""What the package promises to everybody: its names, its layers, the lightness of its import."""
+"""The package's public contract: its names, its layers, and a light import."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def folder_of(module: str) -> str:
 
 
 def own_imports() -> list[tuple[str, str]]:
-    """Return which module of the package imports which other one."""
+    """Return the imports between modules of the package, as pairs."""
     known = modules()
     packages = {name for name, path in known.items() if path.name == "__init__.py"}
     pairs = {(name, found) for name, path in known.items() for found in imports(path) if found in known}
@@ -96,8 +96,8 @@ def own_imports() -> list[tuple[str, str]]:
     return sorted((name, found) for name, found in pairs if name != found and found not in packages)
 
 
-def test_every_module_has_its_place() -> None:
-    """What is at the top of the package is public, or one of the few that say why not; the rest is in known folders."""
+def test_every_module_is_public_or_in_a_known_folder() -> None:
+    """Modules at the top of the package are public, or among the few exceptions; the others are in known folders."""
     top = {folder_of(name) for name in modules()} - {""}
     assert top == set(ORDER) | RECORDS | {"_version"}
     loose = {path.stem for path in ROOT.glob("*.py")}
@@ -105,7 +105,7 @@ def test_every_module_has_its_place() -> None:
 
 
 def test_no_folder_hides_a_public_name() -> None:
-    """To import a folder makes it an attribute of the package: it must not be where a public name is expected."""
+    """No folder has a public name, since importing a folder makes it an attribute of the package."""
     folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert folders & set(loopwatch.__all__) == set()
 
@@ -140,7 +140,7 @@ def test_modules_have_no_cycle() -> None:
 
 
 def test_libraries_are_imported_in_one_place() -> None:
-    """OpenTelemetry, prometheus_client, psutil and greenlet are each the business of a few modules."""
+    """OpenTelemetry, prometheus_client, psutil and greenlet are each imported by a few modules only."""
     wrong = [
         (name, found)
         for name, path in modules().items()
@@ -152,7 +152,7 @@ def test_libraries_are_imported_in_one_place() -> None:
     assert wrong == []
 
 
-def test_pure_modules_touch_no_world() -> None:
+def test_pure_modules_have_no_side_effects() -> None:
     """Diagnosis and governor import neither clocks nor threads nor files."""
     wrong = [
         (name, imported)
@@ -165,7 +165,7 @@ def test_pure_modules_touch_no_world() -> None:
 
 
 def test_integrations_use_public_names_only() -> None:
-    """An integration needs nothing that a user could not use."""
+    """An integration uses public names only."""
     folder = ROOT.parent / "integrations"
     wrong = [
         (path.name, name)
@@ -177,7 +177,7 @@ def test_integrations_use_public_names_only() -> None:
 
 
 def test_public_names_are_frozen() -> None:
-    """The public names are these, and each can be had."""
+    """The public names are these, and each can be imported."""
     assert sorted(loopwatch.__all__) == [
         "Agent",
         "Backend",
@@ -217,13 +217,13 @@ def test_public_names_are_frozen() -> None:
 def loaded_by(statement: str) -> set[str]:
     """Return the modules that ``statement`` loads in a fresh interpreter."""
     code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
-    # -X frozen_modules and site differ between machines: only what is new counts.
+    # -X frozen_modules and site differ between machines: only new modules count.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
 def test_import_loads_nothing_else() -> None:
-    """``import loopwatch`` loads itself and what PEP 562 needs of importlib, nothing more."""
+    """``import loopwatch`` loads itself and the parts of importlib that PEP 562 needs, nothing more."""
     allowed = {"loopwatch", "importlib", "importlib._bootstrap", "importlib._bootstrap_external", "warnings"}
     assert loaded_by("import loopwatch") <= allowed | {"__future__", "typing", "_typing", "_warnings"} | _of_typing()
 
@@ -244,7 +244,7 @@ CHANGES = {"add", "append", "appendleft", "clear", "discard", "extend", "pop", "
 
 
 def _variables(tree: ast.Module) -> set[str]:
-    """Return the names of a module's own variables, those left out that ``process_state.one`` has made."""
+    """Return the names of a module's own variables, except variables made by ``process_state.one``."""
     found = set()
     for node in tree.body:
         value = node.value if isinstance(node, ast.Assign) else None
@@ -258,7 +258,7 @@ def _variables(tree: ast.Module) -> set[str]:
 
 
 def _changed_by(node: ast.AST) -> list[ast.expr]:
-    """Return what ``node`` changes in place."""
+    """Return the names that ``node`` changes in place."""
     if isinstance(node, ast.Assign | ast.Delete | ast.AugAssign):
         targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
         return [target.value for target in targets if isinstance(target, ast.Subscript | ast.Attribute)]

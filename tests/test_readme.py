@@ -1,4 +1,4 @@
-"""What README and documentation say is true."""
+"""The claims of README and documentation are true."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_python_blocks_run(tmp_path: Path) -> None:
     )
     code = stubs + "\n".join(blocks("python"))
     ast.parse(code)
-    quiet = os.environ | {"LOOPWATCH_LOG_LEVEL": "CRITICAL"}  # a busy machine starves the loop, which is told
+    quiet = os.environ | {"LOOPWATCH_LOG_LEVEL": "CRITICAL"}  # a busy machine starves the loop, which is logged
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=quiet
     )
@@ -47,9 +47,7 @@ def test_python_blocks_run(tmp_path: Path) -> None:
 
 
 def test_python_blocks_of_offload_page_run(tmp_path: Path) -> None:
-    """The Python blocks of docs/offload.md run: that of the decorator alone, the others together; they say what is
-    written beside them.
-    """
+    """The Python blocks of docs/offload.md run and print the documented output, the decorator's one by itself."""
     page = (ROOT / "docs" / "offload.md").read_text()
     first, decorator, *others = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     said = []
@@ -99,7 +97,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_architecture_names_every_folder() -> None:
-    """The tree in docs/architecture.md has a line for every folder and every module beside them, and for no other."""
+    """The tree in docs/architecture.md has a line for every folder and every top-level module, and for no other."""
     package = Path(loopwatch.__file__).parent
     folders = {f"{path.parent.relative_to(package).as_posix()}/" for path in package.rglob("*/__init__.py")}
     loose = {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING says of additions is true: the files are there, and a cause is known wherever it must be."""
+"""The recipes in CONTRIBUTING are correct: their files exist, and a cause is known in every required place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECIPES = (ROOT / "CONTRIBUTING.md").read_text().partition("## How to add")[2].p
 
 @pytest.mark.parametrize("cause", Cause)
 def test_every_cause_has_its_words_and_its_colour(cause: Cause) -> None:
-    """The log line and the demo say it in words, the page has a colour of its own for it, the README explains it."""
+    """Each cause has words in log line and demo, a colour of its own in the page, and a line in the README."""
     style = (PACKAGE / "report" / "page" / "style.css").read_text()
     colours = dict(re.findall(r"\.([a-z_]+)\{--c:(#[0-9a-f]{6})\}", style))
     facts = CAUSES[cause]
@@ -27,8 +27,8 @@ def test_every_cause_has_its_words_and_its_colour(cause: Cause) -> None:
     assert f"| `{cause.value}` |" in (ROOT / "README.md").read_text()
 
 
-def test_recipes_name_what_exists() -> None:
-    """Each file and folder of a recipe is there."""
+def test_recipes_name_existing_files() -> None:
+    """Each file and folder of a recipe exists."""
     named = re.findall(r"`([a-z_/.]+(?:\.py|\.css|\.md|/))`", RECIPES)
     assert len(named) > 30
     beside = PACKAGE / "telemetry" / "metrics"

@@ -1,4 +1,4 @@
-"""The test helpers that ship with the package: they fail when they should, and only then."""
+"""The test helpers that ship with the package fail when they should, and only then."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def blocking_helper() -> None:
     time.sleep(LONG)
 
 
-class Told:
-    """What the assertion said: the first block's duration in seconds, and all of its text."""
+class Failure:
+    """The assertion's message: the first block's duration in seconds, and the whole text."""
 
     def __init__(self, error: BaseException) -> None:
         self.text = str(error)
@@ -36,10 +36,10 @@ class Told:
         self.seconds, self.culprit = int(found[1]) / 1000, found[2]
 
 
-def fails(run: Run, coroutine: Any) -> Told:
+def fails(run: Run, coroutine: Any) -> Failure:
     with pytest.raises(AssertionError) as caught:
         run(coroutine)
-    return Told(caught.value)
+    return Failure(caught.value)
 
 
 async def in_with() -> None:
@@ -71,14 +71,14 @@ async def calls_decorated_function() -> None:
 
 @pytest.mark.parametrize("blocked", [in_with, in_async_with, decorated, calls_decorated_function])
 def test_names_culprit_and_duration(run: Run, blocked: Callable[[], Any]) -> None:
-    """Each form fails on a block, with its culprit, its duration within 20 percent, its cause and what to do."""
-    told = fails(run, blocked())
-    assert told.culprit == "blocking_helper"
-    assert LONG * 0.95 <= told.seconds <= LONG * 1.2 + 0.02
-    assert told.text.startswith("the event loop was blocked for 0.05 s or longer, 1 time(s):\n  loop ")
-    assert f"({__file__}:" in told.text
-    assert "sleeping (sleep)" in told.text
-    assert "await asyncio.sleep()" in told.text
+    """Each form fails on a block, with its culprit, its duration within 20 percent, its cause and the remedy."""
+    failure = fails(run, blocked())
+    assert failure.culprit == "blocking_helper"
+    assert LONG * 0.95 <= failure.seconds <= LONG * 1.2 + 0.02
+    assert failure.text.startswith("the event loop was blocked for 0.05 s or longer, 1 time(s):\n  loop ")
+    assert f"({__file__}:" in failure.text
+    assert "sleeping (sleep)" in failure.text
+    assert "await asyncio.sleep()" in failure.text
 
 
 def test_names_each_block(run: Run) -> None:
@@ -90,13 +90,13 @@ def test_names_each_block(run: Run) -> None:
                 blocking_helper()
                 await asyncio.sleep(0.06)
 
-    told = fails(run, main())
-    assert "3 time(s)" in told.text
-    assert told.text.count("\n  loop ") == 3
+    failure = fails(run, main())
+    assert "3 time(s)" in failure.text
+    assert failure.text.count("\n  loop ") == 3
 
 
 def test_passes_when_not_blocked(run: Run) -> None:
-    """Work in short pieces, and any time spent waiting, is no block; results and arguments go through."""
+    """Work in short pieces, and any time spent waiting, is no block; results and arguments are passed through."""
 
     @assert_not_blocked(0.5)
     async def handler(first: int, *, second: int) -> int:
@@ -114,8 +114,8 @@ def test_passes_when_not_blocked(run: Run) -> None:
     run(main())
 
 
-def test_what_was_before_and_after_is_not_its_business(run: Run) -> None:
-    """Only what runs inside counts."""
+def test_blocks_outside_are_ignored(run: Run) -> None:
+    """Only blocks inside the context count."""
 
     async def main() -> None:
         blocking_helper()
@@ -130,7 +130,7 @@ def test_what_was_before_and_after_is_not_its_business(run: Run) -> None:
 
 
 def test_decorated_function_looks_like_itself() -> None:
-    """Name, documentation and kind of a decorated function stay."""
+    """Name, documentation and kind of a decorated function are kept."""
     assert decorated.__name__ == "decorated"
     assert inspect.iscoroutinefunction(decorated)
     assert decorated_function.__name__ == "decorated_function"
@@ -138,7 +138,7 @@ def test_decorated_function_looks_like_itself() -> None:
 
 
 def test_not_raised_over_another_exception(run: Run) -> None:
-    """A test that failed of itself keeps its own failure, and it is not chained to ours."""
+    """A test that fails keeps its own failure, which is not chained to an assertion about blocks."""
 
     async def with_(kind: str) -> None:
         if kind == "with":
@@ -156,7 +156,7 @@ def test_not_raised_over_another_exception(run: Run) -> None:
 
 
 def test_no_loop() -> None:
-    """Outside a loop it says so, and how it is used."""
+    """Outside a loop it raises an error that explains its use."""
     with pytest.raises(LoopwatchError, match="no event loop runs here; use it inside a coroutine"):
         assert_not_blocked(0.05).__enter__()
     with pytest.raises(LoopwatchError, match="no event loop runs here"):
@@ -175,7 +175,7 @@ def test_bad_limit(bad: Any) -> None:
 def test_settings_go_through_the_decorator(run: Run) -> None:
     """Further settings count in each form: code named as a library is not the culprit."""
 
-    @assert_not_blocked(0.05, library_code=(__name__,), user_code=("nobody",))
+    @assert_not_blocked(0.05, library_code=(__name__,), user_code=("no_such_module",))
     async def handler() -> None:
         blocking_helper()
 
@@ -185,7 +185,7 @@ def test_settings_go_through_the_decorator(run: Run) -> None:
 
 
 def test_beside_an_installed_agent(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """Both see the block, each by its own limit; the installed agent goes on afterwards."""
+    """Both report the block, each by its own limit, and the installed agent goes on afterwards."""
 
     async def main() -> None:
         await asyncio.sleep(0.01)
@@ -203,7 +203,7 @@ def test_beside_an_installed_agent(agent: Agent, sink: RecordingSink, run: Run) 
 
 
 def test_nested(run: Run) -> None:
-    """The inner one passes by its limit, the outer one fails by its own."""
+    """The inner one passes by its limit, and the outer one fails by its own."""
 
     async def main() -> None:
         with assert_not_blocked(0.05), assert_not_blocked(5.0):
@@ -251,7 +251,7 @@ def test_sink_says_how_many_are_missing() -> None:
 
 
 def test_clock_stands_still() -> None:
-    """A FakeClock moves by what it is told, and by nothing else."""
+    """A FakeClock moves only when it is advanced."""
     clock = FakeClock(10.0)
     assert clock() == clock() == 10.0
     clock.advance(0.5)

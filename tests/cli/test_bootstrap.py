@@ -1,4 +1,4 @@
-"""What happens at the start of every Python process under ``loopwatch run``: next to nothing."""
+"""Start-up of every Python process under ``loopwatch run``, at next to no cost."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def write(folder: Path, name: str, text: str) -> Path:
 # ------------------------------------------------------------------------------------------------ costs nothing
 
 
-def test_process_without_asyncio_loads_nothing_of_ours(tmp_path: Path) -> None:
-    """A Python process that never imports asyncio has the same modules, path and threads as without us."""
+def test_process_without_asyncio_loads_nothing_of_loopwatch(tmp_path: Path) -> None:
+    """A Python process that never imports asyncio has the same modules, path and threads as without loopwatch."""
     plain = facts(python(FACTS), tmp_path, environ())
     ours = facts(python(FACTS), tmp_path, bootstrapped())
     assert ours["modules"] == plain["modules"]
@@ -57,7 +57,7 @@ def test_process_without_asyncio_loads_nothing_of_ours(tmp_path: Path) -> None:
 
 
 def agents(modules: Iterable[str]) -> set[str]:
-    """Return the modules that a process need not have as long as there is nothing to watch: core stands alone."""
+    """Return the agent's modules, which a process need not load while there is nothing to watch: all but core."""
     waiting = {"loopwatch", "loopwatch._installed", "loopwatch.errors"}
     return {name for name in modules if name not in waiting and not name.startswith("loopwatch.core")}
 
@@ -70,8 +70,9 @@ def loaded():
 
 
 def test_process_that_runs_no_loop_loads_no_agent(tmp_path: Path) -> None:
-    """Whoever imports asyncio, executors and multiprocessing, and makes a thread pool, has a few light modules of ours
-    and of the standard library nothing that it would not have had."""
+    """A process that imports asyncio, executors and multiprocessing, and makes a thread pool, loads a few light modules
+    of loopwatch and no additional ones of the standard library.
+    """
     code = (
         "import asyncio, subprocess, concurrent.futures.process, concurrent.futures.thread, multiprocessing.pool\n"
         "asyncio.new_event_loop().close()\n"
@@ -100,7 +101,7 @@ USES = {
 
 @pytest.mark.parametrize("kind", USES)
 def test_agent_comes_with_the_first_use(tmp_path: Path, kind: str) -> None:
-    """A loop, a pool that is used, a process that is started: the agent is there, was not before, and is whole."""
+    """The first loop, used pool or started process installs the complete agent, and not before."""
     code = (
         f"import asyncio, concurrent.futures, multiprocessing, multiprocessing.pool, os, warnings\n"
         f"warnings.simplefilter('ignore')\nif __name__ == '__main__':\n    before = loaded()\n    {USES[kind]}\n"
@@ -116,7 +117,7 @@ def test_agent_comes_with_the_first_use(tmp_path: Path, kind: str) -> None:
 
 
 def test_agent_comes_with_a_loop_of_uvloop(tmp_path: Path) -> None:
-    """uvloop has its own reference to what other loops announce themselves by; its loop is watched all the same."""
+    """uvloop has its own reference to asyncio's hook for running loops; its loop is watched all the same."""
     pytest.importorskip("uvloop")
     code = (
         "import uvloop, loopwatch\nbefore = loaded()\nasync def main():\n"
@@ -130,8 +131,8 @@ def test_agent_comes_with_a_loop_of_uvloop(tmp_path: Path) -> None:
     assert (spec, len(kinds), has_come) == (["ModuleSpec", None], 1, True)
 
 
-def test_what_waits_leaves_nothing(tmp_path: Path) -> None:
-    """``uninstall()`` before the first use and after it: functions, classes and finders are as they were."""
+def test_uninstall_restores_the_bootstrap(tmp_path: Path) -> None:
+    """``uninstall()`` before the first use and after it restores functions, classes and finders."""
     code = (
         "import asyncio, concurrent.futures.process, multiprocessing.pool, multiprocessing.process, os, loopwatch\n"
         "def state():\n"
@@ -152,7 +153,7 @@ def test_what_waits_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_thread_pool_made_before_the_first_loop_has_its_name(tmp_path: Path) -> None:
-    """A pool that a module makes for later is watched from the first loop on, and named after its line."""
+    """A pool made by a module in advance is watched from the first loop on, and named after its line."""
     code = (
         "import asyncio, json, loopwatch\nfrom concurrent.futures import ThreadPoolExecutor\n"
         "pool = ThreadPoolExecutor(1)\nasync def main():\n"
@@ -173,7 +174,7 @@ def test_agent_comes_when_asked_for_and_starts_no_thread(tmp_path: Path) -> None
 
 
 def test_asyncio_that_is_loaded_already_is_enough(tmp_path: Path) -> None:
-    """Where something imports asyncio before us (a .pth file), the agent is installed at once."""
+    """If asyncio is imported before the bootstrap (by a .pth file), the agent is installed at once."""
     code = f"import asyncio, runpy, loopwatch; runpy.run_path({BOOTSTRAP + '/sitecustomize.py'!r}); "
     done = execute(python(code + "print(loopwatch.current_agent() is not None)"), tmp_path)
     assert (done.stdout, done.stderr) == ("True\n", "")
@@ -236,7 +237,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_helper_processes_of_multiprocessing_stay_as_they_are(tmp_path: Path, method: str) -> None:
-    """Children, fork server and resource tracker import no asyncio and run no thread because of us."""
+    """Children, fork server and resource tracker import no asyncio and run no thread because of loopwatch."""
     write(tmp_path, "children.py", CHILDREN)
     found = facts([sys.executable, "children.py", method], tmp_path, bootstrapped())
     assert found.pop("child") == {"asyncio": False, "ours": [], "threads": 1}
@@ -264,7 +265,7 @@ def test_children_that_run_a_loop_are_watched(tmp_path: Path, method: str) -> No
 
 
 def test_users_sitecustomize_takes_its_place(tmp_path: Path) -> None:
-    """The program's own sitecustomize is executed once, and is what ``import sitecustomize`` gives."""
+    """The program's own sitecustomize is executed once, and ``import sitecustomize`` returns it."""
     own = write(
         tmp_path,
         "site/sitecustomize.py",
@@ -277,7 +278,7 @@ def test_users_sitecustomize_takes_its_place(tmp_path: Path) -> None:
 
 
 def test_without_a_sitecustomize_there_is_none(tmp_path: Path) -> None:
-    """Where the user has none, ``import sitecustomize`` fails as it does without us."""
+    """If the user has none, ``import sitecustomize`` fails as it does without loopwatch."""
     code = "import sitecustomize"
     plain, ours = execute(python(code), tmp_path), execute(python(code), tmp_path, bootstrapped())
     assert "No module named 'sitecustomize'" in plain.stderr
@@ -296,7 +297,7 @@ def test_without_a_sitecustomize_there_is_none(tmp_path: Path) -> None:
     ],
 )
 def test_users_sitecustomize_ends_as_without_us(tmp_path: Path, text: str) -> None:
-    """Whatever the user's sitecustomize does, exit code and output are the same with us and without."""
+    """Whatever the user's sitecustomize does, exit code and output are the same with and without loopwatch."""
     write(tmp_path, "site/sitecustomize.py", text + "\n")
     folder = str(tmp_path / "site")
     plain = execute(python("print('ran')"), tmp_path, environ(PYTHONPATH=folder))
@@ -314,11 +315,11 @@ def test_users_sitecustomize_may_raise_and_the_agent_still_comes(tmp_path: Path)
     assert '"agent": true' in done.stdout
 
 
-# --------------------------------------------------------------------------------------------- faults of ours
+# --------------------------------------------------------------------------------------------- faults of loopwatch
 
 
 def test_interpreter_without_loopwatch_says_one_line_and_runs(tmp_path: Path) -> None:
-    """In another environment: one line that names it, once asyncio is imported; nothing before."""
+    """In another environment one line names it, once asyncio is imported, and nothing is written before."""
     venv.create(tmp_path / "other", with_pip=False, symlinks=True)
     other = tmp_path / "other" / "bin" / "python"
     done = execute([other, "-c", "print('ran')"], tmp_path, bootstrapped())
@@ -332,7 +333,7 @@ def test_interpreter_without_loopwatch_says_one_line_and_runs(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["raise RuntimeError('two\\nlines')", "import no_such_dependency"])
-def test_fault_of_ours_is_one_line_and_the_program_runs(tmp_path: Path, text: str) -> None:
+def test_failing_import_of_loopwatch_is_one_line_and_the_program_runs(tmp_path: Path, text: str) -> None:
     """A loopwatch that cannot be imported costs one line; import of asyncio and the program go on."""
     write(tmp_path, "broken/loopwatch/__init__.py", text + "\n")
     env = bootstrapped(PYTHONPATH=str(tmp_path / "broken"))
@@ -346,7 +347,7 @@ def test_fault_while_installing_is_one_line_and_the_program_runs(tmp_path: Path)
     """An agent that cannot be installed costs one line, also with stderr closed."""
     write(tmp_path, "broken/mmap.py", "raise RuntimeError('broken')\n")
     env = bootstrapped(PYTHONPATH=str(tmp_path / "broken"), LOOPWATCH_THRESHOLD="0.05")
-    # A block is what the broken module is loaded for, at the end at the latest.
+    # The broken module is loaded for a block, at the end at the latest.
     code = """
 import asyncio, time
 async def main(): time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""``loopwatch doctor``: what works here is found by trying it, and what does not is named."""
+"""``loopwatch doctor``: features are tried out, and failures are named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def examined(tmp_path: Path, *flags: str, **variables: str) -> tuple[int, dict[s
 
 
 def test_healthy_machine(tmp_path: Path) -> None:
-    """Here loopwatch works: a real block is found on each kind of loop, exit code 0."""
+    """On this machine loopwatch works: a real block is found on each kind of loop, exit code 0."""
     code, checks = examined(tmp_path)
     assert code == 0
     assert {checks[name]["state"] for name in ("Python", "agent", "source columns", "hang timer")} == {"ok"}
@@ -60,14 +60,14 @@ def test_text_is_one_line_a_check(tmp_path: Path) -> None:
 
 
 def test_leaves_nothing_in_the_process() -> None:
-    """Loops, threads, files and timers of the examination are gone at its end; see the fixture of all tests."""
+    """Loops, threads, files and timers of the examination are gone at its end; see the autouse fixture."""
     checks = doctor.examine({})
     assert doctor.usable(checks)
     assert found(checks, "settings").detail.startswith("no LOOPWATCH_* variable set")
 
 
 def test_bad_variable_is_named_and_fatal(tmp_path: Path) -> None:
-    """A variable with which the agent would not start is named with what is allowed, exit code 1."""
+    """A variable that would keep the agent from starting is named with the allowed values, exit code 1."""
     code, checks = examined(tmp_path, LOOPWATCH_THRESHOLD="fast", LOOPWATCH_GRACE="2")
     assert code == 1
     assert checks["LOOPWATCH_THRESHOLD"]["state"] == "no"
@@ -76,7 +76,7 @@ def test_bad_variable_is_named_and_fatal(tmp_path: Path) -> None:
 
 
 def test_misspelt_and_switched_off(tmp_path: Path) -> None:
-    """A variable that is no setting gets a suggestion; the kill switch is mentioned."""
+    """An unknown setting gets a suggestion, and the kill switch is mentioned."""
     code, checks = examined(tmp_path, LOOPWATCH_TRESHOLD="0.1", LOOPWATCH_ENABLED="0")
     assert code == 0
     assert checks["LOOPWATCH_TRESHOLD"]["advice"] == "did you mean LOOPWATCH_THRESHOLD?"
@@ -100,15 +100,15 @@ def test_missing_dependency_is_fatal(tmp_path: Path) -> None:
 
 
 def test_source_columns_switched_off(tmp_path: Path) -> None:
-    """``-X no_debug_ranges`` takes the names of calls away; the doctor says so."""
+    """``-X no_debug_ranges`` disables the names of calls, and the doctor says so."""
     code, checks = examined(tmp_path, "-X", "no_debug_ranges")
     assert code == 0
     assert checks["source columns"]["state"] == "warning"
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is the directory nobody can write")
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="/proc is not writable by any user")
 def test_journal_directory(tmp_path: Path) -> None:
-    """A journal that can be written is fine; one in a directory that cannot is named. Nothing is left in it."""
+    """A writable journal is fine, one in an unwritable directory is named, and nothing is left in it."""
     code, checks = examined(tmp_path, LOOPWATCH_JOURNAL=str(tmp_path / "s.jsonl"))
     assert (code, checks["journal"]["state"]) == (0, "ok")
     assert list(tmp_path.iterdir()) == []
@@ -117,7 +117,7 @@ def test_journal_directory(tmp_path: Path) -> None:
 
 
 def test_mixed_opentelemetry_is_named(tmp_path: Path) -> None:
-    """Packages of different OpenTelemetry releases are named with the release to bring them to."""
+    """Packages of different OpenTelemetry releases are named with the release to upgrade to."""
     pytest.importorskip("opentelemetry.sdk")
     information = tmp_path / "opentelemetry_exporter_otlp-1.20.0.dist-info"
     information.mkdir()
@@ -142,8 +142,8 @@ def test_secrets_in_variables_are_not_shown(tmp_path: Path) -> None:
     assert "geheim" not in done.stdout
 
 
-def test_uvloop_whose_counters_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A uvloop that hides libuv is told from one that works, and its consequence named."""
+def test_uvloop_with_unreadable_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uvloop that hides libuv is distinguished from one that works, and the consequence is named."""
     pytest.importorskip("uvloop")
 
     def refuse(*_: object) -> None:
@@ -157,7 +157,7 @@ def test_uvloop_whose_counters_do_not_answer(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_gevent_that_has_patched_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process that gevent has patched nothing can be watched: named, and not usable."""
+    """A process patched by gevent cannot be watched: it is named, and not usable."""
     monkey = types.ModuleType("gevent.monkey")
     monkey.is_module_patched = lambda _name: True  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
@@ -173,8 +173,8 @@ def test_trio_is_named_as_unsupported(tmp_path: Path) -> None:
     assert (checks["trio"]["state"], "not supported" in checks["trio"]["detail"]) == ("warning", True)
 
 
-def test_look_that_fails_is_a_finding() -> None:
-    """A fault of the doctor's own is one more line, not a traceback."""
+def test_failing_check_is_a_finding() -> None:
+    """A fault of the doctor itself is one more line, not a traceback."""
 
     def _broken_look(_environ: object) -> Any:
         yield from [Check("one", State.OK, "")][1:]

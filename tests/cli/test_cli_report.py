@@ -1,4 +1,4 @@
-"""``loopwatch report``: journals in, answers out, and never a traceback."""
+"""``loopwatch report``: reads journals, prints reports, and never a traceback."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_json(tmp_path: Path) -> None:
 
 
 def test_collapsed(tmp_path: Path) -> None:
-    """``--collapsed`` is what flame graph tools read: frames, outermost first, and milliseconds."""
+    """``--collapsed`` prints the format of flame graph tools: frames, outermost first, and milliseconds."""
     write_journal(tmp_path / "stalls.jsonl")
     done = cli("report", "--collapsed", "stalls.jsonl", cwd=tmp_path)
     assert done.stdout == "app.main.handle;app.images.resize_0 250\n"
 
 
 def test_html_is_a_private_file(tmp_path: Path) -> None:
-    """``--html FILE`` writes the page, readable by its owner only, and says the finding in one sentence."""
+    """``--html FILE`` writes the page, readable by its owner only, and prints the summary in one sentence."""
     write_journal(tmp_path / "stalls.jsonl")
     done = cli("report", "--html", "page.html", "stalls.jsonl", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -99,7 +99,7 @@ def test_broken_pipe_is_silent(tmp_path: Path, form: list[str]) -> None:
     """``loopwatch report ... | head -1``: no message, and the exit code of a program ended by SIGPIPE."""
     write_journal(tmp_path / "stalls.jsonl", 5000 if form else 1)
     command = [*COMMAND, "report", *form, "stalls.jsonl"]
-    # A pipe that nobody reads any more when the first byte is written.
+    # A pipe whose reader is gone when the first byte is written.
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:
@@ -129,7 +129,7 @@ def test_removed_working_directory_is_one_line(tmp_path: Path, args: list[str]) 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_encoding_of_the_terminal(tmp_path: Path, encoding: str) -> None:
-    """Where the terminal cannot show a bar or an ellipsis, the report is printed with something else in its place."""
+    """If the terminal cannot show a bar or an ellipsis, the report uses a replacement."""
     write_journal(tmp_path / "stalls.jsonl")
     done = subprocess.run(
         [*COMMAND, "report", "stalls.jsonl"], cwd=tmp_path, env=environ(PYTHONIOENCODING=encoding),
@@ -140,7 +140,7 @@ def test_any_encoding_of_the_terminal(tmp_path: Path, encoding: str) -> None:
 
 
 def test_torn_last_line_is_no_fault(tmp_path: Path) -> None:
-    """The journal of a killed process ends in the midst of a line: everything before it is reported."""
+    """The journal of a killed process ends within a line: everything before it is reported."""
     path = write_journal(tmp_path / "stalls.jsonl", 3)
     path.write_bytes(path.read_bytes()[:-40])
     done = cli("report", path, cwd=tmp_path)
@@ -149,7 +149,7 @@ def test_torn_last_line_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_process_without_a_stall_is_no_fault(tmp_path: Path) -> None:
-    """A journal with a header only says that no stall was journaled."""
+    """A journal with only a header gives a report without stalls."""
     path = write_journal(tmp_path / "stalls.jsonl")
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
     done = cli("report", path, cwd=tmp_path)
@@ -179,7 +179,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, case: str) -> None:
-    """Whatever is wrong with arguments or files: one line that says what, exit code 2, no traceback."""
+    """Invalid arguments or files give one line that names the problem, exit code 2, and no traceback."""
     args, expected = BAD[case]
     ours = write_journal(tmp_path / "made.jsonl").rename(tmp_path / "ours.jsonl").read_bytes()
     (tmp_path / "folder").mkdir()

@@ -1,4 +1,4 @@
-"""``loopwatch run``: any program, watched, and otherwise as it is."""
+"""``loopwatch run``: any program is watched, and otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------ what is run
+# -------------------------------------------------------------------------------------------- running programs
 
 
 def test_script_is_watched(tmp_path: Path, blocks: Path, journal: Path) -> None:
@@ -91,7 +91,7 @@ def test_checking_a_module_executes_none_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "zip", "executable zip", "plain file", "dashed", "executable script"])
-def test_what_python_can_run_is_run_by_this_python(tmp_path: Path, journal: Path, kind: str) -> None:
+def test_everything_python_can_run_is_run_by_this_python(tmp_path: Path, journal: Path, kind: str) -> None:
     """Directories and archives with a ``__main__``, and files without a suffix, run as ``python FILE`` runs them."""
     name = {"directory": "folder", "zip": "app.zip", "executable zip": "./app.zip", "dashed": "-x.py"}.get(
         kind, "program"
@@ -105,7 +105,7 @@ def test_what_python_can_run_is_run_by_this_python(tmp_path: Path, journal: Path
         (tmp_path / name).chmod(0o755 if "executable" in kind else 0o644)
     elif kind == "executable script":
         name = "./program.py"
-        executable(tmp_path / name, BLOCKS)  # no first line that says who runs it
+        executable(tmp_path / name, BLOCKS)  # no shebang line
     else:
         (tmp_path / name).write_text(BLOCKS)
     done = cli("run", "--journal", journal, *(["--"] if kind == "dashed" else []), name, "a", cwd=tmp_path)
@@ -115,7 +115,7 @@ def test_what_python_can_run_is_run_by_this_python(tmp_path: Path, journal: Path
 
 @pytest.mark.parametrize("by", ["path", "PATH"])
 def test_command_is_executed_and_its_python_watched(tmp_path: Path, journal: Path, by: str) -> None:
-    """A command is executed as it is: its interpreter is its own, and is watched."""
+    """A command is executed unchanged: its interpreter is its own, and is watched."""
     (tmp_path / "bin").mkdir()
     executable(tmp_path / "bin" / "mycommand", f"#!{sys.executable}\n{BLOCKS}")
     (tmp_path / "mycommand").write_text("raise SystemExit('the file, not the command')\n")
@@ -139,7 +139,7 @@ def test_console_script_beside_this_python_is_found_without_activation(tmp_path:
 # --------------------------------------------------------------------------------------- nothing else changes
 
 
-def test_opentelemetry_instrument_goes_outside(tmp_path: Path, blocks: Path, journal: Path) -> None:
+def test_opentelemetry_instrument_around_loopwatch(tmp_path: Path, blocks: Path, journal: Path) -> None:
     """``opentelemetry-instrument loopwatch run SCRIPT``: the program is instrumented, and its loop is watched."""
     pytest.importorskip("opentelemetry.instrumentation.asyncio")
     blocks.write_text(
@@ -165,7 +165,7 @@ def test_program_keeps_its_input_output_and_exit_code(tmp_path: Path) -> None:
 
 
 def test_signal_reaches_the_program_itself(tmp_path: Path) -> None:
-    """The program has the process id that was started, so a signal is its own, and so is the death by it."""
+    """The program has the started process id, so it receives signals itself, and ends by them."""
     (tmp_path / "wait.py").write_text(
         "import os, pathlib, signal\npathlib.Path('pid').write_text(str(os.getpid()))\nsignal.pause()\n"
     )
@@ -178,7 +178,7 @@ def test_signal_reaches_the_program_itself(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
 def test_program_inherits_no_signal_setting_of_python(tmp_path: Path) -> None:
-    """A command that is not Python has the signal dispositions it has without us (Python ignores SIGPIPE)."""
+    """A command that is not Python has its usual signal dispositions (Python ignores SIGPIPE)."""
     direct = execute(["grep", "^Sig[IB]", "/proc/self/status"], tmp_path).stdout
     assert cli("run", "grep", "^Sig[IB]", "/proc/self/status", cwd=tmp_path).stdout == direct
 
@@ -187,7 +187,7 @@ SHOW = "import json, os, sys\nprint(json.dumps([dict(os.environ), sys.argv, sys.
 
 
 def test_options_become_variables(tmp_path: Path) -> None:
-    """Each option is a variable, so that it travels to every process; relative paths are made absolute."""
+    """Each option becomes a variable, which every process inherits; relative paths are made absolute."""
     (tmp_path / "show.py").write_text(SHOW)
     options = ["--threshold=0.2", "--hang-after", "3", "--grace", "1", "--journal", "j.jsonl", "--log-level", "error"]
     options += ["--context", "tenant", "--context", "app:labels", "--user-code", "src/app", "--user-code", "mine"]
@@ -212,7 +212,7 @@ def test_options_become_variables(tmp_path: Path) -> None:
 
 
 def test_nested_run_adds_the_path_once(tmp_path: Path) -> None:
-    """``loopwatch run loopwatch run``: our directory stands once on PYTHONPATH, the user's entries behind it."""
+    """``loopwatch run loopwatch run`` puts the bootstrap directory on PYTHONPATH once, before the user's entries."""
     (tmp_path / "show.py").write_text(SHOW)
     nested = [*COMMAND, "run", "--grace", "1", *COMMAND, "run", "--threshold", "0.3", "show.py"]
     done = execute(nested, tmp_path, environ(PYTHONPATH="/mine:/other"))
@@ -233,7 +233,7 @@ def test_nested_run_adds_the_path_once(tmp_path: Path) -> None:
     ],
 )
 def test_pythonpath(before: str | None, after: str) -> None:
-    """Our directory comes first and once; what was there stays, empty entries (the working directory) too."""
+    """The bootstrap directory comes first and once; the rest stays, empty entries (the working directory) too."""
     environ = {} if before is None else {"PYTHONPATH": before}
     assert environment(environ, {"X": "1"}) == {"PYTHONPATH": after, "X": "1"}
 
@@ -242,7 +242,7 @@ def test_pythonpath(before: str | None, after: str) -> None:
 
 
 def ask_at_once(port: int) -> set[int]:
-    """Ask from four sides at once, so that one process cannot answer all, and return who answered."""
+    """Send four requests at once, so that one process cannot answer all; return the processes that answered."""
     answered: set[int] = set()
 
     def ask() -> None:
@@ -272,11 +272,11 @@ def test_every_uvicorn_worker_is_watched(tmp_path: Path, journal: Path, loop: st
         until(lambda: get(port, "/"))
         workers: set[int] = set()
 
-        def told_by_both() -> bool:
+        def reported_by_both() -> bool:
             workers.update(ask_at_once(port))
             return len(workers) == 2 and pids_with("culprit", journal) == workers
 
-        until(told_by_both)
+        until(reported_by_both)
         assert server.pid not in workers
     found = [stall for stall in stalls(journal) if stall.culprit and stall.culprit.function == "culprit"]
     assert {stall.cause for stall in found} == {"sleep"}
@@ -343,7 +343,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, case: str) -> None:
-    """Whatever is wrong: one line that says what, exit code 2, no traceback, nothing is run."""
+    """Any invalid input gives one line that names it, exit code 2, no traceback, and runs nothing."""
     args, expected = BAD[case]
     (tmp_path / "ok.py").write_text("print('ran')\n")
     (tmp_path / "folder").mkdir()
@@ -395,7 +395,7 @@ def test_file_that_may_not_be_read_is_still_a_program(tmp_path: Path) -> None:
     ],
 )
 def test_only_a_python_that_ignores_the_environment_is_refused(tmp_path: Path, line: str, refused: bool) -> None:
-    """A command that would run unwatched is an error with the remedy; every other first line is the system's affair."""
+    """A command that would run unwatched is an error with the remedy; any other first line is left to the system."""
     path = executable(tmp_path / "program", f"{line}\n")
     if refused:
         with pytest.raises(LoopwatchError, match="write: loopwatch run"):

@@ -1,4 +1,4 @@
-"""Dataclasses that are made when they are first asked for: what they can, and what the standard ones can."""
+"""Lazily made dataclasses behave like the standard ones."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def made(library: Any, kind: dict[str, bool], rows: int = 2) -> tuple[type, list
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_is_as_the_standard_one(kind: dict[str, bool]) -> None:
-    """Signature, text, equality, hash, order of fields, dictionary, copy, change, attributes: all the same."""
+    """Signature, repr, equality, hash, order, dict, copy, replace and attributes are the same as the standard's."""
     (own, own_rows), (real, real_rows) = made(ours, kind), made(dataclasses, kind)
 
-    def told(cls: Any, rows: list[Any]) -> list[Any]:
+    def described(cls: Any, rows: list[Any]) -> list[Any]:
         return [
             str(inspect.signature(cls)).replace("<factory>", ""), [field.name for field in dataclasses.fields(cls)],
             getattr(cls, "__match_args__", None), getattr(cls, "__slots__", None), cls.__hash__ is None,
@@ -53,7 +53,7 @@ def test_is_as_the_standard_one(kind: dict[str, bool]) -> None:
             copy.deepcopy(rows[1]) == rows[1], rows[0].c is not cls(a=1).c,
         ]  # fmt: skip
 
-    assert told(own, own_rows) == told(real, real_rows)
+    assert described(own, own_rows) == described(real, real_rows)
     with pytest.raises(ValueError, match="a"):
         own(a=-1)
     for wrong in ({}, {"a": 1, "d": 2}):
@@ -63,7 +63,7 @@ def test_is_as_the_standard_one(kind: dict[str, bool]) -> None:
 
 @pytest.mark.parametrize("kind", [each for each in KINDS if "frozen" in each], ids=str)
 def test_frozen_cannot_be_changed(kind: dict[str, bool]) -> None:
-    """An attribute of a frozen one can be neither set nor deleted, in the words of the standard one."""
+    """An attribute of a frozen record can be neither set nor deleted, with the standard error message."""
     (_, (own, _)), (_, (real, _)) = made(ours, kind), made(dataclasses, kind)
     said = []
     for record in (own, real):
@@ -75,8 +75,8 @@ def test_frozen_cannot_be_changed(kind: dict[str, bool]) -> None:
     assert own.a == 1
 
 
-def test_records_of_ours_travel() -> None:
-    """Records are hashed, pickled and copied by what is in them."""
+def test_records_can_be_hashed_pickled_and_copied() -> None:
+    """Records are hashed, pickled and copied by their values."""
     frame = Frame("f", "m", "m.py", 3)
     assert pickle.loads(pickle.dumps(frame)) == copy.copy(frame) == frame
     assert len({frame, Frame("f", "m", "m.py", 3)}) == 1
@@ -86,7 +86,7 @@ def test_records_of_ours_travel() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_first_instance_is_as_the_others(kind: dict[str, bool]) -> None:
-    """What is wrong with the arguments of the first instance is said as of any other, and it can be made after that."""
+    """Invalid arguments of the first instance raise the usual error, and it can be made after that."""
     for wrong in ({}, {"a": 1, "d": 2}, {"b": 1}):
         cls, _ = made(ours, kind, rows=0)
         for _ in range(2):
@@ -109,8 +109,8 @@ def test_the_first_instance_is_as_the_others(kind: dict[str, bool]) -> None:
     assert first == cls(1, "y")
 
 
-def test_nothing_is_loaded_for_them() -> None:
-    """The standard module is imported when somebody asks for what it makes, not before."""
+def test_standard_module_is_imported_lazily() -> None:
+    """The standard module is imported when one of its attributes is used, not before."""
     code = """
 import sys
 from loopwatch.core.dataclasses import dataclass, field
@@ -127,7 +127,7 @@ assert dataclasses.asdict(Record(1)) == {"a": 1, "b": []}
 
 
 def test_a_class_with_slots_may_inherit() -> None:
-    """Fields are those of the record, whatever slots a class of the program adds."""
+    """The fields are those of the record, whatever slots a subclass adds."""
 
     class Slotted(Config):
         __slots__ = ()
@@ -144,7 +144,7 @@ def test_a_class_with_slots_may_inherit() -> None:
 
 
 def test_a_dataclass_may_inherit() -> None:
-    """One of the standard decorator inherits from one of ours, with its fields."""
+    """A standard dataclass can inherit from a lazily made one, with its fields."""
 
     @dataclasses.dataclass(frozen=True)
     class Mine(Config):

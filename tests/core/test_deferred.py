@@ -1,4 +1,4 @@
-"""What is put off until the first use, and what others do to the functions that it waits at meanwhile."""
+"""Work deferred until the first use of a loop or pool, and foreign patches of the functions that trigger it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Begun:
 
 @pytest.fixture
 def begun() -> Iterator[Begun]:
-    """Something that waits for the first use."""
+    """A piece of work deferred until the first use."""
     real = asyncio.events._set_running_loop
     begun = Begun()
     begun.deferred.start()
@@ -37,8 +37,8 @@ def begun() -> Iterator[Begun]:
     asyncio.events._set_running_loop = real
 
 
-def test_begins_once(begun: Begun) -> None:
-    """The first loop begins it, the second finds everything as it was before."""
+def test_deferred_work_runs_once(begun: Begun) -> None:
+    """The first loop runs the deferred work, and the second finds every function as it was before."""
     asyncio.run(asyncio.sleep(0))
     asyncio.run(asyncio.sleep(0))
     assert (begun.times, begun.faults, begun.deferred.is_waiting) == (1, [], False)
@@ -46,14 +46,14 @@ def test_begins_once(begun: Begun) -> None:
 
 
 def test_an_error_does_not_reach_the_program(begun: Begun) -> None:
-    """What goes wrong is handed over, and the loop runs."""
+    """An error of the deferred work is handed over, and the loop runs."""
     begun.deferred._begin = lambda: 1 / 0
     assert asyncio.run(asyncio.sleep(0, "ran")) == "ran"
     assert [type(each) for each in begun.faults] == [ZeroDivisionError]
 
 
-def test_wrapped_by_somebody_else(begun: Begun) -> None:
-    """Under a foreign wrapper the replacement stays and does nothing; the wrapper is called once a time."""
+def test_foreign_wrapper(begun: Begun) -> None:
+    """Under a foreign wrapper the replacement stays and does nothing, and each use calls the wrapper once."""
     inner, calls = asyncio.events._set_running_loop, []
 
     @functools.wraps(inner)
@@ -70,8 +70,8 @@ def test_wrapped_by_somebody_else(begun: Begun) -> None:
     assert calls[:2] == [True, False]
 
 
-def test_what_replaces_the_function_is_used(begun: Begun) -> None:
-    """The first use goes where the beginning has put something else, and so does whoever kept the function before."""
+def test_replacement_by_the_deferred_work_is_used(begun: Begun) -> None:
+    """The first use calls a function that the deferred work replaced, also through a reference taken before."""
     seen: list[Any] = []
     kept, real = asyncio.events._set_running_loop, asyncio._set_running_loop
 
@@ -92,8 +92,8 @@ def test_what_replaces_the_function_is_used(begun: Begun) -> None:
     assert seen == [loop, None]
 
 
-def test_pools_that_were_made_meanwhile(begun: Begun) -> None:
-    """A pool that was made but not used is known with its place as long as it lives, and begins nothing."""
+def test_pools_made_before_the_first_use(begun: Begun) -> None:
+    """An unused pool is known with its place of creation as long as it lives, and does not trigger the work."""
     pool, gone = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
     del gone
     assert begun.deferred.pools() == [(pool, "here")]
@@ -104,7 +104,7 @@ def test_pools_that_were_made_meanwhile(begun: Begun) -> None:
 
 
 def test_two_threads_at_once(begun: Begun) -> None:
-    """Whichever loop is first begins it, and both run."""
+    """Whichever loop is first triggers the work, and both run."""
     barrier, ran = threading.Barrier(2), []
 
     def work() -> None:

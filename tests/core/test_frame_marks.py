@@ -1,4 +1,4 @@
-"""A call that was marked is known again, and nobody else sees the mark."""
+"""A marked call is recognised again, and the mark is invisible to others."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def called() -> FrameType:
 
 
 def test_mark_stays_with_the_call_and_does_not_show() -> None:
-    """The first look at a call finds no mark, each later one does; ``f_trace_lines`` reads True all the time."""
+    """The first check of a call finds no mark, each later one does; ``f_trace_lines`` reads True all the time."""
     frame = sys._getframe()
     assert [mark(frame) for _ in range(3)] == [True, False, False]
     assert frame.f_trace_lines is True
 
 
 def test_each_call_begins_without_a_mark() -> None:
-    """A frame object that comes to lie where a marked one did is not taken for it."""
+    """A frame object at the address of an earlier marked one is not taken for it."""
     assert [mark(called()) for _ in range(200)] == [True] * 200
 
 
-def test_what_a_debugger_has_switched_off_stays_off() -> None:
-    """A frame whose lines are not to be traced is left alone."""
+def test_frame_with_line_tracing_off_is_left_alone() -> None:
+    """A frame with line tracing switched off by a debugger is left alone."""
     frame = called()
     frame.f_trace_lines = False
     assert not mark(frame)
@@ -33,7 +33,7 @@ def test_what_a_debugger_has_switched_off_stays_off() -> None:
 
 
 def test_lines_of_a_marked_call_are_traced() -> None:
-    """A debugger that begins in the midst of a marked call stops at the lines that follow."""
+    """A debugger started within a marked call stops at the lines that follow."""
     lines: list[int] = []
 
     def trace(frame: FrameType, event: str, _arg: object) -> object:

@@ -21,7 +21,7 @@ def filled(values: list[float]) -> Histogram:
 
 
 def exact(values: list[float], q: float) -> float:
-    """The smallest duration that at least a share ``q`` of the durations does not exceed."""
+    """The smallest duration not exceeded by at least a share ``q`` of the durations."""
     return next(value for rank, value in enumerate(sorted(values), 1) if rank >= q * len(values))
 
 
@@ -33,7 +33,7 @@ def test_quantiles_are_right_to_five_percent(values: list[float], q: float) -> N
 
 @given(durations)
 def test_many_at_once(values: list[float]) -> None:
-    """Many durations together make the same histogram as one by one."""
+    """Adding many durations at once makes the same histogram as one by one."""
     together = Histogram()
     together.record_all([])
     together.record_all(values[: len(values) // 2])
@@ -84,7 +84,7 @@ def test_empty() -> None:
 
 
 def test_negative_counts_as_zero() -> None:
-    """A beat before its due time, by a clock's resolution, is a beat on time."""
+    """A heartbeat before its due time, by a clock's resolution, counts as on time."""
     stats = filled([-1e-6, -5.0]).stats()
     assert stats is not None
     assert (stats.min, stats.mean, stats.p99, stats.max) == (0.0, 0.0, 0.0, 0.0)
@@ -103,8 +103,8 @@ any_durations = st.lists(st.floats(0, 1000, allow_subnormal=False), max_size=50)
 
 
 @given(any_durations, any_durations)
-def test_what_was_recorded_since(earlier: list[float], later: list[float]) -> None:
-    """A histogram less an earlier copy of itself is what was recorded in between; put together again it is the same."""
+def test_difference_of_histograms(earlier: list[float], later: list[float]) -> None:
+    """A histogram minus an earlier copy holds the values recorded in between, and their sum is the histogram."""
     histogram = filled(earlier)
     before = histogram.copy()
     for duration in later:
@@ -123,10 +123,10 @@ def test_what_was_recorded_since(earlier: list[float], later: list[float]) -> No
 
 @given(any_durations)
 def test_durations_of_about_one_length(values: list[float]) -> None:
-    """They are told shortest first, as many as there are, each right to 5 percent."""
+    """Durations are listed shortest first, all of them, each right to 5 percent."""
     items = filled(values).items()
     assert [value for value, _ in items] == sorted(value for value, _ in items)
-    told = [value for value, count in items for _ in range(count)]
-    assert len(told) == len(values)
-    for value, duration in zip(told, sorted(values), strict=True):
+    listed = [value for value, count in items for _ in range(count)]
+    assert len(listed) == len(values)
+    for value, duration in zip(listed, sorted(values), strict=True):
         assert value == pytest.approx(duration, rel=0.06, abs=2e-5)

@@ -36,7 +36,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Calls(list[ModuleType]):
-    """The modules that a hook was called with."""
+    """The modules passed to a hook."""
 
     def __call__(self, module: ModuleType) -> None:
         self.append(module)
@@ -50,7 +50,7 @@ def waiting_for(name: str) -> tuple[WhenImported, Calls]:
 
 
 def test_called_once_after_the_module_ran() -> None:
-    """The callback gets the module when its code has run to its end, once, and the finder is gone then."""
+    """The callback gets the module once, after its code has run to its end, and the finder is gone then."""
     hook, calls = waiting_for("awaited_module")
     module = importlib.import_module("awaited_module")
     assert calls == [module]
@@ -61,8 +61,8 @@ def test_called_once_after_the_module_ran() -> None:
     assert calls == [module]
 
 
-def test_module_does_not_see_us() -> None:
-    """The module's spec and loader are those it would have had, without an attribute of ours."""
+def test_module_does_not_see_the_hook() -> None:
+    """The module's spec and loader are the original ones, without an attribute of the hook."""
     _, calls = waiting_for("awaited_module")
     module = importlib.import_module("awaited_module")
     assert type(module.__loader__).__name__ == "SourceFileLoader"
@@ -73,7 +73,7 @@ def test_module_does_not_see_us() -> None:
 
 
 def test_failing_import_is_no_import(modules: Path) -> None:
-    """A module that raises is not reported; the error is its own; when it is repaired it is reported."""
+    """A module that raises is not reported, and its error is unchanged; once repaired, it is reported."""
     path = modules / "awaited_module.py"
     path.write_text("raise RuntimeError('no database here')\n")
     hook, calls = waiting_for("awaited_module")
@@ -98,7 +98,7 @@ def test_other_modules_are_left_alone() -> None:
 
 
 def test_module_that_does_not_exist() -> None:
-    """A missing module is missing as before, and the hook goes on waiting."""
+    """A missing module raises as before, and the hook keeps waiting."""
     hook, calls = waiting_for("builtin_like")
     with pytest.raises(ModuleNotFoundError, match="builtin_like"):
         importlib.import_module("builtin_like")
@@ -107,7 +107,7 @@ def test_module_that_does_not_exist() -> None:
 
 
 def test_looking_for_a_module_is_no_import() -> None:
-    """find_spec() of a program that only asks whether a module is there calls nobody; the import afterwards does."""
+    """find_spec() alone does not call the hook; a later import does."""
     _, calls = waiting_for("awaited_module")
     assert importlib.util.find_spec("awaited_module") is not None
     assert "awaited_module" not in sys.modules
@@ -141,7 +141,7 @@ def test_other_finders_are_asked() -> None:
 
 
 def test_loader_without_attributes_of_its_own() -> None:
-    """A loader that takes no attribute is no hindrance: the module is imported and reported."""
+    """A loader that accepts no attributes is supported: the module is imported and reported."""
 
     class Slotted:
         __slots__ = ()
@@ -165,7 +165,7 @@ def test_loader_without_attributes_of_its_own() -> None:
 
 
 def test_package_is_reported_before_its_parts() -> None:
-    """Importing pkg.part imports pkg first: a hook for pkg is called with pkg, complete, part or not."""
+    """Importing pkg.part imports pkg first: a hook for pkg is called with the complete pkg either way."""
     _, calls = waiting_for("awaited_package")
     part = importlib.import_module("awaited_package.part")
     assert [module.__name__ for module in calls] == ["awaited_package"]
@@ -183,7 +183,7 @@ def test_submodule_can_be_awaited() -> None:
 
 
 def test_callback_that_raises() -> None:
-    """An error of the callback arrives at the import, and the finder is gone all the same."""
+    """An error of the callback propagates to the import, and the finder is gone all the same."""
 
     def broken(module: ModuleType) -> None:
         raise ZeroDivisionError
@@ -219,7 +219,7 @@ def test_two_hooks_for_one_module() -> None:
 
 
 def test_loader_that_is_a_class() -> None:
-    """A builtin module's loader is a class that serves all builtin modules: it is not touched."""
+    """A builtin module's loader, a class that serves all builtin modules, is not touched."""
     from importlib.machinery import BuiltinImporter
 
     before, name = dict(vars(BuiltinImporter)), "_symtable"
@@ -233,7 +233,7 @@ def test_loader_that_is_a_class() -> None:
 
 
 def test_loader_that_is_used_again() -> None:
-    """A finder that hands out one loader twice, to who only asks and to who imports, ends with that loader clean."""
+    """A finder that returns one loader twice, for a lookup and for an import, ends with that loader clean."""
 
     class Loader:
         def create_module(self, spec: ModuleSpec) -> None:

@@ -1,4 +1,4 @@
-"""What programs and their tests replace does not reach what measures them."""
+"""Functions that programs and their tests replace are not used by the agent."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def in_fresh_interpreter(code: str) -> str:
     return done.stdout
 
 
-def test_the_copy_is_known_to_nobody_else() -> None:
-    """The module of our own is not the one that programs import, and theirs is as it was."""
+def test_private_copy_of_a_module() -> None:
+    """The private copy of a module is not the one that programs import, and theirs is unchanged."""
     assert originals.time is not theirs
     assert sys.modules["time"] is theirs
     assert originals.time.monotonic is not theirs.monotonic
@@ -35,8 +35,8 @@ def test_the_copy_is_known_to_nobody_else() -> None:
     assert abs(originals.time.time() - theirs.time()) < AGREED
 
 
-def test_a_replaced_clock_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clocks and sleep that a test sets are not called by what measures it."""
+def test_replaced_clock_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks and sleep replaced by a test are not used by the agent."""
     for name in ("monotonic", "time", "sleep", "perf_counter", "thread_time"):
         monkeypatch.setattr(theirs, name, lambda *_: pytest.fail("the program's function was called"))
     before = originals.time.monotonic()
@@ -55,7 +55,7 @@ def test_a_replaced_clock_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_stopped_clocks_go_on(stopped: str, order: str) -> None:
-    """Time goes on and is today's under freezegun, time-machine and clocks set by hand, whoever was there first."""
+    """The agent's clocks show real time under freezegun, time-machine and hand-set clocks, in any order."""
     if "import time;" not in stopped:
         pytest.importorskip(stopped.split()[1].rstrip(";"))
     ours = "from loopwatch.core.originals import time as ours"
@@ -73,11 +73,11 @@ def test_stopped_clocks_go_on(stopped: str, order: str) -> None:
 
 
 def test_release_gil_lets_another_thread_run() -> None:
-    """Another thread that wants the GIL gets on while this one has released it, and nothing is slept by ``sleep``."""
+    """Another thread that waits for the GIL runs while this one has released it, without calling ``sleep``."""
     done, ran = threading.Event(), []
     thread = threading.Thread(target=lambda: (ran.append(1), done.set()))
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(60)  # nobody is made to hand over the GIL
+    sys.setswitchinterval(60)  # no thread is forced to release the GIL
     try:
         thread.start()
         for _ in range(20_000):

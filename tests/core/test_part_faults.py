@@ -1,4 +1,4 @@
-"""When a part of the agent is left out, for how long, and what is said of it; with a clock of its own."""
+"""When a part of the agent is switched off, for how long, and what is logged of it; with a fake clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loopwatch.testing import FakeClock
 
 
 class Part:
-    """A part named ``journal`` of an agent with a clock of its own."""
+    """A part named ``journal`` of an agent with a fake clock."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.clock = FakeClock(1000.0)
@@ -21,7 +21,7 @@ class Part:
         self._caplog = caplog
 
     def fail(self, times: int = 1, every: float = 1.0, about: object = None) -> None:
-        """Let it fail, with ``every`` s before each fault."""
+        """Let it fail, with ``every`` seconds before each fault."""
         for _ in range(times):
             self.clock.advance(every)
             with self.faults.guard("journal", about):
@@ -38,13 +38,13 @@ class Part:
 
 @pytest.fixture
 def part(caplog: pytest.LogCaptureFixture) -> Iterator[Part]:
-    """A part and what is logged of it."""
+    """A part and its log lines."""
     caplog.set_level(logging.INFO, "loopwatch")
     return Part(caplog)
 
 
 def test_one_fault_is_counted_and_logged(part: Part) -> None:
-    """A single fault switches nothing off; the first one is a line, on one line, later ones are not."""
+    """A single fault switches nothing off; only the first one is logged, on one line."""
     part.fail()
     part.fail(every=2 * WINDOW)
     assert part.work()
@@ -53,8 +53,8 @@ def test_one_fault_is_counted_and_logged(part: Part) -> None:
     assert part.lines == ["loopwatch: its journal failed (the program is not affected): OSError: no\\nspace"]
 
 
-def test_faults_on_different_occasions_switch_it_off_and_on(part: Part) -> None:
-    """After three within a minute it is off for 10 s, is tried again then, and both are logged once."""
+def test_repeated_faults_switch_the_part_off_and_on(part: Part) -> None:
+    """After three faults within a minute a part is off for 10 seconds and then retried; both are logged once."""
     part.fail(OCCASIONS)
     assert not part.work()
     assert part.faults.off() == {"journal": FIRST_PAUSE}
@@ -73,7 +73,7 @@ def test_faults_on_different_occasions_switch_it_off_and_on(part: Part) -> None:
 
 
 def test_a_hundred_faults_at_once_are_one_occasion(part: Part) -> None:
-    """Faults that follow each other at once, and those about one stall, are one occasion: the part stays."""
+    """Faults in quick succession, and faults about one stall, are one occasion: the part stays on."""
     part.fail(100, every=APART / 200)
     assert part.work()
     part.fail(100, every=WINDOW / 200, about="the stall 7f")
@@ -89,7 +89,7 @@ def test_rare_faults_never_switch_it_off(part: Part) -> None:
 
 
 def test_the_pauses_double_up_to_a_bound_and_are_logged_once(part: Part) -> None:
-    """A part that fails whenever it is tried is off for 10, 20, ... 600 s; nothing is logged before it works."""
+    """A part that fails on every retry is off for 10, 20, ... 600 seconds; nothing is logged until it works again."""
     part.fail(OCCASIONS)
     pauses = []
     for _ in range(9):
@@ -107,7 +107,7 @@ def test_the_pauses_double_up_to_a_bound_and_are_logged_once(part: Part) -> None
 
 
 def test_pauses_begin_anew_only_after_a_good_while(part: Part) -> None:
-    """One that fails again soon after it came back is off for longer; after ten good minutes it begins anew."""
+    """A part that soon fails again is off for longer; after ten minutes without a fault the pauses restart."""
     part.fail(OCCASIONS)
     part.clock.advance(FIRST_PAUSE)
     assert part.work()
@@ -120,8 +120,8 @@ def test_pauses_begin_anew_only_after_a_good_while(part: Part) -> None:
     assert part.faults.off() == {"journal": FIRST_PAUSE}
 
 
-def test_a_part_that_does_not_say_that_it_works_counts_as_working(part: Part) -> None:
-    """Of a part that only reports faults, some seconds without one after its pause are taken for success."""
+def test_silence_after_a_pause_counts_as_success(part: Part) -> None:
+    """A part that only reports faults counts as working after some seconds without a fault."""
     for _ in range(OCCASIONS):
         part.clock.advance(1.0)
         part.faults.add("executors", ValueError("odd"))
@@ -133,8 +133,8 @@ def test_a_part_that_does_not_say_that_it_works_counts_as_working(part: Part) ->
     assert part.lines[2:] == ["loopwatch: its executors works again, after 3 faults in all"]
 
 
-def test_what_cannot_come_back_says_so(part: Part) -> None:
-    """Where a thread or hook has ended with the fault, the part stays off and the line says until when."""
+def test_part_that_cannot_be_restarted(part: Part) -> None:
+    """If a thread or hook has ended with the fault, the part stays off, and the log line says until when."""
     part.faults.add("gc", ValueError("odd"), for_good=True)
     part.clock.advance(1e9)
     assert part.faults.is_off("gc")
@@ -146,7 +146,7 @@ def test_what_cannot_come_back_says_so(part: Part) -> None:
 
 
 def test_parts_that_leave_out_single_things_stay(part: Part) -> None:
-    """A probe that fails costs its own loop: the part is never off, however often that happens."""
+    """A probe that fails affects only its own loop: the part is never off, however often that happens."""
     for _ in range(10):
         part.clock.advance(1.0)
         part.faults.add("probe", ValueError("odd"))
@@ -156,7 +156,7 @@ def test_parts_that_leave_out_single_things_stay(part: Part) -> None:
 
 
 def test_parts_do_not_touch_each_other(part: Part) -> None:
-    """Another part works on while one is off."""
+    """Another part keeps working while one is off."""
     part.fail(OCCASIONS)
     assert part.faults.attempt("log", lambda: "written", None) == "written"
     assert part.faults.attempt("journal", lambda: "written", None) is None

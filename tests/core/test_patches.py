@@ -27,15 +27,15 @@ def target() -> Any:
 
 
 def foreign(owner: Any) -> Callable[[], None]:
-    """A patcher that knows only save and restore."""
+    """A patcher that only saves and restores the attribute."""
     saved = owner.f
     owner.f = lambda: f"foreign({saved()})"
     return lambda: setattr(owner, "f", saved)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_wrapped_function_travels(protocol: int) -> None:
-    """os.kill and its like are pickled by their names, as they are without us, and copied as functions are."""
+def test_wrapped_function_can_be_pickled(protocol: int) -> None:
+    """os.kill and other wrapped functions are pickled by name, as without patches, and copied as functions are."""
     patches, plain = PatchSet(), os.kill
     patches.around(os, "kill", lambda original, args, kwargs: original(*args, **kwargs))
     try:
@@ -48,8 +48,8 @@ def test_a_wrapped_function_travels(protocol: int) -> None:
     assert pickle.loads(sent)(0) is None
 
 
-class Told:
-    """What a call was heard of."""
+class Recorder:
+    """Records the stages of a call."""
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
@@ -57,24 +57,24 @@ class Told:
         self.beside = Beside(lambda: hear("before"), lambda: hear("over"), hear)
 
 
-def test_beside_a_call() -> None:
-    """Before, at the end and with the result; only the first two where it raises, each time anew; all is undone."""
+def test_beside_callbacks() -> None:
+    """The callbacks run before, at the end and with the result, the last one only without an exception."""
 
     def fails() -> None:
         raise OSError("no more")
 
-    patches, told, target = PatchSet(), Told(), types.SimpleNamespace(works=lambda: 7, fails=fails)
+    patches, recorder, target = PatchSet(), Recorder(), types.SimpleNamespace(works=lambda: 7, fails=fails)
     before = dict(vars(target))
     for name in before:
-        patches.beside(target, name, told.beside)
+        patches.beside(target, name, recorder.beside)
     assert [target.works(), target.works()] == [7, 7]
-    assert told.heard == ["before", "over", 7] * 2
-    told.heard.clear()
+    assert recorder.heard == ["before", "over", 7] * 2
+    recorder.heard.clear()
     for _ in range(2):
         with pytest.raises(OSError, match="no more") as raised:
             target.fails()
-        assert [each.name for each in raised.traceback] == ["test_beside_a_call", "fails"], "no frame of ours"
-    assert told.heard == ["before", "over"] * 2
+        assert [each.name for each in raised.traceback] == ["test_beside_callbacks", "fails"], "no own frame"
+    assert recorder.heard == ["before", "over"] * 2
     with pytest.raises(TypeError):
         target.works(1)
     with pytest.raises(TypeError):
@@ -86,7 +86,7 @@ def test_beside_a_call() -> None:
 def test_beside_looks_like_the_original() -> None:
     """Name, signature, copies and pickles are those of the function in C."""
     patches, plain = PatchSet(), os.getpid
-    patches.beside(os, "getpid", Told().beside)
+    patches.beside(os, "getpid", Recorder().beside)
     try:
         ours = os.getpid
         assert ours is not plain and ours() == plain()
@@ -100,31 +100,31 @@ def test_beside_looks_like_the_original() -> None:
 
 
 def test_a_residue_beside_a_call_is_used_again() -> None:
-    """Under somebody else's wrapper it stays, says nothing, and is the one that the next patch uses."""
-    patches, told, target = PatchSet(), Told(), types.SimpleNamespace(f=lambda: "real")
-    patches.beside(target, "f", told.beside)
+    """Under a foreign wrapper the patch stays in place, inactive, and is reused by the next patch."""
+    patches, recorder, target = PatchSet(), Recorder(), types.SimpleNamespace(f=lambda: "real")
+    patches.beside(target, "f", recorder.beside)
     ours = target.f
     foreign(target)
     patches.undo_all()
-    assert (target.f(), told.heard) == ("foreign(real)", [])
-    again = Told()
+    assert (target.f(), recorder.heard) == ("foreign(real)", [])
+    again = Recorder()
     patches.beside(target, "f", again.beside)
     assert target.f() == "foreign(real)" and again.heard == ["before", "over", "real"]
-    assert ours() == "real" and told.heard == []
+    assert ours() == "real" and recorder.heard == []
 
 
-def test_a_wrapped_method_travels() -> None:
-    """A method found on an object is pickled with the object."""
+def test_wrapped_method_can_be_pickled() -> None:
+    """A wrapped method found on an object is pickled with the object."""
     patches = PatchSet()
-    patches.around(Travelling, "double", lambda original, args, kwargs: original(*args, **kwargs))
+    patches.around(Pickled, "double", lambda original, args, kwargs: original(*args, **kwargs))
     try:
-        assert pickle.loads(pickle.dumps(Travelling().double))(2) == 4
+        assert pickle.loads(pickle.dumps(Pickled().double))(2) == 4
     finally:
         patches.undo_all()
 
 
-class Travelling:
-    """Has a method that is wrapped."""
+class Pickled:
+    """Has a wrapped method."""
 
     def double(self, number: int) -> int:
         """Return twice the number."""
@@ -132,7 +132,7 @@ class Travelling:
 
 
 def test_off_on_off() -> None:
-    """A patch intercepts while it is on, and undo puts the very same object back."""
+    """A patch intercepts while it is on, and undo restores the very same object."""
     owner, patches = target(), PatchSet()
     real = owner.f
     patch = patches.around(owner, "f", seen)
@@ -144,7 +144,7 @@ def test_off_on_off() -> None:
 
 
 def test_inherited_attribute_is_deleted_again() -> None:
-    """Patching a method that a class inherits leaves no attribute of its own behind."""
+    """Patching an inherited method leaves no attribute on the class afterwards."""
 
     class Base:
         def f(self) -> str:
@@ -163,7 +163,7 @@ def test_inherited_attribute_is_deleted_again() -> None:
 
 
 def test_signature_survives() -> None:
-    """What others learn of a function by inspection stays as it was."""
+    """The signature seen by inspection stays the same."""
 
     def f(a: int, *, b: str = "x") -> None:
         """Documented."""
@@ -176,7 +176,7 @@ def test_signature_survives() -> None:
 
 
 def test_residue_is_transparent_and_used_again() -> None:
-    """Under a foreign wrapper our part turns transparent, and a thousand re-installs add no layer."""
+    """Under a foreign wrapper the inactive patch is transparent, and a thousand re-installs add no layer."""
     owner, patches = target(), PatchSet()
     patches.around(owner, "f", seen)
     foreign(owner)
@@ -188,8 +188,8 @@ def test_residue_is_transparent_and_used_again() -> None:
     patches.undo_all()
 
 
-def test_residue_that_nobody_calls_is_not_used() -> None:
-    """If somebody put the original back over us, the next patch is made anew and works."""
+def test_uncalled_residue_is_not_reused() -> None:
+    """If another patcher restored the original, the next patch is made anew and works."""
     owner, patches = target(), PatchSet()
     real = owner.f
     patches.around(owner, "f", seen)
@@ -203,8 +203,8 @@ def test_residue_that_nobody_calls_is_not_used() -> None:
     assert owner.f is real
 
 
-def test_foreign_undo_after_ours() -> None:
-    """A foreign patcher that restores what it found restores a transparent part, which is then taken over."""
+def test_foreign_undo_after_undo() -> None:
+    """A foreign patcher that restores a transparent patch is handled: the patch is taken over."""
     owner, patches = target(), PatchSet()
     patches.around(owner, "f", seen)
     undo_foreign = foreign(owner)
@@ -218,8 +218,8 @@ def test_foreign_undo_after_ours() -> None:
 
 
 @given(st.lists(st.sampled_from(["ours", "undo", "foreign", "undo foreign"]), max_size=30))
-def test_any_order_never_stacks(steps: list[str]) -> None:
-    """Whatever the order of installs, uninstalls and foreign patches: at most one layer of ours, and it is honest."""
+def test_patches_never_stack_in_any_order(steps: list[str]) -> None:
+    """In any order of installs, uninstalls and foreign patches there is at most one layer, in the right state."""
     owner, patches, undos, on = target(), PatchSet(), [], False
     for step in steps:
         if step == "ours" and not on:
@@ -242,7 +242,7 @@ def test_any_order_never_stacks(steps: list[str]) -> None:
 
 
 def test_functools_wraps_is_recognised() -> None:
-    """A residue below a wrapper made with functools.wraps is found and used again."""
+    """A residue below a wrapper made with functools.wraps is found and reused."""
     owner, patches = target(), PatchSet()
     patches.around(owner, "f", seen)
     inner = owner.f
@@ -259,7 +259,7 @@ def test_functools_wraps_is_recognised() -> None:
 
 
 def test_list_item_leaves_others_alone() -> None:
-    """Taking our entry out of a shared list keeps the entries of others, wherever ours has moved."""
+    """Removing an entry from a shared list keeps the entries of others, wherever the entry has moved."""
     shared: list[object] = ["a"]
     item = ListItem(shared, "ours")
     shared.insert(0, "b")
@@ -269,7 +269,7 @@ def test_list_item_leaves_others_alone() -> None:
 
 
 def test_missing_attribute_is_an_error() -> None:
-    """An attribute that does not exist cannot be patched, and nothing is half done."""
+    """A missing attribute cannot be patched, and the failure changes nothing."""
     owner, patches = target(), PatchSet()
     with pytest.raises(AttributeError):
         patches.around(owner, "g", seen)

@@ -1,4 +1,4 @@
-"""What stands in for a function is like it in every way that programs look at functions."""
+"""A stand-in for a function looks like the function under every kind of inspection."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_is_as_the_function() -> None:
         _ = stand_in.mark
 
 
-def test_a_wrapper_of_it_sees_nothing_of_ours() -> None:
-    """``functools.wraps`` copies what belongs to the function only."""
+def test_wraps_copies_only_the_functions_attributes() -> None:
+    """``functools.wraps`` copies only the attributes of the function."""
     theirs = functools.wraps(StandIn(plain, passed_on))(lambda: None)
     assert set(vars(theirs)) == {"__wrapped__"}
 
 
 def test_coroutine_functions_are_known_as_such() -> None:
-    """asyncio and inspect take it for what it stands for."""
+    """asyncio and inspect recognise a stand-in for a coroutine function as one."""
     stand_in = StandIn(coroutine, passed_on)
     assert inspect.iscoroutinefunction(stand_in)
     seen, awaited = stand_in()
@@ -61,8 +61,9 @@ def test_coroutine_functions_are_known_as_such() -> None:
 
 
 def test_binds_as_the_function_does() -> None:
-    """A function of Python binds to the object it is found on, also where it is called through the class; a builtin one
-    does not."""
+    """A stand-in for a Python function binds to the object it is found on, also when called through the class; one for
+    a builtin does not.
+    """
 
     class Owner:
         method = StandIn(lambda self, number: (self, number), passed_on)
@@ -76,7 +77,7 @@ def test_binds_as_the_function_does() -> None:
 
 
 def test_the_call_knows_the_object() -> None:
-    """What is called instead finds the object at ``original.__self__``, however it was called."""
+    """The callback finds the object at ``original.__self__``, however it was called."""
     found = []
 
     class Owner:

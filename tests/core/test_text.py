@@ -1,4 +1,4 @@
-"""Foreign text: printable, on one line, bounded, whatever it is; and no code of the program runs for it."""
+"""Foreign text is shown printable, on one line and bounded, without running any of the program's code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ texts = st.text(st.characters(), max_size=60) | st.sampled_from(NASTY)
 
 @given(texts, st.integers(12, 400))
 def test_printable_bounded_and_stable(text: str, most: int) -> None:
-    """The result is printable, no longer than asked for, and stays as it is when it is made printable again."""
+    """The result is printable, no longer than requested, and idempotent."""
     shown = printable(text, most)
     assert type(shown) is str
     assert shown.isprintable()
@@ -31,8 +31,8 @@ def test_printable_bounded_and_stable(text: str, most: int) -> None:
         assert shown == text
 
 
-def test_both_ends_of_what_is_too_long_are_kept() -> None:
-    """Of a long path the beginning and the file at its end are there; an escape is never torn."""
+def test_both_ends_of_a_long_text_are_kept() -> None:
+    """Of a long path the beginning and the file at its end are kept, and an escape is never split."""
     path = "/srv/" + "deep/" * 1000 + "images.py"
     assert printable(path, 40) == "/srv/deep/deep/deep/deep...eep/images.py"
     assert len(printable("\n" * 500)) <= MAX_NAME
@@ -41,7 +41,7 @@ def test_both_ends_of_what_is_too_long_are_kept() -> None:
 
 
 class Odd(str):
-    """A str whose methods are the program's."""
+    """A str whose methods belong to the program."""
 
     def isprintable(self) -> bool:
         raise RuntimeError("code of the program")
@@ -69,13 +69,13 @@ class Named(metaclass=_Meta):
     [(Odd("a\nb"), "a\\nb"), (Named(), "<Named>"), (5, "<int>"), (b"x", "<bytes>"), (None, "")],
     ids=["str subclass", "metaclass", "int", "bytes", "None"],
 )
-def test_what_is_no_plain_text(value: Any, shown: str) -> None:
-    """A subclass of str gives its characters, anything else its type; nothing of the program's code runs."""
+def test_other_objects_than_str(value: Any, shown: str) -> None:
+    """A subclass of str is shown by its characters, any other object by its type; no code of the program runs."""
     assert printable(value) == shown
 
 
 def test_text_of_errors() -> None:
-    """An exception is shown by type and text on one line; one whose text cannot be had, by its type."""
+    """An exception is shown by type and text on one line, or by its type alone if its text raises."""
 
     class Broken(Exception):
         def __str__(self) -> str:

@@ -17,7 +17,7 @@ from loopwatch.watch import stacks
 
 
 def complains() -> int:
-    """Name its caller in a warning and in a log record; return the line that it was called in, as it sees it."""
+    """Name its caller in a warning and in a log record; return the line it was called from."""
     warnings.warn("asked", stacklevel=2)
     logging.getLogger("asked").warning("asked", stacklevel=2)
     return sys._getframe(1).f_lineno
@@ -45,8 +45,8 @@ class Whole:
 
 
 @pytest.mark.parametrize("call", [through, Outer().method, Whole().method, Whole.static])
-def test_a_wrapper_is_passed_over(call: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Functions, methods and whole classes: both name the line that calls the wrapper."""
+def test_wrapper_is_skipped(call: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """For functions, methods and whole classes both name the line that calls the wrapper."""
     with pytest.warns(UserWarning, match="asked") as warned:
         seen, line = call(), sys._getframe().f_lineno
     assert (warned[0].filename, warned[0].lineno) == (__file__, line)
@@ -54,8 +54,8 @@ def test_a_wrapper_is_passed_over(call: Any, caplog: pytest.LogCaptureFixture) -
     assert seen != line, "the frame itself is there"
 
 
-def test_code_is_shared_and_stays_ours() -> None:
-    """Wrappers made of one definition share one code object; it is still known as this package's own."""
+def test_wrappers_share_code_recognised_as_own() -> None:
+    """Wrappers made from one definition share one code object, which is recognised as this package's own."""
     first, second = (unseen(lambda: 1) for _ in range(2))
     assert first.__code__ is second.__code__ is unseen_code(first.__code__)
     patches, target = PatchSet(), SimpleNamespace(f=complains)
@@ -65,7 +65,7 @@ def test_code_is_shared_and_stays_ours() -> None:
     assert stacks.is_own(unseen_file(stacks._OWN + "watch/discovery.py"))
 
 
-def test_what_is_no_function_stays() -> None:
-    """Anything else comes back as it is."""
+def test_non_functions_are_returned_unchanged() -> None:
+    """Anything other than a function is returned unchanged."""
     for thing in (len, 3, None, functools.partial(len)):
         assert unseen(thing) is thing

@@ -1,4 +1,4 @@
-"""decide(): what was seen of each kind of blocker gives its cause; what proves nothing gives none."""
+"""decide(): the evidence of each kind of blocker gives its cause, and inconclusive evidence gives none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loopwatch.diagnosis.cause import MOST, MUCH, decide
 from loopwatch.events import Cause, Evidence
 from loopwatch.system.syscalls import kind_of
 
-# Each row as it was measured for a block of 0.3 s and more; see the table of evidence in the documentation.
+# Each row as measured for a block of 0.3 seconds or more; see the table of evidence in the documentation.
 SEEN: dict[str, tuple[Evidence, Cause]] = {
     "time.sleep": (
         Evidence(0.3, cpu=0.0, process_cpu=0.001, run_queue=0.0, gil_wait=0.0001, samples=9, moving=0.0,
@@ -102,14 +102,14 @@ SEEN: dict[str, tuple[Evidence, Cause]] = {
 
 
 @pytest.mark.parametrize("name", SEEN)
-def test_what_was_measured_gives_its_cause(name: str) -> None:
+def test_measured_blocker_gives_its_cause(name: str) -> None:
     """Each measured blocker is recognised by its evidence."""
     evidence, cause = SEEN[name]
     assert decide(evidence) is cause
 
 
 def test_every_cause_is_reachable() -> None:
-    """There is no cause that no evidence gives."""
+    """Every cause is given by some evidence."""
     assert {cause for _, cause in SEEN.values()} == set(Cause)
 
 
@@ -138,7 +138,7 @@ PORTABLE = {
 
 @pytest.mark.parametrize("name", PORTABLE)
 def test_without_proc(name: str) -> None:
-    """Where there is no /proc, clocks and the name of the call still give the cause, or an honest "unknown"."""
+    """Without /proc, clocks and the name of the call still give the cause, or "unknown"."""
     evidence, _ = SEEN[name]
     bare = dataclasses.replace(
         evidence, syscall=None, syscall_share=0.0, wait_channel=None, run_queue=None, throttled=None
@@ -162,14 +162,14 @@ def test_without_proc(name: str) -> None:
     ],
 )
 def test_by_the_name_of_the_call(call: str | None, cause: Cause) -> None:
-    """Without a system call, what is called decides; a name that only looks alike does not."""
+    """Without a system call the name of the call decides; a name that only looks similar does not."""
     assert decide(Evidence(0.3, cpu=0.0, process_cpu=0.001, call=call, gil_wait=0.0, samples=5)) is cause
 
 
 @pytest.mark.parametrize(
     ("stronger", "weaker"),
     [
-        # A rule stands before another because its facts also look like the other's.
+        # A rule precedes another if its facts also match the other's.
         ("throttled cgroup", "Python loop"),
         ("SIGSTOP", "another thread computes in C"),
         ("gc.collect", "json.loads"),
@@ -179,14 +179,14 @@ def test_by_the_name_of_the_call(call: str | None, cause: Cause) -> None:
     ],
 )
 def test_order_of_rules(stronger: str, weaker: str) -> None:
-    """What tells the stronger cause apart wins when it is added to the evidence of the weaker one."""
+    """The evidence that distinguishes the stronger cause wins when it is added to that of the weaker one."""
     base, evidence = Evidence(SEEN[stronger][0].wall), SEEN[stronger][0]
-    telling = {
+    distinguishing = {
         field.name: getattr(evidence, field.name)
         for field in dataclasses.fields(Evidence)
         if getattr(evidence, field.name) != getattr(base, field.name)
     }
-    assert decide(dataclasses.replace(SEEN[weaker][0], **telling)) is SEEN[stronger][1]
+    assert decide(dataclasses.replace(SEEN[weaker][0], **distinguishing)) is SEEN[stronger][1]
 
 
 def test_gil_is_not_blamed_for_a_lock() -> None:
@@ -195,14 +195,14 @@ def test_gil_is_not_blamed_for_a_lock() -> None:
     assert decide(dataclasses.replace(busy, lock_wait=True)) is Cause.LOCK
 
 
-def test_gil_is_not_blamed_where_nobody_waits_for_it() -> None:
-    """Another thread that computes without the GIL (its CPU rises, nobody waits) does not excuse a recv."""
+def test_gil_is_not_blamed_without_a_waiter() -> None:
+    """Another thread that computes without the GIL (its CPU time rises without GIL waiters) does not excuse a recv."""
     evidence = dataclasses.replace(SEEN["socket recv"][0], process_cpu=0.3)
     assert decide(evidence) is Cause.IO
 
 
 def test_gc_callback_inside_the_call_is_no_collector_stall() -> None:
-    """A call of C code that keeps the GIL is seen by the collector that runs inside it (before 3.12)."""
+    """A collection inside a call of C code that holds the GIL is not a collector stall (before 3.12)."""
     evidence = dataclasses.replace(SEEN["pbkdf2"][0], in_call=0.6)
     assert decide(evidence) is Cause.NATIVE_GIL
 
@@ -212,7 +212,7 @@ BOUNDARIES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("half of it throttled", "throttled cgroup", {"run_queue": 0.0, "throttled": 0.25},
      {"run_queue": 0.0, "throttled": 0.2499}),
     ("half of it collecting", "gc.collect", {"gc": 0.2}, {"gc": 0.1999}),
-    ("nobody ran for a tenth of it", "SIGSTOP", {"process_cpu": 0.0599}, {"process_cpu": 0.06}),
+    ("nothing ran for a tenth of it", "SIGSTOP", {"process_cpu": 0.0599}, {"process_cpu": 0.06}),
     ("watcher kept from running for half of it", "SIGSTOP", {"watcher_late": 0.3, "asleep": False},
      {"watcher_late": 0.2999, "asleep": False}),
     ("others used two fifths", "another thread computes in C", {"cpu": 0.0, "process_cpu": 0.2},
@@ -242,14 +242,14 @@ BOUNDARIES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("what", "name", "inside", "outside"), BOUNDARIES, ids=[row[0] for row in BOUNDARIES])
 def test_boundaries(what: str, name: str, inside: dict[str, Any], outside: dict[str, Any]) -> None:
-    """Each limit is where it is said to be: at it the cause stands, just beyond it another one does."""
+    """Each limit is inclusive as documented: at it the cause holds, just beyond it another one does."""
     evidence, cause = SEEN[name]
     assert decide(dataclasses.replace(evidence, **inside)) is cause
     assert decide(dataclasses.replace(evidence, **outside)) is not cause
 
 
 def test_limits_are_as_documented() -> None:
-    """One thing must fill half of the span; the loss of the GIL shows at two fifths."""
+    """A cause must fill half of the span; loss of the GIL counts from two fifths on."""
     assert (MOST, MUCH) == (0.5, 0.4)
 
 
@@ -266,7 +266,7 @@ def test_limits_are_as_documented() -> None:
     ],
 )
 def test_empty_or_contradictory_evidence_proves_nothing(evidence: Evidence) -> None:
-    """Nothing seen, or things that do not fit together, is "unknown", never a guess."""
+    """Missing or contradictory evidence is "unknown", never a guess."""
     assert decide(evidence) is Cause.UNKNOWN
 
 
@@ -320,13 +320,13 @@ def test_causes_of_waiting_are_proven(evidence: Evidence, wall: float) -> None:
 
 
 def test_a_clock_that_ran_backwards_proves_nothing() -> None:
-    """A run queue below 0 does not outweigh the processor time that was used: no I/O is claimed."""
+    """A negative run-queue time does not outweigh the processor time used: no I/O is claimed."""
     found = Evidence(wall=1.0, cpu=1.0, run_queue=-2.0, samples=1, wait_channel="running")
     assert decide(found) not in (Cause.SLEEP, Cause.LOCK, Cause.IO)
 
 
 def test_collection_in_another_thread_while_the_loop_sleeps() -> None:
-    """A loop found asleep in time.sleep() slept, whoever collected meanwhile; one that wanted the GIL was held up."""
+    """A loop asleep in time.sleep() is a sleep even if another thread collects; a loop waiting for the GIL is not."""
     asleep = Evidence(
         wall=0.34,
         cpu=0.0,

@@ -1,4 +1,4 @@
-"""Site: whose code a frame is, and which of the user's functions is responsible."""
+"""Site: which code a frame belongs to, and which of the user's functions is responsible."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ EXECED = Frame("<module>", "", "<string>", 1)
         (Frame("f", "x", "C:\\venv\\Lib\\site-packages\\x.py", 1), True, False),
     ],
 )
-def test_whose_code(frame: Frame, is_user: bool, is_stdlib: bool) -> None:
-    """Standard library, frozen modules and installed packages are not the user's; everything else is."""
+def test_frames_are_classified(frame: Frame, is_user: bool, is_stdlib: bool) -> None:
+    """Standard library, frozen modules and installed packages are not the user's code; everything else is."""
     assert (SITE.is_user(frame), SITE.is_stdlib(frame)) == (is_user, is_stdlib)
 
 
 def test_here_knows_this_interpreter() -> None:
-    """The rules of this interpreter tell this test from json and from an installed package."""
+    """The rules of this interpreter distinguish this test from json and from an installed package."""
     import json
 
     here = Site.here()
@@ -93,14 +93,14 @@ def test_user_code_prefixes(prefix: str, inside: Frame, outside: Frame) -> None:
 
 @pytest.mark.parametrize("prefix", ["app.framework", "/srv/app/framework"])
 def test_library_code_prefixes(prefix: str) -> None:
-    """A module or path prefix takes code from the user, on whole names only."""
+    """A module or path prefix excludes code from the user's, on whole names only."""
     site = Site((STDLIB,), library_code=(prefix,))
     assert not site.is_user(Frame("run", "app.framework.core", "/srv/app/framework/core.py", 1))
     assert site.is_user(Frame("run", "app.frameworks", "/srv/app/frameworks.py", 1))
 
 
 def test_user_code_wins() -> None:
-    """What both lists name is the user's; what is the standard library's can be named too."""
+    """A prefix in both lists is the user's, and the standard library can be listed too."""
     site = Site((STDLIB,), user_code=("app.framework.mine", "json"), library_code=("app.framework",))
     assert site.is_user(Frame("f", "app.framework.mine", "/srv/app/framework/mine.py", 1))
     assert not site.is_user(Frame("f", "app.framework.other", "/srv/app/framework/other.py", 1))
@@ -123,13 +123,13 @@ def test_the_users_frame_below_the_library() -> None:
 
 
 def test_callbacks_from_the_library_into_the_users_code() -> None:
-    """A user's function that a library calls back is deeper, and the one."""
+    """A user's function called back by a library is deeper, and is the culprit."""
     stack = (user("handler"), package("Session.request"), user("hook", 33), std("loads", "json"))
     assert SITE.judge([stack]).culprit == user("hook", 33)
 
 
 def test_helpers_that_alternate() -> None:
-    """A function that calls one helper after the other is the culprit; none of the helpers is."""
+    """A function that calls several helpers in turn is the culprit, and none of the helpers is."""
     stacks = [(user("handler"), user("work", 10 + i), user(f"helper{i % 3}", 50)) for i in range(9)]
     verdict = SITE.judge(stacks)
     assert verdict.culprit is not None
@@ -149,7 +149,7 @@ def test_six_of_ten_must_agree(with_helper: int, culprit: str) -> None:
 
 
 def test_line_of_the_culprit_is_the_most_frequent_one() -> None:
-    """Of one function's lines the one seen most often stands, with a stack that shows it."""
+    """Of a function's lines the most frequent one is reported, with a stack that shows it."""
     stacks: list[Stack] = [(user("work", line), std("sub", "re")) for line in (10, 12, 12, 12, 11)]
     verdict = SITE.judge(stacks)
     assert verdict.culprit == user("work", 12)
@@ -184,33 +184,33 @@ def test_qualified_names_are_kept(name: str) -> None:
 
 
 def test_same_name_in_two_files_is_two_functions() -> None:
-    """Functions are told apart by their file too."""
+    """Functions are distinguished by their file too."""
     one, other = user("run", 1, "/srv/app/a.py"), user("run", 1, "/srv/app/b.py")
     verdict = SITE.judge([(user("main"), one)] * 3 + [(user("main"), other)] * 3)
     assert verdict.culprit == user("main")
 
 
 def test_decorator_of_a_library_around_the_users_function() -> None:
-    """A library's wrapper is passed over; the function inside it is named."""
+    """A library's wrapper is skipped, and the function inside it is named."""
     stack = (user("handler"), package("retry.<locals>.wrapper", "tenacity"), user("fetch", 3), std("recv", "socket"))
     assert SITE.judge([stack] * 4).culprit == user("fetch", 3)
 
 
 def test_decorator_of_the_users_own() -> None:
-    """Inside a wrapper of the user's own the wrapped function is deeper, and named."""
+    """Inside the user's own wrapper the wrapped function is deeper, and is named."""
     stack = (user("timed.<locals>.wrapper"), user("fetch", 3), std("recv", "socket"))
     assert SITE.judge([stack] * 4).culprit == user("fetch", 3)
 
 
 def test_code_made_by_exec_and_missing_files() -> None:
-    """Generated code, and files that do not exist, are the user's as well."""
+    """Generated code, and files that do not exist, count as the user's code as well."""
     assert SITE.judge([(user("handler"), EXECED)]).culprit == EXECED
     gone = user("f", 3, "/no/such/file.py")
     assert SITE.judge([(gone, std("loads", "json"))]).culprit == gone
 
 
 def test_library_only() -> None:
-    """In a program without code of its own the outermost function of a library is named: what was started."""
+    """In a program without code of its own the outermost function of a library is named."""
     stack = (std("run", "asyncio.runners"), package("serve", "uvicorn.server"), package("parse", "h11._reader"))
     verdict = SITE.judge([stack] * 4)
     assert verdict.culprit == package("serve", "uvicorn.server")
@@ -218,7 +218,7 @@ def test_library_only() -> None:
 
 
 def test_standard_library_only() -> None:
-    """Where nothing but the standard library was seen nobody is named, and the most frequent stack is kept."""
+    """If only the standard library was seen no culprit is named, and the most frequent stack is kept."""
     often, once = (std("a", "json"), std("b", "json")), (std("c", "json"),)
     verdict = SITE.judge([often, once, often])
     assert (verdict.culprit, verdict.stack, verdict.agreeing) == (None, often, 0)
@@ -241,8 +241,8 @@ _stacks = st.lists(st.lists(_frames, min_size=1, max_size=6).map(tuple), max_siz
 
 
 @given(_stacks)
-def test_verdict_is_always_about_what_was_seen(stacks: list[Stack]) -> None:
-    """For any stacks: the culprit is on the stack given for it, which was seen; the count is at most all."""
+def test_culprit_is_always_on_a_sampled_stack(stacks: list[Stack]) -> None:
+    """For any stacks: the culprit is on its stack, the stack was sampled, and the count is at most the total."""
     verdict = SITE.judge(stacks)
     assert 0 <= verdict.agreeing <= len(stacks)
     assert not stacks or verdict.stack in stacks
@@ -262,7 +262,7 @@ def test_prefix_may_be_a_windows_path() -> None:
 
 
 def test_stdlib_directory_is_not_a_prefix_of_its_neighbours() -> None:
-    """A folder that only begins like the standard library's is not part of it."""
+    """A folder whose name begins like the standard library's is not part of it."""
     here = Site.here()
     neighbour = str(Path(here.stdlib[0]).parent / (Path(here.stdlib[0]).name + "x") / "m.py")
     assert not here.is_stdlib(Frame("f", "m", neighbour, 1))

@@ -1,4 +1,4 @@
-"""diagnose(): observations made by hand become stalls whose every figure can be computed on paper."""
+"""diagnose(): hand-made observations become stalls whose every number can be computed on paper."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def steady(*frames: RawFrame, count: int = 5, **fields: Any) -> list[Sample]:
     return [sample(0.05 * (number + 1), *frames, **fields) for number in range(count)]
 
 
-def test_what_was_observed_is_handed_on() -> None:
+def test_observed_fields_are_copied() -> None:
     """Names, times, context and victims are those of the observation; the duration is end minus start."""
     stall = judged(
         seen(steady(HANDLER), task="Task-7", coroutine="app.handler", context={"http.route": "/x"}, victims=12),
@@ -96,7 +96,7 @@ def test_culprit_leaf_stack_and_samples() -> None:
 
 
 def test_evidence_is_completed() -> None:
-    """What follows from the samples is added: movement, callbacks, call, threshold; the rest is left as measured."""
+    """Facts derived from the samples are added: movement, callbacks, call, threshold; the rest is left as measured."""
     frames = [raw("work", line) for line in (1, 1, 2, 3, 3)]
     samples = [sample(0.05 * (index + 1), HANDLER, frame) for index, frame in enumerate(frames)]
     stall = judged(seen(samples, COMPUTING), call="re.sub")
@@ -121,7 +121,7 @@ def shared(samples: Sequence[Sample], **fields: Any) -> Observation:
 
 
 def test_one_callback_alone_in_its_pass_is_exact() -> None:
-    """The only callback of a pass had it all: no uncertainty."""
+    """The only callback of a pass accounts for all of it: no uncertainty."""
     stall = judged(shared(steady(HANDLER, position=0, planned=1)))
     assert stall.uncertainty == 0.0
     assert stall.evidence.longest_callback == pytest.approx(0.3)
@@ -139,7 +139,7 @@ def test_one_callback_alone_in_its_pass_is_exact() -> None:
     ],
 )
 def test_share_of_one_callback(position: int | None, planned: int | None, surely: float) -> None:
-    """Seen from 50 to 250 ms of a pass of 300 ms, a callback surely had what lies between, or up to the pass's ends."""
+    """Seen from 50 to 250 ms of a pass of 300 ms, a callback had the time between, or up to the pass's ends."""
     stall = judged(shared(steady(HANDLER, position=position, planned=planned)))
     assert stall.evidence.longest_callback == pytest.approx(0.3)
     assert stall.evidence.dominant_callback == pytest.approx(surely)
@@ -147,7 +147,7 @@ def test_share_of_one_callback(position: int | None, planned: int | None, surely
 
 
 def test_two_callbacks_in_one_pass() -> None:
-    """The longer one is bounded by the samples of the other: at most from its last one on, at least from its own."""
+    """The longer callback is bounded by the other's samples: at most from their last one, at least from its own."""
     samples = [
         sample(0.02, raw("short"), callback="a", position=0, planned=2),
         sample(0.08, raw("long"), callback="b", position=1, planned=2),
@@ -163,7 +163,7 @@ def test_two_callbacks_in_one_pass() -> None:
 
 
 def test_overload() -> None:
-    """Callbacks that changed with every sample and of which none can have been long are an overload, exact as such."""
+    """Callbacks that changed with every sample, none of which can have been long, are an exact overload."""
     samples = [sample(0.03 * (i + 1), raw("tick"), callback=i, position=30 * i, planned=300) for i in range(9)]
     stall = judged(shared(samples))
     assert stall.cause is Cause.OVERLOAD
@@ -173,7 +173,7 @@ def test_overload() -> None:
 
 
 def test_one_long_callback_among_many_is_no_overload() -> None:
-    """Of four callbacks one held the loop for 180 ms: it is the culprit, and not the number of them."""
+    """Of four callbacks one held the loop for 180 ms: it is the culprit, and not the number of callbacks."""
     samples = [
         sample(0.01, raw("tick"), callback="a", position=0, planned=4),
         *[sample(0.05 + 0.03 * i, raw("slow"), callback="b", position=1, planned=4) for i in range(7)],
@@ -220,12 +220,12 @@ def test_bounds_hold(runs: list[tuple[int, float]], rest: float, is_shared: bool
 
 
 def test_uncertainty_of_the_probe_is_added() -> None:
-    """What the probe itself does not know comes on top."""
+    """The probe's own uncertainty is added to that of the samples."""
     assert judged(seen(steady(HANDLER), uncertainty=0.025)).uncertainty == pytest.approx(0.025)
 
 
 def test_no_samples() -> None:
-    """A shared block without samples may belong to anybody: all of it is uncertain, and nobody is accused."""
+    """A shared block without samples may belong to any callback: all of it is uncertain, and no culprit is named."""
     stall = judged(seen([], Evidence(0.3), shared=True))
     assert (stall.culprit, stall.leaf, stall.stack, stall.profile) == (None, None, (), ())
     assert (stall.samples, stall.cause) == ((0, 0), Cause.UNKNOWN)
@@ -235,12 +235,12 @@ def test_no_samples() -> None:
 
 
 def test_no_samples_of_a_block_that_is_exact() -> None:
-    """A block of a probe that knows its bounds stays exact without samples."""
+    """A block whose probe knows its bounds stays exact without samples."""
     assert judged(seen([], Evidence(0.3))).uncertainty == 0.0
 
 
 def test_samples_of_loop_machinery_only() -> None:
-    """Samples that show nothing above the loop count as taken, and name nobody."""
+    """Samples that show nothing above the loop count as taken, and name no culprit."""
     stall = judged(seen([sample(0.29)], COMPUTING))
     assert (stall.culprit, stall.leaf, stall.samples) == (None, None, (0, 1))
 
@@ -266,15 +266,15 @@ def test_gil_names_the_hog() -> None:
     assert called[-1] is HOG
 
 
-def test_gil_without_a_hog_accuses_nobody() -> None:
-    """Whoever held the GIL was not seen: the innocent callback that waited for it is not the culprit."""
+def test_gil_without_a_hog_has_no_culprit() -> None:
+    """If the holder of the GIL was not seen, the callback that waited for it is not named as the culprit."""
     stall = judged(seen([sample(0.29, HANDLER)], GIL))
     assert stall.cause is Cause.GIL
     assert stall.culprit is None
     assert stall.samples == (0, 1)
 
 
-def test_hog_is_of_no_interest_otherwise() -> None:
+def test_hog_is_ignored_for_other_causes() -> None:
     """A busy other thread is not the culprit of a sleep."""
     stall = judged(seen(steady(HANDLER), hog=HOG), call="time.sleep")
     assert stall.culprit is not None
@@ -288,14 +288,14 @@ def test_hog_is_of_no_interest_otherwise() -> None:
         (Evidence(0.3, cpu=0.0, process_cpu=0.0, run_queue=0.0, watcher_late=0.29, gil_wait=0.29), Cause.SUSPENDED),
     ],
 )
-def test_nobody_is_accused_where_the_machine_is_to_blame(evidence: Evidence, cause: Cause) -> None:
-    """A process that was stopped or starved has no culprit, though it keeps the stack that was seen."""
+def test_suspended_or_starved_process_has_no_culprit(evidence: Evidence, cause: Cause) -> None:
+    """A process that was stopped or starved has no culprit, but keeps the sampled stack."""
     stall = judged(seen(steady(HANDLER), evidence))
     assert (stall.cause, stall.culprit, stall.samples) == (cause, None, (0, 5))
     assert [frame.function for frame in stall.stack] == ["handler"]
 
 
-def test_asleep() -> None:
+def test_loop_asleep_in_its_poll() -> None:
     """A loop that could not wake up was in no callback: no sleep or lock of the user's is claimed."""
     evidence = dataclasses.replace(WAITING, asleep=True, syscall="epoll_wait")
     stall = judged(seen([], evidence, asleep=True))
@@ -314,8 +314,8 @@ def test_debugger_is_no_stall(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["pdbx", "app.pdb", "debugpyish"])
-def test_names_that_only_look_like_a_debugger(module: str) -> None:
-    """A module of the user's that only sounds like a debugger is reported."""
+def test_module_with_a_name_like_a_debugger(module: str) -> None:
+    """A user's module with a name similar to a debugger's is reported."""
     assert judged(seen(steady(HANDLER, raw("f", module=module)))).duration > 0
 
 
@@ -330,8 +330,8 @@ def test_dump_is_used_where_no_sample_shows_the_user() -> None:
     assert stall.leaf == DUMP[1]
 
 
-def test_samples_are_better_than_a_dump() -> None:
-    """Where samples show the user's code the dump is not looked at."""
+def test_samples_are_preferred_to_a_dump() -> None:
+    """If samples show the user's code the dump is ignored."""
     stall = judged(seen(steady(raw("other", 5))), dump=DUMP)
     assert stall.culprit is not None
     assert stall.culprit.function == "other"
@@ -354,13 +354,13 @@ def test_samples_are_better_than_a_dump() -> None:
     ],
 )
 def test_waits_for_a_lock(module: str, call: str | None, waits: bool) -> None:
-    """A wait for a lock is known by its name: acquire anywhere, the other methods inside the standard library only."""
+    """A wait for a lock is recognised by name: acquire anywhere, the other methods inside the standard library only."""
     stall = judged(seen(steady(HANDLER, raw("f", module=module))), call=call)
     assert stall.evidence.lock_wait is waits
 
 
 def test_profile() -> None:
-    """Distinct stacks are counted, most frequent first, and there are eight at most; one stack alone is no profile."""
+    """Distinct stacks are counted, most frequent first, at most eight; one stack alone is no profile."""
     assert judged(seen(steady(HANDLER))).profile == ()
     samples = []
     for number in range(12):
@@ -372,7 +372,7 @@ def test_profile() -> None:
 
 
 def test_remedy_gets_the_calls_below_the_culprit() -> None:
-    """The remedy is concrete to what was called, also through a library; for Python code the call does not matter."""
+    """The remedy fits the call, also one made through a library; for Python code the call does not matter."""
     slept = judged(seen(steady(HANDLER)), call="time.sleep")
     assert "await asyncio.sleep()" in slept.remedy
     moving = [sample(0.05 * (i + 1), raw("work", i)) for i in range(5)]
@@ -382,13 +382,13 @@ def test_remedy_gets_the_calls_below_the_culprit() -> None:
 
 
 def test_ongoing() -> None:
-    """The early notice of a hang is judged like any other, and says that it is one."""
+    """The early notice of a hang is diagnosed like any other stall, and marked as ongoing."""
     stall = judged(seen(steady(HANDLER), ongoing=True), call="time.sleep")
     assert stall.ongoing
     assert stall.cause is Cause.SLEEP
 
 
 def test_judging_twice_gives_the_same() -> None:
-    """diagnose() changes nothing in the observation and depends on nothing else."""
+    """diagnose() does not change the observation and depends on nothing else."""
     observation = seen(steady(HANDLER, raw("load", 33)))
     assert judged(observation) == judged(observation)

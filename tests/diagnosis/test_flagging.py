@@ -1,4 +1,4 @@
-"""A function that keeps blocking is flagged: counted exactly, told once, forgotten in time, within bounds."""
+"""A function that keeps blocking is flagged: counted exactly, reported once, forgotten in time, within bounds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OTHERS = sorted(set(Cause) - OFFLOADABLE)
 
 
 def ended(at: float, name: str = "resize", **fields: Any) -> Stall:
-    """Return a stall of 0.25 s that ended ``at`` s after T0."""
+    """Return a stall of 0.25 seconds that ended ``at`` seconds after T0."""
     duration = fields.setdefault("duration", 0.25)
     defaults: dict[str, Any] = {
         "id": "s",
@@ -43,8 +43,8 @@ def ended(at: float, name: str = "resize", **fields: Any) -> Stall:
     return Stall(**(defaults | fields))
 
 
-def told(flagging: Flagging, *stalls: Stall) -> list[int]:
-    """Return which of ``stalls`` made their function newly flagged."""
+def newly_flagged(flagging: Flagging, *stalls: Stall) -> list[int]:
+    """Return the indices of the stalls that newly flagged their function."""
     return [number for number, stall in enumerate(stalls) if flagging.add(stall) is not None]
 
 
@@ -56,14 +56,14 @@ def names(functions: Sequence[FlaggedFunction]) -> list[str]:
 
 
 def test_the_third_stall_within_a_minute_flags() -> None:
-    """Two are not enough, the third is told, the next ones are not; three that are further apart are nothing."""
-    assert told(Flagging(3, WINDOW, 20), *(ended(10.0 * i) for i in range(6))) == [2]
-    assert told(Flagging(3, WINDOW, 20), *(ended(30.0 * i) for i in range(6))) == []
-    assert told(Flagging(1, WINDOW, 20), ended(0)) == [0]
+    """The third stall within the window flags, earlier and later ones do not; stalls further apart flag nothing."""
+    assert newly_flagged(Flagging(3, WINDOW, 20), *(ended(10.0 * i) for i in range(6))) == [2]
+    assert newly_flagged(Flagging(3, WINDOW, 20), *(ended(30.0 * i) for i in range(6))) == []
+    assert newly_flagged(Flagging(1, WINDOW, 20), ended(0)) == [0]
 
 
-def test_figures() -> None:
-    """Every figure of the record is that of the stalls in the window, times from the first begin to the last end."""
+def test_record_of_a_flagged_function() -> None:
+    """Every number of the record comes from the stalls in the window, times from the first begin to the last end."""
     flagging = Flagging(3, 30.0, 20)
     flagging.add(ended(0, duration=9.0))
     flagging.add(ended(40, cause=Cause.IO, duration=1.0, remedy="io", victims=4))
@@ -89,59 +89,59 @@ def test_figures() -> None:
     )
 
 
-def test_told_again_only_after_a_whole_quiet_window() -> None:
-    """A function at the edge is told once however often it crosses it; after a window without a stall, once more."""
+def test_flagged_again_only_after_a_quiet_window() -> None:
+    """A function at the limit is newly flagged once, and again only after a window without stalls."""
     at_the_edge = [ended(25.0 * i) for i in range(20)]
     after_a_rest = [ended(25.0 * 19 + 60 + i) for i in range(4)]
-    assert told(Flagging(3, WINDOW, 20), *at_the_edge, *after_a_rest) == [2, 22]
+    assert newly_flagged(Flagging(3, WINDOW, 20), *at_the_edge, *after_a_rest) == [2, 22]
 
 
 def test_it_cools_down_with_the_window() -> None:
-    """It is flagged up to the moment at which too few of its stalls are younger than the window, to the instant."""
+    """A function stays flagged until too few of its stalls are younger than the window, to the instant."""
     flagging = Flagging(3, WINDOW, 20)
-    told(flagging, ended(0), ended(10), ended(20))
+    newly_flagged(flagging, ended(0), ended(10), ended(20))
     assert names(flagging.flagged(T0 + 59.999)) == ["resize"]
     assert flagging.flagged(T0 + 60) == ()
 
 
 def test_lines_are_one_function_files_and_modules_are_not() -> None:
-    """Stalls of several lines of a function count together; a namesake in another file or module is another one."""
+    """Stalls at several lines of a function count together; a namesake in another file or module counts apart."""
     frames = [Frame("f", "m", "/m.py", line) for line in (1, 2, 3)]
     frames += [Frame("f", "m", "/other.py", 1), Frame("f", "n", "/m.py", 1), Frame("g", "m", "/m.py", 1)]
     flagging = Flagging(2, WINDOW, 20)
-    assert told(flagging, *(ended(i, culprit=frame) for i, frame in enumerate(frames))) == [1]
+    assert newly_flagged(flagging, *(ended(i, culprit=frame) for i, frame in enumerate(frames))) == [1]
     (function,) = flagging.flagged(T0 + 9)
     assert (function.stalls, function.culprit.line) == (3, 3)
 
 
 @pytest.mark.parametrize("cause", OTHERS)
-def test_other_causes_are_counted_nowhere(cause: Cause) -> None:
-    """What offloading does not cure neither flags a function nor adds to one that is flagged."""
+def test_other_causes_are_not_counted(cause: Cause) -> None:
+    """Causes that offloading does not cure neither flag a function nor add to a flagged one."""
     flagging = Flagging(2, WINDOW, 20)
-    assert told(flagging, ended(0), *(ended(1, cause=cause) for _ in range(5)), ended(2)) == [6]
+    assert newly_flagged(flagging, ended(0), *(ended(1, cause=cause) for _ in range(5)), ended(2)) == [6]
     (function,) = flagging.flagged(T0 + 3)
     assert (function.stalls, function.causes) == (2, ((Cause.PYTHON, 2),))
 
 
-def test_a_notice_and_nobody_are_counted_nowhere() -> None:
-    """A block that has not ended is counted when it has; a stall without a culprit flags nobody."""
+def test_ongoing_and_culpritless_stalls_are_not_counted() -> None:
+    """A block is counted when it has ended, and a stall without a culprit flags no function."""
     flagging = Flagging(1, WINDOW, 20)
-    assert told(flagging, ended(0, ongoing=True), ended(0, culprit=None)) == []
+    assert newly_flagged(flagging, ended(0, ongoing=True), ended(0, culprit=None)) == []
     assert flagging.flagged(T0) == ()
 
 
 def test_worst_first() -> None:
-    """The order is that of the blocked time, not of the number of stalls."""
+    """Flagged functions are ordered by blocked time, not by the number of stalls."""
     flagging = Flagging(1, WINDOW, 20)
     for name, durations in {"often": [0.1] * 9, "long": [2.0], "most": [1.5, 1.5]}.items():
-        told(flagging, *(ended(0, name, duration=duration) for duration in durations))
+        newly_flagged(flagging, *(ended(0, name, duration=duration) for duration in durations))
     assert names(flagging.flagged(T0 + 1)) == ["most", "long", "often"]
 
 
 def test_limits_change_at_run_time() -> None:
-    """A higher limit or a shorter window cools down at once; with a lower limit the next stall is told."""
+    """A higher limit or a shorter window cools down at once; with a lower limit the next stall flags."""
     flagging = Flagging(3, WINDOW, 20)
-    told(flagging, ended(0), ended(10), ended(20))
+    newly_flagged(flagging, ended(0), ended(10), ended(20))
     flagging.after = 4
     assert flagging.flagged(T0 + 20) == ()
     flagging.after, flagging.window = 3, 15.0
@@ -149,31 +149,31 @@ def test_limits_change_at_run_time() -> None:
     flagging.after = 2
     (function,) = flagging.flagged(T0 + 20)
     assert (function.stalls, function.window, function.blocked_per_minute) == (2, 15.0, 2.0)
-    assert told(flagging, ended(0, "other"), ended(1, "other")) == [1]
+    assert newly_flagged(flagging, ended(0, "other"), ended(1, "other")) == [1]
 
 
 def test_clear() -> None:
-    """Nothing is left, and counting begins anew."""
+    """After clear() nothing is flagged, and counting starts again."""
     flagging = Flagging(2, WINDOW, 20)
-    told(flagging, ended(0), ended(1))
+    newly_flagged(flagging, ended(0), ended(1))
     flagging.clear()
     assert flagging.flagged(T0 + 1) == ()
-    assert told(flagging, ended(2), ended(3)) == [1]
+    assert newly_flagged(flagging, ended(2), ended(3)) == [1]
 
 
 def test_a_clock_set_back_keeps_nothing_flagged_for_long() -> None:
-    """What lies more than a window ahead was counted before the clock was set back, and is no longer."""
+    """Stalls more than a window in the future were counted before the clock was set back, and are dropped."""
     flagging = Flagging(2, WINDOW, 20)
-    told(flagging, ended(3600), ended(3601))
+    newly_flagged(flagging, ended(3600), ended(3601))
     assert flagging.flagged(T0) == ()
-    assert told(flagging, ended(0), ended(1)) == [1]
+    assert newly_flagged(flagging, ended(0), ended(1)) == [1]
 
 
 # ------------------------------------------------------------------------- against brute force
 
 steps = st.lists(
     st.tuples(
-        st.floats(0, 40),  # s since the stall before it ended
+        st.floats(0, 40),  # seconds since the stall before it ended
         st.sampled_from(["f", "g", "h"]),
         st.sampled_from([*sorted(OFFLOADABLE), Cause.GC]),
         st.floats(0.1, 9),
@@ -186,11 +186,11 @@ steps = st.lists(
 
 
 @given(steps, st.integers(1, 5), st.floats(0, 100))
-def test_it_is_brute_force(steps: list[Any], after: int, later: float) -> None:
-    """Whatever happens, what is told and what is flagged is that of a search through all stalls."""
+def test_agrees_with_brute_force(steps: list[Any], after: int, later: float) -> None:
+    """Newly flagged and flagged functions are always those found by a search through all stalls."""
     flagging, at = Flagging(after, WINDOW, 20), 0.0
     seen: list[Stall] = []
-    known: dict[str, bool] = {}  # whether it was told and has not cooled down since
+    known: dict[str, bool] = {}  # whether it was newly flagged and has not cooled down since
     for gap, name, cause, duration, victims, loop, ongoing in steps:
         at += gap
         stall = ended(at, name, cause=cause, duration=duration, victims=victims, loop=loop, ongoing=ongoing)
@@ -243,8 +243,8 @@ def agrees(function: FlaggedFunction, stalls: Sequence[Stall]) -> None:
 
 @settings(max_examples=20)
 @given(st.lists(st.floats(0, 0.5), min_size=MAX_SPANS, max_size=3 * MAX_SPANS), st.floats(0, 60))
-def test_more_stalls_than_are_kept_apart(gaps: list[float], later: float) -> None:
-    """Counts stay right to a hundredth of the window: none within it is missing, none leaves later than that."""
+def test_more_stalls_than_are_kept_separately(gaps: list[float], later: float) -> None:
+    """Counts stay right to a hundredth of the window: no recent stall is missing, and old ones leave in time."""
     flagging, at = Flagging(1, WINDOW, 1), 0.0
     ends: list[float] = []
     for gap in gaps:
@@ -265,7 +265,7 @@ def test_more_stalls_than_are_kept_apart(gaps: list[float], later: float) -> Non
 
 @given(st.lists(st.floats(-90, 90), max_size=60), st.floats(-90, 90))
 def test_any_order_is_taken(ends: list[float], now: float) -> None:
-    """Loops are told of in turn, not in order of time, and clocks are set: figures stay within what was added."""
+    """With loops reported in turn, and clocks set back, the numbers stay within the sum of the stalls."""
     flagging = Flagging(1, WINDOW, 20)
     for end in ends:
         flagging.add(ended(end))
@@ -289,8 +289,8 @@ def test_functions_are_bounded() -> None:
     assert "f9999" in found
 
 
-def test_what_has_cooled_down_makes_room_first() -> None:
-    """A function that cost much long ago leaves before one that costs little now."""
+def test_cooled_down_functions_are_evicted_first() -> None:
+    """A function that cost much long ago is evicted before one that costs little now."""
     flagging = Flagging(1, WINDOW, 1)
     flagging.add(ended(0, "long ago", duration=50.0))
     for number in range(4):
@@ -299,16 +299,16 @@ def test_what_has_cooled_down_makes_room_first() -> None:
 
 
 def test_a_new_function_can_come_up_among_costly_ones() -> None:
-    """The table is full of functions that cost more: a new one that keeps blocking is flagged all the same."""
+    """With a table full of costlier functions, a new one that keeps blocking is flagged all the same."""
     flagging = Flagging(3, WINDOW, 1)
-    told(flagging, *(ended(0, f"f{i % 4}", duration=9.0) for i in range(12)))
-    assert told(flagging, *(ended(1 + i, "new") for i in range(3))) == [2]
+    newly_flagged(flagging, *(ended(0, f"f{i % 4}", duration=9.0) for i in range(12)))
+    assert newly_flagged(flagging, *(ended(1 + i, "new") for i in range(3))) == [2]
 
 
-def test_no_culprits_are_told_apart() -> None:
-    """With max_culprits=0 nobody is tracked and nobody flagged."""
+def test_nothing_is_flagged_without_culprits() -> None:
+    """With max_culprits=0 no function is tracked or flagged."""
     flagging = Flagging(1, WINDOW, 0)
-    assert told(flagging, ended(0), ended(1)) == []
+    assert newly_flagged(flagging, ended(0), ended(1)) == []
     assert flagging.flagged(T0 + 1) == ()
 
 
@@ -321,8 +321,8 @@ def test_names_of_loops_are_bounded() -> None:
     assert (function.stalls, len(function.loops)) == (1000, MAX_LOOPS)
 
 
-def test_readers_beside_a_writer() -> None:
-    """While one thread adds, others read: nothing raises, and no record is half of an old and half of a new one."""
+def test_concurrent_readers_and_writer() -> None:
+    """While one thread adds and others read, nothing raises, and every record is consistent."""
     flagging, done = Flagging(1, WINDOW, 2), threading.Event()
     wrong: list[object] = []
 
@@ -363,7 +363,7 @@ async def convert(times: int) -> None:
 def test_a_function_that_blocks_three_times(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is flagged, told once in log and journal, in snapshot and report, and gone after the window or by setting."""
+    """It is flagged, reported once in log and journal, listed in snapshot and report, and cools down."""
     caplog.set_level(logging.WARNING, "loopwatch")
     seen: list[int] = []
     sink = RecordingSink()

@@ -28,7 +28,7 @@ REQUESTS = (
 
 
 def winner(cause: Cause, *calls: str) -> Advice | None:
-    """The entry whose sentence is given, found by its text; None for a fallback."""
+    """Return the table entry with the given sentence, found by its text; None for a fallback."""
     text = remedy(cause, calls, CULPRIT)
     for advice in TABLE:
         if any(re.fullmatch(_shape(advice.text, call), text) for call in calls):
@@ -47,7 +47,7 @@ def is_one_sentence(text: str) -> bool:
 
 @pytest.mark.parametrize("advice", TABLE, ids=lambda advice: advice.patterns[0])
 def test_every_pattern_wins_for_its_own_call(advice: Advice) -> None:
-    """No entry is dead: a call spelled like the pattern gets that entry's advice, for each of its causes."""
+    """No entry is unreachable: a call spelled like the pattern gets that entry's advice, for each of its causes."""
     for pattern in advice.patterns:
         for cause in advice.causes:
             assert winner(cause, pattern) is advice, (pattern, cause)
@@ -65,7 +65,7 @@ def test_every_advice_is_one_short_sentence(advice: Advice) -> None:
 
 
 def test_no_pattern_stands_twice_for_one_cause() -> None:
-    """The table has one answer to each question, so the order of its entries does not matter."""
+    """The table has one answer for each pattern and cause, so the order of its entries does not matter."""
     keys = Counter((pattern, cause) for advice in TABLE for pattern in advice.patterns for cause in advice.causes)
     assert [key for key, count in keys.items() if count > 1] == []
 
@@ -78,34 +78,34 @@ def test_the_table_is_broad() -> None:
 @pytest.mark.parametrize("cause", Cause)
 @pytest.mark.parametrize("culprit", [None, CULPRIT])
 def test_every_cause_has_a_sentence_without_any_call(cause: Cause, culprit: Frame | None) -> None:
-    """With no call at all each cause still gives a sentence, different from that of every other cause."""
+    """Without any call each cause still gives a sentence, different from that of every other cause."""
     sentence = remedy(cause, (), culprit)
     assert is_one_sentence(sentence)
     assert sentence not in {remedy(other, (), culprit) for other in Cause if other is not cause}
 
 
 def test_causes_are_divided_in_two() -> None:
-    """Each cause either speaks for itself or has a fallback, never both."""
+    """Each cause either has a sentence of its own or has a fallback, never both."""
     assert set(CAUSES) == set(Cause)
     assert all(("{call}" in facts.remedy) >= facts.is_of_call for facts in CAUSES.values())
 
 
 @pytest.mark.parametrize("cause", sorted(those("is_of_call", False)))
-def test_the_call_does_not_matter_where_it_did_not_hold_the_loop(cause: Cause) -> None:
-    """For gc, gil, starved, suspended and overload the advice is about the cause, whatever the line did."""
+def test_call_is_ignored_for_causes_outside_of_it(cause: Cause) -> None:
+    """For gc, gil, starved, suspended and overload the advice is about the cause, whatever the call."""
     assert remedy(cause, REQUESTS, CULPRIT) == remedy(cause, (), CULPRIT)
 
 
 def test_gil_names_the_hog_and_a_process() -> None:
-    """For gil the culprit is the code of the other thread: that is what must go to a process."""
+    """For gil the culprit is the code of the other thread, and the advice is to move it to a process."""
     sentence = remedy(Cause.GIL, (), CULPRIT)
     assert "Images.resize()" in sentence
     assert "ProcessPoolExecutor" in sentence
     assert "that thread" in remedy(Cause.GIL, (), None)
 
 
-def test_unknown_is_honest() -> None:
-    """An unknown cause with an unknown call says that it is not known."""
+def test_unknown_cause_says_so() -> None:
+    """An unknown cause with an unknown call is reported as unknown."""
     assert "does not tell why Images.resize() held the loop" in remedy(Cause.UNKNOWN, (), CULPRIT)
 
 
@@ -116,8 +116,8 @@ def test_fallback_names_the_outermost_call_then_the_culprit() -> None:
     assert "the blocking code" in remedy(Cause.PYTHON, (), None)
 
 
-def test_computing_goes_to_a_process_unless_the_gil_is_free() -> None:
-    """A thread helps only where C code gave up the GIL; otherwise a process is advised."""
+def test_computing_goes_to_a_process_unless_the_gil_is_released() -> None:
+    """A thread is advised only if C code released the GIL; otherwise a process is."""
     for calls in [(), ("zlib.compress",), ("PIL.Image.Image.resize", ".resize")]:
         assert "asyncio.to_thread" in remedy(Cause.NATIVE, calls, CULPRIT)
         for cause in (Cause.PYTHON, Cause.NATIVE_GIL):
@@ -127,7 +127,7 @@ def test_computing_goes_to_a_process_unless_the_gil_is_free() -> None:
 
 @pytest.mark.parametrize("cause", sorted(ANY))
 def test_outermost_wins(cause: Cause) -> None:
-    """A stall in requests is about requests, not about the socket that it reads from at the end."""
+    """The remedy of a stall in requests is about requests, not about the socket that it reads from."""
     sentence = remedy(cause, REQUESTS, CULPRIT)
     assert "requests.api.get()" in sentence
     assert "httpx.AsyncClient" in sentence
@@ -140,15 +140,15 @@ def test_inner_call_counts_where_the_outer_one_is_not_known() -> None:
 
 
 def test_an_entry_for_another_cause_does_not_win() -> None:
-    """A template that waits for a lazy query is about the query; one that computes is about the template."""
+    """A template that waits for a lazy query gets advice about the query; one that computes, about the template."""
     calls = ("jinja2.environment.Template.render", "sqlalchemy.orm.query.Query.all", "socket.socket.recv")
     assert "create_async_engine" in remedy(Cause.IO, calls, CULPRIT)
     assert "templates" in remedy(Cause.PYTHON, calls, CULPRIT)
 
 
 @pytest.mark.parametrize("generic", [".execute", ".read", ".recv", "builtins.open"])
-def test_specific_beats_generic_wherever_it_stands(generic: str) -> None:
-    """A named library wins over a bare method or builtin, also when the latter is further out."""
+def test_specific_pattern_wins_over_generic(generic: str) -> None:
+    """A named library wins over a bare method or builtin, even when the latter is further out."""
     assert winner(Cause.IO, generic) is not None
     for calls in [(generic, "psycopg2.connect"), ("psycopg2.connect", generic)]:
         assert "psycopg.AsyncConnection" in remedy(Cause.IO, calls, CULPRIT)
@@ -165,8 +165,8 @@ def test_specific_beats_generic_wherever_it_stands(generic: str) -> None:
         (Cause.NATIVE_GIL, "re._compiler.compile", "at import"),
     ],
 )
-def test_a_longer_pattern_beats_a_shorter_one(cause: Cause, call: str, expected: str) -> None:
-    """Within one call the most precise pattern decides."""
+def test_longer_pattern_wins_over_shorter(cause: Cause, call: str, expected: str) -> None:
+    """Within one call the most specific pattern decides."""
     assert expected in remedy(cause, (call,), CULPRIT)
 
 
@@ -184,7 +184,7 @@ def test_a_longer_pattern_beats_a_shorter_one(cause: Cause, call: str, expected:
     ],
 )
 def test_patterns_end_at_a_dot_and_spare_asyncio_clients(call: str) -> None:
-    """``os`` does not match ``osgeo``, and an asyncio client is never told to become one."""
+    """``os`` does not match ``osgeo``, and an asyncio client is never advised to become one."""
     assert winner(Cause.IO, call) is None
 
 
@@ -227,12 +227,12 @@ def test_patterns_end_at_a_dot_and_spare_asyncio_clients(call: str) -> None:
     ],
 )
 def test_the_advice_fits_the_call(cause: Cause, call: str, expected: str) -> None:
-    """The calls that block loops most often get the replacement that their users look for."""
+    """The calls that block loops most often get the usual asynchronous replacement."""
     assert expected in remedy(cause, (call,), CULPRIT)
 
 
-def test_bare_methods_say_nothing_where_the_cause_does_not_fit() -> None:
-    """A method name alone is weak evidence: ``.join`` that computes is str.join, not a thread's."""
+def test_bare_method_does_not_match_an_unfitting_cause() -> None:
+    """A bare method name is weak evidence: a ``.join`` that computes is str.join, not a thread's."""
     assert winner(Cause.NATIVE_GIL, ".join") is None
     assert all(advice.causes < ANY for advice in TABLE if advice.patterns[0].startswith("."))
 
@@ -266,12 +266,12 @@ def test_any_input_gives_one_line(cause: Cause, calls: list[str], culprit: Frame
 
 @given(cause=st.sampled_from(sorted(ANY)), calls=st.lists(any_call, min_size=1))
 def test_more_inner_calls_never_change_a_specific_answer(cause: Cause, calls: list[str]) -> None:
-    """Once a specific call decided, what it does further in does not matter."""
+    """Once a specific call decided, its inner calls do not matter."""
     known = remedy(cause, ("requests.api.get",), CULPRIT)
     assert remedy(cause, ("requests.api.get", *calls), CULPRIT) == known
 
 
 def test_the_documented_example_is_true() -> None:
-    """The example in the docstring gives what it says."""
+    """The example in the docstring gives the documented result."""
     result = doctest.testmod(sys.modules[remedy.__module__])
     assert (result.attempted, result.failed) == (1, 0)

@@ -80,13 +80,13 @@ def fastapi_app() -> FastAPI:
 
 @contextlib.contextmanager
 def served(app: Any, **options: Any) -> Iterator[Callable[..., int]]:
-    """Serve ``app`` in a thread, on a free port; yields what sends a request and returns its status."""
+    """Serve ``app`` in a thread, on a free port; yields a function that sends a request and returns its status."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", **options))
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     deadline = time.monotonic() + 20
     while not server.started and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)  # the server tells nobody when it has started
+        time.sleep(0.01)  # the server does not signal that it has started
     port = server.servers[0].sockets[0].getsockname()[1]
 
     def request(path: str, method: str = "GET") -> int:
@@ -104,22 +104,22 @@ def served(app: Any, **options: Any) -> Iterator[Callable[..., int]]:
 
 
 def blocks(sink: RecordingSink, count: int) -> list[Stall]:
-    """Return the stalls that the requests made; a busy machine may add others."""
+    """Return the stalls made by the requests; a busy machine may add others."""
     wanted = count
     while True:
-        told = sink.wait(wanted)
-        found = [stall for stall in told if stall.culprit is not None and stall.culprit.function == "block"]
+        recorded = sink.wait(wanted)
+        found = [stall for stall in recorded if stall.culprit is not None and stall.culprit.function == "block"]
         if len(found) >= count:
             return found
-        wanted = len(told) + 1
+        wanted = len(recorded) + 1
 
 
 def blocked(sink: RecordingSink) -> Stall:
-    """Return the stall that the request made, and check that nothing told holds anything of path and query."""
+    """Return the stall made by the request, and check that no stall holds anything of path and query."""
     (stall,) = blocks(sink, 1)
     assert stall.cause is Cause.SLEEP
-    for told in sink.stalls:
-        assert SECRET not in json.dumps(told.to_dict())
+    for recorded in sink.stalls:
+        assert SECRET not in json.dumps(recorded.to_dict())
     return stall
 
 
@@ -147,7 +147,7 @@ def test_route_is_named_by_its_template(
         stall = blocked(sink)
     assert stall.context == {"http.request.method": method, "http.route": route}
     assert stall.loop == "server"
-    assert 0.15 - stall.uncertainty - 0.005 <= stall.duration <= 0.5  # with what a busy machine adds to one request
+    assert 0.15 - stall.uncertainty - 0.005 <= stall.duration <= 0.5  # with the delay of a busy machine
 
 
 @pytest.mark.parametrize("lifespan", ["on", "off"])
@@ -165,7 +165,7 @@ def test_agent_starts_with_the_lifespan_or_the_first_request(sink: RecordingSink
 
 
 def test_plain_application_without_routes(sink: RecordingSink) -> None:
-    """An application that knows no routes is watched all the same; its stalls have a method and no route."""
+    """An application without routes is watched all the same; its stalls have a method and no route."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -184,7 +184,7 @@ def test_plain_application_without_routes(sink: RecordingSink) -> None:
 
 
 def test_request_that_no_route_serves(sink: RecordingSink) -> None:
-    """A request that ends with 404 has no route, and none is made up of its path."""
+    """A request that ends with 404 has no route."""
 
     class Slow:
         def __init__(self, app: Any) -> None:
@@ -223,7 +223,7 @@ async def connect(app: Any, path: str) -> list[MutableMapping[str, Any]]:
 
 
 def test_websocket(sink: RecordingSink) -> None:
-    """A stall in a websocket's endpoint names its template, and WEBSOCKET where there is no method."""
+    """A stall in a websocket's endpoint names its template, and WEBSOCKET in place of a method."""
     app = starlette_app()
     app.add_middleware(LoopwatchMiddleware, on_stall=sink, **SETTINGS)
 
@@ -241,7 +241,7 @@ def test_websocket(sink: RecordingSink) -> None:
 
 
 def test_outside_a_request_there_are_no_labels() -> None:
-    """In code that serves no request there is neither method nor route."""
+    """Outside of a request there is neither method nor route."""
     assert route_labels() == {}
 
 
@@ -250,7 +250,7 @@ def test_outside_a_request_there_are_no_labels() -> None:
     [({"threshold": 0}, "threshold=0: must be"), ({"treshold": 1}, "unknown setting 'treshold'")],
 )
 def test_bad_setting_is_refused_at_construction(settings: dict[str, Any], message: str) -> None:
-    """A bad setting fails where the application is built, before any request."""
+    """An invalid setting fails where the application is built, before any request."""
     with pytest.raises(ConfigError, match=message):
         LoopwatchMiddleware(starlette_app(), **settings)
     assert loopwatch.current_agent() is None
@@ -296,7 +296,7 @@ def test_each_worker_of_uvicorn_is_watched(tmp_path: Path) -> None:
 
 
 def served_by_all(port: int, workers: int) -> set[int]:
-    """Send requests side by side until each worker has answered one; return the workers' process ids."""
+    """Send requests in parallel until each worker has answered one; return the workers' process ids."""
     pids: set[int] = set()
 
     def ask() -> None:
@@ -318,7 +318,7 @@ def served_by_all(port: int, workers: int) -> set[int]:
 
 
 def written(path: Path, text: str) -> str:
-    """Return the first line of the file that holds ``text``, as soon as it is there."""
+    """Return the first line of the file that contains ``text``, as soon as it is there."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []

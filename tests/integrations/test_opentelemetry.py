@@ -1,4 +1,4 @@
-"""The instrumentor: no line of code in the program, its providers used, and the traces of an ASGI server's requests."""
+"""The instrumentor needs no line of code in the program, uses its providers, and annotates traces of ASGI requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEADLINE = 40.0
 
 @pytest.fixture
 def instrumentor() -> Iterator[LoopwatchInstrumentor]:
-    """The instrumentor, which is one in each process, off before and after."""
+    """The instrumentor, which is a singleton, uninstrumented before and after."""
     made = LoopwatchInstrumentor()
     yield made
     if made.is_instrumented_by_opentelemetry:
@@ -42,7 +42,7 @@ def instrumentor() -> Iterator[LoopwatchInstrumentor]:
 
 
 async def blocked() -> None:
-    """Block the loop once for 0.2 s."""
+    """Block the loop once for 0.2 seconds."""
     await asyncio.sleep(0.05)
     time.sleep(0.2)
     await asyncio.sleep(0.05)
@@ -52,7 +52,7 @@ async def blocked() -> None:
 
 
 def test_off_on_off_on(instrumentor: LoopwatchInstrumentor) -> None:
-    """Instrumented there is an agent with the settings given, uninstrumented there is none, as often as one likes."""
+    """Instrumenting installs an agent with the given settings and uninstrumenting removes it, any number of times."""
     for threshold in (0.2, 0.3):
         assert loopwatch.current_agent() is None
         instrumentor.instrument(threshold=threshold, log_level="CRITICAL")
@@ -63,10 +63,10 @@ def test_off_on_off_on(instrumentor: LoopwatchInstrumentor) -> None:
     assert loopwatch.current_agent() is None
 
 
-def test_providers_that_are_handed_over_are_used(
+def test_given_providers_are_used(
     instrumentor: LoopwatchInstrumentor, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
-    """Spans, records and metrics go to the providers that were given, not to those that are set globally."""
+    """Spans, records and metrics go to the given providers, not to the global ones."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
@@ -97,7 +97,7 @@ def test_providers_that_are_handed_over_are_used(
 def test_the_programs_providers_are_used_whenever_they_are_set(
     instrumentor: LoopwatchInstrumentor, monkeypatch: pytest.MonkeyPatch, before: bool
 ) -> None:
-    """Before or after, the program's global providers get the span and the record, and stay the global ones."""
+    """The program's global providers, set before or after, get the span and the record, and stay the global ones."""
     from opentelemetry import trace
 
     exported = Exported()
@@ -119,8 +119,8 @@ def test_the_programs_providers_are_used_whenever_they_are_set(
         assert exported.span("still works")
 
 
-def test_what_the_program_installed_stays(instrumentor: LoopwatchInstrumentor) -> None:
-    """An agent that was there before is reconfigured, and still there afterwards."""
+def test_installed_agent_stays(instrumentor: LoopwatchInstrumentor) -> None:
+    """An agent that was installed before is reconfigured, and still there afterwards."""
     agent = loopwatch.install(threshold=0.5, log_level="CRITICAL")
     instrumentor.instrument(threshold=0.4)
     assert agent.config.threshold == 0.4
@@ -131,7 +131,7 @@ def test_what_the_program_installed_stays(instrumentor: LoopwatchInstrumentor) -
 def test_bad_variables_are_logged(
     instrumentor: LoopwatchInstrumentor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without arguments a bad variable is one line, and the program goes on without an agent."""
+    """Without arguments an invalid variable is one log line, and the program goes on without an agent."""
     monkeypatch.setenv("LOOPWATCH_THRESHOLD", "soon")
     instrumentor.instrument()
     assert loopwatch.current_agent() is None
@@ -146,7 +146,7 @@ def test_bad_variables_are_logged(
     [({"threshold": -1}, "threshold=-1"), ({"tracer_provider": 7}, "tracer_provider=7"), ({"colour": 1}, "'colour'")],
 )
 def test_bad_arguments_are_errors(instrumentor: LoopwatchInstrumentor, settings: dict[str, Any], named: str) -> None:
-    """With arguments a bad one is named in the error, and nothing is installed."""
+    """An invalid argument is named in the error, and nothing is installed."""
     with pytest.raises(loopwatch.ConfigError, match=named):
         instrumentor.instrument(**settings)
     assert loopwatch.current_agent() is None
@@ -154,7 +154,7 @@ def test_bad_arguments_are_errors(instrumentor: LoopwatchInstrumentor, settings:
 
 
 def test_a_declarative_configuration_installs_it(instrumentor: LoopwatchInstrumentor) -> None:
-    """What stands under ``instrumentation/development`` are the settings."""
+    """The settings are read from ``instrumentation/development``."""
     found = pytest.importorskip("opentelemetry.configuration.instrumentation")
     models = pytest.importorskip("opentelemetry.configuration.models")
     found.configure_instrumentation(models.ExperimentalInstrumentation(python={"loopwatch": {"threshold": 0.25}}))
@@ -163,8 +163,8 @@ def test_a_declarative_configuration_installs_it(instrumentor: LoopwatchInstrume
     assert agent.config.threshold == 0.25
 
 
-def test_what_is_missing_is_named() -> None:
-    """Without opentelemetry-instrumentation the import fails with the command that helps."""
+def test_missing_package_is_named() -> None:
+    """Without opentelemetry-instrumentation the import fails with the command that installs it."""
     code = """
         import sys
         sys.modules["opentelemetry.instrumentation"] = None
@@ -258,7 +258,7 @@ def _has_entry_point() -> bool:
 
 
 def _stalls(text: str) -> list[Mapping[str, Any]]:
-    """Return the spans of stalls among what the console exporter has written."""
+    """Return the spans of stalls in the console exporter's output."""
     decoder, found, at = json.JSONDecoder(), [], 0
     while (at := text.find("{\n", at)) >= 0:
         try:
@@ -272,7 +272,7 @@ def _stalls(text: str) -> list[Mapping[str, Any]]:
 
 
 def test_a_program_without_a_line_of_code(instrument: Callable[..., subprocess.Popen[str]]) -> None:
-    """``opentelemetry-instrument python program.py`` tells its stall through the providers of the distribution."""
+    """``opentelemetry-instrument python program.py`` exports its stall through the providers of the distribution."""
     output, _ = instrument("program.py").communicate(timeout=DEADLINE)
     (span,) = _stalls(output)
     assert span["attributes"]["loopwatch.cause"] == "sleep"
@@ -289,10 +289,10 @@ def test_a_program_without_a_line_of_code(instrument: Callable[..., subprocess.P
         ({"LOOPWATCH_ENABLED": "0"}, ""),
     ],
 )
-def test_a_program_that_starts_without(
+def test_a_program_that_starts_without_the_agent(
     instrument: Callable[..., subprocess.Popen[str]], variables: dict[str, str], said: str
 ) -> None:
-    """A bad variable, a disabled instrumentation, the kill switch: the program runs, and nothing watches it."""
+    """With an invalid variable, a disabled instrumentation or the kill switch the program runs without an agent."""
     process = instrument("program.py", **variables)
     output, _ = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0
@@ -304,7 +304,7 @@ def test_a_program_that_starts_without(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("server", ["uvicorn", "gunicorn"])
 def test_each_worker_of_a_server(instrument: Callable[..., subprocess.Popen[str]], server: str) -> None:
-    """Two workers, spawned or forked, tell their stalls, each under its own process id."""
+    """Two workers, spawned or forked, export their stalls, each under its own process id."""
     pytest.importorskip("uvicorn")
     pytest.importorskip("gunicorn")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -342,8 +342,9 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exported]:
 def test_why_a_request_was_slow_stands_in_its_trace(
     instrumentor: LoopwatchInstrumentor, exported: Exported, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Under uvicorn, with the ASGI instrumentation of OpenTelemetry: the spans of the requests that waited have the
-    event, and a link to the trace of the request that blocked, in which the stall's span stands with its times."""
+    """Under uvicorn, with the ASGI instrumentation of OpenTelemetry: the spans of the waiting requests have the event,
+    and a link to the trace of the blocking request, which contains the stall's span with its times.
+    """
     pytest.importorskip(kind)
     uvicorn = pytest.importorskip("uvicorn")
     asgi = pytest.importorskip("opentelemetry.instrumentation.asgi")
@@ -353,7 +354,7 @@ def test_why_a_request_was_slow_stands_in_its_trace(
 
     from loopwatch.watch import waiters
 
-    monkeypatch.setattr(waiters, "PATIENCE", 5.0)  # on a busy machine the thread that tells may come late
+    monkeypatch.setattr(waiters, "PATIENCE", 5.0)  # on a busy machine the exporting thread may be late
     waiting, due, truth = threading.Semaphore(0), asyncio.Event(), []
 
     async def slow(_request: object) -> PlainTextResponse:
@@ -384,7 +385,7 @@ def test_why_a_request_was_slow_stands_in_its_trace(
         while not server.started:
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        get(port, "/found")  # the agent has found the loop
+        get(port, "/found")  # the agent discovers the loop here
         asking = [threading.Thread(target=get, args=(port, f"/slow/{number}?token=s3cret")) for number in range(3)]
         for each in asking:
             each.start()

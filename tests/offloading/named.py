@@ -1,4 +1,4 @@
-"""Functions that the tests name in auto_offload and transparent_offload; a module of its own, for workers import it."""
+"""Functions that tests name in auto_offload and transparent_offload, in a module of their own that workers import."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("named_variable",
 
 
 def where(value: Any = None, *, fail: bool = False) -> tuple[Any, int, str]:
-    """Return the value, and the process and thread that it was computed in."""
+    """Return the value, and the process and thread that computed it."""
     if fail:
         raise ValueError(f"of {value}")
     return value, os.getpid(), threading.current_thread().name
@@ -36,7 +36,7 @@ def logs(value: int) -> str:
 
 
 def calls_another(value: int) -> tuple[Any, int, str]:
-    """Call another function of the list."""
+    """Call another listed function."""
     return where(value)
 
 
@@ -47,22 +47,22 @@ def waits_for(_path: str) -> bytes:
 
 
 def spins(seconds: float) -> int:
-    """Compute for so long, and return the process."""
+    """Compute for the given time, and return the process."""
     ends, value = time.perf_counter() + seconds, 0
     while time.perf_counter() < ends:
-        for number in range(500):  # what it is seen in is Python code, and not the call that reads the clock
+        for number in range(500):  # samples should see Python code, and not the call that reads the clock
             value += number * number
     return os.getpid()
 
 
 def under_lock(value: int) -> tuple[Any, int, str]:
-    """Call a function of the list while a lock is held."""
+    """Call a listed function while holding a lock."""
     with lock:
         return where(value)
 
 
 def sets(value: str) -> tuple[str, str]:
-    """Set a context variable; return what it was, and the thread."""
+    """Set a context variable; return its previous value, and the thread."""
     before = variable.get()
     variable.set(value)
     return before, threading.current_thread().name
@@ -74,7 +74,7 @@ def makes_task() -> Any:
 
 
 async def awaited_sets(value: str) -> tuple[str, str]:
-    """Set a context variable; return what it was, and the thread."""
+    """Set a context variable; return its previous value, and the thread."""
     await asyncio.sleep(0)
     return sets(value)
 
@@ -119,7 +119,7 @@ async def awaited(value: Any = None, hold: Callable[[], Any] | None = None) -> t
 
 
 async def awaited_spins(seconds: float) -> int:
-    """Compute for so long, and return the process."""
+    """Compute for the given time, and return the process."""
     await asyncio.sleep(0)
     return spins(seconds)
 
@@ -146,7 +146,7 @@ class Refused(Exception):
 
 
 def raises(kind: str, _value: Any = None) -> None:
-    """Raise what a future cannot be given, or what does not pickle."""
+    """Raise an exception that a future cannot hold or that does not pickle."""
     if kind == "refused":
         raise Refused(7, where="here")
     errors: dict[str, BaseException] = {
@@ -188,7 +188,7 @@ def odd(depth: int) -> bool:
 
 
 def reports(value: Any = None) -> tuple[Any, str, str]:
-    """Ask for the exception that the caller handles."""
+    """Return the exception that the caller is handling."""
     return value, traceback.format_exc(), threading.current_thread().name
 
 
@@ -196,7 +196,7 @@ local = threading.local()
 
 
 def uses_local() -> str:
-    """Use what is another one in another thread."""
+    """Use a ``threading.local``."""
     return str(vars(local)) + threading.current_thread().name
 
 
@@ -204,7 +204,7 @@ model: dict[str, int] | None = None
 
 
 def predicts(value: int) -> tuple[int, int]:
-    """Use a global that the program sets when it starts; return the process too."""
+    """Use a global set by the program at start-up; return the process too."""
     assert model is not None
     return model["a"] + value, os.getpid()
 

@@ -1,4 +1,4 @@
-"""Functions that the tests of ``@offload`` decorate; in a module of their own, as a worker imports them by name."""
+"""Functions decorated with ``@offload`` for the tests, in a module of their own that workers import by name."""
 
 from __future__ import annotations
 
@@ -131,5 +131,5 @@ def naps(seconds: float) -> str:
 
 
 def numbers() -> Iterator[int]:
-    """A generator, which cannot be moved."""
+    """A generator, which cannot be offloaded."""
     yield 1

@@ -1,4 +1,4 @@
-"""Functions named in the configuration: moved once they are flagged, and the program is as it was in all else."""
+"""Functions named in the configuration are offloaded once flagged, and the program's behaviour stays the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HERE = os.getpid()
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Agent]]:
-    """Make agents, and take back what they did."""
+    """Make agents, and stop them at the end."""
     made: list[Agent] = []
 
     def agent(**settings: Any) -> Agent:
@@ -57,27 +57,27 @@ def stall_in(function: str, *callers: str, cause: Cause = Cause.PYTHON, module: 
 
 
 def flag(agent: Agent, function: str, *callers: str, cause: Cause = Cause.PYTHON, module: str = MODULE) -> None:
-    """Have the agent see as many stalls as flag a function."""
-    mover = agent._parts.offloading._auto
-    assert mover is not None
+    """Have the agent see enough stalls to flag a function."""
+    offloader = agent._parts.offloading._auto
+    assert offloader is not None
     for number in range(agent.config.flag_after):
-        mover.saw(stall_in(function, *callers, cause=cause, module=module, at=1.0 + number))
+        offloader.saw(stall_in(function, *callers, cause=cause, module=module, at=1.0 + number))
 
 
 def skip_probation(agent: Agent, function: str) -> None:
-    """Have a function go to a process with its first call."""
+    """Send a function to a process from its first call on."""
     function = agent._parts.offloading._auto._listed[f"{MODULE}:{function}"].offloaded  # type: ignore[union-attr]
     assert function is not None and function.route.probation is not None
     function.route.probation.left = 0
 
 
-def told(agent: Agent, name: str) -> loopwatch.events.OffloadStats:
-    """What is told of a function."""
+def stats_of(agent: Agent, name: str) -> loopwatch.events.OffloadStats:
+    """Return the stats of a function."""
     return next(each for each in agent.snapshot().offload if each.name == f"{MODULE}:{name}")
 
 
 def listed(agent: Agent) -> dict[str, str]:
-    """The functions that the configuration names, and why they are where they are."""
+    """Return the functions named in the configuration, with the reasons for their destinations."""
     return {each.name: each.reason for each in agent.snapshot().offload if each.way != "offload"}
 
 
@@ -86,8 +86,8 @@ async def in_task(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     return await asyncio.create_task(named.handler_of(function, *args, **kwargs))
 
 
-async def until_moved(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call it as often as it is looked at before it goes to a process, and then once."""
+async def until_offloaded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the function as often as it is compared before it goes to a process, and then once."""
     for _ in range(3):
         await in_task(function, *args, **kwargs)
     return await in_task(function, *args, **kwargs)
@@ -108,9 +108,9 @@ def scenario(run: Run, test: Callable[[], Any]) -> Any:
 # -- transparent ------------------------------------------------------------------------------------------------------
 
 
-def test_plain_function_moves_to_a_process(run: Run, make: Callable[..., Agent]) -> None:
-    """Not before it is flagged, and after three calls that are compared, a plain call deep inside a task computes in
-    another process; its arguments, result and exception are as ever.
+def test_plain_function_runs_in_a_process(run: Run, make: Callable[..., Agent]) -> None:
+    """Once flagged, and after three compared calls, a plain call deep inside a task runs in another process; its
+    arguments, result and exception are unchanged.
     """
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
@@ -127,14 +127,14 @@ def test_plain_function_moves_to_a_process(run: Run, make: Callable[..., Agent])
     assert before == [HERE] * 4
     assert value == {"a": [1]}
     assert pid != HERE
-    stats = told(agent, "where")
+    stats = stats_of(agent, "where")
     assert (stats.way, stats.to, stats.calls, stats.inline, stats.process, stats.failed) == (
         "transparent_offload", "process", 5, 3, 1, 1,
     )  # fmt: skip
 
 
-def test_cause_decides_where(run: Run, make: Callable[..., Agent]) -> None:
-    """What waits, and C code that gives up the GIL, goes to a thread at once; context variables are seen there."""
+def test_cause_decides_the_destination(run: Run, make: Callable[..., Agent]) -> None:
+    """Waiting functions, and C code that releases the GIL, go to a thread at once and see their context variables."""
     agent = make(transparent_offload=[f"{MODULE}:where", f"{MODULE}:logs"])
 
     async def test() -> list[str]:
@@ -143,13 +143,13 @@ def test_cause_decides_where(run: Run, make: Callable[..., Agent]) -> None:
         return [(await in_task(named.where))[2], await in_task(named.logs, 1)]
 
     assert all(name.startswith("loopwatch-threads") for name in scenario(run, test))
-    assert "without the GIL" in told(agent, "where").reason
-    assert "waits for 100%" in told(agent, "logs").reason
+    assert "without the GIL" in stats_of(agent, "where").reason
+    assert "waits for 100%" in stats_of(agent, "logs").reason
 
 
-def test_everyone_who_has_the_function(run: Run, make: Callable[..., Agent]) -> None:
-    """Also who imported it by name before, or kept it in a container, calls what is moved; it is the same object with
-    the same signature.
+def test_existing_references_are_offloaded(run: Run, make: Callable[..., Agent]) -> None:
+    """References imported by name before, or kept in a container, are offloaded too; the function stays the same object
+    with the same signature.
     """
     kept = {"by name": named.where}
     signature = inspect.signature(named.where)
@@ -164,9 +164,9 @@ def test_everyone_who_has_the_function(run: Run, make: Callable[..., Agent]) -> 
     assert inspect.signature(named.where) == signature
 
 
-def test_what_is_mutated_stays(run: Run, make: Callable[..., Agent]) -> None:
-    """A function that changes an argument, its object or a global never goes to a process: the caller sees each
-    change, whichever call made it.
+def test_mutating_functions_stay(run: Run, make: Callable[..., Agent]) -> None:
+    """A function that changes an argument, its object or a global never goes to a process: the caller sees each change,
+    whichever call made it.
     """
     agent = make(
         transparent_offload=[f"{MODULE}:mutates", f"{MODULE}:logs", f"{MODULE}:Shape.grows", f"{MODULE}:Shape.area"]
@@ -187,34 +187,34 @@ def test_what_is_mutated_stays(run: Run, make: Callable[..., Agent]) -> None:
 
     values, side, areas = scenario(run, test)
     assert (values, side, named.log) == ([0, 1, 2, 3, 4], 6, [0, 1, 2, 3, 4])
-    assert "it changes its arguments" in told(agent, "mutates").reason
-    assert "it changes its arguments" in told(agent, "Shape.grows").reason
-    assert "it changes the global log" in told(agent, "logs").reason
-    assert [told(agent, name).process for name in ("mutates", "logs", "Shape.grows")] == [0, 0, 0]
+    assert "it changes its arguments" in stats_of(agent, "mutates").reason
+    assert "it changes its arguments" in stats_of(agent, "Shape.grows").reason
+    assert "it changes the global log" in stats_of(agent, "logs").reason
+    assert [stats_of(agent, name).process for name in ("mutates", "logs", "Shape.grows")] == [0, 0, 0]
     assert [area for area, _ in areas] == [36] * 4
     assert [pid == HERE for _, pid in areas] == [True, True, True, False]
 
 
 def test_methods_and_whole_modules(run: Run, make: Callable[..., Agent]) -> None:
-    """``pkg.mod:*`` moves plain functions and methods to threads only, one named by itself to a process too."""
+    """``pkg.mod:*`` sends plain functions and methods to threads only; one named by itself may go to a process."""
     agent = make(transparent_offload=[f"{MODULE}:*", f"{MODULE}:Shape.static"])
 
     async def test() -> tuple[Any, ...]:
         for name in ("where", "Shape.static", "Shape.made"):
             flag(agent, name)
-        found = [await until_moved(function) for function in (named.where, named.Shape.made)]
-        return (*found, await until_moved(named.Shape.static, 4))
+        found = [await until_offloaded(function) for function in (named.where, named.Shape.made)]
+        return (*found, await until_offloaded(named.Shape.static, 4))
 
     where, made, static = scenario(run, test)
     assert where[1:] == (HERE, where[2]) and where[2].startswith("loopwatch-threads")
     assert made == ("Shape", HERE)
     assert static[0] == 4 and static[1] != HERE
-    assert f"{MODULE}:* moves to threads only" in told(agent, "where").reason
+    assert f"{MODULE}:* moves to threads only" in stats_of(agent, "where").reason
     assert "numbers" not in {each.name.partition(":")[2] for each in agent.snapshot().offload}
 
 
 def test_held_lock_keeps_it_inline(run: Run, make: Callable[..., Agent]) -> None:
-    """Two tasks that call it under a lock do not dead-lock: the call stays inline there, and is counted with why."""
+    """Two tasks that call it under a lock do not deadlock: the call stays inline, counted with the reason."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
     async def test() -> Any:
@@ -222,12 +222,12 @@ def test_held_lock_keeps_it_inline(run: Run, make: Callable[..., Agent]) -> None
         return await asyncio.gather(*(in_task(named.under_lock, number) for number in range(2)))
 
     assert scenario(run, test) == [(number, HERE, threading.current_thread().name) for number in range(2)]
-    assert told(agent, "where").left == {"under_lock() holds lock": 2}
+    assert stats_of(agent, "where").left == {"under_lock() holds lock": 2}
 
 
 def test_outside_a_task_it_stays_inline(run: Run, make: Callable[..., Agent]) -> None:
-    """Tasks from before are not bridged: their calls stay inline and are counted; later tasks are, and coroutines that
-    are given to ``Agent.bridge``.
+    """Tasks from before the agent are not bridged: their calls stay inline and are counted; later tasks, and coroutines
+    given to ``Agent.bridge``, are bridged.
     """
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
@@ -241,11 +241,11 @@ def test_outside_a_task_it_stays_inline(run: Run, make: Callable[..., Agent]) ->
     direct, bridged, narrowed = scenario(run, test)
     assert direct == narrowed == threading.current_thread().name
     assert bridged.startswith("loopwatch-threads")
-    assert told(agent, "where").left == {OUTSIDE: 2}
+    assert stats_of(agent, "where").left == {OUTSIDE: 2}
 
 
-def test_bridge_is_paid_for_by_bridged_tasks_only(run: Run, make: Callable[..., Agent]) -> None:
-    """Before a function is flagged tasks are plain, and ``Agent.bridge`` gives back what it is given."""
+def test_tasks_are_bridged_only_when_needed(run: Run, make: Callable[..., Agent]) -> None:
+    """Before a function is flagged tasks are plain, and ``Agent.bridge`` returns its argument."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
     async def test() -> list[bool]:
@@ -270,7 +270,7 @@ def test_bridge_is_paid_for_by_bridged_tasks_only(run: Run, make: Callable[..., 
 
 
 def test_cancelled_and_timed_out(run: Run, make: Callable[..., Agent], tmp_path: Path) -> None:
-    """``asyncio.timeout`` and a sibling's failure in a TaskGroup end a offloaded call, as they end an await."""
+    """``asyncio.timeout`` and a sibling's failure in a TaskGroup end an offloaded call, as they end an await."""
     pipe = str(tmp_path / "pipe")
     os.mkfifo(pipe)
     opened = os.open(pipe, os.O_RDWR)
@@ -298,17 +298,17 @@ def test_cancelled_and_timed_out(run: Run, make: Callable[..., Agent], tmp_path:
         return first, len(caught.value.exceptions)
 
     assert scenario(run, test) == ("timed out", 1)
-    os.write(opened, b"..")  # the threads, which cannot be stopped, come to their end
+    os.write(opened, b"..")  # the threads, which cannot be stopped, end here
     for thread in threading.enumerate():
         if thread.name == "loopwatch-threads":
             thread.join()
     os.close(opened)
-    assert told(agent, "waits_for").failed == 2
+    assert stats_of(agent, "waits_for").failed == 2
 
 
 def test_current_task_and_context(run: Run, make: Callable[..., Agent]) -> None:
-    """After the call the same task runs; variables that are set in the thread are set for the caller, as they are by
-    a function that was not moved, and for nobody else; so also by a coroutine function.
+    """After the call the same task runs; variables set in the thread are set for the caller only, as by a function that
+    was not offloaded, also by a coroutine function.
     """
     agent = make(transparent_offload=[f"{MODULE}:sets"], auto_offload=[f"{MODULE}:awaited_sets"])
 
@@ -329,8 +329,8 @@ def test_current_task_and_context(run: Run, make: Callable[..., Agent]) -> None:
     ]  # fmt: skip
 
 
-def test_what_needs_the_loop_stays(run: Run, make: Callable[..., Agent]) -> None:
-    """A plain function that makes tasks stays on the loop's thread, and says why."""
+def test_functions_that_need_the_loop_stay(run: Run, make: Callable[..., Agent]) -> None:
+    """A plain function that makes tasks stays on the loop's thread, with that reason."""
     agent = make(transparent_offload=[f"{MODULE}:makes_task"])
 
     async def test() -> Any:
@@ -339,14 +339,14 @@ def test_what_needs_the_loop_stays(run: Run, make: Callable[..., Agent]) -> None
 
     assert scenario(run, test) == threading.current_thread().name
     assert (
-        told(agent, "makes_task")
+        stats_of(agent, "makes_task")
         .explain()
         .endswith("runs inline, on the loop: it calls create_task(), which needs the running loop")
     )
 
 
 def test_tasks_of_a_request_are_bridged_with_it(run: Run, make: Callable[..., Agent]) -> None:
-    """What is given to ``Agent.bridge`` may create tasks of its own, as middlewares do: they are bridged too."""
+    """A coroutine given to ``Agent.bridge`` may create tasks, as middlewares do, and they are bridged too."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
     async def request() -> Any:
@@ -361,21 +361,21 @@ def test_tasks_of_a_request_are_bridged_with_it(run: Run, make: Callable[..., Ag
     assert scenario(run, test)[2].startswith("loopwatch-threads")
 
 
-def test_moved_function_that_calls_another(run: Run, make: Callable[..., Agent]) -> None:
-    """A moved function that calls another one runs it where it is."""
+def test_offloaded_function_that_calls_another(run: Run, make: Callable[..., Agent]) -> None:
+    """An offloaded function that calls another one runs it in the same place."""
     agent = make(transparent_offload=[f"{MODULE}:calls_another", f"{MODULE}:where"])
 
     async def test() -> Any:
         flag(agent, "calls_another")
         flag(agent, "where")
-        return await until_moved(named.calls_another, 5)
+        return await until_offloaded(named.calls_another, 5)
 
     value, pid, name = scenario(run, test)
     assert (value, name) == (5, "MainThread") and pid != HERE
 
 
 def test_a_task_factory_of_the_program_is_kept(make: Callable[..., Agent]) -> None:
-    """A task factory that the program sets, before or after, makes the tasks; they are bridged nevertheless."""
+    """The program's task factory, set before or after, makes the tasks, and they are bridged nevertheless."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
     made = []
 
@@ -394,9 +394,9 @@ def test_a_task_factory_of_the_program_is_kept(make: Callable[..., Agent]) -> No
 
 
 @pytest.mark.parametrize("cause", [Cause.IO, Cause.PYTHON])
-def test_what_a_plain_function_raises(run: Run, make: Callable[..., Agent], cause: Cause) -> None:
-    """From a thread and from a process each exception arrives as what it is: also one that a future cannot hold, that
-    would end the program, or whose class does not pickle.
+def test_exceptions_of_a_plain_function(run: Run, make: Callable[..., Agent], cause: Cause) -> None:
+    """From a thread and from a process each exception arrives as itself, also one that a future cannot hold, that would
+    end the program, or whose class does not pickle.
     """
     agent = make(transparent_offload=[f"{MODULE}:raises"])
 
@@ -421,12 +421,12 @@ def test_what_a_plain_function_raises(run: Run, make: Callable[..., Agent], caus
     assert type(refused) is named.Refused
     assert (str(refused), refused.code, refused.where) == ("refused: 7", 7, "here")
     assert isinstance(group, ExceptionGroup) and len(group.exceptions) == 2
-    stats = told(agent, "raises")
+    stats = stats_of(agent, "raises")
     assert (stats.calls, stats.inline, stats.failed) == (6, 0, 6)
 
 
-def test_what_cannot_arrive_at_all(run: Run, make: Callable[..., Agent]) -> None:
-    """An exception that nothing can pickle is put into words once; from then on its function goes to threads."""
+def test_unpicklable_exception(run: Run, make: Callable[..., Agent]) -> None:
+    """An exception that cannot be pickled at all is wrapped once; from then on its function goes to threads."""
     agent = make(transparent_offload=[f"{MODULE}:raises"])
 
     async def raised() -> BaseException:
@@ -442,11 +442,11 @@ def test_what_cannot_arrive_at_all(run: Run, make: Callable[..., Agent]) -> None
     first, second = scenario(run, test)
     assert type(first) is loopwatch.OffloadError
     assert isinstance(second, ExceptionGroup) and type(second.exceptions[0]) is named.Refused
-    assert "a process would be better, but the result cannot be unpickled here" in told(agent, "raises").reason
+    assert "a process would be better, but the result cannot be unpickled here" in stats_of(agent, "raises").reason
 
 
-def test_what_a_coroutine_function_raises(run: Run, make: Callable[..., Agent]) -> None:
-    """An exception whose class does not pickle arrives as what it is."""
+def test_exceptions_of_a_coroutine_function(run: Run, make: Callable[..., Agent]) -> None:
+    """An exception whose class does not pickle arrives as itself."""
     agent = make(auto_offload=[f"{MODULE}:awaited_raises"])
 
     async def test() -> Any:
@@ -456,11 +456,11 @@ def test_what_a_coroutine_function_raises(run: Run, make: Callable[..., Agent]) 
             await named.awaited_raises("refused")
         return caught.value
 
-    assert (scenario(run, test).where, told(agent, "awaited_raises").failed) == ("here", 1)
+    assert (scenario(run, test).where, stats_of(agent, "awaited_raises").failed) == ("here", 1)
 
 
 def test_a_coroutine_that_a_plain_function_returns(run: Run, make: Callable[..., Agent]) -> None:
-    """It is given to the caller, who awaits it, and not awaited in the thread."""
+    """A coroutine returned by a plain function is awaited by the caller, and not in the thread."""
     agent = make(transparent_offload=[f"{MODULE}:promises"])
 
     async def test() -> Any:
@@ -468,12 +468,12 @@ def test_a_coroutine_that_a_plain_function_returns(run: Run, make: Callable[...,
         return await (await in_task(named.promises, 5))
 
     assert scenario(run, test) == (5, HERE, threading.current_thread().name)
-    assert told(agent, "promises").thread == 1
+    assert stats_of(agent, "promises").thread == 1
 
 
 @pytest.mark.parametrize("cause", [Cause.IO, Cause.PYTHON])
 def test_arguments_of_any_name(run: Run, make: Callable[..., Agent], cause: Cause) -> None:
-    """Keyword arguments that are named as those of our own functions are the function's."""
+    """Keyword arguments with the names of loopwatch's own parameters are passed to the function."""
     names = ["self", "args", "kwargs", "function", "place", "moved", "listed", "original", "around"]
     agent = make(transparent_offload=[f"{MODULE}:takes"])
 
@@ -486,11 +486,11 @@ def test_arguments_of_any_name(run: Run, make: Callable[..., Agent], cause: Caus
         return await asyncio.create_task(handler())
 
     assert scenario(run, test) == sorted(names)
-    assert told(agent, "takes").inline == 0
+    assert stats_of(agent, "takes").inline == 0
 
 
 def test_shared_context(run: Run, make: Callable[..., Agent]) -> None:
-    """Tasks that run it in one context, as they could, find it free: within ``Context.run`` a call stays inline."""
+    """Within ``Context.run`` a call stays inline, so that tasks running in one context never find it in use."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
     context = contextvars.copy_context()
 
@@ -503,11 +503,11 @@ def test_shared_context(run: Run, make: Callable[..., Agent]) -> None:
         return await asyncio.gather(*(asyncio.create_task(handler()) for _ in range(2)))
 
     assert scenario(run, test) == [(None, HERE, threading.current_thread().name)] * 2
-    assert told(agent, "where").left == {WITHIN_CONTEXT: 2}
+    assert stats_of(agent, "where").left == {WITHIN_CONTEXT: 2}
 
 
-def test_recursion_moves_to_a_process(run: Run, make: Callable[..., Agent]) -> None:
-    """A function that calls itself is moved by its outermost call; inline it is as it was, and as deep."""
+def test_recursive_function_runs_in_a_process(run: Run, make: Callable[..., Agent]) -> None:
+    """A recursive function is offloaded by its outermost call; inline it recurses as before, and as deep."""
     agent = make(transparent_offload=[f"{MODULE}:fib"])
     code = named.fib.__code__
 
@@ -518,15 +518,15 @@ def test_recursion_moves_to_a_process(run: Run, make: Callable[..., Agent]) -> N
     found = scenario(run, test)
     assert [value for value, _ in found] == [610] * 5
     assert [pid == HERE for _, pid in found] == [True] * 3 + [False] * 2
-    stats = told(agent, "fib")
+    stats = stats_of(agent, "fib")
     assert (stats.calls, stats.inline, stats.process, stats.left) == (5, 3, 2, {})
     agent.stop()
     assert named.fib.__code__ is code
 
 
 def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
-    """A function that calls itself is not moved to a thread; one that does by way of another, in a thread, is left
-    alone once it is found out. Inline both recurse as deep as they could before.
+    """A function that calls itself is not offloaded to a thread; indirect recursion seen in a thread ends the
+    offloading. Inline both recurse as deep as before.
     """
     agent = make(transparent_offload=[f"{MODULE}:{name}" for name in ("recurses", "even")])
     code = named.even.__code__
@@ -542,13 +542,13 @@ def test_recursion(run: Run, make: Callable[..., Agent]) -> None:
         ]
 
     assert scenario(run, test) == [deep, True, True]
-    assert told(agent, "recurses").left == {IN_A_THREAD: 1}
-    assert told(agent, "even").reason == CALLS_ITSELF
+    assert stats_of(agent, "recurses").left == {IN_A_THREAD: 1}
+    assert stats_of(agent, "even").reason == CALLS_ITSELF
     assert named.even.__code__ is code
 
 
 def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that became quick costs little for each call: it is judged again when it was slow, or is asked for."""
+    """A function that became quick costs little per call: it is judged again after a slow call, or when asked for."""
     agent = make(transparent_offload=[f"{MODULE}:takes"])
     judged, real = [], route.decide
 
@@ -565,37 +565,35 @@ def test_quick_calls_are_not_judged(run: Run, make: Callable[..., Agent], monkey
             named.takes()
 
     scenario(run, test)
-    assert len(judged) < 50  # all but those that this busy machine made slow
-    assert told(agent, "takes").calls == 160
-    assert told(agent, "takes").reason.startswith("it takes")
+    assert len(judged) < 50  # all but the calls that this busy machine made slow
+    assert stats_of(agent, "takes").calls == 160
+    assert stats_of(agent, "takes").reason.startswith("it takes")
 
 
 def test_globals_of_a_worker(run: Run, make: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function that reads a global that was set after its module was imported does not go to a process, where it
-    would be another one.
-    """
+    """A function that reads a global set after its module was imported does not go to a process, where it differs."""
     agent = make(transparent_offload=[f"{MODULE}:predicts"])
     monkeypatch.setattr(named, "model", {"a": 1})
 
     async def test() -> Any:
         flag(agent, "predicts")
-        return await until_moved(named.predicts, 5)
+        return await until_offloaded(named.predicts, 5)
 
     assert scenario(run, test) == (6, HERE)
-    stats = told(agent, "predicts")
+    stats = stats_of(agent, "predicts")
     assert (stats.inline, stats.thread, stats.process, stats.failed) == (3, 1, 0, 0)
     assert stats.reason.endswith("the global model is another one there: it was set after its module was imported")
 
 
-def test_what_belongs_to_its_thread_stays(run: Run, make: Callable[..., Agent]) -> None:
-    """A function that uses a ``threading.local``, and one that asks for the exception that its caller handles, stay;
-    the latter only while there is one.
+def test_thread_bound_functions_stay(run: Run, make: Callable[..., Agent]) -> None:
+    """A function that uses a ``threading.local``, or the exception that its caller handles, stays inline; the latter
+    only while there is one.
     """
     agent = make(transparent_offload=[f"{MODULE}:uses_local", f"{MODULE}:reports"])
 
     async def handles() -> Any:
         try:
-            raise KeyError("of ours")
+            raise KeyError("on purpose")
         except KeyError:
             return named.reports()
 
@@ -609,14 +607,14 @@ def test_what_belongs_to_its_thread_stays(run: Run, make: Callable[..., Agent]) 
 
     local, handled, other = scenario(run, test)
     assert local == "{'value': 1}" + threading.current_thread().name
-    assert "KeyError: 'of ours'" in handled[1]
+    assert "KeyError: 'on purpose'" in handled[1]
     assert other[2].startswith("loopwatch-threads")
-    assert told(agent, "uses_local").reason == "it uses the global local, an _thread._local"
-    assert told(agent, "reports").left == {"its caller handled an exception, for which it may ask": 1}
+    assert stats_of(agent, "uses_local").reason == "it uses the global local, an _thread._local"
+    assert stats_of(agent, "reports").left == {"its caller handled an exception, for which it may ask": 1}
 
 
 def test_program_without_guard(tmp_path: Path) -> None:
-    """A program that would run once more in a worker that imports it moves functions to threads, and runs once."""
+    """A program without the ``__main__`` guard, which a worker would run again, is offloaded to threads only."""
     (tmp_path / "work.py").write_text("import os\ndef where(): return os.getpid()\n")
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""
@@ -648,7 +646,7 @@ def test_program_without_guard(tmp_path: Path) -> None:
 # -- auto_offload -----------------------------------------------------------------------------------------------------
 
 
-def test_coroutine_function_moves(run: Run, make: Callable[..., Agent]) -> None:
+def test_coroutine_function_runs_in_a_process(run: Run, make: Callable[..., Agent]) -> None:
     """Once flagged, and after three compared calls, a coroutine function runs on a loop of a worker process."""
     agent = make(auto_offload=[f"{MODULE}:awaited"])
 
@@ -661,11 +659,11 @@ def test_coroutine_function_moves(run: Run, make: Callable[..., Agent]) -> None:
     assert [value for value, _, _ in found] == [[0], [1], [2], [3]]
     assert [pid == HERE for _, pid, _ in found] == [True, True, True, False]
     assert inspect.iscoroutinefunction(named.awaited)
-    assert (told(agent, "awaited").way, told(agent, "awaited").process) == ("auto_offload", 1)
+    assert (stats_of(agent, "awaited").way, stats_of(agent, "awaited").process) == ("auto_offload", 1)
 
 
-def test_calls_at_once_are_compared(run: Run, make: Callable[..., Agent]) -> None:
-    """More calls at once than are compared do not keep a coroutine function from moving."""
+def test_concurrent_calls_are_compared(run: Run, make: Callable[..., Agent]) -> None:
+    """More concurrent calls than are compared do not keep a coroutine function from being offloaded."""
     agent = make(auto_offload=[f"{MODULE}:awaited"])
 
     async def test() -> list[Any]:
@@ -679,9 +677,7 @@ def test_calls_at_once_are_compared(run: Run, make: Callable[..., Agent]) -> Non
 
 
 def test_coroutine_functions_that_call_each_other(run: Run, make: Callable[..., Agent]) -> None:
-    """From within a thread a coroutine function runs where it is: more of them than there are threads do not wait for
-    each other for good.
-    """
+    """Within a thread a coroutine function runs inline: more nested calls than there are threads do not deadlock."""
     agent = make(auto_offload=[f"{MODULE}:awaited_even"])
 
     async def test() -> bool:
@@ -689,12 +685,12 @@ def test_coroutine_functions_that_call_each_other(run: Run, make: Callable[..., 
         return await named.awaited_even(100)
 
     assert scenario(run, test) is True
-    stats = told(agent, "awaited_even")
+    stats = stats_of(agent, "awaited_even")
     assert (stats.thread, stats.inline) == (1, 50)
 
 
 def test_objects_of_a_loop_are_refused(run: Run, make: Callable[..., Agent]) -> None:
-    """A call with a lock, queue or future of asyncio among its arguments stays inline, and is counted with why."""
+    """A call with a lock, queue or future of asyncio among its arguments stays inline, counted with the reason."""
     agent = make(auto_offload=[f"{MODULE}:awaited"])
 
     async def test() -> list[str]:
@@ -705,19 +701,19 @@ def test_objects_of_a_loop_are_refused(run: Run, make: Callable[..., Agent]) -> 
     inline, function = scenario(run, test)
     assert inline == threading.current_thread().name
     assert function.startswith("loopwatch-threads")
-    assert told(agent, "awaited").left == {"an argument was an asyncio.queues.Queue": 1}
+    assert stats_of(agent, "awaited").left == {"an argument was an asyncio.queues.Queue": 1}
 
 
-def test_caller_of_the_culprit_is_moved(run: Run, make: Callable[..., Agent]) -> None:
-    """If the culprit is not on the list but a caller of it is, that one is moved."""
+def test_caller_of_the_culprit_is_offloaded(run: Run, make: Callable[..., Agent]) -> None:
+    """If the culprit is not listed but a caller of it is, the caller is offloaded."""
     agent = make(auto_offload=[f"{MODULE}:awaited_spins"])
 
     async def test() -> int:
         flag(agent, "spins", "awaited_spins", cause=Cause.IO)
-        return told(agent, "awaited_spins").calls
+        return stats_of(agent, "awaited_spins").calls
 
     assert scenario(run, test) == 0
-    assert told(agent, "awaited_spins").to == "thread"
+    assert stats_of(agent, "awaited_spins").to == "thread"
 
 
 # -- real stalls ------------------------------------------------------------------------------------------------------
@@ -725,7 +721,7 @@ def test_caller_of_the_culprit_is_moved(run: Run, make: Callable[..., Agent]) ->
 
 @pytest.mark.parametrize("way", ["transparent_offload", "auto_offload"])
 def test_from_block_to_worker(run: Run, make: Callable[..., Agent], way: str) -> None:
-    """A function that really blocks its loop is flagged by the agent and computes in another process thereafter."""
+    """A function that really blocks its loop is flagged by the agent and then runs in another process."""
     name = "spins" if way == "transparent_offload" else "awaited_spins"
     agent = make(threshold=0.02, flag_after=2, **{way: [f"{MODULE}:{name}"]})
 
@@ -740,14 +736,14 @@ def test_from_block_to_worker(run: Run, make: Callable[..., Agent], way: str) ->
         return len(set(pids))
 
     assert scenario(run, test) == 2
-    assert told(agent, name).to == "process"
+    assert stats_of(agent, name).to == "process"
     assert [stall.coroutine for stall in agent.stalls() if stall.culprit is not None][-1].endswith(
         "handler" if name == "spins" else "main"
     )
 
 
 def test_stall_in_a_bridged_task_is_diagnosed(make: Callable[..., Agent], run: Run) -> None:
-    """What blocks inside a bridged task is told with task, coroutine and stack as ever."""
+    """A block inside a bridged task is reported with task, coroutine and stack as usual."""
     agent = make(threshold=0.02, transparent_offload=[f"{MODULE}:where"])
 
     async def test() -> None:
@@ -769,7 +765,7 @@ def test_stall_in_a_bridged_task_is_diagnosed(make: Callable[..., Agent], run: R
 
 
 def test_names_that_do_not_resolve(make: Callable[..., Agent], caplog: pytest.LogCaptureFixture) -> None:
-    """Each name that cannot be found, or is of the wrong kind, is told once with the reason; the others work."""
+    """Each name that cannot be found, or is of the wrong kind, is logged once with the reason; the others work."""
     agent = make(
         transparent_offload=[
             f"{MODULE}:nothing", f"{MODULE}:Shape.nothing", f"{MODULE}:awaited", f"{MODULE}:numbers",
@@ -797,7 +793,7 @@ def test_names_that_do_not_resolve(make: Callable[..., Agent], caplog: pytest.Lo
 def test_module_that_is_imported_later(
     make: Callable[..., Agent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name of a module that is imported later is found then."""
+    """A name of a module that is imported later is resolved then."""
     (tmp_path / "imported_later.py").write_text("def function(): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     agent = make(transparent_offload=["imported_later:function"])
@@ -811,7 +807,7 @@ def test_module_that_is_imported_later(
     sys.modules.pop("imported_later")
 
 
-def test_uninstall_takes_it_all_back(run: Run, make: Callable[..., Agent]) -> None:
+def test_uninstall_restores_everything(run: Run, make: Callable[..., Agent]) -> None:
     """After ``stop`` functions, ``create_task`` and import hooks are as before, and the pool ends by itself."""
     before = (named.where.__code__, dict(named.where.__dict__), list(sys.meta_path))
     classes: dict[type, Any] = {}
@@ -821,7 +817,7 @@ def test_uninstall_takes_it_all_back(run: Run, make: Callable[..., Agent]) -> No
         for kind in type(asyncio.get_running_loop()).__mro__:
             classes[kind] = vars(kind).get("create_task")
         flag(agent, "where")
-        function = await until_moved(named.where)
+        function = await until_offloaded(named.where)
         assert named.where.__code__ is not before[0]
         agent.stop()
         pool = default_pool.current_pool()
@@ -837,7 +833,7 @@ def test_uninstall_takes_it_all_back(run: Run, make: Callable[..., Agent]) -> No
 
 
 def test_uninstall_ends_the_threads(run: Run, make: Callable[..., Agent]) -> None:
-    """The threads that only moved functions have used end by themselves; later calls find others."""
+    """Threads used by offloaded functions only end by themselves; later calls start others."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
     async def test() -> list[str]:
@@ -854,13 +850,13 @@ def test_uninstall_ends_the_threads(run: Run, make: Callable[..., Agent]) -> Non
     assert all(name.startswith("loopwatch-threads") for name in scenario(run, test))
 
 
-def test_what_others_use_stays(run: Run, make: Callable[..., Agent]) -> None:
+def test_shared_default_pool_stays(run: Run, make: Callable[..., Agent]) -> None:
     """A default pool that a decorated function uses too is not ended with the agent."""
     agent = make(transparent_offload=[f"{MODULE}:where"])
 
     async def test() -> list[int]:
         flag(agent, "where")
-        pid = (await until_moved(named.where))[1]
+        pid = (await until_offloaded(named.where))[1]
         await offloaded.pid()
         agent.stop()
         await asyncio.sleep(0)
@@ -872,7 +868,7 @@ def test_what_others_use_stays(run: Run, make: Callable[..., Agent]) -> None:
 
 
 def test_configure_at_run_time(run: Run, make: Callable[..., Agent]) -> None:
-    """Names can be given while the program runs; what is taken off the list is as it was."""
+    """Names can be added while the program runs, and a function taken off the list is as it was."""
     agent = make()
     code = named.where.__code__
 

@@ -1,4 +1,4 @@
-"""The bridge: a plain function inside a coroutine suspends its task, and everything else is as in the plain program."""
+"""The bridge: a plain function inside a coroutine suspends its task, and everything else stays the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def later(value: Any) -> Any:
 async def fails() -> None:
     """Raise after a turn of the loop."""
     await asyncio.sleep(0)
-    raise KeyError("of ours")
+    raise KeyError("on purpose")
 
 
 def deep(levels: int, act: Callable[[], Any]) -> Any:
@@ -60,12 +60,12 @@ def test_plain_function_waits_while_the_loop_goes_on(run: Run) -> None:
 
 
 def test_results_and_exceptions(run: Run) -> None:
-    """What is waited for gives its result or raises at the plain call; what the coroutine returns or raises arrives."""
+    """The plain call returns the awaited result or raises its exception, and so does the coroutine for its caller."""
 
     async def handler(end: str) -> Any:
         assert is_open()
         seen = [wait(later(7)), wait(later((1, 2)))]
-        with pytest.raises(KeyError, match="of ours"):
+        with pytest.raises(KeyError, match="on purpose"):
             wait(fails())
         await asyncio.sleep(0)
         seen.append(wait(later(None)))
@@ -82,8 +82,8 @@ def test_results_and_exceptions(run: Run) -> None:
 
 
 def test_context_variables(run: Run) -> None:
-    """A plain function sees and sets the variables of its task across the wait, also in a context within; others do
-    not.
+    """A plain function sees and sets the variables of its task across the wait, also within a nested context; other
+    tasks are not affected.
     """
 
     async def handler(name: str) -> tuple[str, str, str]:
@@ -111,7 +111,7 @@ def test_context_variables(run: Run) -> None:
 
 
 def test_cancellation_and_timeout(run: Run) -> None:
-    """Cancelling the task, and ``asyncio.timeout``, reach the plain function that waits, and what it waits for."""
+    """Cancelling the task, and ``asyncio.timeout``, reach the waiting plain function and the awaitable it waits for."""
 
     async def main() -> list[str]:
         seen: list[str] = []
@@ -160,7 +160,7 @@ def test_cancellation_and_timeout(run: Run) -> None:
 
 
 def test_task_group_and_current_task(run: Run) -> None:
-    """In a TaskGroup a plain function that waits is its task's, and is cancelled when a sibling fails."""
+    """In a TaskGroup a waiting plain function belongs to its task, and is cancelled when a sibling fails."""
 
     async def main() -> tuple[bool, bool]:
         same = []
@@ -207,7 +207,7 @@ def test_asynchronous_iteration_and_contexts(run: Run) -> None:
 
 
 def test_await_inside_a_task(run: Run) -> None:
-    """What is bridged can also be awaited by a plain task, and bridged twice."""
+    """A bridged coroutine can be awaited by a plain task, and bridged twice."""
 
     async def handler() -> Any:
         first = wait(later(1))
@@ -225,7 +225,7 @@ async def _awaits(awaitable: Any) -> Any:
 
 
 def test_outside() -> None:
-    """Without a bridge a plain function is told that it cannot wait."""
+    """Without a bridge a plain function that waits gets an error."""
 
     async def main() -> None:
         assert not is_open()
@@ -238,7 +238,7 @@ def test_outside() -> None:
 
 
 def test_closed_without_asyncio() -> None:
-    """Where no loop of asyncio runs the coroutine there is nothing to wait with."""
+    """A coroutine that no asyncio loop runs has no way to wait."""
 
     async def handler() -> bool:
         return is_open()
@@ -248,8 +248,8 @@ def test_closed_without_asyncio() -> None:
     assert ended.value.value is False
 
 
-def test_it_passes_for_its_coroutine() -> None:
-    """asyncio takes it for a coroutine; name, code and frame are those of the coroutine."""
+def test_bridge_looks_like_its_coroutine() -> None:
+    """asyncio accepts the bridge as a coroutine; name, code and frame are those of the coroutine."""
     coroutine = later(1)
     bridged = Bridged(coroutine)
     assert asyncio.iscoroutine(bridged)
@@ -260,7 +260,7 @@ def test_it_passes_for_its_coroutine() -> None:
 
 
 def test_close_reaches_a_function_that_waits() -> None:
-    """Closed in the midst of a wait, plain function and coroutine run their ``finally``."""
+    """Closed during a wait, plain function and coroutine run their ``finally``."""
     seen = []
 
     async def handler() -> None:
@@ -278,8 +278,8 @@ def test_close_reaches_a_function_that_waits() -> None:
     assert seen == ["closed"]
 
 
-def test_nothing_stays_behind(run: Run) -> None:
-    """Greenlets are used again, and keep neither contexts nor results of what has ended."""
+def test_greenlets_are_reused(run: Run) -> None:
+    """Greenlets are reused, and keep neither contexts nor results of finished coroutines."""
 
     class Thing:
         pass
@@ -305,7 +305,7 @@ def test_nothing_stays_behind(run: Run) -> None:
 
 
 def test_dropped_while_it_waits() -> None:
-    """A task that is dropped with its loop in the midst of a wait raises nothing anywhere."""
+    """A task dropped with its loop during a wait raises nothing anywhere."""
 
     async def handler(begun: asyncio.Event) -> None:
         begun.set()
@@ -323,7 +323,7 @@ def test_dropped_while_it_waits() -> None:
 
 
 def test_greenlets_that_are_not_kept_are_freed(run: Run) -> None:
-    """After more coroutines at once than greenlets are kept, the others are gone, also if they began within a step."""
+    """With more concurrent coroutines than kept greenlets the surplus is freed, even greenlets begun within a step."""
 
     async def handler() -> int:
         await asyncio.sleep(0)
@@ -339,8 +339,8 @@ def test_greenlets_that_are_not_kept_are_freed(run: Run) -> None:
 
 
 def test_greenlets_of_others(run: Run) -> None:
-    """A greenlet that was made within a step, as SQLAlchemy makes them, returns to its own coroutine in later steps,
-    while plain functions of others wait.
+    """A greenlet made within a step, as SQLAlchemy makes them, returns to its own coroutine in later steps, while plain
+    functions of others wait.
     """
 
     async def spawned(function: Callable[..., Any], *args: Any) -> Any:
@@ -386,8 +386,8 @@ def test_closed_for_a_task_that_starts_within_a_step() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks start eagerly since Python 3.12")
-def test_recursion_of_one_is_not_that_of_others() -> None:
-    """A greenlet that was first used deep within a recursion is not used again where the stack is shallow."""
+def test_deep_greenlet_is_not_reused_at_a_shallow_stack() -> None:
+    """A greenlet first used deep within a recursion is not reused where the stack is shallow."""
 
     async def nested(depth: int) -> int:
         loop = asyncio.get_running_loop()
@@ -409,8 +409,8 @@ def test_recursion_of_one_is_not_that_of_others() -> None:
 
 
 @pytest.mark.parametrize("then", ["returns", "awaits", "waits"])
-def test_dropped_while_it_waits_and_does_not_want_to_end(then: str) -> None:
-    """Dropped in the midst of a wait within the step of another one, what swallows that cannot disturb the other."""
+def test_dropped_coroutine_that_swallows_the_exit(then: str) -> None:
+    """A coroutine dropped during a wait, within another's step, that swallows the exit does not disturb the other."""
     seen: list[str] = []
 
     async def stubborn() -> None:

@@ -1,4 +1,4 @@
-"""What speaks against suspending a plain call: locks that its callers can be seen to hold."""
+"""Locks held by the callers of a plain call are found, so that the call is not suspended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ lock = threading.Lock()
 
 
 def here() -> str:
-    """What the guard says of its callers."""
+    """Return what the lock check reports of its callers."""
     return lock_check.why_not_here(sys._getframe())
 
 
@@ -146,7 +146,7 @@ def counted() -> str:
 
 
 class Handler(logging.Handler):
-    """Asks while it has its lock, which it takes by a method of its own (until Python 3.12)."""
+    """Runs the lock check inside ``emit``, while its lock is held by a method (until Python 3.12)."""
 
     said = ""
 
@@ -188,7 +188,7 @@ HOLDING = {
 
 @pytest.mark.parametrize("name", HOLDING)
 def test_lock_is_seen(name: str) -> None:
-    """A lock that a caller holds, however it is reached, is named with the function that holds it."""
+    """A lock held by a caller, however it is reached, is named with the function that holds it."""
     function, said = HOLDING[name]
     assert function() == said
     assert not lock.locked()
@@ -196,12 +196,12 @@ def test_lock_is_seen(name: str) -> None:
 
 @pytest.mark.parametrize("function", [here, lambda: Holder().after(), released, nested_function, other_context])
 def test_no_lock(function: Any) -> None:
-    """A lock that was given back, one of another function, and a context that is no lock are nothing to fear."""
+    """A released lock, a lock of another function, and a context manager that is no lock are ignored."""
     assert function() == ""
 
 
-def test_asyncio_lock_is_no_obstacle() -> None:
-    """An asyncio lock is waited for without holding the loop, so that its holder may be suspended."""
+def test_asyncio_lock_is_ignored() -> None:
+    """An asyncio lock is ignored: waiting for it does not hold the loop, so its holder may be suspended."""
 
     async def main() -> str:
         async with asyncio.Lock():
@@ -211,13 +211,13 @@ def test_asyncio_lock_is_no_obstacle() -> None:
 
 
 def test_finalizer() -> None:
-    """A finalizer may run in the midst of anything, and is not suspended."""
+    """A finalizer may run at any point, and is not suspended."""
     Dying()
     assert Dying.said == "Dying.__del__() may run in the midst of anything"
 
 
 def test_import(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a module is imported its lock is held."""
+    """While a module is imported its import lock is held."""
     (tmp_path / "imported_by_held.py").write_text("from tests.offloading.test_lock_check import here\nsaid = here()\n")
     monkeypatch.syspath_prepend(tmp_path)
     import imported_by_held  # type: ignore[import-not-found]
@@ -226,7 +226,7 @@ def test_import(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_signal_handler() -> None:
-    """A signal is handled between any two instructions, and its handler is not suspended there."""
+    """A signal handler runs between any two instructions, and is not suspended."""
     said = []
 
     def handles(_number: int, _frame: Any) -> None:
@@ -241,7 +241,7 @@ def test_signal_handler() -> None:
 
 
 class EnteredProxy(Proxy):
-    """One that can be entered, and raises for anything else."""
+    """A proxy that is a context manager, and raises for anything else."""
 
     def __enter__(self) -> Self:
         return self
@@ -252,14 +252,14 @@ class EnteredProxy(Proxy):
         raise RuntimeError("outside")
 
 
-def test_proxy_is_not_asked() -> None:
-    """What raises when it is looked at is not looked at, or at least not raised into the program."""
+def test_proxy_that_raises() -> None:
+    """An object that raises on access does not raise into the program."""
     with EnteredProxy():
         assert here() == ""
 
 
 def test_long_function_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of a long function only the ``with`` statements are parsed that it is in: the loop is not held to read it."""
+    """Of a long function only the enclosing ``with`` statements are parsed, to keep the check short."""
     many = "".join(f"    x{number} = {number}\n" for number in range(3000))
     source = f"import threading\nlock = threading.Lock()\ndef long(f):\n    with lock:\n    {many}        return f()\n"
     source = source.replace("\n    x", "\n        x")
@@ -280,7 +280,7 @@ def test_long_function_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_acquire_in_a_long_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is found behind hundreds of other names too, without taking the function apart instruction by instruction."""
+    """An acquire behind hundreds of other names is found too, without disassembling the whole function."""
     many = "\n    ".join(f"here.name{number} = here.name{number // 2 * 2 + 1} = {number}" for number in range(300))
     source = (
         f"def long(here, lock):\n    {many}\n    lock.acquire()\n    try: return here()\n    finally: lock.release()\n"

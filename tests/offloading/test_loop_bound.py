@@ -1,4 +1,4 @@
-"""What belongs to a loop or a thread is found among arguments, and nothing of the program's is run for it."""
+"""Objects bound to a loop or a thread are found among arguments, without running any of the program's code."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from tests.workers.helpers import Proxy
 
 
 class Holder:
-    """Has something of a loop inside."""
+    """An object that holds another one."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
 
 def test_objects_of_a_loop() -> None:
-    """asyncio's objects are found inside containers and objects, a cycle does no harm; what is no object of a loop
-    passes.
-    """
+    """asyncio's objects are found inside containers and objects, cycles are handled, and other objects pass."""
 
     async def main() -> None:
         future = asyncio.get_running_loop().create_future()
@@ -37,20 +35,20 @@ def test_objects_of_a_loop() -> None:
 
 
 def test_objects_of_a_thread() -> None:
-    """What belongs to one thread is found as well: a database connection that refuses others, a ``threading.local``."""
+    """Thread-bound objects are found as well: a database connection bound to a thread, a ``threading.local``."""
     connection = sqlite3.connect(":memory:")
     for value, kind in ((Holder(connection), "sqlite3.Connection"), ([threading.local()], "_thread._local")):
         assert of_a_loop(((value,), {})) == kind
     connection.close()
 
 
-def test_large_arguments_are_looked_at_in_part() -> None:
-    """No more than a bounded number of objects is looked at, also of those that cannot belong to a loop."""
+def test_large_arguments_are_inspected_in_part() -> None:
+    """A bounded number of objects is inspected, including objects that cannot be bound to a loop."""
     numbers = [1] * (10 * MOST_LOOKED_AT)
     assert of_a_loop((([asyncio.Event(), numbers],), {})) == ""
     assert of_a_loop((([numbers, asyncio.Event()],), {})) == "asyncio.locks.Event"
 
 
-def test_arguments_that_raise_when_they_are_looked_at() -> None:
-    """They raise nothing into the program."""
+def test_arguments_that_raise_on_access() -> None:
+    """Arguments that raise on access raise nothing into the program."""
     assert of_a_loop(((Proxy(),), {})) == ""

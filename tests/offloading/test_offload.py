@@ -1,4 +1,4 @@
-"""``@offload``: what is decorated, where it runs, and what it refuses."""
+"""``@offload``: what can be decorated, where it runs, and what is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def shut_down() -> AsyncIterator[None]:
 
 
 async def test_functions_run_in_a_worker() -> None:
-    """A function, a coroutine function and each kind of method run in another process, and return what they return."""
+    """Functions, coroutine functions and each kind of method run in another process, and return their results."""
     here = os.getpid()
     assert await offloaded.add(1, right=2) == 3
     shapes = offloaded.Shapes(3)
@@ -48,13 +48,13 @@ async def test_functions_run_in_a_worker() -> None:
 
 
 async def test_exception_arrives_as_itself() -> None:
-    """What the function raises is raised by the await, and its cause shows the line in the worker."""
-    with pytest.raises(ValueError, match="of ours") as caught:
-        await offloaded.fails("of ours")
+    """An exception of the function is raised by the await, and its cause shows the line in the worker."""
+    with pytest.raises(ValueError, match="on purpose") as caught:
+        await offloaded.fails("on purpose")
     assert "raise ValueError(words)" in str(caught.value.__cause__)
 
 
-def test_it_looks_like_the_function() -> None:
+def test_decorated_function_looks_like_the_original() -> None:
     """Name, docstring and signature are kept; it pickles by reference and counts as a coroutine function."""
     assert offloaded.add.__name__ == "add"
     assert offloaded.add.__doc__ == "Add two numbers."
@@ -67,7 +67,7 @@ def test_it_looks_like_the_function() -> None:
 
 
 def test_without_a_loop() -> None:
-    """Called where no loop runs it says so, and names the way out, which works."""
+    """Called without a running loop it raises an error that names the alternative, which works."""
     with pytest.raises(loopwatch.OffloadError, match=r"needs a running event loop.*add\.inline\(\)"):
         offloaded.add(1)
     assert offloaded.add.inline(1) == 2
@@ -79,8 +79,8 @@ async def test_no_pool_within_a_pool() -> None:
     assert outer == inner != os.getpid()
 
 
-async def test_places() -> None:
-    """``thread`` runs in a thread of ours, ``inline`` in the caller's."""
+async def test_destinations() -> None:
+    """``thread`` runs in a thread of the default backend, ``inline`` in the caller's."""
     assert (await offloaded.thread_name()).startswith("loopwatch-threads")
     assert await offloaded.here() == threading.current_thread().name
     stats = offloaded.here.stats()
@@ -88,14 +88,14 @@ async def test_places() -> None:
 
 
 async def test_threads_within_threads() -> None:
-    """More calls than threads, each of which calls another in a thread, all end: those within run where they are."""
+    """More nested calls to threads than there are threads all end: inner calls run inline."""
     names = await asyncio.gather(*(offloaded.nested_threads(3) for _ in range(100)))
     assert [len(each) for each in names] == [1] * 100
     assert all(each.pop().startswith("loopwatch-threads") for each in names)
 
 
 async def test_thread_timeout() -> None:
-    """A call in a thread that runs too long fails; its thread goes on and does not count against the limit."""
+    """A call in a thread that times out fails; its thread goes on and does not count against the limit."""
     event = threading.Event()
     try:
         with pytest.raises(loopwatch.TaskTimeout, match="cannot be stopped"):
@@ -105,8 +105,8 @@ async def test_thread_timeout() -> None:
         event.set()
 
 
-async def test_auto_moves_what_computes_and_what_waits() -> None:
-    """Once measured to hold the loop, what computes goes to a process and what waits to a thread; each says why."""
+async def test_auto_offloads_computing_and_waiting_functions() -> None:
+    """Once measured to hold the loop, a computing function goes to a process and a waiting one to a thread."""
     assert await offloaded.computes(0.05) == os.getpid()
     assert await offloaded.computes(0.05) != os.getpid()
     assert "keeps the GIL" in offloaded.computes.explain()
@@ -115,8 +115,8 @@ async def test_auto_moves_what_computes_and_what_waits() -> None:
     assert "waits for" in offloaded.naps.explain()
 
 
-async def test_auto_does_not_take_the_queue_for_the_way() -> None:
-    """A burst that waits for its workers, far longer than it runs, leaves the function with the processes."""
+async def test_auto_does_not_count_queueing_as_overhead() -> None:
+    """A burst that waits in the queue far longer than it runs leaves the function with the processes."""
     burst = await asyncio.gather(*(offloaded.burns(0.02) for _ in range(40)))
     assert burst.count(os.getpid()) == 1
     assert offloaded.burns.stats().process == 39
@@ -124,8 +124,8 @@ async def test_auto_does_not_take_the_queue_for_the_way() -> None:
     assert offloaded.burns.stats().to == "process"
 
 
-async def test_auto_sends_as_any_call_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large bytes travel beside the pickle, and the limit of calls at a time is that of the function."""
+async def test_auto_honours_call_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large bytes are sent beside the pickle, and the function's max_concurrency holds."""
     sent: list[tuple[Any, pickling.Payload]] = []
     encode = pickling.encode_call
 
@@ -143,14 +143,14 @@ async def test_auto_sends_as_any_call_is_sent(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_auto_falls_back_where_arguments_do_not_pickle() -> None:
-    """An argument that cannot be sent makes it a thread, in the same call, and the reason is kept."""
+    """A call whose argument cannot be pickled runs in a thread instead, and the reason is kept."""
     await offloaded.computes(0.05)
     assert await offloaded.computes(0.05, threading.Lock()) == os.getpid()
     assert "cannot be sent" in offloaded.computes.explain()
 
 
 async def test_pool_of_ones_own() -> None:
-    """``pool=`` sends the calls there; a lambda or closure needs no name."""
+    """``pool=`` sends the calls to that pool; a lambda or closure needs no name."""
     pytest.importorskip("cloudpickle")
     offset = 5
     async with loopwatch.WorkerPool(workers=1) as pool:
@@ -161,7 +161,7 @@ async def test_pool_of_ones_own() -> None:
 
 
 async def test_a_backend_may_be_given() -> None:
-    """Anything with the methods of ``Backend`` runs the calls."""
+    """Any object with the methods of ``Backend`` can run the calls."""
 
     class Own:
         name = "own"
@@ -188,7 +188,7 @@ async def test_a_backend_may_be_given() -> None:
 
 
 async def test_second_loop_in_another_thread() -> None:
-    """A loop of another thread uses the default pool of the first: there is one a process."""
+    """A loop of another thread uses the default pool of the first: there is one per process."""
     first = await offloaded.pid()
 
     def other() -> list[int]:
@@ -205,7 +205,7 @@ async def test_second_loop_in_another_thread() -> None:
 
 
 def test_one_run_after_the_other() -> None:
-    """Each ``asyncio.run`` gets a pool, and takes it down at its end."""
+    """Each ``asyncio.run`` gets a default pool and shuts it down at its end."""
 
     async def main() -> int:
         return await offloaded.pid()
@@ -218,8 +218,8 @@ def test_one_run_after_the_other() -> None:
         assert not Path(f"/proc/{pid}").exists()
 
 
-async def test_configured_place() -> None:
-    """``offload_to`` says where functions go that do not say it themselves, from the next call on."""
+async def test_configured_destination() -> None:
+    """``offload_to`` sets the destination of functions without one of their own, from the next call on."""
     agent = loopwatch.install(offload_to="thread")
     try:
         assert await offloaded.pid() == os.getpid()
@@ -247,7 +247,7 @@ async def test_configured_place() -> None:
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
-    """What cannot be meant is refused at decoration, in one line that names it."""
+    """Invalid arguments are refused at decoration, in one line that names them."""
     with pytest.raises(loopwatch.ConfigError) as caught:
         loopwatch.offload(**arguments)(offloaded.add.inline)
     assert words in str(caught.value)
@@ -256,8 +256,8 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [offloaded.numbers, 5, offloaded.Shapes])
-def test_what_cannot_be_decorated(bad: Any) -> None:
-    """A generator function, a class or no function at all is refused at decoration."""
+def test_undecoratable_objects(bad: Any) -> None:
+    """A generator function, a class or an object that is no function is refused at decoration."""
     with pytest.raises(loopwatch.ConfigError, match="@offload of"):
         loopwatch.offload(bad)
 
@@ -271,7 +271,7 @@ async def main(): return await double(2)
 
 
 def test_unguarded_script(tmp_path: Path) -> None:
-    """A script without the usual guard ends with an error that says what to do, and starts no storm of processes."""
+    """A script without the ``__main__`` guard ends with an error that names the remedy, and few processes start."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT + "print(asyncio.run(main()))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=50, check=False)
@@ -306,14 +306,14 @@ MOVED = loopwatch.Decision("process", "")
     ],
 )
 def test_policy(measured: Measured, now: loopwatch.Decision, to: str, why: str) -> None:
-    """Where a function goes follows from its figures, and the reason names the one that decided."""
+    """The destination of a function follows from its measurements, and the reason names the decisive one."""
     decision = decide(measured, now)
     assert decision.to == to
     assert why in decision.reason
 
 
-async def test_auto_comes_back_when_it_has_become_cheap() -> None:
-    """A function that was moved runs inline again once its calls are quick, and stays; each change is recorded."""
+async def test_auto_returns_inline_when_calls_become_cheap() -> None:
+    """An offloaded function runs inline again once its calls are quick, and stays there; each change is recorded."""
     calls: Any = loopwatch.offload(to="auto")(offloaded.computes.inline)
     for _ in range(3):
         await calls(0.03)
@@ -326,7 +326,7 @@ async def test_auto_comes_back_when_it_has_become_cheap() -> None:
 
 
 async def test_auto_tries_a_process_again_after_a_bad_argument(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument that does not pickle keeps a function off processes for a number of calls, not for ever."""
+    """An argument that does not pickle keeps a function off processes for a number of calls only."""
     assert route.AGAIN == 200
     monkeypatch.setattr(route, "AGAIN", 5)
     calls: Any = loopwatch.offload(to="auto")(offloaded.computes.inline)
@@ -341,8 +341,8 @@ async def test_auto_tries_a_process_again_after_a_bad_argument(monkeypatch: pyte
     assert calls_made == 5
 
 
-async def test_auto_measures_what_a_coroutine_function_holds() -> None:
-    """A coroutine function is judged by the longest of its steps, not by what it waits for."""
+async def test_auto_measures_the_longest_step_of_a_coroutine() -> None:
+    """A coroutine function is judged by the longest of its steps, not by the time it waits."""
 
     async def waits() -> None:
         await asyncio.sleep(0.02)
@@ -359,7 +359,7 @@ async def test_auto_measures_what_a_coroutine_function_holds() -> None:
 
 
 def test_threads_where_there_are_no_workers() -> None:
-    """Without what Unix alone has (as on Windows) the decorator can be imported, and threads work."""
+    """Without Unix-only features (as on Windows) the decorator can be imported, and threads work."""
     code = """
         import os, signal, socket, sys
         sys.modules["fcntl"] = None

@@ -1,4 +1,4 @@
-"""What a function changes where it runs, which another process would lose."""
+"""Side effects of a function in its own process, which would be lost in another one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ settle = contextvars.ContextVar.set.__get__(variable)
 
 
 def pure(values: list[int]) -> int:
-    """Changes nothing, and reads a global."""
+    """Change nothing, and read a global."""
     return sum(values) + table["a"]
 
 
@@ -30,7 +30,7 @@ def sorts(values: list[int]) -> None:
 
 
 class Shape:
-    """A method may change its object."""
+    """A class whose methods may change the object."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -122,8 +122,8 @@ AGAINST = {
 
 
 @pytest.mark.parametrize("name", AGAINST)
-def test_what_speaks_against_it(name: str) -> None:
-    """Whatever a process would lose or could not be given is found in the first run, and named."""
+def test_side_effects_are_named(name: str) -> None:
+    """A side effect that a process would lose, or an argument it could not get, is found in the first run and named."""
     function, args, why = AGAINST[name]
     probation = Probation(function)
     before = probation.before((args, {}))
@@ -138,7 +138,7 @@ def test_what_speaks_against_it(name: str) -> None:
 
 @pytest.mark.parametrize(("function", "args"), [(pure, ([1, 2],)), (Shape.reads, (Shape(),)), (returns_it, (5,))])
 def test_pure_functions_pass(function: Any, args: Any) -> None:
-    """After some runs in which nothing was changed nothing speaks against a process."""
+    """After some runs without side effects a function may go to a process."""
     probation = Probation(function)
     for left in range(RUNS, 0, -1):
         assert probation.left == left
@@ -147,14 +147,14 @@ def test_pure_functions_pass(function: Any, args: Any) -> None:
 
 
 class Holder:
-    """Has something of a loop inside."""
+    """An object that holds another one."""
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
 
 
 def test_context_variable_that_is_set() -> None:
-    """A variable that is set without being named in the function is found too."""
+    """A context variable set by a function that does not name it is found too."""
 
     def run() -> str:
         probation = Probation(sets_through)
@@ -167,22 +167,22 @@ def test_context_variable_that_is_set() -> None:
     assert contextvars.copy_context().run(run) == "it sets the context variable probation_variable"
 
 
-def test_what_asks_for_the_running_loop() -> None:
-    """A plain function that asks for the running loop, or makes tasks, is known by its code."""
+def test_functions_that_use_the_running_loop() -> None:
+    """A plain function that asks for the running loop, or makes tasks, is recognised by its code."""
     assert Probation(asks_for_loop).asks == "get_running_loop"
     assert Probation(pure).asks == ""
 
 
-def test_arguments_that_raise_when_they_are_looked_at() -> None:
-    """They raise nothing into the program, and their function does not go to a process."""
+def test_arguments_that_raise_on_access() -> None:
+    """Arguments that raise on access raise nothing into the program, and their function does not go to a process."""
     call = ((Proxy(),), {})
     probation = Probation(pure)
     probation.after(probation.before(call), call, None)
     assert "RuntimeError: outside" in probation.against
 
 
-def test_what_takes_long_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small objects, which hold the loop long before they are too many bytes, are given up in time."""
+def test_slow_comparison_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing many small objects, which takes long before they amount to many bytes, is abandoned in time."""
     readings: list[float] = []
 
     def thread_time() -> float:
@@ -194,4 +194,4 @@ def test_what_takes_long_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     probation = Probation(pure)
     assert probation.before(call) is None
     assert probation.against == "its arguments: it takes more than 20 ms to compare them"
-    assert len(readings) == 3  # at the beginning, and with the first two pieces of a MB or so
+    assert len(readings) == 3  # at the beginning, and after the first two pieces of about a MB

@@ -1,4 +1,4 @@
-"""What a collector's Prometheus exporter does with OTLP, for machines where no such collector can be had.
+"""A collector's Prometheus exporter for OTLP, for machines without such a collector.
 
 Written after "Prometheus and OpenMetrics Compatibility" of the OpenTelemetry specification and the documentation of the
 collector's ``prometheusexporter``; nothing of loopwatch is used, so that it can contradict the catalog's names.
@@ -25,7 +25,7 @@ class PrometheusExporter:
     """Keeps the last points of every series, and shows them as Prometheus wants them.
 
     Args:
-        expiration: s after which a series that was not sent again is forgotten (``metric_expiration``).
+        expiration: seconds after which a series that was not sent again is forgotten (``metric_expiration``).
     """
 
     def __init__(self, expiration: float = 300.0) -> None:
@@ -35,13 +35,13 @@ class PrometheusExporter:
         self._series: dict[str, dict[Labels, tuple[float, list[str]]]] = {}
 
     def handle(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Take what is posted to ``/v1/metrics``, answer who scrapes ``/metrics``; throw traces and logs away."""
+        """Accept posts to ``/v1/metrics``, answer scrapes of ``/metrics``, and drop traces and logs."""
         if path == "/v1/metrics":
             self.take(ExportMetricsServiceRequest.FromString(body))
         return 200, self.text().encode() if path == "/metrics" else b""
 
     def take(self, request: ExportMetricsServiceRequest) -> None:
-        """Take an export."""
+        """Accept an export."""
         with self._lock:
             for resource in request.resource_metrics:
                 target = _labels(resource.resource.attributes)
@@ -67,10 +67,12 @@ class PrometheusExporter:
             return
         if kind == "sum":
             assert metric.sum.aggregation_temporality == CUMULATIVE, metric.name
-        told = "counter" if kind == "sum" and metric.sum.is_monotonic else "gauge"
+        family = "counter" if kind == "sum" and metric.sum.is_monotonic else "gauge"
         for point in getattr(metric, kind).data_points:
             value = getattr(point, point.WhichOneof("value"))
-            self._keep(name, told, {**_labels(point.attributes), **who}, lambda text, v=value: [f"{name}{text} {v!r}"])
+            self._keep(
+                name, family, {**_labels(point.attributes), **who}, lambda text, v=value: [f"{name}{text} {v!r}"]
+            )
 
     def _keep(self, name: str, kind: str, labels: Mapping[str, str], lines: object) -> None:
         assert self._families.setdefault(name, kind) == kind, f"{name} is both {kind} and {self._families[name]}"
@@ -78,22 +80,22 @@ class PrometheusExporter:
         self._series.setdefault(name, {})[key] = (time.monotonic(), lines(_text(key)))  # type: ignore[operator]
 
     def text(self) -> str:
-        """Return what a scrape gets."""
+        """Return the text of a scrape."""
         oldest = time.monotonic() - self._expiration
         with self._lock:
             lines = []
             for name, series in self._series.items():
                 lines.append(f"# TYPE {name} {self._families[name]}")
-                for key, (at, told) in list(series.items()):
+                for key, (at, rendered) in list(series.items()):
                     if at < oldest:
                         del series[key]
                     else:
-                        lines += told
+                        lines += rendered
             return "\n".join(lines) + "\n"
 
 
 def prometheus_name(metric: otlp.Metric) -> str:
-    """Return the name with its suffixes: unit without what stands in braces, ``ratio`` for gauges of 1, ``total``."""
+    """Return the name with its suffixes: unit without annotations in braces, ``ratio`` for gauges of 1, ``total``."""
     words = [word for word in re.split(r"[^a-zA-Z0-9:]+", metric.name) if word]
     kind = metric.WhichOneof("data")
     unit = re.sub(r"\{[^}]*\}", "", metric.unit).strip()

@@ -1,4 +1,4 @@
-"""The shipped rules, made fast enough to be seen at work."""
+"""The shipped rules, made fast enough for a test."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def faster(text: str, factor: float) -> str:
     """Return rules in which ``factor`` times less time passes.
 
-    Scaled are the windows ``[5m]``, ``offset 15m``, ``for: 10m``, and limits that are times themselves (``> 30``: s of
-    a hang, s of waiting). Names, shares of the time and rates a second are not: they mean the same. No window gets
+    Scaled are the windows ``[5m]``, ``offset 15m``, ``for: 10m``, and limits that are times (``> 30``: seconds of
+    a hang or of waiting). Names, shares of the time and rates a second are not: they mean the same. No window gets
     shorter than a ``rate`` needs that sees a sample a second.
 
     Example:

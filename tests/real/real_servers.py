@@ -1,7 +1,7 @@
 """Real servers for tests: Prometheus, Alertmanager, a collector, a receiver of alerts, and services that they watch.
 
 Each is a context manager: on loopback, on a port of its own, with its files in a directory of the test, and gone in
-the end. Why one cannot be had is told by :func:`missing`.
+the end. :func:`missing` returns why one is not available.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def missing(*programs: str) -> str:
 
 
 def rotel_binary() -> Path | None:
-    """Return the collector's program, which lies inside its package."""
+    """Return the collector's binary, which lies inside its package."""
     spec = importlib.util.find_spec("rotel")
     if spec is None or spec.origin is None:
         return None
@@ -66,7 +66,7 @@ def rotel_binary() -> Path | None:
 
 
 def rotel_environment() -> dict[str, str]:
-    """Return what the collector needs to find the library of the interpreter that it was built for."""
+    """Return the variables the collector needs to find the library of the interpreter it was built for."""
     return {"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR") or "")}
 
 
@@ -84,14 +84,14 @@ def rotel_does_not_run() -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody has at this moment."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def await_that(found: Callable[[], T], what: str, seconds: float = START) -> T:
-    """Ask until the answer is true, and return it.
+    """Poll until the result is true, and return it.
 
     Raises:
         AssertionError: it was not within ``seconds``; it says what was waited for, and the last answer.
@@ -101,19 +101,19 @@ def await_that(found: Callable[[], T], what: str, seconds: float = START) -> T:
         answer = found()
         if answer:
             return answer
-        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}; last answer: {answer!r}"
+        assert time.monotonic() < deadline, f"after {seconds} s still not: {what}; last result: {answer!r}"
         time.sleep(0.05)
 
 
 def get(url: str, timeout: float = 10.0, method: str = "GET") -> Any:
-    """Return what an URL answers, decoded if it is JSON."""
+    """Return the response of a URL, decoded if it is JSON."""
     with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=timeout) as answer:
         body = answer.read().decode()
         return json.loads(body) if "json" in answer.headers.get("Content-Type", "") else body
 
 
 def answers(url: str) -> bool:
-    """Whether there is somebody who says yes."""
+    """Whether the server answers."""
     try:
         get(url, timeout=2.0)
     except (urllib.error.URLError, OSError):
@@ -125,7 +125,7 @@ def answers(url: str) -> bool:
 def program(
     command: Sequence[str | Path], folder: Path, name: str, env: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
-    """Run a program; yields it and what reads its output. In the end it and all its children are ended."""
+    """Run a program; yields it and a function that reads its output. In the end it and all its children are killed."""
     log = folder / f"{name}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -151,7 +151,7 @@ def program(
 
 
 def listening(process: subprocess.Popen[bytes], said: Callable[[], str]) -> int:
-    """Return the port that a server of the Prometheus family says it has taken."""
+    """Return the port that a server of the Prometheus family logs as its own."""
 
     def port() -> int:
         assert process.poll() is None, said()
@@ -165,7 +165,7 @@ def listening(process: subprocess.Popen[bytes], said: Callable[[], str]) -> int:
 
 
 class Prometheus:
-    """A Prometheus that runs, as its HTTP API shows it."""
+    """A running Prometheus, as its HTTP API shows it."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -180,14 +180,14 @@ class Prometheus:
         return answer["data"]
 
     def query(self, expression: str, at: float | None = None) -> list[dict[str, Any]]:
-        """Return the vector that an expression is now, or was at a time in s since the epoch."""
+        """Return the vector of an expression now, or at a time in seconds since the epoch."""
         data = self._ask("query", query=expression, **({} if at is None else {"time": at}))
         assert data["resultType"] == "vector", f"{expression}: a {data['resultType']}"
         found: list[dict[str, Any]] = data["result"]
         return found
 
     def course(self, expression: str, start: float, end: float, step: float = 1.0) -> list[dict[str, Any]]:
-        """Return the matrix of an expression over a time."""
+        """Return the matrix of an expression over a time range."""
         data = self._ask("query_range", query=expression, start=start, end=end, step=step)
         assert data["resultType"] == "matrix", f"{expression}: a {data['resultType']}"
         found: list[dict[str, Any]] = data["result"]
@@ -198,7 +198,7 @@ class Prometheus:
         return [rule for group in self._ask("rules")["groups"] for rule in group["rules"]]
 
     def exemplars(self, expression: str, start: float, end: float) -> list[dict[str, Any]]:
-        """Return the exemplars of what an expression selects."""
+        """Return the exemplars of the series that an expression selects."""
         found: list[dict[str, Any]] = self._ask("query_exemplars", query=expression, start=start, end=end)
         return found
 
@@ -257,7 +257,7 @@ def alertmanager(folder: Path, webhook: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def http_server(handle: Callable[[str, bytes], tuple[int, bytes]]) -> Iterator[str]:
-    """Run an HTTP server in threads; ``handle`` takes path and body and returns status and body. Yields its URL."""
+    """Run an HTTP server in threads; ``handle`` maps path and body to status and body. Yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
@@ -276,7 +276,7 @@ def http_server(handle: Callable[[str, bytes], tuple[int, bytes]]) -> Iterator[s
         do_GET = do_POST = _answer
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing: tests have enough to say."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="http server of a test")
@@ -290,26 +290,26 @@ def http_server(handle: Callable[[str, bytes], tuple[int, bytes]]) -> Iterator[s
 
 
 class Pager:
-    """Who is told of alerts: a webhook of Alertmanager."""
+    """A webhook of Alertmanager that keeps all notifications."""
 
     def __init__(self) -> None:
-        self.told: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         """Every alert as it came, with ``status`` firing or resolved."""
 
     def take(self, path: str, body: bytes) -> tuple[int, bytes]:
         """Take a notification."""
-        self.told.extend(json.loads(body)["alerts"])
+        self.received.extend(json.loads(body)["alerts"])
         return 200, b"{}"
 
     def names(self, status: str, **labels: str) -> set[str]:
-        """Return the names of the alerts that came with a status and these labels."""
+        """Return the names of the received alerts with a status and these labels."""
         return {alert["labels"]["alertname"] for alert in self.alerts(status, **labels)}
 
     def alerts(self, status: str, **labels: str) -> list[dict[str, Any]]:
-        """Return the alerts that came with a status and these labels."""
+        """Return the received alerts with a status and these labels."""
         return [
             alert
-            for alert in list(self.told)
+            for alert in list(self.received)
             if alert["status"] == status and labels.items() <= alert["labels"].items()
         ]
 
@@ -319,7 +319,7 @@ class Pager:
 
 @contextlib.contextmanager
 def rotel(folder: Path, *options: str) -> Iterator[tuple[str, str, Callable[[], str]]]:
-    """Run a collector; yields its URLs for http and grpc, and what reads its output.
+    """Run a collector; yields its URLs for http and grpc, and a function that reads its output.
 
     Args:
         folder: for its files.
@@ -344,7 +344,7 @@ def rotel(folder: Path, *options: str) -> Iterator[tuple[str, str, Callable[[], 
         yield f"http://127.0.0.1:{http}", f"http://127.0.0.1:{grpc}", said
 
 
-# -- what is watched -------------------------------------------------------------------------------------------------
+# -- watched services ------------------------------------------------------------------------------------------------
 
 
 class Service:
@@ -364,7 +364,7 @@ class Service:
 
 @contextlib.contextmanager
 def troubled_service(folder: Path, name: str, env: Mapping[str, str], *options: str) -> Iterator[Service]:
-    """Run the service that has every kind of trouble."""
+    """Run the service with every kind of trouble."""
     command = [sys.executable, ROOT / "examples" / "troubled_service.py", "--port", "0", *options]
     with program(command, folder, name, env) as (process, said):
 

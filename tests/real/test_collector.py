@@ -1,4 +1,4 @@
-"""A real collector takes what loopwatch sends, over http and over gRPC: metrics, spans and log records of one stall."""
+"""A real collector accepts loopwatch's exports over http and over gRPC: metrics, spans and log records of one stall."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SERVICE = """
 
 
 def records(text: str, kind: str) -> list[str]:
-    """Return what the collector shows of each ``Span``, ``LogRecord`` or ``Metric``."""
+    """Return the collector's output of each ``Span``, ``LogRecord`` or ``Metric``."""
     parts = re.split(rf"(?m)^{kind} #\d+\n", text)[1:]
     ends = re.compile(r"(?m)^(Resource\w* #|Resource\w+ #|(Span|LogRecord|Metric) #\d+$)")
     return [ends.split(part)[0] for part in parts]
@@ -53,7 +53,7 @@ def field(record: str, name: str) -> str:
 
 
 def whole(said: Callable[[], str], kind: str, having: str) -> Callable[[], str]:
-    """Return what finds the first record with a text, once it is printed to its end."""
+    """Return a function that finds the first record with a text, once it is printed completely."""
 
     def find() -> str:
         found = [record for record in records(said(), kind) if having in record]
@@ -64,8 +64,9 @@ def whole(said: Callable[[], str], kind: str, having: str) -> Callable[[], str]:
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_all_signals_arrive(protocol: str, tmp_path: Path) -> None:
-    """One block of 0.3 s is a span from its start to its end, a log record in the same trace, and an increment of the
-    counters, all with the resource of the service; metrics have the units of the catalog, and counters are totals."""
+    """One block of 0.3 seconds is a span from its start to its end, a log record in the same trace, and an increment of
+    the counters, all with the resource of the service; metrics have the units of the catalog, and counters are totals.
+    """
     with rotel(tmp_path, *SHOWN) as (http, grpc, collected):
         env = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": http if protocol == "http/protobuf" else grpc,
@@ -76,8 +77,8 @@ def test_all_signals_arrive(protocol: str, tmp_path: Path) -> None:
         }
         command = [sys.executable, "-c", textwrap.dedent(SERVICE)]
         with program(command, tmp_path, "service", env) as (_, said):
-            told = await_that(lambda: re.findall(r"(?m)^\[.*\]$", said()), "the block is over", 60)
-            began, ended = json.loads(told[0])
+            printed = await_that(lambda: re.findall(r"(?m)^\[.*\]$", said()), "the block is over", 60)
+            began, ended = json.loads(printed[0])
             span = await_that(whole(collected, "Span", "asyncio.eventloop.stall"), "a span")
             log = await_that(whole(collected, "LogRecord", "asyncio.eventloop.stall"), "a log record")
             stalls = await_that(whole(collected, "Metric", "Name: asyncio.eventloop.stalls\n"), "the counter of stalls")

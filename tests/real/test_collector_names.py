@@ -1,4 +1,4 @@
-"""The names that a collector makes of our metrics are those that catalog, dashboards and rules count on."""
+"""The names that a collector gives our metrics are those in catalog, dashboards and rules."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_the_catalog_has_the_names_of_a_collector(metric: Metric) -> None:
     assert prometheus_name(as_otlp(metric)) == metric.prometheus
 
 
-def test_what_a_collector_shows() -> None:
-    """Resource attributes become job and instance, buckets are cumulative, and what is not sent again is forgotten."""
+def test_exposition_of_a_collector() -> None:
+    """Resource attributes become job and instance, buckets are cumulative, and series no longer sent expire."""
     request = ExportMetricsServiceRequest()
     resource = request.resource_metrics.add()
     for name, value in (("service.name", "shop"), ("service.namespace", "eu"), ("service.instance.id", 'a"1')):
@@ -67,7 +67,7 @@ def test_what_a_collector_shows() -> None:
 
 
 def test_time_passes_faster_in_rules() -> None:
-    """Windows, offsets, waiting times and limits that are times are divided; names, shares and rates stay."""
+    """Windows, offsets, waiting times and limits that are durations are scaled; names, shares and rates stay."""
     assert doctest.testmod(faster_rules).failed == 0
     fast = faster_rules.shipped(60)
     assert "job:asyncio_eventloop_blocked:ratio_rate1h > 14.4 * 0.01" in fast["alerts.yml"]

@@ -37,7 +37,7 @@ from real_servers import (
 
 from loopwatch.telemetry.metrics.catalog import CATALOG, Kind
 
-sys.path.insert(0, str(ROOT))  # what makes the dashboards is not installed
+sys.path.insert(0, str(ROOT))  # the code that makes the dashboards is not installed
 
 SPEED = 60
 """Times as fast as shipped the rules are here: a minute is a second."""
@@ -88,7 +88,7 @@ asyncio.run(asyncio.sleep(3600))
 
 @contextlib.contextmanager
 def prefork(folder: Path, name: str, env: dict[str, str]) -> Iterator[Callable[[], None]]:
-    """Run :data:`PREFORK`; yields what kills its worker as the kernel does when memory is short."""
+    """Run :data:`PREFORK`; yields a function that kills its worker as the kernel does when memory is short."""
     with program([sys.executable, "-c", PREFORK], folder, name, env) as (process, _):
         parent = psutil.Process(process.pid)
 
@@ -99,7 +99,7 @@ def prefork(folder: Path, name: str, env: dict[str, str]) -> Iterator[Callable[[
 
 
 def environment(name: str, port: int, collector: str) -> dict[str, str]:
-    """Return the settings of a service that tells both ways."""
+    """Return the settings of a service that exports both ways."""
     return {
         "OTEL_SERVICE_NAME": name,
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
@@ -108,7 +108,7 @@ def environment(name: str, port: int, collector: str) -> dict[str, str]:
         "LOOPWATCH_THRESHOLD": "0.05",
         "LOOPWATCH_HANG_AFTER": "1",
         "LOOPWATCH_HUNG_AFTER": "1",
-        "LOOPWATCH_CPU_BUDGET": "0.5",  # told every second, it costs more than it should
+        "LOOPWATCH_CPU_BUDGET": "0.5",  # exporting every second, it costs more than it should
         "TROUBLE_HANG": "4",
     }
 
@@ -132,13 +132,13 @@ def configuration(services: list[int], mortals: dict[str, int], exporter: str, m
 
 
 def finite(series: dict[str, Any]) -> list[float]:
-    """Return the numbers of a result of a vector or a matrix."""
+    """Return the numbers in the result of a vector or a matrix."""
     points = series["values"] if "values" in series else [series["value"]]
     return [float(value) for _, value in points if not math.isnan(float(value))]
 
 
 def without_data(server: Prometheus, job: str, start: float, end: float) -> Iterator[str]:
-    """Yield what does not return data of its shape for a job: expressions of dashboards, and recorded series."""
+    """Yield the dashboard expressions and recorded series that return no data of their shape for a job."""
     from dashboards.source.expressions import expressions
 
     for item in expressions():
@@ -156,8 +156,8 @@ def without_data(server: Prometheus, job: str, start: float, end: float) -> Iter
                 yield f"{job}: {rule['record']}: nothing"
 
 
-def told_differently(server: Prometheus, at: float) -> Iterator[str]:
-    """Yield metrics that come only one way, or with other labels, leaving aside what scrape and collector add."""
+def exported_differently(server: Prometheus, at: float) -> Iterator[str]:
+    """Yield metrics that come only one way, or with other labels, except for labels added by scrape and collector."""
     found: dict[str, dict[str, frozenset[str]]] = {job: {} for job in BOTH}
     for job, metrics in found.items():
         for series in server.query(f'{{__name__=~"(asyncio|cpython|loopwatch)_.+", job="{job}"}}', at):
@@ -168,9 +168,9 @@ def told_differently(server: Prometheus, at: float) -> Iterator[str]:
         if one.get(name) != other.get(name):
             yield f"{name}: labels {one.get(name)} and {other.get(name)}"
     for metric in CATALOG:
-        told = metric.prometheus + ("_bucket" if metric.kind is Kind.HISTOGRAM else "")
-        if told not in one:
-            yield f"{metric.name}: not told"
+        expected = metric.prometheus + ("_bucket" if metric.kind is Kind.HISTOGRAM else "")
+        if expected not in one:
+            yield f"{metric.name}: not exported"
 
 
 TRUTHS = """
@@ -204,11 +204,11 @@ sum(loopwatch_agent_faults_total{$}) == 1
 sum(loopwatch_agent_dropped_total{$, loopwatch_agent_signal="traces"}) > 1
 max(max_over_time(scrape_samples_scraped{job="scraped"}[40s])) <= 600
 """
-"""What the troubles must have made of the figures, ``$`` for the job."""
+"""Expressions that hold while the troubles are on, ``$`` for the job."""
 
 
 def untrue(server: Prometheus, job: str, at: float) -> Iterator[str]:
-    """Yield which of :data:`TRUTHS` are none, with what there is instead."""
+    """Yield the :data:`TRUTHS` that do not hold, with the actual values."""
     for line in TRUTHS.strip().splitlines():
         asked = line.replace("$", f'job="{job}"')
         if not server.query(asked, at):
@@ -232,8 +232,8 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
 
         settings = [environment("exported", port, collector) for port in ports]
         settings[0]["LOOPWATCH_MAX_CULPRITS"] = "4"
-        settings[2]["LOOPWATCH_CPU_BUDGET"] = "0.001"  # it cannot keep that
-        settings[2]["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"http://127.0.0.1:{free_port()}/v1/traces"  # nobody there
+        settings[2]["LOOPWATCH_CPU_BUDGET"] = "0.001"  # it cannot keep to that
+        settings[2]["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] = f"http://127.0.0.1:{free_port()}/v1/traces"  # unused port
         flapping = environment("exported-flapping", mortals["flapping"], collector)
         flapping["LOOPWATCH_EXPORT_INTERVAL"] = "0.2"
         settings[2]["OTEL_BSP_MAX_QUEUE_SIZE"] = "1"
@@ -253,7 +253,7 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         come = {(name, job) for name in RULES for job in BOTH}
         come -= {(name, "exported") for name in ONLY_SCRAPED} | {(name, "scraped") for name in ONLY_EXPORTED}
         await_alerts(pager, [item for item in come if item[0] not in ONLY_EXPORTED])
-        # The alerts may be there before the first hang is over, which is what the lag knows of it.
+        # The alerts may fire before the first hang ends and is recorded in the lag.
         await_that(lambda: not [each for job in BOTH for each in untrue(server, job, time.time())], "all is true", 60)
         end = time.time()
 
@@ -261,9 +261,9 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         for job in BOTH:
             problems += without_data(server, job, max(began, end - 45), end)
             problems += untrue(server, job, end)
-        problems += told_differently(server, end)
-        nobody = list(without_data(server, "nobody", max(began, end - 45), end))  # so the question can be answered no
-        assert len(nobody) > 100 and all(problem.endswith("nothing") for problem in nobody)
+        problems += exported_differently(server, end)
+        absent = list(without_data(server, "absent", max(began, end - 45), end))  # the check can fail
+        assert len(absent) > 100 and all(problem.endswith("nothing") for problem in absent)
         assert not problems, "\n".join(problems)
 
         enter(prefork(tmp_path, "lonely again", environment("exported-lonely", mortals["lonely"], collector)))
@@ -274,12 +274,12 @@ def test_every_expression_has_data_and_every_alert_comes_and_goes(tmp_path: Path
         await_alerts(pager, [item for item in come if item[0] not in SLOW_TO_END | WITH_DEAD], "resolved")
         allowed = SLOW_TO_END | WITH_DEAD | ONLY_EXPORTED
         await_that(lambda: firing(server) <= allowed, "no other alert fires", 60)
-        for alert in pager.told:
+        for alert in pager.received:
             assert_is_readable(alert)
 
 
 def assert_is_readable(alert: dict[str, Any]) -> None:
-    """The texts of an alert have no hole, its links lead somewhere."""
+    """The texts of an alert have no placeholder left, and its links lead somewhere."""
     notes = alert["annotations"]
     assert "<no value>" not in f"{notes}" and "<error" not in f"{notes}", notes
     assert notes["runbook_url"] == f"docs/runbook.md#{alert['labels']['alertname'].lower()}"
@@ -287,7 +287,7 @@ def assert_is_readable(alert: dict[str, Any]) -> None:
 
 
 def await_alerts(pager: Pager, alerts: list[tuple[str, str]], status: str = "firing") -> None:
-    """Wait until all of them have come for their jobs."""
+    """Wait until all alerts have come for their jobs."""
 
     def all_came() -> bool:
         nonlocal left
@@ -307,7 +307,7 @@ def firing(server: Prometheus) -> set[str]:
 
 
 def came(pager: Pager, status: str, job: str) -> set[str]:
-    """Return the names of the alerts that came for a job, or for those of its mortal processes."""
+    """Return the names of the alerts received for a job, or for its mortal processes."""
     return {name for suffix in ("", "-lonely", "-flapping") for name in pager.names(status, job=job + suffix)}
 
 
@@ -322,7 +322,7 @@ def lives(server: Prometheus, name: str) -> float:
 
 
 def flap(kill: Callable[[], None], server: Prometheus, pager: Pager) -> None:
-    """Kill a worker, and the one that takes its place, until both ways say that it does not stay."""
+    """Kill a worker and its replacement until both ways report that it does not stay."""
     for starts in range(1, 40):
         await_that(lambda n=starts: lives(server, "flapping") >= n, f"start {starts}", 60)
         if all("LoopwatchRestartLoop" in came(pager, "firing", job) for job in BOTH):

@@ -1,5 +1,6 @@
-"""What a receiver of OTLP that is not ours decodes: a metric with its exemplar, the spans of who blocked and who waited
-with event and link, the log record. One program that traces by itself, and leaves metrics and logs to loopwatch.
+"""Decoded OTLP, with a decoder that is not loopwatch's: a metric with its exemplar, the spans of the blocking and the
+waiting request with event and link, the log record. One program that traces by itself, and leaves metrics and logs to
+loopwatch.
 """
 
 from __future__ import annotations
@@ -82,14 +83,14 @@ async def received(port: int) -> tuple[Any, Any, Any, Any]:
     return victim, stall, log, lag
 
 
-def test_what_is_decoded() -> None:
+def test_decoded_telemetry() -> None:
     """The victim's span links to the trace of the stall, whose span, record and exemplar belong together."""
     victim, stall, log, lag = asyncio.run(received(free_port()))
     (event,) = [each for each in victim.events if each.name == "asyncio.eventloop.stall"]
-    told = {each.key: each.value for each in event.attributes}
-    assert 0.25 < told["loopwatch.stall.duration"].double_value < 5
+    attributes = {each.key: each.value for each in event.attributes}
+    assert 0.25 < attributes["loopwatch.stall.duration"].double_value < 5
     assert len(victim.links[0].trace_id) == 16
-    assert victim.links[0].trace_id != victim.trace_id, "it leads to the trace of who blocked"
+    assert victim.links[0].trace_id != victim.trace_id, "it leads to the trace of the blocking request"
     assert stall.parent_span_id, "a child of the request that blocked"
     assert 0.25 < (stall.end_time_unix_nano - stall.start_time_unix_nano) / 1e9 < 5
     culprit = {each.key: each.value.string_value for each in stall.attributes}

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes real programs: figures, restarts and exemplars arrive; it finds the workers by itself."""
+"""A real Prometheus scrapes real programs: metrics, restarts and exemplars arrive, and it discovers the workers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SERVICE = f"""
 
 
 def two_free_ports() -> int:
-    """Return the first of two that follow each other."""
+    """Return the first of two consecutive free ports."""
     while True:
         port = free_port()
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
@@ -67,9 +67,10 @@ def value(server: Prometheus, expression: str) -> float:
 
 
 def test_a_service_as_prometheus_sees_it(tmp_path: Path) -> None:
-    """Both processes are found over ``/targets`` and up; the stalls of the worker are counted under its culprit, their
-    trace is found in the exemplars of the lag, and the worker that comes in place of one that was killed is the same
-    instance for Prometheus, with another process id and a later start."""
+    """Both processes are discovered over ``/targets`` and up; stalls of the worker are counted under its culprit, their
+    trace is in the exemplars of the lag, and the worker that replaces a killed one is the same instance for Prometheus,
+    with another process id and a later start.
+    """
     port, began = two_free_ports(), time.time()
     env = {"LOOPWATCH_PROMETHEUS_PORT": str(port), "OTEL_SERVICE_NAME": "shop"}
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SERVICE)]

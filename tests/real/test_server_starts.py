@@ -1,4 +1,4 @@
-"""Real servers under ``loopwatch run``: one line for their start, stalls for what blocks them when they listen."""
+"""Real servers under ``loopwatch run``: one log line for their start-up, and stalls for blocks once they listen."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ IMPORTS_ON_THE_LOOP = {"uvicorn --reload", "uvicorn --workers"}
 @pytest.mark.skipif(missing() != "", reason=missing())
 @pytest.mark.parametrize("name", COMMANDS)
 def test_real_server_starts_with_one_line(name: str, tmp_path: Path) -> None:
-    """Each worker logs its start once, and no stall before it serves; journal and report set the two apart."""
+    """Each worker logs its start-up once, and no stall before it serves; journal and report keep the two apart."""
     for module in NEEDS.get(name.split(maxsplit=1)[0], ("uvicorn", "uvloop")):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
@@ -84,7 +84,7 @@ def test_real_server_starts_with_one_line(name: str, tmp_path: Path) -> None:
         process.wait(20)
     assert lines(said_by(tmp_path), "held the loop") == workers
     contents = read_journals(str(tmp_path / "j.jsonl"))
-    # On a machine that does other things too, more may be held up than what blocks.
+    # A busy machine may hold up more than the block itself.
     stalls = {block.culprit.function for block in contents.stalls if block.culprit}
     assert ("handle" in stalls, stalls & {"load", "warm"}) == (True, set())
     culprits = {block.culprit.function for block in contents.expected if block.culprit}

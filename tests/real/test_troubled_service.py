@@ -17,7 +17,8 @@ from loopwatch.report.reader import read_journals
 
 def test_troubles_come_and_go(tmp_path: Path) -> None:
     """Switched on, troubles block the loop and make processes: zombies, orphans, workers; switched off, those are gone,
-    and the service ends at SIGTERM with 0. The journal has the causes that were asked for."""
+    and the service ends at SIGTERM with 0. The journal has the causes of the selected troubles.
+    """
     env = {"LOOPWATCH_JOURNAL": str(tmp_path / "stalls.jsonl"), "LOOPWATCH_THRESHOLD": "0.05"}
     with troubled_service(tmp_path, "service", env) as service:
         parent = psutil.Process(service.process.pid)
@@ -45,7 +46,7 @@ def test_troubles_come_and_go(tmp_path: Path) -> None:
 
 
 def ended_and_alive(parent: psutil.Process) -> tuple[int, int] | None:
-    """Return how many children are zombies and how many live, once there is one and there are three."""
+    """Return the number of zombie and of live children, once there are one and three."""
     found = [status(child) for child in parent.children()]
     ended = found.count(psutil.STATUS_ZOMBIE)
     return (ended, len(found) - ended) if ended and len(found) - ended >= 3 else None

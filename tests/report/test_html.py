@@ -1,4 +1,4 @@
-"""The page holds what the journal holds, and foreign names cannot leave their place in it."""
+"""The page contains the journal's data, and foreign names cannot inject markup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from loopwatch.sinks.hang_file import HangDump
 
 
 class Page(HTMLParser):
-    """Elements, texts of script and style, and the policy of a page."""
+    """Elements, script and style texts, and the content security policy of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_whole_in_itself() -> None:
-    """No element names another resource, and the policy lets nothing be loaded or run but its own two blocks."""
+def test_page_is_self_contained() -> None:
+    """No element refers to another resource, and the policy lets only the page's own two blocks run."""
     page = html.render(Report.of(make_contents(make_stall())))
     parsed = Page(page)
     assert not [attrs for tag, attrs in parsed.tags if {"src", "href", "action", "onclick", "style"} & attrs.keys()]
@@ -65,7 +65,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>"
 
 
 def test_hostile_names_make_no_element() -> None:
-    """A page full of markup in every name has the same elements as a page without any."""
+    """A page with markup in every name has the same elements as a page without any."""
     bad = frame(HOSTILE)
     stall = make_stall(
         *(0,),
@@ -90,7 +90,7 @@ def test_hostile_names_make_no_element() -> None:
 
 
 def test_flagged_functions_are_in_the_page() -> None:
-    """Cause, name, place, figures and remedy of a flagged function are data of the page, and text within it."""
+    """Cause, name, location, numbers and remedy of a flagged function are in the page's data and text."""
     parsed = Page(html.render(Report.of(make_contents(*(make_stall(i) for i in range(3))))))
     ((cause, name, place, sentence, remedy),) = parsed.data["flagged"]
     assert (cause, name, place) == ("python", "app.images:resize", "/srv/app/images.py:42")
@@ -113,7 +113,7 @@ def test_any_stalls_make_a_page(stalls: list[Stall]) -> None:
 
 
 def test_the_numbers_of_a_stall_are_in_the_data() -> None:
-    """Time, length, cause, place, stack shares, route and facts of a stall can be read from the page."""
+    """Time, length, cause, location, stack shares, route and facts of a stall can be read from the page."""
     deep = (frame("app.main.handle", 7), frame())
     stall = make_stall(
         0,
@@ -140,7 +140,7 @@ def test_the_numbers_of_a_stall_are_in_the_data() -> None:
 
 
 def test_equal_stacks_are_in_the_page_once() -> None:
-    """10,000 stalls of one stack make a page of a few megabytes, not of a stack each."""
+    """10,000 stalls of one stack make a page of a few megabytes, which has the stack once."""
     stack = tuple(frame(f"app.deep.function_number_{i}") for i in range(50))
     page = html.render(Report.of(make_contents(*(make_stall(i, stack=stack) for i in range(10_000)))))
     data = Page(page).data
@@ -150,14 +150,14 @@ def test_equal_stacks_are_in_the_page_once() -> None:
 
 
 def test_too_many_stalls_keep_the_longest_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above the bound the longest stalls stay, in order of time, and the page knows how many are left out."""
+    """Above the bound the longest stalls are kept, in order of time, and the page has the number of omitted ones."""
     monkeypatch.setattr(html, "MAX_STALLS", 3)
     data = Page(html.render(Report.of(make_contents(*(make_stall(i, duration=1.0 + i % 5) for i in range(10)))))).data
     assert ([row["id"] for row in data["stalls"]], data["leftOut"]) == (["s3", "s4", "s9"], 7)
 
 
-def test_without_scripts_the_plain_report_is_there() -> None:
-    """The text report stands in the page itself, for mail clients and readers without JavaScript."""
+def test_page_without_scripts_has_the_text_report() -> None:
+    """The text report is part of the page, for mail clients and readers without JavaScript."""
     page = html.render(Report.of(make_contents(make_stall())))
     assert "WORST CULPRITS" in Page(page).text
     assert "app.images.resize (/srv/app/images.py:42)" in Page(page).text

@@ -1,4 +1,4 @@
-"""The page in a real browser: it draws what it should, reacts to clicks, and foreign names stay inert."""
+"""The page in a real browser: it draws everything, reacts to clicks, and foreign names stay inert."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class Dom(HTMLParser):
         return {"".join(texts).strip(): attrs["style"] for attrs, texts in frames}
 
     def tiles(self) -> dict[str, str]:
-        """Return the figures at the top of the page by their names."""
+        """Return the numbers at the top of the page by their names."""
         start = next(i for i, (_, attrs, _) in enumerate(self.elements) if attrs.get("id") == "tiles")
         texts = ["".join(texts) for _, _, texts in self.elements[start + 1 : start + 1 + 6 * 4]]
         return {texts[i + 1]: texts[i + 2] for i in range(0, len(texts), 4)}
 
 
 def browse(folder: Path, page: str, *options: str, quiet: bool = True) -> str:
-    """Return what chromium prints for the page, which must (not) write to the console."""
+    """Return chromium's output for the page, which must (not) write to the console."""
     assert CHROMIUM is not None
     file = folder / "page.html"
     file.write_text(page, encoding="utf-8")
@@ -87,7 +87,7 @@ def browse(folder: Path, page: str, *options: str, quiet: bool = True) -> str:
         try:
             out, err = process.communicate(timeout=45)
         finally:
-            # Its helpers are in its group, and may outlive it.
+            # Its child processes are in its group, and may outlive it.
             if process.poll() is None or _alive(process.pid):
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, err
@@ -104,10 +104,10 @@ def _alive(group: int) -> bool:
 
 
 def dom(folder: Path, contents: JournalContents, script: str = "") -> Dom:
-    """Return the page after its scripts ran, and after ``script``, which plays the user."""
+    """Return the page after its scripts ran, and after ``script``, which acts as the user."""
     page = render(Report.of(contents))
     if script:
-        # The policy would not let a foreign script run: that it does not is what other tests show.
+        # The policy would block a foreign script; other tests show that it does.
         page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
         tools = "const one = (s) => document.querySelector(s), all = (s) => [...document.querySelectorAll(s)];"
         page = page.replace("</body>", f"<script>{tools}{script}</script></body>")
@@ -118,7 +118,7 @@ def dom(folder: Path, contents: JournalContents, script: str = "") -> Dom:
 
 
 def some_stalls() -> list[Stall]:
-    """Return 12 stalls: 8 of resize (python, 0.25 s, process 100), 4 of query (io, 1 s, process 101)."""
+    """Return 12 stalls: 8 of resize (python, 0.25 seconds, process 100), 4 of query (io, 1 second, process 101)."""
     query = frame("app.db.query", 9)
     small = [make_stall(i, victims=2) for i in range(8)]
     stack = (frame("app.main.handle", 7), query)
@@ -127,7 +127,7 @@ def some_stalls() -> list[Stall]:
 
 
 def test_everything_is_drawn(tmp_path: Path) -> None:
-    """One bar a stall, one row a culprit and a stall, one chip a cause, one frame a distinct call path."""
+    """There is one bar per stall, one row per culprit and stall, one chip per cause, one frame per call path."""
     found = dom(tmp_path, make_contents(*some_stalls()))
     assert found.count("rect", "bar") == 12
     assert (found.count("rect", "python"), found.count("rect", "io")) == (8, 4)
@@ -140,7 +140,7 @@ def test_everything_is_drawn(tmp_path: Path) -> None:
 
 
 def test_the_widths_of_the_flame_graph_are_the_times(tmp_path: Path) -> None:
-    """4 s of 6 s are 66.667 %; a profile divides a stall 3:1."""
+    """4 of 6 seconds are 66.667 %; a profile divides a stall 3:1."""
     found = dom(tmp_path, make_contents(*some_stalls()))
     styles = found.flames()
     assert "width: 66.667%" in styles["app.db.query"]
@@ -166,7 +166,7 @@ def test_the_widths_of_the_flame_graph_are_the_times(tmp_path: Path) -> None:
     ],
 )
 def test_filters_apply_to_everything(tmp_path: Path, act: str, stalls: str, blocked: str) -> None:
-    """Tiles, bars, rows and flame graph all follow each filter, and the reset takes all of them back."""
+    """Tiles, bars, rows and flame graph all follow each filter, and the reset removes all filters."""
     found = dom(tmp_path, make_contents(*some_stalls()), act)
     assert (found.tiles()["Stalls"], found.tiles()["Blocked"]) == (stalls, blocked)
     assert found.count("rect", "bar") == int(stalls)
@@ -175,7 +175,7 @@ def test_filters_apply_to_everything(tmp_path: Path, act: str, stalls: str, bloc
 
 
 def test_dragging_over_the_timeline_zooms(tmp_path: Path) -> None:
-    """The right half of the time line holds the stalls of that time only, in all parts of the page."""
+    """The right half of the timeline holds only the stalls of that time, in all parts of the page."""
     act = """
     const box = one('#timeline svg').getBoundingClientRect();
     const at = (type, x) => one('#timeline svg').dispatchEvent(new PointerEvent(type,
@@ -187,7 +187,7 @@ def test_dragging_over_the_timeline_zooms(tmp_path: Path) -> None:
     assert (found.tiles()["Stalls"], found.count("rect", "bar")) == ("4", 4)
 
 
-def test_click_on_a_bar_tells_all_of_the_stall(tmp_path: Path) -> None:
+def test_click_on_a_bar_shows_the_stall(tmp_path: Path) -> None:
     """The side panel names culprit, remedy, route and stack; bar and row are marked; a second click closes it."""
     act = """
     const bar = one('.bar');
@@ -204,8 +204,8 @@ def test_click_on_a_bar_tells_all_of_the_stall(tmp_path: Path) -> None:
     assert dom(tmp_path, make_contents(first), act + act.replace("const bar", "const again")).count("rect", "on") == 0
 
 
-def test_click_on_a_flame_zooms_and_hovering_tells_its_share(tmp_path: Path) -> None:
-    """A zoomed frame has the full width, what is not in it is gone, and the tip tells seconds and percent."""
+def test_click_on_a_flame_zooms_and_hovering_shows_its_share(tmp_path: Path) -> None:
+    """A zoomed frame has the full width, frames outside of it are gone, and the tooltip shows seconds and percent."""
     act = """
     const query = all('.fr').find((f) => f.textContent === 'app.db.query');
     query.dispatchEvent(new PointerEvent('pointermove'));
@@ -237,7 +237,7 @@ HOSTILE = "</script><img src=x onerror=\"document.documentElement.dataset.owned=
 
 
 def test_flagged_functions_are_drawn(tmp_path: Path) -> None:
-    """Each has its name, place, figures and remedy, hostile ones as text; without any the card is hidden."""
+    """Each has its name, location, numbers and remedy, hostile ones as text; without any the card is hidden."""
     bad = frame(HOSTILE)
     stalls = [make_stall(i, culprit=culprit, remedy=HOSTILE) for i in range(3) for culprit in (frame(), bad)]
     found = dom(tmp_path, make_contents(*stalls))
@@ -268,8 +268,8 @@ def test_hostile_names_are_shown_and_stay_inert(tmp_path: Path) -> None:
         assert found.count("rect", "bar") == 2
 
 
-def test_the_policy_stops_what_the_page_did_not_bring(tmp_path: Path) -> None:
-    """Even a script that got into the page does not run, and the page is drawn all the same."""
+def test_policy_blocks_injected_scripts(tmp_path: Path) -> None:
+    """An injected script does not run, and the page is drawn all the same."""
     page = render(Report.of(make_contents(make_stall()))).replace(
         "<main>", "<main><script>document.documentElement.dataset.owned = 'yes'</script><img src='file:///x.png'>"
     )
@@ -279,7 +279,7 @@ def test_the_policy_stops_what_the_page_did_not_bring(tmp_path: Path) -> None:
 
 
 def test_no_stall_is_a_page_that_says_so(tmp_path: Path) -> None:
-    """Nothing journaled: a heading, empty tables with a sentence, no fault."""
+    """An empty journal gives a heading and empty tables with a sentence, without an error."""
     found = dom(tmp_path, JournalContents())
     assert found.texts("h1") == ["No stall was journaled."]
     assert found.texts("td", "none") == ["No stall was journaled."] * 2
@@ -295,7 +295,7 @@ def test_one_stall_is_drawn(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_stalls_are_drawn(tmp_path: Path) -> None:
-    """All have a bar; the table shows the first hundred and a button for more; the browser gets through in time."""
+    """All stalls have a bar, the table shows a hundred and a button for more, and the browser finishes in time."""
     stalls = [make_stall(i, pid=100 + i % 12, culprit=frame(f"app.f{i % 40}.run")) for i in range(10_000)]
     found = dom(tmp_path, make_contents(*stalls), "one('#more').click()")
     assert found.count("rect", "bar") == 10_000
@@ -305,7 +305,7 @@ def test_ten_thousand_stalls_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_stack_of_five_thousand_frames_is_drawn(tmp_path: Path) -> None:
-    """Depth costs neither the browser's stack nor a frame of the graph."""
+    """A deep stack neither exhausts the browser's stack nor loses a frame of the graph."""
     deep = tuple(frame(f"app.deep.f{i}") for i in range(5_000))
     found = dom(tmp_path, make_contents(make_stall(0, stack=deep, culprit=deep[-1])))
     assert found.count("div", "fr") == 5_001
@@ -318,7 +318,7 @@ def test_processes_have_their_own_lanes(tmp_path: Path) -> None:
 
 
 def test_the_page_can_be_photographed(tmp_path: Path) -> None:
-    """A screenshot has the size asked for and is no empty sheet."""
+    """A screenshot has the requested size and is not blank."""
     picture = tmp_path / "page.png"
     browse(tmp_path, render(Report.of(make_contents(*some_stalls()))), f"--screenshot={picture}")
     content = picture.read_bytes()

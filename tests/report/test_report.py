@@ -1,4 +1,4 @@
-"""The report says who blocked, for how long and why, in numbers that can be added up."""
+"""The report shows culprits, durations and causes, in numbers that add up."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ lists_of_stalls = st.lists(any_stall, max_size=6)
 
 
 def test_culprits_are_ranked_by_total_time_not_by_count() -> None:
-    """One stall of 3 s ranks above ten of 0.1 s, and every number of a row is right."""
+    """One stall of 3 seconds ranks above ten of 0.1 seconds, and every number of a row is right."""
     small = [make_stall(i, duration=0.1, culprit=frame("app.small.often")) for i in range(10)]
     big = [
         make_stall(20, duration=0.5, culprit=frame(line=40), victims=3, context={"http.route": "/a"}),
@@ -42,8 +42,8 @@ def test_culprits_are_ranked_by_total_time_not_by_count() -> None:
     assert second.total == pytest.approx(1.0)
 
 
-def test_functions_that_kept_blocking_are_told() -> None:
-    """Each process is judged by itself; figures are those of the processes in which a function was flagged."""
+def test_functions_that_keep_blocking_are_reported() -> None:
+    """Each process is judged by itself; the numbers are those of the processes in which a function was flagged."""
     often = [make_stall(i, victims=2, duration=0.5) for i in range(9)]
     often[1] = make_stall(1, duration=4.0, cause=Cause.IO, remedy="wait elsewhere")
     again = make_stall(100), make_stall(101), make_stall(102, culprit=frame(line=50))
@@ -59,8 +59,8 @@ def test_functions_that_kept_blocking_are_told() -> None:
     assert (row.cause, row.causes, row.remedy) == (Cause.PYTHON, (("python", 16), ("io", 1)), again[0].remedy)
 
 
-def test_what_moving_does_not_cure_is_not_flagged() -> None:
-    """Stalls without a culprit, of a lock or the garbage collector, that have not ended, or far apart flag nobody."""
+def test_stalls_that_offloading_does_not_cure_are_not_flagged() -> None:
+    """Stalls without a culprit, of a lock or the garbage collector, ongoing, or far apart flag no function."""
     groups = (
         [make_stall(i, culprit=None) for i in range(5)],
         [make_stall(i, cause=cause) for i in range(5) for cause in (Cause.LOCK, Cause.GC, Cause.GIL)],
@@ -74,7 +74,7 @@ def test_what_moving_does_not_cure_is_not_flagged() -> None:
 
 
 def test_flagged_functions_are_in_text_and_json() -> None:
-    """The text says how often, how long, why and what to do; the JSON has the same figures."""
+    """The text has counts, durations, causes and remedies, and the JSON has the same numbers."""
     contents = make_contents(*(make_stall(i, victims=2, duration=0.5) for i in range(3)))
     text = to_text(Report.of(contents), width=200)
     assert (
@@ -94,8 +94,8 @@ minute, 6 waited (python 3)
     assert (row["name"], row["stalls"], row["causes"]) == ("app.images:resize", 3, {"python": 3})
 
 
-def test_of_many_flagged_functions_the_worst_are_told() -> None:
-    """Beyond the number asked for, the text says how many more there are."""
+def test_only_the_worst_flagged_functions_are_listed() -> None:
+    """Beyond the requested number, the text says how many more there are."""
     stalls = [make_stall(i, culprit=frame(f"app.f.f{j}"), duration=1 + j) for i in range(3) for j in range(5)]
     section = (
         to_text(Report.of(make_contents(*stalls)), top=2).partition("FLAGGED FUNCTIONS")[2].partition("BY CAUSE")[0]
@@ -106,7 +106,7 @@ def test_of_many_flagged_functions_the_worst_are_told() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 50)), max_size=30))
 def test_the_worst_minute_is_that_of_brute_force(blocks: list[tuple[float, float]]) -> None:
-    """Of all minutes that end with a stall, the one with the most blocked time."""
+    """The worst minute is the one, of all minutes that end with a stall, with the most blocked time."""
     stalls = sorted((make_stall(0, started_at=at, duration=s) for at, s in blocks), key=tables._end)
     ends = [tables._end(stall) for stall in stalls]
     sums = [math.fsum(s.duration for s in stalls if end - 60 < tables._end(s) <= end) for end in ends]
@@ -114,12 +114,12 @@ def test_the_worst_minute_is_that_of_brute_force(blocks: list[tuple[float, float
 
 
 def test_without_a_culprit_the_cause_is_the_name() -> None:
-    """Stalls nobody's code is to blame for are kept apart by cause and claim no file."""
+    """Stalls without a culprit are grouped by cause and have no file."""
     rows = tables.culprits(make_contents(*(make_stall(i, culprit=None, cause=Cause.STARVED) for i in range(3))))
     assert [(row.name, row.file, row.line, row.times) for row in rows] == [("[starved]", "", 0, 3)]
 
 
-def test_causes_share_the_whole() -> None:
+def test_shares_of_causes_sum_to_one() -> None:
     """Shares of causes are of the blocked time and sum to 1."""
     contents = make_contents(make_stall(0, duration=3.0, cause=Cause.IO), make_stall(1, duration=1.0))
     rows = tables.by_cause(contents)
@@ -130,7 +130,7 @@ def test_causes_share_the_whole() -> None:
 
 
 def test_a_stall_over_several_slices_is_divided_among_them() -> None:
-    """Ten slices of 1 s, a stall from 2.5 to 4.25: the slices get 0, 0, 0.5, 1, 0.25 and 0 seconds."""
+    """Of ten slices of 1 second, a stall from 2.5 to 4.25 gives them 0, 0, 0.5, 1, 0.25 and 0 seconds."""
     stall = make_stall(0, started_at=T0 + 2.5, duration=1.75)
     slices = tables.timeline([stall], 10, (T0, T0 + 10))
     assert [round(item.blocked, 6) for item in slices] == [0, 0, 0.5, 1.0, 0.25, 0, 0, 0, 0, 0]
@@ -143,12 +143,12 @@ def test_the_timeline_loses_no_time(stalls: list[Stall], columns: int) -> None:
     slices = tables.timeline(stalls, columns)
     assert len(slices) == columns
     whole = sum(stall.duration for stall in stalls)
-    # Dates near 2e9 s have a resolution of 2.4e-7 s.
+    # Dates near 2e9 seconds have a resolution of 2.4e-7 seconds.
     assert math.isclose(sum(item.blocked for item in slices), whole, rel_tol=1e-6, abs_tol=1e-5)
 
 
-def test_processes_of_one_id_are_told_apart_by_their_start() -> None:
-    """A container restarts its process 1: two rows, each with its own stalls."""
+def test_processes_of_one_id_are_distinguished_by_their_start() -> None:
+    """A container that restarts its process 1 has two rows, each with its own stalls."""
     headers = (Header("f", 1, T0, argv0="app.py"), Header("f", 1, T0 + 100, argv0="app.py"), Header("g", 2, T0))
     stalls = (make_stall(1, pid=1, duration=1.0), make_stall(20, pid=1, duration=2.0), make_stall(21, pid=1))
     rows = tables.processes(JournalContents(stalls=stalls, headers=headers))
@@ -159,8 +159,8 @@ def test_processes_of_one_id_are_told_apart_by_their_start() -> None:
     ]
 
 
-def test_a_notice_without_an_end_is_a_hang() -> None:
-    """An ongoing stall that nothing follows is told with its culprit and the time it lasted at least."""
+def test_ongoing_record_without_an_end_is_a_hang() -> None:
+    """An ongoing stall without a later record is reported with its culprit and minimum duration."""
     contents = make_contents(make_stall(0), make_stall(1, ongoing=True, duration=4.0, cause=Cause.NATIVE_GIL))
     (hang,) = tables.unended(contents)
     assert (hang.pid, hang.loop, hang.at, hang.blocked, hang.cause) == (100, "main", T0 + 14, 4.0, Cause.NATIVE_GIL)
@@ -172,14 +172,14 @@ def test_a_notice_without_an_end_is_a_hang() -> None:
 
 
 def test_a_dump_without_an_end_is_a_hang() -> None:
-    """faulthandler's dump of a process that journaled nothing after it is told with its innermost frame."""
+    """faulthandler's dump of a process without later records is reported with its innermost frame."""
     dump = HangDump("main", 123, (frame("outer"), frame("inner", 12)), T0 + 50)
     (hang,) = tables.unended(make_contents(make_stall(0, pid=123), hangs=(dump,)))
     assert (hang.where, hang.blocked, hang.at) == (frame("inner", 12), 0.0, T0 + 50)
 
 
 def test_a_block_that_ended_is_no_hang() -> None:
-    """A final record at or after the dump or the notice proves that the loop went on; other loops prove nothing."""
+    """A final record at or after the dump or ongoing record proves that the loop went on; other loops prove nothing."""
     dump = HangDump("main", 100, (frame("inner"),), T0 + 2)
     notice = make_stall(0, ongoing=True, duration=2.0)
     ended = make_stall(0, id="final", duration=3.0)
@@ -197,15 +197,15 @@ def test_the_next_run_does_not_end_the_hang_of_the_one_before() -> None:
     assert (hang.process, hang.at) == ("app.py (pid 1, run 1)", T0 + 15)
 
 
-def test_notice_and_dump_of_one_block_are_one_hang() -> None:
-    """Seen from both sides it is told once: culprit of the notice, length up to the later sight."""
+def test_ongoing_record_and_dump_of_one_block_are_one_hang() -> None:
+    """The hang is reported once, with the culprit of the ongoing record and the duration up to the later source."""
     notice = make_stall(0, ongoing=True, duration=2.0)
     dump = HangDump("main", 100, (frame("inner"),), T0 + 9)
     (hang,) = tables.unended(make_contents(notice, hangs=(dump,)))
     assert (hang.where, hang.blocked, hang.at) == (frame(), 9.0, T0 + 9)
 
 
-def test_the_text_holds_what_an_operator_asks() -> None:
+def test_text_has_all_sections() -> None:
     """Headline, culprit with place, counts, route, remedy, cause shares, timeline and processes are all there."""
     stalls = [make_stall(i, duration=0.5, victims=2, context={"http.route": "/thumb"}) for i in range(4)]
     stalls.append(make_stall(5, pid=101, duration=2.0, cause=Cause.SLEEP, culprit=frame("app.jobs.poll", 9)))
@@ -224,7 +224,7 @@ def test_the_text_holds_what_an_operator_asks() -> None:
 
 
 def test_expected_blocks_stand_apart(tmp_path: Path) -> None:
-    """Blocks of a server's start are in a row of their own, and among no culprits, causes, sums or stacks."""
+    """Blocks of a server's start-up are in a row of their own, and in no culprits, causes, sums or stacks."""
     start = "start-up of uvicorn"
     load = frame("app.models.load", 9)
     writer = JournalWriter(tmp_path / "j.100.jsonl", 1 << 20)
@@ -252,13 +252,13 @@ def test_expected_blocks_stand_apart(tmp_path: Path) -> None:
 
 
 def test_expected_block_ends_a_hang() -> None:
-    """Whatever comes later from the same loop shows that it got on."""
+    """Any later record of the same loop ends a hang."""
     hang = make_stall(0, ongoing=True)
     assert len(tables.unended(make_contents(hang))) == 1
     assert tables.unended(make_contents(hang, expected=(make_stall(1, expected="start-up of uvicorn"),))) == ()
 
 
-def test_no_stall_is_said_plainly() -> None:
+def test_report_of_an_empty_journal() -> None:
     """An empty journal gives a short report, not an empty or failing one."""
     header = Header("f", 7, T0, "0.1.0", "3.11.9", "app.py")
     text = to_text(Report.of(JournalContents(headers=(header,))))
@@ -266,7 +266,7 @@ def test_no_stall_is_said_plainly() -> None:
     assert "app.py (pid 7): never held" in text
 
 
-def test_what_was_passed_over_is_told_but_not_a_torn_last_line() -> None:
+def test_skipped_lines_are_reported_but_not_a_torn_last_line() -> None:
     """Foreign lines are reported with file and count; the torn end of a killed process's journal is normal."""
     skipped = (Skipped("a.jsonl", 3, "not readable"), Skipped("b.jsonl", 1, TORN), Skipped("c.jsonl", None, "is empty"))
     text = to_text(Report.of(make_contents(make_stall(), skipped=skipped)))
@@ -277,7 +277,7 @@ def test_what_was_passed_over_is_told_but_not_a_torn_last_line() -> None:
 
 @settings(deadline=None)
 @given(lists_of_stalls, st.integers(0, 200))
-def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[Stall], width: int) -> None:
+def test_text_of_any_stalls_fits_and_has_no_control_characters(stalls: list[Stall], width: int) -> None:
     """No line is wider than asked (40 at least), and no control character of a name reaches the terminal."""
     text = to_text(Report.of(make_contents(*stalls)), width=width)
     assert all(len(line) <= max(40, width) for line in text.split("\n"))
@@ -287,7 +287,7 @@ def test_any_stalls_make_a_text_that_fits_and_steers_no_terminal(stalls: list[St
 
 @given(lists_of_stalls)
 def test_json_is_strict_and_gives_the_stalls_back(stalls: list[Stall]) -> None:
-    """Every parser takes the JSON, and its stalls are equal to those that went in."""
+    """Every parser accepts the JSON, and its stalls are equal to the original ones."""
     data = json.loads(to_json(Report.of(make_contents(*stalls))), parse_constant=pytest.fail)
     assert data["schema"] == "loopwatch.report/1"
     assert [Stall.from_dict(item) for item in data["stalls"]] == stalls
@@ -296,7 +296,7 @@ def test_json_is_strict_and_gives_the_stalls_back(stalls: list[Stall]) -> None:
 
 
 def test_json_shape_is_stable() -> None:
-    """The documented keys, no more and no less; infinity becomes null."""
+    """The JSON has exactly the documented keys, and infinity becomes null."""
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
     data = json.loads(to_json(Report.of(make_contents(stall))))
     assert " ".join(data) == (
@@ -310,7 +310,7 @@ def test_json_shape_is_stable() -> None:
 
 
 def test_collapsed_stacks_divide_a_stall_by_its_samples() -> None:
-    """Profile counts 3:1 of 1 s are 750 and 250 ms; without a profile the stack gets all; without both, the cause."""
+    """Counts 3:1 of 1 second are 750 and 250 ms; without a profile the stack gets all; without both, the cause."""
     fast, slow = (frame("app.main.handle"), frame("app.a.fast")), (frame("app.main.handle"), frame("app.a.slow"))
     profile = (StackCount(slow, 3), StackCount(fast, 1))
     contents = make_contents(

@@ -1,4 +1,4 @@
-"""The journal keeps what it was given, within its bounds, and survives whatever happens to it."""
+"""The journal keeps its records, stays within its bounds, and survives every kind of damage."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_names(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_before_the_first_stall(tmp_path: Path) -> None:
-    """A program that never stalls leaves no file."""
+    """A program without stalls leaves no file."""
     JournalWriter(tmp_path / "j.1.jsonl", MIB).close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_first_line_is_a_header_and_the_file_is_private(tmp_path: Path) -> None:
-    """The file has mode 0600 under any umask, and begins with who wrote it, without paths or arguments."""
+    """The file has mode 0600 under any umask, and begins with a header on its process, without paths or arguments."""
     path = tmp_path / "j.1.jsonl"
     path.write_bytes(b"")
     path.chmod(0o644)
@@ -92,7 +92,7 @@ def test_a_stall_survives_json(stall: Stall) -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(any_stall, max_size=4, unique_by=lambda stall: stall.id))
 def test_a_stall_survives_the_journal(stalls: list[Stall]) -> None:
-    """What was written is read back equal, in order of time, and no line is passed over."""
+    """Written stalls are read back equal, in order of time, and no line is skipped."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "j.1.jsonl")
         write(path, *stalls, max_bytes=16 * MIB)
@@ -103,7 +103,7 @@ def test_a_stall_survives_the_journal(stalls: list[Stall]) -> None:
 
 
 def test_rotation_keeps_the_newest_within_the_bound(tmp_path: Path) -> None:
-    """Whatever is written, the two files together stay within max_bytes and hold the latest stalls without a gap."""
+    """The two files together stay within max_bytes and hold the latest stalls without a gap."""
     path, most = tmp_path / "j.5.jsonl", 20_000
     writer = JournalWriter(path, most)
     for number in range(200):
@@ -118,7 +118,7 @@ def test_rotation_keeps_the_newest_within_the_bound(tmp_path: Path) -> None:
     assert (len(contents.headers), contents.skipped) == (1, ())
 
 
-def test_what_is_too_long_loses_its_stacks_not_its_verdict(tmp_path: Path) -> None:
+def test_long_record_loses_its_stacks_not_its_verdict(tmp_path: Path) -> None:
     """A record longer than its share of the bound is written without profile and stack; culprit and times stay."""
     deep = tuple(frame(f"app.deep.f{i}") for i in range(50))
     stall = make_stall(stack=deep, profile=tuple(StackCount(deep, n) for n in range(20)), leaf=deep[-1])
@@ -130,8 +130,8 @@ def test_what_is_too_long_loses_its_stacks_not_its_verdict(tmp_path: Path) -> No
     assert path.stat().st_size <= 2048
 
 
-def test_what_cannot_be_shortened_is_counted(tmp_path: Path) -> None:
-    """A record that cannot be made to fit is left out and counted, and the journal goes on."""
+def test_record_that_cannot_be_shortened_is_counted(tmp_path: Path) -> None:
+    """A record that cannot be made to fit is dropped and counted, and the journal goes on."""
     writer = JournalWriter(tmp_path / "j.1.jsonl", 4096)
     assert not writer.write(make_stall(coroutine="x" * 5000))
     assert writer.write(make_stall(1))
@@ -141,7 +141,7 @@ def test_what_cannot_be_shortened_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
-def test_a_trap_laid_at_the_name_is_refused(tmp_path: Path, kind: str) -> None:
+def test_special_file_at_the_name_is_refused(tmp_path: Path, kind: str) -> None:
     """A symbolic link, named pipe or directory at the journal's name is an OSError at once; the target is untouched."""
     path, victim = tmp_path / "j.1.jsonl", tmp_path / "victim"
     victim.write_text("precious")
@@ -157,7 +157,7 @@ def test_a_trap_laid_at_the_name_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_hard_link_to_a_foreign_file_is_refused(tmp_path: Path) -> None:
-    """A journal's name that is a second name of another file: neither its content nor its mode changes."""
+    """If the journal's name is a hard link to another file, neither its content nor its mode changes."""
     path, victim = tmp_path / "j.1.jsonl", tmp_path / "victim"
     victim.write_text("precious")
     victim.chmod(0o644)
@@ -172,7 +172,7 @@ def test_a_hard_link_to_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away")
 def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
-    """A file that belongs to somebody else stays as it is, even where we may write to it."""
+    """A file of another user stays as it is, even if it is writable."""
     path = tmp_path / "j.1.jsonl"
     path.write_text("theirs")
     path.chmod(0o666)
@@ -183,7 +183,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_link_made_later_does_not_stop_rotation(tmp_path: Path) -> None:
-    """A backup that hard-links the journal while it is written keeps what it has linked; ours is rotated as ever."""
+    """A backup that hard-links the journal while it is written keeps its link; the journal is rotated as usual."""
     path = tmp_path / "j.1.jsonl"
     writer = JournalWriter(path, 8192)
     writer.write(make_stall())
@@ -196,7 +196,7 @@ def test_a_link_made_later_does_not_stop_rotation(tmp_path: Path) -> None:
 
 
 def test_a_rotation_that_does_nothing_is_an_error(tmp_path: Path) -> None:
-    """Where old and new name are one file, rename() does nothing (rename(2)): that is raised, nothing grows."""
+    """If old and new name are one file, rename() does nothing (rename(2)): an error is raised, and nothing grows."""
     path = tmp_path / "j.1.jsonl"
     writer = JournalWriter(path, 8192)
     writer.write(make_stall())
@@ -208,7 +208,7 @@ def test_a_rotation_that_does_nothing_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["removed", "moved"])
-def test_a_file_taken_away_is_begun_anew(tmp_path: Path, how: str) -> None:
+def test_removed_file_is_created_again(tmp_path: Path, how: str) -> None:
     """After logrotate or a clean-up the next stall goes to a new file of the right name, with a header."""
     path = tmp_path / "j.1.jsonl"
     writer = JournalWriter(path, MIB)
@@ -250,7 +250,7 @@ writer.write(make_stall(number + 1))
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_torn_line(tmp_path: Path) -> None:
-    """When the system takes only a part of a line, the part is cut off and the caller is told, each time."""
+    """If the system writes only a part of a line, the part is cut off and an error is raised, each time."""
     path = tmp_path / "j.1.jsonl"
     number, first, second = map(int, run(_FULL_DISK, path).stdout.split())
     contents = read_journals(str(path))
@@ -274,7 +274,7 @@ for number in range(10**9):
 
 
 def test_kill_9_costs_one_line_at_most(tmp_path: Path) -> None:
-    """After SIGKILL in the middle of writing, every stall but at most the last is read, none twice, none altered."""
+    """After SIGKILL during a write, every stall but at most the last is read, none twice, none altered."""
     path = tmp_path / "j.1.jsonl"
     command = [sys.executable, "-c", _WRITE_FOR_EVER, str(path)]
     env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
@@ -293,8 +293,8 @@ def test_kill_9_costs_one_line_at_most(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------- reading
 
 
-def test_a_torn_last_line_is_named_as_such(tmp_path: Path) -> None:
-    """A file cut in its last line gives all stalls before it, and says that one line was torn."""
+def test_torn_last_line_is_reported(tmp_path: Path) -> None:
+    """A file truncated in its last line gives all stalls before it, and reports one torn line."""
     path = tmp_path / "j.1.jsonl"
     write(path, make_stall(0), make_stall(1))
     path.write_bytes(path.read_bytes()[:-40])
@@ -303,8 +303,8 @@ def test_a_torn_last_line_is_named_as_such(tmp_path: Path) -> None:
     assert [(item.lines, item.reason) for item in contents.skipped] == [(1, TORN)]
 
 
-def test_a_later_process_with_the_same_id_writes_on_behind_a_torn_line(tmp_path: Path) -> None:
-    """Process 1 of a container, killed and restarted: its torn line is told, nothing of the new run is lost."""
+def test_process_with_the_same_id_appends_after_a_torn_line(tmp_path: Path) -> None:
+    """The torn line of a killed and restarted process 1 of a container is reported, and the new run loses nothing."""
     path = tmp_path / "j.1.jsonl"
     write(path, make_stall(0), make_stall(1))
     path.write_bytes(path.read_bytes()[:-40])
@@ -318,7 +318,7 @@ def test_a_later_process_with_the_same_id_writes_on_behind_a_torn_line(tmp_path:
 
 
 def test_foreign_lines_in_the_middle_are_counted(tmp_path: Path) -> None:
-    """Lines that are no stall, or a stall with a field of the wrong type, are passed over and counted by reason."""
+    """Lines that are no stall, or a stall with a field of the wrong type, are skipped and counted by reason."""
     path = tmp_path / "j.1.jsonl"
     write(path, make_stall(0))
     wrong = [{**make_stall(1).to_dict(), "type": "stall", **fields} for fields in ({"duration": "1"}, {"stack": [1]})]
@@ -332,7 +332,7 @@ def test_foreign_lines_in_the_middle_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_flagged_function_is_a_line_of_its_own(tmp_path: Path) -> None:
-    """It comes back as it was, is no news to the reader, and takes nothing from the stalls around it."""
+    """A flagged function is read back unchanged, is no news to the reader, and does not affect the stalls around it."""
     path = tmp_path / "j.1.jsonl"
     flagging = Flagging(after=1, window=60.0, max_culprits=1)
     function = flagging.add(make_stall(0))
@@ -349,7 +349,7 @@ def test_a_flagged_function_is_a_line_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_too_long_flagged_function_is_counted(tmp_path: Path) -> None:
-    """The reader counts what is no such record; the writer leaves out, and counts, what does not fit."""
+    """The reader counts invalid records, and the writer drops and counts records that do not fit."""
     path = tmp_path / "j.1.jsonl"
     function = Flagging(after=1, window=60.0, max_culprits=1).add(make_stall(0))
     assert function is not None
@@ -364,8 +364,8 @@ def test_a_damaged_or_too_long_flagged_function_is_counted(tmp_path: Path) -> No
     assert [item.lines for item in contents.skipped] == [1]
 
 
-def test_the_end_of_a_block_replaces_its_notice(tmp_path: Path) -> None:
-    """Of an ongoing record and its final one, also over a rotation, only the final one is left."""
+def test_final_record_replaces_the_ongoing_one(tmp_path: Path) -> None:
+    """Of an ongoing record and its final one, also across a rotation, only the final one is left."""
     early = make_stall(0, ongoing=True, duration=2.0)
     write(tmp_path / "j.100.1.jsonl", early)
     write(tmp_path / "j.100.jsonl", make_stall(1, ongoing=True, duration=3.0))
@@ -377,8 +377,8 @@ def test_the_end_of_a_block_replaces_its_notice(tmp_path: Path) -> None:
     assert [(stall.id, stall.ongoing, stall.duration) for stall in stalls] == [("s0", False, 5.0), ("s1", True, 3.0)]
 
 
-def test_a_notice_read_after_the_end_changes_nothing(tmp_path: Path) -> None:
-    """In whatever order the lines come (files put together by hand), the final record wins."""
+def test_ongoing_record_after_the_final_one_is_ignored(tmp_path: Path) -> None:
+    """In whatever order the lines come (files concatenated by hand), the final record wins."""
     path = tmp_path / "j.1.jsonl"
     write(path, make_stall(0, duration=5.0), make_stall(0, ongoing=True, duration=2.0))
     ((ongoing, duration),) = [(stall.ongoing, stall.duration) for stall in read_journals(str(path)).stalls]
@@ -394,8 +394,8 @@ def test_stalls_of_two_runs_with_equal_ids_are_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["stalls.jsonl", "stalls", "", "stalls.*.jsonl", "stalls.7.jsonl"])
-def test_what_can_be_named(tmp_path: Path, target: str) -> None:
-    """The configured name, a directory, a pattern and a file all find the journals; order is that of time."""
+def test_journals_are_found_by_any_name(tmp_path: Path, target: str) -> None:
+    """The configured name, a directory, a pattern and a file all find the journals, in order of time."""
     write(tmp_path / "stalls.7.jsonl", make_stall(3, pid=7))
     if target != "stalls.7.jsonl":
         write(tmp_path / "stalls.7.1.jsonl", make_stall(1, pid=7))
@@ -420,8 +420,8 @@ _HEADER_2 = b'{"type":"header","schema":"loopwatch.journal/2","pid":1,"started_a
         (_HEADER_2 + b'{"type":"stall"}\n', "loopwatch.journal/2, this version reads loopwatch.journal/1; update"),
     ],
 )
-def test_a_foreign_file_is_an_error_of_one_line(tmp_path: Path, content: bytes, says: str) -> None:
-    """A file named by the user that is no journal: one line that names it, what is wrong and what to do."""
+def test_foreign_file_is_a_one_line_error(tmp_path: Path, content: bytes, says: str) -> None:
+    """A named file that is no journal is a one-line error with its name, the problem and the remedy."""
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
     with pytest.raises(LoopwatchError) as caught:
@@ -434,8 +434,8 @@ def test_a_foreign_file_is_an_error_of_one_line(tmp_path: Path, content: bytes, 
 
 
 @pytest.mark.parametrize("target", ["nothing.jsonl", "no/dir/x.jsonl", "*.jsonl", "", "x" * 300, "fifo.jsonl"])
-def test_nothing_to_read_is_an_error_of_one_line(tmp_path: Path, target: str) -> None:
-    """A missing file, an empty directory, a pattern without match, an impossible name and a pipe are all told."""
+def test_nothing_to_read_is_a_one_line_error(tmp_path: Path, target: str) -> None:
+    """A missing file, an empty directory, a pattern without match, an impossible name and a pipe are all reported."""
     if target == "fifo.jsonl":
         os.mkfifo(tmp_path / target)
     with pytest.raises(LoopwatchError) as caught:
@@ -444,8 +444,8 @@ def test_nothing_to_read_is_an_error_of_one_line(tmp_path: Path, target: str) ->
     assert "\n" not in str(caught.value)
 
 
-def test_a_foreign_file_among_good_ones_is_told_not_fatal(tmp_path: Path) -> None:
-    """A directory with one journal and one other file is read, and the other file named."""
+def test_foreign_file_among_journals_is_reported_not_fatal(tmp_path: Path) -> None:
+    """A directory with one journal and one other file is read, and the other file reported."""
     write(tmp_path / "j.1.jsonl", make_stall())
     (tmp_path / "other.jsonl").write_text('{"a": 1}\n')
     contents = read_journals(str(tmp_path))
@@ -456,7 +456,7 @@ def test_a_foreign_file_among_good_ones_is_told_not_fatal(tmp_path: Path) -> Non
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 1500), st.integers(0, 50), st.binary(max_size=50))
 def test_any_damage_gives_stalls_or_one_clear_error(start: int, length: int, damage: bytes) -> None:
-    """Bytes overwritten anywhere in a journal never make the reader fail in another way than LoopwatchError."""
+    """Bytes overwritten anywhere in a journal make the reader raise nothing but LoopwatchError."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "j.1.jsonl")
         write(path, make_stall(0), make_stall(1, culprit=None))
@@ -531,7 +531,7 @@ Current thread 0x00000000000000aa [MainThread] (most recent call first):
 """
 
 
-def test_of_several_dumps_the_last_counts_and_only_loops_are_told() -> None:
+def test_last_of_several_dumps_counts_and_only_loops_are_read() -> None:
     """Both thread line formats, escapes, unknown lines and threads without a loop are understood."""
     (dump,) = parse_hang(hang_header(5, {0xAA: "main", 0xCC: "gone"}) + _DUMP)
     assert (dump.loop, dump.pid) == ("main", 5)
@@ -540,7 +540,7 @@ def test_of_several_dumps_the_last_counts_and_only_loops_are_told() -> None:
 
 
 def test_a_hang_file_without_a_dump_is_no_hang(tmp_path: Path) -> None:
-    """A process that armed its timer and never hung adds nothing, and is no fault."""
+    """A process that armed its timer and never hung adds no hang, and is no error."""
     write(tmp_path / "j.1.jsonl", make_stall())
     (tmp_path / "j.1.hang").write_text(hang_header(1, {0xAA: "main"}))
     (tmp_path / "j.2.hang").write_text("")
@@ -551,14 +551,14 @@ def test_a_hang_file_without_a_dump_is_no_hang(tmp_path: Path) -> None:
 
 @given(st.text())
 def test_the_hang_parser_takes_any_text(text: str) -> None:
-    """No text makes it raise, with or without a good header before it."""
+    """No text makes the parser raise, with or without a valid header before it."""
     assert isinstance(parse_hang(text), tuple)
     assert isinstance(parse_hang(hang_header(1, {0xAA: "main"}) + text), tuple)
 
 
 @given(st.integers(0, 1000))
-def test_a_torn_dump_names_no_half_function(length: int) -> None:
-    """Cut anywhere, a dump gives only names that stand in it in full."""
+def test_torn_dump_has_no_partial_names(length: int) -> None:
+    """Truncated anywhere, a dump gives only names that are complete."""
     text = hang_header(5, {0xAA: "main"}) + _DUMP
     functions = {entry.function for dump in parse_hang(text[: len(text) - length]) for entry in dump.frames}
     assert functions <= {"old", "outer", "gr\xf6\u540d"}

@@ -1,4 +1,4 @@
-"""The log sink: one line a culprit and interval, nothing lost from the count, hangs always told."""
+"""The log sink: one line per culprit and interval, no stall lost from the count, hangs always logged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stall(name: str | None = "resize", **fields: Any) -> Stall:
 
 
 class Logged:
-    """A sink with a clock of its own, and what it logged."""
+    """A sink with a fake clock, and its log lines."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture, *, interval: float = 60.0, culprits: int = 3) -> None:
         self.clock = FakeClock(1000.0)
@@ -46,13 +46,13 @@ class Logged:
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture) -> Logged:
-    """A sink that writes one line a minute and culprit, and tells three culprits apart."""
+    """A sink that writes one line per minute and culprit, and distinguishes three culprits."""
     caplog.set_level(logging.DEBUG, "loopwatch")
     return Logged(caplog)
 
 
 def test_one_line_an_interval(logged: Logged) -> None:
-    """A thousand stalls of one culprit within a minute are one line; the next line says how many were held back."""
+    """A thousand stalls of one culprit within a minute are one line; the next line says how many were suppressed."""
     for _ in range(1000):
         logged.sink(stall())
         logged.clock.advance(0.0599)
@@ -86,8 +86,8 @@ def test_no_interval(caplog: pytest.LogCaptureFixture) -> None:
     assert len(logged.lines) == 5
 
 
-def test_each_culprit_has_its_own_allowance(logged: Logged) -> None:
-    """One noisy culprit does not silence another."""
+def test_each_culprit_has_its_own_rate_limit(logged: Logged) -> None:
+    """One noisy culprit does not suppress the lines of another."""
     for name in ("a", "b", "a", "b", "a"):
         logged.sink(stall(name))
     assert len(logged.lines) == 2
@@ -99,7 +99,7 @@ def test_each_culprit_has_its_own_allowance(logged: Logged) -> None:
 
 
 def test_culprits_are_bounded(logged: Logged) -> None:
-    """Beyond max_culprits all further ones share one allowance, and memory does not grow with them."""
+    """Beyond max_culprits all further culprits share one rate limit, and memory does not grow with them."""
     for number in range(1000):
         logged.sink(stall(f"f{number}"))
     assert len(logged.lines) == 4
@@ -109,8 +109,8 @@ def test_culprits_are_bounded(logged: Logged) -> None:
     assert logged.lines[-1].endswith("[996 more from here since the last line]")
 
 
-def test_no_culprits_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
-    """With max_culprits 0 all share one allowance."""
+def test_culprits_share_one_rate_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """With max_culprits 0 all culprits share one rate limit."""
     caplog.set_level(logging.DEBUG, "loopwatch")
     logged = Logged(caplog, culprits=0)
     for name in ("a", "b", None):
@@ -118,16 +118,16 @@ def test_no_culprits_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:
     assert len(logged.lines) == 1
 
 
-def test_stalls_without_a_culprit_are_told_apart_by_cause(logged: Logged) -> None:
-    """Nobody to blame: the cause stands for the culprit."""
+def test_stalls_without_a_culprit_are_limited_by_cause(logged: Logged) -> None:
+    """Without a culprit the rate limit applies to the cause."""
     logged.sink(stall(None, cause=Cause.STARVED))
     logged.sink(stall(None, cause=Cause.STARVED))
     logged.sink(stall(None, cause=Cause.SUSPENDED))
     assert len(logged.lines) == 2
 
 
-def test_hang_is_always_told(logged: Logged) -> None:
-    """A block that still goes on gets its line at once, with what was held back; its end is held back as usual."""
+def test_hang_is_always_logged(logged: Logged) -> None:
+    """An ongoing block is logged at once, with the suppressed count; its end is rate-limited as usual."""
     logged.sink(stall())
     logged.sink(stall())
     logged.sink(stall(ongoing=True, duration=2.0))
@@ -140,7 +140,7 @@ def test_hang_is_always_told(logged: Logged) -> None:
 
 
 def test_record_carries_the_stall(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
-    """Level, logger and the stall itself, as plain JSON, are on the record, for formatters and handlers."""
+    """The record carries level, logger and the stall itself, as plain JSON, for formatters and handlers."""
     logged.sink(stall(context={"http.route": "/thumb"}))
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("loopwatch", logging.WARNING)
@@ -151,13 +151,13 @@ def test_record_carries_the_stall(logged: Logged, caplog: pytest.LogCaptureFixtu
 
 
 def test_percent_signs_are_text(logged: Logged) -> None:
-    """A name with a percent sign is no format."""
+    """A percent sign in a name is not taken for a format."""
     logged.sink(stall("100%s_%d"))
     assert "100%s_%d" in logged.lines[0]
 
 
 def test_level(caplog: pytest.LogCaptureFixture) -> None:
-    """The line has the level that was configured; below the logger's own nothing is written."""
+    """The line has the configured level; below the logger's own level nothing is written."""
     caplog.set_level(logging.ERROR, "loopwatch")
     LogSink(logging.INFO, 0, 20, clock=FakeClock())(stall())
     assert caplog.records == []
@@ -197,13 +197,13 @@ def test_level(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_line(fields: dict[str, Any], line: str) -> None:
-    """The line says how long, where, why, whom it hurt and what to do."""
+    """The line has duration, place, cause, number of waiters and remedy."""
     assert describe(stall(**fields)) == line
 
 
 @pytest.mark.parametrize("cause", Cause)
 def test_every_cause_has_its_words(cause: Cause) -> None:
-    """Each cause is written out, with its name for whoever greps."""
+    """Each cause is written out, with its name for grep."""
     assert f" ({cause.value})" in describe(stall(cause=cause))
 
 
@@ -227,7 +227,7 @@ def flagged(**fields: Any) -> FlaggedFunction:
 
 
 def test_flagged_line(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
-    """One line: who, how often, how long, why, what to do; the record carries the function, and no stall."""
+    """The line has the function, its count, duration, cause and remedy; the record carries the function only."""
     logged.sink.flagged(flagged())
     assert logged.lines == [
         "loopwatch: app.views:resize blocked the loop 5 times in the last 60 s, 1.90 s in all (python): "
@@ -240,7 +240,7 @@ def test_flagged_line(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_flagged_line_of_one_stall_without_advice() -> None:
-    """With flag_after=1 it reads "once"; what cannot be said is left out."""
+    """With flag_after=1 it reads "once", and missing parts are left out."""
     text = describe_flagged(flagged(stalls=1, window=0.5, blocked=0.2, remedy=""))
     assert text.startswith(
         "loopwatch: app.views:resize blocked the loop once in the last 0.5 s, 200 ms in all (python): it"
@@ -248,8 +248,8 @@ def test_flagged_line_of_one_stall_without_advice() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"name": "app:f.<locals>.<lambda>"}, {"offloadable": False}])
-def test_flagged_line_of_what_no_decorator_helps(fields: dict[str, Any]) -> None:
-    """A lambda, or a cause that stays with the function wherever it runs: only the remedy is told, if there is one."""
+def test_flagged_line_without_decorator_advice(fields: dict[str, Any]) -> None:
+    """For a lambda, or a cause that offloading does not cure, only the remedy is logged, if there is one."""
     assert describe_flagged(flagged(**fields)).endswith(" (python): Move it off the loop")
     assert describe_flagged(flagged(**fields, remedy="")).endswith(" in all (python)")
 
@@ -274,7 +274,7 @@ def test_flagged_line_of_what_no_decorator_helps(fields: dict[str, Any]) -> None
     ],
 )
 def test_expected_line(blocks: ExpectedBlocks, line: str, logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
-    """Blocks that were expected are one line with the figures; the allowance of the culprit is untouched."""
+    """Expected blocks are one line with their totals, and the culprit's rate limit is not affected."""
     logged.sink.expected(blocks)
     logged.sink.expected(blocks, "it has not come to listen")
     logged.sink(stall("load"))
@@ -285,6 +285,6 @@ def test_expected_line(blocks: ExpectedBlocks, line: str, logged: Logged, caplog
 
 
 def test_culprit_key() -> None:
-    """A culprit is counted by module and function, not by line; without one by the cause."""
+    """A culprit is counted by module and function, not by line; without a culprit the cause counts."""
     assert culprit_key(stall("A.f")) == "app.views:A.f"
     assert culprit_key(stall(None, cause=Cause.STARVED)) == "[starved]"

@@ -1,4 +1,4 @@
-"""Runs the command line as a user would, in processes of their own, and looks at what they leave behind."""
+"""Runs the command line as a user would, in processes of their own, and checks their results."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ print(json.dumps({
 
 
 def environ(**variables: str) -> dict[str, str]:
-    """Return the environment without any setting of ours, and with ``variables``."""
+    """Return the environment without any setting of loopwatch, plus ``variables``."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -82,7 +82,7 @@ def execute(
 
 
 def facts(args: Sequence[str | Path], cwd: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    """Run what prints one JSON object and return it; nothing may be on stderr."""
+    """Run a program that prints one JSON object and return it; nothing may be on stderr."""
     done = execute(args, cwd, env)
     assert done.stderr == ""
     assert done.returncode == 0
@@ -97,7 +97,7 @@ def bootstrapped(**variables: str) -> dict[str, str]:
 
 
 def until(found: Callable[[], T], seconds: float = 15.0) -> T:
-    """Return what ``found`` returns as soon as it is true; fail after ``seconds``."""
+    """Return the result of ``found`` as soon as it is true; fail after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < deadline, f"not within {seconds} s"
@@ -119,7 +119,7 @@ def pids_with(culprit: str, journal: Path) -> set[int]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -138,7 +138,7 @@ def get(port: int, path: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def serving(args: Sequence[str | Path], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server meanwhile; none of its processes is left at the end."""
+    """Run a server for the duration of the block; none of its processes is left at the end."""
     with (cwd / "server.log").open("wb") as log:
         server = subprocess.Popen(args, cwd=cwd, env=environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     family: list[psutil.Process] = []

@@ -1,4 +1,4 @@
-"""Stalls, journals and hypothesis strategies for the tests of this directory."""
+"""Stalls, journals and hypothesis strategies shared by the tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def frame(name: str = "app.images.resize", line: int = 42) -> Frame:
 
 
 def make_stall(number: int = 0, **fields: Any) -> Stall:
-    """Return the ``number``-th stall of a made-up program: 10 s after the one before it, 0.25 s long."""
+    """Return the ``number``-th stall of a made-up program: 10 seconds after the one before it, 0.25 seconds long."""
     culprit = fields.get("culprit", frame())
     defaults: dict[str, Any] = {
         "id": f"s{number}",

@@ -1,4 +1,4 @@
-"""Facts of the kernel and the interpreter about threads of our own, whose truth the test knows."""
+"""Facts of the kernel and the interpreter about threads whose state the test knows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def thread_of(function: Callable[[], object], let_go: Callable[[], object]) -> I
 
 
 def becomes(facts: ThreadFacts, syscall: str, seconds: float = 5.0) -> tuple[str | None, str | None]:
-    """Return what the thread waits in as soon as it is ``syscall``, else what it is in at last."""
+    """Return the thread's system call as soon as it is ``syscall``, else its last one."""
     deadline = time.monotonic() + seconds
     found = facts.waiting_in()
     while found[0] != syscall and time.monotonic() < deadline:
@@ -86,7 +86,7 @@ def test_thread_that_waits_for_a_socket() -> None:
 
 @linux
 def test_thread_that_runs() -> None:
-    """A thread that asks about itself is running, in no kernel function, and its clock advances."""
+    """A thread that reads its own facts is running, in no kernel function, and its clock advances."""
     facts = ThreadFacts.here()
     assert facts.waiting_in()[0] in ("running", "read")
     before = facts.cpu()
@@ -122,7 +122,7 @@ def finished_thread() -> ThreadFacts:
 
 @linux
 def test_finished_thread() -> None:
-    """Of a thread that has ended nothing is known: None, no crash."""
+    """The facts of a thread that has ended are None, without a crash."""
     for _ in range(20):
         facts = finished_thread()
         deadline = time.monotonic() + 5
@@ -154,7 +154,7 @@ def test_clocks_of_all_threads() -> None:
 
 
 def test_clocks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand threads 256 are asked."""
+    """Of a thousand threads 256 are read."""
 
     class Thread:
         native_id = threading.get_native_id()
@@ -167,7 +167,7 @@ def test_clocks_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_of_system_calls_fit_this_machine() -> None:
-    """On a machine with a table, the numbers of the calls that matter most are named as the kernel names them."""
+    """On a machine with a table, the system calls that matter most have the kernel's names."""
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("the table of this machine is not the one checked here")
     names = threads._NAMES
@@ -190,8 +190,8 @@ def test_names_of_system_calls_fit_this_machine() -> None:
         ("garbage 1\n", None),
     ],
 )
-def test_what_the_kernel_may_say(monkeypatch: pytest.MonkeyPatch, text: str, name: str | None) -> None:
-    """Each form of /proc/.../syscall is understood; what is not gives None."""
+def test_formats_of_proc_syscall(monkeypatch: pytest.MonkeyPatch, text: str, name: str | None) -> None:
+    """Each format of /proc/.../syscall is understood, and any other gives None."""
     monkeypatch.setattr(threads, "_NAMES", {230: "clock_nanosleep"})
     monkeypatch.setattr(threads, "read_kernel", lambda path: text if path.endswith("syscall") else "0")
     assert ThreadFacts(1, 1, "x").waiting_in() == (name, None)
@@ -245,14 +245,14 @@ def test_throttling_of_both_kinds_of_cgroup(
 
 
 def test_throttling_of_this_process() -> None:
-    """Here it is either not known or some seconds."""
+    """On this machine throttling is either unknown or some seconds."""
     found = throttled()
     assert found is None or found >= 0
 
 
 @linux
 def test_no_debugger_is_attached() -> None:
-    """This process is not traced, and reading whether it is leaves no descriptor open."""
+    """This process is not traced, and the check leaves no descriptor open."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(100):
         assert not traced()
@@ -262,7 +262,7 @@ def test_no_debugger_is_attached() -> None:
 
 @pytest.fixture
 def monitor() -> Iterator[GcMonitor]:
-    """A monitor of the collector that listens."""
+    """A started monitor of the garbage collector."""
     found = GcMonitor(print)
     found.start()
     yield found
@@ -285,7 +285,7 @@ def test_collection_is_counted(monitor: GcMonitor) -> None:
 
 
 def test_young_collections_do_not_count(monitor: GcMonitor) -> None:
-    """The youngest generation takes microseconds and is passed over."""
+    """The youngest generation takes microseconds and is ignored."""
     began = time.monotonic()
     for _ in range(50):
         gc.collect(0)
@@ -309,8 +309,8 @@ def test_memory_is_bounded(monitor: GcMonitor) -> None:
     assert len(monitor._spans) == 256
 
 
-def test_monitor_comes_and_goes() -> None:
-    """Started twice it stands once in gc.callbacks; stopped, in any order with others, it is gone."""
+def test_monitor_is_registered_once_and_removed() -> None:
+    """Started twice it is once in gc.callbacks; stopped, in any order with others, it is gone."""
     before = list(gc.callbacks)
     first, second = GcMonitor(print), GcMonitor(print)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Who kept the watcher from running: differences of clocks that are given, and real threads that keep the GIL."""
+"""Which thread kept the watcher from running: differences of given clocks, and real threads that hold the GIL."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ START = 100.0
 
 
 def standing() -> FrameType:
-    """A frame to stand for any thread's."""
+    """A frame standing in for that of any thread."""
     return sys._getframe()
 
 
 FRAME = standing()
-NOBODY = Hog(None, 0.0)
+NO_HOG = Hog(None, 0.0)
 
 
 class Clocks:
-    """The clocks of all threads, the run queue of the watcher and the cgroup, as the test sets them."""
+    """The clocks of all threads, the watcher's run queue and the cgroup, set by the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.threads: dict[facts.ThreadId, float] = {}
@@ -43,17 +43,17 @@ class Clocks:
 
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """Clocks that stand still until a test moves them."""
+    """Clocks that stand still until a test advances them."""
     return Clocks(monkeypatch)
 
 
 def found(kept: Contention, *idents: int, innocent: tuple[int, ...] = (), now: float = START) -> Hog:
-    """The hog among threads."""
+    """Return the hog among the threads."""
     return kept.find_hog(dict.fromkeys(idents, FRAME), innocent, 10, now)
 
 
 def test_the_busiest_thread_is_the_hog(clocks: Clocks) -> None:
-    """Of the threads that ran while the watcher could not, the one that used most since the last reading."""
+    """The hog is the thread that used most CPU time since the last reading while the watcher could not run."""
     kept = Contention()
     clocks.threads = {(1, 101): 50.0, (2, 102): 1.0, (3, 103): 0.0}
     kept.renew(START, 1.0)
@@ -65,7 +65,7 @@ def test_the_busiest_thread_is_the_hog(clocks: Clocks) -> None:
 
 
 def test_an_ident_that_is_used_again(clocks: Clocks) -> None:
-    """A thread that got the ident of one that has ended is charged with what it used itself, and is found."""
+    """A thread with the reused ident of an ended one is charged with its own time only, and is found."""
     kept = Contention()
     clocks.threads = {(7, 101): 5.0}
     kept.renew(START, 1.0)
@@ -73,8 +73,8 @@ def test_an_ident_that_is_used_again(clocks: Clocks) -> None:
     assert found(kept, 7).cpu == 0.3
 
 
-def test_a_thread_that_was_not_asked_before(clocks: Clocks) -> None:
-    """Of more threads than are asked, one that comes into view is not charged with its whole life."""
+def test_thread_without_an_earlier_reading(clocks: Clocks) -> None:
+    """With more threads than are read, one that is read for the first time is not charged with its whole life."""
     kept = Contention()
     clocks.threads = {(number, number): 1.0 for number in range(facts.MAX_THREADS)}
     kept.renew(START, 1.0)
@@ -83,13 +83,13 @@ def test_a_thread_that_was_not_asked_before(clocks: Clocks) -> None:
     assert found(kept, 1, 2, 9999).cpu == pytest.approx(0.2)
 
 
-def test_nobody_else(clocks: Clocks) -> None:
+def test_no_other_thread(clocks: Clocks) -> None:
     """Without another thread there is no hog."""
-    assert found(Contention()) == NOBODY
+    assert found(Contention()) == NO_HOG
 
 
 def test_threads_that_take_turns_add_up(clocks: Clocks) -> None:
-    """Four threads of which none has the GIL for long: the busiest each time, together, stand out."""
+    """Of four threads that each hold the GIL briefly, the busiest of each time add up and stand out."""
     kept = Contention()
     kept.renew(START, 1.0)
     for number in range(1, 5):
@@ -104,7 +104,7 @@ def test_threads_that_take_turns_add_up(clocks: Clocks) -> None:
 
 @pytest.mark.parametrize(("cpu", "stands_out"), [(MIN_HOG * 0.2 + 0.001, True), (MIN_HOG * 0.2 - 0.001, False)])
 def test_a_hog_must_stand_out(clocks: Clocks, cpu: float, stands_out: bool) -> None:
-    """A thread that ran for less than a fifth of the time that was seen of the block is not to blame."""
+    """A thread that ran for less than a fifth of the observed part of the block is not the hog."""
     kept = Contention()
     kept.renew(START, 1.0)
     clocks.threads = {(1, 101): cpu}
@@ -112,59 +112,59 @@ def test_a_hog_must_stand_out(clocks: Clocks, cpu: float, stands_out: bool) -> N
     assert (kept.during(Block(START, START, START + 0.4)).hog is not None) is stands_out
 
 
-def test_lateness_that_is_not_notable(clocks: Clocks) -> None:
-    """A few milliseconds to get the GIL are not counted as lateness; nor is what lies outside of the block."""
+def test_short_lateness_is_not_counted(clocks: Clocks) -> None:
+    """A few milliseconds to get the GIL do not count as lateness, and neither does time outside of the block."""
     kept = Contention()
-    kept.note(NOBODY, 100.0, 100.0 + LATE - 0.001)
-    kept.note(NOBODY, 100.9, 101.2)
+    kept.note(NO_HOG, 100.0, 100.0 + LATE - 0.001)
+    kept.note(NO_HOG, 100.9, 101.2)
     assert kept.during(Block(100.0, 100.0, 101.0)).late == pytest.approx(0.1)
 
 
 def test_starved_is_never_more_than_late(clocks: Clocks) -> None:
-    """What the watcher waited for a processor long before it was late is not charged to this time."""
+    """The watcher's wait for a processor long before it was late is not charged to the lateness."""
     kept = Contention()
     kept.renew(100.0, 1.0)
     clocks.run_queue = 5.0
-    first = kept.note(NOBODY, 110.0, 110.05)
+    first = kept.note(NO_HOG, 110.0, 110.05)
     assert (first.starved, first.held) == pytest.approx((0.05, 0.0))
     clocks.run_queue = 5.01
-    second = kept.note(NOBODY, 111.0, 111.05)
+    second = kept.note(NO_HOG, 111.0, 111.05)
     assert second.starved == pytest.approx(0.01)
     assert second.held == pytest.approx(0.04 - 2 * sys.getswitchinterval())
 
 
 def test_late_and_starved_are_of_the_same_times(clocks: Clocks) -> None:
-    """Waits for a processor in latenesses that are not counted, or that lie outside of the block, do not count."""
+    """Waits for a processor during uncounted lateness, or outside of the block, do not count."""
     kept = Contention()
     kept.renew(START, 1.0)
     for number in range(5):
         clocks.run_queue += 0.005
-        kept.note(NOBODY, START + number * 0.02, START + number * 0.02 + 0.006)
+        kept.note(NO_HOG, START + number * 0.02, START + number * 0.02 + 0.006)
     clocks.run_queue += 0.05
-    kept.note(NOBODY, START + 0.25, START + 0.35)
+    kept.note(NO_HOG, START + 0.25, START + 0.35)
     hindrance = kept.during(Block(START, START, START + 0.3))
     assert (hindrance.late, hindrance.starved) == pytest.approx((0.05, 0.025))
 
 
-def test_a_system_that_does_not_tell_of_run_queues(clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is not known whether a processor was missing, nobody is said to have kept the GIL."""
+def test_system_without_run_queue_times(clocks: Clocks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If run-queue times are unknown, no thread is said to have held the GIL."""
     monkeypatch.setattr(facts, "scheduled", lambda _: None)
     kept = Contention()
     kept.renew(START, 1.0)
-    late = kept.note(NOBODY, START, START + 0.5)
+    late = kept.note(NO_HOG, START, START + 0.5)
     assert (late.starved, late.held) == (0.0, 0.0)
 
 
-def test_what_is_long_past_is_dropped(clocks: Clocks) -> None:
-    """A lateness, and the stack kept with it, goes away after a minute."""
+def test_old_latenesses_are_dropped(clocks: Clocks) -> None:
+    """A lateness, and the stack kept with it, is dropped after a minute."""
     kept = Contention()
-    kept.note(NOBODY, START, START + 0.1)
+    kept.note(NO_HOG, START, START + 0.1)
     kept.renew(START + 61, 1.0)
     assert kept.during(Block(START, START, START + 0.2)).late == 0.0
 
 
 def test_throttled_since_the_last_reading(clocks: Clocks) -> None:
-    """Time held back by a quota counts from 0.2 s before at most, and never as more than the block."""
+    """Throttled time counts from at most 0.2 seconds before the block, and never exceeds the block."""
     kept = Contention()
     clocks.throttled = 10.0
     kept.renew(100.0, 1.0)
@@ -179,7 +179,7 @@ def test_throttled_since_the_last_reading(clocks: Clocks) -> None:
 
 
 def test_no_quota(clocks: Clocks) -> None:
-    """Without a quota it is not known whether the group was held back, rather than known that it was not."""
+    """Without a quota the throttled time is unknown, rather than known to be zero."""
     kept = Contention()
     kept.renew(100.0, 1.0)
     assert kept.during(Block(100.0, 100.0, 100.3)).throttled is None
@@ -187,7 +187,7 @@ def test_no_quota(clocks: Clocks) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="clocks of other threads")
 def test_a_real_thread_that_computes_is_found() -> None:
-    """A thread that spins while another waits is the hog, by its own stack."""
+    """A thread that spins while another waits is the hog, with its own stack."""
     stop = threading.Event()
 
     def spin() -> None:

@@ -1,4 +1,4 @@
-"""Which blocks of a loop are expected, and the account of them."""
+"""Which blocks of a loop are expected, and how they are accounted for."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def stall(duration: float, culprit: Frame | None = None, cause: Cause = Cause.SL
         ((9.0, 10.0), False),  # it ended when the span began
         ((9.0, 10.1), True),  # it led into the span
         ((19.0, 20.9), True),  # most of it lies before the end
-        ((19.5, 20.6), False),  # most of it lies behind
+        ((19.5, 20.6), False),  # most of it lies after the end
         ((20.0, 20.5), False),
     ],
 )
-def test_expected_is_what_lies_in_the_span_mostly(block: tuple[float, float], is_expected: bool) -> None:
-    """A block counts as what most of it was, where it reaches over the end of the span."""
+def test_block_mostly_within_the_span_is_expected(block: tuple[float, float], is_expected: bool) -> None:
+    """A block that extends beyond the end of the span is expected if most of it lies within the span."""
     assert start().covers(*block) is is_expected
 
 
-def test_end_of_a_span_only_moves_forward() -> None:
-    """What ends early stays so: a later end changes nothing, and what goes on is not expected from then on."""
+def test_end_of_an_expectation_is_never_extended() -> None:
+    """An expectation that ended early stays ended, and a lasting block is not expected from then on."""
     span = start()
     assert [span.covers_now(now) for now in (9.9, 10.0, 19.9, 20.0)] == [False, True, True, False]
     span.end(12.0)
@@ -47,7 +47,7 @@ def test_end_of_a_span_only_moves_forward() -> None:
 
 
 def test_account() -> None:
-    """Number, sum and the longest block with its culprit and cause."""
+    """The account holds number, sum and the longest block with its culprit and cause."""
     span = start()
     assert span.counted == ExpectedBlocks("start-up of uvicorn", "main")
     for each in (stall(0.25, WARM), stall(0.5, LOAD, Cause.PYTHON), stall(0.125)):
@@ -56,12 +56,12 @@ def test_account() -> None:
 
 
 def test_expectations_are_bounded() -> None:
-    """The latest are kept, and those without a block are left out of the figures."""
+    """The latest expectations are kept, and those without a block are not listed."""
     known = Expectations()
     spans = [start(begin=10.0 * n, until=10.0 * n + 5) for n in range(MOST + 2)]
     for span in spans:
         known.add(span)
-    assert known.of(11.0, 12.0) is None  # the second one, which had to leave
+    assert known.of(11.0, 12.0) is None  # the second one, which was evicted
     assert known.of(21.0, 22.0) is spans[2]
     assert known.at(24.9) is spans[2]
     assert known.at(25.0) is None

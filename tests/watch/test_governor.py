@@ -22,14 +22,14 @@ def fed(budget: float, *shares: float) -> list[float]:
 
 
 def test_first_reading_decides_nothing() -> None:
-    """What was used before the first reading is not held against the agent."""
+    """Usage before the first reading does not count."""
     governor = Governor(0.01)
     assert governor.update(now=0.0, cpu=1000.0) == 1.0
     assert governor.share == 0.0
 
 
 def test_decides_once_a_period() -> None:
-    """Between two decisions, 5 s apart, nothing changes however much was used."""
+    """Between two decisions, 5 seconds apart, nothing changes whatever the usage."""
     governor = Governor(0.01)
     governor.update(0.0, 0.0)
     assert governor.update(4.999, 4.9) == 1.0
@@ -50,12 +50,12 @@ def test_returns_when_it_costs_less_than_half() -> None:
 
 
 def test_stays_in_between() -> None:
-    """From half of the budget up to the budget itself it stays: looking twice as often would cost too much."""
+    """Between half of the budget and the budget the factor stays: ticking twice as often would cost too much."""
     assert fed(0.03, 1, 0.0299, 0.0151, 0.0299) == [2, 2, 2, 2]
 
 
 def test_share_is_of_the_last_period() -> None:
-    """share is that of the last complete period, not of all time."""
+    """share covers the last complete period, not all of time."""
     governor = Governor(0.5)
     governor.update(0.0, 0.0)
     governor.update(5.0, 1.0)
@@ -75,7 +75,7 @@ def test_budget_may_change() -> None:
 
 @given(st.floats(1e-4, 1.0), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 2)), max_size=50))
 def test_factor_is_always_a_power_of_two_from_1_to_16(budget: float, steps: list[tuple[float, float]]) -> None:
-    """Whatever is read, the factor is 1, 2, 4, 8 or 16, and changes by one step at a time."""
+    """Whatever the readings, the factor is 1, 2, 4, 8 or 16, and changes by one step at a time."""
     governor, now, cpu, before = Governor(budget), 0.0, 0.0, 1.0
     for seconds, share in steps:
         now, cpu = now + seconds, cpu + seconds * share
@@ -87,8 +87,8 @@ def test_factor_is_always_a_power_of_two_from_1_to_16(budget: float, steps: list
 
 @given(st.floats(1e-4, 0.16), st.floats(1e-3, 0.1))
 def test_settles_within_budget(cost: float, budget: float) -> None:
-    """An agent whose cost falls as its intervals grow ends within budget, and then does not swing."""
-    # Where rounding alone decides between two factors it may swing.
+    """An agent whose cost falls as its intervals grow ends within budget, and then stays at one factor."""
+    # It may alternate between two factors where rounding alone decides.
     assume(all(abs(cost / factor / budget - 1) > 1e-6 for factor in (1, 2, 4, 8, 16)))
     governor, now, cpu = Governor(budget), 0.0, 0.0
     governor.update(now, cpu)

@@ -1,4 +1,4 @@
-"""When the watcher looks next: a table of views of a loop, and the moment that follows from each."""
+"""The watcher's next tick: a table of views of a loop, and the time of the tick that follows from each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ THRESHOLD = 0.1
 
 
 def view(**facts: Any) -> View:
-    """A loop of asyncio that is busy, and waits right now."""
+    """A loop of asyncio that is busy and currently waiting."""
     usual = View(
         now=NOW, rests=False, since=IDLE, samples=0, is_active=True, is_quiet=False, is_exact=True, is_traced=False,
         beat_due=NOW + 0.03, last_beat=NOW - 0.02, beat_interval=0.05,
@@ -30,20 +30,20 @@ def view(**facts: Any) -> View:
         ("a busy loop of asyncio: once within each threshold", {}, 0.09),
         ("an idle one: once in a threshold", {"is_active": False}, 0.1),
         ("a quiet one: every other threshold", {"is_active": False, "is_quiet": True}, 0.2),
-        ("one that has waited since the last look: likewise", {"rests": True}, 0.2),
+        ("one that has waited since the last tick: likewise", {"rests": True}, 0.2),
         ("busy for 30 ms: when half of the threshold is over", {"since": NOW - 0.03}, 0.02),
         ("busy for 48 ms: not at once", {"since": NOW - 0.0495}, SHORTEST_GAP),
         ("blocked for half of the threshold: a quarter of its age", {"since": NOW - 0.06}, 0.015),
         ("blocked for a second: ten times a second", {"since": NOW - 1.0}, LONGEST_GAP),
         ("blocked for a minute, sampled often: a fiftieth of its age", {"since": NOW - 60.0, "samples": 100}, 1.2),
-        ("uvloop, busy: with a beat", {"is_exact": False}, 0.09),
-        ("uvloop, its beat is overdue: twice within a threshold", {"is_exact": False, "beat_due": NOW - 0.01}, 0.05),
-        ("uvloop, its next beat is far: likewise", {"is_exact": False, "beat_due": NOW + 0.5}, 0.05),
-        ("uvloop, traced: no later than one tick after the last beat", {"is_exact": False, "is_traced": True}, 0.08),
+        ("uvloop, busy: with a heartbeat", {"is_exact": False}, 0.09),
+        ("uvloop, heartbeat overdue: twice within a threshold", {"is_exact": False, "beat_due": NOW - 0.01}, 0.05),
+        ("uvloop, its next heartbeat is far: likewise", {"is_exact": False, "beat_due": NOW + 0.5}, 0.05),
+        ("uvloop, traced: at most a tick after the last heartbeat", {"is_exact": False, "is_traced": True}, 0.08),
     ],
 )  # fmt: skip
-def test_next_look(what: str, facts: dict[str, Any], seconds: float) -> None:
-    """The seconds until the next look, with a threshold of 100 ms."""
+def test_next_tick(what: str, facts: dict[str, Any], seconds: float) -> None:
+    """The seconds until the next tick, with a threshold of 100 ms."""
     assert next_look(view(**facts), THRESHOLD, 1.0).at - NOW == pytest.approx(seconds), what
 
 
@@ -57,17 +57,17 @@ def test_next_look(what: str, facts: dict[str, Any], seconds: float) -> None:
         ({"is_exact": False, "rests": True}, None, True),
     ],
 )
-def test_heartbeat_wakes_the_watcher_only_where_a_look_comes_with_it(
+def test_heartbeat_wakes_the_watcher_only_when_a_tick_is_due(
     facts: dict[str, Any], invite: float | None, keeps: bool
 ) -> None:
-    """It is asked on a busy loop without timestamps, left alone during a block, and told to stop otherwise."""
+    """The heartbeat is asked to wake it on a busy loop without timestamps, kept during a block, else cancelled."""
     look = next_look(view(**facts), THRESHOLD, 1.0)
     assert look.invite == (None if invite is None else pytest.approx(invite))
     assert look.keeps is keeps
 
 
-def test_a_stretched_watcher_looks_less_often() -> None:
-    """Samples are stretched in full, up to the longest tick; first looks only from a factor of 4 on."""
+def test_stretched_watcher_ticks_less_often() -> None:
+    """Sampling ticks are stretched in full, up to the longest tick; first ticks only from a factor of 4 on."""
     blocked = view(since=NOW - 0.06)
     assert [next_look(blocked, THRESHOLD, stretch).at - NOW for stretch in (1.0, 4.0, 100.0)] == pytest.approx(
         [0.015, 0.06, LONGEST_TICK]
@@ -93,8 +93,8 @@ def test_a_stretched_watcher_looks_less_often() -> None:
     threshold=st.floats(0.001, 60),
     stretch=st.floats(1, 100),
 )
-def test_the_next_look_is_later_than_now_and_not_for_ever(seen: View, threshold: float, stretch: float) -> None:
-    """Whatever is known of a loop, the watcher neither spins nor forgets it."""
+def test_next_tick_is_in_the_near_future(seen: View, threshold: float, stretch: float) -> None:
+    """Whatever the state of a loop, the watcher neither spins nor forgets it."""
     wait = next_look(seen, threshold, stretch).at - NOW
     longest = max(LONGEST_TICK * max(stretch / 4, 1.0), (NOW - seen.since) / 50)
     assert 0.0049 <= wait <= longest + 1e-6

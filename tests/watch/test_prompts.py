@@ -1,4 +1,4 @@
-"""What is typed at a prompt, or run in a cell of a notebook, may hold its loop; what a program does may not."""
+"""Code typed at a prompt or run in a notebook cell may hold its loop; a program's code may not."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ HELPER = raw("load", "app", "/srv/app.py")
         ([raw("<module>", "__main__", "<stdin>", awaits=True), HELPER], False),
         ([raw("<module>", "app", "/srv/app.py"), HELPER], False),  # an import on the loop
         ([SHELL, HELPER], False),
-        ([raw("handle", "__main__", "<stdin>")], False),  # a function that was typed, called by the loop
+        ([raw("handle", "__main__", "<stdin>")], False),  # a typed function that the loop calls
         ([], False),
     ],
 )
-def test_typed_is_what_a_prompt_runs_at_once(outermost_first: list[RawFrame], expected: bool) -> None:
-    """The frame of a prompt's own module code, unless that awaits; a function that was once typed is any other."""
+def test_code_run_by_a_prompt_is_recognised(outermost_first: list[RawFrame], expected: bool) -> None:
+    """Module code of a prompt is recognised, unless it awaits; a function defined at a prompt is like any other."""
     assert is_typed(outermost_first[::-1]) is expected
 
 
@@ -90,7 +90,7 @@ PROMPTS: list[Callable[[], None]] = [at_a_prompt, in_a_cell]
 def test_typed_code_under_run_is_expected(
     typed: Callable[[], None], from_environment: Agent, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Twice typed: two expected blocks of over 0.8 s in all, no line, no hang; a handler's block is the one stall."""
+    """Code typed twice gives two expected blocks of over 0.8 seconds in all; a handler's block is the only stall."""
     caplog.set_level(logging.WARNING, "loopwatch")
 
     async def main() -> None:
@@ -114,7 +114,7 @@ def test_typed_code_under_run_is_expected(
 
 @pytest.mark.parametrize("typed", PROMPTS)
 def test_typed_code_is_reported_after_install_by_hand(typed: Callable[[], None], agent: Agent, run: Run) -> None:
-    """After install() at a prompt, to try it, what the next line does is reported."""
+    """After a manual install() at a prompt, a block by the next line is reported."""
 
     async def main() -> None:
         await asyncio.sleep(0.05)
@@ -126,8 +126,8 @@ def test_typed_code_is_reported_after_install_by_hand(typed: Callable[[], None],
     assert [stall.duration >= LONG for stall in agent.stalls() if not stall.ongoing] == [True]
 
 
-def test_install_at_a_prompt_under_run_has_it_reported(from_environment: Agent, run: Run) -> None:
-    """A call of install() by hand says the same of an agent that was there."""
+def test_install_at_a_prompt_under_run_enables_reports(from_environment: Agent, run: Run) -> None:
+    """A manual install() under ``loopwatch run`` has the same effect on the existing agent."""
     assert loopwatch.install() is from_environment
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""What the sampler reads of a loop that may be blocked: once, at once, and only while it is the same callback."""
+"""The sampler reads a possibly blocked loop once, at once, and only while the same callback runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ THRESHOLD = 0.1
 
 
 class Probe(HeartbeatProbe):
-    """A probe that says what it is told, and after ``lasts`` answers that the loop waits."""
+    """A probe with a preset answer, which after ``lasts`` calls reports that the loop waits."""
 
     def __init__(self) -> None:
         super().__init__(THRESHOLD)
@@ -36,7 +36,7 @@ class Probe(HeartbeatProbe):
 
 
 class Held:
-    """A watched loop whose thread stands in :func:`holds_the_loop`."""
+    """A watched loop whose thread is blocked in :func:`holds_the_loop`."""
 
     def __init__(self) -> None:
         self.loop = asyncio.SelectorEventLoop()
@@ -92,7 +92,7 @@ def functions(sample: Any) -> list[str]:
 
 
 def test_a_late_watcher_samples_before_anything_else(held: Held, sampler: Sampler) -> None:
-    """A loop that has been held for half of the threshold is sampled, with the function that holds it."""
+    """A loop held for half of the threshold is sampled, with the function that holds it."""
     found = glimpsed(sampler, held)
     (suspect,) = found
     assert suspect == Suspect(held.watched, NOW - 0.3)
@@ -102,29 +102,29 @@ def test_a_late_watcher_samples_before_anything_else(held: Held, sampler: Sample
 
 @pytest.mark.parametrize("since", [NOW - THRESHOLD / 2 + 0.001, IDLE])
 def test_a_loop_that_is_not_held_is_not_sampled(held: Held, sampler: Sampler, since: float) -> None:
-    """Neither one that waits nor one whose callback has only just begun; nor one that does not run."""
+    """A loop that waits, has only just begun its callback, or does not run is not sampled."""
     held.probe.since = since
     assert glimpsed(sampler, held) == {}
     held.probe.since, held.watched.is_running = NOW - 0.3, False
     assert glimpsed(sampler, held) == {}
 
 
-def test_what_is_over_by_the_time_it_is_read_is_dropped(held: Held, sampler: Sampler) -> None:
-    """A sample that shows what came after the callback would blame the wrong function."""
+def test_sample_of_a_finished_callback_is_dropped(held: Held, sampler: Sampler) -> None:
+    """A sample of later code is dropped, since it would blame the wrong function."""
     held.probe.lasts = 1
     assert glimpsed(sampler, held) == {}
 
 
 def test_a_loop_that_cannot_be_read_costs_the_others_nothing(held: Held, sampler: Sampler) -> None:
-    """Samples that were taken before a failure are kept."""
+    """Samples taken before a failure are kept."""
     found: dict[Suspect, Any] = {}
     with pytest.raises(AttributeError):
         sampler.glimpse([held.watched, object()], moment(), found)  # type: ignore[list-item]
     assert len(found) == 1
 
 
-def test_what_was_sampled_first_is_not_sampled_again(held: Held, sampler: Sampler) -> None:
-    """The early sample is the one that is kept; the episode has it with what the kernel says of the thread."""
+def test_early_sample_is_not_taken_again(held: Held, sampler: Sampler) -> None:
+    """The early sample is kept, and the episode has it with the kernel's facts on the thread."""
     known = glimpsed(sampler, held)
     suspect = Suspect(held.watched, NOW - 0.3)
     seen, lateness = sampler.sample([held.watched], [suspect], moment(), known)
@@ -135,15 +135,15 @@ def test_what_was_sampled_first_is_not_sampled_again(held: Held, sampler: Sample
     assert lateness is not None and lateness.seconds == pytest.approx(2 * LATE)
 
 
-def test_nobody_is_looked_for_while_the_watcher_is_on_time(held: Held, sampler: Sampler) -> None:
-    """All threads' clocks are read only where the GIL seems to be taken."""
+def test_no_hog_is_searched_while_the_watcher_is_on_time(held: Held, sampler: Sampler) -> None:
+    """All threads' clocks are read only where the GIL seems to be held."""
     seen, lateness = sampler.sample([held.watched], [Suspect(held.watched, NOW - 0.3)], moment(0.0), {})
     assert len(seen) == 1
     assert lateness is None
 
 
 def test_samples_of_a_long_block_are_thinned_out(held: Held, sampler: Sampler) -> None:
-    """Never more than the bound, the first and the last among them."""
+    """A long block keeps no more samples than the bound, including the first and the last."""
     suspect = Suspect(held.watched, NOW - 0.3)
     for number in range(MAX_SAMPLES + 10):
         sampler.sample([held.watched], [suspect], Moment(NOW + number, NOW + number, 0.0), {})

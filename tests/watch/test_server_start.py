@@ -1,4 +1,4 @@
-"""Blocks while a server starts are expected: one line, and no stall; what comes after is reported as ever."""
+"""Blocks during a server's start-up are expected: one log line, and no stall; later blocks are reported as usual."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def start_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_start_of_a_server_is_expected(
     name: str, agent: Agent, sink: RecordingSink, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A block of its start is in the snapshot and in one line; a block once it listens is a stall."""
-    pytest.importorskip(MODULES[name])  # not within the loop, where that is a block
+    """Start-up blocks are in the snapshot and in one line; a block once the server listens is a stall."""
+    pytest.importorskip(MODULES[name])  # not within the loop, where the import would be a block
     caplog.set_level(logging.DEBUG, "loopwatch")
     found: list[ExpectedBlocks] = []
 
@@ -125,7 +125,7 @@ def test_start_of_a_server_is_expected(
     (blocks,) = found
     assert (blocks.reason, blocks.loop) == (f"start-up of {name}", "main")
     assert blocks.blocked >= blocks.longest >= LONG - 0.02
-    if blocks.cause is not Cause.STARVED:  # a busy machine can hold the loop up for longer than the program does
+    if blocks.cause is not Cause.STARVED:  # a busy machine can hold the loop for longer than the program does
         assert blocks.culprit is not None
         assert blocks.culprit.function == "warm_up"
     (line,) = start_lines(caplog)
@@ -134,7 +134,7 @@ def test_start_of_a_server_is_expected(
 
 
 def test_start_of_sanic_is_expected(agent: Agent, sink: RecordingSink, caplog: pytest.LogCaptureFixture) -> None:
-    """It runs its loop for its start alone: what holds that is in one line, and the next run of the loop is none."""
+    """Sanic runs its loop for start-up alone: the block is one line, and the next run of the loop is no start-up."""
     sanic = pytest.importorskip("sanic.app")
     caplog.set_level(logging.DEBUG, "loopwatch")
 
@@ -162,7 +162,7 @@ def test_start_of_sanic_is_expected(agent: Agent, sink: RecordingSink, caplog: p
 def test_start_that_is_long_is_reported(
     sink: RecordingSink, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A block that goes on when a start should be over is announced, with its culprit, and reported when it ends."""
+    """A block that outlasts the expected start-up is announced with its culprit, and reported when it ends."""
     caplog.set_level(logging.DEBUG, "loopwatch")
     monkeypatch.setattr("loopwatch.watch.service.LONGEST", 0.8)
     agent = loopwatch.install(threshold=0.1, hang_after=0.4, on_stall=sink, log_level="WARNING", cpu_budget=1.0)
@@ -185,12 +185,12 @@ def test_start_that_is_long_is_reported(
     agent.flush()
     notice, end = [stall for stall in sink.stalls if stall.culprit and stall.culprit.function.endswith("endless")]
     assert (notice.ongoing, end.ongoing, notice.id == end.id) == (True, False, True)
-    assert announced_at[0] - began[0] > 0.4  # not before the start should be over
+    assert announced_at[0] - began[0] > 0.4  # not before the start-up should be over
     assert "endless" not in str(start_lines(caplog))
 
 
 def test_loop_that_serves_has_no_further_start(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """The start of a second server on a loop where one listens holds requests up: it is a stall."""
+    """The start of a second server on a loop that already serves holds requests up: it is a stall."""
 
     async def then() -> None:
         await asyncio.sleep(0.05)
@@ -201,8 +201,8 @@ def test_loop_that_serves_has_no_further_start(agent: Agent, sink: RecordingSink
     assert "late" in {stall.culprit.function for stall in sink.wait() if stall.culprit}
 
 
-def test_agent_that_comes_in_the_midst_of_a_start(sink: RecordingSink, run: Run) -> None:
-    """Where the application installs the agent, in its module or lifespan, the rest of the start is expected."""
+def test_agent_installed_during_a_start(sink: RecordingSink, run: Run) -> None:
+    """If the application installs the agent in its module or lifespan, the rest of the start-up is expected."""
 
     def install_and_block() -> None:
         loopwatch.install(threshold=0.1, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
@@ -228,7 +228,7 @@ def test_agent_that_comes_in_the_midst_of_a_start(sink: RecordingSink, run: Run)
 def test_server_that_does_not_come_to_listen(
     agent: Agent, sink: RecordingSink, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A start that fails is reported too, and the line says so."""
+    """A start-up that fails is logged too, as failed."""
     caplog.set_level(logging.DEBUG, "loopwatch")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -249,7 +249,7 @@ def test_server_that_does_not_come_to_listen(
 
 
 def test_servers_are_left_as_they_were(run: Run) -> None:
-    """Off, on, off: what is replaced is put back, and nothing is replaced before a loop runs."""
+    """Replaced functions are restored, and nothing is replaced before a loop runs."""
     uvicorn = pytest.importorskip("uvicorn")
     names = ("serve", "startup", "main_loop")
     before = [vars(uvicorn.Server)[name] for name in names]

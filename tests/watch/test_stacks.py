@@ -1,4 +1,4 @@
-"""Stacks of real threads and real loops, and the name of the call that a real frame stands in."""
+"""Stacks of real threads and real loops, and the name of the call at a real frame."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loopwatch.watch.stacks import MAX_WALK, RawFrame, RawStack, _called_path, c
 
 @contextmanager
 def standing(function: Callable[[Callable[[], None]], object]) -> Iterator[FrameType]:
-    """Run ``function`` in a thread; it calls what it is given where it shall stand. Yields its innermost frame."""
+    """Run ``function`` in a thread; the callback it gets blocks, and its innermost frame is yielded."""
     there, go_on = threading.Event(), threading.Event()
 
     def stand() -> None:
@@ -47,7 +47,7 @@ def names(stack: RawStack) -> list[str]:
 
 
 def on_a_loop(callbacks: int, position: int) -> Callable[[Callable[[], None]], None]:
-    """Return a thread's function: a loop with ``callbacks`` ready callbacks, of which one stands."""
+    """Return a thread's function: a loop with ``callbacks`` ready callbacks, of which one stands still."""
 
     def run(stand: Callable[[], None]) -> None:
         loop = asyncio.new_event_loop()
@@ -66,7 +66,7 @@ def on_a_loop(callbacks: int, position: int) -> Callable[[Callable[[], None]], N
 
 @pytest.mark.parametrize(("callbacks", "position"), [(1, 0), (5, 0), (5, 2), (5, 4)])
 def test_stack_is_cut_at_the_handle(callbacks: int, position: int) -> None:
-    """Only what the callback runs is kept; the handle is returned, with its place in the pass."""
+    """Only the frames of the callback are kept; the handle is returned, with its position in the pass."""
     with standing(on_a_loop(callbacks, position)) as frame:
         stack, handle = take(frame, None, 50)
     assert isinstance(handle, asyncio.Handle)
@@ -93,7 +93,7 @@ def test_stack_of_a_task() -> None:
 
 
 def test_base_cuts_where_there_is_no_handle() -> None:
-    """For other loops the stack ends at the frame that is known to lie below all callbacks."""
+    """For other loops the stack ends at the known frame below all callbacks."""
     base: list[tuple[int, types.CodeType]] = []
 
     def below(stand: Callable[[], None]) -> None:
@@ -152,7 +152,7 @@ def test_bound_keeps_both_ends() -> None:
 
 
 def test_own_frames_are_hidden() -> None:
-    """Frames of this package are not shown, nor counted: who waits in our sink stands in his own function."""
+    """Frames of this package are neither shown nor counted: code waiting in a sink shows its caller's frame."""
     sink, waiting = RecordingSink(), threading.Event()
 
     def waits() -> None:
@@ -176,7 +176,7 @@ def test_own_frames_are_hidden() -> None:
 
 
 def test_no_frame_is_kept() -> None:
-    """A stack that was taken does not keep the program's objects alive."""
+    """A captured stack does not keep the program's objects alive."""
     import gc
     import weakref
 
@@ -198,8 +198,8 @@ def test_no_frame_is_kept() -> None:
     assert any(name.endswith("holder") for name in names(stack))
 
 
-def test_new_calls_are_told_apart() -> None:
-    """Asked to, take() knows whether the outermost call was seen before; a second call of it is a new one."""
+def test_new_calls_are_distinguished() -> None:
+    """On request take() reports whether the outermost call was seen before; a second call of the function is new."""
 
     def handler(stand: Callable[[], None]) -> None:
         stand()
@@ -218,11 +218,11 @@ def test_new_calls_are_told_apart() -> None:
         assert fresh == [True, False, False]
 
 
-# -- what a frame is calling ---------------------------------------------------------------------------------------
+# -- the call of a frame --------------------------------------------------------------------------------------------
 
 
 class Standing:
-    """Finds the frame of a file's function at the moment it calls something in C, or imports."""
+    """Finds the frame of a file's function at the moment it calls a C function, or imports."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -240,7 +240,7 @@ class Standing:
 
 
 def calls_of(tmp_path: Path, source: str, name: str = "called.py") -> list[str | None]:
-    """Run ``main()`` of ``source`` as a file, and return what call_at() says at each of its calls."""
+    """Run ``main()`` of ``source`` as a file, and return the result of call_at() at each of its calls."""
     path = tmp_path / name
     path.write_text(textwrap.dedent(source), encoding="utf-8")
     module = types.ModuleType("called")
@@ -291,8 +291,8 @@ def test_call_is_named(tmp_path: Path, source: str, expected: str) -> None:
     assert expected in found
 
 
-def test_odd_source_warns_nobody() -> None:
-    """Escapes such as "\\d", of which the parser warns in the program's name, and great depth are nothing to it."""
+def test_odd_source_gives_no_warning() -> None:
+    """Invalid escapes such as "\\d", which the parser warns of, and deep nesting cause no warning and no error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _called_path('time.sleep(len("\\d\\.") * 0)') == ("time", "sleep")
@@ -301,14 +301,14 @@ def test_odd_source_warns_nobody() -> None:
     assert _called_path("-" * 9000 + "1") is None
 
 
-def test_nested_calls_are_told_apart(tmp_path: Path) -> None:
-    """On one line, each call is named at its own instruction."""
+def test_nested_calls_are_distinguished(tmp_path: Path) -> None:
+    """Of several calls on one line each is named at its own instruction."""
     source = "import math\ndef main():\n    math.floor(math.sqrt(abs(-4.5)) + math.exp(0))"
     assert calls_of(tmp_path, source) == ["builtins.abs", "math.sqrt", "math.exp", "math.floor"]
 
 
 def test_await_expression(tmp_path: Path) -> None:
-    """A frame that stands in an await is named after the call that is awaited."""
+    """A frame suspended in an await is named after the awaited call."""
     source = """
         import asyncio
 
@@ -355,7 +355,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "x = 1\n", "()\n", "\x00\x00\n", "keep(((\n", "é" * 400 + "\n"])
 def test_file_that_was_changed_since(tmp_path: Path, text: str) -> None:
-    """A file that says something else by now gives no name or a wrong one, and no error."""
+    """A file that was changed since gives no name or a wrong one, and no error."""
     path = tmp_path / "changed.py"
     path.write_text("def main(keep):\n    keep(1)\n")
     frames: list[RawStack] = []
@@ -375,8 +375,8 @@ def test_instruction_that_calls_nothing() -> None:
     assert call_at(RawFrame(code, code.co_firstlineno, 10**6, __name__), globals()) is None
 
 
-def test_nothing_of_the_program_is_run() -> None:
-    """Naming a call runs no code of the objects that are named: neither a proxy's attributes nor a lazy import."""
+def test_naming_a_call_runs_no_code() -> None:
+    """Naming a call runs no code of the named objects: neither a proxy's attributes nor a lazy import."""
     asked: list[str] = []
 
     class Lazy:

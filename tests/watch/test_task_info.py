@@ -1,4 +1,4 @@
-"""Who was running, read from outside: handles, tasks, contexts of real loops."""
+"""The running task, read from outside: handles, tasks, contexts of real loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant")
 
 
 def test_running_task_is_that_of_the_loop(run: Run) -> None:
-    """Inside a task it is that task; inside a plain callback, and for a loop that does not run, there is none."""
+    """Inside a task it is returned; inside a plain callback, and for a loop that does not run, there is none."""
     seen: list[Any] = []
 
     async def main() -> None:
@@ -41,7 +41,7 @@ def test_running_task_is_that_of_the_loop(run: Run) -> None:
 
 
 def test_running_task_is_seen_from_another_thread(run: Run) -> None:
-    """The watcher's thread asks for a loop that runs in another one."""
+    """The watcher's thread can read the running task of a loop in another thread."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -55,7 +55,7 @@ def test_running_task_is_seen_from_another_thread(run: Run) -> None:
 
 
 class Catching(asyncio.SelectorEventLoop):
-    """Keeps every handle that was scheduled."""
+    """Keeps every scheduled handle."""
 
     def __init__(self) -> None:
         self.handles: list[Any] = []
@@ -67,7 +67,7 @@ class Catching(asyncio.SelectorEventLoop):
 
 
 def test_task_of_a_handle() -> None:
-    """A handle that steps a task leads to it, whether it starts it or wakes it up; other handles lead nowhere."""
+    """A handle that starts or wakes a task leads to the task; other handles lead to none."""
     with asyncio.Runner(loop_factory=Catching) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, Catching)
@@ -91,7 +91,7 @@ def test_task_of_a_handle() -> None:
 
 
 def test_names_of_a_task(run: Run) -> None:
-    """A task is told by its name and the qualified name of its coroutine."""
+    """A task is described by its name and the qualified name of its coroutine."""
 
     class Views:
         async def show(self) -> None:
@@ -110,10 +110,10 @@ def test_names_of_a_task(run: Run) -> None:
 
 
 def test_name_of_a_coroutine_that_has_none() -> None:
-    """An awaitable object without a qualified name is told by its type."""
+    """An awaitable object without a qualified name is described by its type."""
 
     class Odd:
-        """What Cython and other compilers make instead of a coroutine."""
+        """An awaitable object as made by Cython and other compilers."""
 
     class Task:
         def get_coro(self) -> object:
@@ -167,7 +167,7 @@ def test_labels_by_name_and_by_callable() -> None:
 
 
 def test_labels_are_short_strings() -> None:
-    """Whatever a source says, keys and values become strings, of 200 characters at most."""
+    """Keys and values of any source become strings, of 200 characters at most."""
     context = contextvars.Context()
     found = labels(context, (lambda: {"n": 5, 7: "x" * 1000},))  # type: ignore[dict-item]
     assert found == {"n": "5", "7": f"{'x' * 131}...{'x' * 66}"}
@@ -175,7 +175,7 @@ def test_labels_are_short_strings() -> None:
 
 
 def test_context_in_use_can_be_read(run: Run) -> None:
-    """The context that the loop's thread is in at this moment can be read from another thread, in a copy."""
+    """The context that the loop's thread is in can be read from another thread, as a copy."""
 
     async def main() -> None:
         tenant.set("acme")
@@ -193,7 +193,7 @@ def test_context_in_use_can_be_read(run: Run) -> None:
 
 
 def test_source_that_raises() -> None:
-    """What a callable raises is for the caller to handle."""
+    """An exception of a callable is left to the caller."""
 
     def broken() -> dict[str, str]:
         raise ZeroDivisionError
@@ -203,7 +203,7 @@ def test_source_that_raises() -> None:
 
 
 def test_trace_of_opentelemetry() -> None:
-    """The span that is current in the context is named as the W3C writes it; an invalid one is not."""
+    """The current span of the context is named in W3C format; an invalid one is not."""
     from opentelemetry import trace
     from opentelemetry.context import attach
 
@@ -216,7 +216,7 @@ def test_trace_of_opentelemetry() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
 def test_eager_task_is_running() -> None:
-    """A task that runs eagerly, inside the step of another, is the one that runs."""
+    """A task that runs eagerly, inside the step of another, is the running one."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

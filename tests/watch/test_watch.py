@@ -1,4 +1,4 @@
-"""End to end, on every kind of loop: what is blocked, for how long, why, by whom."""
+"""End to end, on every kind of loop: each block is found with its duration, cause and culprit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Timed:
 
 
 def near(stall: Stall, truth: float) -> bool:
-    """Whether the duration is right within 5 percent, 5 ms, or what the stall itself says of its uncertainty."""
+    """Whether the duration is right within 5 percent, 5 ms, or the stall's own uncertainty."""
     return abs(stall.duration - truth) <= max(0.05 * truth, 0.005, stall.uncertainty) + 0.002
 
 
@@ -94,13 +94,13 @@ def test_waiting_blocks(  # noqa: PLR0917 - fixtures
 
 
 def test_time_sleep_is_answered_with_asyncio_sleep(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """The remedy is concrete to the call."""
+    """The remedy fits the call."""
     run(around(sleeper))
     assert "await asyncio.sleep()" in sink.wait()[0].remedy
 
 
 def test_one_block_is_one_stall(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """Three blocks make three stalls, each with an id of its own, and nothing is invented between them."""
+    """Three blocks make three stalls, each with an id of its own, and no others."""
 
     async def main() -> None:
         for _ in range(3):
@@ -114,7 +114,7 @@ def test_one_block_is_one_stall(agent: Agent, sink: RecordingSink, run: Run) -> 
 
 
 def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """A block in C code that keeps the GIL stops the watcher too; the first sample after it names the line."""
+    """A block in C code that holds the GIL stops the watcher too; the first sample after it names the line."""
 
     def seconds(length: int) -> float:
         began = time.monotonic()
@@ -131,18 +131,18 @@ def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run
         run(around(catastrophic))
         stall = max(sink.wait(), key=lambda stall: stall.duration)
         waited_for_a_processor = max(stall.evidence.watcher_starved, stall.evidence.run_queue or 0.0)
-        if waited_for_a_processor < 0.1 * stall.duration:  # else the machine is too busy to tell
+        if waited_for_a_processor < 0.1 * stall.duration:  # else the machine is too busy to judge
             break
     else:
         pytest.skip("this machine gives no processor to a thread that wants one")
     assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function.endswith("catastrophic")
     assert stall.cause is Cause.NATIVE_GIL, stall.evidence
-    assert stall.evidence.watcher_late > 0.3 * stall.duration  # but for the time until it wanted to look
+    assert stall.evidence.watcher_late > 0.3 * stall.duration  # except for the time until its tick was due
 
 
 def test_many_small_callbacks_are_overload(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """A pass that is long although no callback was is told apart from a long callback."""
+    """A long pass of short callbacks is distinguished from a long callback."""
 
     def small() -> None:
         time.sleep(0.002)
@@ -163,7 +163,7 @@ def test_many_small_callbacks_are_overload(agent: Agent, sink: RecordingSink, ru
 
 
 def test_hang_is_announced_and_closed(sink: RecordingSink, run: Run) -> None:
-    """A block longer than hang_after is told while it goes on, and again when it ends, under the same id."""
+    """A block longer than hang_after is announced while it lasts, and reported when it ends, under the same id."""
     agent = loopwatch.install(threshold=0.05, hang_after=0.2, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
     seen_while_blocked: list[bool] = []
 
@@ -241,16 +241,16 @@ def test_victims_on_asyncio(agent: Agent, sink: RecordingSink) -> None:
 
 
 def test_stopped_process_is_suspended(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """SIGSTOP of the whole process is told apart from a block, and nobody is accused."""
+    """SIGSTOP of the whole process is distinguished from a block, and no culprit is named."""
     stop, go_on = (f"os.kill({os.getpid()}, signal.{name})" for name in ("SIGSTOP", "SIGCONT"))
     code = f"import os, signal, time; {stop}; time.sleep(0.6); {go_on}"
 
     async def main() -> None:
-        # A child of a child: the kernel would tell a parent that waits for it.
+        # A child of a child: the kernel would notify a parent that waits for it.
         child = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
-        beats = 0
+        ticks = 0
         while child.returncode is None:
-            beats += 1
+            ticks += 1
             await asyncio.sleep(0.01)
         await child.wait()
 
@@ -283,7 +283,7 @@ def test_installed_while_the_loop_runs(sink: RecordingSink, run: Run) -> None:
 
 
 def test_loops_of_other_threads_that_run_already(sink: RecordingSink, run: Run) -> None:
-    """install() finds loops that run in other threads already, uvloop's too."""
+    """install() finds loops that already run in other threads, uvloop's too."""
     running, installed = threading.Event(), threading.Event()
 
     async def main() -> None:
@@ -304,7 +304,7 @@ def test_loops_of_other_threads_that_run_already(sink: RecordingSink, run: Run) 
 
 
 def test_debug_mode(agent: Agent, sink: RecordingSink, loop_kind: str) -> None:
-    """loop.set_debug(True) changes nothing in what is found."""
+    """loop.set_debug(True) does not change the results."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -320,7 +320,7 @@ def test_debug_mode(agent: Agent, sink: RecordingSink, loop_kind: str) -> None:
 
 
 def test_block_in_the_last_callback_of_a_loop(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """A program that blocks and ends right away is not missed."""
+    """A block right before the program ends is not missed."""
 
     async def main() -> None:
         await asyncio.sleep(0.12)
@@ -331,7 +331,7 @@ def test_block_in_the_last_callback_of_a_loop(agent: Agent, sink: RecordingSink,
 
 
 def test_protocol_callbacks(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """Blocks inside Protocol.data_received are found, which patches of call_soon miss."""
+    """Blocks inside Protocol.data_received, which patches of call_soon miss, are found."""
 
     class Slow(asyncio.Protocol):
         def data_received(self, data: bytes) -> None:
@@ -358,10 +358,10 @@ def test_protocol_callbacks(agent: Agent, sink: RecordingSink, run: Run) -> None
 
 
 def test_heartbeat_alone(sink: RecordingSink) -> None:
-    """A loop of an unknown kind is watched by its heartbeat: found, dated back, with its uncertainty."""
+    """A loop of an unknown kind is watched by its heartbeat: a block is found and dated back, with its uncertainty."""
 
     class Exotic(asyncio.SelectorEventLoop):
-        """Hides its selector, as a loop that is not asyncio's would have none."""
+        """Hides its selector, like a loop that is not asyncio's."""
 
         @property
         def _selector(self) -> object:
@@ -393,7 +393,7 @@ def test_heartbeat_alone(sink: RecordingSink) -> None:
 
 
 def test_grace_excuses_the_start(sink: RecordingSink, run: Run) -> None:
-    """Within grace nothing is reported."""
+    """Within the grace period nothing is reported."""
     agent = loopwatch.install(threshold=0.1, grace=3600, on_stall=sink, log_level="DEBUG")
     run(around(sleeper))
     agent.flush()
@@ -401,7 +401,7 @@ def test_grace_excuses_the_start(sink: RecordingSink, run: Run) -> None:
 
 
 def test_debugger_is_not_a_stall(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """A program that stands in a debugger is not reported as blocked."""
+    """A program stopped in a debugger is not reported as blocked."""
     import pdb
 
     class Prompt(pdb.Pdb):
@@ -423,7 +423,7 @@ def test_debugger_is_not_a_stall(agent: Agent, sink: RecordingSink, run: Run) ->
 
 
 @pytest.mark.parametrize("bad", [object(), None, "loop", 3, asyncio])
-def test_watch_loop_refuses_what_is_no_loop(agent: Agent, bad: object) -> None:
+def test_watch_loop_refuses_other_objects(agent: Agent, bad: object) -> None:
     """An object that is no loop is refused in one line that names it and the remedy."""
     with pytest.raises(ConfigError, match=r"not an event loop.*get_running_loop") as caught:
         agent.watch_loop(bad)
@@ -440,7 +440,7 @@ def test_watch_loop_refuses_a_closed_loop(agent: Agent) -> None:
 
 
 def test_ten_thousand_loops_under_a_hot_watcher(loop_kind: str, sink: RecordingSink) -> None:
-    """Loops opened, run and closed while the watcher ticks all the time, 10,000 of uvloop: no crash, nothing kept."""
+    """Opening, running and closing 10,000 loops under a watcher that ticks all the time neither crashes nor leaks."""
     agent = loopwatch.install(threshold=0.011, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)
 
     async def main() -> None:
@@ -476,7 +476,7 @@ def test_ten_thousand_loops_under_a_hot_watcher(loop_kind: str, sink: RecordingS
 
 
 def test_a_loop_that_never_waits_is_not_blocked(agent: Agent, sink: RecordingSink, run: Run) -> None:
-    """Ten thousand passes without a wait: however late the watcher is, no pass is reported as a block."""
+    """In ten thousand passes without a wait no pass is reported as a block, however late the watcher is."""
 
     async def main() -> float:
         longest, last = 0.0, time.monotonic()
@@ -506,13 +506,13 @@ def test_signal_wakes_are_not_stalls(agent: Agent, sink: RecordingSink, run: Run
     assert [stall for stall in sink.stalls if stall.cause is not Cause.STARVED] == []
 
 
-def test_a_stall_between_two_beats_of_an_idle_loop_is_lag(run: Run, sink: RecordingSink) -> None:
-    """A stall is one value of the lag, shorter by a beat at most, though an idle loop beats seldom."""
+def test_a_stall_between_two_heartbeats_of_an_idle_loop_is_lag(run: Run, sink: RecordingSink) -> None:
+    """A stall is one value of the lag, shorter by at most a heartbeat, even if heartbeats of an idle loop are rare."""
     agent = loopwatch.install(threshold=0.1, heartbeat=0.05, on_stall=sink, log_level="CRITICAL")
 
     async def main() -> list[tuple[float, int]]:
         for _ in range(3):
-            await asyncio.sleep(0.4)  # long enough for the beats to become rare
+            await asyncio.sleep(0.4)  # long enough for the heartbeats to become rare
             sleeper()
         await asyncio.sleep(0.1)
         assert await asyncio.to_thread(agent.flush)

@@ -1,4 +1,4 @@
-"""Functions for workers that do to their parent what no worker should."""
+"""Functions for workers that break the protocol in every way."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ LOST = {
     "no pickle": _frame(0, Kind.LOG, b"xxxxx"),
     "no record": _frame(0, Kind.LOG, pickle.dumps(5)),
     "exits": _frame(0, Kind.LOG, pickle.dumps(Exits())),
-    "nobody's": _frame(2**64 - 1, Kind.RESULT, b"xxxxx"),
+    "unknown call": _frame(2**64 - 1, Kind.RESULT, b"xxxxx"),
     "ready again": _frame(0, Kind.READY, b""),
 }
 """What it can do without."""
 
 
 def send(data: bytes, *, wait: bool) -> str:
-    """Send to the parent what is no answer."""
+    """Send the parent bytes that are no result."""
     _channel().sendall(data)
     if wait:
         time.sleep(600)
@@ -73,7 +73,7 @@ def send(data: bytes, *, wait: bool) -> str:
 
 
 def send_descriptors(times: int) -> None:
-    """Send descriptors that belong to nothing."""
+    """Send descriptors without a frame."""
     channel = _channel()
     for _ in range(times):
         socket.send_fds(channel, [LOST["no pickle"]], 60 * [channel.fileno()])
@@ -81,7 +81,7 @@ def send_descriptors(times: int) -> None:
 
 
 def send_without_end(seconds: float) -> str:
-    """Send records faster than anybody can read them."""
+    """Send records faster than they can be read."""
     channel, many = _channel(), 1000 * LOST["no pickle"]
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
@@ -90,7 +90,7 @@ def send_without_end(seconds: float) -> str:
 
 
 def cut_shared_memory() -> list[str]:
-    """Cut all memory that is shared with the parent; return what was tried, and the error."""
+    """Truncate all memory shared with the parent; return the attempts and the errors."""
     tried = []
     for path in Path("/proc/self/map_files").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""What the tests of the pool share: calls that wait until they are told, and programs of their own."""
+"""Helpers shared by the pool's tests: calls that wait for a signal, and programs run in a new interpreter."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from loopwatch.offloading.conformance import Gate, hold
-from loopwatch.offloading.conformance import stats_add_up as figures_add_up
+from loopwatch.offloading.conformance import Gate, hold, stats_add_up
 
-__all__ = ["Gate", "figures_add_up", "hold"]
+__all__ = ["Gate", "hold", "stats_add_up"]
 
 METHODS = ["forkserver", "spawn"]
 WAYS = [("asyncio", "forkserver"), ("uvloop", "spawn")]
@@ -37,7 +36,7 @@ def program(arguments: list[str], *flags: str, stdin: str | None = None) -> subp
 
 
 class Proxy:
-    """As those of web frameworks: outside a request they raise whatever they are asked."""
+    """A proxy like those of web frameworks: outside a request it raises on every access."""
 
     @property
     def __class__(self) -> Any:

@@ -1,4 +1,4 @@
-"""What the tests have interpreters of their own run: imported there by name, with nothing that they cannot import."""
+"""Functions run by the interpreter tests, imported there by name, without anything that cannot be imported there."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def where() -> tuple[bool, int, int]:
     return worker.here.is_worker, os.getpid(), id(LOCAL)
 
 
-def tell_and_wait(began: int, opened: int, value: Any = None) -> Any:
-    """Write to one pipe, and wait for another."""
+def notify_and_wait(began: int, opened: int, value: Any = None) -> Any:
+    """Write to one pipe, then read from another."""
     os.write(began, b".")
     os.read(opened, 1)
     return value
 
 
 def keep_the_gil(began: int, opened: int) -> int:
-    """The same, in C code that keeps the GIL of its interpreter all the while."""
+    """The same in C code that holds its interpreter's GIL."""
     os.write(began, b".")
     return int(ctypes.PyDLL(None).read(opened, ctypes.create_string_buffer(1), 1))
 
@@ -37,19 +37,19 @@ def count() -> int:
 
 
 class Custom(Exception):
-    """Needs two arguments, and so does not survive a trip."""
+    """An exception with two arguments, which cannot be unpickled."""
 
     def __init__(self, left: int, right: int) -> None:
         super().__init__(f"{left} and {right}")
 
 
 def raise_custom() -> None:
-    """Raise what cannot be unpickled."""
+    """Raise an exception that cannot be unpickled."""
     raise Custom(1, 2)
 
 
 def lock() -> Any:
-    """Return what cannot be pickled."""
+    """Return an object that cannot be pickled."""
     import threading
 
     return threading.Lock()

@@ -57,5 +57,5 @@ create = Interpreter
 
 
 def count() -> int:
-    """Return how many interpreters there are, the main one included."""
+    """Return the number of interpreters, the main one included."""
     return len(_interpreters.list_all())

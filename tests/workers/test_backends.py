@@ -1,4 +1,4 @@
-"""Every backend does what :class:`loopwatch.Backend` says, one that a user has written too."""
+"""Every backend, also a user's own, satisfies the contract of :class:`loopwatch.Backend`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["library"]
 
 
 class Conformance(BackendConformance):
-    """The checks, on each kind of loop."""
+    """The contract's checks, on each kind of loop."""
 
     @pytest.fixture
     def run(self, loop_kind: str) -> Run:
@@ -34,7 +34,7 @@ class TestWorkerPool(Conformance):
 
 
 class _Threaded(Conformance):
-    """What runs goes on in its thread when it is given up."""
+    """A cancelled call goes on in its thread."""
 
     async def strays_end(self, backend: Backend) -> None:
         threads = {thread for thread in threading.enumerate() if thread.name == f"loopwatch-{backend.name}"}
@@ -63,7 +63,7 @@ class TestInterpreterBackend(_Threaded):
 
 
 class TestOwn(Conformance):
-    """What a user has written in a few lines: the example."""
+    """A backend a user has written in a few lines: the example."""
 
     pickles = knows_options = unwraps = False
 

@@ -1,4 +1,4 @@
-"""The backlog of calls against a naive sorted list, and the places of the queue."""
+"""The call queue compared with a naive sorted list, and the slots of the queue."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LIMITS = {"free": None, "one": 1, "two": 2}
 
 
 def call_of(function: str, priority: int = 0) -> Call:
-    """Return a call that nobody waits for."""
+    """Return a call without a waiter."""
     options = CallOptions(priority=priority, max_concurrency=LIMITS[function])
     return Call(function, options, cast("asyncio.Future[Any]", None))
 
 
 class AgainstSortedList(RuleBasedStateMachine):
-    """Does the same to a backlog and to a list that is searched from one end to the other."""
+    """Applies the same operations to a call queue and to a list that is searched linearly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ TestAgainstSortedList = AgainstSortedList.TestCase
 TestAgainstSortedList.settings = settings(max_examples=150, stateful_step_count=60)
 
 
-def test_given_up_in_the_place_of_another() -> None:
-    """A call that was in line because another had ended and is given up leaves that place to the next one."""
+def test_cancelled_call_passes_its_turn_on() -> None:
+    """A call that became runnable because another ended, and is cancelled, passes its turn on to the next call."""
     call_queue = CallQueue()
     first, second, third = (call_of("one") for _ in range(3))
     for call in (first, second, third):
@@ -113,8 +113,8 @@ def test_given_up_in_the_place_of_another() -> None:
 
 
 @pytest.mark.parametrize("function", ["free", "one"])
-def test_what_was_given_up_takes_no_memory(function: str) -> None:
-    """However many calls are given up, no more than a few hundred of them are kept."""
+def test_cancelled_calls_take_no_memory(function: str) -> None:
+    """However many calls are cancelled, at most a few hundred of them are kept."""
     call_queue = CallQueue()
     running = call_of("one")
     call_queue.add(running)
@@ -133,8 +133,8 @@ def test_what_was_given_up_takes_no_memory(function: str) -> None:
     assert call_queue._line == []
 
 
-def test_places(run: Run) -> None:
-    """Who waits for a place gets it in turn; one that is given up goes to the next, and closing tells all others."""
+def test_waiters_get_slots_in_order(run: Run) -> None:
+    """Waiters get slots in order, the slot of a cancelled waiter goes to the next, and closing fails all waiters."""
 
     async def main() -> None:
         room = Room(1)
@@ -154,7 +154,7 @@ def test_places(run: Run) -> None:
         room.give()
         await tasks[2]
         room.give()
-        tasks[3].cancel()  # it has the place, and does not know yet
+        tasks[3].cancel()  # it has been given the slot and does not know yet
         await asyncio.wait(tasks)
         assert order == [0, 2]
         assert room.take()
@@ -169,14 +169,14 @@ def test_places(run: Run) -> None:
     run(main())
 
 
-def test_any_number_of_places() -> None:
-    """Without a limit there is always one."""
+def test_unlimited_slots() -> None:
+    """Without a limit a slot is always free."""
     take: Callable[[], bool] = Room(None).take
     assert all(take() for _ in range(10_000))
 
 
-async def test_room_that_was_given_back_before() -> None:
-    """Who comes to wait for room when a place has just been given back takes it at once; the next one waits."""
+async def test_slot_that_was_released_before() -> None:
+    """A new waiter takes a slot that was just released at once; the next one waits."""
     room = Room(1)
     assert room.take()
     room.give()

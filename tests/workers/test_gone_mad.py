@@ -1,4 +1,4 @@
-"""A worker that writes garbage to its parent harms its own call at most: the parent reads on, and executes nothing."""
+"""A worker that writes garbage to its parent affects at most its own call; the parent reads on and executes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd and its seals 
 
 
 def quiet_loop() -> list[Any]:
-    """Collect what would be written about exceptions in callbacks of the running loop."""
+    """Collect the exceptions reported to the running loop's exception handler."""
     said: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: said.append(context))
     return said
@@ -29,7 +29,7 @@ def quiet_loop() -> list[Any]:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_a_worker_that_sends_no_frames_is_killed(run: Run, method: str) -> None:
-    """Noise, sizes of exabytes, descriptors that did not come: the call fails with the reason, the pool goes on."""
+    """Noise, sizes of exabytes or missing descriptors fail the call with the reason, and the pool goes on."""
 
     async def main() -> None:
         said = quiet_loop()
@@ -49,8 +49,8 @@ def test_a_worker_that_sends_no_frames_is_killed(run: Run, method: str) -> None:
 
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
-def test_what_belongs_to_nothing_is_lost(run: Run, method: str) -> None:
-    """Records that are none, results of no call: they are passed over, even if to read them would end the program."""
+def test_results_of_unknown_calls_are_dropped(run: Run, method: str) -> None:
+    """Invalid log records and results of unknown calls are skipped, even if unpickling them would end the program."""
 
     async def main() -> None:
         said = quiet_loop()
@@ -65,7 +65,7 @@ def test_what_belongs_to_nothing_is_lost(run: Run, method: str) -> None:
 
 
 def test_descriptors_without_a_frame_are_bounded(run: Run) -> None:
-    """A worker that sends descriptors by the thousand does not use up those of its parent."""
+    """A worker that sends descriptors by the thousand does not exhaust the parent's."""
 
     async def main() -> None:
         most = 0
@@ -91,7 +91,7 @@ def test_descriptors_without_a_frame_are_bounded(run: Run) -> None:
 
 
 def test_a_flood_of_records_does_not_fill_the_memory(run: Run) -> None:
-    """What a worker sends faster than it is handled waits in its socket, not in the parent."""
+    """Data that a worker sends faster than it is handled waits in its socket, not in the parent's memory."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -109,7 +109,7 @@ def test_a_flood_of_records_does_not_fill_the_memory(run: Run) -> None:
 @linux
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_shared_memory_cannot_be_cut(run: Run, method: str) -> None:
-    """A worker that truncates what it shares with its parent is refused: the parent would die of a SIGBUS."""
+    """A worker that truncates memory shared with its parent is refused; the parent would die of SIGBUS."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method) as pool:

@@ -1,4 +1,4 @@
-"""Interpreters of their own: really elsewhere, really parallel, and closed when they are not needed any more.
+"""Subinterpreters: calls run in parallel in another interpreter, which is closed when it is no longer needed.
 
 Where Python has no ``concurrent.interpreters`` (before 3.14) but real interpreters (3.13), a stand-in makes them.
 """
@@ -27,7 +27,7 @@ from loopwatch.workers.options import CallOptions
 from tests.conftest import Run
 from tests.offloading import offloaded
 from tests.workers import inside
-from tests.workers.helpers import figures_add_up, script
+from tests.workers.helpers import script, stats_add_up
 
 PLAIN = CallOptions()
 REAL = importlib.util.find_spec("concurrent.interpreters") is not None
@@ -49,7 +49,7 @@ def count() -> int:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Interpreters, real or by the stand-in; there are as many afterwards as before."""
+    """Subinterpreters, real or by the stand-in; their number is the same afterwards as before."""
     if not REAL:
         from tests.workers import subinterpreters
 
@@ -61,8 +61,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def pipes() -> Iterator[tuple[int, int, Callable[[], Any], Callable[[], Any]]]:
-    """Two pipes: what a call gets of them, how to wait until it has begun, and how to let it go on."""
-    (began, tell), (wait, opened) = os.pipe(), os.pipe()
+    """Two pipes: the descriptors for a call, how to wait until the call has begun, and how to release it."""
+    (began, notify), (wait, opened) = os.pipe(), os.pipe()
 
     async def entered() -> None:
         there = asyncio.Event()
@@ -72,27 +72,27 @@ def pipes() -> Iterator[tuple[int, int, Callable[[], Any], Callable[[], Any]]]:
         loop.remove_reader(began)
         os.read(began, 1)
 
-    yield tell, wait, entered, lambda: os.write(opened, b".")
-    for descriptor in (began, tell, wait, opened):
+    yield notify, wait, entered, lambda: os.write(opened, b".")
+    for descriptor in (began, notify, wait, opened):
         os.close(descriptor)
 
 
 @asynccontextmanager
 async def backend_of(workers: int = 1, **options: Any) -> AsyncIterator[InterpreterBackend]:
-    """Interpreters that are closed at the end, with figures that add up."""
+    """Interpreters that are closed at the end, with stats that add up."""
     backend = InterpreterBackend(workers, **options)
     try:
         yield backend
     finally:
         await backend.close()
-        figures_add_up(backend.stats())
+        stats_add_up(backend.stats())
 
 
 # -- whether there are any --------------------------------------------------------------------------------------------
 
 
 def test_which_python_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.14 has them; an older one says what is needed, and what to use instead."""
+    """Python 3.14 has subinterpreters; an older one is refused with what is needed and the alternative."""
     assert has_interpreters() == (sys.version_info >= (3, 14))
     monkeypatch.setattr(interpreters, "has_interpreters", lambda: False)
     with pytest.raises(OffloadError, match=r"needs Python 3\.14 or newer, this is 3\.\d+: use to='process'"):
@@ -114,18 +114,18 @@ def test_gil(monkeypatch: pytest.MonkeyPatch) -> None:
     [({"workers": 0}, "workers=0: must be a whole number"), ({"max_queue": 0}, "max_queue=0: must be a whole number")],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be meant is refused."""
+    """Invalid arguments are refused."""
     monkeypatch.setattr(interpreters, "_library", lambda: None)
     with pytest.raises(ConfigError, match=words):
         InterpreterBackend(**arguments)
 
 
-# -- what runs there --------------------------------------------------------------------------------------------------
+# -- running calls -----------------------------------------------------------------------------------------------------
 
 
 @needs_interpreters
 def test_elsewhere_in_the_same_process(library: None, run: Run) -> None:
-    """A call runs in this process, with modules of its own that last from call to call, where offloading is inline."""
+    """A call runs in this process, with modules of its own that persist between calls, where offloading is inline."""
 
     async def main() -> None:
         async with backend_of() as backend:
@@ -142,12 +142,12 @@ def test_elsewhere_in_the_same_process(library: None, run: Run) -> None:
 
 @needs_interpreters
 def test_parallel(library: None, run: Run, pipes: tuple[int, int, Callable[[], Any], Callable[[], Any]]) -> None:
-    """A call that keeps the GIL of its interpreter in C code, for as long as it likes, does not hold the loop."""
-    tell, wait, entered, let_go = pipes
+    """A call that holds its interpreter's GIL in C code does not hold the loop."""
+    notify, wait, entered, let_go = pipes
 
     async def main() -> None:
         async with backend_of() as backend:
-            call = backend.submit(inside.keep_the_gil, (tell, wait), {}, PLAIN)
+            call = backend.submit(inside.keep_the_gil, (notify, wait), {}, PLAIN)
             await entered()
             await asyncio.sleep(0)
             assert not call.done()
@@ -159,7 +159,7 @@ def test_parallel(library: None, run: Run, pipes: tuple[int, int, Callable[[], A
 
 @needs_interpreters
 def test_decorated_functions(library: None, run: Run) -> None:
-    """Functions decorated with ``@offload`` run inline there, and those that they call; methods and coroutines too."""
+    """Functions decorated with ``@offload``, and those they call, run inline there; methods and coroutines too."""
 
     async def main() -> None:
         async with backend_of(2) as backend:
@@ -182,7 +182,7 @@ def test_decorated_functions(library: None, run: Run) -> None:
 
 @needs_interpreters
 def test_errors(library: None, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a call raises arrives as itself with the traceback from there; what cannot travel is named."""
+    """An exception of a call arrives as itself with its remote traceback; one that cannot be pickled is named."""
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     only_here = types.ModuleType("only_here")
     exec("def function(): pass", only_here.__dict__)
@@ -190,8 +190,8 @@ def test_errors(library: None, run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def main() -> None:
         async with backend_of() as backend:
-            with pytest.raises(ValueError, match="of ours") as caught:
-                await backend.submit(offloaded.fails, ("of ours",), {}, PLAIN)
+            with pytest.raises(ValueError, match="on purpose") as caught:
+                await backend.submit(offloaded.fails, ("on purpose",), {}, PLAIN)
             assert "raise ValueError(words)" in str(caught.value.__cause__)
             with pytest.raises(OffloadError, match=r"Custom: 1 and 2, which cannot be sent as it is"):
                 await backend.submit(inside.raise_custom, (), {}, PLAIN)
@@ -229,14 +229,14 @@ def test_closures_by_value(library: None, run: Run) -> None:
 
 @needs_interpreters
 def test_timeout(library: None, run: Run, pipes: tuple[int, int, Callable[[], Any], Callable[[], Any]]) -> None:
-    """A call that runs too long goes on in its interpreter; another takes its place; both are closed in the end."""
-    tell, wait, entered, let_go = pipes
+    """A call that times out goes on in its interpreter, another one replaces it, and both are closed in the end."""
+    notify, wait, entered, let_go = pipes
 
     async def main() -> None:
         async with backend_of() as backend:
-            call = backend.submit(inside.tell_and_wait, (tell, wait), {}, CallOptions(timeout=0.01))
+            call = backend.submit(inside.notify_and_wait, (notify, wait), {}, CallOptions(timeout=0.01))
             await entered()
-            with pytest.raises(TaskTimeout, match=r"tell_and_wait ran longer than 0\.01 s"):
+            with pytest.raises(TaskTimeout, match=r"notify_and_wait ran longer than 0\.01 s"):
                 await call
             assert await backend.submit(inside.count, (), {}, PLAIN) == 1
             assert count() == 3
@@ -249,8 +249,8 @@ def test_timeout(library: None, run: Run, pipes: tuple[int, int, Callable[[], An
 
 
 @needs_interpreters
-def test_idle_ones_are_closed(library: None, run: Run) -> None:
-    """An interpreter with nothing to do is closed after a while; the next call gets a new one."""
+def test_idle_interpreters_are_closed(library: None, run: Run) -> None:
+    """An idle interpreter is closed after a while, and the next call gets a new one."""
 
     async def main() -> None:
         async with backend_of() as backend:
@@ -292,7 +292,7 @@ class _Broken:
     ("method", "words"), [("exec", "could not be prepared: no exec"), ("call", "could not run the call: no call")]
 )
 def test_broken_interpreters(run: Run, monkeypatch: pytest.MonkeyPatch, method: str, words: str) -> None:
-    """An interpreter that cannot be prepared or fails makes each call fail that it was for, and is closed."""
+    """An interpreter that fails or cannot be prepared fails each of its calls, and is closed."""
 
     async def main() -> None:
         library = _Broken(method)
@@ -309,7 +309,7 @@ def test_broken_interpreters(run: Run, monkeypatch: pytest.MonkeyPatch, method: 
 
 @needs_interpreters
 def test_functions_of_a_script(tmp_path: Path) -> None:
-    """What a script defines runs there by its name, in the same directory; idle interpreters do not hurt its end."""
+    """Functions of a script run there by name, in the same directory; idle interpreters do not delay the exit."""
     done = script(
         tmp_path,
         f"""
@@ -337,7 +337,7 @@ def test_functions_of_a_script(tmp_path: Path) -> None:
 
 @needs_interpreters
 def test_exit_with_a_stuck_interpreter(tmp_path: Path) -> None:
-    """A program whose call never ends in its interpreter comes to its end."""
+    """A program whose call never ends in its interpreter still exits."""
     done = script(
         tmp_path,
         f"""

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", METHODS)
 def test_workers_run_the_same_loopwatch(tmp_path: Path, method: str) -> None:
-    """Another ``loopwatch`` in the current folder is not taken for the parent's own by its workers."""
+    """Workers import the parent's ``loopwatch``, not another one in the current folder."""
     (tmp_path / "program").mkdir()
     program = tmp_path / "program" / "program.py"
     program.write_text(PROGRAM)

@@ -1,4 +1,4 @@
-"""What workers write: line by line, with a prefix, nothing lost, nobody blocked."""
+"""Output of workers: forwarded line by line, with a prefix, without loss and without blocking the loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def say(*lines: str) -> int:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_lines_have_a_prefix(run: Run, capfd: pytest.CaptureFixture[str], method: str) -> None:
-    """Each line of a worker, of whatever it runs, and in its order, arrives with the name of the pool and the pid."""
+    """Each line a worker or its children write arrives in order, prefixed with the pool's name and the pid."""
 
     async def main() -> int:
         async with WorkerPool(1, start_method=method, name="images", prefix_output=True) as pool:
@@ -57,7 +57,7 @@ def write(text: str, then: str = "") -> int:
 
 
 def test_prefix_of_ones_own_and_ends(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    """A line that has not ended is told when its worker ends, also by a signal; the form of the prefix can be given."""
+    """An unfinished line is written when its worker ends, also by a signal, and the prefix format can be set."""
 
     async def main() -> list[int]:
         async with WorkerPool(1, name="äx", prefix_output="{name}/{pid}: ") as pool:
@@ -69,8 +69,8 @@ def test_prefix_of_ones_own_and_ends(run: Run, capfd: pytest.CaptureFixture[str]
 
     first, same, other = run(main())
     assert first == same != other
-    told = [f"äx/{first}: {line}" for line in ("a", "", "bc", "de")]
-    assert capfd.readouterr().out.splitlines() == [*told, f"äx/{other}: "]
+    expected = [f"äx/{first}: {line}" for line in ("a", "", "bc", "de")]
+    assert capfd.readouterr().out.splitlines() == [*expected, f"äx/{other}: "]
 
 
 def count(start: int, lines: int) -> int:
@@ -83,7 +83,7 @@ def count(start: int, lines: int) -> int:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_lines_stay_whole(run: Run, capfd: pytest.CaptureFixture[str], method: str) -> None:
-    """Lines of several workers and pools come whole, none is lost, and those of one worker are in order."""
+    """Lines of several workers and pools stay whole, none is lost, and those of one worker keep their order."""
 
     async def main() -> None:
         async with (
@@ -112,7 +112,7 @@ def flood(size: int) -> int:
 
 
 def test_much_output(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    """10 MB in one line arrive, broken into lines of 1 MB; the loop goes on meanwhile, and holds little of it."""
+    """A line of 10 MB arrives in lines of 1 MB, while the loop keeps running and buffers little of it."""
 
     async def main() -> tuple[int, int]:
         async with WorkerPool(1, prefix_output=True) as pool:
@@ -139,7 +139,7 @@ def flood():
     for _ in range(1000):
         os.write(1, b"x" * 9_999 + b"\\n")
 
-def tell():
+def report():
     sys.stderr.write("still heard\\n")
 
 async def main():
@@ -149,7 +149,7 @@ async def main():
         while not output._writers[0].is_full:
             await asyncio.sleep(0.001)
         await asyncio.gather(*(pool.run(abs, n) for n in range(100)))
-        await pool.run(tell)
+        await pool.run(report)
         sys.stderr.write(f"{flooding.done()} {output._writers[0]._size < 4_000_000}\\n")
         if sys.argv[1] == "read":
             await flooding
@@ -165,15 +165,15 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("then", ["read", "leave"])
 def test_full_stdout(tmp_path: Path, then: str) -> None:
-    """While nobody reads our standard output its writers wait, and only they; read later, it is all there."""
+    """While standard output is not read only its writers wait; once it is read, nothing is missing."""
     path = tmp_path / "program.py"
     path.write_text(FULL)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", str(path), then]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
-        told = {process.stderr.readline() for _ in range(2)}
-        assert told == {b"still heard\n", b"False True\n"}
+        reported = {process.stderr.readline() for _ in range(2)}
+        assert reported == {b"still heard\n", b"False True\n"}
         if then == "leave":
             assert process.stderr.readline() == b"PoolClosed\n"
             assert process.wait(30) == 0
@@ -187,7 +187,7 @@ def test_full_stdout(tmp_path: Path, then: str) -> None:
 
 @pytest.mark.parametrize("how", ["os.close(1)", "sys.stdout.close()", "os.dup2(broken(), 1)", "os.dup2(full(), 1)"])
 def test_stdout_that_cannot_be_written(tmp_path: Path, how: str) -> None:
-    """Closed, its reader gone, its disk full: what is written to it is lost, and that is all; errors are still told."""
+    """If standard output is closed, has no reader or is on a full disk, its data is lost; errors are still written."""
     result = script(
         tmp_path,
         f"""
@@ -222,13 +222,13 @@ def test_stdout_that_cannot_be_written(tmp_path: Path, how: str) -> None:
 
 
 def leave_behind() -> int:
-    """Start a process that has our standard output, and outlives us."""
+    """Start a process that inherits standard output and outlives the worker."""
     print("left", flush=True)
     return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
 
 
 def test_process_that_outlives_its_worker(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    """A process that a call has left behind keeps neither the pool from closing nor a pipe of ours open."""
+    """A process left behind by a call neither keeps the pool from closing nor keeps a pipe of the parent open."""
 
     async def main() -> int:
         async with WorkerPool(1, prefix_output=True) as pool:
@@ -244,13 +244,13 @@ def test_process_that_outlives_its_worker(run: Run, capfd: pytest.CaptureFixture
 
 
 def standard() -> list[str]:
-    """Return where the standard streams of this process go."""
+    """Return where the standard streams of this process point."""
     return [os.readlink(f"/proc/self/fd/{number}") for number in (1, 2)]  # noqa: PTH115
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_not_asked_for(run: Run) -> None:
-    """Without the option a worker has our own standard streams, and we have no pipe and no thread for it."""
+def test_without_prefix_there_is_no_pipe(run: Run) -> None:
+    """Without the option a worker has the parent's standard streams, and the parent has no pipe or thread for it."""
 
     async def main() -> None:
         for asked in (False, True):
@@ -264,7 +264,7 @@ def test_not_asked_for(run: Run) -> None:
 
 
 def test_no_descriptors(run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A worker for which there are no pipes writes without a prefix, which is logged; half a pair is not left open."""
+    """If no pipes can be opened a worker writes without a prefix, which is logged, and no half-open pair is left."""
     made: list[int] = []
     pipe = os.pipe
 
@@ -286,7 +286,7 @@ def test_no_descriptors(run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytes
 
 
 def test_fork_of_the_parent(tmp_path: Path) -> None:
-    """A forked child of ours takes nothing out of the pipes, and does not keep them open."""
+    """A forked child of the parent reads nothing from the pipes and does not keep them open."""
     result = script(
         tmp_path,
         """
@@ -317,7 +317,7 @@ def test_fork_of_the_parent(tmp_path: Path) -> None:
 
 
 def test_program_that_ends_without_closing(tmp_path: Path) -> None:
-    """What was written before the program ends is told, though nobody closes the pool."""
+    """Output written before the program ends is forwarded, even if the pool is never closed."""
     path = tmp_path / "program.py"
     path.write_text(
         textwrap.dedent(
@@ -343,13 +343,13 @@ def test_program_that_ends_without_closing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [1, None, b"x", "{worker} ", "{} ", "{pid", "{pid.x}"])
 def test_bad_option(value: Any) -> None:
-    """What cannot be a prefix is refused when the pool is made, by name."""
+    """A value that cannot be a prefix is refused by name when the pool is made."""
     with pytest.raises(ConfigError, match="prefix_output="):
         WorkerPool(1, prefix_output=value)
 
 
 def test_pieces() -> None:
-    """What is written in one piece ends with a line, and is no longer than is kept together, unless a line is."""
+    """A chunk ends with a line end and stays within the size limit, unless a single line is longer."""
     longest = b"y" * (2 * output.IN_ONE) + b"\n"
     lines = b"".join(b"x" * (n % 997) + b"\n" for n in range(2000)) + longest + b"z\n"
     pieces = list(output._pieces(lines))
@@ -357,8 +357,8 @@ def test_pieces() -> None:
     assert [piece for piece in pieces if len(piece) > output.IN_ONE] == [longest]
 
 
-def test_writing_stops_by_itself() -> None:
-    """A pool that writes no more has no thread for it after a while, and one again when it does."""
+def test_idle_writer_thread_ends() -> None:
+    """The writer thread of an idle pool ends after a while and is started again when needed."""
 
     async def main() -> None:
         async with WorkerPool(1, prefix_output=True) as pool:

@@ -1,4 +1,4 @@
-"""Pickling for the trip: everything arrives as it was, in one go or in slices."""
+"""Pickling of calls and results: every value arrives unchanged, pickled at once or in slices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from loopwatch.workers.pickling import Payload
 
 
 def there(packed: Payload) -> Any:
-    """Unpickle as the other side does, which gets its own copies of the buffers."""
+    """Unpickle as the receiver does, with its own copies of the buffers."""
     buffers = [bytes(each) if each.readonly else bytearray(each) for each in packed.buffers]
     received = [os.dup(each) for each in packed.descriptors.numbers]
     if packed.flags & protocol.SLICED:
@@ -33,7 +33,7 @@ def there(packed: Payload) -> Any:
 
 
 def call(*args: Any, by_value: bool = False, **kwargs: Any) -> tuple[Any, Any]:
-    """Send a call's arguments; return them as they arrive."""
+    """Send a call's arguments; return them as received."""
     packed = pickling.encode_call(print, args, kwargs, None, by_value=by_value)
     if not isinstance(packed, Payload):
         packed = pickling.finished(packed)
@@ -43,7 +43,7 @@ def call(*args: Any, by_value: bool = False, **kwargs: Any) -> tuple[Any, Any]:
 
 
 def result(value: Any) -> Any:
-    """Send a result."""
+    """Send a result; return it as received."""
     return there(pickling.encode_result(value, by_value=False))
 
 
@@ -68,7 +68,7 @@ def test_any_value(args: list[Any], kwargs: dict[str, Any], big: Any) -> None:
 
 @pytest.mark.parametrize("size", [pickling.LARGE - 1, pickling.LARGE, pickling.LARGE + pickling.ITEMS + 1, 10_000])
 def test_identity_and_cycles(size: int) -> None:
-    """What is one object here is one there: across slices, arguments, and cycles through lists and dicts."""
+    """Object identity is preserved across slices, arguments, and cycles through lists and dicts."""
     item = {"x": 1}
     items: list[Any] = [item] * size
     table: dict[Any, Any] = dict.fromkeys(range(size), item)
@@ -82,7 +82,7 @@ def test_identity_and_cycles(size: int) -> None:
 
 
 def steps_of(value: Any) -> tuple[int, int]:
-    """Return in how many steps a result is encoded, and decoded."""
+    """Return the number of steps to encode and to decode a result."""
     steps, encoding = pickling.encode_sliced(pickling.Sliced(0), [value], value), 0
     while True:
         try:
@@ -97,7 +97,7 @@ def steps_of(value: Any) -> tuple[int, int]:
 
 
 def test_large_tuples() -> None:
-    """A tuple is encoded and decoded in slices, and arrives as one object, with the identity of what is in it."""
+    """A tuple is encoded and decoded in slices, and arrives as one object, with the identity of its items."""
     item: dict[str, Any] = {}
     items = (item,) * 10_000
     assert steps_of(items) == (10_000 // pickling.ITEMS,) * 2
@@ -113,7 +113,7 @@ def test_large_tuples() -> None:
 
 @pytest.mark.parametrize("where", [0, pickling.ITEMS, 9999])
 def test_tuples_that_are_referred_to(where: int) -> None:
-    """A tuple that contains itself, or is in another container, stays one object: it is not sliced, others are."""
+    """A tuple that contains itself, or is in another container, stays one object and is not sliced, unlike others."""
     held: list[Any] = []
     knot: Any = (*[0] * where, held, *[0] * (9999 - where))
     held.append(knot)
@@ -132,14 +132,14 @@ def test_tuples_that_are_referred_to(where: int) -> None:
     assert packed.flags & protocol.SLICED
 
 
-def test_what_looks_like_a_reference() -> None:
-    """Bytes that only look like a reference to a tuple do no harm."""
+def test_bytes_that_look_like_a_reference() -> None:
+    """Bytes that look like a reference to a tuple are sent as bytes."""
     value = (pickling.TO_NOWHERE,) * 3000
     assert result(value) == value and call(value, [1] * 3000)[0] == (value, [1] * 3000)
 
 
 def test_tuple_beside_a_list_that_changes() -> None:
-    """A list is copied at once also where a tuple that is found in it late has to be sent otherwise."""
+    """A list is copied at once even if a tuple found in it late is encoded another way."""
     numbers = tuple(range(3000))
     items: list[Any] = [*range(3000), numbers]
     steps = pickling.encode_call(print, (items, numbers), {}, None, by_value=False)
@@ -150,7 +150,7 @@ def test_tuple_beside_a_list_that_changes() -> None:
 
 
 def test_ordered_and_subclassed() -> None:
-    """Dicts keep their order; subclasses are not sliced, and keep their class."""
+    """Dicts keep their order; subclasses are not sliced and keep their class."""
 
     table = {n: str(n) for n in range(5000, 0, -1)}
     assert list(result(table)) == list(table)
@@ -160,13 +160,13 @@ def test_ordered_and_subclassed() -> None:
 
 
 class Special(list[int]):
-    """A list of one's own."""
+    """A subclass of list."""
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("size", [0, 10, protocol.LEAST_APART - 1, protocol.LEAST_APART, 1_000_000])
 def test_bytes(kind: type[Any], size: int) -> None:
-    """They keep type and content; from 64 KB on they travel beside the pickle, once, however often they are given."""
+    """Bytes keep type and content; from 64 KB on they are sent beside the pickle, once, however often they occur."""
     value = kind(os.urandom(size))
     packed = pickling.encode_call(print, (value, value), {"key": value}, None, by_value=False)
     assert len(packed.buffers) == (size >= protocol.LEAST_APART)
@@ -179,7 +179,7 @@ def test_bytes(kind: type[Any], size: int) -> None:
 
 
 def test_arrays() -> None:
-    """Arrays travel beside the pickle when they are large and contiguous; all arrive equal and writable."""
+    """Large contiguous arrays are sent beside the pickle; all arrays arrive equal and writable."""
     numpy = pytest.importorskip("numpy")
     array = numpy.arange(100_000.0).reshape(100, 1000)
     assert len(pickling.encode(array).buffers) == 1 and len(pickling.encode(array[:2, :2]).buffers) == 0
@@ -191,7 +191,7 @@ def test_arrays() -> None:
 
 
 def test_encoding_pauses() -> None:
-    """10,000 items are encoded in 50 steps and decoded in 50, with the collector as it was between them."""
+    """10,000 items are encoded and decoded in 50 steps each, with the collector in its usual state between them."""
     was_on = gc.isenabled()
     packed = None
     steps, pauses = pickling.encode_sliced(pickling.Sliced(0), [list(range(10_000))], None), 0
@@ -207,7 +207,7 @@ def test_encoding_pauses() -> None:
 
 
 def test_changed_meanwhile() -> None:
-    """What is added to a container while it is encoded does not travel, and does no harm."""
+    """Items added to a container while it is encoded are not sent, and cause no error."""
     items = list(range(10_000))
     steps = pickling.encode_sliced(pickling.Sliced(0), [items], items)
     next(steps)
@@ -215,8 +215,8 @@ def test_changed_meanwhile() -> None:
     assert there(pickling.finished(steps)) == list(range(10_000))
 
 
-def test_what_cannot_be_pickled() -> None:
-    """It is NotPicklable whether in one go or in slices; a NotPicklable of an object's own is passed on."""
+def test_unpicklable_values() -> None:
+    """An unpicklable value raises NotPicklable, whole or in slices; a NotPicklable of the object is propagated."""
     for value in (threading.Lock(), [threading.Lock()] * 3000, {"x": threading.Lock()}):
         with pytest.raises(NotPicklable, match="cannot pickle"):
             call(value)
@@ -225,18 +225,18 @@ def test_what_cannot_be_pickled() -> None:
 
 
 class Mine:
-    """Refuses."""
+    """Refuses to be pickled."""
 
     def __reduce__(self) -> Any:
         raise NotPicklable("mine")
 
 
 class InMain:
-    """Pretends to be of a ``__main__`` that cannot be imported."""
+    """Pretends to belong to a ``__main__`` that cannot be imported."""
 
 
 def test_main_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ``by_value`` only what refers to ``__main__`` goes through cloudpickle."""
+    """With ``by_value`` only objects of ``__main__`` go through cloudpickle."""
     cloudpickle = pytest.importorskip("cloudpickle")
     used: list[Any] = []
     dumps = cloudpickle.dumps
@@ -255,7 +255,7 @@ def test_main_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_descriptors_belong_to_the_payload() -> None:
-    """What a payload passes along stays open while the payload lives, whatever its owner does."""
+    """Descriptors of a payload stay open while the payload lives, whatever their owner does."""
     read, write = os.pipe()
     packed = pickling.encode([Owner(read), Owner(write), Owner(read)])
     assert len(packed.descriptors) == 2
@@ -282,7 +282,7 @@ class Owner:
 
 
 def test_nothing_beside() -> None:
-    """encode_whole() puts everything into the pickle, and refuses what cannot be in it."""
+    """encode_whole() puts everything into the pickle, and refuses values that cannot be in it."""
     value = bytearray(1_000_000)
     assert pickle.loads(pickling.encode_whole(value)) == value
     with pytest.raises(NotPicklable, match="only beside a call"):
@@ -295,7 +295,7 @@ def module_function() -> None:
 
 @pytest.mark.parametrize("function", [module_function, len, os.getpid, Reference("os", "getpid")])
 def test_function_is_known_by_its_name(function: Any) -> None:
-    """A function of a module is pickled once, whatever the arguments; the other side gets the same one."""
+    """A function of a module is pickled once, whatever the arguments, and the receiver gets the same function."""
     packs = [pickling.encode_call(function, args, {}, None, by_value=False) for args in ((), (1, "a"), ([1],), (b"x",))]
     size = int.from_bytes(packs[0].pickle[:2], "little")
     assert len({pack.pickle[: size + 2] for pack in packs}) == 1
@@ -305,7 +305,7 @@ def test_function_is_known_by_its_name(function: Any) -> None:
 
 
 def test_functions_without_a_name() -> None:
-    """Bound methods, partial functions and lambdas are not, nor what ``__main__`` has if that cannot be imported."""
+    """Bound methods, partials and lambdas have no cached name, nor do functions of an unimportable ``__main__``."""
     for function in ([].append, functools.partial(print), lambda: None):
         packed = pickling.encode_call(function, (1,), {}, None, by_value=False)
         assert not packed.flags & protocol.NAMED
@@ -321,7 +321,7 @@ def test_functions_without_a_name() -> None:
 
 
 def test_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program with ever new functions does not make the table of names grow."""
+    """The table of names stays bounded in a program with ever new functions."""
     monkeypatch.setattr(pickling, "MOST_NAMES", 3)
     pickling._NAMES[False].clear()
     for function in (len, print, abs, max, min, sum):

@@ -1,4 +1,4 @@
-"""WorkerPool: what it does when nothing goes wrong. Faults are in test_pool_faults.py."""
+"""WorkerPool in the absence of faults. Faults are in test_pool_faults.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.shared_buffer import SharedBuffer
 from tests.conftest import Run, runner
 from tests.offloading import offloaded
-from tests.workers.helpers import METHODS, ROOT, Gate, figures_add_up, hold, program, script
+from tests.workers.helpers import METHODS, ROOT, Gate, hold, program, script, stats_add_up
 
 USER: contextvars.ContextVar[str] = contextvars.ContextVar("user")
 
@@ -47,7 +47,7 @@ def note(path: str, word: str) -> None:
 
 
 def kinds(*values: Any, **named: Any) -> list[str]:
-    """Say of which type each argument is."""
+    """Return the type name of each argument."""
     return [type(value).__name__ for value in (*values, *named.values())]
 
 
@@ -80,8 +80,8 @@ def test_runs_calls(run: Run, method: str) -> None:
     run(main())
 
 
-def test_what_travels() -> None:
-    """Arguments and results keep type, mutability and identity; large ones too, there and back."""
+def test_arguments_and_results_are_preserved() -> None:
+    """Arguments and results keep type, mutability and identity, large ones too, in both directions."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -119,8 +119,8 @@ def test_what_travels() -> None:
     runner("asyncio")(main())
 
 
-def test_what_is_decorated_runs_there() -> None:
-    """What @offload has decorated runs as it is in a worker; what merely has an ``inline`` of its own is called."""
+def test_decorated_functions_run_in_the_worker() -> None:
+    """A function decorated with @offload runs undecorated in a worker; an unrelated ``inline`` is ignored."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -134,7 +134,7 @@ def test_what_is_decorated_runs_there() -> None:
 
 
 def has_inline(value: int) -> str:
-    """Have an attribute that means something else."""
+    """A function with an unrelated attribute ``inline``."""
     return f"called with {value}"
 
 
@@ -142,7 +142,7 @@ has_inline.inline = True  # type: ignore[attr-defined]
 
 
 def counted(function: Any) -> Any:
-    """Wrap what is decorated, with all of its attributes."""
+    """Wrap a decorated function, with all of its attributes."""
 
     @functools.wraps(function)
     async def wrapper(*args: Any) -> tuple[int, Any]:
@@ -158,7 +158,7 @@ def doubles(value: int) -> int:
     return 2 * value
 
 
-def test_result_that_is_on_its_way(run: Run) -> None:
+def test_timeout_does_not_count_the_transfer(run: Run) -> None:
     """``timeout`` does not count the time that a result needs to arrive."""
 
     async def main() -> None:
@@ -198,7 +198,7 @@ def is_tuple_in(items: tuple[int, ...], others: list[int]) -> bool:
 
 
 def test_arrays() -> None:
-    """Arrays travel beside the pickle, are writable there, and two arguments that are one array are one."""
+    """Arrays are sent beside the pickle and are writable in the worker; an array passed twice arrives as one object."""
     numpy = pytest.importorskip("numpy")
 
     async def main() -> None:
@@ -239,7 +239,7 @@ def test_shared_buffers(run: Run) -> None:
             large = [given] * 3000
             pending = pool.submit(total, (large,), {}, options.CallOptions())
             await asyncio.sleep(0)
-            given.close()  # what was pickled already has a descriptor of its own
+            given.close()  # the pickled buffer has a descriptor of its own
             assert await pending == 3000 * 8
             too_many = [SharedBuffer(8) for _ in range(65)]
             with pytest.raises(NotPicklable, match="64 shared buffers"):
@@ -266,23 +266,23 @@ def total(many: list[SharedBuffer]) -> int:
     return sum(len(each) for each in many)
 
 
-def test_context_travels() -> None:
-    """The context variables that were asked for have their values in the call, and only there."""
+def test_context_variables_are_passed() -> None:
+    """The requested context variables have their values in the call, and only there."""
 
     async def main() -> None:
         async with WorkerPool(1, context=(f"{__name__}:USER",)) as pool:
-            assert await pool.run(user) == "nobody"
+            assert await pool.run(user) == "guest"
             USER.set("ann")
             assert await pool.run(user) == "ann"
             assert await pool.run(user_later) == "ann"
-            assert await contextvars.Context().run(asyncio.get_running_loop().create_task, pool.run(user)) == "nobody"
+            assert await contextvars.Context().run(asyncio.get_running_loop().create_task, pool.run(user)) == "guest"
 
     runner("asyncio")(main())
 
 
 def user() -> str:
     """Return the context variable."""
-    return USER.get("nobody")
+    return USER.get("guest")
 
 
 async def user_later() -> str:
@@ -309,9 +309,9 @@ def test_logs_are_forwarded(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def log_things() -> None:
-    """Log, with what a record can have; and from a finalizer while a record is sent."""
+    """Log with everything that a record can have, and from a finalizer while a record is sent."""
     logging.getLogger("there").info("it is %d", 1, extra={"extra_field": [1, 2]})
-    logging.getLogger("there").debug("nobody wants to know")
+    logging.getLogger("there").debug("below the level")
     try:
         1 / 0  # noqa: B018
     except ZeroDivisionError:
@@ -319,7 +319,7 @@ def log_things() -> None:
 
 
 def test_map() -> None:
-    """Results come in order or as they come, few are under way, an early exit cancels the rest, errors are raised."""
+    """Results come in order or as completed, few calls are in flight, and an early exit cancels the rest."""
 
     async def main() -> None:
         async with WorkerPool(2, max_queue=1) as pool:
@@ -346,13 +346,13 @@ def test_map() -> None:
             with pytest.raises(ConfigError, match="in_flight=0"):
                 await anext(pool.map(abs, (), in_flight=0))
             await pool.drain()
-            figures_add_up(pool.stats())
+            stats_add_up(pool.stats())
 
     runner("asyncio")(main())
 
 
 def test_priority(gate: Gate, tmp_path: Path) -> None:
-    """Calls with a higher priority go first, others in the order in which they came."""
+    """Calls with a higher priority run first, equal ones in order of submission."""
     order = str(tmp_path / "order")
 
     async def main() -> None:
@@ -374,7 +374,7 @@ def test_priority(gate: Gate, tmp_path: Path) -> None:
 
 
 def test_queue_full(run: Run, gate: Gate) -> None:
-    """With max_queue=2 the third waiting call is refused, or waits for room, in order, and may give up."""
+    """With max_queue=2 the third waiting call is refused, or waits for a slot, in order, and can be cancelled."""
     events: list[PoolEvent] = []
 
     async def main() -> None:
@@ -390,7 +390,7 @@ def test_queue_full(run: Run, gate: Gate) -> None:
             waiting = [asyncio.ensure_future(waits.run(abs, n)) for n in range(4, 10)]
             await asyncio.sleep(0)
             waiting[0].cancel()
-            tasks[1].cancel()  # its place goes to the next who waits
+            tasks[1].cancel()  # its slot goes to the next waiter
             await asyncio.sleep(0.01)
             assert pool.stats().queued == 2
             waiting[1].cancel()
@@ -399,23 +399,23 @@ def test_queue_full(run: Run, gate: Gate) -> None:
             assert await tasks[2] == 2
             await pool.drain()
             stats = pool.stats()
-            figures_add_up(stats)
+            stats_add_up(stats)
             assert stats.queued == stats.running == 0
-            # All places are free again.
+            # All slots are free again.
             assert await asyncio.gather(*(pool.run(abs, n) for n in (1, 2))) == [1, 2]
 
     run(main())
 
 
 def test_max_concurrency(gate: Gate) -> None:
-    """At most so many calls of one function run; those set aside run later, also after a crash, a cancel, a refusal."""
+    """At most max_concurrency calls run; deferred ones run later, also after a crash, a cancel or a refusal."""
 
     async def main() -> None:
         async with WorkerPool(2, prefetch=1) as pool:
             one = pool.options(max_concurrency=1)
             tasks = [asyncio.ensure_future(one.run(hold, *gate.wait_args, n)) for n in range(4)]
             await gate.entered()
-            assert await pool.run(abs, -1) == 1  # others pass by
+            assert await pool.run(abs, -1) == 1  # others are not delayed
             assert pool.stats().running == 1 and pool.stats().queued == 3
             tasks[1].cancel()
             os.kill(next(connection.pid for connection in pool.stats().workers if connection.calls), signal.SIGKILL)
@@ -428,7 +428,7 @@ def test_max_concurrency(gate: Gate) -> None:
             assert await tasks[3] == 3
             await pool.drain()
             stats = pool.stats()
-            figures_add_up(stats)
+            stats_add_up(stats)
             assert (stats.completed, stats.failed, stats.cancelled) == (2, 1, 2)
             with pytest.raises(ConfigError, match="hashable"):
                 await one.run(Unhashable())
@@ -437,13 +437,13 @@ def test_max_concurrency(gate: Gate) -> None:
             await pool.close(force=True)
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert [type(each) for each in results] == [PoolClosed] * 3
-            figures_add_up(pool.stats())
+            stats_add_up(pool.stats())
 
     runner("asyncio")(main())
 
 
 class Unhashable:
-    """A callable that cannot be counted."""
+    """A callable that is not hashable."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -452,7 +452,7 @@ class Unhashable:
 
 
 def test_recycling() -> None:
-    """With max_tasks_per_worker=3 nine calls are run by three workers, none of them lost."""
+    """With max_tasks_per_worker=3 nine calls are run by three workers, and none is lost."""
 
     async def main() -> None:
         async with WorkerPool(1, max_tasks_per_worker=3) as pool:
@@ -465,7 +465,7 @@ def test_recycling() -> None:
 
 
 def test_recycled_while_closing(gate: Gate) -> None:
-    """A graceful close runs all that was taken, even if workers are used up on the way."""
+    """A graceful close runs all accepted calls, even if workers are recycled meanwhile."""
 
     async def main() -> None:
         async with WorkerPool(1, max_tasks_per_worker=1) as pool:
@@ -483,18 +483,18 @@ def test_recycled_while_closing(gate: Gate) -> None:
 
 
 def test_shrinks_and_grows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers beyond min_workers end when idle, a call starts them anew, and an idle pool leaves no timer."""
+    """Workers beyond min_workers end when idle, a call starts them again, and an idle pool leaves no timer."""
     events: list[PoolEvent] = []
 
     async def main() -> None:
         stopped = asyncio.Event()
 
-        def told(event: PoolEvent) -> None:
+        def on_event(event: PoolEvent) -> None:
             events.append(event)
             if event.kind == "stopped":
                 stopped.set()
 
-        pool = WorkerPool(2, min_workers=0, idle_timeout=0.05, on_event=told)
+        pool = WorkerPool(2, min_workers=0, idle_timeout=0.05, on_event=on_event)
         assert await pool.run(abs, -1) == 1
         await stopped.wait()
         assert pool.stats().workers == ()
@@ -524,7 +524,7 @@ def test_grows_with_demand(gate: Gate) -> None:
 
 
 def test_no_short_call_waits_behind_a_long_one(gate: Gate) -> None:
-    """Calls that were sent ahead are given to another worker when the one before them takes long; each runs once."""
+    """Calls sent ahead move to another worker when the call before them takes long, and each runs once."""
 
     async def main() -> None:
         async with WorkerPool(2, prefetch=7) as pool:
@@ -534,7 +534,7 @@ def test_no_short_call_waits_behind_a_long_one(gate: Gate) -> None:
                 await gate.entered(2)
                 assert max(worker.calls for worker in pool.stats().workers) == 7
                 gate.open()
-                assert await asyncio.gather(*short) == list(range(12))  # while one call is still held
+                assert await asyncio.gather(*short) == list(range(12))  # while one call still runs
                 gate.open()
                 await asyncio.gather(*held)
             await pool.drain()
@@ -546,7 +546,7 @@ def test_no_short_call_waits_behind_a_long_one(gate: Gate) -> None:
 
 
 def test_initializer_and_environment() -> None:
-    """initializer, warmup, environment and niceness are in place before the first call."""
+    """initializer, warmup, environment and niceness take effect before the first call."""
 
     async def main() -> None:
         async with WorkerPool(
@@ -583,12 +583,12 @@ def test_initializer_is_given_shared_memory(method: str) -> None:
 
 
 def keep(shared: SharedBuffer, data: bytes) -> None:
-    """Keep what the initializer was given."""
+    """Keep the initializer's arguments."""
     globals()["_kept"] = shared, data
 
 
 def add_to_kept(value: int) -> int:
-    """Add to the shared memory that was kept; return the size of the bytes."""
+    """Add to the kept shared memory; return the size of the bytes."""
     shared, data = globals()["_kept"]
     shared.add(0, value)
     return len(data)
@@ -604,7 +604,7 @@ def warm_up() -> None:
     os.environ["POOL_C"] = "warm"
 
 
-def test_figures_and_events(gate: Gate) -> None:
+def test_stats_and_events(gate: Gate) -> None:
     """stats() accounts for every call at every moment; events come in order with pids."""
     events: list[PoolEvent] = []
 
@@ -616,7 +616,7 @@ def test_figures_and_events(gate: Gate) -> None:
             failing = asyncio.ensure_future(pool.run(int, "x"))
             await asyncio.sleep(0)
             stats = pool.stats()
-            figures_add_up(stats)
+            stats_add_up(stats)
             assert (stats.queued, stats.running, stats.submitted) == (2, 1, 3)
             gate.open()
             await asyncio.gather(task, other)
@@ -624,7 +624,7 @@ def test_figures_and_events(gate: Gate) -> None:
                 await failing
             assert "Traceback" in str(caught.value.__cause__) and "int" in str(caught.value.__cause__)
             stats = pool.stats()
-            figures_add_up(stats)
+            stats_add_up(stats)
             assert (stats.completed, stats.failed, stats.workers[0].done, stats.workers[0].state) == (2, 1, 3, "idle")
             assert stats.run is not None and stats.run.count == 3
             assert stats.wait is not None and 0 < stats.utilization <= 1
@@ -637,7 +637,7 @@ def test_figures_and_events(gate: Gate) -> None:
 
 
 def test_two_pools() -> None:
-    """Two pools have workers of their own; one closed early does not disturb the other."""
+    """Two pools have workers of their own, and closing one early does not affect the other."""
 
     async def main() -> None:
         async with WorkerPool(1) as one:
@@ -652,7 +652,7 @@ def test_two_pools() -> None:
 
 
 def test_closed_twice_and_unused(run: Run) -> None:
-    """close() may be called twice, at once, by two tasks, and on a pool that was never used."""
+    """close() may be called twice, by two tasks at once, and on a pool that was never used."""
 
     async def main() -> None:
         pool = WorkerPool(1)
@@ -669,7 +669,7 @@ def test_closed_twice_and_unused(run: Run) -> None:
 
 
 def test_another_loop() -> None:
-    """A second loop is refused with a clear error, while the first lives and after."""
+    """A second loop is refused with a clear error, while the first loop lives and after."""
     pool = WorkerPool(1)
 
     async def first() -> None:
@@ -684,7 +684,7 @@ def test_another_loop() -> None:
 
 
 def test_collected_without_close() -> None:
-    """A pool whose loop is closed ends its workers when it is collected, without any warning."""
+    """A pool whose loop is closed ends its workers when it is collected, without a warning."""
 
     async def main() -> None:
         await WorkerPool(1).run(abs, 1)
@@ -725,7 +725,7 @@ def test_collected_without_close() -> None:
     ],
 )
 def test_bad_pool_options(values: dict[str, Any], words: str) -> None:
-    """A setting that cannot be used is refused in one line that names it."""
+    """An invalid setting is refused in one line that names it."""
     with pytest.raises(ConfigError) as caught:
         WorkerPool(**values)
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -744,14 +744,14 @@ def test_bad_pool_options(values: dict[str, Any], words: str) -> None:
     ],
 )
 def test_bad_call_options(values: dict[str, Any], words: str) -> None:
-    """An option that cannot be used is refused in one line that names it."""
+    """An invalid option is refused in one line that names it."""
     with pytest.raises(ConfigError) as caught:
         WorkerPool(1).options(**values)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_not_callable() -> None:
-    """What cannot be called is refused at once."""
+    """An object that is not callable is refused at once."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -763,7 +763,7 @@ def test_not_callable() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_functions_of_a_script(tmp_path: Path, method: str) -> None:
-    """Functions, classes and exceptions of a guarded script are found by its workers, and come back."""
+    """Functions, classes and exceptions of a guarded script are found by its workers, and are returned."""
     result = script(
         tmp_path,
         f"""
@@ -818,15 +818,15 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("arguments", [["-c", TYPED_IN], ["-"]])
-def test_functions_that_were_typed_in(arguments: list[str]) -> None:
-    """Functions given by -c or on the standard input have no module; they travel by value, with cloudpickle."""
+def test_functions_of_an_interactive_main(arguments: list[str]) -> None:
+    """Functions given by -c or standard input have no module; they are sent by value, with cloudpickle."""
     pytest.importorskip("cloudpickle")
     result = program(arguments, stdin=TYPED_IN if arguments == ["-"] else None)
     assert (result.stdout, result.stderr) == ("8 15\n24995000\nTrue\nOdd really\n", "")
 
 
 def test_functions_of_a_package_main(tmp_path: Path) -> None:
-    """``python -m package`` works too: its ``__main__`` cannot be imported again."""
+    """Functions of ``python -m package`` work although its ``__main__`` cannot be imported again."""
     pytest.importorskip("cloudpickle")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("")
@@ -856,7 +856,7 @@ def test_imports_little() -> None:
 
 
 def test_unguarded_script(tmp_path: Path) -> None:
-    """A script without the usual guard gets one clear error, and no storm of processes."""
+    """A script without the ``__main__`` guard gets one clear error, and few processes are started."""
     result = script(
         tmp_path,
         """
@@ -871,8 +871,8 @@ def test_unguarded_script(tmp_path: Path) -> None:
     assert "put what starts it under  if __name__ == '__main__':" in result.stderr.splitlines()[-1]
 
 
-def test_turns_are_short() -> None:
-    """A large argument is pickled in turns: none holds the loop for all of it."""
+def test_large_arguments_are_pickled_in_short_turns() -> None:
+    """A large argument is pickled in several turns of the loop, none of which takes long."""
     turns: list[float] = []
 
     def steps() -> Any:

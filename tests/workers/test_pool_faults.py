@@ -1,4 +1,4 @@
-"""WorkerPool: whatever goes wrong harms one call, is told in one line, and leaves nothing behind."""
+"""WorkerPool: any fault affects one call, is logged in one line, and leaks nothing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from loopwatch.workers.options import CallOptions
 from loopwatch.workers.pool import WorkerPool
 from loopwatch.workers.shared_buffer import SharedBuffer
 from tests.conftest import Run, runner
-from tests.workers.helpers import METHODS, ROOT, WAYS, Gate, figures_add_up, hold, program, script
+from tests.workers.helpers import METHODS, ROOT, WAYS, Gate, hold, program, script, stats_add_up
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 @pytest.fixture(autouse=True)
 def no_complaints(capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Iterator[None]:
-    """Nothing is written on the standard error, such as "exception was never retrieved"."""
+    """Nothing is written to standard error, such as "exception was never retrieved"."""
     yield
     gc.collect()
     assert capfd.readouterr().err == ""
 
 
 def connections(pool: WorkerPool) -> list[Connection]:
-    """Return the pool's ends of its workers."""
+    """Return the pool's connections to its workers."""
     return [] if pool._dispatcher is None else pool._dispatcher.supervisor.connections
 
 
@@ -69,14 +69,14 @@ def pid_of(pool: WorkerPool) -> int:
 
 
 async def usable(pool: WorkerPool) -> None:
-    """Check that the pool goes on as if nothing had been, and that its figures add up."""
+    """Check that the pool still works and that its stats add up."""
     assert await pool.run(abs, -1) == 1
     await pool.drain()
-    figures_add_up(pool.stats())
+    stats_add_up(pool.stats())
 
 
 async def recovered(pool: WorkerPool) -> None:
-    """Wait until the pool, which refuses calls while it backs off, is usable again."""
+    """Wait until the pool is usable again; it refuses calls while it backs off."""
     while True:
         with contextlib.suppress(OffloadError):
             await pool.run(abs, 1)
@@ -99,7 +99,7 @@ def end_self(how: str) -> None:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_busy_worker_ends(run: Run, method: str) -> None:
-    """A worker that ends during a call fails that call alone, with how it ended; 5 ways, a new worker each time."""
+    """A worker that ends during a call fails only that call, which says how; 5 ways, a new worker each time."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method) as pool:
@@ -121,7 +121,7 @@ def test_busy_worker_ends(run: Run, method: str) -> None:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_idle_worker_ends(run: Run, method: str) -> None:
-    """An idle worker that is killed is replaced, and nobody notices; SIGINT it ignores."""
+    """An idle worker that is killed is replaced without any effect on calls; SIGINT is ignored."""
     events: list[PoolEvent] = []
 
     async def main() -> None:
@@ -142,7 +142,7 @@ def test_idle_worker_ends(run: Run, method: str) -> None:
 
 
 def test_one_of_many_dies(run: Run) -> None:
-    """200 calls wait or were sent ahead when a worker dies: exactly the one that it ran fails."""
+    """When a worker dies with 200 calls waiting or sent ahead, exactly the call it was running fails."""
 
     async def main() -> None:
         async with WorkerPool(2, prefetch=7) as pool:
@@ -158,7 +158,7 @@ def test_one_of_many_dies(run: Run) -> None:
 
 
 def test_all_workers_die(gate: Gate) -> None:
-    """All workers at once: each fails its own call, what waits is run by new ones."""
+    """When all workers die at once, each fails its own call, and waiting calls run on new workers."""
 
     async def main() -> None:
         async with WorkerPool(2, prefetch=1) as pool:
@@ -177,8 +177,8 @@ def test_all_workers_die(gate: Gate) -> None:
 
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
-def test_killed_while_large_data_moves(run: Run, method: str) -> None:
-    """Killed while an argument is sent: the call is run by another. While a result is sent: it fails, none is torn."""
+def test_killed_while_large_data_is_transferred(run: Run, method: str) -> None:
+    """Killed while receiving an argument, the call runs elsewhere; killed while sending a result, the call fails."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method) as pool:
@@ -206,8 +206,8 @@ def test_killed_while_large_data_moves(run: Run, method: str) -> None:
     run(main())
 
 
-def test_argument_that_kills_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call whose worker dies three times before it can begin is not sent for ever."""
+def test_argument_that_kills_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call whose worker dies three times before the call begins is not sent again."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -227,7 +227,7 @@ def test_argument_that_kills_its_reader(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def spin_in_c() -> None:
-    """Keep the GIL for good."""
+    """Hold the GIL for good."""
     ctypes.PyDLL(None).sleep(1000)
 
 
@@ -239,7 +239,7 @@ def ignoring(signal_number: int) -> None:
 
 
 def test_timeouts(run: Run, gate: Gate) -> None:
-    """timeout counts run time only, ends spinning, GIL-keeping and SIGTERM-ignoring calls; the worker is replaced."""
+    """timeout counts run time only and ends calls that spin, hold the GIL or ignore SIGTERM, replacing the worker."""
 
     async def main() -> None:
         async with WorkerPool(1, prefetch=7) as pool:
@@ -252,7 +252,7 @@ def test_timeouts(run: Run, gate: Gate) -> None:
                 assert isinstance(caught.value, TimeoutError)
                 await usable(pool)
             assert len(pids) == 3
-            # Those that wait behind a long call do not lose time to it.
+            # Calls that wait behind a long call do not lose time to it.
             held = asyncio.ensure_future(pool.run(hold, *gate.wait_args))
             await gate.entered()
             waiting = [asyncio.ensure_future(pool.options(timeout=0.2).run(abs, n)) for n in range(10)]
@@ -260,7 +260,7 @@ def test_timeouts(run: Run, gate: Gate) -> None:
             gate.open()
             assert await asyncio.gather(*waiting) == list(range(10))
             await held
-            # Nor do those that ended in time while something else held the loop.
+            # Nor do calls that ended in time while something else held the loop.
             ended = [asyncio.ensure_future(pool.options(timeout=0.2).run(abs, n)) for n in range(3)]
             for _ in range(3):
                 await asyncio.sleep(0)
@@ -273,7 +273,7 @@ def test_timeouts(run: Run, gate: Gate) -> None:
 
 
 def test_cancelled_calls(run: Run, gate: Gate) -> None:
-    """Cancelled while waiting or sent ahead: it never runs. Cancelled while running: its worker is replaced."""
+    """A call cancelled while waiting or sent ahead never runs; cancelled while running, its worker is replaced."""
 
     async def main() -> None:
         async with WorkerPool(1, prefetch=3) as pool:
@@ -281,11 +281,11 @@ def test_cancelled_calls(run: Run, gate: Gate) -> None:
             rest = [asyncio.ensure_future(pool.run(hold, *gate.wait_args, n)) for n in range(6)]
             await gate.entered()
             assert (pool.stats().running, pool.stats().queued) == (3, 4)
-            for number in (0, 1, 3):  # two that were sent ahead, one that waits
+            for number in (0, 1, 3):  # two sent ahead, one waiting
                 rest[number].cancel()
             while pool.stats().cancelled < 3:
                 await asyncio.sleep(0)
-            figures_add_up(pool.stats())
+            stats_add_up(pool.stats())
             pid = pid_of(pool)
             gate.open()
             await held
@@ -306,8 +306,8 @@ def test_cancelled_calls(run: Run, gate: Gate) -> None:
     run(main())
 
 
-def test_function_that_is_not_there() -> None:
-    """What was sent beside a function that the worker cannot import is closed there."""
+def test_function_that_cannot_be_imported() -> None:
+    """Buffers sent along with a function that the worker cannot import are closed there."""
     made = types.FunctionType(end_self.__code__, {"__name__": "homeless"}, "made")
     made.__qualname__ = "made"
     homeless = types.ModuleType("homeless")
@@ -330,7 +330,7 @@ def test_function_that_is_not_there() -> None:
 
 
 def test_nothing_is_left_for_the_collector(gate: Gate) -> None:
-    """However a call ends, what it took is freed at once, and not when the garbage collector gets to it."""
+    """However a call ends, its resources are freed at once, without waiting for the garbage collector."""
     kept: list[weakref.ref[Any]] = []
 
     def watched(value: Any) -> Any:
@@ -343,7 +343,7 @@ def test_nothing_is_left_for_the_collector(gate: Gate) -> None:
             try:
                 await future
             finally:
-                del future  # what it raises knows of this frame
+                del future  # its traceback refers to this frame
 
     async def cancelled(pool: WorkerPool, *calls: tuple[Any, ...]) -> None:
         futures = [watched(pool.submit(function, args, {}, CallOptions())) for function, *args in calls]
@@ -382,10 +382,10 @@ def append(path: str, value: int) -> int:
     return value
 
 
-def test_taken_back_and_cancelled(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of calls that are taken back from behind a long one and cancelled in the same turn, the one kept runs once."""
+def test_withdrawn_and_cancelled(gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of calls withdrawn from behind a long call and cancelled in the same turn, the remaining one runs once."""
     for module in (supervisor, dispatcher):
-        monkeypatch.setattr(module, "STUCK", 1000)  # what is stuck is taken back here
+        monkeypatch.setattr(module, "STUCK", 1000)  # stuck calls are withdrawn by the test
     path = tmp_path / "ran"
 
     async def main() -> None:
@@ -411,12 +411,12 @@ def test_taken_back_and_cancelled(gate: Gate, tmp_path: Path, monkeypatch: pytes
 
 
 def test_on_event_that_submits_and_cancels(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
-    """What is told of events may cancel the very call that makes a worker busy, and submit others."""
+    """An on_event callback may cancel the call that makes a worker busy, and submit other calls."""
     pool: WorkerPool
     waiting: list[asyncio.Future[Any]] = []
     more: list[asyncio.Future[Any]] = []
 
-    def told(event: PoolEvent) -> None:
+    def on_event(event: PoolEvent) -> None:
         if event.kind == "busy" and waiting:
             waiting.pop().cancel()
         if event.kind in ("busy", "recycled") and len(more) < 20:
@@ -424,7 +424,7 @@ def test_on_event_that_submits_and_cancels(gate: Gate, caplog: pytest.LogCapture
 
     async def main() -> None:
         nonlocal pool
-        async with WorkerPool(1, on_event=told, max_tasks_per_worker=2, prefetch=1) as pool:
+        async with WorkerPool(1, on_event=on_event, max_tasks_per_worker=2, prefetch=1) as pool:
             held = pool.submit(hold, gate.wait_args, {}, CallOptions())
             await gate.entered()
             cancelled = pool.submit(abs, (2,), {}, CallOptions(priority=1))
@@ -437,8 +437,8 @@ def test_on_event_that_submits_and_cancels(gate: Gate, caplog: pytest.LogCapture
             assert [each.result() for each in more] == [1] * 20
             stats = pool.stats()
             assert (stats.completed, stats.cancelled, stats.submitted) == (21, 1, 22)
-            assert stats.recycled in (10, 11)  # two calls each, or one that was killed for what was cancelled
-            figures_add_up(stats)
+            assert stats.recycled in (10, 11)  # two calls each, or one worker killed because of the cancelled call
+            stats_add_up(stats)
 
     asyncio.run(main())
     assert caplog.records == []
@@ -446,11 +446,11 @@ def test_on_event_that_submits_and_cancels(gate: Gate, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("size", [1, 1_000_000])
 def test_nothing_can_be_sent(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """A worker to which the system does not send, though it lives, is replaced; its call gets its result elsewhere."""
+    """A live worker that the system cannot send to is replaced; its call gets its result from another worker."""
     failed = 0
 
     class Full:
-        """A socket for which the system has no memory now."""
+        """A socket whose sends fail for lack of memory."""
 
         def __init__(self, real: socket.socket) -> None:
             self.fileno, self.recv, self.recvmsg, self.recv_into = real.fileno, real.recv, real.recvmsg, real.recv_into
@@ -476,15 +476,15 @@ def test_nothing_can_be_sent(monkeypatch: pytest.MonkeyPatch, size: int) -> None
     assert failed == 1
 
 
-def test_interrupted_between_answers(caplog: pytest.LogCaptureFixture) -> None:
-    """What a log handler of the program raises to end its loop costs nothing: the pool goes on if the loop does."""
+def test_interrupted_between_results(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception raised by a program's log handler to end its loop costs nothing: the pool resumes with the loop."""
 
     def end(record: logging.LogRecord) -> bool:
         logger.removeFilter(end)
         raise SystemExit
 
     async def together(pool: WorkerPool) -> None:
-        """Have the answers of all calls handled in one turn."""
+        """Have the results of all calls handled in one turn."""
         calls.extend(pool.submit(logger.warning, ("said",), {}, CallOptions()) for _ in range(5))
         (connection,) = connections(pool)
         while connection.finished < 5:
@@ -497,7 +497,7 @@ def test_interrupted_between_answers(caplog: pytest.LogCaptureFixture) -> None:
         await pool.close()
 
     calls: list[asyncio.Future[Any]] = []
-    logger = logging.getLogger("told")
+    logger = logging.getLogger("from-worker")
     logger.addFilter(end)
     with asyncio.Runner() as running:
         pool = WorkerPool(1, forward_logs=True, prefetch=5)
@@ -524,7 +524,7 @@ class Unreceivable(Exception):
     """Cannot be unpickled."""
 
     def __init__(self, first: object, second: object) -> None:
-        super().__init__("told")
+        super().__init__("a text")
 
 
 class Deceiver(Exception):
@@ -535,7 +535,7 @@ class Deceiver(Exception):
 
 
 class Fatal:
-    """Ends whatever unpickles it, but the worker that made it."""
+    """Exits the process that unpickles it, except the worker that made it."""
 
     def __reduce__(self) -> Any:
         return sys.exit, (3,)
@@ -551,8 +551,8 @@ def raise_in_coroutine(kind: type[BaseException]) -> Any:
     return failing()
 
 
-def test_what_calls_raise(run: Run) -> None:
-    """What would end or confuse the parent, or cannot travel, is an OffloadError of that call; the worker lives on."""
+def test_exceptions_of_calls(run: Run) -> None:
+    """An exception that would end or confuse the parent, or cannot be pickled, is that call's OffloadError."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -566,7 +566,7 @@ def test_what_calls_raise(run: Run) -> None:
                 (raise_in_coroutine, (SystemExit,), "sys.exit"),
                 (raise_in_coroutine, (asyncio.CancelledError,), "CancelledError"),
                 (raising, (Unsendable, "x"), "Unsendable: x, which cannot be sent as it is: .*no way"),
-                (raising, (Unreceivable, 1, 2), "Unreceivable: told, which cannot be sent as it is: TypeError"),
+                (raising, (Unreceivable, 1, 2), "Unreceivable: a text, which cannot be sent as it is: TypeError"),
                 (raising, (Deceiver, "x"), "Deceiver: x, which cannot be sent as it is: .*dict"),
                 (Fatal, (), "the result cannot be unpickled here: SystemExit: 3"),
                 (list, ([Fatal] * 3000,), ""),
@@ -596,7 +596,7 @@ def make_fatal(count: int) -> list[Fatal]:
 
 
 def test_arguments_that_cannot_be_sent() -> None:
-    """The message names argument and type; nothing was taken, and the queue has its place back."""
+    """The message names argument and type; nothing is leaked, and the queue slot is free again."""
 
     async def main() -> None:
         async with WorkerPool(1, max_queue=1) as pool:
@@ -626,7 +626,7 @@ def fork_and_return() -> tuple[str, int]:
 
 
 def test_call_that_forks() -> None:
-    """The child of a call that forks does not answer in its place."""
+    """The child of a call that forks does not send a result in its place."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -638,7 +638,7 @@ def test_call_that_forks() -> None:
 
 
 def test_closing_while_busy(run: Run, gate: Gate) -> None:
-    """close() waits for what was taken; close(force=True) fails it with PoolClosed and kills the workers, at once."""
+    """close() waits for accepted calls; close(force=True) fails them with PoolClosed and kills the workers at once."""
 
     async def main() -> None:
         pool = WorkerPool(1, prefetch=2)
@@ -659,7 +659,7 @@ def test_closing_while_busy(run: Run, gate: Gate) -> None:
         await waiting
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(each) for each in results] == [PoolClosed] * 4
-        figures_add_up(pool.stats())
+        stats_add_up(pool.stats())
         with pytest.raises(PoolClosed):
             await pool.ready()
 
@@ -667,7 +667,7 @@ def test_closing_while_busy(run: Run, gate: Gate) -> None:
 
 
 def test_closed_while_starting(run: Run) -> None:
-    """A pool that is closed before its workers are ready leaves nothing, and refuses what waited."""
+    """A pool closed before its workers are ready leaks nothing, and refuses waiting calls."""
 
     async def main() -> None:
         for method in METHODS:
@@ -683,7 +683,7 @@ def test_closed_while_starting(run: Run) -> None:
 
 
 def test_dying_while_closing(gate: Gate) -> None:
-    """A graceful close ends even if a worker dies meanwhile: what waits is run by another."""
+    """A graceful close ends even if a worker dies meanwhile: waiting calls run on another worker."""
 
     async def main() -> None:
         pool = WorkerPool(1, prefetch=1)
@@ -703,7 +703,7 @@ def test_dying_while_closing(gate: Gate) -> None:
 
 
 def test_retries(tmp_path: Path) -> None:
-    """With retries=2 a call runs three times at most; without, once."""
+    """With retries=2 a call runs three times at most; without retries, once."""
     path = tmp_path / "runs"
 
     async def main() -> None:
@@ -734,13 +734,13 @@ def note_and_die(path: str, lives_after: int) -> str:
 
 
 def take_memory(size: int) -> int:
-    """Have memory, and keep it for the life of the process."""
+    """Allocate memory and keep it for the life of the process."""
     KEPT.append(b"x" * size)
     return size
 
 
 def take_memory_for_ever() -> None:
-    """Take more and more memory, slowly."""
+    """Allocate more and more memory, slowly."""
     while True:
         take_memory(10_000_000)
         time.sleep(0.01)
@@ -750,7 +750,7 @@ KEPT: list[bytes] = []
 
 
 def test_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit a worker is replaced between two calls; a call that takes twice as much is ended."""
+    """A worker beyond the limit is replaced between two calls; a call that takes twice as much is ended."""
     monkeypatch.setattr(supervisor, "MEMORY_EVERY", 0.02)
 
     async def main() -> None:
@@ -773,14 +773,14 @@ def test_memory_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail_to_start(path: str) -> None:
-    """Fail as long as there is such a file."""
+    """Fail as long as the file exists."""
     if Path(path).exists():
         raise ValueError("no database")
 
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_initializer_that_fails(run: Run, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call fails with the reason and the worker's traceback; few processes are started; it recovers by itself."""
+    """Each call fails with the reason and the worker's traceback, few processes are started, and the pool recovers."""
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF", 0.03)
     path = tmp_path / "fails"
     path.touch()
@@ -806,7 +806,7 @@ def test_initializer_that_fails(run: Run, tmp_path: Path, method: str, monkeypat
 
 
 def test_no_hot_respawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that die as soon as they are ready are started ever more seldom."""
+    """Starts of workers that die as soon as they are ready back off."""
     pauses: list[float] = []
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF", 0.02)
 
@@ -814,7 +814,7 @@ def test_no_hot_respawn(monkeypatch: pytest.MonkeyPatch) -> None:
         started = [asyncio.Event() for _ in range(5)]
         times: list[float] = []
 
-        def told(event: PoolEvent) -> None:
+        def on_event(event: PoolEvent) -> None:
             if event.kind == "started":
                 times.append(time.monotonic())
             elif event.kind == "ready":
@@ -823,7 +823,7 @@ def test_no_hot_respawn(monkeypatch: pytest.MonkeyPatch) -> None:
                 if len(times) <= 5:
                     started[len(times) - 1].set()
 
-        pool = WorkerPool(1, on_event=told)
+        pool = WorkerPool(1, on_event=on_event)
         task = asyncio.ensure_future(pool.ready())
         await started[4].wait()
         await pool.close(force=True)
@@ -836,19 +836,19 @@ def test_no_hot_respawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_killed_while_starting() -> None:
-    """A starting worker that is killed is replaced, and nobody notices; if it happens again and again, calls fail."""
+    """A worker killed while starting is replaced without any effect on calls; if it happens repeatedly, calls fail."""
 
     async def main(times: int) -> int:
         left = times
 
-        def told(event: PoolEvent) -> None:
+        def on_event(event: PoolEvent) -> None:
             nonlocal left
             if event.kind == "started" and left:
                 left -= 1
                 assert event.pid is not None
                 os.kill(event.pid, signal.SIGKILL)
 
-        pool = WorkerPool(1, on_event=told)
+        pool = WorkerPool(1, on_event=on_event)
         try:
             return await pool.run(abs, -1)
         finally:
@@ -860,7 +860,7 @@ def test_killed_while_starting() -> None:
 
 
 def test_worker_that_never_gets_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is killed after a while, and the calls that wait fail with the reason."""
+    """A worker that never becomes ready is killed after a while, and waiting calls fail with the reason."""
     monkeypatch.setattr(supervisor, "START_TIMEOUT", 0.2)
 
     async def main() -> None:
@@ -873,7 +873,7 @@ def test_worker_that_never_gets_ready(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fork_server_dies(run: Run, gate: Gate) -> None:
-    """The workers die with the fork server; the call that ran fails, the rest is run after all have been restarted."""
+    """When the fork server dies its workers die too; the running call fails, the rest run once all are restarted."""
 
     async def main() -> None:
         async with WorkerPool(1, prefetch=1) as pool:
@@ -892,7 +892,7 @@ def test_fork_server_dies(run: Run, gate: Gate) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE])
 def test_no_room_for_memory(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Where the system has no memory or descriptors left calls fail in one line, and the pool recovers."""
+    """When the system has no memory or descriptors left, calls fail with a one-line error, and the pool recovers."""
     monkeypatch.setattr(supervisor, "FIRST_BACKOFF", 0.01)
 
     async def main() -> None:
@@ -919,7 +919,7 @@ def make_buffers(count: int) -> list[SharedBuffer]:
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="descriptors are passed on Linux only")
 def test_no_descriptors_for_a_result() -> None:
-    """A result whose descriptors do not fit in here any more fails that call, and no other result is mixed up."""
+    """A result whose descriptors do not fit in this process fails its call, and no other result is mixed up."""
 
     async def main() -> None:
         async with WorkerPool(1, prefetch=3) as pool:
@@ -938,7 +938,7 @@ def test_no_descriptors_for_a_result() -> None:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
                 for each in fill:
                     os.close(each)
-            for each in calls[1:]:  # one of them may have been on its way
+            for each in calls[1:]:  # one of them may have been sent already
                 with contextlib.suppress(OffloadError):
                     before += await each
             assert [len(each) for each in before] == [8] * len(before)
@@ -950,7 +950,7 @@ def test_no_descriptors_for_a_result() -> None:
 
 
 def test_module_that_cannot_be_preloaded() -> None:
-    """It is left to the workers, which say so where it is used."""
+    """A module that cannot be preloaded is left to the workers, which report it where it is used."""
 
     async def main() -> None:
         async with WorkerPool(1, preload=("no_such_module", "json")) as pool:
@@ -960,7 +960,7 @@ def test_module_that_cannot_be_preloaded() -> None:
 
 
 def test_no_descriptors_left(tmp_path: Path) -> None:
-    """At RLIMIT_NOFILE starting fails in one line; nobody hangs; the pool works when there are descriptors again."""
+    """At RLIMIT_NOFILE starting fails with a one-line error, no call hangs, and the pool recovers later."""
     result = script(
         tmp_path,
         """
@@ -999,7 +999,7 @@ def test_no_descriptors_left(tmp_path: Path) -> None:
 
 
 def test_no_processes_left(tmp_path: Path) -> None:
-    """At RLIMIT_NPROC, which stands for threads too, calls fail in one line, and the pool can be closed."""
+    """At RLIMIT_NPROC, which limits threads too, calls fail with a one-line error, and the pool can be closed."""
     result = script(
         tmp_path,
         """
@@ -1074,7 +1074,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("then", ["kill", "fork"])
 @pytest.mark.parametrize("method", METHODS)
 def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
-    """No worker outlives a parent that is killed: idle, busy, in C with the GIL, stopped; though a fork of it lives."""
+    """No worker outlives a killed parent, be it idle, busy, in C with the GIL or stopped, even if a fork lives on."""
     path = tmp_path / "parent.py"
     path.write_text(PARENT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -1089,8 +1089,8 @@ def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
         parent.kill()
         parent.wait()
         killed = time.monotonic()
-        # The kernel has closed the lifelines before it lets us know, and sent SIGKILL with that: a worker that is
-        # not gone by now has it pending, and no processor yet to die on.
+        # The kernel closed the lifelines, and sent SIGKILL with that, before wait() returned: a worker that is not gone
+        # by now has the signal pending, and no processor yet to die on.
         assert [pid for pid in pids if not _is_gone_or_killed(pid)] == []
     try:
         took = _until_all_end(ends, killed)
@@ -1104,7 +1104,7 @@ def test_parent_is_killed(tmp_path: Path, method: str, then: str) -> None:
 
 
 def _is_gone_or_killed(pid: int) -> bool:
-    """Whether a process has ended or cannot but end: proc_pid_status(5)."""
+    """Whether a process has ended or has a fatal signal pending: proc_pid_status(5)."""
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     except OSError:
@@ -1114,7 +1114,7 @@ def _is_gone_or_killed(pid: int) -> bool:
 
 
 def _until_all_end(pidfds: list[int], since: float) -> list[float]:
-    """Wait for processes to end; return after how many s each did."""
+    """Wait for processes to end; return after how many seconds each did."""
     poll, took = select.poll(), []
     for each in pidfds:
         poll.register(each, select.POLLIN)
@@ -1127,7 +1127,7 @@ def _until_all_end(pidfds: list[int], since: float) -> list[float]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_program_ends_with_open_pool(tmp_path: Path, method: str) -> None:
-    """A program that ends with stuck calls and an open pool does so at once, in silence, and leaves nobody."""
+    """A program that ends with stuck calls and an open pool exits at once, silently, and leaves no process behind."""
     path = tmp_path / "parent.py"
     path.write_text(PARENT)
     result = program([str(path), method, "exit"])
@@ -1144,7 +1144,7 @@ def _process(pid: int) -> psutil.Process | None:
 
 
 def test_interrupt_from_the_terminal(tmp_path: Path) -> None:
-    """Ctrl-C, which every process of the group gets, ends the parent's call as it likes; workers do not die of it."""
+    """Ctrl-C, which the whole process group receives, ends the parent's call; workers survive it."""
     result = script(
         tmp_path,
         """
@@ -1174,7 +1174,7 @@ def test_interrupt_from_the_terminal(tmp_path: Path) -> None:
 
 
 def test_fork_of_the_parent(tmp_path: Path) -> None:
-    """A forked child that exits does no harm to the pool, and gets a clear error if it uses it."""
+    """A forked child that exits does not affect the pool, and gets a clear error if it uses the pool."""
     result = script(
         tmp_path,
         """
@@ -1208,7 +1208,7 @@ def test_fork_of_the_parent(tmp_path: Path) -> None:
 
 
 def test_much_output(tmp_path: Path) -> None:
-    """A call may write 10 MB to the standard output; it goes where the parent's goes."""
+    """A call may write 10 MB to standard output, and it goes where the parent's output goes."""
     result = script(
         tmp_path,
         """
@@ -1231,7 +1231,7 @@ def test_much_output(tmp_path: Path) -> None:
 
 
 def test_main_that_cannot_be_imported(tmp_path: Path) -> None:
-    """If the program's main module fails in the worker the call fails with the worker's traceback."""
+    """If the program's main module fails in the worker, the call fails with the worker's traceback."""
     result = script(
         tmp_path,
         """
@@ -1258,7 +1258,7 @@ def test_main_that_cannot_be_imported(tmp_path: Path) -> None:
 
 
 def test_loop_is_stopped_without_close() -> None:
-    """A loop that stops and is closed under a running call: no warning, no process, no pending future that matters."""
+    """A loop stopped and closed under a running call leaves no warning, no process and no relevant pending future."""
     loop = asyncio.new_event_loop()
     pool = WorkerPool(1)
 
@@ -1276,7 +1276,7 @@ def test_loop_is_stopped_without_close() -> None:
 
 
 def test_abandoned_from_outside() -> None:
-    """abandon() of a pool whose loop rests lets go of everything; the loop itself can go on."""
+    """abandon() of a pool whose loop is not running releases everything, and the loop can go on."""
     loop = asyncio.new_event_loop()
     pool = WorkerPool(1)
     assert loop.run_until_complete(pool.run(abs, -1)) == 1
@@ -1300,10 +1300,10 @@ def write_and_work(path: str, number: int, seconds: float) -> int:
 
 
 def test_everything_at_once(run: Run, tmp_path: Path) -> None:
-    """Under random kills, cancels and time-outs no call runs twice, hangs or is lost, and no result is another's."""
+    """Under random kills, cancels and time-outs no call runs twice, hangs or is lost, and no results are swapped."""
     chance = random.Random(1)
     path = tmp_path / "traces"
-    path.touch()  # on a busy machine every call may be given up before it begins
+    path.touch()  # on a busy machine every call may be cancelled before it begins
 
     async def main() -> None:
         async with WorkerPool(2, prefetch=7, max_tasks_per_worker=50) as pool:
@@ -1318,7 +1318,7 @@ def test_everything_at_once(run: Run, tmp_path: Path) -> None:
                 tasks.append(asyncio.ensure_future(bound.run(write_and_work, str(path), number, seconds)))
             while not all(task.done() for task in tasks):
                 await asyncio.sleep(chance.random() * 0.02)
-                figures_add_up(pool.stats())
+                stats_add_up(pool.stats())
                 if chance.random() < 0.4:
                     chance.choice(tasks).cancel()
                 ready = [each.pid for each in pool.stats().workers if each.state != "starting"]
@@ -1337,7 +1337,7 @@ def test_everything_at_once(run: Run, tmp_path: Path) -> None:
 
 
 def test_pause_between_failed_starts_stays_a_number() -> None:
-    """After thousands of failures in a row it is as long as after ten: five seconds."""
+    """After thousands of failures in a row the pause is as long as after ten: five seconds."""
     made = supervisor.Supervisor.__new__(supervisor.Supervisor)
     made.failures = 5000
     made._back_off(0.0)

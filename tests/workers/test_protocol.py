@@ -1,4 +1,4 @@
-"""Frames: whatever pieces they arrive in, what was sent comes out."""
+"""Frames: however the stream is split, the received frames equal the frames that were sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = (0, 1, 200, protocol.LEAST_APART - 1, protocol.LEAST_APART, protocol.LEA
 
 
 def stream_of(frames: list[tuple[Kind, int, bytes, list[Any]]]) -> bytes:
-    """Return the bytes of frames, one after the other."""
+    """Return the bytes of frames, concatenated."""
     parts = [
         part
         for kind, id, data, buffers in frames
@@ -27,7 +27,7 @@ def stream_of(frames: list[tuple[Kind, int, bytes, list[Any]]]) -> bytes:
 
 
 def check(seen: list[Frame], frames: list[tuple[Kind, int, bytes, list[Any]]]) -> None:
-    """Compare what came out with what was sent, types included."""
+    """Compare received frames with those sent, types included."""
     assert len(seen) == len(frames)
     for frame, (kind, id, data, buffers) in zip(seen, frames, strict=True):
         head = frame.head
@@ -37,7 +37,7 @@ def check(seen: list[Frame], frames: list[tuple[Kind, int, bytes, list[Any]]]) -
 
 
 def small_frames() -> list[tuple[Kind, int, bytes, list[Any]]]:
-    """Return frames of every shape that are short enough to be cut anywhere."""
+    """Return frames of every shape, short enough to be split anywhere."""
     return [
         (Kind.STOP, 0, b"", []),
         (Kind.CALL, 2**64 - 1, b"pickle", []),
@@ -48,7 +48,7 @@ def small_frames() -> list[tuple[Kind, int, bytes, list[Any]]]:
 
 
 def test_cut_anywhere() -> None:
-    """Frames of every shape, cut in two at every byte, and byte by byte."""
+    """Frames of every shape survive being split in two at every byte, and byte by byte."""
     frames = small_frames()
     data = stream_of(frames)
     for cut in range(len(data) + 1):
@@ -64,8 +64,8 @@ def test_cut_anywhere() -> None:
     check(seen, frames)
 
 
-def test_nothing_before_it_is_complete() -> None:
-    """A frame that was cut short is never delivered, wherever it was cut."""
+def test_truncated_frame_is_not_delivered() -> None:
+    """A truncated frame is never delivered, wherever it was truncated."""
     data = stream_of([(Kind.RESULT, 4, b"x", [b"abc", bytearray(b"defg")])])
     for cut in range(len(data)):
         seen: list[Frame] = []
@@ -76,7 +76,7 @@ def test_nothing_before_it_is_complete() -> None:
 @given(st.data())
 @settings(max_examples=60)
 def test_any_pieces(data: st.DataObject) -> None:
-    """Any frames in any pieces, fed or received in place, come out as they were sent."""
+    """Any frames in any chunks, fed or received in place, are decoded as they were sent."""
     count = data.draw(st.integers(1, 5))
     size = st.sampled_from(SIZES)
     frames = []
@@ -106,7 +106,7 @@ def test_any_pieces(data: st.DataObject) -> None:
 @pytest.mark.parametrize("readonly", [True, False])
 @pytest.mark.parametrize("size", [1, 1000, 10_000_000])
 def test_room(size: int, readonly: bool) -> None:
-    """Room is an ordinary bytes or bytearray that holds what was written through the view."""
+    """The buffer is an ordinary bytes or bytearray holding the data written through the view."""
     made, view = protocol.room(size, readonly=readonly)
     content = os.urandom(size)
     view[:] = content
@@ -118,5 +118,5 @@ def test_room(size: int, readonly: bool) -> None:
 
 
 def test_example() -> None:
-    """The example in the documentation is true."""
+    """The example in the documentation is correct."""
     assert doctest.testmod(protocol).failed == 0

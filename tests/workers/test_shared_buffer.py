@@ -1,4 +1,4 @@
-"""SharedBuffer: one memory in several processes, released exactly once, with a lock and atomic operations."""
+"""SharedBuffer: memory shared by several processes, released exactly once, with a lock and atomic operations."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ PER_BUFFER = 1 if sys.version_info >= (3, 13) else 2
 
 
 class Worker:
-    """A process that runs code on what it is sent; its names last from one run to the next."""
+    """A process that runs the code it is sent; its names last from one run to the next."""
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -69,7 +69,7 @@ class Worker:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
 
     def send(self, code: str, **arguments: object) -> int:
-        """Have the process run ``code``; return how many descriptors went along."""
+        """Have the process run ``code``; return how many descriptors were sent with it."""
         passage = descriptor_passing.Passage()
         with descriptor_passing.passing(passage):
             message = pickle.dumps((code, arguments))
@@ -77,7 +77,7 @@ class Worker:
         return len(passage.sent)
 
     def result(self) -> Any:
-        """Return what the code assigned to ``result``; raise what it raised."""
+        """Return the value of ``result`` in the worker, or raise the exception of its code."""
         data, received, _, _ = socket.recv_fds(self._channel, 1 << 16, 64)
         assert data, f"the worker ended: {self.process.wait()}"
         passage = descriptor_passing.Passage(received)
@@ -94,7 +94,7 @@ class Worker:
         return self.result()
 
     def kill(self) -> None:
-        """End it with SIGKILL; return when it is gone."""
+        """Kill it with SIGKILL and wait until it has ended."""
         self.process.kill()
         self.process.wait()
 
@@ -105,7 +105,7 @@ class Worker:
 
 @pytest.fixture
 def start() -> Iterator[Callable[[], Worker]]:
-    """Start a worker, as often as one likes."""
+    """Start any number of workers."""
     workers: list[Worker] = []
 
     def started() -> Worker:
@@ -133,7 +133,7 @@ def mapped() -> int:
 
 @contextmanager
 def thread(target: Callable[[], object]) -> Iterator[None]:
-    """Run ``target`` in a thread meanwhile; fail if it fails."""
+    """Run ``target`` in a thread for the duration of the block; fail if it fails."""
     failures: list[BaseException] = []
 
     def caught() -> None:
@@ -155,7 +155,7 @@ def thread(target: Callable[[], object]) -> Iterator[None]:
 
 
 def test_is_a_buffer() -> None:
-    """It is zeroed, has slices, length and the buffer protocol, and is written in place."""
+    """A buffer is zeroed, has slices, length and the buffer protocol, and is written in place."""
     with SharedBuffer(100) as buffer:
         assert (len(buffer), buffer.nbytes, buffer.size(), bytes(buffer)) == (100, 100, 100, bytes(100))
         buffer[:5] = b"hello"
@@ -167,7 +167,7 @@ def test_is_a_buffer() -> None:
 
 
 def test_results_are_written_in_place(worker: Worker) -> None:
-    """What a worker writes is what the parent reads, and the other way round, without a message."""
+    """Writes of a worker are visible to the parent, and the other way round, without a message."""
     with SharedBuffer(8192) as buffer:
         buffer[:4] = b"ping"
         assert worker.run("result = shared[:4]; shared[4096:4100] = b'pong'", shared=buffer) == b"ping"
@@ -205,7 +205,7 @@ def test_numpy_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("nbytes", [0, -1, True, "8", 8.0, None, 2**63])
 def test_bad_sizes(nbytes: Any) -> None:
-    """A size that cannot be used is named, with its value and what is allowed, on one line."""
+    """An invalid size is refused in one line with its value and the allowed range."""
     with pytest.raises(ConfigError) as caught:
         SharedBuffer(nbytes)
     message = str(caught.value)
@@ -214,7 +214,7 @@ def test_bad_sizes(nbytes: Any) -> None:
 
 
 def test_a_size_beyond_the_machine() -> None:
-    """What the system refuses is its error, and leaves no descriptor."""
+    """An allocation refused by the system raises the system's error and leaks no descriptor."""
     before = descriptors()
     with pytest.raises(OSError, match=r"Cannot allocate memory|File too large"):
         SharedBuffer(2**62)
@@ -222,7 +222,7 @@ def test_a_size_beyond_the_machine() -> None:
 
 
 def test_the_size_is_sealed() -> None:
-    """Nobody can cut the memory, which would make an access elsewhere fatal (SIGBUS)."""
+    """The memory cannot be truncated, which would make an access elsewhere fatal (SIGBUS)."""
     with SharedBuffer(4096) as buffer:
         for size in (1, 8192):
             with pytest.raises(PermissionError):
@@ -230,7 +230,7 @@ def test_the_size_is_sealed() -> None:
 
 
 def test_temporary_file_where_memfd_is_missing(monkeypatch: pytest.MonkeyPatch, worker: Worker) -> None:
-    """Without memfd_create an unlinked file serves as well, and has no name either."""
+    """Without memfd_create an unlinked temporary file is used, which has no name either."""
     monkeypatch.delattr(os, "memfd_create")
     with SharedBuffer(64) as buffer:
         assert os.fstat(buffer._fd).st_nlink == 0
@@ -239,7 +239,7 @@ def test_temporary_file_where_memfd_is_missing(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_no_lock_without_file_description_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the kernel has no fitting lock, it is refused and not pretended."""
+    """If the kernel has no suitable lock, locking is refused."""
     monkeypatch.delattr("fcntl.F_OFD_SETLK")
     with SharedBuffer(8) as buffer, pytest.raises(OffloadError, match="Linux"), buffer.lock():
         pass
@@ -249,7 +249,7 @@ def test_no_lock_without_file_description_locks(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_close() -> None:
-    """Closing releases descriptor and mapping, may be repeated, and makes every use a ValueError."""
+    """Closing releases descriptor and mapping, may be repeated, and makes every later use a ValueError."""
     before, maps = descriptors(), mapped()
     buffer = SharedBuffer(64)
     assert (descriptors(), mapped()) == (before + PER_BUFFER, maps + 1)
@@ -275,7 +275,7 @@ def test_close() -> None:
 
 
 def test_closing_leaves_views_valid() -> None:
-    """A view in use stays valid after close(); the mapping goes with the last of view and buffer."""
+    """A view in use stays valid after close(); the mapping is released with the last of view and buffer."""
     before = descriptors(), mapped()
     buffer = SharedBuffer(64)
     view = memoryview(buffer)
@@ -292,8 +292,8 @@ def test_closing_leaves_views_valid() -> None:
     assert (descriptors(), mapped()) == before
 
 
-def test_closing_again_takes_the_mapping() -> None:
-    """When the views are gone, a second close() releases what the first had to leave."""
+def test_closing_again_releases_the_mapping() -> None:
+    """When the views are gone, a second close() releases the mapping that the first had to leave."""
     maps = mapped()
     buffer = SharedBuffer(64)
     with memoryview(buffer):
@@ -304,7 +304,7 @@ def test_closing_again_takes_the_mapping() -> None:
 
 
 def test_the_last_reference_releases_it() -> None:
-    """Without close(), the last reference releases descriptor and mapping; a closed number is not closed again."""
+    """Without close(), the last reference releases descriptor and mapping; a closed descriptor is not closed again."""
     before = descriptors(), mapped()
     buffer = SharedBuffer(64)
     number, dead = buffer._fd, weakref.ref(buffer)
@@ -320,8 +320,8 @@ def test_the_last_reference_releases_it() -> None:
     os.close(reused)
 
 
-def test_nothing_is_left_by_a_killed_worker(worker: Worker) -> None:
-    """A worker killed with the memory in use leaves nothing in /dev/shm, nor a descriptor here."""
+def test_killed_worker_leaks_nothing(worker: Worker) -> None:
+    """A worker killed with the memory in use leaves nothing in /dev/shm, and no descriptor in the parent."""
     before, names = descriptors(), set(os.listdir("/dev/shm"))  # noqa: PTH208
     with SharedBuffer(1 << 20) as buffer:
         worker.run("own = type(shared)(4096); held = shared.lock(); held.__enter__()", shared=buffer)
@@ -332,7 +332,7 @@ def test_nothing_is_left_by_a_killed_worker(worker: Worker) -> None:
 
 
 def test_passing_again_accumulates_nothing(worker: Worker) -> None:
-    """However often it is passed, a worker maps it once; when it drops it, mapping and descriptors are gone."""
+    """However often a buffer is passed, a worker maps it once, and releases mapping and descriptors on dropping it."""
     count = "result = len(os.listdir('/proc/self/fd')), open('/proc/self/maps').read().count('memfd:loopwatch')"
     worker.run("from loopwatch.workers.shared_buffer import SharedBuffer; SharedBuffer(1).close()")
     descriptors_before, _ = worker.run(count)
@@ -355,8 +355,8 @@ def test_twice_in_a_message_is_one_descriptor(worker: Worker) -> None:
         assert worker.result() == (True, False)
 
 
-def test_what_comes_back_is_the_same_object(worker: Worker) -> None:
-    """A worker that returns a buffer returns the parent's very own; one that it made arrives as memory of both."""
+def test_returned_buffer_is_the_same_object(worker: Worker) -> None:
+    """A buffer returned by a worker is the parent's own object, and one made by the worker is shared by both."""
     with SharedBuffer(8) as buffer:
         assert worker.run("result = shared", shared=buffer) is buffer
         worker.run("shared.close()")
@@ -368,7 +368,7 @@ def test_what_comes_back_is_the_same_object(worker: Worker) -> None:
 
 
 def test_may_be_passed_on(start: Callable[[], Worker]) -> None:
-    """What was received can be passed on: three processes see one memory."""
+    """A received buffer can be passed on: three processes share one memory."""
     first, second = start(), start()
     with SharedBuffer(8) as buffer:
         first.run("shared[0] = 5", shared=buffer)
@@ -378,7 +378,7 @@ def test_may_be_passed_on(start: Callable[[], Worker]) -> None:
 
 
 def test_no_pickle_without_a_worker() -> None:
-    """Pickled or copied outside of a passage it is refused, and says what to do instead."""
+    """Pickling or copying outside of a call is refused, with the alternative."""
     with SharedBuffer(8) as buffer:
         for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
             with pytest.raises(NotPicklable, match=r"argument of an offloaded function.*bytes\(shared\)"):
@@ -393,7 +393,7 @@ def test_no_pickle_without_a_worker() -> None:
 
 
 def test_lock_excludes_a_process(worker: Worker) -> None:
-    """While a worker holds the lock nobody else gets it; afterwards one does. It is no obstacle to atomics."""
+    """While a worker holds the lock no other process can take it; afterwards one can. Atomics are not affected."""
     with SharedBuffer(64) as buffer:
         worker.run("held = shared.lock(); held.__enter__()", shared=buffer)
         for timeout in (0, 0.02):
@@ -406,7 +406,7 @@ def test_lock_excludes_a_process(worker: Worker) -> None:
 
 
 def test_lock_excludes_threads() -> None:
-    """Threads exclude each other as processes do, and this thread itself."""
+    """The lock excludes threads as it excludes processes, the current thread included."""
     with SharedBuffer(8) as buffer:
 
         def count() -> None:
@@ -423,7 +423,7 @@ def test_lock_excludes_threads() -> None:
 
 @pytest.mark.parametrize("timeout", [None, 30, math.inf])
 def test_a_killed_holder_frees_the_lock(worker: Worker, timeout: float | None) -> None:
-    """``kill -9`` of the holder lets the next one in, who waits already, with or without a timeout."""
+    """``kill -9`` of the holder lets a process that already waits take the lock, with or without a timeout."""
     with SharedBuffer(8) as buffer:
         worker.run("held = shared.lock(); held.__enter__()", shared=buffer)
         entered = threading.Event()
@@ -439,7 +439,7 @@ def test_a_killed_holder_frees_the_lock(worker: Worker, timeout: float | None) -
 
 
 def test_a_killed_holder_frees_it_though_others_have_the_descriptor(start: Callable[[], Worker]) -> None:
-    """A lock does not live on in a buffer that its holder passed on, nor in a message nobody has read yet."""
+    """A lock does not live on in a buffer that its holder passed on, nor in an unread message."""
     holder, other = start(), start()
     with holder.run(
         "from loopwatch.workers.shared_buffer import SharedBuffer; result = own = SharedBuffer(8)"
@@ -453,7 +453,7 @@ def test_a_killed_holder_frees_it_though_others_have_the_descriptor(start: Calla
 
 
 def test_freed_though_a_child_still_has_the_descriptor() -> None:
-    """Leaving the block frees the lock at once, even if a child between fork and exec has a copy of its descriptor."""
+    """Leaving the block releases the lock at once, even if a child between fork and exec has its descriptor."""
     with SharedBuffer(8) as buffer:
         with buffer.lock():
             (held,) = shared_buffer._buffers.held.values()
@@ -464,7 +464,7 @@ def test_freed_though_a_child_still_has_the_descriptor() -> None:
 
 
 def test_an_error_frees_the_lock() -> None:
-    """An exception inside the block leaves no lock and no descriptor."""
+    """An exception inside the block releases the lock and its descriptor."""
     with SharedBuffer(8) as buffer:
         before = descriptors()
         with pytest.raises(ZeroDivisionError), buffer.lock():
@@ -476,7 +476,7 @@ def test_an_error_frees_the_lock() -> None:
 
 
 def forked(check: Callable[[], bool]) -> bool:
-    """Return what ``check`` says in a fork of this process."""
+    """Return the result of ``check`` in a fork of this process."""
     child = os.fork()
     if child == 0:
         status = 2
@@ -489,7 +489,7 @@ def forked(check: Callable[[], bool]) -> bool:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_fork_of_a_holder() -> None:
-    """A fork within the block sees the memory but does not hold the lock, and does not free it when it leaves."""
+    """A fork within the block sees the memory but does not hold the lock, and does not release it when it leaves."""
     with SharedBuffer(64) as buffer:
 
         def is_locked_out() -> bool:
@@ -509,7 +509,7 @@ def test_fork_of_a_holder() -> None:
         assert buffer.load(1) == 4
 
 
-def test_fork_does_not_keep_the_lock_of_a_killed_holder(worker: Worker) -> None:
+def test_fork_does_not_retain_lock_of_killed_holder(worker: Worker) -> None:
     """The lock of a killed holder is free even while a fork of the holder lives on."""
     fork = """
 held = shared.lock(); held.__enter__()
@@ -532,7 +532,7 @@ if child == 0:
 
 @pytest.mark.parametrize("timeout", [-1, True, "1", math.nan])
 def test_bad_timeouts(timeout: Any) -> None:
-    """A timeout that cannot be used is named, with its value and what is allowed."""
+    """An invalid timeout is refused with its value and the allowed range."""
     with SharedBuffer(8) as buffer:
         for use in (lambda: buffer.lock(timeout).__enter__(), lambda: buffer.wait(0, 0, timeout)):
             with pytest.raises(ConfigError, match=r"timeout=.*: must be a number of seconds, 0 or more"):
@@ -542,8 +542,8 @@ def test_bad_timeouts(timeout: Any) -> None:
 # -- atomic operations -----------------------------------------------------------------------------------------------
 
 
-def test_operations_return_what_was() -> None:
-    """Each operation returns the value before it; slots are independent, and lie at ``index * 8``."""
+def test_operations_return_the_previous_value() -> None:
+    """Each operation returns the previous value; slots are independent, at ``index * 8``."""
     with SharedBuffer(24) as buffer:
         buffer.store(1, -5)
         assert buffer.load(1) == -5
@@ -556,7 +556,7 @@ def test_operations_return_what_was() -> None:
 
 
 def test_values_wrap_around() -> None:
-    """Beyond 64 bits a value wraps around, as it does in the machine."""
+    """Values beyond 64 bits wrap around."""
     with SharedBuffer(8) as buffer:
         buffer.store(0, 2**63 - 1)
         assert buffer.add(0, 1) == 2**63 - 1
@@ -567,7 +567,7 @@ def test_values_wrap_around() -> None:
 
 @pytest.mark.parametrize("index", [-1, 3, 2**70])
 def test_slots_out_of_range(index: int) -> None:
-    """A slot that is not there, or only half, is an IndexError that says how many there are."""
+    """A slot that lies outside the buffer, or partly so, is an IndexError with the number of slots."""
     with SharedBuffer(31) as buffer:
         buffer.store(2, 1)
         for use in (lambda: buffer.load(index), lambda: buffer.add(index, 1), lambda: buffer.notify(index)):
@@ -616,11 +616,11 @@ def test_wait_sees_a_change(worker: Worker, monkeypatch: pytest.MonkeyPatch, fut
             worker.send("shared.add(2, 1); shared.notify(2)", shared=buffer)
             assert buffer.wait(2, number, timeout=30)
             worker.result()
-        assert buffer.notify(2) == 0, "nobody waits"
+        assert buffer.notify(2) == 0, "there are no waiters"
 
 
-def test_notify_counts_whom_it_woke(start: Callable[[], Worker]) -> None:
-    """``notify`` wakes as many as it is told, of those who wait for this slot."""
+def test_notify_counts_woken_waiters(start: Callable[[], Worker]) -> None:
+    """``notify`` wakes the given number of waiters of this slot."""
     if shared_buffer._futex_call() is None:
         pytest.skip("futex(2) is called on x86-64 and arm64 Linux")
     workers = [start(), start()]
@@ -628,7 +628,7 @@ def test_notify_counts_whom_it_woke(start: Callable[[], Worker]) -> None:
         for each in workers:
             each.send("result = shared.wait(1, 0, timeout=30)", shared=buffer)
         woken = 0
-        while woken < 3:  # a woken one that sees no change waits again
+        while woken < 3:  # a woken waiter that sees no change waits again
             once = buffer.notify(1, count=1)
             assert once <= 1
             woken += once
@@ -640,13 +640,13 @@ def test_notify_counts_whom_it_woke(start: Callable[[], Worker]) -> None:
 
 
 def test_a_change_without_notify_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process killed between its store and its notify does not leave the waiters asleep for good."""
+    """Waiters wake up even if a process is killed between its store and its notify."""
     real = shared_buffer._futex_call()
     if real is None:
         pytest.skip("futex(2) is called on x86-64 and arm64 Linux")
 
     def sleep_through(*arguments: Any) -> int:
-        buffer.store(0, 2**32)  # the low half, on which it sleeps, stays the same
+        buffer.store(0, 2**32)  # the low half, which it waits on, stays the same
         return real(*arguments)
 
     monkeypatch.setattr(shared_buffer, "_LOOK_AGAIN", 0.01)

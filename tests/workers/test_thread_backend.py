@@ -1,4 +1,4 @@
-"""Threads: order, limits, time-outs, several loops at once, and that every thread ends."""
+"""The thread backend: order, limits, time-outs, several loops at once, and the end of every thread."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from loopwatch.workers import thread_backend as threads_module
 from loopwatch.workers.options import CallOptions
 from loopwatch.workers.thread_backend import Errand, ThreadBackend, _Thread
 from tests.conftest import Run, runner
-from tests.workers.helpers import figures_add_up, script
+from tests.workers.helpers import script, stats_add_up
 
 PLAIN = CallOptions()
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="none")
 
 
 class Hold:
-    """A call that tells its loop when it has begun, and waits until it is let go on."""
+    """A call that notifies its loop when it begins, and waits until it is released."""
 
     def __init__(self, value: Any = None) -> None:
         self.loop = asyncio.get_running_loop()
@@ -46,31 +46,31 @@ class Hold:
 
 @asynccontextmanager
 async def threads(most: int = 1, **options: Any) -> AsyncIterator[ThreadBackend]:
-    """Threads that are closed at the end, with figures that add up."""
+    """Threads that are closed at the end, with stats that add up."""
     backend = ThreadBackend(most, **options)
     try:
         yield backend
-        figures_add_up(backend.stats())
+        stats_add_up(backend.stats())
     finally:
         await backend.close()
         stats = backend.stats()
-        figures_add_up(stats)
+        stats_add_up(stats)
         assert (stats.queued, stats.running) == (0, 0)
 
 
 async def ended(backend: ThreadBackend) -> None:
-    """Wait until the threads of a backend have ended, those that do not count any more too."""
+    """Wait until the threads of a backend have ended, including abandoned ones."""
     for thread in threading.enumerate():
         if thread.name == f"loopwatch-{backend.name}":
             await asyncio.to_thread(thread.join, 30)
             assert not thread.is_alive()
 
 
-# -- what runs next ---------------------------------------------------------------------------------------------------
+# -- order of calls ----------------------------------------------------------------------------------------------------
 
 
 def test_order(run: Run) -> None:
-    """What has a higher priority goes first, what has the same in the order in which it came."""
+    """Calls run by priority, equal ones in order of submission."""
 
     async def main() -> None:
         order: list[int] = []
@@ -90,7 +90,7 @@ def test_order(run: Run) -> None:
 
 
 def test_max_concurrency(run: Run) -> None:
-    """No more calls of one function run at a time than it says, and others pass them by."""
+    """At most max_concurrency calls of a function run at a time, and other calls are not delayed."""
 
     async def main() -> None:
         lock, running, most = threading.Lock(), 0, 0
@@ -116,8 +116,8 @@ def test_max_concurrency(run: Run) -> None:
     run(main())
 
 
-def test_what_cannot_be_counted(run: Run) -> None:
-    """A function that is not hashable is refused where its calls would have to be counted."""
+def test_unhashable_function_is_refused(run: Run) -> None:
+    """A function that is not hashable is refused if its calls would have to be counted."""
 
     async def main() -> None:
         class Unhashable:
@@ -140,7 +140,7 @@ def test_what_cannot_be_counted(run: Run) -> None:
 
 
 def test_queue_full(run: Run) -> None:
-    """A call beyond ``max_queue`` is refused at once; one that is cancelled leaves its place to another."""
+    """A call beyond ``max_queue`` is refused at once; a cancelled call frees its slot."""
 
     async def main() -> None:
         async with threads(max_queue=2) as backend:
@@ -162,7 +162,7 @@ def test_queue_full(run: Run) -> None:
 
 
 def test_limited_calls_do_not_keep_others_out(run: Run) -> None:
-    """A queue that is full of calls whose function may not run now refuses none that can run at once."""
+    """A queue full of calls that max_concurrency holds back accepts calls that can run at once."""
 
     async def main() -> None:
         async with threads(2, max_queue=1) as backend:
@@ -178,7 +178,7 @@ def test_limited_calls_do_not_keep_others_out(run: Run) -> None:
 
 
 def test_wait_for_room(run: Run) -> None:
-    """With ``on_full="wait"`` a call waits for room, in turn; the loop goes on, and who gives up is passed by."""
+    """With ``on_full="wait"`` calls wait for a slot in order, the loop goes on, and cancelled waiters are skipped."""
 
     async def main() -> None:
         order: list[int] = []
@@ -202,7 +202,7 @@ def test_wait_for_room(run: Run) -> None:
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_several_loops_wait_for_room(kind: str) -> None:
-    """Loops of several threads share one backend with two places: each call is run once, none is forgotten."""
+    """Loops of several threads share one backend with two slots: each call runs once, none is lost."""
     backend = ThreadBackend(3, max_queue=2, name="shared")
     lock, done = threading.Lock(), []
 
@@ -228,7 +228,7 @@ def test_several_loops_wait_for_room(kind: str) -> None:
 
 
 def test_timeout(run: Run) -> None:
-    """A call that runs too long fails; another thread takes its place, and its own ends with it."""
+    """A call that times out fails; another thread replaces its thread, which ends with the call."""
 
     async def main() -> None:
         async with threads() as backend:
@@ -246,10 +246,8 @@ def test_timeout(run: Run) -> None:
     run(main())
 
 
-def test_threads_that_are_left_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With too many threads in calls that were given up none is started in their place: calls wait until one has ended;
-    closing refuses them.
-    """
+def test_abandoned_threads_are_bounded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With too many abandoned threads no replacement starts: calls wait until one has ended; closing refuses them."""
     monkeypatch.setattr(threads_module, "MOST_LEFT", 2)
 
     async def main() -> None:
@@ -279,7 +277,7 @@ def test_threads_that_are_left_are_bounded(run: Run, monkeypatch: pytest.MonkeyP
 
 
 def test_timeout_counts_run_time(run: Run) -> None:
-    """A call that waits longer than its time-out, and then runs, is in time."""
+    """A call that waits in the queue longer than its time-out still has its full run time."""
 
     async def main() -> None:
         async with threads() as backend:
@@ -302,7 +300,7 @@ def test_timeout_counts_run_time(run: Run) -> None:
 
 
 def test_ends_in_time(run: Run) -> None:
-    """A call that ends within its time leaves no timer behind."""
+    """A call that ends in time leaves no timer behind."""
 
     async def main() -> None:
         async with threads() as backend:
@@ -314,7 +312,7 @@ def test_ends_in_time(run: Run) -> None:
 
 
 def test_cancelled_while_queued(run: Run) -> None:
-    """A call that is given up before it has begun never runs."""
+    """A call cancelled before it begins never runs."""
 
     async def main() -> None:
         ran: list[int] = []
@@ -336,7 +334,7 @@ def test_cancelled_while_queued(run: Run) -> None:
 
 
 def test_cancelled_while_it_runs(run: Run) -> None:
-    """A call that is given up while it runs goes on without effect; its thread is replaced and takes no other call."""
+    """A call cancelled while it runs goes on without effect; its thread is replaced and takes no further call."""
 
     async def main() -> None:
         async with threads() as backend:
@@ -363,8 +361,8 @@ def test_cancelled_while_it_runs(run: Run) -> None:
     run(main())
 
 
-def test_a_limit_holds_for_what_cannot_be_stopped(run: Run) -> None:
-    """A call that was given up counts for ``max_concurrency`` until it has really ended."""
+def test_cancelled_running_call_counts_for_max_concurrency(run: Run) -> None:
+    """A cancelled call counts for ``max_concurrency`` until it has actually ended."""
 
     async def main() -> None:
         async with threads(2) as backend:
@@ -381,11 +379,11 @@ def test_a_limit_holds_for_what_cannot_be_stopped(run: Run) -> None:
     run(main())
 
 
-# -- what a call gets and gives ---------------------------------------------------------------------------------------
+# -- arguments and results -------------------------------------------------------------------------------------------
 
 
 def test_context_is_copied(run: Run) -> None:
-    """A call sees the caller's context variables, and what it sets stays its own."""
+    """A call sees the caller's context variables, and its own changes do not leak."""
 
     async def main() -> None:
         def change() -> tuple[str, str]:
@@ -408,7 +406,7 @@ def test_context_is_copied(run: Run) -> None:
 
 
 def test_coroutine_function(run: Run) -> None:
-    """A coroutine function runs on a loop of the thread, whose tasks end with the call."""
+    """A coroutine function runs on a loop of the thread, and its tasks end with the call."""
 
     async def main() -> None:
         ended: list[str] = []
@@ -434,7 +432,7 @@ def test_coroutine_function(run: Run) -> None:
 
 @pytest.mark.parametrize("how", ["cancel", "timeout", "close"])
 def test_coroutine_is_cancelled(run: Run, how: str) -> None:
-    """A coroutine whose call is given up is cancelled in its thread, which ends after its ``finally``."""
+    """A cancelled coroutine is cancelled in its thread, which ends after its ``finally``."""
 
     async def main() -> None:
         here, began, cleaned = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
@@ -458,13 +456,13 @@ def test_coroutine_is_cancelled(run: Run, how: str) -> None:
         assert cleaned.is_set()
         assert how == "cancel" or isinstance(call.exception(), {"timeout": TaskTimeout, "close": PoolClosed}[how])
         await backend.close()
-        figures_add_up(backend.stats())
+        stats_add_up(backend.stats())
 
     run(main())
 
 
 def test_coroutine_cancelled_before_its_loop_runs() -> None:
-    """A coroutine that is given up between the call and its first step is cancelled at its first await."""
+    """A coroutine cancelled between the call and its first step is cancelled at its first await."""
     steps: list[str] = []
 
     async def endless() -> None:
@@ -484,7 +482,7 @@ def _raise(error: BaseException) -> None:
 
 
 def test_errors(run: Run) -> None:
-    """What a call raises arrives as itself; what would end the program or confuse the loop is put into words."""
+    """An exception of a call arrives as itself; one that would end the program or confuse the loop is wrapped."""
 
     async def main() -> None:
         async with threads() as backend:
@@ -501,7 +499,7 @@ def test_errors(run: Run) -> None:
 
 
 def test_nothing_of_a_call_is_kept(run: Run) -> None:
-    """Arguments, results and errors of calls that are over can be collected, though their thread lives on."""
+    """Arguments, results and errors of finished calls can be collected while their thread lives."""
 
     class Big:
         pass
@@ -523,8 +521,8 @@ def test_nothing_of_a_call_is_kept(run: Run) -> None:
     run(main())
 
 
-def test_figures(run: Run) -> None:
-    """Each call is counted once, and each histogram has what ran."""
+def test_stats(run: Run) -> None:
+    """Each call is counted once, and each histogram holds the calls that ran."""
 
     async def main() -> None:
         async with threads(2, name="counted") as backend:
@@ -545,7 +543,7 @@ def test_figures(run: Run) -> None:
 
 
 def test_idle_threads_end(run: Run) -> None:
-    """A thread with nothing to do ends after a while, and the next call starts one."""
+    """An idle thread ends after a while, and the next call starts one."""
 
     async def main() -> None:
         async with threads() as backend:
@@ -561,7 +559,7 @@ def test_idle_threads_end(run: Run) -> None:
 
 
 def test_close_waits(run: Run) -> None:
-    """Closing waits for what was taken, refuses what waits for room and what comes, and ends the threads."""
+    """Closing waits for accepted calls, refuses waiting and new ones, and ends the threads."""
 
     async def main() -> None:
         backend = ThreadBackend(1, max_queue=1)
@@ -585,7 +583,7 @@ def test_close_waits(run: Run) -> None:
 
 
 def test_close_by_force(run: Run) -> None:
-    """Closed by force, calls that wait or run fail at once; the thread that runs one ends when that does."""
+    """With force=True waiting and running calls fail at once; a thread ends with the call it runs."""
 
     async def main() -> None:
         backend = ThreadBackend(1)
@@ -603,13 +601,13 @@ def test_close_by_force(run: Run) -> None:
         assert (stats.failed, stats.queued, stats.running) == (2, 0, 0)
         hold.opened.set()
         await ended(backend)
-        figures_add_up(backend.stats())
+        stats_add_up(backend.stats())
 
     run(main())
 
 
 def test_close_from_another_loop(loop_kind: str) -> None:
-    """Any loop may close what another uses: the futures of the other's calls are set on that one."""
+    """Any loop may close a backend used by another; futures are resolved on their own loop."""
     run = runner(loop_kind)
     backend = ThreadBackend(1)
 
@@ -628,7 +626,7 @@ def test_close_from_another_loop(loop_kind: str) -> None:
 
 
 def test_loop_closed_meanwhile(loop_kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A loop that is closed while its calls wait or run is not told: nothing is raised or logged."""
+    """A loop closed while its calls wait or run is not notified: nothing is raised or logged."""
     run = runner(loop_kind)
     backend = ThreadBackend(1, max_queue=1)
     raised: list[Any] = []
@@ -663,8 +661,8 @@ def test_loop_closed_meanwhile(loop_kind: str, caplog: pytest.LogCaptureFixture)
     assert (stats.submitted, stats.completed) == (4, 4)
 
 
-def test_no_thread_to_be_had(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the system gives no thread, the call fails and says so; with one thread left, calls wait for that."""
+def test_no_thread_can_be_started(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the system allows no thread, the call fails with that reason; with one thread left, calls wait for it."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -690,7 +688,7 @@ def test_no_thread_to_be_had(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exit_with_a_stuck_thread(tmp_path: Path) -> None:
-    """A program whose call never ends comes to its end, with one that waits and one that computes."""
+    """A program exits although a call never ends, be it waiting or computing."""
     done = script(
         tmp_path,
         """
@@ -716,7 +714,7 @@ def test_exit_with_a_stuck_thread(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_forked_child(tmp_path: Path) -> None:
-    """In a forked child a backend of the parent is closed, and the default one is new."""
+    """In a forked child the parent's backend is closed, and the default one is new."""
     done = script(
         tmp_path,
         """
@@ -760,14 +758,14 @@ def test_forked_child(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
-    """What cannot be meant is refused."""
+    """Invalid arguments are refused."""
     with pytest.raises(ConfigError, match=words):
         ThreadBackend(**arguments)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_anything_at_any_time(loop_kind: str, seed: int) -> None:
-    """Two loops submit, cancel, time out and fail as the seed says: every future ends, figures add up, threads end."""
+def test_random_operations_on_two_loops(loop_kind: str, seed: int) -> None:
+    """Two loops submit, cancel, time out and fail at random: every future ends, the stats add up, the threads end."""
     backend = ThreadBackend(3, max_queue=4, name=f"fuzzed-{seed}")
     run = runner(loop_kind)
 
@@ -801,7 +799,7 @@ def test_anything_at_any_time(loop_kind: str, seed: int) -> None:
                 chance.choice(calls).cancel()
             if chance.random() < 0.3:
                 await asyncio.sleep(chance.choice([0, 0.001]))
-            figures_add_up(backend.stats())
+            stats_add_up(backend.stats())
         await asyncio.wait(calls)
         for call in calls:
             if not call.cancelled():
@@ -812,7 +810,7 @@ def test_anything_at_any_time(loop_kind: str, seed: int) -> None:
         refused = sum(executor.map(lambda number: run(client(number)), range(2)))
     run(backend.close())
     stats = backend.stats()
-    figures_add_up(stats)
+    stats_add_up(stats)
     assert (stats.queued, stats.running) == (0, 0)
     assert stats.submitted + refused <= 300
     run(ended(backend))

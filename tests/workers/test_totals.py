@@ -1,4 +1,4 @@
-"""What calls that run elsewhere took and saved: figures of known calls, which never fall, whoever is gone."""
+"""Totals of offloaded calls: run time, trip and time saved of known calls, which never decrease."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loopwatch.workers.totals import CallTotals, places, totals_of
 Run = Callable[[Any], Any]
 
 
-def nap(seconds: float) -> float:
+def blocking_sleep(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 
@@ -37,22 +37,22 @@ def grown(place: str, before: dict[str, PlaceStats]) -> PlaceStats:
 
 
 def test_processes(run: Run) -> None:
-    """Calls of a function and of a pool directly: their run times add up, their trips and picklings stand beside."""
-    moved = loopwatch.offload(nap)
+    """Run times of calls through a function and directly through a pool add up, and so do trips and pickling times."""
+    moved = loopwatch.offload(blocking_sleep)
 
     async def main(pool: loopwatch.WorkerPool) -> None:
         async with pool:
             before = now()
-            await asyncio.gather(*(pool.run(nap, 0.05) for _ in range(4)))
-            await pool.options(retries=1).run(nap, 0.05)
-            async for _ in pool.map(nap, [0.05]):
+            await asyncio.gather(*(pool.run(blocking_sleep, 0.05) for _ in range(4)))
+            await pool.options(retries=1).run(blocking_sleep, 0.05)
+            async for _ in pool.map(blocking_sleep, [0.05]):
                 pass
             first = grown("process", before)
             assert first.calls == 6
             assert 0.3 <= first.run < 3
-            assert first.trip >= 0.05  # four calls, two workers: two of them waited
+            assert first.trip >= 0.05  # four calls on two workers: two of them waited
             assert 0 < first.held < first.trip
-            assert 0 < first.saved <= first.run - first.held + 1e-6  # less where calls before had been a loss
+            assert 0 < first.saved <= first.run - first.held + 1e-6  # less if earlier calls were a loss
         assert grown("process", before) == first  # the pool is closed
 
     run(main(loopwatch.WorkerPool(workers=2)))
@@ -61,7 +61,7 @@ def test_processes(run: Run) -> None:
         before = now()
         assert await moved(0.05) == 0.05
         more = grown("process", before)
-        assert more.calls == 0  # a function counts its own
+        assert more.calls == 0  # an offloaded function counts its own calls
         assert more.run >= 0.05
         assert moved.stats().process == 1
 
@@ -69,7 +69,7 @@ def test_processes(run: Run) -> None:
 
 
 def test_threads_inline_and_engines(run: Run) -> None:
-    """Each place has its own figures: threads hold no loop by pickling, inline calls take no trip and save nothing."""
+    """Each destination has its own totals: threads add no pickling, and inline calls have no trip and save nothing."""
 
     class Engine:
         name = "engine"
@@ -92,7 +92,7 @@ def test_threads_inline_and_engines(run: Run) -> None:
 
     async def main() -> None:
         before = now()
-        in_threads = loopwatch.offload(to=threads)(nap)
+        in_threads = loopwatch.offload(to=threads)(blocking_sleep)
         await asyncio.gather(in_threads(0.05), in_threads(0.05))
         found = grown("thread", before)
         assert 0.1 <= found.run < 2
@@ -100,12 +100,12 @@ def test_threads_inline_and_engines(run: Run) -> None:
         assert (found.held, found.calls) == (0, 0)
         assert found.saved == pytest.approx(found.run)
 
-        await loopwatch.offload(to="inline")(nap)(0.05)
+        await loopwatch.offload(to="inline")(blocking_sleep)(0.05)
         found = grown("inline", before)
         assert 0.05 <= found.run < 2
         assert (found.trip, found.held, found.saved) == (0, 0, 0)
 
-        await loopwatch.offload(to=Engine())(nap)(0.01)
+        await loopwatch.offload(to=Engine())(blocking_sleep)(0.01)
         found = grown("backend", before)
         assert 0.06 <= found.run < 2
         await threads.close()
@@ -114,7 +114,7 @@ def test_threads_inline_and_engines(run: Run) -> None:
 
 
 def test_coroutines_inline(run: Run) -> None:
-    """Of a coroutine that runs inline the steps count, not what it waits for."""
+    """For a coroutine that runs inline the steps count, not the time it waits."""
 
     @loopwatch.offload(to="inline")
     async def steps() -> None:
@@ -130,8 +130,8 @@ def test_coroutines_inline(run: Run) -> None:
     run(main())
 
 
-def test_what_is_gone_stays_in_the_sum() -> None:
-    """Figures of owners that were collected are kept, and nothing else of them, however many there were."""
+def test_totals_of_collected_owners_are_kept() -> None:
+    """Totals of collected owners are kept and nothing else of them, however many there were."""
 
     class Owner: ...
 
@@ -146,7 +146,7 @@ def test_what_is_gone_stays_in_the_sum() -> None:
 
 
 def test_saved_never_falls() -> None:
-    """Pickling that is known before its call has run lets the difference fall, and the figure stand still."""
+    """The saved time stands still when pickling of a call that has not run yet makes the difference fall."""
 
     class Owner: ...
 
@@ -164,7 +164,7 @@ def test_saved_never_falls() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_begins_at_zero() -> None:
-    """What the parent has spent is the parent's."""
+    """A forked child does not inherit the parent's totals."""
 
     class Owner: ...
 

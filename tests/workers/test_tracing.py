@@ -1,4 +1,4 @@
-"""A call as a span of OpenTelemetry: the trace goes along, times are exact, and each span ends once."""
+"""Calls as OpenTelemetry spans: the trace context is propagated, times are exact, and each span ends once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ USER: contextvars.ContextVar[str] = contextvars.ContextVar("traced_user")
 
 
 class Spans(InMemorySpanExporter):
-    """What was exported, by name; and each span's ends are counted."""
+    """Exported spans by name, and how often each span ended."""
 
     def of(self, name: str) -> list[ReadableSpan]:
         """Return the spans of this name."""
@@ -49,7 +49,7 @@ class Spans(InMemorySpanExporter):
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
-    """A tracer provider that is the program's, as long as the test runs."""
+    """A tracer provider set as the program's own while the test runs."""
     exporter = Spans()
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -67,13 +67,13 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 async def traced(awaited: Callable[[], Any]) -> Any:
-    """Await something within a span ``request``."""
+    """Await something within a span named ``request``."""
     with trace.get_tracer("test").start_as_current_span("request"):
         return await awaited()
 
 
 def ids() -> tuple[int, int, str | None]:
-    """Return the trace and span that are current here, and a baggage item."""
+    """Return the current trace id, span id and a baggage item."""
     found = trace.get_current_span().get_span_context()
     value = baggage.get_baggage("tenant")
     return found.trace_id, found.span_id, None if value is None else str(value)
@@ -101,7 +101,7 @@ class ToFile(SpanExporter):
 
 
 def provide(path: str) -> None:
-    """Be the initializer of a worker whose program traces."""
+    """Initialize a worker whose program sets up tracing."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider()
@@ -117,8 +117,8 @@ def resize() -> int:
 
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
-def test_trace_goes_along(run: Run, spans: Spans, method: str) -> None:
-    """The function sees the caller's trace and baggage, and the call's span, whose parent is the caller's."""
+def test_trace_context_is_propagated(run: Run, spans: Spans, method: str) -> None:
+    """The function sees the caller's trace and baggage, and the call's span is a child of the caller's span."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method, context=(USER,)) as pool:
@@ -132,11 +132,11 @@ def test_trace_goes_along(run: Run, spans: Spans, method: str) -> None:
                 assert span_id == own.context.span_id and own.parent.span_id == request.context.span_id  # type: ignore[union-attr]
                 assert tenant == "acme" and own.kind is SpanKind.INTERNAL and own.status.status_code is StatusCode.UNSET
             context.detach(token)
-            # Large arguments are prepared in a task, and what was current at the call counts.
+            # Large arguments are prepared in a task; the context of the call applies.
             spans.clear()
             await traced(lambda: pool.run(len, list(range(10_000))))
             assert spans.only("offload len").parent.span_id == spans.only("request").context.span_id  # type: ignore[union-attr]
-            # Nothing is left of it for the next call, nor is there a span without a caller's.
+            # No context is left for the next call, and without a caller's span there is no span.
             spans.clear()
             assert await pool.run(ids) == (0, 0, None)
             assert spans.get_finished_spans() == ()
@@ -146,7 +146,7 @@ def test_trace_goes_along(run: Run, spans: Spans, method: str) -> None:
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_spans_of_the_worker(run: Run, spans: Spans, tmp_path: Path, method: str) -> None:
-    """Spans that the function makes are within the call's, by id and time, and are exported when the worker ends."""
+    """Spans made by the function lie within the call's span by id and time, and are exported when the worker ends."""
     path = tmp_path / "spans"
 
     async def main() -> int:
@@ -161,26 +161,26 @@ def test_spans_of_the_worker(run: Run, spans: Spans, tmp_path: Path, method: str
     assert (name, trace_id, parent) == ("resize", own.context.trace_id, own.context.span_id)
     begun, done = own.events
     assert (begun.name, done.name) == ("begun", "done")
-    slack = 5_000_000  # the time of day is read by two processes, and may be corrected between
+    slack = 5_000_000  # Two processes read the wall clock, which may be adjusted in between.
     assert begun.timestamp <= start + slack and end <= done.timestamp + slack
 
 
-def figures(span: ReadableSpan) -> dict[str, float]:
-    """Return the times of a call by their short names, s."""
+def timings(span: ReadableSpan) -> dict[str, float]:
+    """Return the times of a call by their short names, in seconds."""
     assert span.attributes is not None
     prefix = "loopwatch.offload."
     return {key[len(prefix) :]: value for key, value in span.attributes.items() if key.startswith(prefix)}  # type: ignore[misc]
 
 
 def seconds(span: ReadableSpan) -> float:
-    """Return the length of a span, s."""
+    """Return the length of a span in seconds."""
     assert span.start_time is not None and span.end_time is not None
     return (span.end_time - span.start_time) / 1e9
 
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_times(run: Run, spans: Spans, gate: Gate, method: str) -> None:
-    """Wait, pickling, run and unpickling are each measured; together they are no longer than the span."""
+    """Wait, pickling, run and unpickling are measured separately, and their sum is no longer than the span."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method, prefetch=1, name="images") as pool:
@@ -195,7 +195,7 @@ def test_times(run: Run, spans: Spans, gate: Gate, method: str) -> None:
 
     run(main())
     span = spans.only("offload slowly")
-    found = figures(span)
+    found = timings(span)
     assert set(found) == {*PARTS, "cpu"} and all(value >= 0 for value in found.values())
     assert found["queue_wait"] > 0.01 and found["run"] >= 0.1 > found["cpu"] and min(found.values()) > 0
     assert sum(found[part] for part in PARTS) <= seconds(span) + 1e-9
@@ -233,13 +233,13 @@ def die_once(path: str) -> None:
 
 
 def lock() -> Any:
-    """Return what cannot be sent."""
+    """Return an object that cannot be pickled."""
     return threading.Lock()
 
 
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_each_outcome_ends_one_span(run: Run, spans: Spans, gate: Gate, tmp_path: Path, method: str) -> None:
-    """Whatever becomes of a call its span ends once, with the error and its message if the caller got one."""
+    """Whatever the outcome of a call, its span ends once, with the error and message that the caller received."""
 
     async def main() -> None:
         async with WorkerPool(1, start_method=method, max_queue=1, prefetch=1) as pool:
@@ -257,35 +257,35 @@ def test_each_outcome_ends_one_span(run: Run, spans: Spans, gate: Gate, tmp_path
                 await pool.ready()
                 span = spans.only(f"offload {name}")
                 assert len(spans.get_finished_spans()) == 2
-                assert seconds(span) + 1e-9 >= sum(figures(span).get(part, 0) for part in PARTS)
+                assert seconds(span) + 1e-9 >= sum(timings(span).get(part, 0) for part in PARTS)
                 if error is None:
                     assert span.status.status_code is StatusCode.UNSET
                     return span
                 assert span.status.status_code is StatusCode.ERROR
-                (told,) = [each for each in span.events if each.name == "exception"]
-                assert told.attributes is not None and span.attributes is not None
-                assert str(told.attributes["exception.type"]).endswith(error.__qualname__)
-                assert told.attributes["exception.type"] == span.attributes["error.type"]
-                assert str(told.attributes["exception.message"]) in str(span.status.description)
+                (recorded,) = [each for each in span.events if each.name == "exception"]
+                assert recorded.attributes is not None and span.attributes is not None
+                assert str(recorded.attributes["exception.type"]).endswith(error.__qualname__)
+                assert recorded.attributes["exception.type"] == span.attributes["error.type"]
+                assert str(recorded.attributes["exception.message"]) in str(span.status.description)
                 return span
 
             assert (await outcome("abs", None, abs, -1)).events[0].name == "begun"
             span = await outcome("fail", ValueError, fail, "no such image")
             assert span.status.description == "ValueError: no such image"
             assert "in fail" in str(span.events[-1].attributes)  # the worker's traceback
-            assert figures(span)["run"] > 0
+            assert timings(span)["run"] > 0
             span = await outcome("die", WorkerCrashed, die)
-            assert "died while it ran" in str(span.status.description) and figures(span)["run"] > 0
+            assert "died while it ran" in str(span.status.description) and timings(span)["run"] > 0
             await pool.ready()
             span = await outcome("sleep", TaskTimeout, time.sleep, 1000, timeout=0.05)
-            assert figures(span)["run"] >= 0.04
+            assert timings(span)["run"] >= 0.04
             span = await outcome("die_once", None, die_once, str(tmp_path / "died"), retries=1)
-            assert figures(span)["attempts"] == 2
+            assert timings(span)["attempts"] == 2
             assert [each.name for each in span.events] == ["worker died", "begun", "done"]
             await outcome("fail", NotPicklable, fail, threading.Lock())
             await outcome("fail", NotPicklable, fail, [threading.Lock()] * 3000)
             span = await outcome("lock", NotPicklable, lock)
-            assert figures(span)["run"] > 0
+            assert timings(span)["run"] > 0
 
             held = asyncio.ensure_future(pool.run(hold, *gate.wait_args))
             await gate.entered()
@@ -303,7 +303,7 @@ def test_each_outcome_ends_one_span(run: Run, spans: Spans, gate: Gate, tmp_path
 
 
 def test_cancelled_calls(run: Run, spans: Spans, gate: Gate) -> None:
-    """A call that is cancelled, running, waiting, or being prepared, ends its span once and without an error."""
+    """A call cancelled while running, waiting or being prepared ends its span once, without an error."""
 
     async def main() -> None:
         async with WorkerPool(1, max_queue=2, prefetch=1) as pool:
@@ -326,7 +326,7 @@ def test_cancelled_calls(run: Run, spans: Spans, gate: Gate) -> None:
                 assert span.status.status_code is StatusCode.UNSET
                 assert span.events[-1].name == "cancelled"
             assert [each.name for each in spans.only("offload hold").events] == ["begun", "done", "cancelled"]
-            # The places in the queue are free again, also that of a call whose preparation never began.
+            # The slots of the queue are free again, also that of a call whose preparation never began.
             for _ in range(3):
                 gone = asyncio.ensure_future(pool.run(len, list(range(50_000))))
                 await asyncio.sleep(0)
@@ -340,7 +340,7 @@ def test_cancelled_calls(run: Run, spans: Spans, gate: Gate) -> None:
 
 
 def test_closing(spans: Spans, gate: Gate) -> None:
-    """Calls that a closed pool, or a closed loop, will never answer end their spans, too."""
+    """Calls left unanswered by a closed pool or a closed loop end their spans too."""
 
     async def forced() -> None:
         pool = WorkerPool(1, prefetch=1)
@@ -377,16 +377,16 @@ class Own:
     fields = frozenset({"x-own"})
 
     def inject(self, carrier: Any, context: Any = None, setter: Any = None) -> None:
-        """Write nothing that anybody could read."""
+        """Inject nothing."""
         carrier["x-own"] = "1"
 
     def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Any:
-        """Find nothing."""
+        """Extract nothing."""
         return context
 
 
 def test_own_propagator_and_sampling(spans: Spans, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trace arrives whatever propagator the parent has set; what is not sampled is not, in the worker either."""
+    """The trace arrives with any propagator set in the parent, and the sampling decision also holds in the worker."""
 
     async def main() -> None:
         async with WorkerPool(1) as pool:
@@ -417,7 +417,7 @@ class Broken(SimpleSpanProcessor):
 
 
 def test_tracing_that_fails(spans: Spans, caplog: pytest.LogCaptureFixture) -> None:
-    """Span processors, samplers and propagators that raise harm no call; it is logged once."""
+    """Span processors, samplers and propagators that raise do not affect calls, and the error is logged once."""
     provider: Any = trace.get_tracer_provider()
     provider.add_span_processor(Broken(spans))
     tracing._say.cache_clear()
@@ -434,7 +434,7 @@ def test_tracing_that_fails(spans: Spans, caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_threads_can_use_it(spans: Spans) -> None:
-    """A call that runs in a thread is a span in the same way, current in the context that the thread runs in."""
+    """A call to a thread is a span as well, and it is the current span in the context the thread runs in."""
 
     async def main() -> None:
         with trace.get_tracer("test").start_as_current_span("request"):
@@ -455,7 +455,7 @@ def test_threads_can_use_it(spans: Spans) -> None:
 
 
 def test_names() -> None:
-    """A name is that of the function, without what differs from call to call."""
+    """A span is named after the function, without anything that differs from call to call."""
     assert tracing._named(functools.partial(functools.partial(ids), 1)) == (__name__, "ids")
     assert tracing._named(len) == ("builtins", "len")
     assert tracing._named("x".split) == ("", "str.split")
@@ -464,7 +464,7 @@ def test_names() -> None:
 
 
 def test_without_opentelemetry(tmp_path: Path) -> None:
-    """Where the program has no OpenTelemetry nothing of it is imported, neither here nor in the workers."""
+    """If the program has no OpenTelemetry, none of it is imported in the parent or in the workers."""
     result = script(
         tmp_path,
         """
@@ -496,7 +496,7 @@ def test_without_opentelemetry(tmp_path: Path) -> None:
 
 
 def test_calls_in_threads(run: Run, spans: Spans) -> None:
-    """A call to a thread is a span too, current in the thread, with its run inside; each outcome ends it once."""
+    """A call to a thread is a span, current in the thread and enclosing its run; every outcome ends it once."""
 
     async def main() -> None:
         threads = ThreadBackend(1, max_queue=1, name="disk")
@@ -522,7 +522,7 @@ def test_calls_in_threads(run: Run, spans: Spans) -> None:
                 await calling
             return spans.only(f"offload {name}").status.status_code.name
 
-        assert await outcome("fail", ValueError, call(fail, "of ours")) == "ERROR"
+        assert await outcome("fail", ValueError, call(fail, "on purpose")) == "ERROR"
         assert await outcome("Event.wait", TaskTimeout, call(held.wait, timeout=0.01)) == "ERROR"
         held.set()
         held = threading.Event()

@@ -1,4 +1,4 @@
-"""The worker's side, by itself: how it waits for the next call."""
+"""The worker's side by itself: how it waits for the next call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loopwatch.workers.protocol import Kind
 
 @pytest.fixture
 def ends() -> Iterator[tuple[worker.Worker, socket.socket]]:
-    """A worker that is served in this process, and the parent's end of its socket."""
+    """A worker served in this process, and the parent's end of its socket."""
     ours, theirs = socket.socketpair()
     with ours, theirs, mmap.mmap(-1, worker.SHARED_SIZE) as shared:
         yield worker.Worker(theirs, shared), ours
@@ -30,7 +30,7 @@ def call(number: int) -> memoryview:
 
 
 def answer(channel: socket.socket) -> int:
-    """Return the result that comes next."""
+    """Return the next result."""
     frames: list[protocol.Frame] = []
     receiver = protocol.Receiver(frames.append)
     while not frames:
@@ -40,8 +40,8 @@ def answer(channel: socket.socket) -> int:
 
 
 def test_quick_succession(ends: tuple[worker.Worker, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a call that came at once the worker looks for the next without sleeping, and gives way to others; what
-    comes then is answered, and so is the end.
+    """After a call that came at once the worker polls for the next without sleeping, yielding to others; it answers a
+    call that comes then, and sees the end of the stream.
     """
     serving, channel = ends
     looked = threading.Event()
@@ -60,7 +60,7 @@ def test_quick_succession(ends: tuple[worker.Worker, socket.socket], monkeypatch
 
 
 def test_no_succession(ends: tuple[worker.Worker, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where calls do not come at once the worker sleeps until the next: it never looks in vain."""
+    """If calls do not come in quick succession the worker sleeps until the next one, without polling."""
     serving, channel = ends
     looks: list[None] = []
     monkeypatch.setattr(worker, "MOMENT", 0.0)

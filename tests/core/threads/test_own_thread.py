@@ -1,4 +1,4 @@
-"""A thread of the agent that goes away for a fork and comes back: bounded, counted, never twice."""
+"""A thread of the agent that ends for a fork and is restarted: bounded, counted, never twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOON = 10.0
 
 
 class Service:
-    """Something with a thread of its own that counts its turns."""
+    """A service with a thread of its own that counts its turns."""
 
     def __init__(self) -> None:
         self.woken = threading.Event()
@@ -60,8 +60,8 @@ def held(service: Service) -> None:
         until_gone([thread], SOON)
 
 
-def test_away_and_back(service: Service) -> None:
-    """While it is held neither Python nor the system knows it, and it can be told to start; then it goes on."""
+def test_stopped_and_restarted(service: Service) -> None:
+    """A held thread exists neither for Python nor for the system; it can be started meanwhile, and then goes on."""
     native = ours()[0].native_id
     held(service)
     assert ours() == [] and service.thread.exists
@@ -75,7 +75,7 @@ def test_away_and_back(service: Service) -> None:
 
 
 def test_two_forks_at_once(service: Service) -> None:
-    """It is back when the last of those who hold it lets go."""
+    """The thread is back when the last holder releases it."""
     held(service)
     held(service)
     service.thread.release()
@@ -84,8 +84,8 @@ def test_two_forks_at_once(service: Service) -> None:
     assert len(ours()) == 1
 
 
-def test_back_only_if_it_is_needed(service: Service) -> None:
-    """One that has nothing to do stays away until it is started."""
+def test_restarted_only_if_needed(service: Service) -> None:
+    """A thread with nothing to do stays away until it is started."""
     held(service)
     service.wanted = False
     service.thread.release()
@@ -94,8 +94,8 @@ def test_back_only_if_it_is_needed(service: Service) -> None:
     assert len(ours()) == 1
 
 
-def test_one_that_is_busy_is_not_waited_for_long(service: Service) -> None:
-    """What is in the midst of something stays, and goes on after the fork as if nothing had been."""
+def test_busy_thread_is_not_waited_for_long(service: Service) -> None:
+    """A busy thread stays, and goes on after the fork unaffected."""
     service.stuck = threading.Event()
     service.at_it.clear()
     service.woken.set()
@@ -114,8 +114,8 @@ def test_one_that_is_busy_is_not_waited_for_long(service: Service) -> None:
     assert service.at_it.wait(SOON) and ours() == [thread] and service.runs == 1
 
 
-def test_one_that_leaves_late_comes_back(service: Service) -> None:
-    """It was too busy to leave before the fork, left during it, and is back after it."""
+def test_thread_that_ends_late_is_restarted(service: Service) -> None:
+    """A thread too busy to end before the fork, which ends during it, is restarted after it."""
     service.stuck = threading.Event()
     service.at_it.clear()
     service.woken.set()
@@ -131,7 +131,7 @@ def test_one_that_leaves_late_comes_back(service: Service) -> None:
     assert service.at_it.wait(SOON) and len(ours()) == 1 and ours() != [thread] and service.runs == 2
 
 
-def test_its_own_fork(service: Service) -> None:
+def test_fork_by_the_thread_itself(service: Service) -> None:
     """A fork by the thread itself, in a callback of the program, waits for nothing."""
     found = []
 
@@ -150,8 +150,8 @@ def test_its_own_fork(service: Service) -> None:
     assert found[0] is None and len(ours()) == 1
 
 
-def test_its_clock_goes_on(service: Service) -> None:
-    """Its processor time counts all of its runs."""
+def test_cpu_time_counts_all_runs(service: Service) -> None:
+    """The thread's processor time includes all of its runs."""
     before = service.thread.cpu
     for _ in range(5):
         held(service)
@@ -159,8 +159,8 @@ def test_its_clock_goes_on(service: Service) -> None:
     assert service.thread.cpu > before
 
 
-def test_one_that_imports_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that is half imported at a fork could never be imported in the child."""
+def test_importing_thread_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that imports is waited for: a module half imported at a fork could never be imported in the child."""
     (tmp_path / "module_that_takes_long.py").write_text("import time\ntime.sleep(0.3)\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     begun = threading.Event()
@@ -183,8 +183,8 @@ def test_one_that_imports_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
     del sys.modules["module_that_takes_long"]
 
 
-def test_one_that_logs_is_waited_for() -> None:
-    """A stream that is being written to by a log handler of the program would be locked in the child for ever."""
+def test_logging_thread_is_waited_for() -> None:
+    """A thread that logs is waited for: a locked stream of the program's log handler would stay locked in the child."""
     begun, go_on = threading.Event(), threading.Event()
 
     class Slow(logging.Handler):
@@ -209,7 +209,7 @@ def test_one_that_logs_is_waited_for() -> None:
 
 
 def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system allows no thread, who starts it hears of it, and may try again."""
+    """If the system allows no thread, starting raises, and can be tried again."""
 
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -224,8 +224,8 @@ def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert service.at_it.wait(SOON) and service.thread.end(SOON)
 
 
-def test_what_others_put_in_the_place_of_starting_threads_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that refuses new threads, or counts them, does not meet ours; nor does one that wraps ``start``."""
+def test_patched_thread_start_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that refuses or counts new threads, or wraps ``start``, does not see the agent's threads."""
     asked: list[object] = []
 
     def refuse(*args: object, **_named: object) -> None:

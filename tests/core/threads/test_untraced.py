@@ -32,7 +32,7 @@ def seen() -> Iterator[list[int]]:
 
 
 def test_functions_for_new_threads_are_not_called(seen: list[int]) -> None:
-    """Not even once, whereas a thread of the program that does the same is traced."""
+    """Trace and profile functions are not called for the agent's threads, but are for a thread of the program."""
     inside: list[object] = []
 
     def work() -> None:
@@ -50,8 +50,8 @@ def test_functions_for_new_threads_are_not_called(seen: list[int]) -> None:
     assert inside[0] == (None, None)
 
 
-def test_target_is_let_go_of() -> None:
-    """What a thread ran is not kept by the thread that has ended."""
+def test_target_is_released() -> None:
+    """A thread that has ended does not keep its target."""
     import gc
     import weakref
 
@@ -68,8 +68,8 @@ def test_target_is_let_go_of() -> None:
     assert gone() is None
 
 
-def test_what_leaves_a_thread_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    """MemoryError and its like come to who has the thread; another one can be started."""
+def test_escaping_exception_is_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """MemoryError and the like are passed to the thread's owner, and another thread can be started."""
     failures: list[BaseException] = []
     done = threading.Event()
 

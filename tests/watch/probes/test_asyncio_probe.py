@@ -1,4 +1,4 @@
-"""The timed ``select``: faked select and clock give exact figures; real selectors are left as they were."""
+"""The timed ``select``: faked select and clock give exact numbers, and real selectors are restored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LIMIT = 0.1
 
 
 class Timer:
-    """What asyncio keeps on its heap of timers."""
+    """A timer as on asyncio's heap."""
 
     def __init__(self, when: float, *, cancelled: bool = False) -> None:
         self._when, self._cancelled = when, cancelled
@@ -45,7 +45,7 @@ class Timer:
 
 
 class CountingList(list[Any]):
-    """A list that counts how often it is looked into."""
+    """A list that counts how often its items are read."""
 
     looks = 0
 
@@ -55,7 +55,7 @@ class CountingList(list[Any]):
 
 
 class FakeLoop:
-    """What the probe reads of a loop."""
+    """The attributes of a loop that the probe reads."""
 
     def __init__(self) -> None:
         self._ready: list[object] = []
@@ -63,7 +63,7 @@ class FakeLoop:
 
 
 class Faked:
-    """A loop whose ``select`` takes as long, and returns as many events, as the test says."""
+    """A loop whose ``select`` takes as long, and returns as many events, as the test sets."""
 
     def __init__(self, limit: float = LIMIT) -> None:
         self.clock = FakeClock(1000.0)
@@ -117,7 +117,7 @@ def test_block_of_one_pass() -> None:
     assert (block.uncertainty, block.shared, block.asleep) == (0.0, True, False)
 
 
-def test_each_pass_is_on_its_own() -> None:
+def test_passes_do_not_add_up() -> None:
     """Passes below the limit do not add up."""
     faked = Faked()
     for _ in range(50):
@@ -145,7 +145,7 @@ def test_since_is_the_start_of_the_pass() -> None:
 
 
 def test_poll_that_does_not_wait_belongs_to_the_pass() -> None:
-    """A poll with time-out 0 is no idle time: what it takes, the loop is held."""
+    """A poll with time-out 0 is no idle time: it holds the loop."""
     faked = Faked()
     faked.poll()
     faked.work(0.01)
@@ -159,7 +159,7 @@ def test_poll_that_does_not_wait_belongs_to_the_pass() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 0.05, None])
-def test_victims_are_all_who_waited(timeout: float | None) -> None:
+def test_victims_are_all_waiters(timeout: float | None) -> None:
     """Waiters: 3 ready handles, 2 due timers that were not cancelled, and 4 events of the first poll after it."""
     faked = Faked()
     faked.poll()
@@ -176,7 +176,7 @@ def test_victims_are_all_who_waited(timeout: float | None) -> None:
 
 
 def test_due_timers_are_counted_as_far_as_they_are_due() -> None:
-    """Of 10,000 timers on the heap only those that are due, and their neighbours, are looked at."""
+    """Of 10,000 timers on the heap only the due ones, and their neighbours, are examined."""
     faked = Faked()
     for number in range(10_000):
         heapq.heappush(faked.loop._scheduled, Timer(1000.0 + number))
@@ -195,7 +195,7 @@ def test_due_timers_are_counted_right(timers: list[tuple[float, bool]], now: flo
     assert len(faked.cell._due(now)) == sum(when <= now and not cancelled for when, cancelled in timers)
 
 
-def test_counting_ends() -> None:
+def test_counting_is_bounded() -> None:
     """A hundred thousand due timers are not all walked on the loop's thread."""
     faked = Faked()
     faked.loop._scheduled = heap = CountingList(Timer(0.0) for _ in range(100_000))
@@ -243,7 +243,7 @@ def test_sleep_without_oversleep(timeout: float | None, lasts: float, found: int
 
 
 def test_window_of_an_oversleep_leaves_out_the_sleep() -> None:
-    """Processor time is compared with the oversleep and the work before it, not with the sleep that was meant."""
+    """Processor time is compared with the oversleep and the work before it, not with the intended sleep."""
     faked = Faked()
     faked.poll()  # marks the clocks at 1000.0
     faked.work(0.004)
@@ -281,7 +281,7 @@ def test_paused() -> None:
 
 
 def test_blocks_are_bounded() -> None:
-    """If nobody fetches them, the latest thousand blocks are kept."""
+    """If the blocks are not fetched, the latest thousand are kept."""
     faked = Faked()
     for _ in range(1500):
         faked.poll()
@@ -332,7 +332,7 @@ async def _blocked(seconds: float) -> None:
 
 
 def test_counters_of_a_real_loop(real: Any) -> None:
-    """Busy and idle add up to the time the loop ran, and what was idle is what it waited."""
+    """Busy and idle time add up to the time the loop ran, and the idle time is the time it waited."""
     probe = AsyncioProbe(real, LIMIT, PatchSet(), raised)
     began = time.monotonic()
     probe.running(True)
@@ -394,19 +394,19 @@ class Odd(selectors.SelectSelector):
 
 
 def test_selector_with_slots_falls_back_to_the_heartbeat() -> None:
-    """Where select cannot be replaced the heartbeat serves, the failure is told once, and the selector is untouched."""
+    """If select cannot be replaced the heartbeat is used, the failure is reported once, and select stays as it was."""
     loop = asyncio.SelectorEventLoop(Slotted())  # type: ignore[arg-type]
-    told: list[BaseException] = []
-    probe = make_probe(loop, LIMIT, PatchSet(), told.append)
+    reported: list[BaseException] = []
+    probe = make_probe(loop, LIMIT, PatchSet(), reported.append)
     assert isinstance(probe, HeartbeatProbe)
-    assert len(told) == 1
+    assert len(reported) == 1
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
 
 
 @pytest.mark.parametrize(("selector", "kind"), [(Odd, "asyncio"), (Slotted, "heartbeat")])
 def test_custom_selector_is_watched(selector: Any, kind: str) -> None:
-    """A loop with a selector of the user's own is watched, as well as it allows, and its select still called."""
+    """A loop with a user's own selector is watched as well as the selector allows, and its select is still called."""
     sink = RecordingSink()
     agent = Agent(Config(threshold=0.1, on_stall=sink, log_level=10, cpu_budget=1.0))
     agent.start()
@@ -429,8 +429,8 @@ async def _blocked_in_peace(seconds: float) -> None:
 
 
 @pytest.fixture
-def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the loop's thread was made to sleep, each time; it does not."""
+def yields(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The durations for which the loop's thread was asked to release the GIL, without really sleeping."""
     slept: list[float] = []
     monkeypatch.setattr("loopwatch.watch.probes.asyncio.release_gil", slept.append)
     return slept
@@ -445,53 +445,53 @@ def saturate(faked: Faked, seconds: float) -> None:
 
 
 def expect(faked: Faked, when: float) -> None:
-    """The watcher says when it will look next."""
+    """Announce the watcher's next tick."""
     faked.cell.expect(when)
     faked.timed.look_by(faked.cell.visit)
 
 
-def test_a_loop_that_never_waits_lets_the_watcher_in(naps: list[float]) -> None:
-    """From the announced time on, not before, it gives up the GIL for long enough; within a millisecond."""
+def test_loop_that_never_waits_yields_to_the_watcher(yields: list[float]) -> None:
+    """From the announced time on the loop releases the GIL for long enough, within a millisecond."""
     faked = Faked()
     saturate(faked, 0.02)
     expect(faked, faked.clock.now + 0.05)
     saturate(faked, 0.0495)
-    assert naps == []
+    assert yields == []
     saturate(faked, 0.0015)
-    assert naps != []
+    assert yields != []
 
 
-def test_once_it_was_seen_it_is_let_be(naps: list[float]) -> None:
-    """A watcher that has looked says when it comes again; until then nobody sleeps for it."""
+def test_loop_that_was_read_does_not_yield(yields: list[float]) -> None:
+    """After its tick the watcher announces the next one, and until then the loop does not yield."""
     faked = Faked()
     expect(faked, faked.clock.now + 0.01)
     saturate(faked, 0.011)
-    seen = len(naps)
+    seen = len(yields)
     expect(faked, faked.clock.now + 0.05)
     saturate(faked, 0.04)
-    assert 0 < seen == len(naps)
+    assert 0 < seen == len(yields)
 
 
-def test_a_watcher_that_never_comes_is_not_waited_for(naps: list[float]) -> None:
-    """After twenty times the loop does not sleep any more for a watcher that does not come."""
+def test_watcher_that_never_ticks_is_not_waited_for(yields: list[float]) -> None:
+    """After twenty yields the loop stops yielding to a watcher that does not come."""
     faked = Faked()
     expect(faked, faked.clock.now + 0.01)
     saturate(faked, 5.0)
-    assert naps == [LET_IN] * MAX_LET_IN
+    assert yields == [LET_IN] * MAX_LET_IN
 
 
-def test_a_loop_that_waits_need_not_let_anybody_in(naps: list[float]) -> None:
-    """A poll that waits gives up the GIL for long enough."""
+def test_waiting_loop_does_not_yield(yields: list[float]) -> None:
+    """A poll that waits releases the GIL for long enough."""
     faked = Faked()
     expect(faked, faked.clock.now + 0.01)
     for _ in range(100):
         faked.work(0.0001)
         faked.poll(lasts=0.001)
-    assert naps == []
+    assert yields == []
 
 
 def failing(exc: Exception) -> Faked:
-    """A loop under a probe whose hand-over of waiting handles fails."""
+    """A loop under a probe whose callback for waiting handles fails."""
     faked = Faked()
 
     def taker(*_: object) -> None:
@@ -502,8 +502,8 @@ def failing(exc: Exception) -> Faked:
     return faked
 
 
-def test_a_failure_of_ours_does_not_reach_the_loop() -> None:
-    """What goes wrong at the end of a block is reported once a block; the loop and the time of later blocks go on."""
+def test_failure_of_the_probe_does_not_reach_the_loop() -> None:
+    """A fault at the end of a block is reported once per block; the loop and the timing of later blocks go on."""
     faked = failing(RuntimeError("ours"))
     for _ in range(3):
         faked.work(0.2)
@@ -517,7 +517,7 @@ def test_a_failure_of_ours_does_not_reach_the_loop() -> None:
 
 
 def test_a_probe_that_always_fails_gives_up() -> None:
-    """After ten failures nothing is noted of this loop any more, and its select does what it always did."""
+    """After ten failures the loop is not recorded any more, and its select behaves as the original."""
     faked = failing(RuntimeError("ours"))
     for _ in range(30):
         faked.work(0.2)
@@ -526,8 +526,8 @@ def test_a_probe_that_always_fails_gives_up() -> None:
     assert faked.timed.pace().passes == 31
 
 
-def test_events_that_cannot_be_counted_are_handed_on() -> None:
-    """A select of the program's own may return what has no length: the loop gets it, and nobody else is disturbed."""
+def test_events_without_a_length_are_passed_on() -> None:
+    """A program's own select may return an object without a length: the loop gets it, with one fault reported."""
     clock, cell = FakeClock(1000.0), Cell(FakeLoop(), LIMIT)
     failed: list[BaseException] = []
     cell.report = failed.append
@@ -540,8 +540,8 @@ def test_events_that_cannot_be_counted_are_handed_on() -> None:
     assert isinstance(failed[0], TypeError)
 
 
-def test_a_signal_handler_of_the_program_may_raise_there() -> None:
-    """A time-out by a signal that comes while we take notes is the program's: it is raised, not kept."""
+def test_exception_of_a_signal_handler_is_raised() -> None:
+    """A time-out raised by a signal handler inside the probe is the program's: it is raised, not swallowed."""
 
     class TimedOut(Exception):
         pass

@@ -1,4 +1,4 @@
-"""Which probe reads a loop: real time is told from a simulated one by the type alone, and mocks are left alone."""
+"""Which probe reads a loop: a real clock is recognised by the loop's type alone, and mocks are left alone."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class Simulated(asyncio.SelectorEventLoop):
 
 
 class OwnPasses(Simulated):
-    """A loop whose passes are its own, too, as that of CPython's tests."""
+    """A loop that also overrides its passes, as CPython's test loop does."""
 
     def _run_once(self) -> None:
         super()._run_once()  # type: ignore[misc]
 
 
 class Derived(asyncio.SelectorEventLoop):
-    """A loop that adds something to its passes, in real time."""
+    """A loop that extends its passes, in real time."""
 
     def _run_once(self) -> None:
         super()._run_once()  # type: ignore[misc]
 
 
 class Foreign(asyncio.AbstractEventLoop):
-    """A loop that nobody knows."""
+    """A loop of an unknown kind."""
 
     def is_closed(self) -> bool:
         return False
@@ -64,7 +64,7 @@ def made() -> Iterator[list[asyncio.AbstractEventLoop]]:
     ],
 )
 def test_loops_of_asyncio(kind: Any, real: bool, probe: str | None, made: list[Any]) -> None:
-    """asyncio's own passes are timed whatever the clock is; where passes and clock are the program's, nothing is."""
+    """asyncio's own passes are timed with any clock; a loop that overrides both passes and clock is not watched."""
     loop = kind()
     made.append(loop)
     before = dict(vars(loop)), dict(vars(loop._selector))
@@ -78,7 +78,7 @@ def test_loops_of_asyncio(kind: Any, real: bool, probe: str | None, made: list[A
 
 
 def test_loops_of_uvloop(made: list[Any]) -> None:
-    """A loop of uvloop is read by its counters, and one of a class of the program's too."""
+    """A loop of uvloop, also of a subclass, is read by its counters."""
     uvloop = pytest.importorskip("uvloop")
 
     class Simulates(uvloop.Loop):  # type: ignore[misc]
@@ -95,7 +95,7 @@ def test_loops_of_uvloop(made: list[Any]) -> None:
 
 @pytest.mark.parametrize("mock", [Mock(), MagicMock(), Mock(spec=asyncio.SelectorEventLoop), object(), Foreign()])
 def test_mocks_and_unknown_loops_are_left_alone(mock: Any) -> None:
-    """Not one attribute of a mock is asked for; only what the program gives us has a heartbeat then."""
+    """No attribute of a mock is accessed; only an explicitly given loop then has a heartbeat."""
     calls = getattr(mock, "mock_calls", [])
     assert make_probe(mock, LIMIT, PatchSet(), raised) is None
     assert not is_known(mock)
@@ -109,7 +109,7 @@ def test_mocks_and_unknown_loops_are_left_alone(mock: Any) -> None:
 
 @pytest.mark.parametrize("selector", [Mock(), Mock(spec=selectors.SelectSelector)])
 def test_a_mocked_selector_is_not_touched(selector: Any, made: list[Any]) -> None:
-    """The select of a mock stays the program's: the heartbeat serves where the clock is real."""
+    """The select of a mock stays the program's, and the heartbeat is used where the clock is real."""
     loop = asyncio.SelectorEventLoop()
     made.append(loop)
     real, loop._selector = loop._selector, selector  # type: ignore[attr-defined]
@@ -123,7 +123,7 @@ def test_a_mocked_selector_is_not_touched(selector: Any, made: list[Any]) -> Non
 
 
 def test_a_replaced_clock_is_not_real(made: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that stands on the instance, or a time.monotonic that somebody has replaced, is simulated."""
+    """A clock set on the instance, or a replaced time.monotonic, counts as simulated."""
     loop = asyncio.SelectorEventLoop()
     made.append(loop)
     assert keeps_real_time(loop)

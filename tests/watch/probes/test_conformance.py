@@ -1,4 +1,4 @@
-"""What every probe has to do, one entry a kind of loop: a probe without an entry fails here."""
+"""The contract of every probe, with one entry per kind of loop: a probe without an entry fails here."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ ENTRIES = (
 
 
 class Attached:
-    """A loop with a probe and a heartbeat, as the watcher has them; it is looked at between two callbacks."""
+    """A loop with a probe and a heartbeat, as the watcher has them, read between two callbacks."""
 
     def __init__(self, entry: Entry) -> None:
         self.patches = PatchSet()
@@ -82,7 +82,7 @@ class Attached:
         self.probe.running(False)
 
     def look(self) -> float:
-        """Return what the watcher would see now."""
+        """Return the probe's ``busy_since`` as the watcher would see it now."""
         now = time.monotonic()
         return self.probe.busy_since(now, 0.0, max(now - self.heart.due, 0.0))
 
@@ -102,14 +102,14 @@ def entry(request: pytest.FixtureRequest) -> Entry:
 
 @pytest.fixture
 def attached(entry: Entry) -> Iterator[Attached]:
-    """A loop under a probe, which is left as it was."""
+    """A loop under a probe, which is restored afterwards."""
     made = Attached(entry)
     yield made
     made.close()
 
 
 def blocked(attached: Attached, seconds: float) -> list[Block]:
-    """Block the loop once, and look at it as the watcher does; return the blocks of at least the limit."""
+    """Block the loop once and tick as the watcher does; return the blocks of at least the limit."""
 
     async def main() -> None:
         attached.look()
@@ -140,7 +140,7 @@ def test_every_probe_has_an_entry() -> None:
 
 
 def test_a_block_is_found_with_its_length(attached: Attached) -> None:
-    """0.3 s are found as one block of 0.3 s, within its uncertainty and what this machine adds."""
+    """A block of 0.3 seconds is found as one of that length, within its uncertainty and the delay of this machine."""
     (block,) = blocked(attached, 0.3)
     length = block.end - block.start
     assert length >= 0.3 - block.uncertainty - 0.02
@@ -149,7 +149,7 @@ def test_a_block_is_found_with_its_length(attached: Attached) -> None:
 
 
 def test_a_loop_that_waits_is_idle(attached: Attached) -> None:
-    """Nothing is found, and what is seen from outside is a loop that waits."""
+    """A waiting loop has no block, and is seen as waiting from outside."""
     seen: list[float] = []
 
     async def main() -> None:
@@ -165,7 +165,7 @@ def test_a_loop_that_waits_is_idle(attached: Attached) -> None:
     assert attached.look() == IDLE  # it does not run
 
 
-def test_blocks_are_handed_out_once(attached: Attached) -> None:
+def test_blocks_are_returned_once(attached: Attached) -> None:
     """A second call returns nothing."""
     assert len(blocked(attached, 0.2)) == 1
     assert attached.probe.finished() == []
@@ -178,7 +178,7 @@ def test_the_limit_can_be_changed(attached: Attached) -> None:
 
 
 def test_totals_grow(attached: Attached, entry: Entry) -> None:
-    """Totals that are known never fall, and busy time has the block in it."""
+    """Known totals never decrease, and the busy time includes the block."""
     attached.run(lambda: asyncio.sleep(0))
     before = attached.probe.counters(time.monotonic())
 
@@ -194,7 +194,7 @@ def test_totals_grow(attached: Attached, entry: Entry) -> None:
 
 
 def test_detaching_twice_leaves_a_loop_that_runs(attached: Attached) -> None:
-    """The loop has its own methods back, and runs."""
+    """After detaching twice the loop has its own methods back, and runs."""
     attached.run(lambda: asyncio.sleep(0))
     attached.heart.stop()
     attached.probe.detach()

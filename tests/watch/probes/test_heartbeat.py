@@ -18,7 +18,7 @@ from loopwatch.watch.probes.heartbeat import MAX_FAILURES, Heartbeat, HeartbeatP
 
 
 class FakeLoop:
-    """A loop of timers only, which runs when it is told to."""
+    """A loop with timers only, which runs under control of the test."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -48,13 +48,13 @@ class Beating:
         self.clock = clock
         self.loop = FakeLoop(clock)
         self.share: float | None = None
-        self.beats: list[tuple[float, float]] = []
+        self.heartbeats: list[tuple[float, float]] = []
         self.failed: list[BaseException] = []
         self.heart = Heartbeat(
             self.loop,
             interval,
             lambda: self.share,
-            lambda due, now: self.beats.append((due, now)),
+            lambda due, now: self.heartbeats.append((due, now)),
             self.failed.append,
         )
         self.heart.start()
@@ -62,7 +62,7 @@ class Beating:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """The clock of the heartbeat's module, standing at 100 s."""
+    """The clock of the heartbeat's module, set to 100 seconds."""
     fake = FakeClock(100.0)
     monkeypatch.setattr("loopwatch.watch.probes.heartbeat.time", SimpleNamespace(monotonic=fake))
     return fake
@@ -74,8 +74,8 @@ def beating(clock: FakeClock) -> Beating:
     return Beating(clock)
 
 
-def test_lateness_is_what_the_loop_was_late(beating: Beating) -> None:
-    """A beat on time records 0, one 300 ms late records 0.3 s, with the due time and the time it came."""
+def test_lateness_is_measured_from_the_due_time(beating: Beating) -> None:
+    """A heartbeat on time records 0, one 300 ms late records 0.3 seconds, with the due time and the actual time."""
     beating.loop.fire()
     beating.loop.fire(late=0.3)
     stats = beating.heart.take_window().stats()
@@ -83,18 +83,18 @@ def test_lateness_is_what_the_loop_was_late(beating: Beating) -> None:
     assert (stats.count, stats.min) == (2, 0.0)
     assert stats.max == pytest.approx(0.3)
     assert stats.mean == pytest.approx(0.15)
-    assert beating.beats[1] == pytest.approx((100.1, 100.4))
+    assert beating.heartbeats[1] == pytest.approx((100.1, 100.4))
 
 
-def test_next_beat_is_counted_from_the_last(beating: Beating) -> None:
-    """A late beat does not make the next one late: it is due one interval after this one came."""
+def test_next_heartbeat_is_counted_from_the_last(beating: Beating) -> None:
+    """A late heartbeat does not make the next one late: that is due one interval after the late one."""
     beating.loop.fire(late=0.3)
     assert beating.heart.due == pytest.approx(100.4)
     assert beating.heart.last == pytest.approx(100.35)
 
 
-def test_window_begins_anew(beating: Beating) -> None:
-    """What was taken is not told a second time."""
+def test_window_is_reset_when_taken(beating: Beating) -> None:
+    """Values of a taken window are not returned a second time."""
     beating.loop.fire(late=0.2)
     assert beating.heart.take_window().count == 1
     assert beating.heart.take_window().stats() is None
@@ -103,7 +103,7 @@ def test_window_begins_anew(beating: Beating) -> None:
 
 
 def test_stretches_to_one_second_while_idle_and_back(beating: Beating) -> None:
-    """An idle loop is woken half as often after each beat, down to once a second; the first busy beat ends that."""
+    """On an idle loop the interval doubles with each heartbeat, up to a second; the first busy one resets it."""
     beating.share = 0.049
     for _ in range(7):
         beating.loop.fire()
@@ -114,7 +114,7 @@ def test_stretches_to_one_second_while_idle_and_back(beating: Beating) -> None:
 
 
 def test_lag_is_dated_from_the_due_time_also_when_stretched(beating: Beating) -> None:
-    """At one beat a second a block just before the beat is still measured from the due time."""
+    """At one heartbeat a second a block just before the heartbeat is still measured from the due time."""
     beating.share = 0.0
     for _ in range(6):
         beating.loop.fire()
@@ -124,14 +124,14 @@ def test_lag_is_dated_from_the_due_time_also_when_stretched(beating: Beating) ->
 
 
 def test_never_stretches_where_utilization_is_unknown(beating: Beating) -> None:
-    """The heartbeat is the only probe of such a loop: it keeps its interval."""
+    """The heartbeat keeps its interval where it is the only probe of a loop."""
     for _ in range(5):
         beating.loop.fire()
     assert set(beating.loop.delays) == {0.05}
 
 
 def test_interval_longer_than_a_second_is_kept(clock: FakeClock) -> None:
-    """Idle or not, an interval that the user chose longer than the longest stretch stays."""
+    """Idle or not, a configured interval longer than the longest stretch is kept."""
     beating = Beating(clock, interval=5.0)
     for beating.share in (0.0, 0.0, 1.0, 0.0):
         beating.loop.fire()
@@ -139,7 +139,7 @@ def test_interval_longer_than_a_second_is_kept(clock: FakeClock) -> None:
 
 
 def test_set_interval(beating: Beating) -> None:
-    """A new interval counts from the next beat on."""
+    """A new interval counts from the next heartbeat on."""
     beating.heart.set_interval(0.2)
     beating.loop.fire()
     beating.loop.fire()
@@ -147,20 +147,20 @@ def test_set_interval(beating: Beating) -> None:
 
 
 def test_time_between_two_runs_is_no_lag(beating: Beating) -> None:
-    """A loop that was stopped for an hour and runs again was not late; from the next beat on it is measured."""
+    """A loop that was stopped for an hour was not late; it is measured again from the next heartbeat on."""
     beating.loop.fire()
     beating.clock.now += 3600
     beating.heart.resume()
     (_, callback), beating.loop.timers = beating.loop.timers[0], []
     callback()
     assert beating.heart.take_window().highest == 0.0
-    assert beating.beats[-1] == (beating.clock.now, beating.clock.now)
+    assert beating.heartbeats[-1] == (beating.clock.now, beating.clock.now)
     beating.loop.fire(late=0.2)
     assert beating.heart.take_window().highest == pytest.approx(0.2)
 
 
 def test_first_callback_of_a_second_run_is_lag(beating: Beating) -> None:
-    """A beat overdue since the loop was stopped is late by what the second run made it wait, and no more."""
+    """A heartbeat overdue since the loop was stopped is late only by its wait in the second run."""
     beating.loop.fire()
     beating.clock.now += 3600
     beating.heart.resume()
@@ -170,19 +170,19 @@ def test_first_callback_of_a_second_run_is_lag(beating: Beating) -> None:
     assert beating.heart.take_window().highest == pytest.approx(0.4)
 
 
-def test_second_run_before_the_beat_is_due(beating: Beating) -> None:
-    """A beat that is not due yet when the loop runs again keeps its due time."""
+def test_second_run_before_the_heartbeat_is_due(beating: Beating) -> None:
+    """A heartbeat that is not due yet when the loop runs again keeps its due time."""
     beating.clock.advance(0.01)
     beating.heart.resume()
     beating.loop.fire()
-    assert beating.beats == [pytest.approx((100.05, 100.05))]
+    assert beating.heartbeats == [pytest.approx((100.05, 100.05))]
 
 
 def test_stop(beating: Beating) -> None:
-    """After stop() the timer under way does nothing, and there is no further one."""
+    """After stop() the pending timer does nothing, and there is no further one."""
     beating.heart.stop()
     beating.loop.fire(late=9.0)
-    assert beating.beats == []
+    assert beating.heartbeats == []
     assert beating.heart.take_window().stats() is None
     assert beating.loop.timers == []
 
@@ -195,24 +195,24 @@ def test_closed_loop(beating: Beating) -> None:
 
 
 def test_keeps_no_loop_alive(clock: FakeClock) -> None:
-    """A heartbeat that its loop has forgotten does not keep the loop."""
+    """A heartbeat does not keep its loop alive."""
     beating = Beating(clock)
     (_, callback), beating.loop.timers = beating.loop.timers[0], []
     del beating.loop
     gc.collect()
     callback()
-    assert len(beating.beats) == 1
+    assert len(beating.heartbeats) == 1
 
 
-def test_base_is_the_frame_that_calls_the_beats(beating: Beating) -> None:
-    """The beat notes who called it: the innermost frame below all callbacks of the loop."""
+def test_base_is_the_frame_that_calls_the_heartbeats(beating: Beating) -> None:
+    """The heartbeat records its calling frame: the innermost one below all callbacks of the loop."""
     beating.loop.fire()
     assert beating.heart.base is not None
     assert beating.heart.base[1] is FakeLoop.fire.__code__
 
 
-def test_a_failure_of_a_beat_does_not_reach_the_loop(beating: Beating) -> None:
-    """What goes wrong in a beat is reported, and the next beat comes; after ten failures there is none any more."""
+def test_failure_of_a_heartbeat_does_not_reach_the_loop(beating: Beating) -> None:
+    """A fault in a heartbeat is reported, and the next one comes; after ten failures the heartbeat stops."""
 
     def wrong() -> float:
         raise RuntimeError("ours")
@@ -224,14 +224,14 @@ def test_a_failure_of_a_beat_does_not_reach_the_loop(beating: Beating) -> None:
 
 
 def test_a_timer_that_cannot_be_set_does_not_reach_the_loop(beating: Beating, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop whose call_later raises is not told of it through its exception handler."""
+    """If call_later of a loop raises, the loop's exception handler is not called."""
     monkeypatch.setattr(FakeLoop, "call_later", lambda *_, **__: 1 / 0)
     beating.loop.fire()
     assert [type(exc) for exc in beating.failed] == [ZeroDivisionError]
 
 
-def test_a_beat_keeps_no_context_alive() -> None:
-    """What is set in the context of whoever runs a loop is not kept by the timers of its heartbeat."""
+def test_heartbeat_keeps_no_context_alive() -> None:
+    """The timers of a heartbeat do not keep the context that the loop was run in."""
 
     class Kept:
         pass
@@ -254,7 +254,7 @@ def test_a_beat_keeps_no_context_alive() -> None:
 
 
 class Probed(Beating):
-    """A loop with no other probe than its heartbeat, limit 0.1 s."""
+    """A loop with its heartbeat as the only probe, limit 0.1 seconds."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.probe = HeartbeatProbe(0.1)
@@ -267,7 +267,7 @@ class Probed(Beating):
 
 @pytest.fixture
 def probed(clock: FakeClock) -> Probed:
-    """A loop that began to run at 100 s and is read by its heartbeat."""
+    """A loop that started at 100 seconds and is read by its heartbeat."""
     return Probed(clock)
 
 
@@ -276,7 +276,7 @@ def near(block: Block, start: float, end: float, uncertainty: float) -> bool:
 
 
 def test_block_is_dated_back(probed: Probed) -> None:
-    """A block began between the last beat and the due time: the middle is reported, and half the span as doubt."""
+    """A block is dated to the middle between last heartbeat and due time, with half that span as uncertainty."""
     probed.loop.fire()
     probed.loop.fire(late=0.3)
     (block,) = probed.probe.finished()
@@ -286,7 +286,7 @@ def test_block_is_dated_back(probed: Probed) -> None:
 
 
 def test_block_below_the_limit_is_none(probed: Probed) -> None:
-    """A beat late by less than the limit is lag and no block."""
+    """A heartbeat late by less than the limit is lag and no block."""
     probed.loop.fire(late=0.099)
     assert probed.probe.finished() == []
     probed.probe.set_limit(0.09)
@@ -295,7 +295,7 @@ def test_block_below_the_limit_is_none(probed: Probed) -> None:
 
 
 def test_activity_begins_at_the_due_time(probed: Probed) -> None:
-    """The loop counts as busy from the moment the beat is overdue, under the key of the block to come."""
+    """The loop counts as busy from the moment the heartbeat is overdue, under the key of the later block."""
     assert probed.probe.busy_since(100.05) == IDLE
     assert probed.probe.busy_since(100.2) == pytest.approx(100.05)
     probed.loop.fire(late=0.3)
@@ -303,13 +303,13 @@ def test_activity_begins_at_the_due_time(probed: Probed) -> None:
 
 
 def test_a_loop_that_does_not_run_is_not_blocked(probed: Probed) -> None:
-    """An overdue beat of a stopped loop means nothing."""
+    """An overdue heartbeat of a stopped loop is no block."""
     probed.probe.running(False)
     assert probed.probe.busy_since(500.0) == IDLE
 
 
 def test_cut_ends_a_block(probed: Probed) -> None:
-    """cut() reports an overdue beat as if it came now, and the beat itself does not report it again."""
+    """cut() reports an overdue heartbeat as if it came now, and the heartbeat itself does not report it again."""
     probed.clock.now = 100.45
     probed.probe.cut(100.45)
     (block,) = probed.probe.finished()
@@ -321,7 +321,7 @@ def test_cut_ends_a_block(probed: Probed) -> None:
 
 
 def test_block_in_the_last_callback(probed: Probed) -> None:
-    """A loop that stops right after a block has not lost it."""
+    """A block right before the loop stops is not lost."""
     probed.loop.fire()
     probed.clock.now = 100.4
     probed.probe.running(False)
@@ -330,7 +330,7 @@ def test_block_in_the_last_callback(probed: Probed) -> None:
 
 
 def test_block_at_the_start_of_a_second_run(probed: Probed) -> None:
-    """After an hour in which the loop did not run, a block of its first callback is as long as it was, no longer."""
+    """After an hour in which the loop did not run, a block of its first callback has its true length."""
     probed.loop.fire()
     probed.probe.running(False)
     probed.clock.now += 3600
@@ -345,13 +345,13 @@ def test_block_at_the_start_of_a_second_run(probed: Probed) -> None:
     assert near(block, start=began, end=began + 0.3, uncertainty=0.0)
 
 
-def test_nothing_is_counted(probed: Probed) -> None:
-    """A heartbeat cannot tell how busy a loop is, and says so."""
+def test_heartbeat_has_no_utilization(probed: Probed) -> None:
+    """A heartbeat has no utilization, and reports it as unknown."""
     assert set(probed.probe.counters(101.0)) == {None}
 
 
 def test_detached_probe_is_silent(probed: Probed) -> None:
-    """After detach, twice, nothing is reported."""
+    """After detaching, also twice, nothing is reported."""
     probed.probe.detach()
     probed.probe.abandon()
     probed.loop.fire(late=5.0)

@@ -22,7 +22,7 @@ T0 = 1000.0
 
 
 class Timeline:
-    """What libuv's counters say of a loop that makes the given passes, each (seconds of work, seconds of poll).
+    """libuv's counters for a loop that makes the given passes, each (seconds of work, seconds of poll).
 
     As in libuv's ``uv_run`` a pass is counted right before its poll, which counts as idle time while it lasts.
     """
@@ -102,13 +102,13 @@ class Scripted(UvloopProbe):
         super().cut(now)
 
     def finished_later(self) -> list[Block]:
-        """Return what is finished 10 ms later, when the first poll after a block is over."""
+        """Return the blocks finished 10 ms later, when the first poll after a block is over."""
         assert CLOCK.now is not None
         CLOCK.now += 0.01
         return self.finished()
 
     def watched(self, ticks: list[float]) -> list[Block]:
-        """Look at the given times, as the watcher does, and return what was found."""
+        """Tick at the given times, as the watcher does, and return the blocks."""
         found = []
         for tick in ticks:
             self.busy_since(tick)
@@ -126,7 +126,7 @@ def every(seconds: float, until: float, offset: float = 0.0) -> list[float]:
 
 @given(st.floats(0.15, 5.0), st.floats(0.005, 0.05), st.floats(0.0, 0.05))
 def test_block_between_polls(length: float, tick: float, offset: float) -> None:
-    """One long pass between polls is one block; its bounds are right within what it says of its uncertainty."""
+    """One long pass between polls is one block, with bounds right within its uncertainty."""
     line = Timeline([*QUIET, (length, 0.05), *QUIET])
     start = line.begins[len(QUIET)]
     (block,) = Scripted(line).watched(every(tick, line.end, offset))
@@ -146,7 +146,7 @@ def test_block_seen_from_polls_on_both_sides_is_exact() -> None:
 
 
 def test_activity_dates_from_the_last_poll() -> None:
-    """While the loop is blocked the watcher reads since when; while it polls, that it is idle."""
+    """While the loop is blocked the watcher reads its start; while it polls, that it is idle."""
     line = Timeline([(0.0, 1.0), (0.3, 1.0)])
     probe = Scripted(line)
     assert probe.busy_since(T0 + 0.5) == IDLE
@@ -164,7 +164,7 @@ def test_victims_are_the_events_that_waited() -> None:
 
 @given(st.lists(st.floats(0.0005, 0.2), min_size=1, max_size=100), st.floats(0.001, 0.02))
 def test_healthy_loop_at_90_percent_never_reports(gaps: list[float], length: float) -> None:
-    """A loop busy for 90 percent, in passes of at most 20 ms, has no block of 100 ms, whenever one looks."""
+    """A loop busy for 90 percent, in passes of at most 20 ms, has no block of 100 ms, whenever the watcher ticks."""
     line = Timeline([(0.9 * length, 0.1 * length)] * int(sum(gaps) / length + 2))
     ticks, now = [], T0
     for gap in gaps:
@@ -185,21 +185,21 @@ _passes = st.lists(st.tuples(st.floats(0, 0.09), st.floats(0, 0.05)), min_size=5
 
 @given(_passes, st.floats(0.005, 0.05))
 def test_a_loop_that_waits_is_not_blocked(passes: list[tuple[float, float]], tick: float) -> None:
-    """Whatever the passes are, a block counts no time that the loop waited, but for its uncertainty and one look."""
+    """Whatever the passes are, a block counts no time that the loop waited, within its uncertainty and one tick."""
     line = Timeline(passes)
     for block in Scripted(line).watched(every(tick, line.end)):
         assert line.waited(block.start, block.end) <= block.uncertainty + tick
 
 
 def test_wait_after_a_block_is_no_part_of_it() -> None:
-    """If the loop has waited and works again when it is looked at, that wait is not counted."""
+    """If the loop has waited and works again at the tick, the wait is not counted."""
     line = Timeline([(0.0, 1.0), (0.3, 0.03), (0.05, 1.0)])
     (block,) = Scripted(line).watched([T0 + 0.5, T0 + 1.1, T0 + 1.2, T0 + 1.28, T0 + 1.34])
     assert abs(block.end - (T0 + 1.3)) <= block.uncertainty + 1e-6
 
 
 def test_wait_before_a_block_is_no_part_of_it() -> None:
-    """If the loop worked and waited since the last look, the block began after that wait, or its start is in doubt."""
+    """If the loop worked and waited since the last tick, the block begins after the wait, or its start is uncertain."""
     line = Timeline([(0.05, 0.03), (0.2, 1.0)])
     (block,) = Scripted(line).watched([T0 + 0.04, T0 + 0.09, T0 + 0.15, T0 + 0.2, T0 + 0.25, T0 + 0.4])
     assert abs(block.start - (T0 + 0.08)) <= block.uncertainty + 1e-6
@@ -209,7 +209,7 @@ def test_wait_before_a_block_is_no_part_of_it() -> None:
 def test_long_block_among_work_is_found(
     before: list[tuple[float, float]], length: float, after: list[tuple[float, float]], tick: float
 ) -> None:
-    """Among any mix of shorter passes the long one is found, once, within its uncertainty and one look."""
+    """Among any mix of shorter passes the long one is found, once, within its uncertainty and one tick."""
     assume(length >= LIMIT + tick)
     line = Timeline([*before, (length, 0.0), *after, *QUIET])
     start = line.begins[len(before)]
@@ -221,7 +221,7 @@ def test_long_block_among_work_is_found(
 
 
 def test_pigeonhole() -> None:
-    """Two passes between two looks 0.9 s apart: one of them took 0.45 s at least, which is enough to report."""
+    """Of two passes between ticks 0.9 seconds apart one took at least 0.45 seconds, which is enough to report."""
     line = Timeline([(0.0, 0.1), (0.45, 0.0), (0.45, 0.0), (0.0, 1.0)])
     (block,) = Scripted(line).watched([T0 + 0.05, T0 + 0.99, T0 + 1.5])
     assert block.start == pytest.approx(T0 + 0.1)
@@ -229,13 +229,13 @@ def test_pigeonhole() -> None:
 
 
 def test_no_pigeonhole_in_many_passes() -> None:
-    """Ninety passes between the same two looks prove nothing, and nothing is reported."""
+    """Ninety passes between the same two ticks prove nothing, and nothing is reported."""
     line = Timeline([(0.0, 0.1), *[(0.01, 0.0)] * 90, (0.0, 1.0)])
     assert Scripted(line).watched([T0 + 0.05, T0 + 0.99, T0 + 1.5]) == []
 
 
-def test_late_beat_of_a_sleeping_loop() -> None:
-    """A beat late although the loop sat in its poll: it could not wake up, since some time after the last look."""
+def test_late_heartbeat_of_a_sleeping_loop() -> None:
+    """A late heartbeat of a loop in its poll means that it could not wake up, since some time after the last tick."""
     line = Timeline([(0.0, 2.0), (0.0, 1.0)])
     probe = Scripted(line)
     probe.busy_since(T0 + 0.4)
@@ -245,8 +245,8 @@ def test_late_beat_of_a_sleeping_loop() -> None:
     assert (block.end, block.asleep) == (T0 + 1.0, True)
 
 
-def test_the_beat_before_was_a_sign_of_life() -> None:
-    """A loop that beat after the last look could not have been stopped before that beat."""
+def test_heartbeat_before_proves_progress() -> None:
+    """A loop whose heartbeat came after the last tick was not stopped before that heartbeat."""
     line = Timeline([(0.0, 2.0), (0.0, 1.0)])
     probe = Scripted(line)
     probe.busy_since(T0 + 0.2)
@@ -256,8 +256,8 @@ def test_the_beat_before_was_a_sign_of_life() -> None:
     assert (block.start, block.uncertainty) == pytest.approx((T0 + 0.47, 0.03))
 
 
-def test_a_block_is_told_once_though_the_loop_works_on() -> None:
-    """If the loop is at work again when a block is found to be over, what it does now is not dated into that block."""
+def test_block_is_reported_once_while_the_loop_works_on() -> None:
+    """If the loop is at work again when a block is found, the new work is not dated into that block."""
     line = Timeline([(0.0, 1.0), (1.0, 0.0), (0.02, 0.0), (0.02, 1.0)])
     blocks = Scripted(line).watched([T0 + 0.9, T0 + 1.1, T0 + 1.5, T0 + 2.01, T0 + 2.03, T0 + 2.2])
     (block,) = blocks
@@ -265,8 +265,8 @@ def test_a_block_is_told_once_though_the_loop_works_on() -> None:
     assert block.end == pytest.approx(T0 + 2.0, abs=block.uncertainty + 1e-6)
 
 
-def test_block_between_two_looks() -> None:
-    """A watcher that could not look while the loop was held (the GIL was taken) finds the block afterwards, exactly."""
+def test_block_between_two_ticks() -> None:
+    """A watcher that could not run during a block (the GIL was held) finds the block afterwards, exactly."""
     line = Timeline([(0.0, 1.0), (0.3, 1.0)])
     (block,) = Scripted(line).watched([T0 + 0.9, T0 + 1.34, T0 + 1.4])
     assert block.end - block.start == pytest.approx(0.3)
@@ -279,8 +279,8 @@ TICKER = [(0.0001, 0.001)] * 40
 
 
 @given(st.floats(0.11, 3.0), st.floats(0.0, 0.6))
-def test_somebody_kept_the_gil_meanwhile(length: float, seen: float) -> None:
-    """Among many short passes the one that had to wait for the GIL is found, if the GIL was seen to be taken."""
+def test_gil_was_held_meanwhile(length: float, seen: float) -> None:
+    """Among many short passes the one that waited for the GIL is found, if the GIL was seen to be held."""
     held = max((1 - seen) * length, 0.05)
     line = Timeline([*TICKER, (length, 0.001), (0.0, 1.0)])
     probe = Scripted(line)
@@ -294,8 +294,8 @@ def test_somebody_kept_the_gil_meanwhile(length: float, seen: float) -> None:
     assert block.start == pytest.approx(start, abs=0.002)
 
 
-def test_the_gil_was_taken_before_but_not_for_long() -> None:
-    """Where nobody was seen to keep the GIL, a busy spell of many passes is no block."""
+def test_gil_was_held_only_briefly() -> None:
+    """If the GIL was not seen to be held, a busy spell of many passes is no block."""
     line = Timeline([*TICKER, *[(0.01, 0.0)] * 20, (0.0, 1.0)])
     probe = Scripted(line)
     probe.watched([T0 + 0.02, T0 + 0.04])
@@ -305,14 +305,14 @@ def test_the_gil_was_taken_before_but_not_for_long() -> None:
 
 
 @given(st.floats(0.001, 0.05), st.integers(2, 40), st.floats(0.001, 0.02))
-def test_many_passes_between_two_looks_are_no_block(length: float, count: int, gap: float) -> None:
-    """However long the watcher could not look: short passes that waited in between do not add up to a block."""
+def test_many_passes_between_two_ticks_are_no_block(length: float, count: int, gap: float) -> None:
+    """Short passes between two ticks, however far apart, do not add up to a block."""
     line = Timeline([(0.0, 0.1), *[(length, gap)] * count, (0.0, 1.0)])
     assert Scripted(line).watched([T0 + 0.05, line.end - 0.5]) == []
 
 
-def test_late_beat_of_a_busy_loop_confirms_a_block() -> None:
-    """A beat that had to wait for many passes is told with the whole wait as its uncertainty."""
+def test_late_heartbeat_of_a_busy_loop_confirms_a_block() -> None:
+    """A heartbeat that waited for many passes is reported with the whole wait as its uncertainty."""
     line = Timeline([(0.0, 0.1), *[(0.02, 0.0)] * 40, (0.0, 1.0)])
     probe = Scripted(line)
     assert probe.watched([T0 + 0.05]) == []
@@ -323,8 +323,8 @@ def test_late_beat_of_a_busy_loop_confirms_a_block() -> None:
     assert not block.asleep
 
 
-def test_late_beat_of_a_block_that_was_reported() -> None:
-    """The beat that waited for a block does not report the same block once more."""
+def test_late_heartbeat_of_a_reported_block() -> None:
+    """A heartbeat that waited for a block does not report the same block again."""
     line = Timeline([(0.0, 1.0), (0.3, 1.0)])
     probe = Scripted(line)
     assert len(probe.watched([T0 + 0.5, T0 + 1.1, T0 + 1.2, T0 + 1.4])) == 1
@@ -332,8 +332,8 @@ def test_late_beat_of_a_block_that_was_reported() -> None:
     assert probe.finished() == []
 
 
-def test_beat_on_time_says_nothing() -> None:
-    """A beat late by less than the limit is none of the probe's business."""
+def test_heartbeat_on_time_reports_nothing() -> None:
+    """A heartbeat late by less than the limit is not reported."""
     probe = Scripted(Timeline([(0.0, 5.0)]))
     probe.on_beat(T0 + 0.5, T0 + 0.599)
     assert probe.finished() == []
@@ -346,7 +346,7 @@ def test_paused() -> None:
 
 
 def test_cut_in_the_midst_of_a_block() -> None:
-    """cut() ends the block at that instant, and what follows is a new one."""
+    """cut() ends the block at that instant, and the rest is a new one."""
     line = Timeline([(0.0, 1.0), (1.0, 1.0)])
     probe = Scripted(line)
     probe.watched([T0 + 0.5, T0 + 1.1])
@@ -358,7 +358,7 @@ def test_cut_in_the_midst_of_a_block() -> None:
 
 
 def test_block_shortly_before_the_loop_stops() -> None:
-    """A block that ended since the last look is told when the loop stops, under the key the watcher saw it by."""
+    """A block that ended since the last tick is reported when the loop stops, under the key the watcher saw it by."""
     line = Timeline([(0.0, 1.0), (0.3, 0.01), (0.0, 1.0)])
     probe = Scripted(line)
     probe.busy_since(T0 + 0.5)
@@ -371,7 +371,7 @@ def test_block_shortly_before_the_loop_stops() -> None:
 
 
 def test_counters_of_a_timeline() -> None:
-    """Busy and idle are exact at the moment of the last reading, whenever one asks."""
+    """Busy and idle time are exact at the moment of the last reading, whenever they are read."""
     line = Timeline([(0.3, 0.1)] * 10)
     probe = Scripted(line)
     probe.busy_since(T0 + 2.0)
@@ -390,7 +390,7 @@ def real() -> Iterator[Any]:
 
 
 def test_utilization_of_a_half_blocked_program(real: Any) -> None:
-    """A real program that works as long as it waits has a utilization of one half."""
+    """A real program that works for as long as it waits has a utilization of one half."""
     probe = UvloopProbe(real, 10.0)
 
     async def main() -> float:
@@ -419,7 +419,7 @@ def test_utilization_of_a_half_blocked_program(real: Any) -> None:
 
 
 def test_counters_begin_when_attached(real: Any) -> None:
-    """What the loop did before it was watched is not counted."""
+    """Passes of the loop before it was watched are not counted."""
     real.run_until_complete(asyncio.sleep(0.05))
     probe = UvloopProbe(real, LIMIT)
     assert probe.counters(time.monotonic()) == (0.0, 0.0, 0, 0)
@@ -427,7 +427,7 @@ def test_counters_begin_when_attached(real: Any) -> None:
 
 
 def test_real_block_is_found(real: Any) -> None:
-    """A real sleep of 0.2 s on a real loop is one block of that length, found without a heartbeat."""
+    """A real sleep of 0.2 seconds on a real loop is one block of that length, found without a heartbeat."""
     probe = UvloopProbe(real, LIMIT)
 
     async def main() -> float:
@@ -451,7 +451,7 @@ def test_real_block_is_found(real: Any) -> None:
 
 
 def test_detach_before_close(real: Any) -> None:
-    """After detach the loop may be closed: every question is answered, and none reads its memory."""
+    """After detach the loop may be closed: every method still answers, and none reads its memory."""
     probe = UvloopProbe(real, LIMIT)
     probe.running(True)
     real.run_until_complete(asyncio.sleep(0))
@@ -471,7 +471,7 @@ def test_detach_before_close(real: Any) -> None:
 
 
 def test_a_probe_keeps_no_loop_alive() -> None:
-    """Watching holds a loop weakly."""
+    """A probe holds its loop weakly."""
     import gc
     import weakref
 
@@ -489,12 +489,12 @@ SPIN = [(0.001, 0.0)] * 1000
 """A loop that never waits: a thousand passes of a millisecond."""
 
 
-def test_beats_show_that_a_late_watcher_missed_no_block() -> None:
-    """A watcher that could not look for half a second, beside a loop that beat all the time, invents no block."""
+def test_heartbeats_prove_that_a_late_watcher_missed_no_block() -> None:
+    """A watcher that is late by half a second invents no block if the loop's heartbeats came all the time."""
     probe = Scripted(Timeline([*SPIN, (0.0, 1.0)]))
     probe.busy_since(T0 + 0.1)
-    for beat in (0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60):
-        probe.on_beat(T0 + beat, T0 + beat)
+    for time_ in (0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60):
+        probe.on_beat(T0 + time_, T0 + time_)
     since = probe.busy_since(T0 + 0.62, late=0.5)
     probe.held_up(T0 + 0.62, 0.5)
     assert since >= T0 + 0.60
@@ -502,8 +502,8 @@ def test_beats_show_that_a_late_watcher_missed_no_block() -> None:
     assert probe.finished_later() == []
 
 
-def test_an_overdue_beat_dates_the_block_back() -> None:
-    """What holds a busy loop has held it at least since the beat that did not come was due."""
+def test_overdue_heartbeat_dates_the_block_back() -> None:
+    """A block of a busy loop dates back at least to the time the missing heartbeat was due."""
     line = Timeline([*SPIN[:200], (0.3, 0.0), (0.0, 1.0)])
     probe = Scripted(line)
     probe.busy_since(T0 + 0.15)
@@ -517,8 +517,8 @@ def test_an_overdue_beat_dates_the_block_back() -> None:
     assert block.uncertainty <= 0.13
 
 
-def test_a_loop_at_rest_is_told_by_one_reading() -> None:
-    """Waiting with next to nothing done is rest; work since the last look, or a block to hand on, is not."""
+def test_loop_at_rest_is_known_from_one_reading() -> None:
+    """Waiting after hardly any work is rest; work since the last tick, or an unreported block, is not."""
     probe = Scripted(Timeline([(0.0001, 0.5), (0.02, 0.5), (0.3, 0.5)]))
     for at, expected in ((0.2, True), (0.4, True), (0.7, False)):
         CLOCK.now = T0 + at
@@ -529,7 +529,7 @@ def test_a_loop_at_rest_is_told_by_one_reading() -> None:
 
 
 def test_end_of_a_run_that_began_before_the_agent() -> None:
-    """A run whose end was not seen leaves nothing to be mistaken for a block of the next run."""
+    """A run whose end was not seen is not mistaken for a block of the next run."""
     probe = Scripted(Timeline([(0.0, 0.1), (0.01, 5.0)]))
     assert probe.busy_since(T0 + 0.105) == pytest.approx(T0 + 0.1)
     CLOCK.now = T0 + 3.0
