@@ -73,12 +73,16 @@ class Evidence:
         cpu: processor time of the loop's thread.
         process_cpu: processor time of the whole process.
         run_queue: time the loop's thread was runnable but waited for a processor.
+        runs: how many times the loop's thread was given a processor.
         throttled: time the process's cgroup was held back by its processor quota.
         gc: time inside the garbage collector, in any thread.
         watcher_late: time the watcher's own thread was ready to run and could not, where that was notable (15 ms).
         watcher_starved: part of it in which that thread waited for a processor, not for the GIL.
-        gil_wait: median time the watcher waited to run, per sample; near the interpreter's switch interval (5 ms) when
-            a thread holds the GIL, near 0 when none does.
+        watcher_runs: how many times that thread was given a processor meanwhile: once each switch interval while it
+            waits for the GIL, hardly ever while the process is stopped.
+        gil_wait: median time the watcher waited for the GIL, per sample, less the time in which it or the loop's thread
+            had no processor; near the interpreter's switch interval (5 ms) when a thread holds the GIL, near 0 when
+            none does.
         samples: number of stack samples taken.
         moving: share of adjacent samples whose innermost position differs, 0 to 1.
         syscall: system call the thread was most often found in, ``running`` if it was on a processor.
@@ -102,10 +106,12 @@ class Evidence:
     cpu: float | None = None
     process_cpu: float | None = None
     run_queue: float | None = None
+    runs: int | None = None
     throttled: float | None = None
     gc: float = 0.0
     watcher_late: float = 0.0
     watcher_starved: float = 0.0
+    watcher_runs: int | None = None
     gil_wait: float | None = None
     samples: int = 0
     moving: float | None = None
@@ -173,6 +179,11 @@ class Stall:
         pid: process id.
         expected: why this block was expected, such as ``start-up of uvicorn``: it is counted and journaled, and not
             reported; None for a stall.
+        starved: seconds of ``duration`` in which the loop's thread was runnable and had no processor; 0.0 where
+            unknown.
+        throttled: part of ``starved`` that the processor quota of the container took; the rest went to neighbours.
+        was_in: the user's code that was running in a ``starved`` or ``suspended`` block, which is not to blame; None if
+            it is not known.
     """
 
     id: str
@@ -196,6 +207,9 @@ class Stall:
     thread: str = ""
     pid: int = 0
     expected: str | None = None
+    starved: float = 0.0
+    throttled: float = 0.0
+    was_in: Frame | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-compatible mapping; see :meth:`from_dict`."""
@@ -209,7 +223,7 @@ class Stall:
             KeyError, TypeError, ValueError: ``data`` is not a stall.
         """
         known = _known(cls, data)
-        for name in ("culprit", "leaf"):
+        for name in ("culprit", "leaf", "was_in"):
             known[name] = _frame(known.get(name))
         known["stack"] = _stack(known.get("stack", ()))
         known["profile"] = tuple(StackCount(_stack(item["stack"]), item["count"]) for item in known.get("profile", ()))

@@ -1,21 +1,28 @@
 """Decides the cause of a stall: ordered rules over :class:`loopwatch.Evidence`, first match wins.
 
-A rule depends on the evidence only, so that any verdict in a journal can be replayed. If no rule is confident, the
-cause is ``unknown``.
+A rule depends on the evidence only, so that any verdict in a journal can be replayed. The rules judge the block's own
+part, see :mod:`loopwatch.diagnosis.own_part`. If no rule is confident, the cause is ``unknown``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from loopwatch.core.dataclasses import dataclass
+from loopwatch.diagnosis.own_part import contradictions, is_starved, slept, split
 from loopwatch.events import Cause, Evidence
-from loopwatch.system.syscalls import RUNNING, kind_of
+from loopwatch.system.syscalls import POLLS, RUNNING, kind_of
 
 MOST = 0.5
 """Share of the observed span that one activity must fill to be its cause."""
 MOSTLY = 0.8
 MUCH, SOME = 0.4, 0.3
 """Shares from which loss of the GIL shows: the watcher notices it only between its own sleeps."""
+
+ONE_PROCESSOR = 1.25
+"""Processors that threads which compute under the GIL use at most, with a margin for what they do without it."""
+SEVERAL = 3
+"""Samples from which their median says how long the watcher had to wait for the GIL."""
 
 MOVES = 0.3
 """Share of neighbouring samples with different innermost positions from which a thread counts as progressing."""
@@ -28,56 +35,102 @@ def decide(evidence: Evidence) -> Cause:
         >>> decide(Evidence(wall=0.3, cpu=0.0, samples=9, syscall="clock_nanosleep", syscall_share=1.0))
         <Cause.SLEEP: 'sleep'>
     """
+    facts = _Facts.of(evidence)
     for rule in _RULES:
-        cause = rule(evidence)
+        cause = rule(facts)
         if cause is not None:
             return cause
     return Cause.UNKNOWN
 
 
-def _share(seconds: float | None, evidence: Evidence) -> float:
-    """Share of the block; never below 0, as clocks that were read at different moments may run against each other."""
-    return 0.0 if seconds is None or evidence.wall <= 0 else max(seconds / evidence.wall, 0.0)
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """Evidence with the shares of the block's own part that the rules compare.
+
+    Attributes:
+        evidence: the facts.
+        own: the block's own part, in seconds.
+        ran: share of it for which the loop's thread used a processor.
+        others: processors used by the other threads of the process.
+        kept: share of it for which the watcher had a processor, but not the GIL.
+    """
+
+    evidence: Evidence
+    own: float
+    ran: float
+    others: float
+    kept: float
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> _Facts:
+        """Return the facts of ``evidence``."""
+        parts, cpu = split(evidence), evidence.cpu or 0.0
+        others = 0.0 if evidence.process_cpu is None or evidence.cpu is None else evidence.process_cpu - cpu
+        # Whoever keeps the GIL may have no processor meanwhile, and compute nothing.
+        kept = evidence.watcher_late - max(evidence.watcher_starved, parts.starved)
+        own = parts.own
+        return cls(evidence, own, _share(cpu, own), _share(others, own), _share(kept, own))
+
+    def share(self, seconds: float | None) -> float:
+        """Return ``seconds`` as a share of the block's own part."""
+        return _share(seconds, self.own)
+
+    @property
+    def woke(self) -> bool | None:
+        """Whether the watcher kept waking while it was late, as a thread that waits for the GIL does; None: unknown."""
+        return _woke(self.evidence.watcher_runs, self.evidence.watcher_late, self.evidence)
+
+    @property
+    def contended(self) -> bool:
+        """Whether the watcher had to wait for the GIL."""
+        return (self.evidence.gil_wait or 0.0) >= 0.2 * self.evidence.switch_interval or self.kept >= SOME / 2
 
 
-def _others(evidence: Evidence) -> float:
-    """Share of one processor used by the other threads of the process."""
-    if evidence.process_cpu is None or evidence.cpu is None:
-        return 0.0
-    return _share(evidence.process_cpu - evidence.cpu, evidence)
+def _share(seconds: float | None, whole: float) -> float:
+    """Return a share; never below 0, as clocks that were read at different moments may run against each other."""
+    return seconds / whole if seconds is not None and seconds > 0 and whole > 0 else 0.0
 
 
-def _kept_from_running(evidence: Evidence) -> float:
-    """Share of the span in which the watcher had a processor, but not the GIL."""
-    return _share(evidence.watcher_late - evidence.watcher_starved, evidence)
+def _woke(runs: int | None, seconds: float, evidence: Evidence) -> bool | None:
+    """Whether a thread that was given a processor ``runs`` times waited for the GIL most of ``seconds``."""
+    return None if runs is None else runs * evidence.switch_interval >= SOME * seconds
 
 
-def _starved(evidence: Evidence) -> Cause | None:
-    waited = max(_waited_for_a_processor(evidence), _awake(_share(evidence.throttled, evidence), evidence))
-    if evidence.asleep:
-        waited = max(waited, _share(evidence.watcher_starved, evidence))
-    # A block whose processor time alone exceeds the threshold is not only the machine's fault.
-    too_long_by_itself = None not in (evidence.cpu, evidence.threshold) and evidence.cpu >= evidence.threshold  # type: ignore[operator]
-    return Cause.STARVED if waited >= (MOSTLY if too_long_by_itself else MOST) else None
+def _impossible(facts: _Facts) -> Cause | None:
+    return Cause.UNKNOWN if contradictions(facts.evidence) else None
 
 
-def _suspended(evidence: Evidence) -> Cause | None:
-    nobody_ran = evidence.process_cpu is not None and _share(evidence.process_cpu, evidence) < 0.1
-    nobody_waited = _share(evidence.run_queue, evidence) < 0.3
+def _surely_another_held_the_gil(facts: _Facts) -> Cause | None:
+    # The threads that fight for the GIL also take the processors from each other.
+    evidence = facts.evidence
+    others = _share((evidence.process_cpu or 0.0) - (evidence.cpu or 0.0), evidence.wall)
+    alone = _share(evidence.cpu, evidence.wall) < 0.1 and MOSTLY <= others <= ONE_PROCESSOR
+    return _another_held_the_gil(facts) if alone else None
+
+
+def _starved(facts: _Facts) -> Cause | None:
+    return Cause.STARVED if is_starved(facts.evidence) else None
+
+
+def _suspended(facts: _Facts) -> Cause | None:
+    evidence = facts.evidence
+    nobody_ran = evidence.process_cpu is not None and facts.share(evidence.process_cpu) < 0.1
     nothing_seen = evidence.samples < 2 or (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval
     # A loop that nothing kept from waking up, and that did not wait for a processor either, was stopped itself.
-    could_not_wake = evidence.asleep and evidence.run_queue is not None
-    stopped = nobody_ran and nobody_waited and nothing_seen
-    return Cause.SUSPENDED if stopped and (could_not_wake or _kept_from_running(evidence) >= MOST) else None
+    could_not_wake = evidence.asleep and evidence.run_queue is not None and evidence.samples < 2
+    stopped = nobody_ran and nothing_seen and not facts.woke
+    return Cause.SUSPENDED if stopped and (could_not_wake or facts.kept >= MOST) else None
 
 
-def _gc(evidence: Evidence) -> Cause | None:
+def _gc(facts: _Facts) -> Cause | None:
     # A sleeping thread that does not want the GIL is not held up by a collection in another thread.
+    evidence = facts.evidence
     elsewhere = evidence.samples > 1 and kind_of(evidence.syscall) in ("sleep", "io") and evidence.syscall_share >= MOST
-    return Cause.GC if _share(evidence.gc, evidence) >= MOST and not elsewhere else None
+    return Cause.GC if facts.share(evidence.gc) >= MOST and not elsewhere else None
 
 
-def _overload(evidence: Evidence) -> Cause | None:
+def _overload(facts: _Facts) -> Cause | None:
+    evidence = facts.evidence
     longest, surely = evidence.longest_callback, evidence.dominant_callback
     if evidence.callbacks < 3 or longest is None or surely is None or evidence.threshold is None:
         return None
@@ -87,37 +140,32 @@ def _overload(evidence: Evidence) -> Cause | None:
     return Cause.OVERLOAD if many else None
 
 
-def _ran(evidence: Evidence) -> float:
-    """Share of processor time that the loop's thread used, of the time that it did not wait for a processor."""
-    return _share(evidence.cpu, evidence) / (1 - min(_waited_for_a_processor(evidence), MOSTLY))
-
-
-def _waited_for_a_processor(evidence: Evidence) -> float:
-    """Share of the span in which the loop's thread was runnable and had no processor."""
-    return _awake(_share(evidence.run_queue, evidence), evidence)
-
-
-def _awake(waited: float, evidence: Evidence) -> float:
-    """Limit a wait to the share awake: a thread found asleep is not runnable, and waited before the block."""
-    return min(waited, max(1 - evidence.syscall_share, 0.0)) if _slept(evidence) else waited
-
-
-def _another_held_the_gil(evidence: Evidence) -> Cause | None:
-    if _ran(evidence) >= MOST or _others(evidence) < MUCH:
+def _another_held_the_gil(facts: _Facts) -> Cause | None:
+    evidence = facts.evidence
+    if facts.ran >= MOST or facts.others < MUCH:
         return None
-    if _kept_from_running(evidence) >= SOME:
+    if facts.kept >= SOME:
         return Cause.GIL
     # A thread that waits for a lock stays in one position; one that waits for the GIL gets it at times, and moves on.
     stays = evidence.lock_wait and (evidence.moving or 0.0) < MOVES
     wanted = evidence.asleep or (not stays and kind_of(evidence.syscall) in (RUNNING, "lock", ""))
-    contended = (evidence.gil_wait or 0.0) >= 0.2 * evidence.switch_interval or _kept_from_running(evidence) >= SOME / 2
-    return Cause.GIL if wanted and contended else None
+    return Cause.GIL if wanted and facts.contended else None
 
 
-def _computing(evidence: Evidence) -> Cause | None:
-    if evidence.asleep or _ran(evidence) < MOST:
+def _kept_the_gil_idle(facts: _Facts) -> Cause | None:
+    """C code that waits without releasing the GIL: no thread computes, and the watcher keeps asking for the GIL."""
+    evidence = facts.evidence
+    if facts.ran >= MOST or facts.others >= SOME or facts.kept < MOST or not facts.woke:
         return None
-    if _kept_from_running(evidence) >= MUCH or evidence.in_call >= MOST:
+    return Cause.GIL if _woke(evidence.runs, facts.own, evidence) else Cause.NATIVE_GIL
+
+
+def _computing(facts: _Facts) -> Cause | None:
+    evidence = facts.evidence
+    if facts.ran < MOST:
+        return None
+    released = evidence.samples >= SEVERAL and (evidence.gil_wait or 0.0) <= 2 * evidence.switch_interval
+    if (facts.kept >= MUCH and not released) or evidence.in_call >= MOST:
         return Cause.NATIVE_GIL
     if not evidence.samples or evidence.gil_wait is None:
         return None
@@ -128,22 +176,20 @@ def _computing(evidence: Evidence) -> Cause | None:
     return Cause.NATIVE
 
 
-def _waiting(evidence: Evidence) -> Cause | None:
-    if evidence.asleep or _ran(evidence) >= MOST:
+def _waiting(facts: _Facts) -> Cause | None:
+    evidence = facts.evidence
+    if facts.ran >= MOST or (evidence.asleep and evidence.syscall in (None, RUNNING, *POLLS)):
         return None
-    if _slept(evidence) and evidence.syscall_share >= MOST:
+    if slept(evidence) and evidence.syscall_share >= MOST:
         return {"sleep": Cause.SLEEP, "lock": Cause.LOCK, "io": Cause.IO}[kind_of(evidence.syscall)]
-    if _share(evidence.run_queue, evidence) + _share(evidence.gc, evidence) + _share(evidence.cpu, evidence) >= MOST:
+    if (
+        evidence.asleep
+        or facts.share(evidence.gc) + facts.ran >= MOST
+        or split(evidence).starved >= MOST * evidence.wall
+    ):
         return None
     # By the kernel's accounting it slept most of the time, but each time too briefly to be found asleep.
     return _by_name(evidence) or (Cause.IO if evidence.samples and evidence.wait_channel else None)
-
-
-def _slept(evidence: Evidence) -> bool:
-    """Whether the samples found the thread asleep rather than running."""
-    if evidence.samples == 1 and (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:
-        return False  # a single, late sample: the block may have been over by the time the kernel was asked
-    return kind_of(evidence.syscall) in ("sleep", "lock", "io")
 
 
 def _by_name(evidence: Evidence) -> Cause | None:
@@ -156,12 +202,15 @@ def _by_name(evidence: Evidence) -> Cause | None:
     return Cause.IO if module in ("socket", "select", "ssl", "subprocess", "posix", "os", "io") else None
 
 
-_RULES: tuple[Callable[[Evidence], Cause | None], ...] = (
+_RULES: tuple[Callable[[_Facts], Cause | None], ...] = (
+    _impossible,
+    _surely_another_held_the_gil,
     _starved,
     _suspended,
     _gc,
     _overload,
     _another_held_the_gil,
+    _kept_the_gil_idle,
     _computing,
     _waiting,
 )

@@ -20,7 +20,7 @@ class Facts(NamedTuple):
     Attributes:
         doing: what the loop was doing, as a log line says it: "blocked 312 ms by f: ...".
         why: the same as a sentence for the demo.
-        remedy: what to do where no more is known of the call; ``{call}`` and ``{offload}`` are filled in.
+        remedy: what to do where no more is known of the call; ``{call}``, ``{offload}`` and ``{cure}`` are filled in.
         is_of_call: whether the remedy may depend on the call that blocked; False: it was not what blocked the loop.
         has_culprit: whether a function of the program is to blame.
         is_whole_pass: whether it holds the whole pass of the loop, and not one callback of it.
@@ -96,8 +96,7 @@ CAUSES: Mapping[Cause, Facts] = MappingProxyType(
         Cause.STARVED: Facts(
             doing="runnable but given no processor",
             why="it was given no processor; the machine is busy",
-            remedy="The loop was given no processor: raise the container's CPU limit (cgroup throttling) "
-            "or run fewer busy processes on this machine.",
+            remedy="The loop was given no processor: {cure}.",
             is_of_call=False,
             has_culprit=False,
             is_whole_pass=True,

@@ -13,6 +13,7 @@ from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import decide
 from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.culprit import Site, Stack, Verdict
+from loopwatch.diagnosis.own_part import split
 from loopwatch.diagnosis.remedy import remedy
 from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
 from loopwatch.watch.observation import Observation, Sample
@@ -108,12 +109,14 @@ def diagnose(
     cause = attempt("cause", lambda: decide(evidence), Cause.UNKNOWN)
     if cause is Cause.SUSPENDED and evidence.traced:
         return None
+    was_in = None if CAUSES[cause].has_culprit else verdict.culprit
     if cause is Cause.GIL and seen.hog is not None:
         verdict = replace(place.judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
         leaf = verdict.stack[-1] if verdict.stack else leaf
         call = place.call(seen.hog)
     elif _has_no_culprit(cause, seen, call, dump):
         verdict = Verdict(None, verdict.stack, 0)
+    parts = split(evidence).within(seen.end - seen.start)
     calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
     return replace(
         undiagnosed(seen, threshold),
@@ -124,8 +127,11 @@ def diagnose(
         stack=verdict.stack,
         samples=(verdict.agreeing, len(seen.samples)),
         evidence=evidence,
-        remedy=printable(attempt("remedy", lambda: remedy(cause, calls, verdict.culprit), ""), MAX_LINE),
+        remedy=printable(attempt("remedy", lambda: remedy(cause, calls, verdict.culprit, parts), ""), MAX_LINE),
         profile=_profile(stacks),
+        starved=parts.starved,
+        throttled=parts.throttled,
+        was_in=was_in,
     )
 
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from loopwatch.diagnosis.cause_facts import CAUSES
+from loopwatch.diagnosis.own_part import Parts
 from loopwatch.diagnosis.remedy_table import _HOLDS_GIL, TABLE, Advice
+from loopwatch.diagnosis.starvation import advice, cure
 from loopwatch.events import Cause, Frame
 
 _PROCESS = "loop.run_in_executor with a ProcessPoolExecutor"
@@ -38,8 +40,12 @@ def _index(*, generic: bool) -> _Index:
     }
 
 
-def remedy(cause: Cause, calls: Sequence[str], culprit: Frame | None) -> str:
-    """Return one sentence, on one line, that says what to do about a stall.
+ON_TIME = Parts(own=1.0, starved=0.0, throttled=0.0)
+"""A block whose thread always had a processor."""
+
+
+def remedy(cause: Cause, calls: Sequence[str], culprit: Frame | None, parts: Parts = ON_TIME) -> str:
+    """Return what to do about a stall, on one line: one sentence, and a second one if processors were short as well.
 
     Args:
         cause: why the loop was blocked.
@@ -48,11 +54,18 @@ def remedy(cause: Cause, calls: Sequence[str], culprit: Frame | None) -> str:
             ``.recv``. The outermost name in the table decides; bare methods and builtins only if no other name
             does.
         culprit: the user's code, named if there is no call: for ``gil`` the code of the thread that held it.
+        parts: how much of the block was without a processor.
 
     Example:
         >>> remedy(Cause.NATIVE, ["bcrypt.hashpw"], None)
         'Run bcrypt.hashpw() through asyncio.to_thread: password hashing is slow on purpose.'
     """
+    if cause is Cause.STARVED:
+        return CAUSES[cause].remedy.format(cure=cure(parts))
+    return _of_own_part(cause, calls, culprit) + advice(parts)
+
+
+def _of_own_part(cause: Cause, calls: Sequence[str], culprit: Frame | None) -> str:
     facts = CAUSES[cause]
     if not facts.is_of_call:
         return facts.remedy.format(call=_name(culprit, "the work of that thread"))

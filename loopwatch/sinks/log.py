@@ -8,6 +8,8 @@ from typing import Any
 from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.diagnosis.cause_facts import CAUSES
+from loopwatch.diagnosis.own_part import Parts
+from loopwatch.diagnosis.starvation import described
 from loopwatch.events import ExpectedBlocks, FlaggedFunction, Stall, culprit_key
 
 OTHER = "other"
@@ -79,6 +81,11 @@ def describe(stall: Stall) -> str:
     parts.append(f": {CAUSES[stall.cause].doing} ({stall.cause.value})")
     if stall.leaf is not None and stall.culprit is not None and stall.leaf != stall.culprit:
         parts.append(f", in {stall.leaf.function}")
+    if stall.was_in is not None:
+        parts.append(f", was in {stall.was_in}")
+    own = Parts(stall.duration - stall.starved, stall.starved, stall.throttled)
+    if without := described(own):
+        parts.append(f", {without}")
     if route := stall.context.get("http.route"):
         parts.append(f"; {stall.context.get('http.request.method', '')} {route}".replace("  ", " "))
     elif stall.coroutine:

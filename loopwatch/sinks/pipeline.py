@@ -15,6 +15,7 @@ from loopwatch.core.faults import Faults
 from loopwatch.diagnosis.culprit import Site
 from loopwatch.diagnosis.diagnose import diagnose, undiagnosed
 from loopwatch.diagnosis.flagging import Flagging
+from loopwatch.diagnosis.own_part import contradictions
 from loopwatch.events import FlaggedFunction, Frame, Stall
 from loopwatch.watch import stacks
 from loopwatch.watch.observation import Observation
@@ -108,7 +109,10 @@ class StallPipeline:
 
     def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
         threshold = self._config().threshold
-        return diagnose(seen, self._site, threshold, _call_name, dump, attempt=self._faults.attempt)
+        stall = diagnose(seen, self._site, threshold, _call_name, dump, attempt=self._faults.attempt)
+        if stall is not None and not stall.ongoing and contradictions(stall.evidence):
+            self._faults.count("evidence")
+        return stall
 
 
 def _call_name(stack: stacks.RawStack) -> str | None:

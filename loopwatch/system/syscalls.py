@@ -5,6 +5,10 @@ from __future__ import annotations
 RUNNING = "running"
 LOCK_CALLS = frozenset({"futex", "futex_waitv"})
 SLEEP_CALLS = frozenset({"clock_nanosleep", "nanosleep", "pause"})
+POLLS = frozenset(
+    {"epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "ppoll", "select", "pselect6", "io_uring_enter"}
+)
+"""Calls in which a loop waits for events."""
 
 
 def kind_of(syscall: str | None) -> str:

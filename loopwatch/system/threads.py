@@ -59,10 +59,17 @@ RUNNING = "running"
 
 
 class Scheduled(NamedTuple):
-    """Seconds a thread ran, and seconds it was runnable but waited for a processor."""
+    """The scheduler's account of a thread (``sched_info`` in Linux include/linux/sched.h).
+
+    Attributes:
+        cpu: seconds it ran.
+        run_queue: seconds it was runnable but waited for a processor, also while a quota held its cgroup back.
+        runs: how many times it was given a processor.
+    """
 
     cpu: float
     run_queue: float
+    runs: int
 
 
 class Clocks(NamedTuple):
@@ -73,12 +80,14 @@ class Clocks(NamedTuple):
         cpu: processor time of the thread.
         process_cpu: processor time of the process.
         run_queue: time the thread was runnable but waited for a processor.
+        runs: how many times the thread was given a processor.
     """
 
     at: float
     cpu: float | None
     process_cpu: float
     run_queue: float | None
+    runs: int | None = None
 
 
 class ThreadFacts:
@@ -99,14 +108,16 @@ class ThreadFacts:
         return thread_cpu(self.native_id)
 
     def scheduled(self) -> Scheduled | None:
-        """Return run time and run-queue delay (``/proc/PID/task/TID/schedstat``), None where that does not exist."""
+        """Return the scheduler's account (``/proc/PID/task/TID/schedstat``), None where that does not exist."""
         return scheduled(self.native_id)
 
     def clocks(self, *, files: bool = True) -> Clocks:
-        """Read all clocks; the run-queue delay, which is read from a file, last, and only if ``files``."""
+        """Read all clocks; the scheduler's account, which is read from a file, last, and only if ``files``."""
         at, cpu, process_cpu = time.monotonic(), self.cpu(), time.process_time()
         found = self.scheduled() if files else None
-        return Clocks(at, cpu, process_cpu, found.run_queue if found is not None else None)
+        if found is None:
+            return Clocks(at, cpu, process_cpu, None)
+        return Clocks(at, cpu, process_cpu, found.run_queue, found.runs)
 
     def waiting_in(self, *, channel: bool = True) -> tuple[str | None, str | None]:
         """Return (system call, kernel function) that the thread is in; ``running`` if it is on a processor.
@@ -137,10 +148,10 @@ def thread_name() -> str:
 
 
 def scheduled(native_id: int) -> Scheduled | None:
-    """Return run time and run-queue delay of a thread of this process."""
+    """Return the scheduler's account of a thread of this process."""
     text = read_kernel(f"/proc/self/task/{native_id}/schedstat")
     fields = text.split() if text else ()
-    return Scheduled(int(fields[0]) / 1e9, int(fields[1]) / 1e9) if len(fields) >= 2 else None
+    return Scheduled(int(fields[0]) / 1e9, int(fields[1]) / 1e9, int(fields[2])) if len(fields) >= 3 else None
 
 
 def thread_cpu(native_id: int) -> float | None:

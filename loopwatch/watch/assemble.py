@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from loopwatch.core.median import median
@@ -94,11 +94,13 @@ def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Ev
         cpu=used.cpu,
         process_cpu=used.process_cpu,
         run_queue=used.run_queue,
+        runs=used.runs,
         throttled=hindrance.throttled,
         gc=measured.gc,
         watcher_late=hindrance.late,
         watcher_starved=hindrance.starved,
-        gil_wait=median(sample.late for sample in samples) if samples else None,
+        watcher_runs=hindrance.runs,
+        gil_wait=median(_gil_waits(samples, used.run_queue, measured.switch_interval)) if samples else None,
         samples=len(samples),
         syscall=syscall,
         syscall_share=share,
@@ -108,6 +110,27 @@ def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Ev
         switch_interval=measured.switch_interval,
         traced=measured.traced,
     )
+
+
+def _gil_waits(samples: Sequence[Sample], run_queue: float | None, switch_interval: float) -> Iterator[float]:
+    """Yield for each sample the seconds that the watcher waited for the GIL.
+
+    Left out is the time in which the watcher had no processor, and of waits that Python code cannot explain also the
+    time in which the loop's thread had none: it may have kept the GIL meanwhile without computing.
+
+    Args:
+        samples: of the block.
+        run_queue: seconds of the block in which the loop's thread had no processor, None if unknown.
+        switch_interval: seconds after which a running thread gives up the GIL.
+    """
+    read = [None if sample.clocks is None else sample.clocks.run_queue for sample in samples]
+    before = None if run_queue is None or read[-1] is None else read[-1] - run_queue
+    for sample, now in zip(samples, read, strict=True):
+        wait = max(sample.late - sample.starved, 0.0)
+        if wait > 2 * switch_interval and now is not None and before is not None:
+            wait = max(wait - max(now - before, 0.0), 0.0)
+        yield wait
+        before = now
 
 
 def _where(samples: Sequence[Sample]) -> tuple[str | None, float]:

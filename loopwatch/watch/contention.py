@@ -16,8 +16,8 @@ from loopwatch.watch.stacks import RawStack, take
 
 LATE = 0.015
 """Seconds: a watcher at least this late was kept from running, and searches for the cause."""
-THREADS_EVERY, OWN_EVERY = 1.0, 0.2
-"""Seconds between two readings of all threads' clocks, and of the watcher's own run queue, while it is on time."""
+THREADS_EVERY, OWN_EVERY = 1.0, 0.05
+"""Seconds between two readings of all threads' clocks, and of the scheduler's account of the watcher, on time."""
 SEARCH_EVERY = 0.05
 """Seconds between two searches for the thread that holds the GIL, while a loop may be waiting for the GIL."""
 MIN_HOG = 0.2
@@ -46,6 +46,8 @@ class Lateness:
 
     Attributes:
         starved: seconds of it that the watcher's thread waited for a processor.
+        runs: how many times the watcher was given a processor meanwhile, None if unknown: a thread that waits for the
+            GIL wakes up once each switch interval, a stopped one never.
         held: seconds of it that some thread must have kept the GIL; 0 where the wait for a processor is unknown.
         hog: the other thread that used most processor time meanwhile.
     """
@@ -53,6 +55,7 @@ class Lateness:
     planned: float
     actual: float
     starved: float
+    runs: int | None
     held: float
     hog: Hog
 
@@ -73,6 +76,7 @@ class Hindrance(NamedTuple):
     Attributes:
         late: seconds of its delays of at least :data:`LATE`.
         starved: seconds of its delays in which it waited for a processor.
+        runs: how many times it was given a processor in its delays, None if unknown.
         hog: the other threads' work, None if it does not stand out: the stack of the thread that used most processor
             time in one delay, and the sum over all delays of the busiest thread's processor time.
         throttled: seconds that the cgroup was throttled by its quota, None if it has none.
@@ -80,8 +84,21 @@ class Hindrance(NamedTuple):
 
     late: float
     starved: float
+    runs: int | None
     hog: Hog | None
     throttled: float | None
+
+
+class Waited(NamedTuple):
+    """What the watcher's thread went through since the last reading.
+
+    Attributes:
+        run_queue: seconds that it waited for a processor, None if unknown.
+        runs: how many times it was given one, None if unknown.
+    """
+
+    run_queue: float | None = None
+    runs: int | None = None
 
 
 class Contention:
@@ -91,7 +108,7 @@ class Contention:
         self._late: deque[Lateness] = deque(maxlen=64)
         self._threads: dict[facts.ThreadId, float] = {}
         self._threads_at = 0.0
-        self._own_run_queue: float | None = None
+        self._own: facts.Scheduled | None = None
         self._own_at = 0.0
         self._throttled: deque[tuple[float, float | None]] = deque([(0.0, None)], maxlen=16)
 
@@ -111,7 +128,7 @@ class Contention:
             if threading.active_count() > 2:
                 self._threads = facts.thread_clocks()
         if now - self._own_at >= pace * OWN_EVERY:
-            self._read_own(now)
+            self.waited(now)
         while self._late and now - self._late[0].actual > FORGOTTEN_AFTER:
             self._late.popleft()
 
@@ -144,17 +161,22 @@ class Contention:
             return Hog(None, 0.0)
         return Hog(take(frames[ident], None, max_frames)[0], used[ident])
 
-    def note(self, hog: Hog, planned: float, now: float) -> Lateness:
-        """Record that the watcher, due at ``planned``, could not run until ``now``; reads one file."""
-        before = self._own_run_queue
-        self._read_own(now)
-        after = self._own_run_queue
+    def waited(self, now: float) -> Waited:
+        """Return what the watcher's thread went through since the last call; reads one file."""
+        before, self._own = self._own, facts.scheduled(threading.get_native_id())
+        self._own_at = now
+        if before is None or self._own is None:
+            return Waited()
+        return Waited(max(self._own.run_queue - before.run_queue, 0.0), max(self._own.runs - before.runs, 0))
+
+    def note(self, hog: Hog, planned: float, now: float, waited: Waited) -> Lateness:
+        """Record that the watcher, due at ``planned``, could not run until ``now``, and what it ``waited`` for."""
         starved = held = 0.0
-        if before is not None and after is not None:
-            starved = min(max(after - before, 0.0), now - planned)
+        if waited.run_queue is not None:
+            starved = min(waited.run_queue, now - planned)
             # The holder of the GIL releases it one switch interval after the request, at the end of its call.
             held = max(now - planned - starved - 2 * sys.getswitchinterval(), 0.0)
-        late = Lateness(planned, now, starved, held, hog)
+        late = Lateness(planned, now, starved, waited.runs, held, hog)
         self._late.append(late)
         return late
 
@@ -164,11 +186,13 @@ class Contention:
         notable = [entry for entry in late if entry.seconds >= LATE]
         until = min(max((entry.actual for entry in late), default=block.end), block.end)
         cpu = sum(entry.hog.cpu for entry in late)
+        runs = [entry.runs for entry in notable if entry.runs is not None]
         stands_out = bool(late) and cpu >= MIN_HOG * (until - block.start)
         busiest = max(late, key=lambda entry: entry.hog.cpu).hog.stack if stands_out else None
         return Hindrance(
             late=sum(entry.seconds * entry.share_in(block) for entry in notable),
             starved=sum(entry.starved * entry.share_in(block) for entry in notable),
+            runs=sum(runs) if runs else None,
             hog=Hog(busiest, cpu) if stands_out else None,
             throttled=self._throttled_in(block),
         )
@@ -179,7 +203,3 @@ class Contention:
         if before is None or now is None:
             return None
         return min(max(now - before, 0.0), block.end - block.start)
-
-    def _read_own(self, now: float) -> None:
-        own = facts.scheduled(threading.get_native_id())
-        self._own_run_queue, self._own_at = None if own is None else own.run_queue, now

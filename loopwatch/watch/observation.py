@@ -21,6 +21,7 @@ class Sample:
     Attributes:
         at: ``time.monotonic`` seconds.
         late: seconds by which the watcher was late.
+        starved: seconds of it in which the watcher waited for a processor.
         stack: the thread's stack.
         callback: identity of the running callback; equal for samples of the same callback.
         syscall, wait_channel: where in the kernel the thread was.
@@ -43,6 +44,7 @@ class Sample:
     waiting: int | None = None
     clocks: Clocks | None = None
     typed: bool = False
+    starved: float = 0.0
 
 
 @dataclass(slots=True)

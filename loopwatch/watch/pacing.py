@@ -20,6 +20,8 @@ QUIET_TICK = 2.0
 """Thresholds between two ticks for a quiet loop."""
 SHORTEST_GAP, LONGEST_GAP = 0.01, 0.1
 """Seconds between two samples of a blocked loop; a quarter of the block's age between these bounds."""
+MOST_STRETCHED = 2.0
+"""Most that the time between two ticks is stretched for a loop that is not blocked."""
 MANY_SAMPLES = 100
 """Number of samples of one block from which on they are taken less often."""
 
@@ -99,15 +101,16 @@ def next_look(view: View, threshold: float, stretch: float) -> Look:
 def tick_of(seconds: float, stretch: float) -> float:
     """Return the time between two ticks for a wanted time of ``seconds``, within bounds and stretched.
 
-    The cost lies in the samples: the first tick of a block is stretched only in an emergency.
+    The cost lies in the samples: the first tick of a block is stretched only in an emergency, and not so far that a
+    block of a few thresholds could lie between two ticks, unseen.
     """
-    return min(max(seconds, SHORTEST_TICK), LONGEST_TICK) * max(stretch / 4, 1.0)
+    return min(max(seconds, SHORTEST_TICK), LONGEST_TICK) * min(max(stretch / 4, 1.0), MOST_STRETCHED)
 
 
 def _gap(age: float, samples: int, stretch: float) -> float:
-    """Return the time until the next sample of a block that has lasted for ``age`` seconds."""
+    """Return the time until the next sample of a block that has lasted for ``age`` seconds; the first is in time."""
     gap = min(max(age / 4, SHORTEST_GAP), LONGEST_GAP)
     if samples >= MANY_SAMPLES:
         gap = max(gap, age / 50)
     # Not beyond the longest tick: where only these ticks detect the end of a block, it must not be reported much later.
-    return min(gap * stretch, max(gap, LONGEST_TICK))
+    return min(gap * stretch, max(gap, LONGEST_TICK)) if samples else gap

@@ -117,7 +117,12 @@ class Sampler:
                 innocent = {loop.thread.ident for loop in loops if loop.thread is not None} | _own_threads()
                 hog = self._contention.find_hog(frames, innocent, self._config().max_frames, moment.now)
             del frames
-        lateness = None if hog is None else self._contention.note(hog, moment.planned, moment.now)
+        waited = self._contention.waited(moment.now) if taken or hog is not None else None
+        for sample in taken.values():
+            sample.starved = min(waited.run_queue or 0.0, moment.late) if waited is not None else 0.0
+        lateness = None
+        if hog is not None and waited is not None:
+            lateness = self._contention.note(hog, moment.planned, moment.now, waited)
         return [(suspect, self._note(suspect, sample)) for suspect, sample in taken.items()], lateness
 
     def _add(
@@ -202,10 +207,9 @@ class Sampler:
 
 def _ask_kernel(loop: WatchedLoop, sample: Sample) -> None:
     if loop.thread is not None and not sample.stack.starts_ours:
-        # Each file read releases the GIL: where it is hard to get back, read only one, or there are no further samples.
-        easy = sample.late < LATE
-        sample.syscall, sample.wait_channel = loop.thread.waiting_in(channel=easy)
-        sample.clocks = loop.thread.clocks(files=easy)
+        # Each file read releases the GIL: where it is hard to get back, read no more than needed.
+        sample.syscall, sample.wait_channel = loop.thread.waiting_in(channel=sample.late < LATE)
+        sample.clocks = loop.thread.clocks()
 
 
 def _reference(owner: Any) -> object:

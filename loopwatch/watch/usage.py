@@ -13,12 +13,20 @@ SPANNED = 0.4
 
 
 class Usage(NamedTuple):
-    """Seconds used within the ``wall`` seconds that were observed; None where this system does not provide them."""
+    """Seconds used within the ``wall`` seconds that were observed; None where this system does not provide them.
+
+    Attributes:
+        wall: length of the observed span.
+        cpu, process_cpu: processor time of the loop's thread and of the process.
+        run_queue: time in which the loop's thread was runnable and had no processor.
+        runs: how many times it was given one.
+    """
 
     wall: float
     cpu: float | None = None
     process_cpu: float | None = None
     run_queue: float | None = None
+    runs: int | None = None
 
 
 def usage(loop: WatchedLoop, block: Block, inside: list[Clocks]) -> Usage:
@@ -35,7 +43,7 @@ def usage(loop: WatchedLoop, block: Block, inside: list[Clocks]) -> Usage:
         found = _within(inside[0], inside[-1], length)
     if found is None or found.run_queue is None:
         before = _since_before(loop, block, length)
-        found = before if found is None else found._replace(run_queue=before.run_queue)
+        found = before if found is None else found._replace(run_queue=before.run_queue, runs=before.runs)
     if found.run_queue is not None:
         found = found._replace(run_queue=min(max(found.run_queue, 0.0), length))
     if block.window is not None:
@@ -53,6 +61,7 @@ def _within(first: Clocks, last: Clocks, length: float) -> Usage:
         None if cpu is None else cpu * scale,
         process_cpu * scale,
         None if run_queue is None else run_queue * scale,
+        None if first.runs is None or last.runs is None else round((last.runs - first.runs) * scale),
     )
 
 
@@ -68,6 +77,7 @@ def _since_before(loop: WatchedLoop, block: Block, length: float) -> Usage:
         _difference(before.cpu, now.cpu),
         now.process_cpu - before.process_cpu,
         _difference(before.run_queue, now.run_queue),
+        None if before.runs is None or now.runs is None else now.runs - before.runs,
     )
 
 

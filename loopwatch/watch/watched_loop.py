@@ -21,7 +21,7 @@ from loopwatch.watch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
 WINDOW, FIRST_WINDOW = 10.0, 1.0
 """Seconds of a loop's statistics window, of which the last complete one counts; the first is shorter, to come soon."""
 NEVER = float("-inf")
-SCHEDULER_EVERY = 0.5
+SCHEDULER_EVERY = 0.05
 """Seconds between two readings of the scheduler's statistics, which cost a file; a thread waits little in that time."""
 
 
@@ -124,10 +124,10 @@ class WatchedLoop:
         if before is None or now - before.run_queue_at >= SCHEDULER_EVERY * pace:
             clocks = thread.clocks()
             if before is not None and before.run_queue_at == NEVER:
-                before.clocks = before.clocks._replace(run_queue=clocks.run_queue)
+                before.clocks = before.clocks._replace(run_queue=clocks.run_queue, runs=clocks.runs)
             self._baselines.append(Baseline(clocks, now, idle))
         else:
-            clocks = Clocks(now, thread.cpu(), time.process_time(), before.clocks.run_queue)
+            clocks = Clocks(now, thread.cpu(), time.process_time(), *before.clocks[3:])
             self._baselines.append(Baseline(clocks, before.run_queue_at, idle))
 
     def stopped(self) -> None:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.cause import MOST, MUCH, decide
+from loopwatch.diagnosis.cause import MOST, MUCH, SOME, decide
+from loopwatch.diagnosis.own_part import contradictions, split
 from loopwatch.events import Cause, Evidence
 from loopwatch.system.syscalls import kind_of
 
@@ -186,7 +187,7 @@ def test_order_of_rules(stronger: str, weaker: str) -> None:
         for field in dataclasses.fields(Evidence)
         if getattr(evidence, field.name) != getattr(base, field.name)
     }
-    assert decide(dataclasses.replace(SEEN[weaker][0], **distinguishing)) is SEEN[stronger][1]
+    assert decide(dataclasses.replace(SEEN[weaker][0], wall=evidence.wall, **distinguishing)) is SEEN[stronger][1]
 
 
 def test_gil_is_not_blamed_for_a_lock() -> None:
@@ -209,12 +210,12 @@ def test_gc_callback_inside_the_call_is_no_collector_stall() -> None:
 
 BOUNDARIES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("half of it waiting for a processor", "busy host", {"run_queue": 0.25}, {"run_queue": 0.2499}),
-    ("half of it throttled", "throttled cgroup", {"run_queue": 0.0, "throttled": 0.25},
-     {"run_queue": 0.0, "throttled": 0.2499}),
+    ("half of it throttled", "throttled cgroup", {"run_queue": None, "throttled": 0.25},
+     {"run_queue": None, "throttled": 0.2499}),
     ("half of it collecting", "gc.collect", {"gc": 0.2}, {"gc": 0.1999}),
-    ("nothing ran for a tenth of it", "SIGSTOP", {"process_cpu": 0.0599}, {"process_cpu": 0.06}),
-    ("watcher kept from running for half of it", "SIGSTOP", {"watcher_late": 0.3, "asleep": False},
-     {"watcher_late": 0.2999, "asleep": False}),
+    ("nothing ran for a tenth of it", "SIGSTOP", {"process_cpu": 0.0598}, {"process_cpu": 0.06}),
+    ("watcher kept from running for half of it", "SIGSTOP", {"run_queue": 0.0, "watcher_late": 0.3, "asleep": False},
+     {"run_queue": 0.0, "watcher_late": 0.2999, "asleep": False}),
     ("others used two fifths", "another thread computes in C", {"cpu": 0.0, "process_cpu": 0.2},
      {"cpu": 0.0, "process_cpu": 0.1999}),
     ("its own CPU below half", "another thread computes in C", {"cpu": 0.2499, "process_cpu": 0.6},
@@ -261,7 +262,9 @@ def test_limits_are_as_documented() -> None:
         Evidence(0.3, cpu=0.1, process_cpu=0.1, samples=9, syscall="running", syscall_share=1.0, gil_wait=0.0),
         Evidence(0.3, cpu=0.3, process_cpu=0.3, samples=0, gil_wait=None),
         Evidence(0.3, cpu=0.0, process_cpu=0.0, samples=4, syscall="recvfrom", syscall_share=0.4, gil_wait=0.0),
-        Evidence(0.3, cpu=0.0, process_cpu=0.001, samples=4, syscall="clock_nanosleep", syscall_share=1.0, asleep=True),
+        Evidence(0.3, cpu=0.0, process_cpu=0.001, samples=4, syscall="epoll_wait", syscall_share=1.0, asleep=True),
+        Evidence(0.3, cpu=0.6, process_cpu=0.6, samples=4, gil_wait=0.005, moving=1.0),
+        Evidence(0.3, cpu=0.29, process_cpu=0.29, samples=4, syscall="recvfrom", syscall_share=1.0, gil_wait=0.005),
         Evidence(0.3, samples=1, syscall="running", syscall_share=1.0),
     ],
 )
@@ -295,6 +298,7 @@ _by_hint: dict[Any, st.SearchStrategy[Any]] = {
     float: _numbers,
     float | None: st.none() | _numbers,
     int: st.integers(-1, 300),
+    int | None: st.none() | st.integers(-1, 300),
     bool: st.booleans(),
     str | None: st.none()
     | st.sampled_from(["running", "futex", "recvfrom", "clock_nanosleep", "time.sleep", ".acquire", "os.read", ""]),
@@ -315,8 +319,93 @@ def test_causes_of_waiting_are_proven(evidence: Evidence, wall: float) -> None:
     """No sleep, lock or I/O is claimed for a loop that slept in its own poll or used a processor for half the time."""
     found = dataclasses.replace(evidence, wall=wall)
     if decide(found) in (Cause.SLEEP, Cause.LOCK, Cause.IO):
-        assert not found.asleep
+        assert not (found.asleep and found.syscall in (None, "running", "epoll_wait"))
         assert found.cpu is None or not found.cpu / wall >= MOST
+
+
+def _positive(seconds: float | None) -> float:
+    return seconds if seconds is not None and seconds > 0 else 0.0
+
+
+@given(_any_evidence, st.floats(0.01, 100))
+def test_no_verdict_is_excluded_by_its_own_facts(evidence: Evidence, wall: float) -> None:
+    """Whatever the facts: each cause stands only where they permit it."""
+    found = dataclasses.replace(evidence, wall=wall, switch_interval=0.005)
+    cause, parts, cpu = decide(found), split(found), _positive(found.cpu)
+    kept_waking = found.watcher_runs is not None and found.watcher_runs * 0.005 >= SOME * found.watcher_late
+    if cause is Cause.STARVED:
+        assert parts.starved > 0
+        assert found.threshold is None or parts.own < found.threshold
+    elif cause is Cause.SUSPENDED:
+        assert not kept_waking
+        assert not cpu > MOST * wall
+    elif cause in (Cause.PYTHON, Cause.NATIVE, Cause.NATIVE_GIL):
+        assert cpu >= MOST * parts.own - 1e-9 or (cause is Cause.NATIVE_GIL and kept_waking)
+    elif cause is Cause.GIL:
+        assert not cpu > MOST * parts.own + 1e-9
+    elif cause is Cause.GC:
+        assert found.gc >= MOST * parts.own - 1e-9
+    if contradictions(found):
+        assert cause is Cause.UNKNOWN
+
+
+@given(_any_evidence, st.floats(0.01, 100))
+def test_parts_add_up(evidence: Evidence, wall: float) -> None:
+    """The own part and the time without a processor make up the block; the latter is at most what was not computed."""
+    found = dataclasses.replace(evidence, wall=wall)
+    parts = split(found)
+    assert parts.own + parts.starved == pytest.approx(wall)
+    assert 0 <= parts.throttled <= parts.starved <= max(wall - _positive(found.cpu), 0.0)
+    shorter = parts.within(wall / 2)
+    assert shorter.own + shorter.starved == pytest.approx(wall / 2)
+    assert 0 <= shorter.throttled <= shorter.starved <= wall / 2
+
+
+OWN_PART: list[tuple[str, dict[str, Any], Cause]] = [
+    ("plain Python on a busy host", {"run_queue": 0.3, "gil_wait": 0.006, "moving": 0.9}, Cause.PYTHON),
+    ("one call in a throttled container", {"run_queue": 0.3, "throttled": 0.5, "watcher_late": 0.55,
+     "watcher_starved": 0.1, "gil_wait": 0.25, "samples": 1}, Cause.NATIVE_GIL),
+    ("C code without the GIL, watcher starved too", {"run_queue": 0.3, "watcher_late": 0.2, "watcher_starved": 0.2,
+     "gil_wait": 0.0001}, Cause.NATIVE),
+    ("short on a free machine", {"cpu": 0.08, "process_cpu": 0.08, "run_queue": 0.51}, Cause.STARVED),
+    ("a run queue that cannot be true", {"cpu": 0.57, "process_cpu": 0.57, "run_queue": 0.55, "gil_wait": 0.005,
+     "moving": 0.9}, Cause.PYTHON),
+    ("a collection on a busy host", {"run_queue": 0.3, "gc": 0.25}, Cause.GC),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "facts", "cause"), OWN_PART, ids=[row[0] for row in OWN_PART])
+def test_cause_of_the_own_part(what: str, facts: dict[str, Any], cause: Cause) -> None:
+    """A block that would have been one on a free machine has the cause of its own part; only others are starved."""
+    base = {"cpu": 0.29, "process_cpu": 0.29, "samples": 6, "syscall": "running", "syscall_share": 1.0}
+    assert decide(Evidence(0.6, threshold=0.1, **{**base, **facts})) is cause  # type: ignore[arg-type]
+
+
+def test_six_threads_that_compute_are_gil_before_starved() -> None:
+    """Threads that fight for the GIL also take the processors from each other: the GIL is what the loop waited for."""
+    fight = Evidence(0.5, cpu=0.01, process_cpu=0.5, run_queue=0.4, gil_wait=0.02, samples=4, syscall="futex",
+                     syscall_share=0.5, watcher_late=0.3, watcher_starved=0.1, threshold=0.1)  # fmt: skip
+    assert decide(fight) is Cause.GIL
+    without_the_gil = dataclasses.replace(fight, process_cpu=1.0, syscall="running", syscall_share=1.0, gil_wait=0.0)
+    assert decide(dataclasses.replace(without_the_gil, watcher_late=0.0)) is Cause.STARVED
+
+
+def test_a_watcher_that_kept_waking_was_not_stopped() -> None:
+    """C code that waits and keeps the GIL looks like a stopped process, but the watcher wakes each 5 ms."""
+    stopped = Evidence(0.5, cpu=0.0, process_cpu=0.01, run_queue=0.0, runs=2, watcher_late=0.49, watcher_runs=2,
+                       gil_wait=0.48, samples=1, syscall="clock_nanosleep", threshold=0.1)  # fmt: skip
+    assert decide(stopped) is Cause.SUSPENDED
+    assert decide(dataclasses.replace(stopped, watcher_runs=95)) is Cause.NATIVE_GIL
+    assert decide(dataclasses.replace(stopped, watcher_runs=95, runs=95)) is Cause.GIL, "the loop waited for it too"
+
+
+def test_a_signal_handler_runs_while_the_loop_polls() -> None:
+    """A loop that "overslept" with its processor time near the wall computed, or slept, in a handler."""
+    poll = Evidence(0.4, asleep=True, run_queue=0.0, gil_wait=0.005, samples=5, threshold=0.1)
+    computes = dataclasses.replace(poll, cpu=0.39, process_cpu=0.39, moving=0.9, syscall="running", syscall_share=1.0)
+    assert decide(computes) is Cause.PYTHON
+    sleeps = dataclasses.replace(poll, cpu=0.0, process_cpu=0.0, syscall="clock_nanosleep", syscall_share=1.0)
+    assert decide(sleeps) is Cause.SLEEP
 
 
 def test_a_clock_that_ran_backwards_proves_nothing() -> None:

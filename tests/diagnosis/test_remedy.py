@@ -106,7 +106,7 @@ def test_gil_names_the_hog_and_a_process() -> None:
 
 def test_unknown_cause_says_so() -> None:
     """An unknown cause with an unknown call is reported as unknown."""
-    assert "does not tell why Images.resize() held the loop" in remedy(Cause.UNKNOWN, (), CULPRIT)
+    assert "does not show why Images.resize() held the loop" in remedy(Cause.UNKNOWN, (), CULPRIT)
 
 
 def test_fallback_names_the_outermost_call_then_the_culprit() -> None:

@@ -13,7 +13,7 @@ from loopwatch.core.frames import current_frames
 from loopwatch.system import threads as facts
 from loopwatch.system.threads import Scheduled
 from loopwatch.watch import contention
-from loopwatch.watch.contention import LATE, MIN_HOG, Contention, Hog
+from loopwatch.watch.contention import LATE, MIN_HOG, Contention, Hog, Lateness
 from loopwatch.watch.probes.base import Block
 
 START = 100.0
@@ -33,10 +33,10 @@ class Clocks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.threads: dict[facts.ThreadId, float] = {}
-        self.run_queue = 0.0
+        self.run_queue, self.runs = 0.0, 0
         self.throttled: float | None = None
         monkeypatch.setattr(facts, "thread_clocks", lambda: dict(self.threads))
-        monkeypatch.setattr(facts, "scheduled", lambda _: Scheduled(0.0, self.run_queue))
+        monkeypatch.setattr(facts, "scheduled", lambda _: Scheduled(0.0, self.run_queue, self.runs))
         monkeypatch.setattr(facts, "throttled", lambda: self.throttled)
         monkeypatch.setattr(contention.threading, "active_count", lambda: 4)
 
@@ -50,6 +50,11 @@ def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
 def found(kept: Contention, *idents: int, innocent: tuple[int, ...] = (), now: float = START) -> Hog:
     """Return the hog among the threads."""
     return kept.find_hog(dict.fromkeys(idents, FRAME), innocent, 10, now)
+
+
+def note(kept: Contention, hog: Hog, planned: float, now: float) -> Lateness:
+    """Record a lateness of the watcher."""
+    return kept.note(hog, planned, now, kept.waited(now))
 
 
 def test_the_busiest_thread_is_the_hog(clocks: Clocks) -> None:
@@ -94,7 +99,7 @@ def test_threads_that_take_turns_add_up(clocks: Clocks) -> None:
     kept.renew(START, 1.0)
     for number in range(1, 5):
         clocks.threads = {(ident, 100 + ident): number * 0.015 for ident in (1, 2, 3, 4)}
-        kept.note(found(kept, 1, 2, 3, 4), START + number * 0.06 - 0.02, START + number * 0.06)
+        note(kept, found(kept, 1, 2, 3, 4), START + number * 0.06 - 0.02, START + number * 0.06)
     hindrance = kept.during(Block(START, START, START + 0.3))
     assert hindrance.hog is not None
     assert hindrance.hog.cpu == pytest.approx(0.06)
@@ -108,15 +113,15 @@ def test_a_hog_must_stand_out(clocks: Clocks, cpu: float, stands_out: bool) -> N
     kept = Contention()
     kept.renew(START, 1.0)
     clocks.threads = {(1, 101): cpu}
-    kept.note(found(kept, 1), START + 0.1, START + 0.2)
+    note(kept, found(kept, 1), START + 0.1, START + 0.2)
     assert (kept.during(Block(START, START, START + 0.4)).hog is not None) is stands_out
 
 
 def test_short_lateness_is_not_counted(clocks: Clocks) -> None:
     """A few milliseconds to get the GIL do not count as lateness, and neither does time outside of the block."""
     kept = Contention()
-    kept.note(NO_HOG, 100.0, 100.0 + LATE - 0.001)
-    kept.note(NO_HOG, 100.9, 101.2)
+    note(kept, NO_HOG, 100.0, 100.0 + LATE - 0.001)
+    note(kept, NO_HOG, 100.9, 101.2)
     assert kept.during(Block(100.0, 100.0, 101.0)).late == pytest.approx(0.1)
 
 
@@ -125,10 +130,10 @@ def test_starved_is_never_more_than_late(clocks: Clocks) -> None:
     kept = Contention()
     kept.renew(100.0, 1.0)
     clocks.run_queue = 5.0
-    first = kept.note(NO_HOG, 110.0, 110.05)
+    first = note(kept, NO_HOG, 110.0, 110.05)
     assert (first.starved, first.held) == pytest.approx((0.05, 0.0))
     clocks.run_queue = 5.01
-    second = kept.note(NO_HOG, 111.0, 111.05)
+    second = note(kept, NO_HOG, 111.0, 111.05)
     assert second.starved == pytest.approx(0.01)
     assert second.held == pytest.approx(0.04 - 2 * sys.getswitchinterval())
 
@@ -139,9 +144,9 @@ def test_late_and_starved_are_of_the_same_times(clocks: Clocks) -> None:
     kept.renew(START, 1.0)
     for number in range(5):
         clocks.run_queue += 0.005
-        kept.note(NO_HOG, START + number * 0.02, START + number * 0.02 + 0.006)
+        note(kept, NO_HOG, START + number * 0.02, START + number * 0.02 + 0.006)
     clocks.run_queue += 0.05
-    kept.note(NO_HOG, START + 0.25, START + 0.35)
+    note(kept, NO_HOG, START + 0.25, START + 0.35)
     hindrance = kept.during(Block(START, START, START + 0.3))
     assert (hindrance.late, hindrance.starved) == pytest.approx((0.05, 0.025))
 
@@ -151,14 +156,25 @@ def test_system_without_run_queue_times(clocks: Clocks, monkeypatch: pytest.Monk
     monkeypatch.setattr(facts, "scheduled", lambda _: None)
     kept = Contention()
     kept.renew(START, 1.0)
-    late = kept.note(NO_HOG, START, START + 0.5)
+    late = note(kept, NO_HOG, START, START + 0.5)
     assert (late.starved, late.held) == (0.0, 0.0)
+
+
+def test_wake_ups_are_counted_while_the_watcher_is_late(clocks: Clocks) -> None:
+    """A watcher that waits for the GIL wakes up each 5 ms; wake-ups of notable latenesses add up."""
+    kept = Contention()
+    kept.renew(START, 1.0)
+    for number, runs in enumerate((40, 2, 21), 1):
+        clocks.runs += runs
+        note(kept, NO_HOG, START + number - (0.2 if runs > 2 else 0.01), START + number)
+    assert kept.during(Block(START, START, START + 4)).runs == 61
+    assert kept.during(Block(START + 10, START + 10, START + 11)).runs is None
 
 
 def test_old_latenesses_are_dropped(clocks: Clocks) -> None:
     """A lateness, and the stack kept with it, is dropped after a minute."""
     kept = Contention()
-    kept.note(NO_HOG, START, START + 0.1)
+    note(kept, NO_HOG, START, START + 0.1)
     kept.renew(START + 61, 1.0)
     assert kept.during(Block(START, START, START + 0.2)).late == 0.0
 

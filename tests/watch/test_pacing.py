@@ -67,12 +67,14 @@ def test_heartbeat_wakes_the_watcher_only_when_a_tick_is_due(
 
 
 def test_stretched_watcher_ticks_less_often() -> None:
-    """Sampling ticks are stretched in full, up to the longest tick; first ticks only from a factor of 4 on."""
-    blocked = view(since=NOW - 0.06)
+    """All samples but the first are stretched in full, up to the longest tick; other ticks by 1 to 2, from 4 on."""
+    blocked = view(since=NOW - 0.06, samples=1)
     assert [next_look(blocked, THRESHOLD, stretch).at - NOW for stretch in (1.0, 4.0, 100.0)] == pytest.approx(
         [0.015, 0.06, LONGEST_TICK]
     )
-    assert [tick_of(0.09, stretch) for stretch in (1.0, 4.0, 8.0)] == pytest.approx([0.09, 0.09, 0.18])
+    first = blocked._replace(samples=0)
+    assert [next_look(first, THRESHOLD, stretch).at - NOW for stretch in (1.0, 100.0)] == pytest.approx([0.015] * 2)
+    assert [tick_of(0.09, stretch) for stretch in (1.0, 4.0, 8.0, 16.0)] == pytest.approx([0.09, 0.09, 0.18, 0.18])
 
 
 @given(
