@@ -48,6 +48,7 @@ class StallPipeline:
         expected: takes an expected block, which is no stall.
         dropped: called with the id of an observation that makes no stall.
         dump_of: returns the stack that the hang timer wrote during a block, empty if there is none.
+        goes_on: called between two sinks.
 
     Attributes:
         ring: the latest stalls, oldest first.
@@ -62,8 +63,9 @@ class StallPipeline:
         expected: Callable[[Stall], object],
         dropped: Callable[[str], object],
         dump_of: Callable[[Observation], tuple[Frame, ...]],
+        goes_on: Callable[[], object],
     ) -> None:
-        self._config, self._faults, self._sinks = config, faults, sinks
+        self._config, self._faults, self._sinks, self._goes_on = config, faults, sinks, goes_on
         self._expected, self._dropped, self._dump_of = expected, dropped, dump_of
         now = config()
         self.ring: deque[Stall] = deque(maxlen=now.max_stalls)
@@ -101,6 +103,7 @@ class StallPipeline:
         self.ring.append(stall)
         flagged = self._faults.attempt("flagging", lambda: self._flagging.add(stall), None)
         for part, sink in self._sinks():
+            self._goes_on()  # what the previous one has written
             self._faults.run(part, sink.emit, stall, flagged, seen.span)
 
     def diagnose_early(self, seen: Observation) -> Stall | None:

@@ -13,11 +13,13 @@ from loopwatch.core import log
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.off_loop import off_loop
 from loopwatch.core.patches import PatchSet
+from loopwatch.core.threads.lapse import Lapse
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.sinks.local import LocalSinks
 from loopwatch.sinks.pipeline import NamedSinks, StallPipeline, StallSink
 from loopwatch.sinks.thread import SinkThread
+from loopwatch.watch.contention import LATE
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.observation import Case, Observation
 
@@ -32,6 +34,7 @@ class SinkService:
         before: returns the sinks of other services that take a stall before the log does.
         after: returns those that take it after the log and the journal; the program's callbacks come last.
         dropped: called with the id of an observation that makes no stall.
+        came_late: called with the seconds for which the sink thread waited for the GIL, if they are many.
 
     Attributes:
         local: the log, the journal and the hang file.
@@ -39,14 +42,15 @@ class SinkService:
 
     def __init__(
         self, config: Callable[[], Config], patches: PatchSet, faults: Faults, *, before: NamedSinks, after: NamedSinks,
-        dropped: Callable[[str], object],
+        dropped: Callable[[str], object], came_late: Callable[[float], object],
     ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
         self._before, self._after = before, after
+        self._lapse = Lapse(came_late, LATE)
         self._pipeline = StallPipeline(
             config, faults, self._all,
             expected=lambda stall: self.local.record_expected(stall), dropped=dropped,
-            dump_of=lambda seen: self.local.dump_of(seen),
+            dump_of=lambda seen: self.local.dump_of(seen), goes_on=self._lapse.goes_on,
         )  # fmt: skip
         self._awaits_loop = False
         self._next_flush = 0.0
@@ -54,7 +58,7 @@ class SinkService:
 
     def _renew(self) -> None:
         """Create a new thread and new files; the old ones have ended, or belong to the parent process."""
-        self._thread = SinkThread(self._pipeline.take, self._faults)
+        self._thread = SinkThread(self._pipeline.take, self._lapse, self._faults)
         self.local = LocalSinks(self._config(), self._patches, self._faults)
 
     def _all(self) -> Iterable[tuple[str, StallSink]]:

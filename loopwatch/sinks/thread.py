@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
+from loopwatch.core.threads.lapse import Lapse
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.watch.observation import Observation
 
@@ -25,11 +26,13 @@ class SinkThread:
 
     Args:
         emit: diagnoses and emits an observation.
+        lapse: of this thread.
         faults: counts failures.
     """
 
-    def __init__(self, emit: Callable[[Observation], None], faults: Faults) -> None:
-        self._emit = emit
+    def __init__(self, emit: Callable[[Observation], None], lapse: Lapse, faults: Faults) -> None:
+        self._emit, self._lapse = emit, lapse
+        self._woken_at: float | None = None
         self._faults = faults
         self._queue: deque[Action] = deque()
         self._changed = threading.Condition()
@@ -61,6 +64,7 @@ class SinkThread:
                 self.dropped += 1
                 return False
             self._queue.append(action)
+            self._woken_at = self._woken_at or time.monotonic()
             with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() runs the queue
                 self.thread.start()
             self._changed.notify_all()
@@ -93,6 +97,9 @@ class SinkThread:
         while self.thread.stays():
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self.thread.is_asked)
+                woken_at, self._woken_at = self._woken_at, None
+                self._lapse.begin(woken_at)
+                self._lapse.goes_on()
                 if not self._queue or self.thread.is_asked:
                     continue
                 action = self._queue.popleft()
@@ -110,3 +117,4 @@ class SinkThread:
     def _do(self, action: Action) -> None:
         with self._faults.guard("teller"):
             action()
+            self._lapse.goes_on()

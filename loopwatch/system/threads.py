@@ -5,6 +5,7 @@ Files are opened for each reading: no descriptor stays open, and a forked child 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from loopwatch.core.originals import time
-from loopwatch.core.patches import ListItem
+from loopwatch.core.patches import ListItem, loaded
 
 MAX_THREADS = 256
 """Maximum threads whose clocks are compared to find the one that uses most processor time."""
@@ -125,14 +126,14 @@ class ThreadFacts:
         Args:
             channel: whether to read the kernel function.
         """
-        text = read_kernel(f"/proc/self/task/{self.native_id}/syscall")
+        text = _read_thread(self.native_id, "syscall")
         if text is None:
             return None, None
         number = text.partition(" ")[0].strip()
         if number == RUNNING:
             return RUNNING, None
         name = _NAMES.get(int(number), f"syscall {number}") if number.lstrip("-").isdigit() else None
-        found = read_kernel(f"/proc/self/task/{self.native_id}/wchan") if channel else None
+        found = _read_thread(self.native_id, "wchan") if channel else None
         return name, found if found not in ("", "0") else None
 
 
@@ -149,7 +150,7 @@ def thread_name() -> str:
 
 def scheduled(native_id: int) -> Scheduled | None:
     """Return the scheduler's account of a thread of this process."""
-    text = read_kernel(f"/proc/self/task/{native_id}/schedstat")
+    text = _read_thread(native_id, "schedstat")
     fields = text.split() if text else ()
     return Scheduled(int(fields[0]) / 1e9, int(fields[1]) / 1e9, int(fields[2])) if len(fields) >= 3 else None
 
@@ -228,9 +229,26 @@ def _cpu_stat_paths() -> list[str]:
     return [*paths, "/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"]
 
 
+def _read_thread(native_id: int, name: str) -> str | None:
+    """Return the text of a file of one thread, without releasing the GIL once the watcher has loaded the reader."""
+    return _read_keeping(f"/proc/self/task/{native_id}/{name}")
+
+
+def _read_keeping(path: str) -> str | None:
+    keeping = loaded("loopwatch.system.gil_keeping")
+    return read_kernel(path) if keeping is None else keeping.read_file(path)
+
+
+def load_reader() -> None:
+    """Load the reader that keeps the GIL, where there is one; never on a loop's thread, as it takes milliseconds."""
+    if _LINUX:
+        with contextlib.suppress(ImportError, OSError, AttributeError):  # a Python without ctypes
+            import loopwatch.system.gil_keeping  # noqa: F401
+
+
 def traced() -> bool:
     """Whether a debugger is attached to this process (``TracerPid`` in ``/proc/self/status``)."""
-    text = read_kernel("/proc/self/status") or ""
+    text = _read_keeping("/proc/self/status") or ""
     return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in text.splitlines())
 
 

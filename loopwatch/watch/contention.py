@@ -198,8 +198,8 @@ class Contention:
         )
 
     def _throttled_in(self, block: Block) -> float | None:
-        known, now = list(self._throttled), facts.throttled()
+        known = list(self._throttled)
         before = next((value for at, value in reversed(known) if at <= block.start), known[0][1])
-        if before is None or now is None:
+        if before is None or (now := facts.throttled()) is None:
             return None
         return min(max(now - before, 0.0), block.end - block.start)

@@ -18,6 +18,7 @@ from loopwatch.core.dataclasses import compile_now, dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
 from loopwatch.core.threads.alarm import Alarm
+from loopwatch.core.threads.lapse import Lapse
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.system import threads as facts
 from loopwatch.system.threads import GcMonitor
@@ -96,6 +97,8 @@ class Watcher:
         self._sampler = Sampler(config, faults, self._contention, sources)
         self._woken_at = 0.0
         self._rest_ends = 0.0
+        self._lapse = Lapse(self.came_late, LATE)
+        self._glimpses: dict[Suspect, Sample] = {}
         self._grace_until = time.monotonic() + config().grace
 
     # -- life -----------------------------------------------------------------------------------------------------
@@ -209,6 +212,7 @@ class Watcher:
     # -- ticking --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        facts.load_reader()
         compile_now(Baseline, Block, Caller, Case, Episode, Lateness, Observation, stacks.RawStack, Sample)
         planned, self._rest_ends = time.monotonic(), 0.0
         while self.thread.stays():
@@ -246,10 +250,13 @@ class Watcher:
     def _tick(self, planned: float) -> float:
         """Read every loop once; return when the next tick is due (``time.monotonic`` seconds)."""
         now = time.monotonic()
+        self._lapse.begin(now)
         late = max(now - planned, 0.0)
         config = self._config()
         moment = Moment(now, planned, late)
-        glimpses = self._glimpse(moment) if late >= LATE and not self.paused else {}
+        if late >= LATE:
+            self._glimpse(moment)
+        glimpses, self._glimpses = self._glimpses, {}
         if now < self._rest_ends and late < LATE and all(self._each(lambda loop: loop.probe.at_rest())):
             return now + pacing.tick_of(pacing.QUIET_TICK * config.threshold, self.stretch)
         gone = [loop for loop in self.loops if loop.gone]
@@ -262,15 +269,29 @@ class Watcher:
             if (suspects or glimpses or late >= LATE) and not self._faults.is_off("sampling"):
                 with self._faults.guard("sampling", about=suspects[0].since if suspects else None):
                     self._sample(suspects, moment, glimpses)
+            self._lapse.goes_on()
             self._each(lambda loop: self._collect_and_forget(loop, now))
+            self._lapse.goes_on()
         self._each(lambda loop: loop.end_window(now) if loop.window_is_over(now) else None)
         self._hooks.ticked(now)
-        return self._next(time.monotonic(), config)
+        after = self._next(time.monotonic(), config)
+        self._lapse.goes_on()
+        return after
 
-    def _glimpse(self, moment: Moment) -> Samples:
-        found: dict[Suspect, Sample] = {}
-        self._faults.run("sampling", self._sampler.glimpse, self.loops, moment, found)
-        return found
+    def came_late(self, late: float) -> None:
+        """Glimpse at the loops in a thread of the agent that had to wait for the GIL for ``late`` seconds.
+
+        The thread that releases the GIL at the end of a long call may be in the next one before the watcher's next
+        tick: where such calls follow each other, each of them ends in the midst of the work of one of these threads.
+        """
+        if self.thread.exists:
+            now = time.monotonic()
+            self._glimpse(Moment(now, now - late, late))
+
+    def _glimpse(self, moment: Moment) -> None:
+        """Sample blocked loops now; the samples are completed in the next tick."""
+        if not self.paused:
+            self._faults.run("sampling", self._sampler.glimpse, self.loops, moment, self._glimpses)
 
     def _each(self, look: Callable[[WatchedLoop], Found]) -> list[Found]:
         """Apply ``look`` to every loop; a loop that cannot be read is no longer watched."""
