@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
+from loopwatch.core.threads.alarm import Alarm
 from loopwatch.core.threads.lapse import Lapse
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.watch.observation import Observation
@@ -32,11 +34,11 @@ class SinkThread:
 
     def __init__(self, emit: Callable[[Observation], None], lapse: Lapse, faults: Faults) -> None:
         self._emit, self._lapse = emit, lapse
-        self._woken_at: float | None = None
         self._faults = faults
-        self._queue: deque[Action] = deque()
-        self._changed = threading.Condition()
-        self.thread = OwnThread("teller", self._run, self._wake, lambda: self._queue, self._ended)
+        self._woken_at: float | None = None
+        self._queue: deque[Action] = deque()  # append and popleft are atomic: nothing waits for a lock of this thread
+        self._alarm = Alarm()
+        self.thread = OwnThread("teller", self._run, self._alarm.wake, lambda: self._queue, self._ended)
         self._stopping = False
         self._busy = False
         self.dropped = 0
@@ -57,25 +59,29 @@ class SinkThread:
 
     def do(self, action: Action) -> bool:
         """Queue ``action``; return False if the queue is full or the thread has stopped."""
-        with self._changed:
-            if self._stopping:
-                return False
-            if len(self._queue) >= MAX_WAITING:
-                self.dropped += 1
-                return False
-            self._queue.append(action)
-            self._woken_at = self._woken_at or time.monotonic()
-            with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() runs the queue
-                self.thread.start()
-            self._changed.notify_all()
-            return True
+        if self._stopping:
+            return False
+        if len(self._queue) >= MAX_WAITING:
+            self.dropped += 1
+            return False
+        self._woken_at = self._woken_at or time.monotonic()
+        self._queue.append(action)
+        with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() runs the queue
+            self.thread.start()
+        self._alarm.wake()
+        return True
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything queued so far is done, at most ``timeout`` seconds; return whether it is."""
         if threading.get_ident() == self.thread.ident:
             return False
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._queue and not self._busy, timeout)
+        if not self._queue and not self._busy:
+            return True
+        done = allocate_lock()
+        done.acquire()
+        self._queue.append(done.release)
+        self._alarm.wake()
+        return done.acquire(True, max(timeout, 0.0))
 
     def stop(self, timeout: float = 1.0) -> None:
         """Run the queued actions, then end the thread; waits at most ``timeout`` seconds."""
@@ -83,32 +89,22 @@ class SinkThread:
         had_thread = self.thread.ident is not None
         if had_thread:
             self.flush(timeout)
-        with self._changed:
-            self._stopping = True
+        self._stopping = True
         self.thread.end(max(ends - time.monotonic(), 0.0))
         while not had_thread and self._queue and time.monotonic() < ends:
             self._do(self._queue.popleft())
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
     def _run(self) -> None:
         while self.thread.stays():
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self.thread.is_asked)
-                woken_at, self._woken_at = self._woken_at, None
-                self._lapse.begin(woken_at)
-                self._lapse.goes_on()
-                if not self._queue or self.thread.is_asked:
-                    continue
-                action = self._queue.popleft()
-                self._busy = True
-            self._do(action)
-            del action  # would keep the program's objects alive until the next one
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
+            woken_at, self._woken_at = self._woken_at, None
+            self._lapse.begin(woken_at)
+            self._lapse.goes_on()
+            self._busy = True
+            while self._queue and not self.thread.is_asked:
+                self._do(self._queue.popleft())
+            self._busy = False
+            if not self.thread.is_asked:
+                self._alarm.wait()
 
     def _ended(self, exc: BaseException) -> None:
         self._busy = False
@@ -117,4 +113,4 @@ class SinkThread:
     def _do(self, action: Action) -> None:
         with self._faults.guard("teller"):
             action()
-            self._lapse.goes_on()
+        self._lapse.goes_on()

@@ -87,8 +87,9 @@ class Sampler:
             for loop in loops:
                 overdue = max(now - loop.heart.due, 0.0)
                 since = loop.probe.busy_since(now, moment.late, overdue) if loop.is_running else IDLE
-                if now - since >= config.threshold / 2:
-                    self._add(found, Suspect(loop, since), frames, moment)
+                suspect = Suspect(loop, since)
+                if now - since >= config.threshold / 2 and suspect not in found:  # the earliest is nearest to the call
+                    self._add(found, suspect, frames, moment)
 
     def sample(
         self, loops: Sequence[WatchedLoop], suspects: Iterable[Suspect], moment: Moment, known: Samples
@@ -119,7 +120,8 @@ class Sampler:
             del frames
         waited = self._contention.waited(moment.now) if taken or hog is not None else None
         for sample in taken.values():
-            sample.starved = min(waited.run_queue or 0.0, moment.late) if waited is not None else 0.0
+            if sample.at == moment.now and waited is not None:  # else by another thread, or before this tick
+                sample.starved = min(waited.run_queue or 0.0, moment.late)
         lateness = None
         if hog is not None and waited is not None:
             lateness = self._contention.note(hog, moment.planned, moment.now, waited)
