@@ -73,7 +73,10 @@ def slept(evidence: Evidence) -> bool:
     """Whether the samples found the thread asleep rather than running."""
     if evidence.samples == 1 and (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:
         return False  # a single, late sample: the block may have been over by the time the kernel was asked
-    return kind_of(evidence.syscall) in ("sleep", "lock", "io")
+    kind = kind_of(evidence.syscall)
+    if kind == "lock" and evidence.samples == 1 and not evidence.lock_wait:
+        return False  # so does a thread that wants the GIL, which the reader has
+    return kind in ("sleep", "lock", "io")
 
 
 def contradictions(evidence: Evidence) -> tuple[str, ...]:

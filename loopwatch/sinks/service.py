@@ -13,7 +13,6 @@ from loopwatch.core import log
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.off_loop import off_loop
 from loopwatch.core.patches import PatchSet
-from loopwatch.core.threads.lapse import Lapse
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.sinks.local import LocalSinks
@@ -21,6 +20,7 @@ from loopwatch.sinks.pipeline import NamedSinks, StallPipeline, StallSink
 from loopwatch.sinks.thread import SinkThread
 from loopwatch.watch.contention import LATE
 from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.lapse import Lapse, Waited
 from loopwatch.watch.observation import Case, Observation
 
 
@@ -42,7 +42,7 @@ class SinkService:
 
     def __init__(
         self, config: Callable[[], Config], patches: PatchSet, faults: Faults, *, before: NamedSinks, after: NamedSinks,
-        dropped: Callable[[str], object], came_late: Callable[[float], object],
+        dropped: Callable[[str], object], came_late: Callable[[float, Waited], object],
     ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
         self._before, self._after = before, after

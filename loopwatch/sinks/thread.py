@@ -15,8 +15,8 @@ from collections.abc import Callable
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
 from loopwatch.core.threads.alarm import Alarm
-from loopwatch.core.threads.lapse import Lapse
 from loopwatch.core.threads.own_thread import OwnThread
+from loopwatch.watch.lapse import Lapse
 from loopwatch.watch.observation import Observation
 
 MAX_WAITING = 1000

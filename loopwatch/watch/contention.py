@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.system import threads as facts
+from loopwatch.watch.lapse import Waited
 from loopwatch.watch.probes.base import Block
 from loopwatch.watch.stacks import RawStack, take
 
@@ -89,18 +90,6 @@ class Hindrance(NamedTuple):
     throttled: float | None
 
 
-class Waited(NamedTuple):
-    """What the watcher's thread went through since the last reading.
-
-    Attributes:
-        run_queue: seconds that it waited for a processor, None if unknown.
-        runs: how many times it was given one, None if unknown.
-    """
-
-    run_queue: float | None = None
-    runs: int | None = None
-
-
 class Contention:
     """Keeps the clocks and delays that explain a late watcher; ``renew`` and ``note`` run in the watcher's thread."""
 
@@ -165,9 +154,7 @@ class Contention:
         """Return what the watcher's thread went through since the last call; reads one file."""
         before, self._own = self._own, facts.scheduled(threading.get_native_id())
         self._own_at = now
-        if before is None or self._own is None:
-            return Waited()
-        return Waited(max(self._own.run_queue - before.run_queue, 0.0), max(self._own.runs - before.runs, 0))
+        return Waited.between(before, self._own)
 
     def note(self, hog: Hog, planned: float, now: float, waited: Waited) -> Lateness:
         """Record that the watcher, due at ``planned``, could not run until ``now``, and what it ``waited`` for."""

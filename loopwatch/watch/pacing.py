@@ -38,6 +38,7 @@ class View(NamedTuple):
         is_quiet: whether it makes next to no passes.
         is_exact: whether the start of a block is known exactly, by timestamps in the loop itself.
         is_traced: whether tracing is in use: waiters' spans are annotated while a block lasts.
+        was_kept: whether a call has kept the GIL until this tick: the next one may follow without a pause.
         beat_due: when the next heartbeat is due.
         last_beat: when the last heartbeat ran.
         beat_interval: seconds between two heartbeats.
@@ -51,6 +52,7 @@ class View(NamedTuple):
     is_quiet: bool
     is_exact: bool
     is_traced: bool
+    was_kept: bool
     beat_due: float
     last_beat: float
     beat_interval: float
@@ -83,6 +85,9 @@ def next_look(view: View, threshold: float, stretch: float) -> Look:
         return Look(now + tick_of(QUIET_TICK * threshold, stretch), keeps=True)
     if age >= threshold / 2:
         return Look(now + _gap(age, view.samples, stretch), keeps=True)
+    if view.was_kept and not view.is_exact:
+        # Its passes are kept apart by requests for the GIL: each is granted at the end of a call.
+        return Look(now + SHORTEST_GAP)
     if view.is_active and age < threshold / 4 and not view.is_exact and now < view.beat_due <= now + threshold:
         # Prefer a tick with a heartbeat, where the watcher need not wait for the GIL, and then seldom: a heartbeat
         # missing between two ticks shows how long the loop has been blocked.

@@ -22,6 +22,7 @@ from loopwatch.core.threads.own_thread import OWN_THREADS
 from loopwatch.system.syscalls import LOCK_CALLS
 from loopwatch.watch import prompts, stacks, task_info
 from loopwatch.watch.contention import LATE, Contention, Lateness
+from loopwatch.watch.lapse import Waited
 from loopwatch.watch.observation import Caller, Episode, Sample
 from loopwatch.watch.probes.base import IDLE
 from loopwatch.watch.watched_loop import WatchedLoop
@@ -40,11 +41,28 @@ class Suspect(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """One tick of the watcher: its time, its planned time (``time.monotonic`` seconds), and its lateness in seconds."""
+    """One tick of the watcher, or another step of a thread of the agent.
+
+    Attributes:
+        now, planned: when it is, and when it was due (``time.monotonic`` seconds).
+        late: seconds between them.
+        waited: what the thread waited for meanwhile; nothing is known of a thread that is on time.
+    """
 
     now: float
     planned: float
     late: float
+    waited: Waited = Waited()
+
+    @property
+    def kept(self) -> float:
+        """Seconds before ``now`` in which one call kept the GIL; 0 where it is not known.
+
+        The thread requested the GIL all that time. Its holder releases it one switch interval after the request, at the
+        end of the current call: nothing else can have run meanwhile.
+        """
+        starved = self.waited.run_queue
+        return 0.0 if starved is None else max(self.late - starved - 2 * sys.getswitchinterval(), 0.0)
 
 
 Samples = Mapping[Suspect, Sample]
@@ -86,7 +104,7 @@ class Sampler:
             frames = current_frames()
             for loop in loops:
                 overdue = max(now - loop.heart.due, 0.0)
-                since = loop.probe.busy_since(now, moment.late, overdue) if loop.is_running else IDLE
+                since = loop.probe.busy_since(now, moment.late, overdue, moment.kept) if loop.is_running else IDLE
                 suspect = Suspect(loop, since)
                 if now - since >= config.threshold / 2 and suspect not in found:  # the earliest is nearest to the call
                     self._add(found, suspect, frames, moment)
@@ -118,13 +136,14 @@ class Sampler:
                 innocent = {loop.thread.ident for loop in loops if loop.thread is not None} | _own_threads()
                 hog = self._contention.find_hog(frames, innocent, self._config().max_frames, moment.now)
             del frames
-        waited = self._contention.waited(moment.now) if taken or hog is not None else None
+        if moment.late < LATE and (taken or hog is not None):
+            moment = moment._replace(waited=self._contention.waited(moment.now))
         for sample in taken.values():
-            if sample.at == moment.now and waited is not None:  # else by another thread, or before this tick
-                sample.starved = min(waited.run_queue or 0.0, moment.late)
+            if sample.at == moment.now:  # else a glimpse
+                sample.starved = min(moment.waited.run_queue or 0.0, moment.late)
         lateness = None
-        if hog is not None and waited is not None:
-            lateness = self._contention.note(hog, moment.planned, moment.now, waited)
+        if hog is not None:
+            lateness = self._contention.note(hog, moment.planned, moment.now, moment.waited)
         return [(suspect, self._note(suspect, sample)) for suspect, sample in taken.items()], lateness
 
     def _add(
@@ -156,7 +175,8 @@ class Sampler:
             is_new = stack.fresh or episode is None or not episode.samples
             callback = object() if is_new or episode is None else episode.samples[-1].callback
         waiting = len(getattr(target, "_ready", ())) if by_handle else None
-        sample = Sample(moment.now, moment.late, stack, callback, waiting=waiting)
+        starved = min(moment.waited.run_queue or 0.0, moment.late)
+        sample = Sample(moment.now, moment.late, stack, callback, waiting=waiting, starved=starved)
         attempt = self._faults.attempt
         sample.task, sample.coroutine = attempt("task", lambda: task_info.names_of(task), (None, None))
         context = attempt("task", lambda: task_info.context_of(task, handle), None)

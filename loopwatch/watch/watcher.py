@@ -18,7 +18,6 @@ from loopwatch.core.dataclasses import compile_now, dataclass
 from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
 from loopwatch.core.threads.alarm import Alarm
-from loopwatch.core.threads.lapse import Lapse
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.system import threads as facts
 from loopwatch.system.threads import GcMonitor
@@ -26,6 +25,7 @@ from loopwatch.watch import pacing, prompts, stacks
 from loopwatch.watch.assemble import Measured, Origin, is_typed, main_caller, observation
 from loopwatch.watch.contention import LATE, Contention, Lateness
 from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.lapse import Lapse, Waited
 from loopwatch.watch.observation import Baseline, Caller, Case, Episode, Observation, Sample
 from loopwatch.watch.probes.base import IDLE, Block, Loop
 from loopwatch.watch.sampler import Moment, Sampler, Samples, Suspect
@@ -98,6 +98,7 @@ class Watcher:
         self._woken_at = 0.0
         self._rest_ends = 0.0
         self._lapse = Lapse(self.came_late, LATE)
+        self._was_kept = False
         self._glimpses: dict[Suspect, Sample] = {}
         self._grace_until = time.monotonic() + config().grace
 
@@ -251,10 +252,12 @@ class Watcher:
         """Read every loop once; return when the next tick is due (``time.monotonic`` seconds)."""
         now = time.monotonic()
         self._lapse.begin(now)
+        self._was_kept = False
         late = max(now - planned, 0.0)
         config = self._config()
         moment = Moment(now, planned, late)
         if late >= LATE:
+            moment = moment._replace(waited=self._contention.waited(now))
             self._glimpse(moment)
         glimpses, self._glimpses = self._glimpses, {}
         if now < self._rest_ends and late < LATE and all(self._each(lambda loop: loop.probe.at_rest())):
@@ -265,7 +268,7 @@ class Watcher:
         if (waiters := self._hooks.waiters()) is not None:
             waiters.renew(self.loops, wanted=not self.paused and now >= self._grace_until)
         if not self.paused:
-            suspects = [found for found in self._each(lambda loop: self._suspect(loop, now, config, late)) if found]
+            suspects = [found for found in self._each(lambda loop: self._suspect(loop, moment, config)) if found]
             if (suspects or glimpses or late >= LATE) and not self._faults.is_off("sampling"):
                 with self._faults.guard("sampling", about=suspects[0].since if suspects else None):
                     self._sample(suspects, moment, glimpses)
@@ -278,18 +281,19 @@ class Watcher:
         self._lapse.goes_on()
         return after
 
-    def came_late(self, late: float) -> None:
-        """Glimpse at the loops in a thread of the agent that had to wait for the GIL for ``late`` seconds.
+    def came_late(self, late: float, waited: Waited) -> None:
+        """Glimpse at the loops in a thread of the agent that could not run for ``late`` seconds, mostly for the GIL.
 
         The thread that releases the GIL at the end of a long call may be in the next one before the watcher's next
         tick: where such calls follow each other, each of them ends in the midst of the work of one of these threads.
         """
         if self.thread.exists:
             now = time.monotonic()
-            self._glimpse(Moment(now, now - late, late))
+            self._glimpse(Moment(now, now - late, late, waited))
 
     def _glimpse(self, moment: Moment) -> None:
         """Sample blocked loops now; the samples are completed in the next tick."""
+        self._was_kept = self._was_kept or moment.kept > 0
         if not self.paused:
             self._faults.run("sampling", self._sampler.glimpse, self.loops, moment, self._glimpses)
 
@@ -304,10 +308,11 @@ class Watcher:
                 self.remove((loop,))
         return found
 
-    def _suspect(self, loop: WatchedLoop, now: float, config: Config, late: float) -> Suspect | None:
+    def _suspect(self, loop: WatchedLoop, moment: Moment, config: Config) -> Suspect | None:
         """Return the loop and the start of its busy span, if it may be blocked."""
+        now, late = moment.now, moment.late
         overdue = max(now - loop.heart.due, 0.0)
-        since = loop.since = loop.probe.busy_since(now, late, overdue) if loop.is_running else IDLE
+        since = loop.since = loop.probe.busy_since(now, late, overdue, moment.kept) if loop.is_running else IDLE
         if loop.is_blind:
             self._faults.say(
                 logging.INFO, "loopwatch: the selector of loop %r was replaced: it is not watched until it runs again",
@@ -367,6 +372,7 @@ class Watcher:
             is_quiet=loop.quiet,
             is_exact=loop.probe.traits.dates_passes,
             is_traced=self._waiters is not None,
+            was_kept=self._was_kept,
             beat_due=heart.due,
             last_beat=heart.last,
             beat_interval=heart.current_interval,

@@ -19,7 +19,7 @@ def view(**facts: Any) -> View:
     """A loop of asyncio that is busy and currently waiting."""
     usual = View(
         now=NOW, rests=False, since=IDLE, samples=0, is_active=True, is_quiet=False, is_exact=True, is_traced=False,
-        beat_due=NOW + 0.03, last_beat=NOW - 0.02, beat_interval=0.05,
+        was_kept=False, beat_due=NOW + 0.03, last_beat=NOW - 0.02, beat_interval=0.05,
     )  # fmt: skip
     return usual._replace(**facts)
 
@@ -39,6 +39,7 @@ def view(**facts: Any) -> View:
         ("uvloop, busy: with a heartbeat", {"is_exact": False}, 0.09),
         ("uvloop, heartbeat overdue: twice within a threshold", {"is_exact": False, "beat_due": NOW - 0.01}, 0.05),
         ("uvloop, its next heartbeat is far: likewise", {"is_exact": False, "beat_due": NOW + 0.5}, 0.05),
+        ("uvloop, after a call that kept the GIL: soon", {"is_exact": False, "was_kept": True}, SHORTEST_GAP),
         ("uvloop, traced: at most a tick after the last heartbeat", {"is_exact": False, "is_traced": True}, 0.08),
     ],
 )  # fmt: skip
@@ -88,6 +89,7 @@ def test_stretched_watcher_ticks_less_often() -> None:
         is_quiet=st.booleans(),
         is_exact=st.booleans(),
         is_traced=st.booleans(),
+        was_kept=st.booleans(),
         beat_due=st.floats(NOW - 10, NOW + 10),
         last_beat=st.floats(NOW - 10, NOW),
         beat_interval=st.floats(0.001, 2),

@@ -30,7 +30,7 @@ class Probe(HeartbeatProbe):
         super().__init__(THRESHOLD)
         self.since, self.lasts = NOW - 0.3, 10**6
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
         self.lasts -= 1
         return self.since if self.lasts >= 0 else IDLE
 

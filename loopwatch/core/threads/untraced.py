@@ -19,10 +19,23 @@ from collections.abc import Callable
 _drop = (functools.partial(sys.settrace, None), functools.partial(sys.setprofile, None))
 
 
+class _Started(threading.Event):
+    """Set by a new thread as soon as it has the GIL: ``Thread.start`` does not wait for that, ``join`` does."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return at once, whether it is set."""
+        return self.is_set()
+
+    def wait_for_it(self, timeout: float | None) -> bool:
+        """Wait until it is set, at most ``timeout`` seconds; return whether it is."""
+        return super().wait(timeout)
+
+
 class UntracedThread(threading.Thread):
     """A daemon thread for which no trace or profile function is called.
 
     ``run`` is a chain of C functions: a Python function could drop them only after they had been called for itself.
+    ``start`` does not wait until it runs: its first step needs the GIL, which a call of the program may keep for long.
 
     Args:
         target: function to run.
@@ -36,9 +49,16 @@ class UntracedThread(threading.Thread):
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
         super().__init__(name=name, daemon=True)
+        self._started: _Started = _Started()
+        self._is_starting = False
         # Again at the end: other code may set them for all threads (``threading.settrace_all_threads``, since 3.12).
         steps: tuple[Callable[[], object], ...] = (*_drop, target, *_drop)
         self.run = functools.partial(deque, map(operator.call, steps), 0)  # type: ignore
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, at most ``timeout`` seconds."""
+        self._started.wait_for_it(timeout)
+        super().join(timeout)
 
     def start(self) -> None:
         """Start it as the standard library does, whatever others have put in the place of its functions since."""
@@ -46,6 +66,11 @@ class UntracedThread(threading.Thread):
             super().start()
         else:
             _start(self)
+        self._is_starting = True
+
+    def is_alive(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return super().is_alive() or (self._is_starting and not self._started.is_set())
 
 
 class _Globals(dict[str, object]):

@@ -90,13 +90,14 @@ class Probe(Protocol):
     def on_beat(self, due: float, now: float) -> None:
         """Record a heartbeat: when it was ``due``, and when it ran, ``now``; on the loop's thread."""
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
         """Return the start of the loop's current busy span, :data:`IDLE` while it waits for events.
 
         Args:
             now: ``time.monotonic`` seconds.
             late: seconds for which the watcher was kept from reading.
             overdue: seconds for which a heartbeat is overdue.
+            kept: seconds before now in which one call kept the GIL, so that no pass can have ended.
         """
 
     def at_rest(self) -> bool:

@@ -233,7 +233,7 @@ class HeartbeatProbe:
         """Return False: a heartbeat does not show whether the loop waits."""
         return False
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
         """Return when the overdue heartbeat was due, :data:`IDLE` while none is overdue."""
         heart = self._heart
         return IDLE if heart is None or not self._running or now <= heart.due else heart.due

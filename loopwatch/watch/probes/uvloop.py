@@ -114,7 +114,8 @@ class _Suspect:
         late: seconds for which the watcher was kept from reading.
         overdue: seconds for which a heartbeat was overdue, as it is from the blocking pass on, or longer.
         alive: when the last heartbeat ran: the busy span began after it.
-        reported: whether the busy time between the two readings was already reported as another block.
+        kept: seconds before ``first`` in which no pass can have ended, as some thread kept the GIL.
+        after: earliest start, as another block was reported that ended between the two readings; None if there is none.
 
     Attributes:
         early, late: bounds of its start.
@@ -135,7 +136,8 @@ class _Suspect:
         overdue: float = 0.0,
         alive: float = 0.0,
         *,
-        reported: bool = False,
+        kept: float = 0.0,
+        after: float | None = None,
     ) -> None:
         busy = max((first.at - before.at) - (first.idle - before.idle), 0.0)
         # libuv counts a pass when it begins: one to leave the poll it was in, one to get here.
@@ -143,11 +145,12 @@ class _Suspect:
         # If the loop worked, waited and worked since the previous reading, only the last part is the busy span.
         waited_between = not before.polling and first.idle > before.idle
         earliest = min(max(first.at - busy, alive), first.at)
-        self.early = first.at if reported else earliest
+        self.early = earliest if after is None else min(max(after, earliest), first.at)
         self.late = first.at
-        self.exact = passes <= 2 and not waited_between and not reported
-        self.least = min(max(busy / max(passes, 1), overdue - TIMER_GRAIN), first.at - self.early)
-        self.held = 0.0
+        self.exact = passes <= 2 and not waited_between and after is None
+        mean = busy / max(passes, 1) if after is None else 0.0
+        self.least = min(max(mean, overdue - TIMER_GRAIN), first.at - self.early)
+        self.held = min(kept, first.at - self.early)
         self.first = first
         self._slack = 0.0 if self.exact else first.at - earliest
         self.since = self.early if self.exact else max(self.early, first.at - max(self.least, late))
@@ -217,6 +220,7 @@ class UvloopProbe:
         self._awaiting: tuple[Block, int, int] | None = None
         self._reported_to = 0.0
         self._last_beat = 0.0
+        self._was_kept = False
         self._late_beat: tuple[float, float] | None = None
         self._taker: Taker | None = None
         self._ran = 0.0
@@ -260,12 +264,12 @@ class UvloopProbe:
             self._history.append(reading)
             return True
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
         """Return the assumed start of the busy span, by the counters' movement since the last reading."""
         with self._lock:
-            return self._busy_since(late, overdue)
+            return self._busy_since(late, overdue, kept)
 
-    def _busy_since(self, late: float, overdue: float) -> float:
+    def _busy_since(self, late: float, overdue: float, kept: float) -> float:
         # Now, and not the time of the tick: files may have been read since.
         reading = self._read(time.monotonic()) if self._started is not None else None
         if reading is None:
@@ -279,13 +283,16 @@ class UvloopProbe:
             if between.wall > LEAST_ORDINARY and between.busy < ORDINARY * self._limit:
                 self._usual = between.busy / between.wall
         elif suspect is not None and (reading.polling or reading.moved_since(before)):
-            reported = self._close(suspect, before, reading)
+            reported = self._close(suspect, before, reading, kept)
             self._suspect = suspect = None
+        if kept > 0 or reading.moved_since(before):
+            self._was_kept = kept > 0
         if reading.polling:
             return IDLE
         if suspect is None:
-            # The time before this reading is part of the block just reported, or it would be reported twice.
-            self._suspect = suspect = _Suspect(before, reading, late, overdue, self._last_beat, reported=reported)
+            # The time up to the end of the block just reported is not part of this one, or it would be reported twice.
+            after = self._reported_to + reading.idle - before.idle if reported else None
+            self._suspect = suspect = _Suspect(before, reading, late, overdue, self._last_beat, kept=kept, after=after)
         return suspect.since
 
     def held_up(self, now: float, seconds: float) -> None:
@@ -317,14 +324,21 @@ class UvloopProbe:
         self._awaiting = (block, before.waiting, after.passes)
         self._report(block)
 
-    def _close(self, suspect: _Suspect, before: Reading, after: Reading) -> bool:
-        """Report ``suspect``, which ended between two readings, if it was a block; return whether it was."""
+    def _close(self, suspect: _Suspect, before: Reading, after: Reading, kept: float = 0.0) -> bool:
+        """Report ``suspect``, which ended between two readings, if it was a block; return whether it was.
+
+        Args:
+            suspect: the block.
+            before, after: the readings.
+            kept: seconds before ``after`` in which no pass can have ended.
+        """
         idle = after.idle - before.idle
-        # The idle time since then came after the block.
-        end = after.at - idle
-        gap = 0.0 if after.polling and after.passes - before.passes <= 2 else max(after.at - idle - before.at, 0.0)
+        # The idle time since then came after the block, and so did the call that kept the GIL.
+        latest = max(after.at - idle - (0.0 if after.polling else kept), before.at)
+        gap = 0.0 if after.polling and after.passes - before.passes <= 2 else latest - before.at
+        # A reading that had to wait for the GIL is one at the end of a call, and mostly of its pass.
+        end = before.at if self._was_kept and not after.polling else latest
         # Enough of it must be certain, or the passes of a healthy, busy loop would add up to a block.
-        end = max(end, before.at)
         # While a heartbeat is due no pass begins.
         owed = max((min(came, end) - max(due, suspect.early) for due, came in list(self._beats)), default=0.0)
         certain = max(before.at - suspect.late, suspect.least, suspect.held, owed)

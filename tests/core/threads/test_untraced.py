@@ -38,16 +38,33 @@ def test_functions_for_new_threads_are_not_called(seen: list[int]) -> None:
     def work() -> None:
         inside.append((sys.gettrace(), sys.getprofile()))
 
-    gate = threading.Event()  # both at once, or the second might get the ident of the first
-    threads = UntracedThread(lambda: (work(), gate.wait(SOON)), "ours"), threading.Thread(target=work)
-    for thread in threads:
-        thread.start()
+    gate, runs = threading.Event(), threading.Event()  # both at once, or the second might get the ident of the first
+    threads = UntracedThread(lambda: (work(), runs.set(), gate.wait(SOON)), "ours"), threading.Thread(target=work)
+    threads[0].start()
+    assert runs.wait(SOON)
+    threads[1].start()
     idents = [thread.ident for thread in threads]
     threads[1].join(SOON)
     gate.set()
     threads[0].join(SOON)
     assert (idents[0] in seen, idents[1] in seen) == (False, True)
     assert inside[0] == (None, None)
+
+
+def test_start_does_not_wait_until_the_thread_runs() -> None:
+    """A thread that has not had the GIL yet counts as alive, and is waited for by ``join``."""
+    interval, done = sys.getswitchinterval(), []
+    thread = UntracedThread(lambda: done.append(True), "ours")
+    sys.setswitchinterval(SOON)  # this thread keeps the GIL
+    try:
+        thread.start()
+        alive, ident = thread.is_alive(), thread.ident
+    finally:
+        sys.setswitchinterval(interval)
+    assert alive
+    assert ident is None or done
+    thread.join(SOON)
+    assert done and not thread.is_alive()
 
 
 def test_target_is_released() -> None:

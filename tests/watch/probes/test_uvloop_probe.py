@@ -89,7 +89,7 @@ class Scripted(UvloopProbe):
     def _read(self, now: float) -> Reading | None:
         return super()._read(now) if self.timeline is None else self.timeline.read(now)
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0) -> float:
+    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
         CLOCK.now = now
         return super().busy_since(now, late, overdue)
 

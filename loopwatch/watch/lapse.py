@@ -1,0 +1,67 @@
+"""Notices that a thread of the agent was kept from running in the midst of its work, mostly for want of the GIL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from loopwatch.core.originals import time
+from loopwatch.system.threads import Scheduled, scheduled
+
+
+class Waited(NamedTuple):
+    """What a thread of the agent went through between two readings of the scheduler's account.
+
+    Attributes:
+        run_queue: seconds that it waited for a processor, None if unknown.
+        runs: how many times it was given one, None if unknown.
+    """
+
+    run_queue: float | None = None
+    runs: int | None = None
+
+    @classmethod
+    def between(cls, before: Scheduled | None, after: Scheduled | None) -> Waited:
+        """Return the difference of two readings."""
+        if before is None or after is None:
+            return cls()
+        return cls(max(after.run_queue - before.run_queue, 0.0), max(after.runs - before.runs, 0))
+
+
+class Lapse:
+    """The time at which one thread was last seen running. Each thread has its own.
+
+    Args:
+        came_late: called with the seconds for which the thread did not run, if they are at least ``least``, and with
+            what it waited for.
+        least: seconds, more than a step of the thread's work takes.
+
+    Example:
+        >>> lapses = []
+        >>> lapse = Lapse(lambda late, waited: lapses.append(late), least=0.0)
+        >>> lapse.begin()
+        >>> lapse.goes_on()
+        >>> len(lapses)
+        1
+    """
+
+    __slots__ = ("_before", "_came_late", "_last", "_least")
+
+    def __init__(self, came_late: Callable[[float, Waited], object], least: float) -> None:
+        self._came_late, self._least = came_late, least
+        self._last = 0.0
+        self._before: Scheduled | None = None
+
+    def begin(self, at: float | None = None) -> None:
+        """Begin a piece of work, which was due ``at`` (``time.monotonic`` seconds, default now)."""
+        self._last = time.monotonic() if at is None else at
+
+    def goes_on(self) -> None:
+        """Check how long the last step took: call it after steps that may release the GIL."""
+        before, self._last = self._last, time.monotonic()
+        late = self._last - before
+        if late >= self._least or self._before is None:
+            known, self._before = self._before, scheduled(threading.get_native_id())
+            if late >= self._least:
+                self._came_late(late, Waited.between(known, self._before))
