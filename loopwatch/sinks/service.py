@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from loopwatch.config import Config
 from loopwatch.core import log
@@ -18,9 +19,8 @@ from loopwatch.events import FlaggedFunction, Stall
 from loopwatch.sinks.local import LocalSinks
 from loopwatch.sinks.pipeline import NamedSinks, StallPipeline, StallSink
 from loopwatch.sinks.thread import SinkThread
-from loopwatch.watch.contention import LATE
 from loopwatch.watch.expectations import Expectation
-from loopwatch.watch.lapse import Lapse, Waited
+from loopwatch.watch.lapse import Lapse
 from loopwatch.watch.observation import Case, Observation
 
 
@@ -34,7 +34,7 @@ class SinkService:
         before: returns the sinks of other services that take a stall before the log does.
         after: returns those that take it after the log and the journal; the program's callbacks come last.
         dropped: called with the id of an observation that makes no stall.
-        came_late: called with the seconds for which the sink thread waited for the GIL, if they are many.
+        lapse: makes what the sink thread reports to when it was kept from running.
 
     Attributes:
         local: the log, the journal and the hang file.
@@ -42,15 +42,15 @@ class SinkService:
 
     def __init__(
         self, config: Callable[[], Config], patches: PatchSet, faults: Faults, *, before: NamedSinks, after: NamedSinks,
-        dropped: Callable[[str], object], came_late: Callable[[float, Waited], object],
+        dropped: Callable[[str], object], lapse: Callable[[], Lapse[Any]],
     ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
         self._before, self._after = before, after
-        self._lapse = Lapse(came_late, LATE)
+        self._lapse_of = lapse
         self._pipeline = StallPipeline(
             config, faults, self._all,
             expected=lambda stall: self.local.record_expected(stall), dropped=dropped,
-            dump_of=lambda seen: self.local.dump_of(seen), goes_on=self._lapse.goes_on,
+            dump_of=lambda seen: self.local.dump_of(seen), goes_on=lambda: self._lapse.goes_on(),
         )  # fmt: skip
         self._awaits_loop = False
         self._next_flush = 0.0
@@ -58,6 +58,7 @@ class SinkService:
 
     def _renew(self) -> None:
         """Create a new thread and new files; the old ones have ended, or belong to the parent process."""
+        self._lapse = self._lapse_of()
         self._thread = SinkThread(self._pipeline.take, self._lapse, self._faults)
         self.local = LocalSinks(self._config(), self._patches, self._faults)
 

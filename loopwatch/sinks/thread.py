@@ -11,6 +11,7 @@ import threading
 from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
@@ -32,7 +33,7 @@ class SinkThread:
         faults: counts failures.
     """
 
-    def __init__(self, emit: Callable[[Observation], None], lapse: Lapse, faults: Faults) -> None:
+    def __init__(self, emit: Callable[[Observation], None], lapse: Lapse[Any], faults: Faults) -> None:
         self._emit, self._lapse = emit, lapse
         self._faults = faults
         self._woken_at: float | None = None

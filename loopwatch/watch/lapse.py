@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from loopwatch.core.originals import time
 from loopwatch.system.threads import Scheduled, scheduled
@@ -29,27 +29,32 @@ class Waited(NamedTuple):
         return cls(max(after.run_queue - before.run_queue, 0.0), max(after.runs - before.runs, 0))
 
 
-class Lapse:
+Glimpsed = TypeVar("Glimpsed")
+
+
+class Lapse(Generic[Glimpsed]):
     """The time at which one thread was last seen running. Each thread has its own.
 
     Args:
-        came_late: called with the seconds for which the thread did not run, if they are at least ``least``, and with
-            what it waited for.
+        glimpse: called at once when the thread has not run for at least ``least`` seconds.
+        came_late: called then with the result of ``glimpse``, the seconds, and what the thread waited for.
         least: seconds, more than a step of the thread's work takes.
 
     Example:
         >>> lapses = []
-        >>> lapse = Lapse(lambda late, waited: lapses.append(late), least=0.0)
+        >>> lapse = Lapse(lambda: None, lambda glimpsed, late, waited: lapses.append(late), least=0.0)
         >>> lapse.begin()
         >>> lapse.goes_on()
         >>> len(lapses)
         1
     """
 
-    __slots__ = ("_before", "_came_late", "_last", "_least")
+    __slots__ = ("_before", "_came_late", "_glimpse", "_last", "_least")
 
-    def __init__(self, came_late: Callable[[float, Waited], object], least: float) -> None:
-        self._came_late, self._least = came_late, least
+    def __init__(
+        self, glimpse: Callable[[], Glimpsed], came_late: Callable[[Glimpsed, float, Waited], object], least: float
+    ) -> None:
+        self._glimpse, self._came_late, self._least = glimpse, came_late, least
         self._last = 0.0
         self._before: Scheduled | None = None
 
@@ -61,7 +66,9 @@ class Lapse:
         """Check how long the last step took: call it after steps that may release the GIL."""
         before, self._last = self._last, time.monotonic()
         late = self._last - before
-        if late >= self._least or self._before is None:
+        if late >= self._least:
+            glimpsed = self._glimpse()
             known, self._before = self._before, scheduled(threading.get_native_id())
-            if late >= self._least:
-                self._came_late(late, Waited.between(known, self._before))
+            self._came_late(glimpsed, late, Waited.between(known, self._before))
+        elif self._before is None:
+            self._before = scheduled(threading.get_native_id())

@@ -24,9 +24,10 @@ from loopwatch.watch import prompts, stacks, task_info
 from loopwatch.watch.contention import LATE, Contention, Lateness
 from loopwatch.watch.lapse import Waited
 from loopwatch.watch.observation import Caller, Episode, Sample
-from loopwatch.watch.probes.base import IDLE
 from loopwatch.watch.watched_loop import WatchedLoop
 
+PROMPT = 0.004
+"""Seconds within which a thread that has just got the GIL cannot have lost it again: less than a switch interval."""
 MAX_CALLERS = 50
 """Callbacks of one block whose task and labels are read."""
 MAX_SAMPLES = 200
@@ -65,6 +66,26 @@ class Moment(NamedTuple):
         return 0.0 if starved is None else max(self.late - starved - 2 * sys.getswitchinterval(), 0.0)
 
 
+class Glimpse(NamedTuple):
+    """What the thread of a loop was doing at one moment, as far as it can be read at once.
+
+    Attributes:
+        loop: the loop.
+        at: when (``time.monotonic`` seconds).
+        mark: of its probe by then.
+        task: the running task, None if there is none.
+        stack: its stack.
+        handle: asyncio's running handle, None if not seen.
+    """
+
+    loop: WatchedLoop
+    at: float
+    mark: Any
+    task: Any
+    stack: stacks.RawStack
+    handle: Any
+
+
 Samples = Mapping[Suspect, Sample]
 
 
@@ -88,26 +109,40 @@ class Sampler:
         self._is_without_stacks = False
         self.expects_typed = False
 
-    def glimpse(self, loops: Iterable[WatchedLoop], moment: Moment, found: dict[Suspect, Sample]) -> None:
-        """Sample blocked loops at once, when the watcher had to wait for the GIL and will not hold it for long.
+    def glimpse(self, loops: Iterable[WatchedLoop]) -> list[Glimpse]:
+        """Take the stacks of all loops at once, when this thread had to wait for the GIL and will not have it for long.
 
         The thread that released it is waiting and demands it back after 5 ms (``sys.getswitchinterval``), of which the
-        system takes one or two to wake this thread: the first step of a tick may be the only one inside a call.
+        system may take several to wake this thread and to provide its memory: the first step may be the only one inside
+        a call. Nothing else is done here.
+        """
+        begun = time.monotonic()
+        with stacks.uncollected():
+            marks = [(loop, loop.probe.mark()) for loop in loops if loop.is_running]
+            frames = current_frames()
+            is_prompt = time.monotonic() - begun < PROMPT  # else the loop's thread may have run in between
+            return [
+                Glimpse(loop, begun, mark, *taken)
+                for loop, mark in marks
+                if (is_prompt or loop.probe.mark() == mark) and (taken := self._stack_of(loop, frames)) is not None
+            ]
+
+    def judge(self, glimpses: Iterable[Glimpse], moment: Moment, found: dict[Suspect, Sample]) -> None:
+        """Make samples of the glimpses of blocked loops.
 
         Args:
-            loops: to sample.
-            moment: of this tick.
+            glimpses: taken a moment ago.
+            moment: when, and why it was late.
             found: takes the samples, so that those before a failure are kept.
         """
-        config, now = self._config(), moment.now
-        with stacks.uncollected():
-            frames = current_frames()
-            for loop in loops:
-                overdue = max(now - loop.heart.due, 0.0)
-                since = loop.probe.busy_since(now, moment.late, overdue, moment.kept) if loop.is_running else IDLE
-                suspect = Suspect(loop, since)
-                if now - since >= config.threshold / 2 and suspect not in found:  # the earliest is nearest to the call
-                    self._add(found, suspect, frames, moment)
+        least, now = self._config().threshold / 2, moment.now
+        for glimpse in glimpses:
+            loop = glimpse.loop
+            overdue = max(now - loop.heart.due, 0.0)
+            since = loop.probe.busy_since(now, moment.late, overdue, moment.kept, glimpse.mark)
+            suspect = Suspect(loop, since)
+            if glimpse.at - since >= least and suspect not in found:  # the earliest is nearest to the call
+                found[suspect] = self._sample_of(suspect, glimpse, moment)
 
     def sample(
         self, loops: Sequence[WatchedLoop], suspects: Iterable[Suspect], moment: Moment, known: Samples
@@ -150,33 +185,41 @@ class Sampler:
         self, taken: dict[Suspect, Sample], suspect: Suspect, frames: Mapping[int, FrameType], moment: Moment
     ) -> None:
         """Sample ``suspect``, unless its busy span has ended meanwhile."""
-        sample = self._take(suspect, frames, moment)
-        if sample is not None and suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
+        stack = self._stack_of(suspect.loop, frames)
+        if stack is None:
+            return
+        sample = self._sample_of(suspect, Glimpse(suspect.loop, moment.now, None, *stack), moment)
+        if suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
             taken[suspect] = sample
 
-    def _take(self, suspect: Suspect, frames: Mapping[int, FrameType], moment: Moment) -> Sample | None:
-        loop = suspect.loop
-        frame = frames.get(loop.thread.ident) if loop.thread is not None else None
-        target = loop.ref()
-        if (frame is None and frames) or target is None:
+    def _stack_of(self, loop: WatchedLoop, frames: Mapping[int, FrameType]) -> tuple[Any, stacks.RawStack, Any] | None:
+        """Return the running task, stack and running handle of the loop's thread, None if it has none."""
+        thread, target = loop.thread, loop.ref()
+        frame = frames.get(thread.ident) if thread is not None else None
+        if thread is None or target is None or (frame is None and frames):
             return None
-        by_handle = loop.probe.traits.shows_handles
         task = task_info.running_task(target)
-        unnamed = task is None and not by_handle
+        if frame is None:
+            return task, stacks.RawStack(()), None
         # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
+        by_handle = loop.probe.traits.shows_handles
         base = None if by_handle else loop.heart.base
-        stack, handle = stacks.RawStack(()), None
-        if frame is not None:
-            stack, handle = stacks.take(frame, base, self._config().max_frames, mark_calls=unnamed)
+        is_unnamed = task is None and not by_handle
+        return task, *stacks.take(frame, base, self._config().max_frames, mark_calls=is_unnamed)
+
+    def _sample_of(self, suspect: Suspect, glimpse: Glimpse, moment: Moment) -> Sample:
+        loop, task, stack, handle = suspect.loop, glimpse.task, glimpse.stack, glimpse.handle
+        by_handle = loop.probe.traits.shows_handles
+        unnamed = task is None and not by_handle
         task = task if task is not None else task_info.task_of(handle)
         callback = _reference(handle if by_handle else task)
         if unnamed and stack.frames:
             episode = loop.episodes.get(suspect.since)
             is_new = stack.fresh or episode is None or not episode.samples
             callback = object() if is_new or episode is None else episode.samples[-1].callback
-        waiting = len(getattr(target, "_ready", ())) if by_handle else None
+        waiting = len(getattr(loop.ref(), "_ready", ())) if by_handle else None
         starved = min(moment.waited.run_queue or 0.0, moment.late)
-        sample = Sample(moment.now, moment.late, stack, callback, waiting=waiting, starved=starved)
+        sample = Sample(glimpse.at, moment.late, stack, callback, waiting=waiting, starved=starved)
         attempt = self._faults.attempt
         sample.task, sample.coroutine = attempt("task", lambda: task_info.names_of(task), (None, None))
         context = attempt("task", lambda: task_info.context_of(task, handle), None)

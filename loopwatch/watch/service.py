@@ -21,9 +21,11 @@ from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.events import LoopStats
 from loopwatch.system.threads import thread_name
+from loopwatch.watch.contention import LATE
 from loopwatch.watch.discovery import LoopDiscovery
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.governor import Governor
+from loopwatch.watch.lapse import Lapse
 from loopwatch.watch.observation import Case, LoopReading, Observation
 from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
@@ -277,6 +279,10 @@ class WatchService:
                 self.sources.remove(source)
 
         return remove
+
+    def lapse(self) -> Lapse[Any]:
+        """Return what another thread of the agent reports to when it was kept from running."""
+        return Lapse(lambda: self.watcher.glimpse(), lambda *late: self.watcher.came_late(*late), LATE)
 
     def cut(self, loop: Loop) -> None:
         """End the busy span of ``loop`` now, as if it had gone idle; on its thread."""

@@ -28,7 +28,7 @@ from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.lapse import Lapse, Waited
 from loopwatch.watch.observation import Baseline, Caller, Case, Episode, Observation, Sample
 from loopwatch.watch.probes.base import IDLE, Block, Loop
-from loopwatch.watch.sampler import Moment, Sampler, Samples, Suspect
+from loopwatch.watch.sampler import Glimpse, Moment, Sampler, Samples, Suspect
 from loopwatch.watch.usage import usage
 from loopwatch.watch.watched_loop import QUIET_SPELL, WatchedLoop
 
@@ -97,8 +97,9 @@ class Watcher:
         self._sampler = Sampler(config, faults, self._contention, sources)
         self._woken_at = 0.0
         self._rest_ends = 0.0
-        self._lapse = Lapse(self.came_late, LATE)
+        self._lapse = Lapse(self.glimpse, self.came_late, LATE)
         self._was_kept = False
+        self._glimpsed: Sequence[Glimpse] = ()
         self._glimpses: dict[Suspect, Sample] = {}
         self._grace_until = time.monotonic() + config().grace
 
@@ -233,9 +234,12 @@ class Watcher:
         if self.thread.is_asked:
             return planned
         # Without loops there is nothing to do until one is added.
-        if self._alarm.wait(max(planned - time.monotonic(), 0.0) if self.loops else -1):
-            # The tick was due from then on, and could not run until the GIL was free.
-            planned, self._rest_ends = self._woken_at, 0.0
+        is_woken = self._alarm.wait(max(planned - time.monotonic(), 0.0) if self.loops else -1)
+        # The tick was due from then on, and could not run until the GIL was free.
+        planned = self._woken_at if is_woken else planned
+        self._glimpsed = self.glimpse() if time.monotonic() - planned >= LATE else ()
+        if is_woken:
+            self._rest_ends = 0.0
         return planned
 
     def _sit_out(self) -> None:
@@ -258,7 +262,8 @@ class Watcher:
         moment = Moment(now, planned, late)
         if late >= LATE:
             moment = moment._replace(waited=self._contention.waited(now))
-            self._glimpse(moment)
+            self._judge(self._glimpsed, moment)
+        self._glimpsed = ()
         glimpses, self._glimpses = self._glimpses, {}
         if now < self._rest_ends and late < LATE and all(self._each(lambda loop: loop.probe.at_rest())):
             return now + pacing.tick_of(pacing.QUIET_TICK * config.threshold, self.stretch)
@@ -281,21 +286,26 @@ class Watcher:
         self._lapse.goes_on()
         return after
 
-    def came_late(self, late: float, waited: Waited) -> None:
-        """Glimpse at the loops in a thread of the agent that could not run for ``late`` seconds, mostly for the GIL.
+    def glimpse(self) -> Sequence[Glimpse]:
+        """Take the stacks of the loops now."""
+        if self.paused or self._faults.is_off("sampling"):
+            return ()
+        return self._faults.attempt("sampling", functools.partial(self._sampler.glimpse, self.loops), ())
+
+    def came_late(self, glimpsed: Sequence[Glimpse], late: float, waited: Waited) -> None:
+        """Judge what a thread of the agent glimpsed when it could not run for ``late`` seconds, mostly for the GIL.
 
         The thread that releases the GIL at the end of a long call may be in the next one before the watcher's next
         tick: where such calls follow each other, each of them ends in the midst of the work of one of these threads.
         """
-        if self.thread.exists:
-            now = time.monotonic()
-            self._glimpse(Moment(now, now - late, late, waited))
+        now = time.monotonic()
+        self._judge(glimpsed, Moment(now, now - late, late, waited))
 
-    def _glimpse(self, moment: Moment) -> None:
-        """Sample blocked loops now; the samples are completed in the next tick."""
+    def _judge(self, glimpsed: Sequence[Glimpse], moment: Moment) -> None:
+        """Make samples of what was glimpsed; they are completed in the next tick."""
         self._was_kept = self._was_kept or moment.kept > 0
-        if not self.paused:
-            self._faults.run("sampling", self._sampler.glimpse, self.loops, moment, self._glimpses)
+        if glimpsed:
+            self._faults.run("sampling", self._sampler.judge, glimpsed, moment, self._glimpses)
 
     def _each(self, look: Callable[[WatchedLoop], Found]) -> list[Found]:
         """Apply ``look`` to every loop; a loop that cannot be read is no longer watched."""

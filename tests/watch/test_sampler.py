@@ -13,10 +13,11 @@ from conftest import raised
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.system.threads import ThreadFacts
+from loopwatch.watch import sampler as sampling
 from loopwatch.watch.contention import LATE, Contention
 from loopwatch.watch.probes.base import IDLE
 from loopwatch.watch.probes.heartbeat import HeartbeatProbe
-from loopwatch.watch.sampler import MAX_SAMPLES, Moment, Sampler, Suspect
+from loopwatch.watch.sampler import MAX_SAMPLES, Glimpse, Moment, Sampler, Suspect
 from loopwatch.watch.watched_loop import WatchedLoop
 
 NOW = 1000.0
@@ -30,7 +31,12 @@ class Probe(HeartbeatProbe):
         super().__init__(THRESHOLD)
         self.since, self.lasts = NOW - 0.3, 10**6
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
+    def busy_since(
+        self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0, mark: Any = None
+    ) -> float:
+        return self.mark() if mark is None else float(mark)
+
+    def mark(self) -> float:  # type: ignore[override]
         self.lasts -= 1
         return self.since if self.lasts >= 0 else IDLE
 
@@ -83,8 +89,12 @@ def moment(late: float = 2 * LATE) -> Moment:
 
 def glimpsed(sampler: Sampler, *helds: Held) -> dict[Suspect, Any]:
     found: dict[Suspect, Any] = {}
-    sampler.glimpse([each.watched for each in helds], moment(), found)
+    sampler.judge(glimpses(sampler, *helds), moment(), found)
     return found
+
+
+def glimpses(sampler: Sampler, *helds: Held) -> list[Glimpse]:
+    return [glimpse._replace(at=NOW) for glimpse in sampler.glimpse([each.watched for each in helds])]
 
 
 def functions(sample: Any) -> list[str]:
@@ -109,8 +119,15 @@ def test_a_loop_that_is_not_held_is_not_sampled(held: Held, sampler: Sampler, si
     assert glimpsed(sampler, held) == {}
 
 
-def test_sample_of_a_finished_callback_is_dropped(held: Held, sampler: Sampler) -> None:
-    """A sample of later code is dropped, since it would blame the wrong function."""
+def test_slow_glimpse_of_a_finished_callback_is_dropped(
+    held: Held, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A glimpse that took longer than the GIL is safe counts only if the loop is still in the same pass."""
+    held.probe.lasts = 1
+    assert len(glimpsed(sampler, held)) == 1, "in time, the pass may end right after it"
+    monkeypatch.setattr(sampling, "PROMPT", 0.0)
+    held.probe.lasts = 2
+    assert len(glimpsed(sampler, held)) == 1
     held.probe.lasts = 1
     assert glimpsed(sampler, held) == {}
 
@@ -118,8 +135,9 @@ def test_sample_of_a_finished_callback_is_dropped(held: Held, sampler: Sampler) 
 def test_a_loop_that_cannot_be_read_costs_the_others_nothing(held: Held, sampler: Sampler) -> None:
     """Samples taken before a failure are kept."""
     found: dict[Suspect, Any] = {}
+    (good,) = glimpses(sampler, held)
     with pytest.raises(AttributeError):
-        sampler.glimpse([held.watched, object()], moment(), found)  # type: ignore[list-item]
+        sampler.judge([good, good._replace(loop=object())], moment(), found)  # type: ignore[arg-type]
     assert len(found) == 1
 
 

@@ -22,7 +22,7 @@ _drop = (functools.partial(sys.settrace, None), functools.partial(sys.setprofile
 class _Started(threading.Event):
     """Set by a new thread as soon as it has the GIL: ``Thread.start`` does not wait for that, ``join`` does."""
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002
         """Return at once, whether it is set."""
         return self.is_set()
 

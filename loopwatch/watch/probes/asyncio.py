@@ -402,8 +402,14 @@ class AsyncioProbe:
         """Return False: not tracked; a quiet loop wakes the watcher instead, see :meth:`wake_when_busy`."""
         return False
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
+    def busy_since(
+        self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0, mark: Any = None
+    ) -> float:
         """Return the start of the current pass, which is exact, or :data:`IDLE` in the poll."""
+        return self.mark() if mark is None else float(mark)
+
+    def mark(self) -> float:
+        """Return the start of the current pass."""
         since: float = self._timed.pace().since
         return since
 

@@ -90,7 +90,9 @@ class Probe(Protocol):
     def on_beat(self, due: float, now: float) -> None:
         """Record a heartbeat: when it was ``due``, and when it ran, ``now``; on the loop's thread."""
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
+    def busy_since(
+        self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0, mark: Any = None
+    ) -> float:
         """Return the start of the loop's current busy span, :data:`IDLE` while it waits for events.
 
         Args:
@@ -98,7 +100,11 @@ class Probe(Protocol):
             late: seconds for which the watcher was kept from reading.
             overdue: seconds for which a heartbeat is overdue.
             kept: seconds before now in which one call kept the GIL, so that no pass can have ended.
+            mark: of :meth:`mark`, for the busy span of a moment ago; None: that of now.
         """
+
+    def mark(self) -> Any:
+        """Return the loop's state right now, for :meth:`busy_since` a moment later: all that must be read at once."""
 
     def at_rest(self) -> bool:
         """Whether the loop waits and next to nothing happened since the last tick; cheaper than :meth:`busy_since`.

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from types import CodeType
+from typing import Any
 
 from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import release_gil, time
@@ -233,10 +234,15 @@ class HeartbeatProbe:
         """Return False: a heartbeat does not show whether the loop waits."""
         return False
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
+    def busy_since(
+        self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0, mark: Any = None
+    ) -> float:
         """Return when the overdue heartbeat was due, :data:`IDLE` while none is overdue."""
         heart = self._heart
         return IDLE if heart is None or not self._running or now <= heart.due else heart.due
+
+    def mark(self) -> None:
+        """Return nothing: a heartbeat that is overdue is so until it runs."""
 
     def held_up(self, now: float, seconds: float) -> None:
         """Do nothing: the heartbeat itself is late then."""

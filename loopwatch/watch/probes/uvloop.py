@@ -264,15 +264,21 @@ class UvloopProbe:
             self._history.append(reading)
             return True
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
+    def busy_since(
+        self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0, mark: Any = None
+    ) -> float:
         """Return the assumed start of the busy span, by the counters' movement since the last reading."""
         with self._lock:
-            return self._busy_since(late, overdue, kept)
+            return self._busy_since(late, overdue, kept, mark)
 
-    def _busy_since(self, late: float, overdue: float, kept: float) -> float:
+    def mark(self) -> Reading | None:
+        """Return a reading of the counters."""
+        return self._read(time.monotonic()) if self._started is not None else None
+
+    def _busy_since(self, late: float, overdue: float, kept: float, mark: Reading | None) -> float:
         # Now, and not the time of the tick: files may have been read since.
-        reading = self._read(time.monotonic()) if self._started is not None else None
-        if reading is None:
+        reading = mark if mark is not None and mark.at >= self._last.at else self.mark()
+        if self._started is None or reading is None:
             return IDLE
         before, self._last = self._last, reading
         if reading.moved_since(before):
