@@ -82,7 +82,7 @@ class Evidence:
             waits for the GIL, hardly ever while the process is stopped.
         gil_wait: median time the watcher waited for the GIL, per sample, less the time in which it or the loop's thread
             had no processor; near the interpreter's switch interval (5 ms) when a thread holds the GIL, near 0 when
-            none does.
+            none does; None also where the watcher's wait for a processor hides it.
         samples: number of stack samples taken.
         moving: share of adjacent samples whose innermost position differs, 0 to 1.
         syscall: system call the thread was most often found in, ``running`` if it was on a processor.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loopwatch.core.dataclasses import dataclass
-from loopwatch.diagnosis.own_part import contradictions, is_starved, slept, split
+from loopwatch.diagnosis.own_part import contradictions, is_starved, may_want_the_gil, slept, split
 from loopwatch.events import Cause, Evidence
 from loopwatch.system.syscalls import POLLS, RUNNING, kind_of
 
@@ -26,6 +26,23 @@ SEVERAL = 3
 
 MOVES = 0.3
 """Share of neighbouring samples with different innermost positions from which a thread counts as progressing."""
+
+CHEAP = frozenset(
+    {
+        "builtins.isinstance",
+        "builtins.len",
+        "os.getpid",
+        "threading.get_ident",
+        "time.monotonic",
+        "time.monotonic_ns",
+        "time.perf_counter",
+        "time.perf_counter_ns",
+        "time.thread_time",
+        "time.time",
+    }
+)
+"""Calls too cheap to have delayed a sample: the interpreter releases the GIL at the end of the first call after an
+operator that kept it, and which function ran that operator is not known."""
 
 
 def decide(evidence: Evidence) -> Cause:
@@ -52,13 +69,15 @@ class _Facts:
         own: the block's own part, in seconds.
         ran: share of it for which the loop's thread used a processor.
         others: processors used by the other threads of the process.
-        kept: share of it for which the watcher had a processor, but not the GIL.
+        late: share of it for which the watcher was late, not for want of a processor.
+        kept: share of it for which the watcher waited for the GIL.
     """
 
     evidence: Evidence
     own: float
     ran: float
     others: float
+    late: float
     kept: float
 
     @classmethod
@@ -66,10 +85,13 @@ class _Facts:
         """Return the facts of ``evidence``."""
         parts, cpu = split(evidence), evidence.cpu or 0.0
         others = 0.0 if evidence.process_cpu is None or evidence.cpu is None else evidence.process_cpu - cpu
-        # Whoever keeps the GIL may have no processor meanwhile, and compute nothing.
-        kept = evidence.watcher_late - max(evidence.watcher_starved, parts.starved)
+        kept = late = evidence.watcher_late - evidence.watcher_starved
+        if evidence.watcher_runs is not None:  # once each switch interval while it waits for the GIL
+            kept = min(kept, evidence.watcher_runs * evidence.switch_interval)
+        # Whoever keeps the GIL may have no processor meanwhile, and compute nothing. A quota holds back both.
+        kept -= parts.starved - parts.throttled
         own = parts.own
-        return cls(evidence, own, _share(cpu, own), _share(others, own), _share(kept, own))
+        return cls(evidence, own, _share(cpu, own), _share(others, own), _share(late, own), _share(kept, own))
 
     def share(self, seconds: float | None) -> float:
         """Return ``seconds`` as a share of the block's own part."""
@@ -119,7 +141,7 @@ def _suspended(facts: _Facts) -> Cause | None:
     # A loop that nothing kept from waking up, and that did not wait for a processor either, was stopped itself.
     could_not_wake = evidence.asleep and evidence.run_queue is not None and evidence.samples < 2
     stopped = nobody_ran and nothing_seen and not facts.woke
-    return Cause.SUSPENDED if stopped and (could_not_wake or facts.kept >= MOST) else None
+    return Cause.SUSPENDED if stopped and (could_not_wake or facts.late >= MOST) else None
 
 
 def _gc(facts: _Facts) -> Cause | None:
@@ -167,13 +189,16 @@ def _computing(facts: _Facts) -> Cause | None:
     released = evidence.samples >= SEVERAL and (evidence.gil_wait or 0.0) <= 2 * evidence.switch_interval
     if (facts.kept >= MUCH and not released) or evidence.in_call >= MOST:
         return Cause.NATIVE_GIL
-    if not evidence.samples or evidence.gil_wait is None:
+    if not evidence.samples:
         return None
-    if evidence.gil_wait > 3 * evidence.switch_interval:  # Python code releases the GIL after one
+    if (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:  # Python code releases the GIL after one
         return Cause.NATIVE_GIL
-    if (evidence.moving or 0.0) >= MOVES or evidence.gil_wait >= MOST * evidence.switch_interval:
+    wants_the_gil = may_want_the_gil(evidence) and evidence.syscall_share >= MOST
+    if (evidence.moving or 0.0) >= MOVES or (evidence.gil_wait or 0.0) >= MOST * evidence.switch_interval:
         return Cause.PYTHON
-    return Cause.NATIVE
+    if evidence.gil_wait is None:  # only in a call of C code can it have been without the GIL
+        return Cause.PYTHON if wants_the_gil or evidence.call is None or evidence.call in CHEAP else None
+    return Cause.PYTHON if wants_the_gil else Cause.NATIVE
 
 
 def _waiting(facts: _Facts) -> Cause | None:

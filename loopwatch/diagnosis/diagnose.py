@@ -10,7 +10,7 @@ from functools import lru_cache
 from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.text import MAX_LINE, printable
-from loopwatch.diagnosis.cause import decide
+from loopwatch.diagnosis.cause import CHEAP, decide
 from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.culprit import Site, Stack, Verdict
 from loopwatch.diagnosis.own_part import split
@@ -21,23 +21,6 @@ from loopwatch.watch.stacks import RawStack, to_frames
 
 MAX_PROFILE = 8
 """Distinct stacks kept per stall."""
-
-CHEAP = frozenset(
-    {
-        "builtins.isinstance",
-        "builtins.len",
-        "os.getpid",
-        "threading.get_ident",
-        "time.monotonic",
-        "time.monotonic_ns",
-        "time.perf_counter",
-        "time.perf_counter_ns",
-        "time.thread_time",
-        "time.time",
-    }
-)
-"""Calls too cheap to have delayed a sample: the interpreter releases the GIL at the end of the first call after an
-operator that kept it, and which function ran that operator is not known."""
 
 _DEBUGGERS = (
     "IPython.core.debugger", "_pydevd_bundle", "bdb", "debugpy", "ipdb", "pdb", "pudb", "pydevd", "remote_pdb",

@@ -50,7 +50,7 @@ def split(evidence: Evidence) -> Parts:
         _positive(evidence.watcher_starved) if evidence.asleep else 0.0,
     )
     most = wall - _positive(evidence.cpu)
-    if slept(evidence):
+    if slept(evidence) and not may_want_the_gil(evidence):
         most = min(most, wall - wall * min(_positive(evidence.syscall_share), 1.0))
     starved = min(waited, max(most, 0.0))
     return Parts(wall - starved, starved, min(starved, _positive(evidence.throttled)))
@@ -73,10 +73,19 @@ def slept(evidence: Evidence) -> bool:
     """Whether the samples found the thread asleep rather than running."""
     if evidence.samples == 1 and (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:
         return False  # a single, late sample: the block may have been over by the time the kernel was asked
-    kind = kind_of(evidence.syscall)
-    if kind == "lock" and evidence.samples == 1 and not evidence.lock_wait:
-        return False  # so does a thread that wants the GIL, which the reader has
-    return kind in ("sleep", "lock", "io")
+    if may_want_the_gil(evidence) and (evidence.samples == 1 or _on_its_feet(evidence) >= evidence.wall / 2):
+        return False
+    return kind_of(evidence.syscall) in ("sleep", "lock", "io")
+
+
+def may_want_the_gil(evidence: Evidence) -> bool:
+    """Whether it was found in a futex that is not known for a lock: the reader has the GIL, and others wait for it."""
+    return kind_of(evidence.syscall) == "lock" and not evidence.lock_wait
+
+
+def _on_its_feet(evidence: Evidence) -> float:
+    """Return the seconds in which the thread ran or was runnable, by the kernel's account."""
+    return _positive(evidence.cpu) + _positive(evidence.run_queue)
 
 
 def contradictions(evidence: Evidence) -> tuple[str, ...]:

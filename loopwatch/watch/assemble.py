@@ -89,6 +89,7 @@ def is_typed(episode: Episode | None) -> bool:
 def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Evidence:
     used, hindrance = measured.usage, measured.hindrance
     syscall, share = _where(samples)
+    waits = list(_gil_waits(samples, used, hindrance.throttled or 0.0, measured.switch_interval)) if samples else []
     return Evidence(
         wall=used.wall,
         cpu=used.cpu,
@@ -100,7 +101,7 @@ def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Ev
         watcher_late=hindrance.late,
         watcher_starved=hindrance.starved,
         watcher_runs=hindrance.runs,
-        gil_wait=median(_gil_waits(samples, used.run_queue, measured.switch_interval)) if samples else None,
+        gil_wait=median(waits) if waits else None,
         samples=len(samples),
         syscall=syscall,
         syscall_share=share,
@@ -112,24 +113,28 @@ def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Ev
     )
 
 
-def _gil_waits(samples: Sequence[Sample], run_queue: float | None, switch_interval: float) -> Iterator[float]:
-    """Yield for each sample the seconds that the watcher waited for the GIL.
+def _gil_waits(samples: Sequence[Sample], used: Usage, throttled: float, switch_interval: float) -> Iterator[float]:
+    """Yield for each sample the seconds that the watcher waited for the GIL, where that is known.
 
-    Left out is the time in which the watcher had no processor, and of waits that Python code cannot explain also the
-    time in which the loop's thread had none: it may have kept the GIL meanwhile without computing.
+    Of waits that Python code cannot explain, the time is left out in which other processes had the processor of the
+    loop's thread: it may have kept the GIL meanwhile without computing. (A quota holds back the watcher as well.)
 
     Args:
         samples: of the block.
-        run_queue: seconds of the block in which the loop's thread had no processor, None if unknown.
+        used: by the loop's thread in the block.
+        throttled: seconds of the block in which the process was held back by a quota.
         switch_interval: seconds after which a running thread gives up the GIL.
     """
+    run_queue = used.run_queue
+    by_others = max(run_queue - throttled, 0.0) / run_queue if run_queue else 0.0
     read = [None if sample.clocks is None else sample.clocks.run_queue for sample in samples]
     before = None if run_queue is None or read[-1] is None else read[-1] - run_queue
     for sample, now in zip(samples, read, strict=True):
-        wait = max(sample.late - sample.starved, 0.0)
-        if wait > 2 * switch_interval and now is not None and before is not None:
-            wait = max(wait - max(now - before, 0.0), 0.0)
-        yield wait
+        wait = sample.gil_wait
+        if wait is not None and wait > 2 * switch_interval and now is not None and before is not None:
+            wait = max(wait - by_others * max(now - before, 0.0), 0.0)
+        if wait is not None:
+            yield wait
         before = now
 
 

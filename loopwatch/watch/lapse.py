@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
@@ -20,6 +21,18 @@ class Waited(NamedTuple):
 
     run_queue: float | None = None
     runs: int | None = None
+
+    def for_gil(self, late: float) -> float | None:
+        """Return how many of ``late`` seconds it waited for the GIL, at most; None if it mostly waited for a processor.
+
+        A thread that waits for the GIL is given a processor once each switch interval (``take_gil`` in CPython's
+        Python/ceval_gil.c), unless a quota holds back all of its process.
+        """
+        interval, starved = sys.getswitchinterval(), self.run_queue or 0.0
+        waited = max(late - starved, 0.0)
+        if starved > max(waited, interval / 2) and waited < 3 * interval:
+            return None  # it may have got the GIL at once, or not
+        return waited if self.runs is None else min(waited, self.runs * interval)
 
     @classmethod
     def between(cls, before: Scheduled | None, after: Scheduled | None) -> Waited:

@@ -21,7 +21,7 @@ class Sample:
     Attributes:
         at: ``time.monotonic`` seconds.
         late: seconds by which the watcher was late.
-        starved: seconds of it in which the watcher waited for a processor.
+        gil_wait: seconds of it in which the watcher waited for the GIL, None where its wait for a processor hides that.
         stack: the thread's stack.
         callback: identity of the running callback; equal for samples of the same callback.
         syscall, wait_channel: where in the kernel the thread was.
@@ -44,7 +44,7 @@ class Sample:
     waiting: int | None = None
     clocks: Clocks | None = None
     typed: bool = False
-    starved: float = 0.0
+    gil_wait: float | None = 0.0
 
 
 @dataclass(slots=True)

@@ -175,7 +175,7 @@ class Sampler:
             moment = moment._replace(waited=self._contention.waited(moment.now))
         for sample in taken.values():
             if sample.at == moment.now:  # else a glimpse
-                sample.starved = min(moment.waited.run_queue or 0.0, moment.late)
+                sample.gil_wait = moment.waited.for_gil(moment.late)
         lateness = None
         if hog is not None:
             lateness = self._contention.note(hog, moment.planned, moment.now, moment.waited)
@@ -218,8 +218,8 @@ class Sampler:
             is_new = stack.fresh or episode is None or not episode.samples
             callback = object() if is_new or episode is None else episode.samples[-1].callback
         waiting = len(getattr(loop.ref(), "_ready", ())) if by_handle else None
-        starved = min(moment.waited.run_queue or 0.0, moment.late)
-        sample = Sample(glimpse.at, moment.late, stack, callback, waiting=waiting, starved=starved)
+        gil_wait = moment.waited.for_gil(moment.late)
+        sample = Sample(glimpse.at, moment.late, stack, callback, waiting=waiting, gil_wait=gil_wait)
         attempt = self._faults.attempt
         sample.task, sample.coroutine = attempt("task", lambda: task_info.names_of(task), (None, None))
         context = attempt("task", lambda: task_info.context_of(task, handle), None)

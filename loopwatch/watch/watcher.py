@@ -234,6 +234,8 @@ class Watcher:
         if self.thread.is_asked:
             return planned
         # Without loops there is nothing to do until one is added.
+        if self._rest_ends == 0.0 and self.loops:
+            self._contention.waited(time.monotonic())  # what the tick itself went through is none of the next one's
         is_woken = self._alarm.wait(max(planned - time.monotonic(), 0.0) if self.loops else -1)
         # The tick was due from then on, and could not run until the GIL was free.
         planned = self._woken_at if is_woken else planned
