@@ -89,6 +89,9 @@ class Evidence:
         syscall_share: share of samples found in it or in calls of its kind (sleep, lock, I/O), 0 to 1.
         wait_channel: kernel function it most often slept in (``/proc/PID/wchan``).
         callbacks: number of distinct callbacks seen in the samples.
+        handles: number of handles in the pass, None if not seen.
+        uneven: most by which the share of the pass that was done at a sample differed from the share of its time that
+            was over, 0 to 1; None without a sample from its middle.
         longest_callback: upper bound of the time one callback alone held the loop.
         dominant_callback: lower bound of the same.
         in_call: share of samples that found the thread inside one call of C code that keeps the GIL (before 3.12 the
@@ -119,6 +122,8 @@ class Evidence:
     syscall_share: float = 0.0
     wait_channel: str | None = None
     callbacks: int = 0
+    handles: int | None = None
+    uneven: float | None = None
     longest_callback: float | None = None
     dominant_callback: float | None = None
     in_call: float = 0.0

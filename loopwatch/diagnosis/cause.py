@@ -21,6 +21,8 @@ MUCH, SOME = 0.4, 0.3
 
 ONE_PROCESSOR = 1.25
 """Processors that threads which compute under the GIL use at most, with a margin for what they do without it."""
+MANY_HANDLES, EVEN = 20, 0.2
+"""Handles of one pass, and how far its progress may deviate from an even one, that show many small callbacks."""
 SEVERAL = 3
 """Samples from which their median says how long the watcher had to wait for the GIL."""
 
@@ -88,8 +90,7 @@ class _Facts:
         kept = late = evidence.watcher_late - evidence.watcher_starved
         if evidence.watcher_runs is not None:  # once each switch interval while it waits for the GIL
             kept = min(kept, evidence.watcher_runs * evidence.switch_interval)
-        # Whoever keeps the GIL may have no processor meanwhile, and compute nothing. A quota holds back both.
-        kept -= parts.starved - parts.throttled
+        kept -= parts.starved  # whoever keeps the GIL may have no processor meanwhile, and compute nothing
         own = parts.own
         return cls(evidence, own, _share(cpu, own), _share(others, own), _share(late, own), _share(kept, own))
 
@@ -154,6 +155,11 @@ def _gc(facts: _Facts) -> Cause | None:
 def _overload(facts: _Facts) -> Cause | None:
     evidence = facts.evidence
     longest, surely = evidence.longest_callback, evidence.dominant_callback
+    if evidence.handles is not None and evidence.uneven is not None and evidence.threshold is not None:
+        # As much of the pass was done as of its time was over, whenever it was sampled: none of them was long.
+        small = facts.own / max(evidence.handles, 1) <= evidence.threshold / 5
+        if evidence.handles >= MANY_HANDLES and small and evidence.uneven <= EVEN:
+            return Cause.OVERLOAD
     if evidence.callbacks < 3 or longest is None or surely is None or evidence.threshold is None:
         return None
     # Few samples, far apart, bound a callback badly; a different one in nearly each is as good evidence.
@@ -187,7 +193,7 @@ def _computing(facts: _Facts) -> Cause | None:
     if facts.ran < MOST:
         return None
     released = evidence.samples >= SEVERAL and (evidence.gil_wait or 0.0) <= 2 * evidence.switch_interval
-    if (facts.kept >= MUCH and not released) or evidence.in_call >= MOST:
+    if (facts.kept >= MUCH and not released) or (evidence.in_call >= MOST and (evidence.moving or 0.0) < MOVES):
         return Cause.NATIVE_GIL
     if not evidence.samples:
         return None
@@ -197,7 +203,9 @@ def _computing(facts: _Facts) -> Cause | None:
     if (evidence.moving or 0.0) >= MOVES or (evidence.gil_wait or 0.0) >= MOST * evidence.switch_interval:
         return Cause.PYTHON
     if evidence.gil_wait is None:  # only in a call of C code can it have been without the GIL
-        return Cause.PYTHON if wants_the_gil or evidence.call is None or evidence.call in CHEAP else None
+        if wants_the_gil or evidence.call is None or evidence.call in CHEAP:
+            return Cause.PYTHON
+        return Cause.NATIVE if evidence.samples > 1 else None
     return Cause.PYTHON if wants_the_gil else Cause.NATIVE
 
 
@@ -207,11 +215,7 @@ def _waiting(facts: _Facts) -> Cause | None:
         return None
     if slept(evidence) and evidence.syscall_share >= MOST:
         return {"sleep": Cause.SLEEP, "lock": Cause.LOCK, "io": Cause.IO}[kind_of(evidence.syscall)]
-    if (
-        evidence.asleep
-        or facts.share(evidence.gc) + facts.ran >= MOST
-        or split(evidence).starved >= MOST * evidence.wall
-    ):
+    if evidence.asleep or facts.share(evidence.gc) + facts.ran >= MOST:
         return None
     # By the kernel's accounting it slept most of the time, but each time too briefly to be found asleep.
     return _by_name(evidence) or (Cause.IO if evidence.samples and evidence.wait_channel else None)

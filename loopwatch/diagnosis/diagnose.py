@@ -220,6 +220,8 @@ def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | N
         seen.evidence,
         moving=sum(one != other for one, other in pairs) / len(pairs) if pairs else None,
         callbacks=spans.callbacks,
+        handles=max((sample.stack.planned or 0 for sample in seen.samples), default=0) or None,
+        uneven=_uneven(seen),
         longest_callback=spans.longest,
         dominant_callback=spans.surely,
         in_call=sum(sample.stack.in_gc for sample in seen.samples) / len(seen.samples)
@@ -229,6 +231,19 @@ def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | N
         call=call,
         threshold=threshold,
     )
+
+
+def _uneven(seen: Observation) -> float | None:
+    """Return how far the progress of the pass deviates from an even one, None if it was not seen in its middle."""
+    length, found = seen.end - seen.start, []
+    for sample in seen.samples:
+        position, planned = sample.stack.position, sample.stack.planned
+        if position is None or not planned or length <= 0:
+            return None
+        found.append((position / planned, (sample.at - seen.start) / length))
+    if not any(0.2 <= over <= 0.8 for _, over in found):
+        return None
+    return max(abs(done - over) for done, over in found)
 
 
 def _waits_for_lock(leaf: Frame | None, call: str | None) -> bool:

@@ -89,7 +89,7 @@ def is_typed(episode: Episode | None) -> bool:
 def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Evidence:
     used, hindrance = measured.usage, measured.hindrance
     syscall, share = _where(samples)
-    waits = list(_gil_waits(samples, used, hindrance.throttled or 0.0, measured.switch_interval)) if samples else []
+    waits = list(_gil_waits(samples, used.run_queue, measured.switch_interval)) if samples else []
     return Evidence(
         wall=used.wall,
         cpu=used.cpu,
@@ -113,26 +113,23 @@ def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Ev
     )
 
 
-def _gil_waits(samples: Sequence[Sample], used: Usage, throttled: float, switch_interval: float) -> Iterator[float]:
+def _gil_waits(samples: Sequence[Sample], run_queue: float | None, switch_interval: float) -> Iterator[float]:
     """Yield for each sample the seconds that the watcher waited for the GIL, where that is known.
 
-    Of waits that Python code cannot explain, the time is left out in which other processes had the processor of the
-    loop's thread: it may have kept the GIL meanwhile without computing. (A quota holds back the watcher as well.)
+    Of waits that Python code cannot explain, the time is left out in which the loop's thread had no processor: it may
+    have kept the GIL meanwhile without computing.
 
     Args:
         samples: of the block.
-        used: by the loop's thread in the block.
-        throttled: seconds of the block in which the process was held back by a quota.
+        run_queue: seconds of the block in which the loop's thread had no processor, None if unknown.
         switch_interval: seconds after which a running thread gives up the GIL.
     """
-    run_queue = used.run_queue
-    by_others = max(run_queue - throttled, 0.0) / run_queue if run_queue else 0.0
     read = [None if sample.clocks is None else sample.clocks.run_queue for sample in samples]
     before = None if run_queue is None or read[-1] is None else read[-1] - run_queue
     for sample, now in zip(samples, read, strict=True):
         wait = sample.gil_wait
         if wait is not None and wait > 2 * switch_interval and now is not None and before is not None:
-            wait = max(wait - by_others * max(now - before, 0.0), 0.0)
+            wait = max(wait - max(now - before, 0.0), 0.0)
         if wait is not None:
             yield wait
         before = now
