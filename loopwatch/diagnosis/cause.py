@@ -127,8 +127,12 @@ def _surely_another_held_the_gil(facts: _Facts) -> Cause | None:
     # The threads that fight for the GIL also take the processors from each other.
     evidence = facts.evidence
     others = _share((evidence.process_cpu or 0.0) - (evidence.cpu or 0.0), evidence.wall)
-    alone = _share(evidence.cpu, evidence.wall) < 0.1 and MOSTLY <= others <= ONE_PROCESSOR
-    return _another_held_the_gil(facts) if alone else None
+    if _share(evidence.cpu, evidence.wall) >= 0.1 or not MOSTLY <= others <= ONE_PROCESSOR:
+        return None
+    woke = _woke(evidence.runs, evidence.wall, evidence)  # one that waits for a lock does not wake
+    if woke is None:
+        return _another_held_the_gil(facts)
+    return Cause.GIL if woke else None
 
 
 def _starved(facts: _Facts) -> Cause | None:
@@ -197,7 +201,8 @@ def _computing(facts: _Facts) -> Cause | None:
         return Cause.NATIVE_GIL
     if not evidence.samples:
         return None
-    if (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:  # Python code releases the GIL after one
+    collects = facts.share(evidence.gc) >= SOME / 2 and (evidence.moving or 0.0) >= MOVES
+    if (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval and not collects:  # Python code releases it after one
         return Cause.NATIVE_GIL
     wants_the_gil = may_want_the_gil(evidence) and evidence.syscall_share >= MOST
     if (evidence.moving or 0.0) >= MOVES or (evidence.gil_wait or 0.0) >= MOST * evidence.switch_interval:

@@ -386,8 +386,29 @@ def test_six_threads_that_compute_are_gil_before_starved() -> None:
     fight = Evidence(0.5, cpu=0.01, process_cpu=0.5, run_queue=0.4, gil_wait=0.02, samples=4, syscall="futex",
                      syscall_share=0.5, watcher_late=0.3, watcher_starved=0.1, threshold=0.1)  # fmt: skip
     assert decide(fight) is Cause.GIL
+    asleep = dataclasses.replace(fight, samples=0, gil_wait=None, syscall=None, asleep=True, watcher_late=0.0, runs=200)
+    assert decide(asleep) is Cause.GIL, "it kept waking, as a thread that waits for the GIL does"
+    assert decide(dataclasses.replace(asleep, runs=3)) is not Cause.GIL
+    started = dataclasses.replace(fight, runs=90, lock_wait=True, syscall_share=1.0, run_queue=0.01)
+    assert decide(started) is Cause.GIL, "a lock that the holder of the GIL cannot release"
+    assert decide(dataclasses.replace(started, runs=3, watcher_late=0.0, gil_wait=0.0)) is Cause.LOCK
     without_the_gil = dataclasses.replace(fight, process_cpu=1.0, syscall="running", syscall_share=1.0, gil_wait=0.0)
     assert decide(dataclasses.replace(without_the_gil, watcher_late=0.0)) is Cause.STARVED
+
+
+def test_progress_of_a_pass() -> None:
+    """A pass of many handles that advances evenly is overload; a long one among them is not."""
+    even = Evidence(0.4, cpu=0.39, process_cpu=0.39, samples=2, gil_wait=0.03, handles=300, uneven=0.05, threshold=0.1)
+    assert decide(even) is Cause.OVERLOAD
+    assert decide(dataclasses.replace(even, uneven=0.5)) is Cause.NATIVE_GIL
+    assert decide(dataclasses.replace(even, handles=10)) is Cause.NATIVE_GIL
+
+
+def test_collections_during_python_code_are_no_native_call() -> None:
+    """A collection keeps the GIL for longer than an interval, but the code around it makes progress."""
+    found = Evidence(0.5, cpu=0.49, process_cpu=0.49, gc=0.2, samples=6, gil_wait=0.027, moving=0.6, threshold=0.1)
+    assert decide(found) is Cause.PYTHON
+    assert decide(dataclasses.replace(found, gc=0.01)) is Cause.NATIVE_GIL
 
 
 def test_a_watcher_that_kept_waking_was_not_stopped() -> None:
