@@ -210,7 +210,7 @@ def _count() -> int:
 
 
 def _is_there(thread: threading.Thread) -> bool:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or thread.native_id is None:  # the latter has not had the GIL yet
         return thread.is_alive()
     try:
         _stat(f"/proc/self/task/{thread.native_id}")
