@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,19 @@ _NEVER = float("-inf")
 
 _CLOCK_SLACK = 0.1
 """Seconds; file times come from the kernel's coarse clock (inode_set_ctime_current in Linux fs/inode.c)."""
+
+
+class _Held:
+    """A context manager that a forked child can drop: a generator would release the parent's lock there, by and by."""
+
+    def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
+        self._enter, self._leave = enter, leave
+
+    def __enter__(self) -> None:
+        self._enter()
+
+    def __exit__(self, *_exc: object) -> None:
+        self._leave()
 
 
 class HangTimer:
@@ -134,18 +147,19 @@ class HangTimer:
             descriptors.close(self._file, self._mark)
             self._file = None
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> contextlib.AbstractContextManager[None]:
         """Return a context manager that keeps the timer disarmed, for a fork.
 
         In a child forked while it is armed, the next use of the timer and the exit of the interpreter wait for ever
         for the timer's thread (``cancel_dump_traceback_later`` in CPython's Modules/faulthandler.c).
         """
-        with self._lock:
-            if self._armed and not self._yielded:
-                until_one_less(self._disarm)
-            self._armed_at = _NEVER
-            yield
+        return _Held(self._hold, self._lock.release)
+
+    def _hold(self) -> None:
+        self._lock.acquire()  # released when the context is left
+        if self._armed and not self._yielded:
+            until_one_less(self._disarm)
+        self._armed_at = _NEVER
 
     def _disarm(self) -> None:
         if self._armed and not self._yielded:
