@@ -64,7 +64,7 @@ ONLY_SCRAPED = {"LoopwatchTargetDown"}
 """There is no ``up`` of a process behind a collector."""
 ONLY_EXPORTED = {"LoopwatchInstancesLost"}
 """Where there is, that says it."""
-SLOW_TO_END = {"LoopwatchLagBudgetBurnsFast", "LoopwatchLagBudgetBurnsSlowly", "LoopwatchStarved"}
+SLOW_TO_END = {"LoopwatchLagBudgetBurnsFast", "LoopwatchLagBudgetBurnsSlowly"}
 """Their windows are hours and days; they do not forget within a test, however fast time passes."""
 
 
