@@ -57,6 +57,7 @@ LEVELS = {
     "job": {"job"},
     "instance": {"job", "instance"},
     "loop": {"job", "instance", "asyncio_eventloop_name"},
+    "cause": {"job", "instance", "asyncio_eventloop_name", "loopwatch_cause"},
     "pool": {"job", "instance", "loopwatch_pool_name", "loopwatch_pool_kind"},
     "culprit": {"job", "loopwatch_culprit", "loopwatch_cause"},
 }
