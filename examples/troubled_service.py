@@ -212,6 +212,28 @@ async def processes_wait() -> None:
 
 
 @trouble
+async def starved() -> None:
+    """Neighbours: processes that compute on the only processor that the loop may use (on Linux)."""
+    usable = os.sched_getaffinity(0)
+    async with processes(2) as neighbours:
+        os.sched_setaffinity(0, {min(usable)})  # of this thread
+        try:
+            for _ in range(2):
+                neighbours.submit(share_a_processor, min(usable))
+            while True:
+                compute(2 * BLOCK)
+                await asyncio.sleep(PAUSE)
+        finally:
+            os.sched_setaffinity(0, usable)
+
+
+def share_a_processor(processor: int) -> None:
+    """Compute for an hour on one processor."""
+    os.sched_setaffinity(0, {processor})
+    compute(3600)
+
+
+@trouble
 async def pool_per_call() -> None:
     """A pool of threads for each call."""
     while True:

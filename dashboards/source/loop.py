@@ -6,7 +6,17 @@ from loopwatch.telemetry.metrics import catalog
 
 from .board import Board, Row
 from .panels import BLOCKED, BUSY, HELD, LAG, Column, Query, found_traces, heat, series, table, tile
-from .parts import CULPRIT_TRACES, LOOP, WHOLE_LOOP, crash_marks, hang_marks, restart_marks, stall_marks
+from .parts import (
+    CULPRIT_TRACES,
+    LOOP,
+    STARVED,
+    STARVED_TITLE,
+    WHOLE_LOOP,
+    crash_marks,
+    hang_marks,
+    restart_marks,
+    stall_marks,
+)
 from .promql import INSTANCE, JOB, RANGE, RECENT, Scope, label, legend
 
 _THIS = (INSTANCE, catalog.LOOP)
@@ -171,6 +181,26 @@ def _blockers(scope: Scope) -> Row:
                 ),
             ],
             [
+                series(
+                    STARVED_TITLE,
+                    "Share of the time in which stalls held a loop of the process whose thread was ready to run and "
+                    "had no processor; part of the blocked time of any cause. All loops of a process together. quota: "
+                    "raise the CPU limit of the container, or run fewer workers in it. neighbours: fewer busy "
+                    "processes on the machine.",
+                    Query(
+                        scope.rate(STARVED, INSTANCE, catalog.STARVED_BY),
+                        legend(catalog.STARVED_BY, INSTANCE),
+                    ),
+                    unit="percentunit",
+                    stacked=True,
+                ),
+                series(
+                    "Victims per second",
+                    "Callbacks, timers and events that waited when stalls ended.",
+                    Query(scope.rate("asyncio.eventloop.stall.victims", *WHOLE_LOOP), legend(*_THIS)),
+                ),
+            ],
+            [
                 table(
                     "Culprits in the time shown",
                     "Most blocked time first; click a culprit for the traces of its stalls, with stack and remedy.",
@@ -186,14 +216,6 @@ def _blockers(scope: Scope) -> Row:
                         Column("Stalls", Query(f"{counts} > 0", instant=True, form="table")),
                     ],
                     links={"Culprit": CULPRIT_TRACES},
-                    width=16,
-                ),
-                series(
-                    "Victims per second",
-                    "Callbacks, timers and events that waited when stalls ended.",
-                    Query(scope.rate("asyncio.eventloop.stall.victims", *WHOLE_LOOP), legend(*_THIS)),
-                    width=8,
-                    height=9,
                 ),
             ],
         ],

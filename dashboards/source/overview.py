@@ -27,6 +27,8 @@ from .parts import (
     LOOP,
     OFF,
     OVERVIEW,
+    STARVED,
+    STARVED_TITLE,
     WHOLE_LOOP,
     WORKERS,
     crash_marks,
@@ -34,7 +36,7 @@ from .parts import (
     restart_marks,
     stall_marks,
 )
-from .promql import INSTANCE, JOB, RANGE, Scope, label, legend
+from .promql import INSTANCE, JOB, RANGE, Scope, by, label, legend
 
 WORST = 25
 """Rows of a table of processes."""
@@ -279,6 +281,21 @@ def _stalls(scope: Scope) -> Row:
                     "another thread computes. gc: fewer objects, or gc.freeze() at start. starved: the machine or its "
                     "quota is too small. suspended: the machine stopped it. overload: too many small callbacks.",
                     Query(scope.share(held, catalog.CAUSE), legend(catalog.CAUSE)),
+                    width=8,
+                    stacked=True,
+                ),
+                series(
+                    STARVED_TITLE,
+                    "Share of the time, on average over the processes, in which stalls held a loop whose thread was "
+                    "ready to run and had no processor; part of the blocked time of any cause. quota: raise the CPU "
+                    "limit of the container, or run fewer workers in it. neighbours: fewer busy processes on the "
+                    "machine. A roll-back does not help; above 1 % there is an alert.",
+                    Query(
+                        f"avg{by(catalog.STARVED_BY)} ({scope.rate(STARVED, JOB, INSTANCE, catalog.STARVED_BY)})",
+                        legend(catalog.STARVED_BY),
+                    ),
+                    unit="percentunit",
+                    width=8,
                     stacked=True,
                 ),
                 series(
@@ -286,6 +303,7 @@ def _stalls(scope: Scope) -> Row:
                     "Times that loops were held, in each interval shown. A step up right after a release is the "
                     "release.",
                     Query(scope.grown("asyncio.eventloop.stalls", JOB), legend(JOB)),
+                    width=8,
                     stacked=True,
                 ),
             ],

@@ -16,6 +16,9 @@ ILL = '"hung|zombie|orphan|dead"'
 ILL_WORKERS = f"{label(catalog.WORKER_STATE)}=~{ILL}"
 OFF = f'{label(catalog.STATE)}=~"off|paused"'
 
+STARVED = "asyncio.eventloop.stall.starved"
+STARVED_TITLE = "Blocked time without a processor, by quota and neighbours"
+
 WHOLE_LOOP = (JOB, INSTANCE, catalog.LOOP)
 WHOLE_POOL = (JOB, INSTANCE, catalog.POOL, catalog.POOL_KIND)
 

@@ -45,6 +45,7 @@ VALUES = {
     catalog.LOOP_STATE: ("busy", "idle"),
     catalog.CAUSE: ("python", "sleep"),
     catalog.CULPRIT: ("app:resize", "app:nap"),
+    catalog.STARVED_BY: ("quota", "neighbours"),
     catalog.GENERATION: ("0", "2"),
     catalog.POOL: ("images",),
     catalog.POOL_KIND: ("process",),
@@ -65,6 +66,7 @@ RISES = {
     "asyncio.eventloop.stalls": 1.0,
     "asyncio.eventloop.stall.duration": 3.0,
     "asyncio.eventloop.stall.victims": 30.0,
+    "asyncio.eventloop.stall.starved": 0.75,
     "loopwatch.offload.saved": 7.5,
 }
 """Increase of counters per step; others increase by 1."""

@@ -133,6 +133,11 @@ def test_shares_rates_and_quantiles(server: Prometheus) -> None:
     assert value(server, blocked) == pytest.approx(0.4)
     assert value(server, scope.rate("asyncio.eventloop.stall.victims")) == pytest.approx(2.0)
     assert value(server, scope.rate("loopwatch.offload.saved")) == pytest.approx(0.5)
+    # 0.75 seconds in each 15 seconds, of the quota and of neighbours.
+    (panel,) = (e for e in EXPRESSIONS if e.board == "loopwatch-overview" and "without a processor" in e.where)
+    shares = server.query(panel.concrete({"job": "scraped"}))
+    assert {each["metric"]["loopwatch_starved_by"] for each in shares} == {"quota", "neighbours"}
+    assert [float(each["value"][1]) for each in shares] == pytest.approx([0.05, 0.05])
     assert value(server, scope.now("asyncio.eventloop.utilization")) == 0.75
     # 10 of 11 are below the first bound, the last one in the fifth bucket (0.025, 0.05].
     assert 0 < value(server, scope.quantile(0.5, "asyncio.eventloop.lag", JOB)) < 0.001

@@ -18,7 +18,8 @@ from boards import committed
 
 from loopwatch.health.finding_rules import family
 from loopwatch.health.naming import pool_name
-from loopwatch.telemetry.metrics.catalog import CATALOG, Kind
+from loopwatch.telemetry.metrics.catalog import CATALOG, STARVED_BY, Kind
+from loopwatch.telemetry.metrics.counters import QUOTA
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "dashboards" / "prometheus"
@@ -56,6 +57,7 @@ LEVELS = {
     "job": {"job"},
     "instance": {"job", "instance"},
     "loop": {"job", "instance", "asyncio_eventloop_name"},
+    "cause": {"job", "instance", "asyncio_eventloop_name", "loopwatch_cause"},
     "pool": {"job", "instance", "loopwatch_pool_name", "loopwatch_pool_kind"},
     "culprit": {"job", "loopwatch_culprit", "loopwatch_cause"},
 }
@@ -145,6 +147,19 @@ def test_rule_fits_the_catalog(rule: dict[str, Any]) -> None:
         kept = [set(node.modifier.labels) - {"le"} for node in nodes(tree) if type(node).__name__ == "AggregateExpr"]
         recorded = [name for name in RECORDED if name in rule["expr"]]
         assert LEVELS[level] in kept or any(name.split(":")[0] == level for name in recorded)
+
+
+def test_queries_in_the_texts_of_alerts_fit_the_catalog() -> None:
+    """What the text of an alert asks Prometheus for parses, with labels and an attribute value that exist."""
+    asking = [text for alert in ALERTS.values() for text in alert["annotations"].values() if " query (" in text]
+    assert asking == [ALERTS["LoopwatchStarved"]["annotations"]["description"]]
+    (asked,) = re.findall(r'query \(printf "(.+?)" \$labels', asking[0])
+    for node in nodes(promql_parser.parse(asked.replace("%q", '"shop"'))):
+        if type(node).__name__ == "VectorSelector":
+            assert {matcher.name for matcher in node.matchers.matchers} <= KNOWN[node.name]
+    ((label, value),) = re.findall(r'label "(\w+)"\) "(\w+)"', asking[0])
+    assert f"by ({label})" in asked
+    assert (label, value) == (STARVED_BY.replace(".", "_"), QUOTA)
 
 
 def test_recreated_pools_are_one_family() -> None:

@@ -70,9 +70,9 @@ def test_time_passes_faster_in_rules() -> None:
     """Windows, offsets, waiting times and limits that are durations are scaled; names, shares and rates stay."""
     assert doctest.testmod(faster_rules).failed == 0
     fast = faster_rules.shipped(60)
-    assert "job:asyncio_eventloop_blocked:ratio_rate1h > 14.4 * 0.01" in fast["alerts.yml"]
+    assert "job:asyncio_eventloop_blocked_own:ratio_rate1h > 14.4 * 0.01" in fast["alerts.yml"]
     assert "for: 15000ms" in fast["alerts.yml"] and "for: 15m" not in fast["alerts.yml"]
-    assert "avg_over_time(job:asyncio_eventloop_blocked:ratio_rate5m[259200000ms])" not in fast["recording.yml"]
-    assert "avg_over_time(job:asyncio_eventloop_blocked:ratio_rate5m[4320000ms])" in fast["recording.yml"]
+    assert "avg_over_time(job:asyncio_eventloop_blocked_own:ratio_rate5m[259200000ms])" not in fast["recording.yml"]
+    assert "avg_over_time(job:asyncio_eventloop_blocked_own:ratio_rate5m[4320000ms])" in fast["recording.yml"]
     assert "culprit:asyncio_eventloop_stalls:max_rate5m > 0.1" in fast["alerts.yml"]
     assert faster_rules.shipped(1) != fast

@@ -46,7 +46,7 @@ WHY_NOT = missing("prometheus", "prometheus-alertmanager", "rotel")
 pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.timeout(300)]
 
 BOTH = ("scraped", "exported")
-BLOCKING = ("python", "dump", "garbage", "culprits", "fault")
+BLOCKING = ("python", "dump", "garbage", "culprits", "starved", "fault")
 POOLS = (
     "default_executor",
     "threads_compute",
@@ -183,6 +183,7 @@ sum(asyncio_eventloop_stalls_total{$, loopwatch_culprit="__main__:sleep", loopwa
 sum(asyncio_eventloop_stalls_total{$, loopwatch_culprit="other"}) > 1
 max(count by (instance) (asyncio_eventloop_stalls_total{$})) <= 24
 sum(asyncio_eventloop_stall_victims_total{$}) > 100
+sum(asyncio_eventloop_stall_starved_seconds_total{$, loopwatch_starved_by="neighbours"}) > 0.2
 sum(loopwatch_pool_workers{$, loopwatch_worker_state="zombie"}) >= 1
 sum(loopwatch_pool_workers{$, loopwatch_worker_state="orphan"}) == 1
 sum(loopwatch_pool_workers{$, loopwatch_worker_state="hung"}) >= 1

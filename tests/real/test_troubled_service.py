@@ -35,6 +35,8 @@ def test_troubles_come_and_go(tmp_path: Path) -> None:
         service.on("sleep", "dump")
         assert get(f"{service.url}/")["dump"]
         await_that(lambda: {Cause.SLEEP} <= causes(tmp_path), "stalls in the journal", 60)
+        service.on("starved")
+        await_that(lambda: starved(tmp_path) > 0.05, "stalls without a processor in the journal", 60)
         service.off()
         assert not any(get(f"{service.url}/").values())
         kept = ("resource_tracker", "forkserver")  # of multiprocessing, one each while the program runs
@@ -65,6 +67,11 @@ def commands(parent: psutil.Process) -> list[str]:
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             found.append(" ".join(child.cmdline()))
     return found
+
+
+def starved(folder: Path) -> float:
+    """Return the seconds for which stalls in the journal were without a processor."""
+    return sum(stall.starved for stall in read_journals(str(folder)).stalls)
 
 
 def causes(folder: Path) -> set[Cause]:

@@ -178,6 +178,28 @@ def test_stalls_by_culprit() -> None:
     assert values(reading, "asyncio.eventloop.stall.duration") == {load: 1.5, starved: 2.0}
 
 
+def test_starved_time_by_what_took_the_processor() -> None:
+    """Time without a processor is summed over stalls of all causes, the quota's part and the rest apart, from 0 on."""
+    collector, name = Collector(), "asyncio.eventloop.stall.starved"
+    assert values(collector.read(inputs()), name) == {("quota",): 0.0, ("neighbours",): 0.0}
+    collector.saw(make_stall(culprit=None, cause=Cause.STARVED, duration=2.0, starved=1.75, throttled=1.5))
+    collector.saw(make_stall(duration=1.0, starved=0.5))
+    collector.saw(make_stall(duration=4.0))
+    reading = collector.read(inputs(loops=[loop(0)]))
+    assert values(reading, name) == {("quota",): 1.5, ("neighbours",): 0.75}
+    assert sum(values(reading, "asyncio.eventloop.stall.duration").values()) == 7.0, "it is a part of the duration"
+    assert values(collector.read(inputs()), name) == {("quota",): 1.5, ("neighbours",): 0.75}
+
+
+def test_starved_time_never_decreases() -> None:
+    """Impossible numbers from a foreign record, more throttled than starved or below 0, decrease no counter."""
+    collector, name = Collector(), "asyncio.eventloop.stall.starved"
+    collector.saw(make_stall(starved=0.5, throttled=0.25))
+    collector.saw(make_stall(starved=0.1, throttled=0.3))
+    collector.saw(make_stall(starved=-1.0, throttled=-1.0))
+    assert values(collector.read(inputs()), name) == pytest.approx({("quota",): 0.55, ("neighbours",): 0.25})
+
+
 def test_ten_thousand_culprits_are_bounded() -> None:
     """Twenty culprits have series, the others are merged by cause; no stall is lost, later heavy culprits get a
     series."""
@@ -361,7 +383,7 @@ def chaos(dice: random.Random, collector: Collector, keys: list[int]) -> Inputs:
         culprit = frame(f"app.m.f{dice.randrange(10_000)}")
         stall = make_stall(
             number, loop=f"loop-{dice.randrange(50)}", culprit=culprit, cause=dice.choice(list(Cause)),
-            duration=dice.choice((0.1, 0.5, 30.0)),
+            duration=dice.choice((0.1, 0.5, 30.0)), starved=dice.choice((0.0, 0.1)), throttled=dice.choice((0.0, 0.05)),
         )  # fmt: skip
         collector.saw(stall)
     keys[0] += dice.randrange(3)

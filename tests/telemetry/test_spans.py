@@ -11,8 +11,8 @@ from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from loopwatch.agent import Agent
-from loopwatch.events import Stall
-from loopwatch.telemetry.metrics.attributes import MAX_STACK, stack_text
+from loopwatch.events import Cause, Frame, Stall
+from loopwatch.telemetry.metrics.attributes import MAX_STACK, of_stall, stack_text
 from loopwatch.telemetry.otel.rate_limit import Allowance
 from loopwatch.telemetry.otel.spans import MAX_KNOWN, SPANS_A_MINUTE, StallSpans
 from loopwatch.telemetry.otel.traces import Traces
@@ -130,6 +130,35 @@ def test_attributes_of_a_span(exported: Exported) -> None:
     assert found.end_time == pytest.approx((T0 + 0.25) * 1e9, abs=1000)
     assert found.parent is not None
     assert (found.parent.trace_id, found.parent.span_id) == (TRACE, SPAN)
+
+
+def test_starvation_in_the_attributes_of_a_span(exported: Exported) -> None:
+    """A stall without a processor says for how long, how much of it the quota took, and where the thread was."""
+    where = Frame("resize\x1b[31m", "app.images", "/srv/app/images.py", 42)
+    stall = make_stall(culprit=None, cause=Cause.STARVED, starved=0.2, throttled=0.15, was_in=where)
+    traces(exported).emit_stall(stall)
+    expected = {
+        "loopwatch.cause": "starved",
+        "loopwatch.culprit": "[starved]",
+        "loopwatch.stall.duration": 0.25,
+        "loopwatch.stall.starved": 0.2,
+        "loopwatch.stall.throttled": 0.15,
+        "loopwatch.stall.was_in": "resize\\x1b[31m (/srv/app/images.py:42)",
+    }
+    (record,) = exported.records()
+    for attributes in (exported.span().attributes, record.attributes):
+        assert {name: value for name, value in (attributes or {}).items() if name in expected} == expected
+
+
+def test_a_stall_with_a_processor_has_no_attribute_of_starvation() -> None:
+    """Attributes of 0 seconds are left out, throttled time is the quota's part alone, and text is bounded."""
+    names = {"loopwatch.stall.starved", "loopwatch.stall.throttled", "loopwatch.stall.was_in"}
+    assert not names & set(of_stall(make_stall()))
+    by_neighbours = of_stall(make_stall(starved=0.1))
+    assert by_neighbours["loopwatch.stall.starved"] == 0.1
+    assert names & set(by_neighbours) == {"loopwatch.stall.starved"}
+    long = of_stall(make_stall(was_in=Frame("f" * 5000, "m", "/srv/m.py", 7)))["loopwatch.stall.was_in"]
+    assert isinstance(long, str) and len(long) == 256 and long.endswith("(/srv/m.py:7)")
 
 
 def test_an_unsampled_request_has_no_stall_span(exported: Exported) -> None:

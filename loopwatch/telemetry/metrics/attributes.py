@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from loopwatch.core.text import printable
 from loopwatch.events import FlaggedFunction, Frame, Stall, culprit_key
 from loopwatch.telemetry.metrics.catalog import CAUSE, CULPRIT, FUNCTION, LOOP, REMEDY
 
@@ -24,6 +25,9 @@ DURATION = "loopwatch.stall.duration"
 UNCERTAINTY = "loopwatch.stall.uncertainty"
 VICTIMS = "loopwatch.stall.victims"
 ONGOING = "loopwatch.stall.ongoing"
+STARVED = "loopwatch.stall.starved"
+THROTTLED = "loopwatch.stall.throttled"
+WAS_IN = "loopwatch.stall.was_in"
 SAMPLES = "loopwatch.stall.samples"
 TASK = "loopwatch.task"
 COROUTINE = "loopwatch.coroutine"
@@ -53,6 +57,12 @@ def of_stall(stall: Stall) -> Attributes:
         found[VICTIMS] = stall.victims
     if stall.ongoing:
         found[ONGOING] = True
+    if stall.starved > 0:
+        found[STARVED] = stall.starved
+    if stall.throttled > 0:
+        found[THROTTLED] = stall.throttled
+    if stall.was_in is not None:
+        found[WAS_IN] = printable(str(stall.was_in), MAX_TEXT)
     if stall.remedy:
         found[REMEDY] = stall.remedy
     if stall.culprit is not None:

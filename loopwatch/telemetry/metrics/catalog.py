@@ -30,6 +30,7 @@ LOOP = "asyncio.eventloop.name"
 LOOP_STATE = "asyncio.eventloop.state"
 CAUSE = "loopwatch.cause"
 CULPRIT = "loopwatch.culprit"
+STARVED_BY = "loopwatch.starved.by"
 GENERATION = "cpython.gc.generation"
 POOL = "loopwatch.pool.name"
 POOL_KIND = "loopwatch.pool.kind"
@@ -283,6 +284,21 @@ LOOPS = (
         is_not="Not requests: one that waits for two timers counts twice, and those that are still in the kernel's "
         "queue of connections are one event.",
         example="300 victims in 3 stalls a minute: every block makes about 100 others late.",
+    ),
+    Metric(
+        "asyncio.eventloop.stall.starved",
+        "s",
+        Kind.COUNTER,
+        "Time of stalls for which the loop's thread was runnable and had no processor, by what took it.",
+        (STARVED_BY,),
+        2,
+        question="How much of the blocked time would a larger CPU limit, or a machine of its own, give back?",
+        is_not="Not blocked time on top: it is part of `asyncio.eventloop.stall.duration`, under whatever cause the "
+        "stall has. All loops of the process together; a wait for a processor that made no stall is not in it. Both "
+        "stay 0 where the kernel does not account for that wait (systems other than Linux). What the CPU quota of "
+        "the container did not take counts as `neighbours`, which can be the process's own threads and workers.",
+        example='{loopwatch_starved_by="quota"} grows by 6 a minute, {loopwatch_starved_by="neighbours"} by 0.1: '
+        "the CPU limit of the container costs 10 percent of the time.",
     ),
     Metric(
         "asyncio.eventloop.blocked_for",

@@ -25,6 +25,8 @@ _MIXED_CULPRITS = 3
 """(loop, cause) sets for culprits without a series of their own; further ones are :data:`OTHER` in all three."""
 PENDING = 1000
 """Stalls that wait for the next reading before they are counted."""
+QUOTA, NEIGHBOURS = "quota", "neighbours"
+"""What took the processor from a loop: the CPU quota of the container, or other threads and processes."""
 _SPREAD_POOLS = 4
 _STATES = len(WorkerState)
 _UNWELL = frozenset({WorkerState.ZOMBIE, WorkerState.ORPHAN, WorkerState.HUNG})
@@ -215,6 +217,7 @@ class Stalls:
         self._places = Places(MAX_CULPRITS, self._common)
         self._totals = Totals(2)
         self._pending: list[tuple[Key, float]] = []
+        self._starved = {QUOTA: 0.0, NEIGHBOURS: 0.0}
 
     @property
     def most(self) -> int:
@@ -232,6 +235,8 @@ class Stalls:
     def count(self, stall: Stall) -> None:
         """Record a stall that is over."""
         self._pending.append((key_of(stall.loop, stall.cause, culprit_key(stall)), stall.duration))
+        self._starved[QUOTA] += max(stall.throttled, 0.0)
+        self._starved[NEIGHBOURS] += max(stall.starved - stall.throttled, 0.0)
         if len(self._pending) >= PENDING:
             self._count_pending()
 
@@ -248,6 +253,8 @@ class Stalls:
         names = self._places.exported
         points["asyncio.eventloop.stalls"] = points_of(self._totals.of(names, 0))
         points["asyncio.eventloop.stall.duration"] = points_of(self._totals.of(names, 1))
+        # From 0 on, so that rate() sees the first stall, and rules can distinguish agents without this metric.
+        points["asyncio.eventloop.stall.starved"] = points_of(((by,), value) for by, value in self._starved.items())
 
     def settle(self) -> None:
         """Finish a collection."""
