@@ -208,7 +208,7 @@ def test_an_unreachable_grafana_is_an_error(capsys: pytest.CaptureFixture[str]) 
     assert refused(capsys).startswith("GET http://grafana.invalid/api/folders: ")
 
 
-@pytest.mark.parametrize("said", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n[", None])
+@pytest.mark.parametrize("reply", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n[", None])
 def test_broken_servers(
     reply: bytes | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,7 +193,7 @@ def test_names_of_system_calls_fit_this_machine() -> None:
 def test_formats_of_proc_syscall(monkeypatch: pytest.MonkeyPatch, text: str, name: str | None) -> None:
     """Each format of /proc/.../syscall is understood, and any other gives None."""
     monkeypatch.setattr(threads, "_NAMES", {230: "clock_nanosleep"})
-    monkeypatch.setattr(threads, "read_kernel", lambda path: text if path.endswith("syscall") else "0")
+    monkeypatch.setattr(threads, "_read_keeping", lambda path: text if path.endswith("syscall") else "0")
     assert ThreadFacts(1, 1, "x").waiting_in() == (name, None)
 
 

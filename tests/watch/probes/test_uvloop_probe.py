@@ -89,9 +89,11 @@ class Scripted(UvloopProbe):
     def _read(self, now: float) -> Reading | None:
         return super()._read(now) if self.timeline is None else self.timeline.read(now)
 
-    def busy_since(self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0) -> float:
+    def busy_since(
+        self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0, mark: Any = None
+    ) -> float:
         CLOCK.now = now
-        return super().busy_since(now, late, overdue)
+        return super().busy_since(now, late, overdue, kept, mark)
 
     def on_beat(self, due: float, now: float) -> None:
         CLOCK.now = now
@@ -500,6 +502,35 @@ def test_heartbeats_prove_that_a_late_watcher_missed_no_block() -> None:
     assert since >= T0 + 0.60
     probe.busy_since(T0 + 0.73)
     assert probe.finished_later() == []
+
+
+def test_passes_that_keep_the_gil_one_after_the_other_are_kept_apart() -> None:
+    """Read at the end of each call, which kept the GIL until then, every pass is a block of its own."""
+    calls = 5
+    probe = Scripted(Timeline([*QUIET, *[(0.15, 0.0)] * calls, (0.0, 1.0)]))
+    begin = T0 + sum(map(sum, QUIET))
+    probe.busy_since(begin - 0.01)
+    for number in range(calls):
+        probe.busy_since(begin + 0.15 * (number + 1) - 0.0005, late=0.12, kept=0.11)
+    probe.busy_since(begin + 0.15 * calls + 0.05)
+    blocks = probe.finished_later()
+    assert len(blocks) == calls
+    for number, block in enumerate(blocks):
+        assert block.start == pytest.approx(begin + 0.15 * number, abs=0.002)
+        assert block.end == pytest.approx(begin + 0.15 * (number + 1), abs=0.002)
+        assert block.uncertainty <= 0.05
+
+
+def test_mark_of_a_moment_ago() -> None:
+    """A busy span is that of the mark, also when the loop has gone on; one older than a reading is ignored."""
+    probe = Scripted(Timeline([*QUIET, (0.3, 0.0), (0.0, 1.0)]))
+    begin = T0 + sum(map(sum, QUIET))
+    probe.busy_since(begin - 0.01)
+    CLOCK.now = begin + 0.2
+    mark = probe.mark()
+    assert probe.busy_since(begin + 0.35, mark=mark) == pytest.approx(begin, abs=0.001)
+    assert probe.busy_since(begin + 0.36) == IDLE
+    assert probe.busy_since(begin + 0.37, mark=mark) == IDLE
 
 
 def test_overdue_heartbeat_dates_the_block_back() -> None:
