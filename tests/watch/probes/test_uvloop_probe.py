@@ -511,7 +511,7 @@ def test_passes_that_keep_the_gil_one_after_the_other_are_kept_apart() -> None:
     begin = T0 + sum(map(sum, QUIET))
     probe.busy_since(begin - 0.01)
     for number in range(calls):
-        probe.busy_since(begin + 0.15 * (number + 1) - 0.0005, late=0.12, kept=0.11)
+        probe.busy_since(begin + 0.15 * (number + 1) - 0.0005, late=0.14, kept=0.13)
     probe.busy_since(begin + 0.15 * calls + 0.05)
     blocks = probe.finished_later()
     assert len(blocks) == calls
