@@ -300,7 +300,8 @@ def test_json_shape_is_stable() -> None:
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
     data = json.loads(to_json(Report.of(make_contents(stall))))
     assert " ".join(data) == (
-        "schema from to times blocked starved throttled culprits flagged causes expected processes unended skipped stalls"
+        "schema from to times blocked starved throttled culprits flagged causes expected processes unended skipped "
+        "stalls"
     )
     (row,) = data["culprits"]
     assert " ".join(row) == "name file line lines times total max p50 causes victims routes remedy starved throttled"
