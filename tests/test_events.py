@@ -188,6 +188,42 @@ def test_fields_with_a_default_may_be_absent() -> None:
     assert Stall.from_dict(data) == Stall("a", "main", 1.0, 0.2, Cause.SLEEP, Evidence(0.2))
 
 
+STARVING = dataclasses.replace(
+    STALL,
+    cause=Cause.STARVED,
+    culprit=None,
+    starved=0.25,
+    throttled=0.125,
+    was_in=FRAME,
+    evidence=Evidence(wall=0.312, runs=7, watcher_runs=3, handles=40, uneven=0.125),
+)
+
+
+def test_time_without_a_processor_through_json() -> None:
+    """The seconds, the frame that is not to blame, and the counts of wake-ups survive JSON, as records."""
+    data = through_json(STARVING.to_dict())
+    assert (data["starved"], data["throttled"], data["was_in"]["function"]) == (0.25, 0.125, "Images.resize")
+    assert [data["evidence"][name] for name in ("runs", "watcher_runs", "handles", "uneven")] == [7, 3, 40, 0.125]
+    data["was_in"]["column"] = 4
+    again = Stall.from_dict(data)
+    assert again == STARVING
+    assert again.was_in == FRAME and isinstance(again.was_in, Frame)
+
+
+def test_journal_written_without_time_without_a_processor() -> None:
+    """A stall of an earlier version has had a processor all the time, and its wake-ups are unknown."""
+    data = through_json(STARVING.to_dict())
+    for name in ("starved", "throttled", "was_in"):
+        del data[name]
+    for name in ("runs", "watcher_runs", "handles", "uneven"):
+        del data["evidence"][name]
+    again = Stall.from_dict(data)
+    assert (again.starved, again.throttled, again.was_in) == (0.0, 0.0, None)
+    found = again.evidence
+    assert (found.runs, found.watcher_runs, found.handles, found.uneven) == (None, None, None, None)
+    assert again.duration == STARVING.duration
+
+
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | _finite | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

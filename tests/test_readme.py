@@ -13,6 +13,7 @@ import pytest
 
 import loopwatch
 from loopwatch.cli.main import main
+from loopwatch.diagnosis import cause, own_part, starvation
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -67,7 +68,18 @@ def test_python_blocks_of_offload_page_run(tmp_path: Path) -> None:
 def test_causes_are_all_explained() -> None:
     """The table of causes has each cause once, and no other."""
     table = README.partition("## What it says")[2].partition("\n\n")[2].partition("\n\n")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [cause.value for cause in loopwatch.Cause]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [each.value for each in loopwatch.Cause]
+
+
+def test_thresholds_of_the_own_part() -> None:
+    """The numbers in docs/architecture.md about time without a processor and about overload are those of the code."""
+    part = ARCHITECTURE.partition("### The own part of a block")[2].partition("###")[0]
+    shares = [int(number) / 100 for number in re.findall(r"(\d+) %", part)]
+    assert shares == [own_part.NOTABLE, starvation.WORTH_SAYING, starvation.SERIOUS]
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", ARCHITECTURE, re.MULTILINE))
+    assert rows["handles"].startswith(f"{cause.MANY_HANDLES} or more")
+    assert rows["uneven"].startswith(f"{cause.EVEN:.0%} at most".replace("%", " %"))
+    assert rows.keys() <= loopwatch.Evidence.__dataclass_fields__.keys()
 
 
 @pytest.mark.parametrize("command", ["run", "report", "demo", "doctor", "dashboards"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import fsum
 from typing import NamedTuple
 
-from loopwatch.events import Evidence
+from loopwatch.events import Evidence, Stall
 from loopwatch.system.syscalls import kind_of
 
 NOTABLE = 0.2
@@ -54,6 +56,22 @@ def split(evidence: Evidence) -> Parts:
         most = min(most, wall - wall * min(_positive(evidence.syscall_share), 1.0))
     starved = min(waited, max(most, 0.0))
     return Parts(wall - starved, starved, min(starved, _positive(evidence.throttled)))
+
+
+def parts_of(stall: Stall) -> Parts:
+    """Return the parts of a recorded stall; its seconds are bounded, as a journal may hold anything."""
+    return Parts(0.0, _positive(stall.starved), _positive(stall.throttled)).within(stall.duration)
+
+
+def total(parts: Iterable[Parts]) -> Parts:
+    """Return the sum of the parts of several blocks.
+
+    Example:
+        >>> total([Parts(own=0.25, starved=0.5, throttled=0.25), Parts(own=0.75, starved=0.0, throttled=0.0)])
+        Parts(own=1.0, starved=0.5, throttled=0.25)
+    """
+    blocks = list(parts)
+    return Parts(*(fsum(block[field] for block in blocks) for field in range(3)))
 
 
 def _positive(seconds: float | None) -> float:

@@ -8,6 +8,8 @@ WORTH_SAYING, SERIOUS = 0.1, 0.3
 """Shares of a block without a processor from which it is said, and from which the remedy deals with it."""
 A_PART = 0.2
 """Share of that time from which the quota, or the neighbours, are named."""
+QUOTA, NEIGHBOURS = "CPU limit of the container", "other processes"
+"""The names of those two."""
 
 
 def described(parts: Parts) -> str:
@@ -17,11 +19,16 @@ def described(parts: Parts) -> str:
         >>> described(Parts(own=0.41, starved=0.21, throttled=0.2))
         '210 ms of the 620 ms without a processor (CPU limit of the container)'
     """
-    if not _share(parts) >= WORTH_SAYING:
+    if not is_notable(parts):
         return ""
     by_quota, by_neighbours = _taken_by(parts)
-    who = " and ".join(["CPU limit of the container"] * by_quota + ["other processes"] * by_neighbours)
+    who = " and ".join([QUOTA] * by_quota + [NEIGHBOURS] * by_neighbours)
     return f"{_duration(parts.starved)} of the {_duration(parts.own + parts.starved)} without a processor ({who})"
+
+
+def is_notable(parts: Parts) -> bool:
+    """Whether so much of a block, or of several, was without a processor that it is said."""
+    return _share(parts) >= WORTH_SAYING
 
 
 def cure(parts: Parts) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
+from math import ceil
 from typing import NamedTuple
 
 from loopwatch.core.median import median
@@ -31,7 +32,7 @@ class Kinds:
     """Names of the rules in metrics and alerts."""
 
     OVERSUBSCRIBED = "oversubscribed"
-    """More workers compute than there are processors."""
+    """More workers compute than there are processors, or than the CPU limit of the container feeds."""
     IO_BOUND = "io-bound-processes"
     """Worker processes wait more than they compute."""
     CPU_BOUND = "cpu-bound-threads"
@@ -70,6 +71,11 @@ class Rule:
         raise NotImplementedError
 
 
+MORE, A_SECOND = 1.0, 1.5
+"""Busy workers beyond the processors that are too many; and how many are too many in any case: one worker cannot be,
+however small the CPU limit of the container is."""
+
+
 class Oversubscribed(Rule):
     """More busy workers than processors, all of which are in use: the workers only slow each other down."""
 
@@ -81,25 +87,46 @@ class Oversubscribed(Rule):
         if not changes:
             return
         busy, cores = sum(change.busy for _, change in changes), sum(change.cores or 0.0 for _, change in changes)
-        wanted = cores + sum(change.starved for _, change in changes)
+        starved = sum(change.starved for _, change in changes)
+        wanted = cores + starved
         # Where time on the run queue is unknown: the workers use (nearly) all processors.
-        if busy >= scene.cpus + 1 and (wanted >= scene.cpus + 0.5 or cores >= 0.8 * scene.cpus):
+        if busy >= max(scene.cpus + MORE, A_SECOND) and (wanted >= scene.cpus + 0.5 or cores >= 0.8 * scene.cpus):
             worst = max(changes, key=lambda pair: pair[1].busy)[0].stats
+            allowed = f"the CPU limit of the container allows {scene.cpus:g}" if scene.is_limited else f"{scene.cpus:g}"
+            lacking = f"; each lacks one for {min(starved / busy, 1.0):.0%} of its time" if starved >= 0.1 else ""
             yield Finding(
                 self.kind,
                 worst.name,
-                f"{busy:.1f} busy worker processes want {wanted:.1f} processors at a time, of "
-                f"{scene.cpus:g}{_made(worst)}",
-                f"Give the pool max_workers={max(int(scene.cpus), 1)}: more workers finish no more work, take "
-                "more memory and take the processor away from the event loop.",
+                f"{busy:.1f} busy worker processes want {wanted:.1f} processors at a time"
+                f"{'; ' if scene.is_limited else ', of '}{allowed}{lacking}{_made(worst)}",
+                _fewer_workers(scene, wanted if starved > 0 else busy, several=len(changes) > 1),
                 {
                     "busy": busy,
                     "cpus": scene.cpus,
+                    "affinity": scene.affinity,
                     "cores": cores,
+                    "starved": starved,
                     "wanted": wanted,
                     "max_workers": float(worst.max_workers or 0),
                 },
             )
+
+
+def _fewer_workers(scene: Scene, wanted: float, *, several: bool) -> str:
+    """Return what to do about workers that want ``wanted`` processors."""
+    fitting = max(round(scene.cpus) if scene.is_limited else int(scene.cpus), 1)
+    together = "one worker" if fitting == 1 else f"{fitting} workers"
+    fewer = f"the pools {together} together" if several else f"the pool max_workers={fitting}"
+    if not scene.is_limited:
+        return (
+            f"Give {fewer}: more workers finish no more work, take more memory and take the processor away from the "
+            "event loop."
+        )
+    raised = min(ceil(wanted), int(scene.affinity))
+    return (
+        f"Raise the CPU limit of the container to {raised}, or give {fewer}: once its processes together have used up "
+        "the limit, all of them stand still until the next period (100 ms), the event loop too."
+    )
 
 
 WAITING = 0.15

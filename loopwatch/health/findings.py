@@ -43,6 +43,7 @@ class FindingTracker:
         cpus: float,
         ends: Sequence[End] = (),
         *,
+        affinity: float | None = None,
         gil_wait: float | None = None,
         at: float = 0.0,
     ) -> tuple[Finding, ...]:
@@ -53,6 +54,8 @@ class FindingTracker:
             now: ``time.monotonic`` seconds.
             cpus: processors that this process may use.
             ends: ends of child processes, oldest first.
+            affinity: processors that it may run on; more than ``cpus`` under a CPU limit of the container. Default:
+                ``cpus``.
             gil_wait: seconds that a thread just waited for the GIL.
             at: seconds since the epoch.
         """
@@ -75,6 +78,7 @@ class FindingTracker:
             list(self._over),
             ends,
             cpus,
+            cpus if affinity is None else affinity,
             median(self._gil_waits) if self._gil_waits else None,
             now,
         )

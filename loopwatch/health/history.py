@@ -245,6 +245,7 @@ class Scene:
         gone: of pools that ended lately.
         ends: ends of child processes, oldest first.
         cpus: processors that this process may use.
+        affinity: processors that it may run on; more than ``cpus`` under a CPU limit of the container.
         gil_wait: seconds that a thread waited for the GIL, None if not measured.
         now: ``time.monotonic`` seconds.
     """
@@ -253,8 +254,14 @@ class Scene:
     gone: Sequence[History]
     ends: Sequence[End]
     cpus: float
+    affinity: float
     gil_wait: float | None
     now: float
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the CPU limit of the container is the bound, and not the number of processors."""
+        return self.cpus < self.affinity
 
 
 CRASHES, CRASH_WINDOW = 3, 300.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from loopwatch.health.children.processes import Processes
     from loopwatch.health.findings import FindingTracker
     from loopwatch.health.health_log import HealthLog
-    from loopwatch.system.cgroup import Oom
+    from loopwatch.system.cgroup import Cpus, Oom
 
 PERIOD = 2.0
 """Seconds between two polls."""
@@ -46,7 +46,7 @@ PART = "health"
 _NOTHING: dict[int, ProcessFacts] = {}
 
 
-def _usable_cpus() -> float:
+def _usable_cpus() -> Cpus:
     from loopwatch.system import cgroup
 
     return cgroup.usable_cpus()
@@ -60,7 +60,7 @@ class Monitor:
         patches: registry of replaced attributes.
         faults: counter of failures.
         polled: called by the thread after each poll.
-        cpus: returns how many processors this process may use.
+        cpus: returns how many processors this process may use, and may run on.
 
     Example:
         >>> monitor = Monitor(Config, PatchSet(), Faults())
@@ -77,7 +77,7 @@ class Monitor:
         faults: Faults,
         polled: Callable[[], object] = lambda: None,
         *,
-        cpus: Callable[[], float] = _usable_cpus,
+        cpus: Callable[[], Cpus] = _usable_cpus,
     ) -> None:
         self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
         self._polled = polled
@@ -103,7 +103,7 @@ class Monitor:
         )
         self._polled_at = float("-inf")
         self._next_tick = 0.0
-        self._cpus_now = 1.0
+        self._cpus_now: Cpus | None = None
         self._next_cpus = 0.0
         self._changes_seen = -1
         self._due: float | None = None  # kept while the thread is paused for a fork
@@ -255,10 +255,11 @@ class Monitor:
 
                     self._advisor = FindingTracker()
                 gil_wait = self._gil_wait(readings)
-                if now >= self._next_cpus:
+                if self._cpus_now is None or now >= self._next_cpus:
                     self._cpus_now, self._next_cpus = self._cpus(), now + LONGEST_PERIOD
+                cpus, affinity = self._cpus_now
                 self._findings = self._advisor.update(
-                    readings, now, self._cpus_now, ends, gil_wait=gil_wait, at=time.time()
+                    readings, now, cpus, ends, affinity=affinity, gil_wait=gil_wait, at=time.time()
                 )
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):

@@ -25,8 +25,10 @@ def to_json(report: Report) -> str:
         from, to   seconds since the epoch: first begin, last end; null without stalls
         times      number of stalls
         blocked    seconds in total
+        starved    seconds of it without a processor
+        throttled  seconds of these that the CPU limit of the container took; the rest went to other processes
         culprits   [{name, file, line, lines, times, total, max, p50, causes: {cause: times}, victims,
-                     routes: {route: times}, remedy}]                          see CulpritRow
+                     routes: {route: times}, remedy, starved, throttled}]      see CulpritRow
         flagged    [{name, file, line, flagged, first_at, processes, stalls, blocked, worst_minute, victims,
                      cause, causes: {cause: times}, remedy}]                   see FlaggedRow
         causes     [{cause, times, total, max, share}]                         see CauseRow
@@ -46,6 +48,8 @@ def to_json(report: Report) -> str:
         "to": span[1],
         "times": len(contents.stalls),
         "blocked": report.blocked,
+        "starved": report.parts.starved,
+        "throttled": report.parts.throttled,
         "culprits": [
             {**dataclasses.asdict(row), "causes": dict(row.causes), "routes": dict(row.routes)}
             for row in report.culprits

@@ -14,6 +14,8 @@ from dataclasses import fields
 from importlib.resources import files
 
 from loopwatch.core.text import shown
+from loopwatch.diagnosis.own_part import parts_of
+from loopwatch.diagnosis.starvation import NEIGHBOURS, QUOTA, WORTH_SAYING
 from loopwatch.events import Evidence, Frame, Stall
 from loopwatch.report import tables
 from loopwatch.report.export import strict_json, weighted_stacks
@@ -97,11 +99,14 @@ class _Payload:
         """Return the row of one stall."""
         culprit = stall.culprit
         who = tables.culprit_name(stall), culprit.file if culprit else ""
+        parts = parts_of(stall)
         stacks = [(self._stack(stack or _stand_in(stall)), round(share, 6)) for stack, share in weighted_stacks(stall)]
         row: dict[str, object] = {
             "id": shown(stall.id),
             "at": stall.started_at,
             "s": stall.duration,
+            "z": round(parts.starved, 6),
+            "q": round(parts.throttled, 6),
             "c": str(stall.cause),
             "w": self.culprits.number(who, [shown(name) for name in who]),
             "line": culprit.line if culprit else 0,
@@ -113,6 +118,7 @@ class _Payload:
             "more": self._string(stall.remedy),
             "task": self._string(stall.task or ""),
             "co": self._string(stall.coroutine or ""),
+            "was": self._string(str(stall.was_in) if stall.was_in else ""),
             "n": list(stall.samples),
             "u": stall.uncertainty,
             "on": int(stall.ongoing),
@@ -155,6 +161,8 @@ def _payload(report: Report) -> dict[str, object]:
         "expected": [expected_sentence(row) for row in report.expected],
         "skipped": skipped,
         "facts": [field.name.replace("_", " ") for field in fields(Evidence)],
+        "notable": WORTH_SAYING,
+        "takers": [QUOTA, NEIGHBOURS],
         "versions": sorted({shown(f"{h.version} on Python {h.python}") for h in contents.headers if h.version}),
     }
 
@@ -176,7 +184,7 @@ _TIMES = frozenset(
         *("longest_callback", "dominant_callback", "switch_interval"),
     )
 )
-_SHARES = frozenset(("moving", "syscall_share", "hog", "in_call"))
+_SHARES = frozenset(("moving", "syscall_share", "hog", "in_call", "uneven"))
 
 
 def _fact(name: str, value: object) -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from loopwatch.config import Config
 from loopwatch.diagnosis.flagging import OFFLOADABLE, Flagging
+from loopwatch.diagnosis.own_part import Parts, parts_of
+from loopwatch.diagnosis.own_part import total as total_of
 from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
 from loopwatch.report.reader import Header, JournalContents
 
@@ -37,6 +39,8 @@ class CulpritRow:
         victims: callbacks, timers and events waiting at the end of these stalls.
         routes: (``http.route``, number of stalls), most frequent first.
         remedy: of its longest stall.
+        starved: seconds of ``total`` without a processor.
+        throttled: part of ``starved`` that the CPU limit of the container took; the rest went to other processes.
     """
 
     name: str
@@ -51,6 +55,8 @@ class CulpritRow:
     victims: int
     routes: tuple[tuple[str, int], ...]
     remedy: str
+    starved: float
+    throttled: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +209,7 @@ def _culprit_row(name: str, file: str, stalls: Sequence[Stall]) -> CulpritRow:
             lines[stall.culprit.line] += stall.duration
     durations = [stall.duration for stall in stalls]
     longest = max(stalls, key=lambda stall: stall.duration)
+    parts = parts_of_all(stalls)
     return CulpritRow(
         name=name,
         file=file,
@@ -216,6 +223,8 @@ def _culprit_row(name: str, file: str, stalls: Sequence[Stall]) -> CulpritRow:
         victims=sum(stall.victims or 0 for stall in stalls),
         routes=_counted(stall.context[ROUTE] for stall in stalls if ROUTE in stall.context),
         remedy=longest.remedy,
+        starved=parts.starved,
+        throttled=parts.throttled,
     )
 
 
@@ -325,6 +334,11 @@ def expected(contents: JournalContents) -> tuple[ExpectedRow, ...]:
 def blocked(contents: JournalContents) -> float:
     """Return the seconds that all loops together were blocked."""
     return math.fsum(stall.duration for stall in contents.stalls)
+
+
+def parts_of_all(stalls: Iterable[Stall]) -> Parts:
+    """Return how much of the blocked time was without a processor."""
+    return total_of(parts_of(stall) for stall in stalls)
 
 
 class Runs:
@@ -460,6 +474,7 @@ class Report:
         runs: the runs of processes.
         span: begin of the first stall and end of the last, seconds since the epoch; None without stalls.
         blocked: seconds that all loops together were blocked.
+        parts: how much of it was without a processor.
         culprits, flagged, causes, expected, processes, unended: results of the functions of this module.
     """
 
@@ -467,6 +482,7 @@ class Report:
     runs: Runs
     span: tuple[float, float] | None
     blocked: float
+    parts: Parts
     culprits: tuple[CulpritRow, ...]
     flagged: tuple[FlaggedRow, ...]
     causes: tuple[CauseRow, ...]
@@ -487,6 +503,7 @@ class Report:
             runs=Runs(contents.headers),
             span=time_span(contents.stalls) if contents.stalls else None,
             blocked=blocked(contents),
+            parts=parts_of_all(contents.stalls),
             culprits=culprits(contents),
             flagged=flagged(contents),
             causes=by_cause(contents),

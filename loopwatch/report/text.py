@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from loopwatch.core.text import shown
+from loopwatch.diagnosis.own_part import Parts
+from loopwatch.diagnosis.starvation import NEIGHBOURS, QUOTA, is_notable
 from loopwatch.events import Stall
 from loopwatch.report.reader import TORN
 from loopwatch.report.tables import (
@@ -111,6 +113,20 @@ def headline(report: Report) -> str:
     return f"The event loop was held {times(count)} for {seconds(whole)} in total, {share} of it {who}."
 
 
+def without_processor(parts: Parts) -> str:
+    """Return how much of the blocked time was without a processor, and who took it; "" if that is not notable.
+
+    Example:
+        >>> without_processor(Parts(own=1.0, starved=1.0, throttled=0.75))
+        '1.00 s (50%) without a processor: 750 ms CPU limit of the container, 250 ms other processes'
+    """
+    if not is_notable(parts):
+        return ""
+    taken = ((parts.throttled, QUOTA), (parts.starved - parts.throttled, NEIGHBOURS))
+    named = ", ".join(f"{seconds(part)} {who}" for part, who in taken if part >= 0.01 * parts.starved)
+    return f"{seconds(parts.starved)} ({parts.starved / (parts.own + parts.starved):.0%}) without a processor: {named}"
+
+
 def hang_sentence(hang: Unended) -> str:
     """Return one sentence about a block that never ended."""
     where = f"in {frame_name(hang.where)} ({hang.where.file}:{hang.where.line})" if hang.where else "in unknown code"
@@ -125,6 +141,8 @@ def _section(title: str, blocks: Sequence[Sequence[str]]) -> list[str]:
 
 def _text_headline(report: Report, width: int) -> list[str]:
     lines = textwrap.wrap(headline(report), width)
+    if without := without_processor(report.parts):
+        lines += textwrap.wrap(f"Of these, {without}.", width)
     if report.span is not None:
         start, end = report.span
         lines.append(f"{clock(start)} to {clock(end)} UTC, {_plural(len(report.processes), 'process', 'es')}")
@@ -158,6 +176,8 @@ def _text_culprit(number: int, row: CulpritRow, width: int) -> list[str]:
     waited = f", {row.victims} waited" if row.victims else ""
     lines = [f"{number:>2}. {shown(row.name)}{_place(row.file, row.line)}{more}", f"    {numbers}{waited}"]
     lines.append(f"    cause: {_tally(row.causes)}")
+    if without := without_processor(Parts(row.total - row.starved, row.starved, row.throttled)):
+        lines.extend(textwrap.wrap(without, width - 2, initial_indent="    ", subsequent_indent=" " * 7))
     if row.routes:
         lines.append(f"    routes: {_tally(row.routes)}")
     if row.remedy:

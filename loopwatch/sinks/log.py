@@ -8,7 +8,7 @@ from typing import Any
 from loopwatch.core import log
 from loopwatch.core.originals import time
 from loopwatch.diagnosis.cause_facts import CAUSES
-from loopwatch.diagnosis.own_part import Parts
+from loopwatch.diagnosis.own_part import parts_of
 from loopwatch.diagnosis.starvation import described
 from loopwatch.events import ExpectedBlocks, FlaggedFunction, Stall, culprit_key
 
@@ -83,8 +83,7 @@ def describe(stall: Stall) -> str:
         parts.append(f", in {stall.leaf.function}")
     if stall.was_in is not None:
         parts.append(f", was in {stall.was_in}")
-    own = Parts(stall.duration - stall.starved, stall.starved, stall.throttled)
-    if without := described(own):
+    if without := described(parts_of(stall)):
         parts.append(f", {without}")
     if route := stall.context.get("http.route"):
         parts.append(f"; {stall.context.get('http.request.method', '')} {route}".replace("  ", " "))

@@ -35,11 +35,23 @@ def groups(controller: str, root: Path = ROOT) -> list[Path]:
     return [path for path in dict.fromkeys(found) if path.is_dir()]
 
 
-def usable_cpus(root: Path = ROOT) -> float:
-    """Return how many processors this process may use: its affinity, or the quota of its groups if that is lower."""
+class Cpus(NamedTuple):
+    """Processors of this process.
+
+    Attributes:
+        usable: as many as it may use: its affinity, or the quota of its groups if that is lower.
+        affinity: as many as it may run on.
+    """
+
+    usable: float
+    affinity: float
+
+
+def usable_cpus(root: Path = ROOT) -> Cpus:
+    """Return how many processors this process may use, and may run on."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in groups("cpu", root) for quota in _quotas(group, root / "sys/fs/cgroup")]
-    return min([float(affinity), *quotas])
+    return Cpus(min([float(affinity), *quotas]), float(affinity))
 
 
 def _quotas(group: Path, top: Path) -> list[float]:

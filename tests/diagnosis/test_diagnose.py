@@ -277,6 +277,7 @@ def test_gil_without_a_hog_has_no_culprit() -> None:
 def test_hog_is_ignored_for_other_causes() -> None:
     """A busy other thread is not the culprit of a sleep."""
     stall = judged(seen(steady(HANDLER), hog=HOG), call="time.sleep")
+    assert stall.was_in is None
     assert stall.culprit is not None
     assert stall.culprit.function == "handler"
 
@@ -289,8 +290,10 @@ def test_hog_is_ignored_for_other_causes() -> None:
     ],
 )
 def test_suspended_or_starved_process_has_no_culprit(evidence: Evidence, cause: Cause) -> None:
-    """A process that was stopped or starved has no culprit, but keeps the sampled stack."""
+    """A process that was stopped or starved has no culprit, but keeps the sampled stack and what it was in."""
     stall = judged(seen(steady(HANDLER), evidence))
+    assert stall.was_in is not None and stall.was_in.function == "handler"
+    assert stall.starved == pytest.approx(evidence.run_queue)
     assert (stall.cause, stall.culprit, stall.samples) == (cause, None, (0, 5))
     assert [frame.function for frame in stall.stack] == ["handler"]
 

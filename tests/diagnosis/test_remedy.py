@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopwatch.diagnosis.cause_facts import CAUSES, those
+from loopwatch.diagnosis.own_part import Parts
 from loopwatch.diagnosis.remedy import is_generic, remedy
 from loopwatch.diagnosis.remedy_table import ANY, TABLE, Advice
 from loopwatch.events import Cause, Frame
@@ -102,6 +103,40 @@ def test_gil_names_the_hog_and_a_process() -> None:
     assert "Images.resize()" in sentence
     assert "ProcessPoolExecutor" in sentence
     assert "that thread" in remedy(Cause.GIL, (), None)
+
+
+@pytest.mark.parametrize(
+    ("parts", "cures"),
+    [
+        (Parts(0.1, 0.9, 0.9), "raise the CPU limit of the container, or run fewer workers in it"),
+        (Parts(0.1, 0.9, 0.0), "run fewer busy processes on this machine, or give this one a processor of its own"),
+        (Parts(0.1, 0.9, 0.5), "raise the CPU limit of the container, and run fewer busy processes on this machine"),
+    ],
+)
+def test_starved_is_cured_by_processors(parts: Parts, cures: str) -> None:
+    """For starved the advice is about the quota, the neighbours, or both, in one sentence, and not about code."""
+    sentence = remedy(Cause.STARVED, ("json.loads",), CULPRIT, parts)
+    assert sentence == f"The loop was given no processor: {cures}."
+
+
+def test_both_cures_are_named() -> None:
+    """A block with a cause of its own that also lacked a processor has a second sentence, from 30 % of it on."""
+    alone = remedy(Cause.SLEEP, ("time.sleep",), CULPRIT)
+    assert remedy(Cause.SLEEP, ("time.sleep",), CULPRIT, Parts(0.71, 0.29, 0.29)) == alone
+    both = remedy(Cause.SLEEP, ("time.sleep",), CULPRIT, Parts(0.3, 0.3, 0.3))
+    assert both == (
+        f"{alone} It also had no processor for 300 ms: raise the CPU limit of the container, or run fewer workers "
+        "in it."
+    )
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_has_the_second_cure_but_starved(cause: Cause) -> None:
+    """Half of a block without a processor is dealt with under every cause, exactly once."""
+    sentence = remedy(cause, (), CULPRIT, Parts(0.5, 0.5, 0.0))
+    assert is_one_sentence(sentence)
+    assert sentence.count("run fewer busy processes on this machine") == 1
+    assert ("It also had no processor for 500 ms" in sentence) == (cause is not Cause.STARVED)
 
 
 def test_unknown_cause_says_so() -> None:

@@ -44,6 +44,7 @@ def advised(
     seconds: float = 60.0,
     *,
     cpus: float = 4,
+    affinity: float | None = None,
     ends: Callable[[float], list[End]] = lambda _now: [],
     gil_wait: float | None = None,
     advisor: FindingTracker | None = None,
@@ -53,7 +54,9 @@ def advised(
     advisor, found = advisor or FindingTracker(), ()
     for n in range(int(seconds / POLL) + 1):
         now = start + n * POLL
-        found = advisor.update(round_of(now), 1000 + now, cpus, ends(now), gil_wait=gil_wait, at=5e9 + now)
+        found = advisor.update(
+            round_of(now), 1000 + now, cpus, ends(now), affinity=affinity, gil_wait=gil_wait, at=5e9 + now
+        )
     return list(found)
 
 
@@ -110,6 +113,7 @@ def test_more_workers_compute_than_there_are_processors() -> None:
     """Eight busy workers on two saturated processors are a finding."""
     found = only(advised(computing(8, 2.0), cpus=2), Kinds.OVERSUBSCRIBED)
     assert found.subject == "pool"
+    assert "CPU limit" not in found.text + found.remedy
     assert (found.evidence["busy"], found.evidence["cpus"]) == (8, 2)
     assert found.evidence["cores"] == pytest.approx(2.0, rel=0.01)
     assert (
@@ -137,6 +141,126 @@ def test_several_pools_share_the_processors() -> None:
         return [one, two]
 
     assert only(advised(round_of, cpus=4), Kinds.OVERSUBSCRIBED).subject == "two"
+
+
+def throttled(count: int, cores: float, starved: float | None = None, most: int | None = None) -> Round:
+    """Return rounds of ``count`` busy workers that use ``cores`` and lack ``starved`` processors together."""
+    lacking = max(count - cores, 0.0) if starved is None else starved
+
+    def round_of(now: float) -> list[PoolReading]:
+        busy = tuple(worker(100 + n, starved=lacking / count * now) for n in range(count))
+        return [
+            pool(
+                workers=busy,
+                max_workers=most or count,
+                cpu=cores * now + 1,
+                completed=int(now),
+                task_cpu=cores * now,
+                run=count * now,
+            )
+        ]
+
+    return round_of
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "affinity", "text", "remedy"),
+    [
+        (
+            2,
+            0.6,
+            8,
+            "2.0 busy worker processes want 2.0 processors at a time; the CPU limit of the container allows 0.6; each "
+            "lacks one for 70% of its time",
+            "Raise the CPU limit of the container to 2, or give the pool max_workers=1: ",
+        ),
+        (
+            4,
+            1.9,
+            8,
+            "4.0 busy worker processes want 4.0 processors at a time; the CPU limit of the container allows 1.9; each "
+            "lacks one for 52% of its time",
+            "Raise the CPU limit of the container to 4, or give the pool max_workers=2: ",
+        ),
+        (
+            6,
+            2.0,
+            4,
+            "6.0 busy worker processes want 6.0 processors at a time; the CPU limit of the container allows 2; each "
+            "lacks one for 67% of its time",
+            "Raise the CPU limit of the container to 4, or give the pool max_workers=2: ",
+        ),
+        (
+            2,
+            0.05,
+            8,
+            "2.0 busy worker processes want 2.0 processors at a time; the CPU limit of the container allows 0.05; each "
+            "lacks one for 98% of its time",
+            "Raise the CPU limit of the container to 2, or give the pool max_workers=1: ",
+        ),
+    ],
+)
+def test_more_workers_than_the_cpu_limit_feeds(count: int, limit: float, affinity: int, text: str, remedy: str) -> None:
+    """Under a CPU limit of the container, the finding says so, and which limit or how many workers fit."""
+    found = only(advised(throttled(count, limit), cpus=limit, affinity=affinity), Kinds.OVERSUBSCRIBED)
+    assert found.text == f"{text} (made at app.py:1 in main)"
+    assert found.remedy.startswith(remedy) and "stand still" in found.remedy
+    expected = {"busy": count, "cpus": limit, "affinity": affinity, "cores": limit, "wanted": count}
+    expected |= {"starved": count - limit, "max_workers": count}
+    assert found.evidence == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "limit"),
+    [
+        (throttled(1, 0.6), 0.6),  # one worker that uses the limit up by itself
+        (throttled(1, 0.05), 0.05),
+        (throttled(2, 0.3, starved=0.1), 0.6),  # two that mostly wait
+        (throttled(2, 1.5), 1.5),  # hardly more than the limit
+        (throttled(3, 2.5), 2.5),
+    ],
+)
+def test_as_many_workers_as_the_cpu_limit_feeds(rounds: Round, limit: float) -> None:
+    """No finding for one worker, however small the limit is, nor for workers that it feeds nearly."""
+    assert Kinds.OVERSUBSCRIBED not in kinds(advised(rounds, cpus=limit, affinity=8))
+
+
+def test_a_second_worker_that_is_busy_half_of_the_time() -> None:
+    """Under 0.6 processors, 1.6 busy workers on average are too many, 1.4 are not."""
+
+    def rounds(every: int) -> Round:
+        def round_of(now: float) -> list[PoolReading]:
+            second = WorkerState.IDLE if int(now / POLL) % every == 0 else WorkerState.BUSY
+            pair = (worker(100, starved=0.7 * now), worker(101, second, starved=0.4 * now))
+            return [pool(workers=pair, cpu=0.6 * now + 1, task_cpu=0.6 * now, run=1.5 * now, completed=int(now))]
+
+        return round_of
+
+    assert kinds(advised(rounds(3), cpus=0.6, affinity=8)) == [Kinds.OVERSUBSCRIBED]
+    assert kinds(advised(rounds(2), cpus=0.6, affinity=8)) == []
+
+
+def test_a_cpu_limit_without_known_starvation() -> None:
+    """Where the time without a processor is unknown, workers that use up the limit are too many, of any number."""
+    found = only(advised(computing(2, 0.6), cpus=0.6, affinity=8), Kinds.OVERSUBSCRIBED)
+    assert "lacks" not in found.text and "allows 0.6" in found.text
+    assert found.remedy.startswith("Raise the CPU limit of the container to 2, or give the pool max_workers=1: ")
+
+
+def test_several_pools_share_the_cpu_limit() -> None:
+    """Two pools of one worker each exceed a limit of 0.6: one pool's size is no advice then."""
+
+    def round_of(now: float) -> list[PoolReading]:
+        return [
+            pool(
+                name=name, workers=(worker(pid, starved=0.7 * now),), max_workers=1, cpu=0.3 * now + 1,
+                task_cpu=0.3 * now, run=now, completed=int(now),
+            )
+            for pid, name in enumerate(("one", "two"))
+        ]  # fmt: skip
+
+    found = only(advised(round_of, cpus=0.6, affinity=8), Kinds.OVERSUBSCRIBED)
+    assert found.remedy.startswith("Raise the CPU limit of the container to 2, or give the pools one worker together: ")
 
 
 @pytest.mark.parametrize("cpus", [2, 8])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from loopwatch.events import Finding
 from loopwatch.health import findings, history, monitor
 from loopwatch.health.finding_rules import POOLS_PER_CALL, Kinds
 from loopwatch.health.history import CRASHES
+from loopwatch.system import cgroup
 
 
 @pytest.fixture
@@ -87,6 +91,72 @@ def test_children_that_die_again_and_again(watching: Agent) -> None:
     assert result.evidence["crashes"] == result.evidence["SIGSEGV"] == CRASHES
     (children,) = [pool for pool in watching.snapshot().pools if pool.kind == "children"]
     assert children.crashes == {signal.Signals.SIGSEGV.name: CRASHES}
+
+
+@pytest.fixture
+def limited_group() -> Iterator[Path]:
+    """A real control group with a CPU limit of 0.6; the test is skipped where none can be made."""
+    group = Path("/sys/fs/cgroup/cpu") / f"loopwatch-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "cpu.cfs_period_us").write_text("100000")
+        (group / "cpu.cfs_quota_us").write_text("60000")
+    except OSError as exc:
+        pytest.skip(f"no control group of version 1 can be made here: {exc}")
+    try:
+        yield group
+    finally:
+        until(lambda: not cgroup.members(group))
+        group.rmdir()
+
+
+UNDER_A_LIMIT = """
+import concurrent.futures, json, os, sys, time
+from pathlib import Path
+
+def compute(over):
+    while not os.path.exists(over):
+        sum(range(10_000))
+
+if __name__ == "__main__":
+    group, over, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    import loopwatch
+    from loopwatch.health import finding_rules, history, monitor
+    # A second instead of the half minute that a finding takes; the numbers are rates.
+    monitor.PERIOD, history.EVERY, history.SHORTEST, finding_rules.Oversubscribed.hold = 0.2, 0.2, 3.0, 0.5
+    agent = loopwatch.install(log_level="CRITICAL", cpu_budget=1.0, threshold=60)
+    with concurrent.futures.ProcessPoolExecutor(workers) as pool:
+        calls = [pool.submit(compute, str(over)) for _ in range(workers)]
+        found, end = (), time.monotonic() + (60 if workers > 1 else 8)
+        while not found and time.monotonic() < end:
+            time.sleep(0.2)
+            found = [each for each in agent.snapshot().findings if each.kind == "oversubscribed"]
+        over.touch()
+    print(json.dumps([(each.text, each.remedy, dict(each.evidence)) for each in found]))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_under_a_real_cpu_limit(limited_group: Path, tmp_path: Path, workers: int) -> None:
+    """Two workers that compute in a group with 0.6 processors are a finding, by its limit; one is none."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors: with one it is not the limit alone that matters")
+    program = tmp_path / "program.py"
+    program.write_text(UNDER_A_LIMIT)
+    command = [sys.executable, str(program), str(limited_group), str(tmp_path / "over"), str(workers)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert len(results) == workers - 1
+    for text, remedy, evidence in results:
+        assert "the CPU limit of the container allows 0.6" in text
+        assert remedy.startswith("Raise the CPU limit of the container to 2, or give the pool max_workers=1: ")
+        assert (evidence["cpus"], evidence["max_workers"]) == (0.6, 2)
+        assert evidence["affinity"] == len(os.sched_getaffinity(0))
+        assert 1.5 <= evidence["busy"] <= 2
+        assert 1.2 <= evidence["wanted"] <= 2.3
+        assert evidence["cores"] <= 0.8 and evidence["starved"] >= 0.6
 
 
 def test_zombies_that_pile_up(watching: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,7 +293,8 @@ def test_usable_cpus(tmp_path: Path, files: dict[str, str], quota: float | None)
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     affinity = float(len(os.sched_getaffinity(0)))
-    assert cgroup.usable_cpus(tmp_path) == (affinity if quota is None else min(quota, affinity))
+    usable = affinity if quota is None else min(quota, affinity)
+    assert cgroup.usable_cpus(tmp_path) == (usable, affinity)
 
 
 HOG = "x = bytearray(400 << 20); x[::4096] = b'x' * len(x[::4096])"

@@ -139,6 +139,19 @@ def test_the_numbers_of_a_stall_are_in_the_data() -> None:
     assert facts["run queue"] == ""
 
 
+def test_time_without_a_processor_is_in_the_data() -> None:
+    """Each stall has its seconds without a processor, by quota, and what was running, whatever the journal holds."""
+    stalls = (
+        make_stall(0, duration=0.62, starved=0.21, throttled=0.2),
+        make_stall(1, duration=0.62, starved=float("inf"), throttled=float("nan")),
+        make_stall(2, duration=0.62, culprit=None, was_in=frame()),
+    )
+    page = Page(html.render(Report.of(make_contents(*stalls))))
+    assert [(row["z"], row["q"]) for row in page.data["stalls"]] == [(0.21, 0.2), (0.62, 0.0), (0.0, 0.0)]
+    assert [page.data["strings"][row["was"]] for row in page.data["stalls"]] == ["", "", str(frame())]
+    assert "830 ms (45%) without a processor" in page.text
+
+
 def test_equal_stacks_are_in_the_page_once() -> None:
     """10,000 stalls of one stack make a page of a few megabytes, which has the stack once."""
     stack = tuple(frame(f"app.deep.function_number_{i}") for i in range(50))

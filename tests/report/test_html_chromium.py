@@ -139,6 +139,75 @@ def test_everything_is_drawn(tmp_path: Path) -> None:
     assert found.tiles() == figures | {"Processes": "2"}
 
 
+def starving_stalls() -> list[Stall]:
+    """Return two stalls of resize with 0.6 of 2 seconds without a processor, and one of 1 second with 0.05."""
+    return [
+        make_stall(0, duration=1.0, starved=0.5, throttled=0.4),
+        make_stall(1, duration=1.0, starved=0.1),
+        make_stall(2, duration=1.0, starved=0.05, culprit=frame("app.db.query", 9), cause=Cause.IO),
+    ]
+
+
+def attributes(found: Dom, cls: str) -> list[dict[str, str]]:
+    return [attrs for _, attrs, _ in found.elements if cls in attrs.get("class", "").split()]
+
+
+def test_time_without_a_processor_is_hatched(tmp_path: Path) -> None:
+    """The hatched parts are as large as their share, in timeline and tables, and their words are there to be read."""
+    found = dom(tmp_path, make_contents(*starving_stalls()))
+    bars, hatched = attributes(found, "bar"), attributes(found, "without")
+    timeline = [attrs for attrs in hatched if "fill" in attrs]
+    assert [attrs["fill"] for attrs in timeline] == ["url(#hatch)"] * 2
+    shares = [float(attrs["height"]) / float(bars[0]["height"]) for attrs in timeline]
+    assert shares == pytest.approx([0.5, 0.1], abs=0.01)
+    meters = [attrs["style"] for attrs in hatched if "style" in attrs]
+    assert meters == ["width: 30%;", "width: 50%;", "width: 10%;"]
+    words = "600 ms (30%) without a processor: 400 ms CPU limit of the container, 200 ms other processes"
+    images = [attrs for attrs in attributes(found, "meter") if attrs.get("role") == "img"]
+    assert [attrs["title"] for attrs in images] == [attrs["aria-label"] for attrs in images]
+    assert images[0]["title"] == words
+    assert found.texts("div", "place").count("600 ms without a processor") == 1
+    (label,) = [attrs["aria-label"] for tag, attrs, _ in found.elements if tag == "svg" and "aria-label" in attrs]
+    assert label.startswith("Timeline of 3 stalls; 650 ms (22%) without a processor: 400 ms CPU limit")
+    (legend,) = [attrs for _, attrs, _ in found.elements if attrs.get("id") == "legend"]
+    assert "hidden" not in legend and legend["title"]
+    tile = found.texts("b")[found.texts("b").index("650 ms")], "22% of it; 62% by CPU limit" in found.texts("i")
+    assert tile == ("650 ms", True)
+
+
+def test_nothing_is_hatched_without_need(tmp_path: Path) -> None:
+    """Below 10 %, or in journals that do not have the time, there is neither a hatched part nor a legend."""
+    found = dom(tmp_path, make_contents(*some_stalls(), starving_stalls()[2]))
+    assert attributes(found, "without") == []
+    (legend,) = [attrs for _, attrs, _ in found.elements if attrs.get("id") == "legend"]
+    assert "hidden" in legend
+    assert "No processor" not in found.texts("span")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_hatching_can_be_seen_in_both_themes(tmp_path: Path, theme: str) -> None:
+    """Stripes have the colour of the card, which differs from that of the bar, and nothing is fetched for them."""
+    act = f"""
+    document.documentElement.dataset.theme = {theme!r};
+    const color = (s, name) => getComputedStyle(one(s))[name];
+    const data = document.documentElement.dataset;
+    data.stripe = color('#hatch rect', 'fill'); data.card = color('.card', 'backgroundColor');
+    data.bar = color('.bar', 'fill'); data.meter = color('.meter .without', 'backgroundImage');
+    """
+    root = dom(tmp_path, make_contents(*starving_stalls()), act).root
+    assert root["data-stripe"] == root["data-card"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 26, 33)"}[theme]
+    assert root["data-bar"] == "rgb(59, 130, 246)"
+    assert root["data-meter"].startswith("repeating-linear-gradient") and root["data-card"] in root["data-meter"]
+
+
+def test_the_panel_of_a_stall_has_its_time_without_a_processor(tmp_path: Path) -> None:
+    """The side panel names the seconds, who took them, and the code that was running and is not to blame."""
+    stall = make_stall(0, duration=1.0, starved=0.95, throttled=0.95, culprit=None, cause=Cause.STARVED, was_in=frame())
+    found = dom(tmp_path, make_contents(stall), "one('#stalls tbody tr').click()")
+    assert "950 ms (95%): 950 ms CPU limit of the container" in found.texts("dd")
+    assert str(frame()) in found.texts("dd")
+
+
 def test_the_widths_of_the_flame_graph_are_the_times(tmp_path: Path) -> None:
     """4 of 6 seconds are 66.667 %; a profile divides a stall 3:1."""
     found = dom(tmp_path, make_contents(*some_stalls()))

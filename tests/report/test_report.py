@@ -300,13 +300,98 @@ def test_json_shape_is_stable() -> None:
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
     data = json.loads(to_json(Report.of(make_contents(stall))))
     assert " ".join(data) == (
-        "schema from to times blocked culprits flagged causes expected processes unended skipped stalls"
+        "schema from to times blocked starved throttled culprits flagged causes expected processes unended skipped "
+        "stalls"
     )
     (row,) = data["culprits"]
-    assert " ".join(row) == "name file line lines times total max p50 causes victims routes remedy"
+    assert " ".join(row) == "name file line lines times total max p50 causes victims routes remedy starved throttled"
     assert (row["causes"], row["routes"]) == ({"python": 1}, {"/a": 1})
     assert (data["from"], data["to"]) == (T0, T0 + 0.25)
     assert data["stalls"][0]["evidence"]["wall"] is None
+
+
+def starving_stalls() -> tuple[Stall, ...]:
+    """Return stalls of 4 seconds, 1.5 of them without a processor, 1 by quota: of resize, query, and none."""
+    query = frame("app.db.query", 9)
+    return (
+        make_stall(0, duration=1.0, starved=0.5, throttled=0.5),
+        make_stall(1, duration=1.0, starved=0.1, throttled=0.0),
+        make_stall(2, duration=1.0, culprit=query, starved=0.05, throttled=0.0),
+        make_stall(3, duration=1.0, culprit=None, cause=Cause.STARVED, starved=0.85, throttled=0.5),
+    )
+
+
+def test_time_without_a_processor_is_in_text() -> None:
+    """Totals and culprits have the seconds and who took them, where it is 10 % of the blocked time at least."""
+    text = to_text(Report.of(make_contents(*starving_stalls())), width=120)
+    of_all = "1.50 s (38%) without a processor: 1.00 s CPU limit of the container, 500 ms other processes"
+    assert f"Of these, {of_all}.\n" in text
+    ranked = re.findall(r"^ +\d\. (\S+)|^ +(\S.*without a processor.*)$", text.partition("WORST")[2], re.MULTILINE)
+    assert [name or words for name, words in ranked] == [
+        "app.images.resize",
+        "600 ms (30%) without a processor: 500 ms CPU limit of the container, 100 ms other processes",
+        "[starved]",
+        "850 ms (85%) without a processor: 500 ms CPU limit of the container, 350 ms other processes",
+        "app.db.query",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("starved", "throttled", "words"),
+    [
+        (0.0, 0.0, None),
+        (0.099, 0.099, None),
+        (0.1, 0.0, "100 ms (10%) without a processor: 100 ms other processes"),
+        (0.5, 0.4999, "500 ms (50%) without a processor: 500 ms CPU limit of the container"),
+        (7.0, 9.0, "1.00 s (100%) without a processor: 1.00 s CPU limit of the container"),
+        (math.nan, math.nan, None),
+        (-1.0, 0.5, None),
+    ],
+)
+def test_words_for_time_without_a_processor(starved: float, throttled: float, words: str | None) -> None:
+    """Less than 10 % and what is no time are left out; no more is without a processor than was blocked."""
+    report = Report.of(make_contents(make_stall(0, duration=1.0, starved=starved, throttled=throttled)))
+    found = re.findall(r"\S.*without a processor.*", to_text(report, width=120))
+    assert found == ([] if words is None else [f"Of these, {words}.", words])
+
+
+def test_time_without_a_processor_is_in_json() -> None:
+    """Totals, culprits and stalls have the seconds, notable or not."""
+    data = json.loads(to_json(Report.of(make_contents(*starving_stalls()))))
+    assert (data["starved"], data["throttled"]) == pytest.approx((1.5, 1.0))
+    assert [(row["name"], row["starved"], row["throttled"]) for row in data["culprits"]] == [
+        ("app.images.resize", pytest.approx(0.6), 0.5),
+        ("[starved]", 0.85, 0.5),
+        ("app.db.query", 0.05, 0.0),
+    ]
+    assert [(row["starved"], row["throttled"]) for row in data["stalls"]] == [
+        (0.5, 0.5),
+        (0.1, 0),
+        (0.05, 0),
+        (0.85, 0.5),
+    ]
+
+
+def test_journal_without_the_new_fields(tmp_path: Path) -> None:
+    """Stalls of a journal that has no time without a processor count as having had one all the time."""
+    file = tmp_path / "j.100.jsonl"
+    writer = JournalWriter(file, 1 << 20)
+    writer.write(make_stall(0, starved=0.2, throttled=0.1, was_in=frame()))
+    writer.close()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        for name in ("starved", "throttled", "was_in"):
+            line.pop(name, None)
+        for name in ("runs", "watcher_runs", "handles", "uneven"):
+            line.get("evidence", {}).pop(name, None)
+    assert read_journals(str(tmp_path)).stalls[0].starved == 0.2
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    contents = read_journals(str(tmp_path))
+    assert contents.skipped == ()
+    assert [(stall.duration, stall.starved, stall.was_in) for stall in contents.stalls] == [(0.25, 0.0, None)]
+    report = Report.of(contents)
+    assert "without a processor" not in to_text(report)
+    assert (report.culprits[0].starved, report.parts) == (0.0, (0.25, 0.0, 0.0))
 
 
 def test_collapsed_stacks_divide_a_stall_by_its_samples() -> None:

@@ -194,10 +194,35 @@ def test_level(caplog: pytest.LogCaptureFixture) -> None:
             {"context": {"http.route": "/t/{id}"}, "remedy": ""},
             "loop 'main' blocked 312 ms by resize (/srv/app/views.py:41): running Python code (python); /t/{id}",
         ),
+        (
+            {"duration": 0.62, "starved": 0.21, "throttled": 0.2, "remedy": "", "coroutine": "handler"},
+            "loop 'main' blocked 620 ms by resize (/srv/app/views.py:41): running Python code (python),"
+            " 210 ms of the 620 ms without a processor (CPU limit of the container); task handler",
+        ),
+        (
+            {"duration": 2.0, "starved": 1.5, "throttled": 0.5, "leaf": frame("decode"), "victims": 3},
+            "loop 'main' blocked 2.00 s by resize (/srv/app/views.py:41): running Python code (python), in decode,"
+            " 1.50 s of the 2.00 s without a processor (CPU limit of the container and other processes); 3 waited."
+            " Move it off the loop.",
+        ),
+        (
+            {"starved": 0.03, "throttled": 0.03, "remedy": ""},
+            "loop 'main' blocked 312 ms by resize (/srv/app/views.py:41): running Python code (python)",
+        ),
+        (
+            {"culprit": None, "cause": Cause.STARVED, "starved": 0.3, "was_in": frame("f"), "remedy": "Do this."},
+            "loop 'main' blocked 312 ms: runnable but given no processor (starved), was in f (/srv/app/views.py:41),"
+            " 300 ms of the 312 ms without a processor (other processes). Do this.",
+        ),
+        (
+            {"culprit": None, "cause": Cause.SUSPENDED, "was_in": frame("f"), "remedy": ""},
+            "loop 'main' blocked 312 ms: stopped, together with the whole process (suspended),"
+            " was in f (/srv/app/views.py:41)",
+        ),
     ],
 )
 def test_line(fields: dict[str, Any], line: str) -> None:
-    """The line has duration, place, cause, number of waiters and remedy."""
+    """The line has duration, place, cause, time without a processor, number of waiters and remedy."""
     assert describe(stall(**fields)) == line
 
 

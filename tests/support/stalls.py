@@ -89,4 +89,7 @@ stalls = st.builds(
     profile=st.lists(st.builds(StackCount, stack=_stacks, count=_counts), max_size=3).map(tuple),
     thread=_texts,
     pid=st.integers(1, 4),
+    starved=st.floats(allow_nan=False, allow_infinity=False),
+    throttled=st.floats(allow_nan=False, allow_infinity=False),
+    was_in=st.none() | frames,
 )

@@ -42,6 +42,16 @@ function quantile(values, q) {
   const sorted = [...values].sort((a, b) => a - b), at = (sorted.length - 1) * q, low = Math.floor(at);
   return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (at - low);
 }
+
+// ---- time without a processor: the hatched part of a bar, and its words
+const without = (stalls) => ({ s: sum(stalls.map((stall) => stall.s)), z: sum(stalls.map((stall) => stall.z)),
+  q: sum(stalls.map((stall) => stall.q)) });
+const notable = ({ s, z }) => z > 0 && z >= data.notable * s;
+function starved(of) {
+  if (!notable(of)) return "";
+  const parts = [of.q, of.z - of.q].map((part, i) => part >= 0.01 * of.z ? `${length(part)} ${data.takers[i]}` : "");
+  return `${length(of.z)} (${percent(of.z, of.s)}) without a processor: ${parts.filter(Boolean).join(", ")}`;
+}
 const routeOf = (stall) => (stall.x.find((pair) => pair[0] === "http.route") || ["", ""])[1];
 
 const start = { off: new Set(), process: -1, culprit: -1, query: "", range: null };
@@ -49,7 +59,7 @@ let state = { ...start }, selected = -1, shown = PAGE, zoom = [], view = [];
 const sorts = { culprits: ["total", -1], stalls: ["at", 1] };
 
 const haystacks = all.map((stall) => [stall.id, stall.c, ...data.culprits[stall.w], text(stall.task), text(stall.co),
-  text(stall.l), ...stall.x.flat(), data.processes[stall.p]].join("\n").toLowerCase());
+  text(stall.l), text(stall.was), ...stall.x.flat(), data.processes[stall.p]].join("\n").toLowerCase());
 function passes(stall, without) {
   return (without === "cause" || !state.off.has(stall.c)) && (state.process < 0 || stall.p === state.process)
     && (state.culprit < 0 || stall.w === state.culprit)
@@ -73,6 +83,8 @@ function drawTiles() {
   const from = least(view.map((stall) => stall.at)), to = most(view.map((stall) => stall.end));
   const note = of ? `of ${count(all.length)}` : open ? `${count(open)} never ended` : "all of them";
   const used = new Set(view.map((stall) => stall.p)).size;
+  const lost = without(view);
+  $("legend").hidden = !view.some(notable) && !notable(lost);
   $("tiles").replaceChildren(
     tile("Stalls", count(view.length), note),
     tile("Blocked", length(total), view.length ? `within ${length(to - from)}` : "never"),
@@ -80,6 +92,8 @@ function drawTiles() {
     tile("Typical", length(quantile(spent, 0.5)), "median of one stall"),
     tile("Kept waiting", count(waited), "callbacks, timers, events"),
     tile("Processes", count(used), `of ${count(data.runs)} that were watched`),
+    ...(notable(lost) ? [tile("No processor", length(lost.z),
+      `${percent(lost.z, lost.s)} of it; ${percent(lost.q, lost.z)} by CPU limit`)] : []),
   );
 }
 
@@ -122,7 +136,11 @@ function drawTimeline() {
   // Lengths run from a tenth of a second to minutes: on a linear scale only the worst one could be seen.
   const floor = Math.min(Math.max(shortest, 1e-4) / 2, top / 4), scale = Math.log(top / floor);
   const height = (s) => Math.max(3, Math.log(Math.max(s, floor) / floor) / scale * (tall - 8));
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${high}`, height: high, role: "img", "aria-label": "Timeline" });
+  const lost = starved(without(bars)), label = `Timeline of ${count(bars.length)} stalls` + (lost && `; ${lost}`);
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${high}`, height: high, role: "img", "aria-label": label });
+  const hatch = svg("pattern", { id: "hatch", width: 4, height: 4, patternUnits: "userSpaceOnUse",
+    patternTransform: "rotate(45)" });
+  picture.append(put(svg("defs", {}), put(hatch, svg("rect", { width: 2, height: 4 }))));
   const step = STEPS.find((size) => (to - from) / size <= width / 95) || 31536000;
   for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
     const label = step >= 86400 ? day(at) : clock(at, step < 1 ? 3 : 0);
@@ -147,6 +165,11 @@ function drawTimeline() {
       picture.append(svg("rect", { class: `bar ${stall.c}${marks}`, x: x1.toFixed(1), y: (base - tip).toFixed(1), rx: 1,
         height: tip.toFixed(1), width: Math.max(2.5, Math.min(width, x(stall.end)) - x1).toFixed(1),
         "data-i": stall.i }));
+      if (notable(stall)) {
+        const bar = picture.lastChild, part = Math.min(stall.z / stall.s, 1) * tip;
+        picture.append(svg("rect", { class: "without", x: bar.getAttribute("x"), y: bar.getAttribute("y"), rx: 1,
+          width: bar.getAttribute("width"), height: part.toFixed(1), fill: "url(#hatch)" }));
+      }
     }
   });
   brush(picture, { from, to, left, width, high });
@@ -183,7 +206,7 @@ function hover(event) {
   if (!event.target.dataset.i) { hideTip(); return; }
   const stall = all[Number(event.target.dataset.i)];
   tip(event, data.culprits[stall.w][0], `${length(stall.s)}, ${stall.c}${stall.on ? ", never ended" : ""}`,
-    `${day(stall.at)} ${clock(stall.at, 3)} UTC`, data.processes[stall.p], routeOf(stall));
+    starved(stall), `${day(stall.at)} ${clock(stall.at, 3)} UTC`, data.processes[stall.p], routeOf(stall));
 }
 function tip(event, title, ...lines) {
   const box = $("tip");
@@ -224,10 +247,16 @@ function table(id, columns, rows, fill) {
     place.tBodies[0].append(line);
   }
 }
-function meter(value, whole, cause) {
-  const bar = el("div", "meter " + (cause || ""));
-  bar.style.width = 100 * (whole ? value / whole : 0) + "%";
-  return bar;
+function meter(of, whole, cause) {
+  const bar = el("div", "meter " + (cause || "")), words = starved(of);
+  bar.style.width = 100 * (whole ? of.s / whole : 0) + "%";
+  if (!words) return [bar];
+  const part = put(bar, el("div", "without")).lastChild;
+  part.style.width = 100 * Math.min(of.z / of.s, 1) + "%";
+  bar.title = words;
+  bar.setAttribute("role", "img");
+  bar.setAttribute("aria-label", words);
+  return [bar, el("div", "place", `${length(of.z)} without a processor`)];
 }
 function drawCulprits() {
   const groups = new Map();
@@ -240,7 +269,7 @@ function drawCulprits() {
     const worst = stalls.reduce((a, b) => a.s >= b.s ? a : b);
     for (const stall of stalls) causes.set(stall.c, (causes.get(stall.c) || 0) + stall.s);
     return { who, name: data.culprits[who][0], times: stalls.length, total: sum(spent), p50: quantile(spent, 0.5),
-      max: worst.s, victims: sum(stalls.map((stall) => stall.v || 0)), worst,
+      max: worst.s, of: without(stalls), victims: sum(stalls.map((stall) => stall.v || 0)), worst,
       cause: [...causes].sort((a, b) => b[1] - a[1]).map((pair) => pair[0]),
       routes: [...new Set(stalls.map(routeOf).filter(Boolean))] };
   });
@@ -258,7 +287,7 @@ function drawCulprits() {
     if (text(row.worst.more)) who.append(el("div", "remedy", text(row.worst.more)));
     causes.append(...row.cause.map((cause) => el("span", "tag " + cause, cause)));
     const total = put(el("td", "num", length(row.total)), el("div", "place", percent(row.total, whole)));
-    total.append(meter(row.total, most(rows.map((other) => other.total)), row.cause[0]));
+    total.append(...meter(row.of, most(rows.map((other) => other.total)), row.cause[0]));
     if (row.who === state.culprit) line.className = "on";
     line.onclick = () => change({ culprit: row.who === state.culprit ? -1 : row.who });
     return [who, causes, el("td", "num", count(row.times)), total, el("td", "num", length(row.p50)),
@@ -274,7 +303,7 @@ function drawStalls() {
   rows.sort((a, b) => direction * (typeof a[key] === "number" ? a[key] - b[key] : a[key].localeCompare(b[key])));
   const several = view.length > 1 && day(view[0].at) !== day(view[view.length - 1].at);
   table("stalls", columns, rows.slice(0, shown), (row, line) => {
-    const stall = row.stall, spent = put(el("td", "num", length(stall.s)), meter(stall.s, longest, stall.c));
+    const stall = row.stall, spent = put(el("td", "num", length(stall.s)), ...meter(stall, longest, stall.c));
     const who = put(el("td"), el("div", "name", row.name)), file = data.culprits[stall.w][1];
     if (file) who.append(el("div", "place", `${file}:${stall.line}`));
     if (stall.on) spent.append(el("div", "place", "never ended"));
@@ -322,6 +351,7 @@ function drawDetail() {
   parts.push(el("h4", "", "Where and when"), facts([["time", `${day(stall.at)} ${clock(stall.at, 3)} UTC`],
     ["process", data.processes[stall.p]], ["loop", text(stall.l)], ["task", text(stall.task)],
     ["coroutine", text(stall.co)], ["waited", stall.v === null ? "" : count(stall.v)],
+    ["without a processor", starved(stall).replace(" without a processor", "")], ["was in", text(stall.was)],
     ["uncertainty", stall.u ? length(stall.u) : ""], ["confidence", agree], ...stall.x, ["stall", stall.id]]));
   if (stall.f >= 0) {
     const list = el("ol");
