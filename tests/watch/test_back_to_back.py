@@ -1,0 +1,73 @@
+"""Calls that keep the GIL and follow each other without a pause, as on a server with a queue of slow requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+
+import pytest
+
+import loopwatch
+from loopwatch.events import Cause, Stall
+
+CALLS = 8
+PATTERN = re.compile(r"(a+)+$")
+
+
+def backtrack(text: str) -> None:
+    """Keep the GIL in one call."""
+    PATTERN.match(text)
+
+
+def text_of(seconds: float) -> str:
+    """Return a text for which :func:`backtrack` takes at least that long."""
+    length = 18
+    while True:
+        text, began = "a" * length + "b", time.perf_counter()
+        PATTERN.match(text)
+        if time.perf_counter() - began >= seconds:
+            return text
+        length += 1
+
+
+async def requests(text: str, gap: float) -> None:
+    """Serve one request after the other."""
+
+    async def request() -> None:
+        backtrack(text)
+
+    await asyncio.sleep(0.3)
+    for number in range(CALLS):
+        await asyncio.create_task(request(), name=f"request {number}")
+        await asyncio.sleep(gap)
+    await asyncio.sleep(0.2)
+
+
+def measured(text: str, gap: float) -> list[Stall]:
+    """Return the stalls of one run."""
+    agent = loopwatch.install(threshold=0.05, log_level="CRITICAL", cpu_budget=1.0)
+    asyncio.run(requests(text, gap))
+    assert agent.flush(10)
+    loopwatch.uninstall()
+    return list(agent.stalls())
+
+
+@pytest.mark.parametrize("gap", [0, 0.001, 0.01])
+def test_calls_without_a_pause_are_kept_apart(gap: float) -> None:
+    """Each call is a stall of its own; no other function is blamed, and most have their culprit.
+
+    How many are named depends on how soon the system wakes a thread: the measurement is repeated where it is slow.
+    """
+    text = text_of(0.06)
+    for attempt in range(4):
+        stalls = measured(text, gap)
+        named = [stall for stall in stalls if stall.culprit is not None]
+        blocks = [stall for stall in stalls if stall.cause is not Cause.STARVED]
+        right = [stall for stall in named if stall.culprit and stall.culprit.function == "backtrack"]
+        if len(blocks) >= CALLS and len(right) >= CALLS / 2:
+            break
+        print(f"attempt {attempt}: {len(blocks)} blocks, {len(right)} of {len(named)} named rightly")
+    assert len(blocks) >= CALLS
+    assert len(right) >= CALLS / 2
+    assert len(right) >= 0.8 * len(named)
