@@ -231,7 +231,8 @@ class Sampler:
         """Complete ``sample``, reading files and calling label sources, and add it to the episode of its block."""
         episode = suspect.loop.open_episode(suspect.since)
         self._identify(episode, sample)
-        _ask_kernel(suspect.loop, sample)
+        if suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:  # else the thread does something else now
+            _ask_kernel(suspect.loop, sample)
         sample.typed = self.expects_typed and prompts.is_typed(sample.stack.frames)
         episode.samples.append(sample)
         if len(episode.samples) > MAX_SAMPLES:
