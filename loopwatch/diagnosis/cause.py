@@ -129,6 +129,8 @@ def _surely_another_held_the_gil(facts: _Facts) -> Cause | None:
     others = _share((evidence.process_cpu or 0.0) - (evidence.cpu or 0.0), evidence.wall)
     if _share(evidence.cpu, evidence.wall) >= 0.1 or not MOSTLY <= others <= ONE_PROCESSOR:
         return None
+    if slept(evidence) and kind_of(evidence.syscall) in ("io", "sleep") and evidence.syscall_share >= MOST:
+        return None
     woke = _woke(evidence.runs, evidence.wall, evidence)  # one that waits for a lock does not wake
     if woke is None:
         return _another_held_the_gil(facts)
@@ -160,9 +162,10 @@ def _overload(facts: _Facts) -> Cause | None:
     evidence = facts.evidence
     longest, surely = evidence.longest_callback, evidence.dominant_callback
     if evidence.handles is not None and evidence.uneven is not None and evidence.threshold is not None:
-        # As much of the pass was done as of its time was over, whenever it was sampled: none of them was long.
+        # As much of the pass was done as of its time was over, whenever it was sampled.
         small = facts.own / max(evidence.handles, 1) <= evidence.threshold / 5
-        if evidence.handles >= MANY_HANDLES and small and evidence.uneven <= EVEN:
+        none_long = surely is None or surely < evidence.threshold
+        if evidence.handles >= MANY_HANDLES and small and none_long and evidence.uneven <= EVEN:
             return Cause.OVERLOAD
     if evidence.callbacks < 3 or longest is None or surely is None or evidence.threshold is None:
         return None

@@ -157,9 +157,13 @@ class HangTimer:
 
     def _hold(self) -> None:
         self._lock.acquire()  # released when the context is left
-        if self._armed and not self._yielded:
-            until_one_less(self._disarm)
-        self._armed_at = _NEVER
+        try:
+            if self._armed and not self._yielded:
+                until_one_less(self._disarm)
+            self._armed_at = _NEVER
+        except BaseException:  # a signal handler of the program may raise
+            self._lock.release()
+            raise
 
     def _disarm(self) -> None:
         if self._armed and not self._yielded:

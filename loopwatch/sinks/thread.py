@@ -92,6 +92,7 @@ class SinkThread:
             self.flush(timeout)
         self._stopping = True
         self.thread.end(max(ends - time.monotonic(), 0.0))
+        self._lapse.begin()
         while not had_thread and self._queue and time.monotonic() < ends:
             self._do(self._queue.popleft())
 
@@ -103,8 +104,8 @@ class SinkThread:
             self._busy = True
             while self._queue and not self.thread.is_asked:
                 self._do(self._queue.popleft())
-            self._busy = False
-            if not self.thread.is_asked:
+            self._busy, self._woken_at = False, None  # what came while it was busy did not wait for the GIL
+            if not self.thread.is_asked and not self._queue:
                 self._alarm.wait()
 
     def _ended(self, exc: BaseException) -> None:

@@ -25,7 +25,9 @@ def read_file(path: str) -> str | None:
     descriptor = _open(path.encode(), _FLAGS)
     if descriptor < 0:  # no such file here, or the thread has ended
         return None
-    buffer = ctypes.create_string_buffer(_SIZE)
-    size = _read(descriptor, buffer, _SIZE)
-    _close(descriptor)
+    try:
+        buffer = ctypes.create_string_buffer(_SIZE)
+        size = _read(descriptor, buffer, _SIZE)
+    finally:
+        _close(descriptor)
     return buffer.raw[:size].decode(errors="replace") if size >= 0 else None

@@ -242,7 +242,7 @@ def _read_keeping(path: str) -> str | None:
 def load_reader() -> None:
     """Load the reader that keeps the GIL, where there is one; never on a loop's thread, as it takes milliseconds."""
     if _LINUX:
-        with contextlib.suppress(ImportError, OSError, AttributeError):  # a Python without ctypes
+        with contextlib.suppress(Exception):  # no ctypes, or no executable memory for it, or forbidden by an audit hook
             import loopwatch.system.gil_keeping  # noqa: F401
 
 

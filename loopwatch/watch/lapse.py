@@ -17,10 +17,12 @@ class Waited(NamedTuple):
     Attributes:
         run_queue: seconds that it waited for a processor, None if unknown.
         runs: how many times it was given one, None if unknown.
+        cpu: seconds that it ran.
     """
 
     run_queue: float | None = None
     runs: int | None = None
+    cpu: float = 0.0
 
     def for_gil(self, late: float) -> float | None:
         """Return how many of ``late`` seconds it waited for the GIL, at most; None if it mostly waited for a processor.
@@ -29,7 +31,7 @@ class Waited(NamedTuple):
         Python/ceval_gil.c), unless a quota holds back all of its process.
         """
         interval, starved = sys.getswitchinterval(), self.run_queue or 0.0
-        waited = max(late - starved, 0.0)
+        waited = max(late - starved - self.cpu, 0.0)
         if starved > max(waited, interval / 2) and waited < 3 * interval:
             return None  # it may have got the GIL at once, or not
         return waited if self.runs is None else min(waited, self.runs * interval)
@@ -39,7 +41,11 @@ class Waited(NamedTuple):
         """Return the difference of two readings."""
         if before is None or after is None:
             return cls()
-        return cls(max(after.run_queue - before.run_queue, 0.0), max(after.runs - before.runs, 0))
+        return cls(
+            max(after.run_queue - before.run_queue, 0.0),
+            max(after.runs - before.runs, 0),
+            max(after.cpu - before.cpu, 0.0),
+        )
 
 
 Glimpsed = TypeVar("Glimpsed")
@@ -51,11 +57,11 @@ class Lapse(Generic[Glimpsed]):
     Args:
         glimpse: called at once when the thread has not run for at least ``least`` seconds.
         came_late: called then with the result of ``glimpse``, the seconds, and what the thread waited for.
-        least: seconds, more than a step of the thread's work takes.
+        least: seconds from which on a step may have waited for the GIL; what else it did is in what it ``waited``.
 
     Example:
         >>> lapses = []
-        >>> lapse = Lapse(lambda: None, lambda glimpsed, late, waited: lapses.append(late), least=0.0)
+        >>> lapse = Lapse(tuple, lambda glimpsed, late, waited: lapses.append(late), least=0.0)
         >>> lapse.begin()
         >>> lapse.goes_on()
         >>> len(lapses)
@@ -73,15 +79,15 @@ class Lapse(Generic[Glimpsed]):
 
     def begin(self, at: float | None = None) -> None:
         """Begin a piece of work, which was due ``at`` (``time.monotonic`` seconds, default now)."""
+        if at is None:
+            self._before = scheduled(threading.get_native_id())
         self._last = time.monotonic() if at is None else at
 
     def goes_on(self) -> None:
         """Check how long the last step took: call it after steps that may release the GIL."""
         before, self._last = self._last, time.monotonic()
         late = self._last - before
-        if late >= self._least:
-            glimpsed = self._glimpse()
-            known, self._before = self._before, scheduled(threading.get_native_id())
-            self._came_late(glimpsed, late, Waited.between(known, self._before))
-        elif self._before is None:
-            self._before = scheduled(threading.get_native_id())
+        glimpsed = self._glimpse() if late >= self._least else None
+        before_it, self._before = self._before, scheduled(threading.get_native_id())
+        if glimpsed is not None:
+            self._came_late(glimpsed, late, Waited.between(before_it, self._before))

@@ -1,7 +1,6 @@
 """Samples blocked loops: stacks, tasks, contexts, system calls and clocks, read in the watcher's thread.
 
-Order matters: stacks are read first, in one go; files of ``/proc`` only afterwards, because reading them releases the
-GIL and the loop moves on.
+Order matters: stacks are read first, in one go; files of ``/proc`` only afterwards.
 """
 
 from __future__ import annotations
@@ -59,11 +58,12 @@ class Moment(NamedTuple):
     def kept(self) -> float:
         """Seconds before ``now`` in which one call kept the GIL; 0 where it is not known.
 
-        The thread requested the GIL all that time. Its holder releases it one switch interval after the request, at the
-        end of the current call: nothing else can have run meanwhile.
+        A thread that requests the GIL wakes up once each switch interval. The holder releases it one interval after the
+        request, at the end of the current call: nothing else can have run meanwhile.
         """
-        starved = self.waited.run_queue
-        return 0.0 if starved is None else max(self.late - starved - 2 * sys.getswitchinterval(), 0.0)
+        known = self.waited.run_queue is not None and self.waited.runs is not None
+        waited = self.waited.for_gil(self.late) if known else None
+        return 0.0 if waited is None else max(waited - 2 * sys.getswitchinterval(), 0.0)
 
 
 class Glimpse(NamedTuple):
@@ -159,27 +159,33 @@ class Sampler:
             Each suspect with its episode, and the watcher's lateness, None if no search was due.
         """
         hog = None
-        taken = dict(known)
+        glimpsed = {suspect: sample for suspect, sample in known.items() if suspect.since != suspect.loop.finished}
+        recent = moment.now - 2 * sys.getswitchinterval()
+        taken: dict[Suspect, Sample] = {}
         with stacks.uncollected():
             frames = current_frames()
             if not frames:
                 self._say_without_stacks()
             for suspect in suspects:
-                if suspect not in known:
+                if suspect not in glimpsed or glimpsed[suspect].at < recent:
                     self._add(taken, suspect, frames, moment)
-            if self._is_search_due(moment, taken):
+            if self._is_search_due(moment, (*glimpsed, *taken)):
                 innocent = {loop.thread.ident for loop in loops if loop.thread is not None} | _own_threads()
                 hog = self._contention.find_hog(frames, innocent, self._config().max_frames, moment.now)
             del frames
         if moment.late < LATE and (taken or hog is not None):
             moment = moment._replace(waited=self._contention.waited(moment.now))
         for sample in taken.values():
-            if sample.at == moment.now:  # else a glimpse
-                sample.gil_wait = moment.waited.for_gil(moment.late)
+            sample.gil_wait = moment.waited.for_gil(moment.late)
         lateness = None
         if hog is not None:
             lateness = self._contention.note(hog, moment.planned, moment.now, moment.waited)
-        return [(suspect, self._note(suspect, sample)) for suspect, sample in taken.items()], lateness
+        episodes = {
+            suspect: self._note(suspect, sample, is_fresh=sample.at >= recent)
+            for samples in (glimpsed, taken)
+            for suspect, sample in samples.items()
+        }
+        return list(episodes.items()), lateness
 
     def _add(
         self, taken: dict[Suspect, Sample], suspect: Suspect, frames: Mapping[int, FrameType], moment: Moment
@@ -227,11 +233,17 @@ class Sampler:
         sample.context = context.copy() if context is not None else None
         return sample
 
-    def _note(self, suspect: Suspect, sample: Sample) -> Episode:
-        """Complete ``sample``, reading files and calling label sources, and add it to the episode of its block."""
+    def _note(self, suspect: Suspect, sample: Sample, *, is_fresh: bool) -> Episode:
+        """Complete ``sample``, reading files and calling label sources, and add it to the episode of its block.
+
+        Args:
+            suspect: the block.
+            sample: of it.
+            is_fresh: whether it was taken just now: else the thread may be doing something else.
+        """
         episode = suspect.loop.open_episode(suspect.since)
         self._identify(episode, sample)
-        if suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:  # else the thread does something else now
+        if is_fresh and suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
             _ask_kernel(suspect.loop, sample)
         sample.typed = self.expects_typed and prompts.is_typed(sample.stack.frames)
         episode.samples.append(sample)
@@ -250,7 +262,7 @@ class Sampler:
             caller.span = attempt("trace", lambda: task_info.span_of(context), None)
             caller.context = task_info.labels(context, (*self._config().context, *self._sources), attempt)
 
-    def _is_search_due(self, moment: Moment, taken: Samples) -> bool:
+    def _is_search_due(self, moment: Moment, taken: Iterable[Suspect]) -> bool:
         """Whether to search for the holder of the GIL: the watcher waited for it, or a loop by its last sample."""
         if moment.late >= LATE:
             return True
@@ -273,7 +285,6 @@ class Sampler:
 
 def _ask_kernel(loop: WatchedLoop, sample: Sample) -> None:
     if loop.thread is not None and not sample.stack.starts_ours:
-        # Each file read releases the GIL: where it is hard to get back, read no more than needed.
         sample.syscall, sample.wait_channel = loop.thread.waiting_in(channel=sample.late < LATE)
         sample.clocks = loop.thread.clocks()
 

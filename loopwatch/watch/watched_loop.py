@@ -57,6 +57,7 @@ class WatchedLoop:
         self.is_running = False
         self._baselines: deque[Baseline] = deque(maxlen=4)
         self.episodes: dict[float, Episode] = {}
+        self.finished = IDLE  # key of the last finished block
         self.latest_case: Case | None = None
         self._cases_lock = threading.RLock()
         self.pending: Any = None
@@ -218,6 +219,7 @@ class WatchedLoop:
 
         A block that only a late heartbeat proved has a key of its own.
         """
+        self.finished = block.key
         own = self.episodes.pop(block.key, None)
         if own is not None and own.samples:
             return own

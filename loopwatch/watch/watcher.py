@@ -90,6 +90,7 @@ class Watcher:
         self._alarm = Alarm()
         self._guard = threading.RLock()  # a finalizer or signal handler of the program may run in between
         self._collecting = threading.RLock()
+        self._walking = threading.Lock()  # only one thread switches off the garbage collector while it reads stacks
         self._ticked = threading.Condition()
         self._ticks = 0
         self.paused = False
@@ -156,14 +157,20 @@ class Watcher:
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
         self.thread.end(timeout)
+        self._drop_glimpses()
         self.remove(self.loops)
         self.gc.stop()
 
     def abandon(self) -> None:
         """Drop every loop in a forked child: the thread does not exist there, and a lock may never be released."""
         loops, self.loops = self.loops, ()
+        self._drop_glimpses()
         for loop in loops:
             loop.abandon()
+
+    def _drop_glimpses(self) -> None:
+        """Release what was glimpsed: it refers to tasks and contexts of the program."""
+        self._glimpsed, self._glimpses = (), {}
 
     def settle(self, timeout: float) -> bool:
         """Wait until every finished block is passed on, at most ``timeout`` seconds; return whether it was."""
@@ -246,6 +253,7 @@ class Watcher:
 
     def _sit_out(self) -> None:
         """Skip ticks for a moment after a fault, and while the watcher is switched off; probes go on."""
+        self._drop_glimpses()
         ends = time.monotonic() + pacing.LONGEST_TICK
         while not self.thread.is_asked and (time.monotonic() < ends or self._faults.is_off("watcher")):
             self._alarm.wait(pacing.LONGEST_TICK)
@@ -289,10 +297,13 @@ class Watcher:
         return after
 
     def glimpse(self) -> Sequence[Glimpse]:
-        """Take the stacks of the loops now."""
-        if self.paused or self._faults.is_off("sampling"):
+        """Take the stacks of the loops now, unless another thread of the agent does."""
+        if self.paused or self.thread.is_asked or self._faults.is_off("watcher") or not self._walking.acquire(False):
             return ()
-        return self._faults.attempt("sampling", functools.partial(self._sampler.glimpse, self.loops), ())
+        try:
+            return self._faults.attempt("sampling", functools.partial(self._sampler.glimpse, self.loops), ())
+        finally:
+            self._walking.release()
 
     def came_late(self, glimpsed: Sequence[Glimpse], late: float, waited: Waited) -> None:
         """Judge what a thread of the agent glimpsed when it could not run for ``late`` seconds, mostly for the GIL.
@@ -302,6 +313,8 @@ class Watcher:
         """
         now = time.monotonic()
         self._judge(glimpsed, Moment(now, now - late, late, waited))
+        if self._glimpses and not self.is_own_thread(threading.get_ident()):
+            self.wake()
 
     def _judge(self, glimpsed: Sequence[Glimpse], moment: Moment) -> None:
         """Make samples of what was glimpsed; they are completed in the next tick."""
@@ -406,12 +419,15 @@ class Watcher:
     # -- sampling -------------------------------------------------------------------------------------------------
 
     def _sample(self, suspects: list[Suspect], moment: Moment, known: Samples) -> None:
-        seen, lateness = self._sampler.sample(self.loops, suspects, moment, known)
+        with self._walking:
+            seen, lateness = self._sampler.sample(self.loops, suspects, moment, known)
         if lateness is not None:
             held = lateness.held
             self._each(lambda loop: loop.probe.held_up(moment.now, held))
         for (loop, since), episode in seen:
             if loop.expectations.at(moment.now) is not None or is_typed(episode):
+                continue
+            if loop.probe.busy_since(time.monotonic()) != since:  # it was sampled at its very end
                 continue
             if (waiters := self._waiters) is not None:
                 self._prepare_waiters(waiters, loop, since, episode, moment.now)

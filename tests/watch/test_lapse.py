@@ -32,7 +32,7 @@ def test_seconds_waited_for_the_gil(what: str, waited: Waited, late: float, seco
 def test_difference_of_two_readings() -> None:
     """Waits and wake-ups are differences; without both readings they are unknown, and never negative."""
     before, after = Scheduled(1.0, 0.5, 100), Scheduled(1.2, 0.75, 130)
-    assert Waited.between(before, after) == Waited(0.25, 30)
+    assert Waited.between(before, after) == Waited(0.25, 30, pytest.approx(0.2))
     assert Waited.between(after, before) == Waited(0.0, 0)
     assert Waited.between(None, after) == Waited.between(before, None) == Waited()
 
@@ -57,7 +57,8 @@ def test_lapse_is_reported_at_once_with_what_was_seen_then() -> None:
 def test_lapse_counts_from_when_the_work_was_due() -> None:
     """Work that was due a while ago and begins now comes late by that while."""
     found: list[float] = []
-    lapse = Lapse(lambda: None, lambda _glimpsed, late, _waited: found.append(late), least=0.05)
+    lapse = Lapse(lambda: (), lambda _glimpsed, late, _waited: found.append(late), least=0.05)
     lapse.begin(time.monotonic() - 0.2)
     lapse.goes_on()
-    assert found == [pytest.approx(0.2, abs=0.1)]
+    (late,) = found
+    assert late >= 0.2

@@ -16,6 +16,8 @@ import types
 from collections import deque
 from collections.abc import Callable
 
+from loopwatch.core.originals import time
+
 _drop = (functools.partial(sys.settrace, None), functools.partial(sys.setprofile, None))
 
 
@@ -57,8 +59,10 @@ class UntracedThread(threading.Thread):
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most ``timeout`` seconds."""
-        self._started.wait_for_it(timeout)
-        super().join(timeout)
+        began = time.monotonic()
+        if self._is_starting:
+            self._started.wait_for_it(timeout)
+        super().join(None if timeout is None else max(timeout - (time.monotonic() - began), 0.0))
 
     def start(self) -> None:
         """Start it as the standard library does, whatever others have put in the place of its functions since."""
@@ -70,7 +74,7 @@ class UntracedThread(threading.Thread):
 
     def is_alive(self) -> bool:
         """Whether it has been started and has not ended."""
-        return super().is_alive() or (self._is_starting and not self._started.is_set())
+        return (self._is_starting and not self._started.is_set()) or super().is_alive()
 
 
 class _Globals(dict[str, object]):

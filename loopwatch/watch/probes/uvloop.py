@@ -37,6 +37,9 @@ TIMER_GRAIN = 0.002
 CERTAIN = 0.4
 """Share of the limit that one pass must certainly have taken; else passes of a healthy loop would add up to a block."""
 
+JUST_KEPT = 0.02
+"""Seconds after a reading that had to wait for the GIL, within which another one is still at the end of that call."""
+
 JUST_NOW = 0.002
 """Seconds: totals read more recently than this are not read again."""
 
@@ -220,7 +223,7 @@ class UvloopProbe:
         self._awaiting: tuple[Block, int, int] | None = None
         self._reported_to = 0.0
         self._last_beat = 0.0
-        self._was_kept = False
+        self._kept_at = 0.0  # the last reading that had to wait for the GIL
         self._late_beat: tuple[float, float] | None = None
         self._taker: Taker | None = None
         self._ran = 0.0
@@ -276,6 +279,8 @@ class UvloopProbe:
         return self._read(time.monotonic()) if self._started is not None else None
 
     def _busy_since(self, late: float, overdue: float, kept: float, mark: Reading | None) -> float:
+        if mark is not None and mark.polling and self._suspect is None:
+            return IDLE  # the next reading tells whether there was a block
         # Now, and not the time of the tick: files may have been read since.
         reading = mark if mark is not None and mark.at >= self._last.at else self.mark()
         if self._started is None or reading is None:
@@ -292,7 +297,7 @@ class UvloopProbe:
             reported = self._close(suspect, before, reading, kept)
             self._suspect = suspect = None
         if kept > 0 or reading.moved_since(before):
-            self._was_kept = kept > 0
+            self._kept_at = reading.at if kept > 0 else 0.0
         if reading.polling:
             return IDLE
         if suspect is None:
@@ -343,7 +348,7 @@ class UvloopProbe:
         latest = max(after.at - idle - (0.0 if after.polling else kept), before.at)
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else latest - before.at
         # A reading that had to wait for the GIL is one at the end of a call, and mostly of its pass.
-        end = before.at if self._was_kept and not after.polling else latest
+        end = before.at if before.at - self._kept_at <= JUST_KEPT and not after.polling else latest
         # Enough of it must be certain, or the passes of a healthy, busy loop would add up to a block.
         # While a heartbeat is due no pass begins.
         owed = max((min(came, end) - max(due, suspect.early) for due, came in list(self._beats)), default=0.0)
