@@ -21,6 +21,8 @@ MUCH, SOME = 0.4, 0.3
 
 ONE_PROCESSOR = 1.25
 """Processors that threads which compute under the GIL use at most, with a margin for what they do without it."""
+UNSURE = 0.1
+"""Share of a block without a processor from which a free GIL is no proof that the thread had given it up."""
 MANY_HANDLES, EVEN = 20, 0.2
 """Handles of one pass, and how far its progress may deviate from an even one, that show many small callbacks."""
 SEVERAL = 3
@@ -210,11 +212,14 @@ def _computing(facts: _Facts) -> Cause | None:
     wants_the_gil = may_want_the_gil(evidence) and evidence.syscall_share >= MOST
     if (evidence.moving or 0.0) >= MOVES or (evidence.gil_wait or 0.0) >= MOST * evidence.switch_interval:
         return Cause.PYTHON
-    if evidence.gil_wait is None:  # only in a call of C code can it have been without the GIL
-        if wants_the_gil or evidence.call is None or evidence.call in CHEAP:
+    if wants_the_gil:
+        return Cause.PYTHON
+    if evidence.gil_wait is None or split(evidence).starved >= UNSURE * evidence.wall:
+        # A thread that lacks a processor may also lack the GIL; only a call of C code can have given it up by itself.
+        if evidence.call is None or evidence.call in CHEAP:
             return Cause.PYTHON
-        return Cause.NATIVE if evidence.samples > 1 else None
-    return Cause.PYTHON if wants_the_gil else Cause.NATIVE
+        return Cause.NATIVE if evidence.samples > 1 or evidence.gil_wait is not None else None
+    return Cause.NATIVE
 
 
 def _waiting(facts: _Facts) -> Cause | None:

@@ -11,7 +11,7 @@ SWEEP = """
     warnings.simplefilter("ignore")
     quiet()
     PACKAGE = os.path.dirname(loopwatch.__file__)
-    BOUNDARY = {"run", "always", "guarded", "<genexpr>"}  # where the try stands; a generator is closed, not called
+    BOUNDARY = {"run", "always", "guarded", "_note", "<genexpr>"}  # the try is in it; a generator is closed, not called
     left, hit = 0, ""
 
     def ours(frame):

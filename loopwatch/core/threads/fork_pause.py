@@ -68,6 +68,7 @@ class ForkPause:
         self._returning.extend(others)
         with self._faults.guard(PART):
             first.release()
+            first.wait_until_it_runs()  # it samples the block that the fork may be part of
         if not first.exists:
             self.bring_back()
 
