@@ -106,6 +106,7 @@ class SinkThread:
                 self._do(self._queue.popleft())
             self._busy, self._woken_at = False, None  # what came while it was busy did not wait for the GIL
             if not self.thread.is_asked and not self._queue:
+                self._lapse.begin()
                 self._alarm.wait()
 
     def _ended(self, exc: BaseException) -> None:

@@ -150,6 +150,11 @@ class Contention:
             return Hog(None, 0.0)
         return Hog(take(frames[ident], None, max_frames)[0], used[ident])
 
+    @property
+    def own(self) -> facts.Scheduled | None:
+        """The scheduler's account of the watcher's thread, as of the last reading."""
+        return self._own
+
     def waited(self, now: float) -> Waited:
         """Return what the watcher's thread went through since the last call; reads one file."""
         before, self._own = self._own, facts.scheduled(threading.get_native_id())

@@ -77,17 +77,23 @@ class Lapse(Generic[Glimpsed]):
         self._last = 0.0
         self._before: Scheduled | None = None
 
-    def begin(self, at: float | None = None) -> None:
-        """Begin a piece of work, which was due ``at`` (``time.monotonic`` seconds, default now)."""
+    def begin(self, at: float | None = None, known: Scheduled | None = None) -> None:
+        """Begin a piece of work.
+
+        Args:
+            at: when it was due (``time.monotonic`` seconds); None: now, and the scheduler's account is read.
+            known: a recent account of the thread, read before it was due.
+        """
         if at is None:
-            self._before = scheduled(threading.get_native_id())
+            known = scheduled(threading.get_native_id())
+        self._before = known or self._before
         self._last = time.monotonic() if at is None else at
 
     def goes_on(self) -> None:
         """Check how long the last step took: call it after steps that may release the GIL."""
         before, self._last = self._last, time.monotonic()
         late = self._last - before
-        glimpsed = self._glimpse() if late >= self._least else None
-        before_it, self._before = self._before, scheduled(threading.get_native_id())
-        if glimpsed is not None:
-            self._came_late(glimpsed, late, Waited.between(before_it, self._before))
+        if late >= self._least:
+            glimpsed = self._glimpse()
+            known, self._before = self._before, scheduled(threading.get_native_id())
+            self._came_late(glimpsed, late, Waited.between(known, self._before))

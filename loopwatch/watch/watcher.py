@@ -265,7 +265,7 @@ class Watcher:
     def _tick(self, planned: float) -> float:
         """Read every loop once; return when the next tick is due (``time.monotonic`` seconds)."""
         now = time.monotonic()
-        self._lapse.begin(now)
+        self._lapse.begin(now, self._contention.own)
         self._was_kept = False
         late = max(now - planned, 0.0)
         config = self._config()
