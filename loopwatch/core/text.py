@@ -53,6 +53,16 @@ def shown(text: object) -> str:
     return printable(text, MAX_LINE)
 
 
+def timing(seconds: float) -> str:
+    """Return a duration as a log line says it.
+
+    Example:
+        >>> timing(0.31249), timing(1.5)
+        ('312 ms', '1.50 s')
+    """
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
 def error_text(error: BaseException, most: int = MAX_LINE) -> str:
     """Return type and text of an exception, printable.
 

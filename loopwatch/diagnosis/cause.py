@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loopwatch.core.dataclasses import dataclass
-from loopwatch.diagnosis.own_part import contradictions, is_starved, may_want_the_gil, slept, split
+from loopwatch.diagnosis.own_part import Parts, contradictions, is_starved, may_want_the_gil, slept, split
 from loopwatch.events import Cause, Evidence
 from loopwatch.system.syscalls import POLLS, RUNNING, kind_of
 
@@ -70,7 +70,7 @@ class _Facts:
 
     Attributes:
         evidence: the facts.
-        own: the block's own part, in seconds.
+        parts: the block's own part, and the time without a processor.
         ran: share of it for which the loop's thread used a processor.
         others: processors used by the other threads of the process.
         late: share of it for which the watcher was late, not for want of a processor.
@@ -78,7 +78,7 @@ class _Facts:
     """
 
     evidence: Evidence
-    own: float
+    parts: Parts
     ran: float
     others: float
     late: float
@@ -94,11 +94,11 @@ class _Facts:
             kept = min(kept, evidence.watcher_runs * evidence.switch_interval)
         kept -= parts.starved  # whoever keeps the GIL may have no processor meanwhile, and compute nothing
         own = parts.own
-        return cls(evidence, own, _share(cpu, own), _share(others, own), _share(late, own), _share(kept, own))
+        return cls(evidence, parts, _share(cpu, own), _share(others, own), _share(late, own), _share(kept, own))
 
     def share(self, seconds: float | None) -> float:
         """Return ``seconds`` as a share of the block's own part."""
-        return _share(seconds, self.own)
+        return _share(seconds, self.parts.own)
 
     @property
     def woke(self) -> bool | None:
@@ -165,7 +165,7 @@ def _overload(facts: _Facts) -> Cause | None:
     longest, surely = evidence.longest_callback, evidence.dominant_callback
     if evidence.handles is not None and evidence.uneven is not None and evidence.threshold is not None:
         # As much of the pass was done as of its time was over, whenever it was sampled.
-        small = facts.own / max(evidence.handles, 1) <= evidence.threshold / 5
+        small = facts.parts.own / max(evidence.handles, 1) <= evidence.threshold / 5
         none_long = surely is None or surely < evidence.threshold
         if evidence.handles >= MANY_HANDLES and small and none_long and evidence.uneven <= EVEN:
             return Cause.OVERLOAD
@@ -194,7 +194,7 @@ def _kept_the_gil_idle(facts: _Facts) -> Cause | None:
     evidence = facts.evidence
     if facts.ran >= MOST or facts.others >= SOME or facts.kept < MOST or not facts.woke:
         return None
-    return Cause.GIL if _woke(evidence.runs, facts.own, evidence) else Cause.NATIVE_GIL
+    return Cause.GIL if _woke(evidence.runs, facts.parts.own, evidence) else Cause.NATIVE_GIL
 
 
 def _computing(facts: _Facts) -> Cause | None:
@@ -214,7 +214,7 @@ def _computing(facts: _Facts) -> Cause | None:
         return Cause.PYTHON
     if wants_the_gil:
         return Cause.PYTHON
-    if evidence.gil_wait is None or split(evidence).starved >= UNSURE * evidence.wall:
+    if evidence.gil_wait is None or facts.parts.starved >= UNSURE * evidence.wall:
         # A thread that lacks a processor may also lack the GIL; only a call of C code can have given it up by itself.
         if evidence.call is None or evidence.call in CHEAP:
             return Cause.PYTHON

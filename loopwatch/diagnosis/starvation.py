@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loopwatch.core.text import timing
 from loopwatch.diagnosis.own_part import Parts
 
 WORTH_SAYING, SERIOUS = 0.1, 0.3
@@ -23,7 +24,7 @@ def described(parts: Parts) -> str:
         return ""
     by_quota, by_neighbours = _taken_by(parts)
     who = " and ".join([QUOTA] * by_quota + [NEIGHBOURS] * by_neighbours)
-    return f"{_duration(parts.starved)} of the {_duration(parts.own + parts.starved)} without a processor ({who})"
+    return f"{timing(parts.starved)} of the {timing(parts.own + parts.starved)} without a processor ({who})"
 
 
 def is_notable(parts: Parts) -> bool:
@@ -55,7 +56,7 @@ def advice(parts: Parts) -> str:
     """
     if not _share(parts) >= SERIOUS:
         return ""
-    return f" It also had no processor for {_duration(parts.starved)}: {cure(parts)}."
+    return f" It also had no processor for {timing(parts.starved)}: {cure(parts)}."
 
 
 def _share(parts: Parts) -> float:
@@ -67,7 +68,3 @@ def _taken_by(parts: Parts) -> tuple[bool, bool]:
     """Return whether the quota, and whether other processes, took a part worth naming."""
     by_quota = parts.throttled >= A_PART * parts.starved > 0
     return by_quota, not by_quota or parts.starved - parts.throttled >= A_PART * parts.starved
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"

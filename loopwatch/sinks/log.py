@@ -7,6 +7,7 @@ from typing import Any
 
 from loopwatch.core import log
 from loopwatch.core.originals import time
+from loopwatch.core.text import timing
 from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.own_part import parts_of
 from loopwatch.diagnosis.starvation import described
@@ -75,7 +76,7 @@ def describe(stall: Stall) -> str:
     17 waited. Move it to ...``
     """
     verb = "has been blocked for" if stall.ongoing else "blocked"
-    parts = [f"loop {stall.loop!r} {verb} {_duration(stall.duration)}"]
+    parts = [f"loop {stall.loop!r} {verb} {timing(stall.duration)}"]
     if stall.culprit is not None:
         parts.append(f" by {stall.culprit}")
     parts.append(f": {CAUSES[stall.cause].doing} ({stall.cause.value})")
@@ -106,7 +107,7 @@ def describe_flagged(function: FlaggedFunction) -> str:
         advice.append("it can be moved to a worker with @loopwatch.offload")
     return (
         f"loopwatch: {function.name} blocked the loop {times} in the last {function.window:g} s, "
-        f"{_duration(function.blocked)} in all ({function.cause.value})" + (f": {'; '.join(advice)}" if advice else "")
+        f"{timing(function.blocked)} in all ({function.cause.value})" + (f": {'; '.join(advice)}" if advice else "")
     )
 
 
@@ -116,11 +117,7 @@ def describe_expected(blocks: ExpectedBlocks) -> str:
     Example: ``loopwatch: start-up of uvicorn held the loop 'main' for 1.15 s in 3 blocks; longest 900 ms by load
     (/srv/app/models.py:7): running Python code (python)``
     """
-    held = f"loopwatch: {blocks.reason} held the loop {blocks.loop!r} for {_duration(blocks.blocked)}"
-    longest = f" in {blocks.blocks} blocks; longest {_duration(blocks.longest)}" if blocks.blocks > 1 else ""
+    held = f"loopwatch: {blocks.reason} held the loop {blocks.loop!r} for {timing(blocks.blocked)}"
+    longest = f" in {blocks.blocks} blocks; longest {timing(blocks.longest)}" if blocks.blocks > 1 else ""
     by = "" if blocks.culprit is None else f" by {blocks.culprit}"
     return f"{held}{longest}{by}: {CAUSES[blocks.cause].doing} ({blocks.cause.value})"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -409,8 +409,7 @@ class Watcher:
         wall = now - before.clocks.at if before is not None else 0.0
         waited = counters.idle - before.idle if before is not None and counters.idle is not None else 0.0
         active = wall <= 0 or 1 - waited / wall >= ACTIVE_SHARE
-        # Clocks that cost a file are read seldom while nothing happens, and while the loop works: reading releases the
-        # GIL, and such a loop is slow to give it back.
+        # Clocks that cost a file are read seldom while nothing happens, and while the loop works.
         pace = SELDOM if active or loop.quiet else 1.0
         loop.renew_baseline(now, counters.idle or 0.0, pace)
         self._contention.renew(now, pace)

@@ -60,7 +60,7 @@ class OwnThread:
         self._name, self._run, self._wake, self._needed = name, run, wake, needed
         self._failed = failed
         self._lock = threading.RLock()  # reentrant: a finalizer or signal handler of the program may interrupt
-        self._thread: threading.Thread | None = None
+        self._thread: UntracedThread | None = None
         self._is_wanted = self._has_ended = False
         self._holds = 0
 
@@ -163,7 +163,7 @@ class OwnThread:
     def wait_until_it_runs(self, timeout: float = PATIENCE) -> None:
         """Wait until a thread that was just started runs, at most ``timeout`` seconds."""
         thread = self._thread
-        if isinstance(thread, UntracedThread):
+        if thread is not None:
             thread.wait_until_it_runs(timeout)
 
     def end(self, timeout: float) -> bool:
