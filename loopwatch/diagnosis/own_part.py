@@ -91,7 +91,9 @@ def slept(evidence: Evidence) -> bool:
     """Whether the samples found the thread asleep rather than running."""
     if evidence.samples == 1 and (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval:
         return False  # a single, late sample: the block may have been over by the time the kernel was asked
-    if may_want_the_gil(evidence) and (evidence.samples == 1 or _on_its_feet(evidence) >= evidence.wall / 2):
+    keeps_waking = (evidence.runs or 0) * evidence.switch_interval >= 0.3 * evidence.wall  # not in a lock
+    runs = _on_its_feet(evidence) >= evidence.wall / 2
+    if may_want_the_gil(evidence) and (evidence.samples == 1 or runs or keeps_waking):
         return False
     return kind_of(evidence.syscall) in ("sleep", "lock", "io")
 

@@ -398,6 +398,15 @@ def test_six_threads_that_compute_are_gil_before_starved() -> None:
     assert decide(dataclasses.replace(without_the_gil, watcher_late=0.0)) is Cause.STARVED
 
 
+def test_short_waits_for_a_disk_are_no_lock() -> None:
+    """A thread that wakes hundreds of times is in no lock: between its calls it wants the GIL, which the reader has."""
+    synced = Evidence(0.306, cpu=0.116, process_cpu=0.131, run_queue=0.001, runs=385, samples=8, gil_wait=0.0,
+                      moving=0.57, syscall="futex", syscall_share=0.75, wait_channel="futex_do_wait", call=".write",
+                      threshold=0.1)  # fmt: skip
+    assert decide(synced) is Cause.IO
+    assert decide(dataclasses.replace(synced, runs=3)) is Cause.LOCK
+
+
 def test_progress_of_a_pass() -> None:
     """A pass of many handles that advances evenly is overload; a long one among them is not."""
     even = Evidence(0.4, cpu=0.39, process_cpu=0.39, samples=2, gil_wait=0.03, handles=300, uneven=0.05, threshold=0.1)
