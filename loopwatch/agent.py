@@ -208,9 +208,13 @@ class Agent:
         """Stop the agent's threads before a fork; return the function that restarts them in the parent."""
         parts = self._parts
         if parts is None:
-            return self._forks.begin(self._watch.thread, (), contextlib.nullcontext(), lambda act: act())
+            return self._forks.begin(
+                self._watch.thread, (), contextlib.nullcontext(), lambda act: act(), self._watch.look
+            )
         others = (parts.sinks.thread, parts.health.thread, *parts.telemetry.threads)
-        return self._forks.begin(self._watch.thread, others, parts.sinks.held(), parts.health.when_forked)
+        return self._forks.begin(
+            self._watch.thread, others, parts.sinks.held(), parts.health.when_forked, self._watch.look
+        )
 
     def after_fork_in_child(self) -> None:
         """Reset in a forked child, where none of the threads exist and any lock may be held for ever.

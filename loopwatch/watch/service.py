@@ -164,6 +164,10 @@ class WatchService:
             old.gc.stop()
             self.end_discovery()
 
+    def look(self) -> None:
+        """Sample the loops that are blocked, in the calling thread, after a fork."""
+        self.watcher.look()
+
     def pause(self, is_paused: bool) -> None:
         """Pause or resume watching."""
         self.watcher.paused = is_paused

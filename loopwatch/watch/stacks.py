@@ -50,7 +50,7 @@ _DISCOVERY_FILE = unseen_file(_OWN + "watch/discovery.py")
 _BRIDGE_FILE = _OWN + "offloading/bridge.py"
 """File whose ``_steps`` begins a separate stack, a greenlet's, above that of the loop."""
 _GC_CALLBACK = GcMonitor._note.__code__
-_STARTS_OURS = (OwnThread._begin.__code__, OwnThread.wait_until_it_runs.__code__)
+_STARTS_OURS = OwnThread._begin.__code__
 """Code in which the loop's thread starts a thread of the agent and waits for it; the program's frames are below."""
 _SHOWN = (_OWN + "demo/app.py",)
 """Files of this package that stand for the user's code."""
@@ -135,7 +135,7 @@ def take(
             )
         elif code is _GC_CALLBACK:
             stack.in_gc = True
-        elif code in _STARTS_OURS:
+        elif code is _STARTS_OURS:
             stack.starts_ours = True
             frames.clear()
         current = current.f_back or below(current)

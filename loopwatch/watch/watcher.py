@@ -305,6 +305,14 @@ class Watcher:
         finally:
             self._walking.release()
 
+    def look(self) -> None:
+        """Sample the loops that are blocked, in the calling thread, which may be that of one.
+
+        For a thread that has kept the watcher's from running: the watcher's next tick may come when the block is over.
+        """
+        now = time.monotonic()
+        self._judge(self.glimpse(), Moment(now, now, 0.0))
+
     def came_late(self, glimpsed: Sequence[Glimpse], late: float, waited: Waited) -> None:
         """Judge what a thread of the agent glimpsed when it could not run for ``late`` seconds, mostly for the GIL.
 

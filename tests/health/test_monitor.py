@@ -219,7 +219,7 @@ pause = fork_pause.ForkPause(Faults())
 monitor, release, warned, threads = Monitor(Config, PatchSet(), Faults()), [], [], []
 os.register_at_fork(
     before=lambda: release.append(
-        pause.begin(monitor.thread, (), contextlib.nullcontext(), monitor.process_hooks.when_forked)
+        pause.begin(monitor.thread, (), contextlib.nullcontext(), monitor.process_hooks.when_forked, int)
     ),
     after_in_parent=lambda: release.pop()(),
     after_in_child=monitor.after_fork_in_child,

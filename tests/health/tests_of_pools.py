@@ -24,7 +24,7 @@ def until(happened: Callable[[], object], seconds: float = 20.0) -> None:
 def held_for_fork(monitor: Monitor) -> Callable[[], object]:
     """Stop the monitor's thread as before a fork; return a function that starts it again."""
     pause = ForkPause(Faults())
-    return pause.begin(monitor.thread, (), contextlib.nullcontext(), monitor.process_hooks.when_forked)
+    return pause.begin(monitor.thread, (), contextlib.nullcontext(), monitor.process_hooks.when_forked, int)
 
 
 class Gate:

@@ -37,15 +37,21 @@ class ForkPause:
         self.running = 0
 
     def begin(
-        self, first: OwnThread, others: Sequence[OwnThread], held: contextlib.AbstractContextManager[None], then: Finish
+        self,
+        first: OwnThread,
+        others: Sequence[OwnThread],
+        held: contextlib.AbstractContextManager[None],
+        then: Finish,
+        over: Callable[[], object],
     ) -> Callable[[], None]:
         """Stop the threads before a fork; return the function that restarts them in the parent.
 
         Args:
-            first: the watcher's thread, which restarts the others: the forking thread waits for one start only.
+            first: the watcher's thread, which restarts the others: the forking thread starts only one.
             others: the other threads.
             held: context that is entered for the duration of the fork.
             then: runs the restart of the threads.
+            over: called in the forking thread when the watcher's may run again; must not wait.
         """
         self.running += 1
         threads, leaving, hold = (first, *others), list[threading.Thread | None](), contextlib.ExitStack()
@@ -59,16 +65,16 @@ class ForkPause:
         def finish() -> None:
             with self._faults.guard(PART):
                 hold.close()
-            then(lambda: self._release(first, others))
+            then(lambda: self._release(first, others, over))
 
         return finish
 
-    def _release(self, first: OwnThread, others: Sequence[OwnThread]) -> None:
+    def _release(self, first: OwnThread, others: Sequence[OwnThread], over: Callable[[], object]) -> None:
         self.running -= 1
         self._returning.extend(others)
         with self._faults.guard(PART):
             first.release()
-            first.wait_until_it_runs()  # it samples the block that the fork may be part of
+            over()
         if not first.exists:
             self.bring_back()
 

@@ -160,12 +160,6 @@ class OwnThread:
                 if self._is_wanted:
                     self._begin()
 
-    def wait_until_it_runs(self, timeout: float = PATIENCE) -> None:
-        """Wait until a thread that was just started runs, at most ``timeout`` seconds."""
-        thread = self._thread
-        if thread is not None:
-            thread.wait_until_it_runs(timeout)
-
     def end(self, timeout: float) -> bool:
         """End the thread for good; wait at most ``timeout`` seconds; return whether it is gone."""
         with self._lock:

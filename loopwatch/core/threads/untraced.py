@@ -57,10 +57,6 @@ class UntracedThread(threading.Thread):
         steps: tuple[Callable[[], object], ...] = (*_drop, target, *_drop)
         self.run = functools.partial(deque, map(operator.call, steps), 0)  # type: ignore
 
-    def wait_until_it_runs(self, timeout: float) -> None:
-        """Wait until it runs, at most ``timeout`` seconds; for a thread that has been started."""
-        self._started.wait_for_it(timeout)
-
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, at most ``timeout`` seconds."""
         began = time.monotonic()
