@@ -8,6 +8,7 @@ import faulthandler
 import gc
 import importlib.util
 import os
+import signal
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ import pytest
 import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink
+
+pytest_plugins = ["repeat"]
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine to its end on a fresh loop, as ``asyncio.run`` does."""
@@ -59,8 +62,31 @@ def _run(factory: Callable[[], asyncio.AbstractEventLoop], coroutine: Coroutine[
         return made.run(coroutine)
 
 
+RELIED_ON = {"SIGINT": signal.default_int_handler} | dict.fromkeys(("SIGQUIT", "SIGTERM", "SIGCHLD"), signal.SIG_DFL)
+"""Signals that tests send or await, and what they do in a program that was started from a terminal."""
+
+
 @pytest.fixture(scope="session", autouse=True)
-def warmed_up() -> None:
+def usual_signals() -> Iterator[None]:
+    """Signals do what they usually do, here and in child processes.
+
+    A shell ignores some of them for the jobs that it starts in the background, and children inherit that.
+    """
+    before = {
+        number: signal.signal(number, usual)
+        for name, usual in RELIED_ON.items()
+        if (number := getattr(signal, name, None)) is not None
+    }
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, before) if hasattr(signal, "pthread_sigmask") else set()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if blocked:
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warmed_up(usual_signals: None) -> None:
     """Some descriptors are opened once in a process, by the first loop of a kind."""
     for kind in LOOPS:
         if kind != "uvloop" or importlib.util.find_spec("uvloop") is not None:
