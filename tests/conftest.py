@@ -21,6 +21,7 @@ import pytest
 
 import loopwatch
 from loopwatch.agent import Agent
+from loopwatch.system.cgroup import usable_cpus
 from loopwatch.testing import RecordingSink
 
 pytest_plugins = ["repeat"]
@@ -33,6 +34,14 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the processes that ``-n auto`` starts: as many as there are processors for this one, not in the host.
+
+    And one more: most tests wait most of their time.
+    """
+    return max(round(usable_cpus().usable), 1) + 1
 
 
 def raised(exc: BaseException) -> None:

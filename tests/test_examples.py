@@ -138,6 +138,7 @@ def test_fibonacci() -> None:
     assert max(blocks[1:]) < blocks[0]
 
 
+@pytest.mark.long
 def test_resize_images() -> None:
     """Each way makes the same images while the API answers; "auto" reports its destination, and why."""
     pytest.importorskip("PIL", reason="needs the test extra: pip install pillow")
@@ -151,6 +152,7 @@ def test_resize_images() -> None:
     assert "resize_anywhere runs " in printed.splitlines()[-1]
 
 
+@pytest.mark.long
 def test_model_per_worker() -> None:
     """The initializer loads the model once per worker, whatever the number of calls; the calls load it once each."""
     rows, printed = run_example("model_per_worker.py", 500, 2)
@@ -173,6 +175,7 @@ def test_shared_buffer() -> None:
     assert f"inline the sum is {sums.pop()}\n" in printed
 
 
+@pytest.mark.long
 def test_compare_service() -> None:
     """One variable has the pages drawn by workers; the function that blocked the loop does so no more."""
     pytest.importorskip("greenlet", reason="needs the extra: pip install loopwatch[transparent]")

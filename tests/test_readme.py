@@ -28,7 +28,7 @@ def test_first_two_shell_blocks_are_demo_and_tests() -> None:
     """The first command installs and runs the demo, the second installs and passes the tests; each stands alone."""
     demo, tests = blocks("sh")[:2]
     assert demo.splitlines()[-1] == ".venv/bin/loopwatch demo"
-    assert tests.splitlines()[-1] == ".venv/bin/python -m pytest -n 4"
+    assert tests.splitlines()[-1] == ".venv/bin/python -m pytest -n auto"
     for block in (demo, tests):
         assert block.startswith("python -m venv .venv\n.venv/bin/pip install ")
 

@@ -19,6 +19,8 @@ from loopwatch.errors import ConfigError, LoopwatchError
 from loopwatch.events import Cause, Evidence, Stall
 from loopwatch.testing import FakeClock, RecordingSink, assert_not_blocked
 
+pytestmark = pytest.mark.measures
+
 LONG = 0.15
 
 

@@ -34,14 +34,9 @@ class Clocks(NamedTuple):
 
 
 def read_clocks(*, exact: bool = True) -> Clocks:
-    """Read the clocks; if ``exact``, also the wait for a processor (a file of ``/proc``, a few us)."""
-    waits = -1
-    if sys.platform == "linux":
-        import resource
-
-        waits = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-    found = scheduled(threading.get_native_id()) if exact and sys.platform == "linux" else None
-    return Clocks(time.perf_counter(), time.thread_time(), waits, None if found is None else found.run_queue)
+    """Read the clocks before a call; if ``exact``, also the wait for a processor (a file of ``/proc``, a few us)."""
+    at, cpu = time.perf_counter(), time.thread_time()
+    return Clocks(at, cpu, _waits(), _run_queue() if exact else None)
 
 
 def used_since(began: Clocks) -> tuple[float, float]:
@@ -49,10 +44,28 @@ def used_since(began: Clocks) -> tuple[float, float]:
 
     A thread that never waited voluntarily counts as computing all the time, even while it had no processor.
     """
-    now = read_clocks(exact=began.starved is not None)
-    starved = (now.starved or 0.0) - (began.starved or 0.0) if began.starved is not None else 0.0
-    run = max(now.at - began.at - starved, 0.0)
-    return run, run if now.waits == began.waits >= 0 else min(now.cpu - began.cpu, run)
+    # Read within the time measured: a wait for a processor that is subtracted is one that was measured.
+    starved = 0.0 if began.starved is None else max((_run_queue() or 0.0) - began.starved, 0.0)
+    waits, at, cpu = _waits(), time.perf_counter(), time.thread_time()
+    run = max(at - began.at - starved, 0.0)
+    return run, run if waits == began.waits >= 0 else min(cpu - began.cpu, run)
+
+
+def _waits() -> int:
+    """Return how often the thread has waited voluntarily, -1 where it is unknown."""
+    if sys.platform != "linux":
+        return -1
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
+def _run_queue() -> float | None:
+    """Return the seconds for which the thread has waited for a processor, None where they are unknown."""
+    if sys.platform != "linux":
+        return None
+    found = scheduled(threading.get_native_id())
+    return None if found is None else found.run_queue
 
 
 class Reference:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from loopwatch.errors import ConfigError
+from loopwatch.system import cgroup
 from loopwatch.workers.launch import START_METHODS
 
 PREFIX = "[{name} {pid}] "
@@ -19,26 +18,8 @@ PREFIX = "[{name} {pid}] "
 
 
 def usable_cpus() -> int:
-    """Return how many processors this process may use, by its affinity and the quota of its cgroup."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(count, _cgroup_cpus()), 1)
-
-
-def _cgroup_cpus() -> int:
-    """Return the whole processors that the cgroup's quota allows (cpu.max of cgroup v2, cfs_quota_us of v1)."""
-    for quota_file, period_file in (
-        ("/sys/fs/cgroup/cpu.max", None),
-        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-    ):
-        try:
-            quota, *period = Path(quota_file).read_text(encoding="ascii").split()
-            if period_file is not None:
-                period = [Path(period_file).read_text(encoding="ascii").strip()]
-            if quota not in ("max", "-1"):
-                return max(round(int(quota) / int(period[0])), 1)
-        except (OSError, ValueError, IndexError, ZeroDivisionError):
-            continue
-    return sys.maxsize
+    """Return how many whole processors this process may use, by its affinity and the quota of its cgroup."""
+    return max(round(cgroup.usable_cpus().usable), 1)
 
 
 def check_count(name: str, value: Any, least: int, example: str) -> None:

@@ -17,7 +17,7 @@ from cli_helpers import BLOCKS, COMMAND, cli, environ, execute, free_port, get, 
 from loopwatch.cli.run import BOOTSTRAP, environment, find_program, settings_for
 from loopwatch.errors import ConfigError, LoopwatchError
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.measures, pytest.mark.timeout(30)]
 
 LIBRARY = """\
 import os, time
@@ -258,6 +258,7 @@ def ask_at_once(port: int) -> set[int]:
     return answered
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_every_uvicorn_worker_is_watched(tmp_path: Path, journal: Path, loop: str) -> None:
     """``uvicorn --workers 2``: both workers have journals of their own that name the culprit, on both loops."""
@@ -284,6 +285,7 @@ def test_every_uvicorn_worker_is_watched(tmp_path: Path, journal: Path, loop: st
     assert all(0.2 < stall.duration < 5 for stall in found)
 
 
+@pytest.mark.long
 def test_reloaded_uvicorn_is_watched(tmp_path: Path, journal: Path) -> None:
     """``uvicorn --reload``: the server process is watched, and so is the one that follows after a change."""
     pytest.importorskip("fastapi")

@@ -44,6 +44,7 @@ def written(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_wheel_exports_everything(tmp_path: Path) -> None:
     """An unpacked wheel, without a checkout, writes the files of this repository but not their sources."""
     source, unpacked = tmp_path / "source", tmp_path / "unpacked"
@@ -240,6 +241,7 @@ def test_amtool_accepts_the_configuration() -> None:
     assert subprocess.run(checked, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.long
 def test_the_example_service_blocks_its_loop(tmp_path: Path) -> None:
     """The service of the compose file starts, its visitors request its routes, and loopwatch finds what blocks."""
     folder = DASHBOARDS / "compose" / "service"

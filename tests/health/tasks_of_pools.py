@@ -39,9 +39,9 @@ def stuck(path: str) -> int:
 
 
 def burn(seconds: float) -> float:
-    """Use ``seconds`` of processor time."""
-    began = time.process_time()
-    while time.process_time() - began < seconds:
+    """Use ``seconds`` of processor time of this thread."""
+    began = time.thread_time()
+    while time.thread_time() - began < seconds:
         pass
     return seconds
 

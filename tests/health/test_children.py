@@ -31,6 +31,8 @@ from loopwatch.events import PoolStats, WorkerState
 from loopwatch.health.children.watched import KIND, NOTED_WITHIN, child_pids, has_children
 from loopwatch.health.monitor import Monitor
 
+pytestmark = pytest.mark.measures
+
 PATCHED = {
     os: (
         "fork", "forkpty", "posix_spawn", "posix_spawnp", "kill", "killpg",

@@ -33,6 +33,8 @@ from loopwatch.health.naming import pool_name
 from loopwatch.health.service import HealthService
 from loopwatch.health.task_stats import Window
 
+pytestmark = pytest.mark.measures
+
 HERE = Path(__file__).name
 REPLACED = {
     Future: ("set_exception", "cancel"),

@@ -37,6 +37,8 @@ from loopwatch.health.kinds.multiprocessing import LOST, MANY
 from loopwatch.health.service import HealthService
 from loopwatch.health.task_board import SIZE, SLOTS, Address, TaskBoard, claim
 
+pytestmark = pytest.mark.measures
+
 __all__ = ["watch"]
 HERE = Path(__file__).name
 METHODS = ["fork", "spawn", "forkserver"]

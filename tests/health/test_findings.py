@@ -25,6 +25,8 @@ from loopwatch.health.finding_rules import POOLS_PER_CALL, Kinds
 from loopwatch.health.history import CRASHES
 from loopwatch.system import cgroup
 
+pytestmark = pytest.mark.measures
+
 
 @pytest.fixture
 def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
@@ -47,6 +49,7 @@ def finding(agent: Agent, kind: str) -> Finding:
     return result
 
 
+@pytest.mark.long
 def test_a_starved_default_executor(watching: Agent, run: Callable[[Any], Any]) -> None:
     """A default executor whose threads are all blocked while two calls wait is a finding."""
     over = threading.Event()
@@ -137,6 +140,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_under_a_real_cpu_limit(limited_group: Path, tmp_path: Path, workers: int) -> None:
     """Two workers that compute in a group with 0.6 processors are a finding, by its limit; one is none."""

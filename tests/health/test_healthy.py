@@ -26,6 +26,8 @@ import loopwatch
 from loopwatch.agent import Agent
 from loopwatch.health import findings, history, monitor, states
 
+pytestmark = pytest.mark.measures
+
 FORK = multiprocessing.get_context("fork")
 
 
@@ -260,6 +262,7 @@ def test_programs_whose_exit_codes_are_results(silent: Agent, run: Callable[[Any
     run(main())
 
 
+@pytest.mark.long
 def test_a_supervisor_that_recycles_its_workers(silent: Agent) -> None:
     """No finding for forks that exit with 0 or a code that requests a restart, or that their supervisor kills."""
     for code in (0, 155, 0, 155, 155, 155):

@@ -30,6 +30,8 @@ from loopwatch.health import lost_errors
 from loopwatch.health.service import HealthService
 from loopwatch.health.task_stats import MOST_TYPES, TOGETHER, TaskStats
 
+pytestmark = pytest.mark.measures
+
 __all__ = ["watch"]
 ODD = "tasks_of_pools.Odd"
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from tests_of_pools import until
 
+pytestmark = pytest.mark.measures
+
 pytest.importorskip("prometheus_client", reason="needs the extra loopwatch[prometheus]")
 
 APP = """

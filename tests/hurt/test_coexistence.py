@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import pytest
 from hostproc import program, succeeded
 
+pytestmark = [pytest.mark.long, pytest.mark.measures]
+
 
 @dataclass(frozen=True)
 class Tool:

@@ -9,6 +9,8 @@ import subprocess
 import pytest
 from hostproc import start
 
+pytestmark = pytest.mark.measures
+
 PROGRAM = """
     import loopwatch
     quiet()

@@ -20,6 +20,8 @@ from loopwatch.sinks.files import hang_path, journal_path
 from loopwatch.sinks.hang_file import hang_header
 from loopwatch.sinks.hang_timer import HangTimer, leftover_hangs
 
+pytestmark = pytest.mark.measures
+
 LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") is not None else [])
 
 WITH_OR_WITHOUT = """
@@ -237,6 +239,7 @@ def test_a_killed_hang_is_reported_at_the_next_start(kind: str, tmp_path: Path) 
     assert "catastrophic" in [frame.function for frame in reported[0].stack]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_hang_that_ends(kind: str, tmp_path: Path) -> None:
     """After a hang in C code that has ended, the hang file has only its header, and the stall has its culprit.

@@ -24,6 +24,8 @@ from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.testing import RecordingSink
 from loopwatch.watch.probes.asyncio import AsyncioProbe
 
+pytestmark = pytest.mark.measures
+
 LONG = 0.15
 
 

@@ -11,7 +11,7 @@ from hostproc import journals, succeeded
 
 from loopwatch.report.reader import read_journals
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = [pytest.mark.measures, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")]
 
 LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") is not None else [])
 
@@ -117,6 +117,7 @@ INSIDE = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_hundred_forks_inside_a_running_loop(kind: str, tmp_path: Path) -> None:
     """Each of 100 children forked on a running loop finds its own block and none hangs, with busy watcher and sinks."""
@@ -175,6 +176,7 @@ OUTSIDE = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_hundred_forks_beside_a_running_loop(kind: str, tmp_path: Path) -> None:
     """None of 100 children forked by another thread hangs, half of which end through sys.exit().

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hostproc import succeeded
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = [pytest.mark.measures, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")]
 
 LOOPS = ["asyncio"] + (["uvloop"] if importlib.util.find_spec("uvloop") is not None else [])
 

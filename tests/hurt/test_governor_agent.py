@@ -14,6 +14,8 @@ from loopwatch import Cause
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink
 
+pytestmark = pytest.mark.measures
+
 
 def budget_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "cpu_budget" in record.getMessage()]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from hostproc import succeeded
+
+pytestmark = pytest.mark.measures
 
 OFF = """
     import concurrent.futures, loopwatch

@@ -7,6 +7,8 @@ import sys
 import pytest
 from hostproc import succeeded
 
+pytestmark = pytest.mark.measures
+
 PRELUDE = """
     import loopwatch
 

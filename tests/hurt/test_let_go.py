@@ -29,6 +29,7 @@ def run(kind: str, *arguments: str) -> tuple[int, int, list[str], list[str], dic
     return found  # type: ignore[no-any-return]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", COUNTS)
 def test_dropped_objects_are_freed(kind: str) -> None:
     """No more objects are left than without the agent before the garbage collector runs, and none afterwards.
@@ -61,6 +62,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_more_pools_than_descriptors(tmp_path: Path) -> None:
     """A process limited to 256 descriptors can make 200 pools of 8 descriptors each one after the other."""
     script = tmp_path / "pools.py"

@@ -8,6 +8,8 @@ import sys
 import pytest
 from hostproc import succeeded
 
+pytestmark = pytest.mark.measures
+
 RESIDENT = """
     import logging
     def resident():
@@ -76,6 +78,7 @@ STALLS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_install_adds_less_than_12_mb() -> None:
     """An asyncio program has at most 12 MB more resident memory with the agent than without; medians of five."""
@@ -86,6 +89,7 @@ def test_install_adds_less_than_12_mb() -> None:
     assert 0 < added <= 12, f"{added:.1f} MB"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ten_thousand_stalls_stay_within_the_ring(tmp_path: object) -> None:
     """After ten thousand stalls with different culprits, journaled and logged, only the latest 512 are kept."""

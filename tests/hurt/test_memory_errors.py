@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hostproc import succeeded
 
+pytestmark = pytest.mark.measures
+
 SWEEP = """
     import loopwatch, os, warnings
     from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +72,7 @@ SWEEP = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_no_memory_error_of_the_agent_reaches_the_program(kind: str) -> None:
     """Each of some hundred calls fails once: results are right each time, and the next agent finds its stall."""

@@ -37,6 +37,8 @@ from loopwatch.watch import task_info
 from loopwatch.watch.observation import Observation, Sample
 from loopwatch.watch.stacks import RawFrame, RawStack, call_at
 
+pytestmark = pytest.mark.measures
+
 MIB = 1 << 20
 HERE = Site.here()
 NASTY = (

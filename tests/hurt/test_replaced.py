@@ -12,6 +12,8 @@ from textwrap import dedent
 import pytest
 from hostproc import program, succeeded
 
+pytestmark = pytest.mark.measures
+
 GUARDS = {
     # After Home Assistant's block_async_io, but stricter: its functions must not be called where a loop runs.
     "home assistant": """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hostproc import succeeded
 
+pytestmark = pytest.mark.measures
+
 STORM = """
     import loopwatch
     quiet()

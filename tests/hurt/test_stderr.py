@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hostproc import DEADLINE, PRELUDE, program, succeeded
 
+pytestmark = pytest.mark.measures
+
 STALL = """
 import loopwatch
 from loopwatch.core import log

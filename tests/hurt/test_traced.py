@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hostproc import program, succeeded
 
+pytestmark = pytest.mark.measures
+
 KINDS = ("asyncio", "uvloop")
 
 RAISES = """

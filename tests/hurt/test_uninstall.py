@@ -32,6 +32,8 @@ from loopwatch.agent import Agent
 from loopwatch.core.stand_in import StandIn
 from loopwatch.testing import RecordingSink
 
+pytestmark = pytest.mark.measures
+
 NEEDS_UVLOOP = pytest.mark.skipif(importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed")
 
 
@@ -300,6 +302,7 @@ THOUSAND = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["asyncio", pytest.param("uvloop", marks=NEEDS_UVLOOP)])
 def test_a_thousand_times_leaks_nothing(kind: str) -> None:
     """A thousand installs, half of them on a running loop, leak no thread, descriptor or hook; under 100 bytes each."""

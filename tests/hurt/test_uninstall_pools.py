@@ -93,6 +93,7 @@ UVLOOP = pytest.param(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["plain", "full"])
 @pytest.mark.parametrize("kind", ["asyncio", UVLOOP])
 def test_fifty_times(kind: str, what: str, tmp_path: object) -> None:

@@ -13,6 +13,8 @@ from hostproc import PRELUDE, program, succeeded
 
 import loopwatch
 
+pytestmark = pytest.mark.measures
+
 ROOT = Path(loopwatch.__file__).parent
 SINCE_3_12 = sys.version_info >= (3, 12)
 

@@ -35,6 +35,8 @@ from starlette.responses import PlainTextResponse  # noqa: E402
 from starlette.routing import Mount, Route, WebSocketRoute  # noqa: E402
 from starlette.websockets import WebSocket  # noqa: E402
 
+pytestmark = pytest.mark.measures
+
 SECRET = "s3cret"
 SETTINGS: dict[str, Any] = {"threshold": 0.05, "log_level": "DEBUG", "cpu_budget": 1.0}
 

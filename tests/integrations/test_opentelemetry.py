@@ -29,6 +29,8 @@ from loopwatch.integrations.opentelemetry import LoopwatchInstrumentor
 from tests.conftest import Run, runner
 from tests.telemetry.traced import STALL, Exported, events, set_globally
 
+pytestmark = pytest.mark.measures
+
 DEADLINE = 40.0
 
 

@@ -27,6 +27,8 @@ from loopwatch.offloading.side_effects import CALLS_ITSELF
 from tests.conftest import Run, runner
 from tests.offloading import named, offloaded
 
+pytestmark = pytest.mark.measures
+
 MODULE = "tests.offloading.named"
 HERE = os.getpid()
 

@@ -33,14 +33,10 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 START = 20.0
 """s that a server may take to be there, on a machine that does other things too."""
-SWITCH = "LOOPWATCH_TEST_REAL"
-"""Set to 0 it skips what tests servers and not the interpreter: once for all interpreters is enough."""
 
 
 def missing(*programs: str) -> str:
     """Return why tests on real servers are skipped, "" if they need not be."""
-    if os.environ.get(SWITCH) == "0":
-        return f"real servers are tested under one interpreter ({SWITCH}=0)"
     packages = {
         "prometheus": "prometheus",
         "promtool": "prometheus",

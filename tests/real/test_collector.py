@@ -15,7 +15,7 @@ from real_servers import await_that, missing, program, rotel
 from loopwatch.telemetry.metrics.catalog import BY_NAME
 
 WHY_NOT = missing("rotel")
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = [pytest.mark.long, pytest.mark.measures, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 SHOWN = ("--exporter=blackhole", "--debug-log-verbosity=detailed")
 SHOWN += ("--debug-log=traces", "--debug-log=metrics", "--debug-log=logs")

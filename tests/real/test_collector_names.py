@@ -12,6 +12,8 @@ from opentelemetry.proto.metrics.v1 import metrics_pb2 as otlp
 
 from loopwatch.telemetry.metrics.catalog import CATALOG, Kind, Metric
 
+pytestmark = pytest.mark.long
+
 
 def as_otlp(metric: Metric) -> otlp.Metric:
     """Return a metric as it is sent."""

@@ -43,7 +43,12 @@ SPEED = 60
 """Times as fast as shipped the rules are here: a minute is a second."""
 
 WHY_NOT = missing("prometheus", "prometheus-alertmanager", "rotel")
-pytestmark = [pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.measures,
+    pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
+    pytest.mark.timeout(300),
+]
 
 BOTH = ("scraped", "exported")
 BLOCKING = ("python", "dump", "garbage", "culprits", "fault")

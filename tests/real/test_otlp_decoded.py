@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = [pytest.mark.long, pytest.mark.measures]
+
 oteltap = pytest.importorskip("oteltap", reason="oteltap is not installed: pip install oteltap")
 
 DEADLINE = 40.0

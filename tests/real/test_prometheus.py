@@ -16,7 +16,7 @@ import pytest
 from real_servers import Prometheus, await_that, free_port, missing, program, prometheus
 
 WHY_NOT = missing("prometheus")
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = [pytest.mark.long, pytest.mark.measures, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
 TRACE, SPAN = f"{0xABC:032x}", f"{0xDEF:016x}"
 

@@ -18,6 +18,8 @@ from loopwatch.report.reader import read_journals
 from loopwatch.report.tables import Report
 from loopwatch.report.text import to_text
 
+pytestmark = [pytest.mark.long, pytest.mark.measures]
+
 APP = """\
 import time
 

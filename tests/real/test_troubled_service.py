@@ -14,6 +14,8 @@ from real_servers import await_that, get, troubled_service
 from loopwatch.events import Cause
 from loopwatch.report.reader import read_journals
 
+pytestmark = [pytest.mark.long, pytest.mark.measures]
+
 
 def test_troubles_come_and_go(tmp_path: Path) -> None:
     """Switched on, troubles block the loop and make processes: zombies, orphans, workers; switched off, those are gone,

@@ -23,11 +23,8 @@ from loopwatch.sinks.hang_file import HangDump
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.skipif(CHROMIUM is None, reason="needs the chromium browser in PATH"),
-    pytest.mark.skipif(
-        os.environ.get("LOOPWATCH_TEST_REAL") == "0",
-        reason="a browser draws the same under every interpreter (LOOPWATCH_TEST_REAL=0)",
-    ),
 ]
 
 OPTIONS = (

@@ -92,13 +92,6 @@ def _stolen() -> float | None:
         return None
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
-    config.addinivalue_line(
-        "markers", "measures: asserts times or samples; repeated if the machine was short of processors"
-    )
-
-
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run a marked test until it passes, fails for no reason of the machine, or has had its attempts."""
     if item.get_closest_marker("measures") is None:

@@ -403,6 +403,7 @@ def mute() -> Iterator[Callable[[range], Mute]]:
         each.close()
 
 
+@pytest.mark.long
 def test_concurrent_target_requests_share_a_search(serve: Callable[..., Scrape], mute: Callable[[range], Mute]) -> None:
     """Requests for /targets beside mute listeners share one search, which uses a handful of sockets and one thread."""
     base = free_range(12)

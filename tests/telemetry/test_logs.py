@@ -18,6 +18,8 @@ from tests.conftest import Run
 from tests.support.stalls import T0, make_stall
 from tests.telemetry.traced import FLAGGED, Exported, set_globally
 
+pytestmark = pytest.mark.measures
+
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Exported]:

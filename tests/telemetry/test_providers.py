@@ -33,6 +33,8 @@ from loopwatch.errors import ConfigError
 from loopwatch.telemetry.otel import exporter
 from loopwatch.testing import FakeClock
 
+pytestmark = pytest.mark.measures
+
 STALLS = "asyncio.eventloop.stalls"
 
 

@@ -20,6 +20,8 @@ from tests.conftest import Run
 from tests.support.stalls import T0, frame, make_stall
 from tests.telemetry.traced import Exported, ratio, set_globally
 
+pytestmark = pytest.mark.measures
+
 TRACE, SPAN = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
 SECRET = "s3cret"
 

@@ -29,6 +29,8 @@ from loopwatch.watch.observation import Case, Notice
 from tests.conftest import Run, runner
 from tests.telemetry.traced import Exported, events, set_globally
 
+pytestmark = pytest.mark.measures
+
 BLOCK = 0.35
 
 

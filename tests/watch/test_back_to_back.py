@@ -11,6 +11,8 @@ import pytest
 import loopwatch
 from loopwatch.events import Cause, Stall
 
+pytestmark = pytest.mark.measures
+
 CALLS = 8
 PATTERN = re.compile(r"(a+)+$")
 

@@ -19,6 +19,8 @@ from loopwatch.agent import Agent
 from loopwatch.watch.prompts import REASON, is_typed
 from loopwatch.watch.stacks import RawFrame
 
+pytestmark = pytest.mark.measures
+
 LONG = 0.4
 
 

@@ -16,6 +16,8 @@ from loopwatch.agent import Agent
 from loopwatch.events import Cause, ExpectedBlocks
 from loopwatch.testing import RecordingSink
 
+pytestmark = pytest.mark.measures
+
 LONG = 0.3
 PATIENCE = 20.0
 

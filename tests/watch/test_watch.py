@@ -22,6 +22,8 @@ from loopwatch import Cause, ConfigError, Stall
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink
 
+pytestmark = pytest.mark.measures
+
 LONG = 0.3
 
 
@@ -439,6 +441,7 @@ def test_watch_loop_refuses_a_closed_loop(agent: Agent) -> None:
         agent.watch_loop(loop)
 
 
+@pytest.mark.long
 def test_ten_thousand_loops_under_a_hot_watcher(loop_kind: str, sink: RecordingSink) -> None:
     """Opening, running and closing 10,000 loops under a watcher that ticks all the time neither crashes nor leaks."""
     agent = loopwatch.install(threshold=0.011, on_stall=sink, log_level="DEBUG", cpu_budget=1.0)

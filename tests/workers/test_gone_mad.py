@@ -90,6 +90,7 @@ def test_descriptors_without_a_frame_are_bounded(run: Run) -> None:
     run(main())
 
 
+@pytest.mark.long
 def test_a_flood_of_records_does_not_fill_the_memory(run: Run) -> None:
     """Data that a worker sends faster than it is handled waits in its socket, not in the parent's memory."""
 

@@ -81,6 +81,7 @@ def count(start: int, lines: int) -> int:
     return os.getpid()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("loop_kind", "method"), WAYS)
 def test_lines_stay_whole(run: Run, capfd: pytest.CaptureFixture[str], method: str) -> None:
     """Lines of several workers and pools stay whole, none is lost, and those of one worker keep their order."""

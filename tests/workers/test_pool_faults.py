@@ -40,6 +40,8 @@ from loopwatch.workers.shared_buffer import SharedBuffer
 from tests.conftest import Run, runner
 from tests.workers.helpers import METHODS, ROOT, WAYS, Gate, hold, program, script, stats_add_up
 
+pytestmark = pytest.mark.measures
+
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Gate]:
@@ -1299,6 +1301,7 @@ def write_and_work(path: str, number: int, seconds: float) -> int:
     return number
 
 
+@pytest.mark.long
 def test_everything_at_once(run: Run, tmp_path: Path) -> None:
     """Under random kills, cancels and time-outs no call runs twice, hangs or is lost, and no results are swapped."""
     chance = random.Random(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 
 import loopwatch
+from loopwatch import CallOptions
 from loopwatch.events import DESTINATIONS, PlaceStats
 from loopwatch.workers import totals
 from loopwatch.workers.thread_backend import ThreadBackend
 from loopwatch.workers.totals import CallTotals, places, totals_of
+
+pytestmark = pytest.mark.measures
 
 Run = Callable[[Any], Any]
 
@@ -91,12 +95,18 @@ def test_threads_inline_and_engines(run: Run) -> None:
     threads = ThreadBackend(1, name="one")
 
     async def main() -> None:
-        before = now()
+        before, gate = now(), threading.Event()
         in_threads = loopwatch.offload(to=threads)(blocking_sleep)
-        await asyncio.gather(in_threads(0.05), in_threads(0.05))
+        first = threads.submit(gate.wait, (), {}, CallOptions())
+        second = asyncio.ensure_future(in_threads(0.05))
+        while threads.stats().queued != 1:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        gate.set()
+        await first, await second
         found = grown("thread", before)
-        assert 0.1 <= found.run < 2
-        assert found.trip >= 0.045  # the second waited for the first
+        assert 0.1 <= found.run < 60
+        assert found.trip >= 0.05  # the second waited for the first
         assert (found.held, found.calls) == (0, 0)
         assert found.saved == pytest.approx(found.run)
 

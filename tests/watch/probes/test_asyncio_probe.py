@@ -31,6 +31,8 @@ from loopwatch.watch.probes.base import IDLE, Block
 from loopwatch.watch.probes.choice import make_probe
 from loopwatch.watch.probes.heartbeat import HeartbeatProbe
 
+pytestmark = pytest.mark.measures
+
 LIMIT = 0.1
 
 

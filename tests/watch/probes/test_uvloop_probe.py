@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from loopwatch.watch.probes.base import IDLE, Block
 from loopwatch.watch.probes.uvloop import Reading, UvloopProbe
 
+pytestmark = pytest.mark.measures
+
 uvloop = pytest.importorskip("uvloop")
 
 LIMIT = 0.1
