@@ -128,15 +128,8 @@ def test_regular_expression_keeps_the_gil(agent: Agent, sink: RecordingSink, run
     def catastrophic() -> None:
         re.match(r"(a+)+$", "a" * length + "b")
 
-    for _ in range(5):
-        sink.stalls.clear()
-        run(around(catastrophic))
-        stall = max(sink.wait(), key=lambda stall: stall.duration)
-        waited_for_a_processor = max(stall.evidence.watcher_starved, stall.evidence.run_queue or 0.0)
-        if waited_for_a_processor < 0.1 * stall.duration:  # else the machine is too busy to judge
-            break
-    else:
-        pytest.skip("this machine gives no processor to a thread that wants one")
+    run(around(catastrophic))
+    stall = max(sink.wait(), key=lambda stall: stall.duration)
     assert stall.culprit is not None, (stall.samples, stall.leaf, stall.evidence, stall.uncertainty)
     assert stall.culprit.function.endswith("catastrophic")
     assert stall.cause is Cause.NATIVE_GIL, stall.evidence
