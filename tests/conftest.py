@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -25,6 +26,7 @@ from loopwatch.system.cgroup import usable_cpus
 from loopwatch.testing import RecordingSink
 
 pytest_plugins = ["repeat"]
+TESTS = Path(__file__).parent
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine to its end on a fresh loop, as ``asyncio.run`` does."""
@@ -42,6 +44,19 @@ def pytest_xdist_auto_num_workers() -> int:
     And one more: most tests wait most of their time.
     """
     return max(round(usable_cpus().usable), 1) + 1
+
+
+EAGER_COUNTS = ("watch", "offloading", "integrations")
+"""Folders whose tests run with eager tasks by default: there it matters where the first step of a task runs."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the runs with eager tasks to the long tests where they are the same as those on asyncio."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if parameters.get("loop_kind") == "eager" and item.path.relative_to(TESTS).parts[0] not in EAGER_COUNTS:
+            item.add_marker("long")
 
 
 def raised(exc: BaseException) -> None:
