@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import asyncio.events
+import contextlib
 import faulthandler
 import gc
 import importlib.util
@@ -164,6 +165,14 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0  # noqa: PTH112, PTH208
 
 
+def _children() -> list[str]:
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(f"{process.pid} {process.status()}: {' '.join(process.cmdline())}")
+    return found
+
+
 def _until(happened: Callable[[], bool], seconds: float = 5.0) -> bool:
     if happened():
         return True
@@ -186,5 +195,5 @@ def nothing_left_behind() -> Iterator[None]:
         before["uvloop.Loop"] = {"run_forever": None, "close": None}
     assert after == before, "a patch was left behind"
     assert _until(lambda: not set(threading.enumerate()) - threads), set(threading.enumerate()) - threads
-    assert _until(lambda: not psutil.Process().children()), psutil.Process().children()
+    assert _until(lambda: not _children()), _children()
     assert _until(lambda: _descriptors() <= descriptors), f"{_descriptors()} descriptors, {descriptors} before"

@@ -89,7 +89,7 @@ class _Facts:
         """Return the facts of ``evidence``."""
         parts, cpu = split(evidence), evidence.cpu or 0.0
         others = 0.0 if evidence.process_cpu is None or evidence.cpu is None else evidence.process_cpu - cpu
-        kept = late = evidence.watcher_late - evidence.watcher_starved
+        kept = late = max(evidence.watcher_late - max(evidence.watcher_starved, 0.0), 0.0)
         if evidence.watcher_runs is not None:  # once each switch interval while it waits for the GIL
             kept = min(kept, evidence.watcher_runs * evidence.switch_interval)
         kept -= parts.starved  # whoever keeps the GIL may have no processor meanwhile, and compute nothing

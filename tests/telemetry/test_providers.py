@@ -47,6 +47,8 @@ def fresh_globals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(module, name, None)
         once = getattr(module, f"{name}_SET_ONCE")
         monkeypatch.setattr(once, "_done", False)
+    # It keeps the provider that was set last, and gives it to libraries that ask later.
+    monkeypatch.setattr(metrics._internal, "_PROXY_METER_PROVIDER", metrics._internal._ProxyMeterProvider())
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         monkeypatch.delenv(name)
     yield
