@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py                                # loopwatch on asyncio and uvloop, about an hour
     python benchmarks/accuracy.py --only sleep,json --reps 1     # a quick look
     python benchmarks/accuracy.py --hogs 4 --quota 0.6           # as in production: a busy host, a CPU limit
+    python benchmarks/accuracy.py --only none --in-a-row         # blocks without a pause between them
     python benchmarks/accuracy.py --peers --envs ~/.cache/peers  # its peers too, in environments of their own
 
 Each tool runs on each kind of loop in a process of its own, which runs the blockers of blockers.py one after the other
@@ -38,6 +39,7 @@ from typing import Any
 
 import blockers
 import busy_machine
+import in_a_row
 import peers
 from blockers import BLOCKERS, Blocker, Refilled, SkipError, Stage
 
@@ -102,6 +104,10 @@ async def _serve(
         tool.drain()
         emit({"kind": "row", "row": "healthy load", "seconds": options.healthy})
         emit(await healthy_load(tool, options.healthy))
+    if options.in_a_row:
+        emit({"kind": "row", "row": "in a row", "seconds": in_a_row.LENGTH})
+        for record in await in_a_row.run(tool, SETTLE):
+            emit(record)
     emit({"kind": "end", "cost": tool.own_cost()})
     with contextlib.suppress(Exception):
         await tool.stop()
@@ -254,11 +260,12 @@ def run_children(tool: str, loop: str, python: str, prefix: list[str], options: 
     peer = tool != peers.Loopwatch.name
     lengths, reps = (options.peer_lengths, options.peer_reps) if peer else (options.lengths, options.reps)
     healthy = options.peer_healthy if peer else options.healthy
-    while rows or healthy > 0:
+    series = options.in_a_row and not peer
+    while rows or healthy > 0 or series:
         command = [
             *prefix, python, str(Path(__file__).resolve()), "--child", "--tool", tool, "--loop", loop,
             "--only", ",".join(rows) or "none", "--lengths", ",".join(map(str, lengths)), "--reps", str(reps),
-            "--healthy", str(healthy),
+            "--healthy", str(healthy), *["--in-a-row"] * series,
         ]  # fmt: skip
         at, ended, problem = "start", False, ""
         for record in _lines_of(command):
@@ -750,6 +757,10 @@ def _print(results: Results, versions: dict[str, str], options: argparse.Namespa
         "below the threshold: `starved` is right there, as the intended cause is.\n"
     )
     print("\n".join(table_of_totals(results)))
+    in_rows = [(loop, each) for (_, loop), found in results.items() for each in found if each["kind"] == "series"]
+    if in_rows:
+        print("\n## Blocks in a row\n")
+        print("\n".join(in_a_row.table(in_rows, THRESHOLD)))
     if len({tool for tool, _ in results}) > 1:
         for loop in dict.fromkeys(loop for _, loop in results):
             print(f"\n## Side by side on {loop}\n")
@@ -777,6 +788,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reps", type=int, default=3, help="repetitions of each row and length")
     parser.add_argument("--lengths", type=seconds, default=list(LENGTHS), help="seconds, separated by commas")
     parser.add_argument("--healthy", type=float, default=60.0, help="seconds of healthy load")
+    parser.add_argument("--in-a-row", action="store_true", help="blocks in a row as well")
     parser.add_argument("--peer-reps", type=int, default=3)
     parser.add_argument("--peer-lengths", type=seconds, default=[0.3])
     parser.add_argument("--peer-healthy", type=float, default=20.0)

@@ -108,14 +108,16 @@ class LoopReading:
 
 @dataclass(slots=True)
 class Baseline:
-    """Clocks of a loop's thread at one moment before a block, and the loop's idle seconds by then.
+    """Clocks of a loop's thread at one moment outside a block, and the loop's idle seconds by then.
 
-    Reading the run queue costs a file: ``run_queue_at`` is when it was last read.
+    Reading the run queue costs a file: ``run_queue_at`` is when it was last read, and ``run_queue_idle`` the idle
+    seconds by then.
     """
 
     clocks: Clocks
     run_queue_at: float
     idle: float
+    run_queue_idle: float
 
 
 @dataclass(slots=True)

@@ -39,6 +39,7 @@ class View(NamedTuple):
         is_exact: whether the start of a block is known exactly, by timestamps in the loop itself.
         is_traced: whether tracing is in use: waiters' spans are annotated while a block lasts.
         was_kept: whether a call has kept the GIL until this tick: the next one may follow without a pause.
+        was_blocked: whether it was blocked lately.
         beat_due: when the next heartbeat is due.
         last_beat: when the last heartbeat ran.
         beat_interval: seconds between two heartbeats.
@@ -53,6 +54,7 @@ class View(NamedTuple):
     is_exact: bool
     is_traced: bool
     was_kept: bool
+    was_blocked: bool
     beat_due: float
     last_beat: float
     beat_interval: float
@@ -78,13 +80,15 @@ def next_look(view: View, threshold: float, stretch: float) -> Look:
     Args:
         view: state of the loop.
         threshold: seconds from which on a block is a stall.
-        stretch: factor by which the watcher's intervals are stretched, 1 or more.
+        stretch: factor by which the watcher's intervals are stretched, 1 or more; of no effect on the ticks of a loop
+            that was blocked lately, each of which may find the next block.
     """
     now, age = view.now, view.now - view.since
+    if age >= threshold / 2 and not view.rests:
+        return Look(now + _gap(age, view.samples, threshold, stretch), keeps=True)
+    stretch = 1.0 if view.was_blocked else stretch
     if view.rests:
         return Look(now + tick_of(QUIET_TICK * threshold, stretch), keeps=True)
-    if age >= threshold / 2:
-        return Look(now + _gap(age, view.samples, stretch), keeps=True)
     if view.was_kept and not view.is_exact:
         # Its passes are kept apart by requests for the GIL: each is granted at the end of a call.
         return Look(now + SHORTEST_GAP)
@@ -112,10 +116,11 @@ def tick_of(seconds: float, stretch: float) -> float:
     return min(max(seconds, SHORTEST_TICK), LONGEST_TICK) * min(max(stretch / 4, 1.0), MOST_STRETCHED)
 
 
-def _gap(age: float, samples: int, stretch: float) -> float:
+def _gap(age: float, samples: int, threshold: float, stretch: float) -> float:
     """Return the time until the next sample of a block that has lasted for ``age`` seconds; the first is in time."""
     gap = min(max(age / 4, SHORTEST_GAP), LONGEST_GAP)
     if samples >= MANY_SAMPLES:
         gap = max(gap, age / 50)
-    # Not beyond the longest tick: where only these ticks detect the end of a block, it must not be reported much later.
-    return min(gap * stretch, max(gap, LONGEST_TICK)) if samples else gap
+    # The next block may follow without a pause, and needs a sample as well.
+    most = min(max(EXACT_TICK * threshold, SHORTEST_TICK), LONGEST_TICK)
+    return min(gap * stretch, max(gap, most)) if samples else gap

@@ -10,6 +10,8 @@ from loopwatch.watch.watched_loop import WatchedLoop
 
 SPANNED = 0.4
 """Share of a block that the clock readings within it must span to represent all of it."""
+NEAR = 0.1
+"""Share of a block that the loop may have worked before it and after it, between the readings that are taken for it."""
 
 
 class Usage(NamedTuple):
@@ -66,19 +68,24 @@ def _within(first: Clocks, last: Clocks, length: float) -> Usage:
 
 
 def _since_before(loop: WatchedLoop, block: Block, length: float) -> Usage:
-    """Return the usage since the last reading before the block, over the time in which the loop was not idle."""
-    baseline = loop.baseline_before(block.start)
+    """Return the usage since the reading nearest to the block's start, over the time in which the loop was not idle.
+
+    Where other work of the loop lies between, as in a row of blocks, it is taken to have had all of the wait for a
+    processor that it can have had.
+    """
+    baseline = loop.baseline_near(block.start)
     if baseline is None or loop.thread is None:
         return Usage(length)
     before, now = baseline.clocks, loop.thread.clocks()
-    idle = (loop.probe.counters(now.at).idle or 0.0) - baseline.idle
-    return Usage(
-        max(now.at - before.at - max(idle, 0.0), length),
-        _difference(before.cpu, now.cpu),
-        now.process_cpu - before.process_cpu,
-        _difference(before.run_queue, now.run_queue),
-        None if before.runs is None or now.runs is None else now.runs - before.runs,
-    )
+    idle = loop.probe.counters(now.at).idle or 0.0
+    loop.note_clocks(now, idle)
+    wall = max(now.at - before.at - max(idle - baseline.idle, 0.0), length)
+    run_queue = _difference(before.run_queue, now.run_queue)
+    runs = None if before.runs is None or now.runs is None else now.runs - before.runs
+    other = now.at - baseline.run_queue_at - max(idle - baseline.run_queue_idle, 0.0) - length
+    if other > NEAR * length:
+        runs, run_queue = None, None if run_queue is None else max(run_queue - other, 0.0)
+    return Usage(wall, _difference(before.cpu, now.cpu), now.process_cpu - before.process_cpu, run_queue, runs)
 
 
 def _difference(before: float | None, after: float | None) -> float | None:

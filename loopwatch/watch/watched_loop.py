@@ -67,6 +67,7 @@ class WatchedLoop:
         self.quiet = False
         self._quiet_since, self._quiet_passes = time.monotonic(), 0
         self.stalls = 0
+        self.last_blocked = NEVER
         self.blocked = 0.0
         self._beating = False
         self._at_beat = self._at_window = Counters(None, None, None, None)
@@ -91,7 +92,8 @@ class WatchedLoop:
         self._baselines.clear()
         # No file is read on the loop's thread: the watcher adds the run queue at its first tick.
         clocks = self.thread.clocks(files=False)
-        self._baselines.append(Baseline(clocks, NEVER, self.probe.counters(clocks.at).idle or 0.0))
+        idle = self.probe.counters(clocks.at).idle or 0.0
+        self._baselines.append(Baseline(clocks, NEVER, idle, idle))
         self.probe.running(True)
         if self._beating:
             self.heart.resume()
@@ -105,11 +107,14 @@ class WatchedLoop:
         """The clocks last read outside a block, None if there are none."""
         return self._baselines[-1] if self._baselines else None
 
-    def baseline_before(self, start: float) -> Baseline | None:
-        """Return the clocks last read before ``start``, else the earliest ones, None if there are none."""
+    def baseline_near(self, start: float) -> Baseline | None:
+        """Return the clocks that were read nearest to ``start``, None if there are none."""
         known = list(self._baselines)  # the watcher may be adding to it
-        before = [item for item in known if item.clocks.at <= start]
-        return before[-1] if before else next(iter(known), None)
+        return min(known, key=lambda item: abs(item.clocks.at - start), default=None)
+
+    def note_clocks(self, clocks: Clocks, idle: float) -> None:
+        """Keep clocks read at the end of a block: the next one may follow without a pause."""
+        self._baselines.append(Baseline(clocks, clocks.at, idle, idle))
 
     def renew_baseline(self, now: float, idle: float, pace: float = 1.0) -> None:
         """Read the clocks of the loop's thread while it is not blocked; in the watcher's thread.
@@ -126,10 +131,11 @@ class WatchedLoop:
             clocks = thread.clocks()
             if before is not None and before.run_queue_at == NEVER:
                 before.clocks = before.clocks._replace(run_queue=clocks.run_queue, runs=clocks.runs)
-            self._baselines.append(Baseline(clocks, now, idle))
+                before.run_queue_at, before.run_queue_idle = now, idle
+            self._baselines.append(Baseline(clocks, now, idle, idle))
         else:
             clocks = Clocks(now, thread.cpu(), time.process_time(), *before.clocks[3:])
-            self._baselines.append(Baseline(clocks, before.run_queue_at, idle))
+            self._baselines.append(Baseline(clocks, before.run_queue_at, idle, before.run_queue_idle))
 
     def stopped(self) -> None:
         """Record that the loop stops running; on its thread."""
@@ -184,6 +190,7 @@ class WatchedLoop:
         """
         length = block.end - block.start
         self.stalls += 1
+        self.last_blocked = block.end
         self.blocked += length
         self.victims += block.victims or 0
         if self._has_heart and not self.heart.was_due(block.start, block.end):

@@ -39,6 +39,8 @@ ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 LONGEST_DOZE = 1.0
 """Seconds of an idle sleep, while every loop is quiet and will wake the watcher itself."""
+LATELY = 5.0
+"""Seconds after a stall during which the next one is looked for at any cost to the agent's budget."""
 SELDOM = 5.0
 """Factor for the time between two readings of clocks that cost a file."""
 Found = TypeVar("Found")
@@ -406,6 +408,7 @@ class Watcher:
             is_exact=loop.probe.traits.dates_passes,
             is_traced=self._waiters is not None,
             was_kept=self._was_kept,
+            was_blocked=now - loop.last_blocked < LATELY,
             beat_due=heart.due,
             last_beat=heart.last,
             beat_interval=heart.current_interval,

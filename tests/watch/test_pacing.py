@@ -19,7 +19,7 @@ def view(**facts: Any) -> View:
     """A loop of asyncio that is busy and currently waiting."""
     usual = View(
         now=NOW, rests=False, since=IDLE, samples=0, is_active=True, is_quiet=False, is_exact=True, is_traced=False,
-        was_kept=False, beat_due=NOW + 0.03, last_beat=NOW - 0.02, beat_interval=0.05,
+        was_kept=False, was_blocked=False, beat_due=NOW + 0.03, last_beat=NOW - 0.02, beat_interval=0.05,
     )  # fmt: skip
     return usual._replace(**facts)
 
@@ -68,13 +68,15 @@ def test_heartbeat_wakes_the_watcher_only_when_a_tick_is_due(
 
 
 def test_stretched_watcher_ticks_less_often() -> None:
-    """All samples but the first are stretched in full, up to the longest tick; other ticks by 1 to 2, from 4 on."""
+    """All samples but the first are stretched in full, up to a threshold; other ticks by 1 to 2, from 4 on."""
     blocked = view(since=NOW - 0.06, samples=1)
     assert [next_look(blocked, THRESHOLD, stretch).at - NOW for stretch in (1.0, 4.0, 100.0)] == pytest.approx(
-        [0.015, 0.06, LONGEST_TICK]
+        [0.015, 0.06, 0.09]
     )
     first = blocked._replace(samples=0)
     assert [next_look(first, THRESHOLD, stretch).at - NOW for stretch in (1.0, 100.0)] == pytest.approx([0.015] * 2)
+    busy = view(was_blocked=True)
+    assert [next_look(busy, THRESHOLD, stretch).at - NOW for stretch in (1.0, 100.0)] == pytest.approx([0.09] * 2)
     assert [tick_of(0.09, stretch) for stretch in (1.0, 4.0, 8.0, 16.0)] == pytest.approx([0.09, 0.09, 0.18, 0.18])
 
 
@@ -90,6 +92,7 @@ def test_stretched_watcher_ticks_less_often() -> None:
         is_exact=st.booleans(),
         is_traced=st.booleans(),
         was_kept=st.booleans(),
+        was_blocked=st.booleans(),
         beat_due=st.floats(NOW - 10, NOW + 10),
         last_beat=st.floats(NOW - 10, NOW),
         beat_interval=st.floats(0.001, 2),
