@@ -149,7 +149,7 @@ def _suspended(facts: _Facts) -> Cause | None:
     nothing_seen = evidence.samples < 2 or (evidence.gil_wait or 0.0) > 3 * evidence.switch_interval
     # A loop that nothing kept from waking up, and that did not wait for a processor either, was stopped itself.
     could_not_wake = evidence.asleep and evidence.run_queue is not None and evidence.samples < 2
-    stopped = nobody_ran and nothing_seen and not facts.woke
+    stopped = nobody_ran and facts.ran < MOST and nothing_seen and not facts.woke
     return Cause.SUSPENDED if stopped and (could_not_wake or facts.late >= MOST) else None
 
 

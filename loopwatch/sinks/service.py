@@ -35,6 +35,7 @@ class SinkService:
         after: returns those that take it after the log and the journal; the program's callbacks come last.
         dropped: called with the id of an observation that makes no stall.
         lapse: makes what the sink thread reports to when it was kept from running.
+        puts_off: whether a call has just kept the GIL, so that the sink thread had better wait a little.
 
     Attributes:
         local: the log, the journal and the hang file.
@@ -42,11 +43,11 @@ class SinkService:
 
     def __init__(
         self, config: Callable[[], Config], patches: PatchSet, faults: Faults, *, before: NamedSinks, after: NamedSinks,
-        dropped: Callable[[str], object], lapse: Callable[[], Lapse[Any]],
+        dropped: Callable[[str], object], lapse: Callable[[], Lapse[Any]], puts_off: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
         self._before, self._after = before, after
-        self._lapse_of = lapse
+        self._lapse_of, self._puts_off = lapse, puts_off
         self._pipeline = StallPipeline(
             config, faults, self._all,
             expected=lambda stall: self.local.record_expected(stall), dropped=dropped,
@@ -59,7 +60,7 @@ class SinkService:
     def _renew(self) -> None:
         """Create a new thread and new files; the old ones have ended, or belong to the parent process."""
         self._lapse = self._lapse_of()
-        self._thread = SinkThread(self._pipeline.take, self._lapse, self._faults)
+        self._thread = SinkThread(self._pipeline.take, self._lapse, self._faults, self._puts_off)
         self.local = LocalSinks(self._config(), self._patches, self._faults)
 
     def _all(self) -> Iterable[tuple[str, StallSink]]:
@@ -114,8 +115,9 @@ class SinkService:
         return self._thread.do(action)
 
     def tick(self, now: float, threads: Mapping[int, str], longest_sleep: float) -> None:
-        """Re-arm the timer of the hang file; in the watcher's thread, see :meth:`LocalSinks.tick`."""
+        """Re-arm the timer of the hang file, and go on with what was put off; in the watcher's thread."""
         self.local.tick(now, threads, longest_sleep)
+        self._thread.tick()
         if log.stderr.waiting and now >= self._next_flush:
             self._next_flush = now + 1.0
             self._thread.do(log.stderr.flush)

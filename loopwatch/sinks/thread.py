@@ -20,6 +20,11 @@ from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.watch.lapse import Lapse
 from loopwatch.watch.observation import Observation
 
+PUT_OFF = 3.0
+"""Longest time in seconds for which stalls are kept back while calls that keep the GIL follow each other.
+
+Diagnosis would take the GIL between two of them: from the loop, and from the watcher, which has to see what it does.
+"""
 MAX_WAITING = 1000
 """Capacity of the queue; further observations are dropped and counted."""
 
@@ -31,10 +36,18 @@ class SinkThread:
         emit: diagnoses and emits an observation.
         lapse: of this thread.
         faults: counts failures.
+        puts_off: whether a call has just kept the GIL for long: another one may follow.
     """
 
-    def __init__(self, emit: Callable[[Observation], None], lapse: Lapse[Any], faults: Faults) -> None:
-        self._emit, self._lapse = emit, lapse
+    def __init__(
+        self,
+        emit: Callable[[Observation], None],
+        lapse: Lapse[Any],
+        faults: Faults,
+        puts_off: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._emit, self._lapse, self._puts_off = emit, lapse, puts_off
+        self._is_put_off = self._hurries = False
         self._faults = faults
         self._woken_at: float | None = None
         self._queue: deque[Action] = deque()  # append and popleft are atomic: nothing waits for a lock of this thread
@@ -55,11 +68,14 @@ class SinkThread:
         return self.thread.cpu
 
     def put(self, seen: Observation) -> None:
-        """Queue an observation; never waits for a sink."""
-        self.do(functools.partial(self._emit, seen))
+        """Queue an observation, which may be put off; never waits for a sink."""
+        self._add(functools.partial(self._emit, seen), hurries=False)
 
     def do(self, action: Action) -> bool:
-        """Queue ``action``; return False if the queue is full or the thread has stopped."""
+        """Queue ``action``, to be done at once; return False if the queue is full or the thread has stopped."""
+        return self._add(action, hurries=True)
+
+    def _add(self, action: Action, *, hurries: bool) -> bool:
         if self._stopping:
             return False
         if len(self._queue) >= MAX_WAITING:
@@ -69,8 +85,15 @@ class SinkThread:
         self._queue.append(action)
         with contextlib.suppress(RuntimeError):  # the interpreter is about to exit: stop() runs the queue
             self.thread.start()
-        self._alarm.wake()
+        self._hurries = self._hurries or hurries
+        if hurries or not self._is_put_off:
+            self._alarm.wake()
         return True
+
+    def tick(self) -> None:
+        """Go on with what was put off once no call keeps the GIL any more; called now and then."""
+        if self._is_put_off and not self._puts_off():
+            self._alarm.wake()
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything queued so far is done, at most ``timeout`` seconds; return whether it is."""
@@ -98,10 +121,14 @@ class SinkThread:
 
     def _run(self) -> None:
         while self.thread.stays():
+            if self._queue and not self._hurries and self._puts_off():
+                self._is_put_off = True
+                self._alarm.wait(PUT_OFF)  # a flush and the end do not wait for it
+                self._is_put_off, self._woken_at = False, time.monotonic()
             woken_at, self._woken_at = self._woken_at, None
             self._lapse.begin(woken_at)
             self._lapse.goes_on()
-            self._busy = True
+            self._busy, self._hurries = True, False
             while self._queue and not self.thread.is_asked:
                 self._do(self._queue.popleft())
             self._busy, self._woken_at = False, None  # what came while it was busy did not wait for the GIL

@@ -97,15 +97,22 @@ class Sampler:
         faults: of the agent.
         contention: records the watcher's delays and their causes.
         sources: sources of a callback's labels, beside those of the settings.
+        step: called between two steps of some length: the thread may have lost the GIL, and now have it again.
 
     Attributes:
         expects_typed: whether code typed at a prompt is marked as such.
     """
 
     def __init__(
-        self, config: Callable[[], Config], faults: Faults, contention: Contention, sources: Sequence[Any]
+        self,
+        config: Callable[[], Config],
+        faults: Faults,
+        contention: Contention,
+        sources: Sequence[Any],
+        step: Callable[[], object] = lambda: None,
     ) -> None:
         self._config, self._faults, self._contention, self._sources = config, faults, contention, sources
+        self._step = step
         self._is_without_stacks = False
         self.expects_typed = False
 
@@ -173,6 +180,7 @@ class Sampler:
                 innocent = {loop.thread.ident for loop in loops if loop.thread is not None} | _own_threads()
                 hog = self._contention.find_hog(frames, innocent, self._config().max_frames, moment.now)
             del frames
+        self._step()
         if moment.late < LATE and (taken or hog is not None):
             moment = moment._replace(waited=self._contention.waited(moment.now))
         for sample in taken.values():
@@ -219,6 +227,8 @@ class Sampler:
         unnamed = task is None and not by_handle
         task = task if task is not None else task_info.task_of(handle)
         callback = _reference(handle if by_handle else task)
+        if by_handle and handle is None and stack.position is not None:
+            callback = ("position", stack.position)  # the handle was done by the time that its frame was read
         if unnamed and stack.frames:
             episode = loop.episodes.get(suspect.since)
             is_new = stack.fresh or episode is None or not episode.samples
@@ -246,6 +256,7 @@ class Sampler:
         if is_fresh and suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
             _ask_kernel(suspect.loop, sample)
         sample.typed = self.expects_typed and prompts.is_typed(sample.stack.frames)
+        self._step()
         episode.samples.append(sample)
         if len(episode.samples) > MAX_SAMPLES:
             del episode.samples[1::2]

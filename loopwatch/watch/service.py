@@ -288,6 +288,10 @@ class WatchService:
         """Return what another thread of the agent reports to when it was kept from running."""
         return Lapse(lambda: self.watcher.glimpse(), lambda *late: self.watcher.came_late(*late), LATE)
 
+    def was_kept(self) -> bool:
+        """Whether a call has just kept the GIL from the agent's threads for long."""
+        return self.watcher.was_kept()
+
     def cut(self, loop: Loop) -> None:
         """End the busy span of ``loop`` now, as if it had gone idle; on its thread."""
         known = self.find(loop)

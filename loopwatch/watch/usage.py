@@ -68,12 +68,12 @@ def _within(first: Clocks, last: Clocks, length: float) -> Usage:
 
 
 def _since_before(loop: WatchedLoop, block: Block, length: float) -> Usage:
-    """Return the usage since the reading nearest to the block's start, over the time in which the loop was not idle.
+    """Return the usage since the last reading by the block's start, over the time in which the loop was not idle.
 
     Where other work of the loop lies between, as in a row of blocks, it is taken to have had all of the wait for a
     processor that it can have had.
     """
-    baseline = loop.baseline_near(block.start)
+    baseline = loop.baseline_by(block.start + NEAR * length)
     if baseline is None or loop.thread is None:
         return Usage(length)
     before, now = baseline.clocks, loop.thread.clocks()

@@ -21,6 +21,8 @@ from loopwatch.watch.probes.heartbeat import LONGEST, Heartbeat, HeartbeatProbe
 WINDOW, FIRST_WINDOW = 10.0, 1.0
 """Seconds of a loop's statistics window, of which the last complete one counts; the first is shorter, to come soon."""
 NEVER = float("-inf")
+APART = 0.02
+"""Seconds between two of the readings that are kept, at least."""
 SCHEDULER_EVERY = 0.05
 """Seconds between two readings of the scheduler's statistics, which cost a file; a thread waits little in that time."""
 
@@ -55,7 +57,7 @@ class WatchedLoop:
             probe.listen(self.heart)
         self.thread: ThreadFacts | None = None
         self.is_running = False
-        self._baselines: deque[Baseline] = deque(maxlen=4)
+        self._baselines: deque[Baseline] = deque(maxlen=8)
         self.episodes: dict[float, Episode] = {}
         self.finished = IDLE  # key of the last finished block
         self.latest_case: Case | None = None
@@ -107,14 +109,17 @@ class WatchedLoop:
         """The clocks last read outside a block, None if there are none."""
         return self._baselines[-1] if self._baselines else None
 
-    def baseline_near(self, start: float) -> Baseline | None:
-        """Return the clocks that were read nearest to ``start``, None if there are none."""
+    def baseline_by(self, latest: float) -> Baseline | None:
+        """Return the clocks last read by ``latest``, else the earliest ones, None if there are none."""
         known = list(self._baselines)  # the watcher may be adding to it
-        return min(known, key=lambda item: abs(item.clocks.at - start), default=None)
+        before = [item for item in known if item.clocks.at <= latest]
+        return before[-1] if before else next(iter(known), None)
 
     def note_clocks(self, clocks: Clocks, idle: float) -> None:
         """Keep clocks read at the end of a block: the next one may follow without a pause."""
-        self._baselines.append(Baseline(clocks, clocks.at, idle, idle))
+        last = self.baseline
+        if last is None or clocks.at - last.clocks.at >= APART:
+            self._baselines.append(Baseline(clocks, clocks.at, idle, idle))
 
     def renew_baseline(self, now: float, idle: float, pace: float = 1.0) -> None:
         """Read the clocks of the loop's thread while it is not blocked; in the watcher's thread.

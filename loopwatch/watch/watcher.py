@@ -23,7 +23,7 @@ from loopwatch.system import threads as facts
 from loopwatch.system.threads import GcMonitor
 from loopwatch.watch import pacing, prompts, stacks
 from loopwatch.watch.assemble import Measured, Origin, is_typed, main_caller, observation
-from loopwatch.watch.contention import LATE, Contention, Lateness
+from loopwatch.watch.contention import LATE, Contention, Hog, Lateness
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.lapse import Lapse, Waited
 from loopwatch.watch.observation import Baseline, Caller, Case, Episode, Observation, Sample
@@ -39,6 +39,10 @@ ACTIVE_SHARE = 0.05
 """A loop busy for less than this share of the time since the last tick counts as idle."""
 LONGEST_DOZE = 1.0
 """Seconds of an idle sleep, while every loop is quiet and will wake the watcher itself."""
+JUST_KEPT = 0.05
+"""Seconds after a call that kept the GIL within which the next one may have begun."""
+PUT_OFF = 3.0
+"""Longest time in seconds for which a row of calls that keep the GIL is only looked at."""
 LATELY = 5.0
 """Seconds after a stall during which the next one is looked for at any cost to the agent's budget."""
 SELDOM = 5.0
@@ -97,11 +101,13 @@ class Watcher:
         self._ticks = 0
         self.paused = False
         self._contention = Contention()
-        self._sampler = Sampler(config, faults, self._contention, sources)
+        self._sampler = Sampler(config, faults, self._contention, sources, lambda: self._lapse.goes_on())
         self._woken_at = 0.0
         self._rest_ends = 0.0
         self._lapse = Lapse(self.glimpse, self.came_late, LATE)
-        self._was_kept = False
+        self._was_kept, self._kept_at = False, 0.0
+        self._only_looks_since: float | None = None
+        self._settling = 0  # threads that wait for all finished blocks
         self._glimpsed: Sequence[Glimpse] = ()
         self._glimpses: dict[Suspect, Sample] = {}
         self._grace_until = time.monotonic() + config().grace
@@ -178,12 +184,16 @@ class Watcher:
         """Wait until every finished block is passed on, at most ``timeout`` seconds; return whether it was."""
         if not self.alive or self.is_own_thread(threading.get_ident()):
             return not self.loops
-        ends, wanted = time.monotonic() + timeout, self._ticks + 2
-        while self._ticks < wanted and time.monotonic() < ends and self.alive:
-            self.wake()
-            with self._ticked:
-                self._ticked.wait(min(0.01, timeout))
-        return self._ticks >= wanted
+        self._settling += 1
+        try:
+            ends, wanted = time.monotonic() + timeout, self._ticks + 2
+            while self._ticks < wanted and time.monotonic() < ends and self.alive:
+                self.wake()
+                with self._ticked:
+                    self._ticked.wait(min(0.01, timeout))
+            return self._ticks >= wanted
+        finally:
+            self._settling -= 1
 
     def collect(self, loop: WatchedLoop) -> None:
         """Pass on the finished blocks of ``loop`` now; from any thread."""
@@ -276,6 +286,13 @@ class Watcher:
             moment = moment._replace(waited=self._contention.waited(now))
             self._judge(self._glimpsed, moment)
         self._glimpsed = ()
+        if self._only_looks(moment):
+            if late >= LATE:
+                self._contention.note(Hog(None, 0.0), planned, now, moment.waited)
+            self._each(lambda loop: loop.probe.busy_since(now, late) if loop.is_running else IDLE)
+            return time.monotonic() + pacing.SHORTEST_GAP
+        self._only_looks_since = None
+        self._lapse.goes_on()
         glimpses, self._glimpses = self._glimpses, {}
         if now < self._rest_ends and late < LATE and all(self._each(lambda loop: loop.probe.at_rest())):
             return now + pacing.tick_of(pacing.QUIET_TICK * config.threshold, self.stretch)
@@ -298,6 +315,17 @@ class Watcher:
         self._lapse.goes_on()
         return after
 
+    def _only_looks(self, moment: Moment) -> bool:
+        """Whether to leave everything else to a later tick: a call has kept the GIL, and the next may begin.
+
+        A tick takes longer than one turn with the GIL. In the midst of it the thread would get its next turn, at the
+        end of the next call, and not look.
+        """
+        if self.paused or self._settling or not self.was_kept():
+            return False
+        self._only_looks_since = self._only_looks_since or moment.now
+        return moment.now - self._only_looks_since < PUT_OFF
+
     def glimpse(self) -> Sequence[Glimpse]:
         """Take the stacks of the loops now, unless another thread of the agent does."""
         if self.paused or self.thread.is_asked or self._faults.is_off("watcher") or not self._walking.acquire(False):
@@ -315,6 +343,10 @@ class Watcher:
         now = time.monotonic()
         self._judge(self.glimpse(), Moment(now, now, 0.0))
 
+    def was_kept(self) -> bool:
+        """Whether a call has just kept the GIL for half of the threshold, or longer."""
+        return time.monotonic() - self._kept_at < JUST_KEPT
+
     def came_late(self, glimpsed: Sequence[Glimpse], late: float, waited: Waited) -> None:
         """Judge what a thread of the agent glimpsed when it could not run for ``late`` seconds, mostly for the GIL.
 
@@ -322,6 +354,8 @@ class Watcher:
         tick: where such calls follow each other, each of them ends in the midst of the work of one of these threads.
         """
         now = time.monotonic()
+        if self.is_own_thread(threading.get_ident()):
+            self._contention.note(Hog(None, 0.0), now - late + waited.cpu, now, waited)
         self._judge(glimpsed, Moment(now, now - late, late, waited))
         if self._glimpses and not self.is_own_thread(threading.get_ident()):
             self.wake()
@@ -329,6 +363,8 @@ class Watcher:
     def _judge(self, glimpsed: Sequence[Glimpse], moment: Moment) -> None:
         """Make samples of what was glimpsed; they are completed in the next tick."""
         self._was_kept = self._was_kept or moment.kept > 0
+        if moment.kept >= self._config().threshold / 2:
+            self._kept_at = moment.now
         if glimpsed:
             self._faults.run("sampling", self._sampler.judge, glimpsed, moment, self._glimpses)
 
@@ -501,6 +537,8 @@ class Watcher:
     ) -> None:
         seen = self._observation(loop, block, episode, ongoing=ongoing)
         seen.expectation = expectation
+        if self.is_own_thread(threading.get_ident()):
+            self._lapse.goes_on()
         self._hooks.observed(seen)
 
     def _observation(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> Observation:

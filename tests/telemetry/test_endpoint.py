@@ -377,12 +377,13 @@ class Mute:
     def __init__(self, ports: range) -> None:
         self.listeners = [socket.create_server(("127.0.0.1", port)) for port in ports]
         self.most = self.taken = 0
+        self._selector = selectors.DefaultSelector()  # here, as its descriptor is not to appear in the midst of a test
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._take)
         self._thread.start()
 
     def _take(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with self._selector as selector:
             for each in self.listeners:
                 selector.register(each, selectors.EVENT_READ, True)
             while not self._closing.is_set():

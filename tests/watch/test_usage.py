@@ -16,7 +16,7 @@ from loopwatch.watch.usage import Usage, usage
 def measured(block: Block, baseline: Baseline, now: Clocks, idle: float = 0.0) -> Usage:
     """The usage of a block of a loop whose clocks are known once before it, and now."""
     loop: Any = SimpleNamespace(
-        baseline_near=lambda _start: baseline,
+        baseline_by=lambda _latest: baseline,
         note_clocks=lambda *_: None,
         thread=SimpleNamespace(clocks=lambda: now),
         probe=SimpleNamespace(counters=lambda _at: SimpleNamespace(idle=idle)),

@@ -40,6 +40,9 @@ CERTAIN = 0.4
 JUST_KEPT = 0.02
 """Seconds after a reading that had to wait for the GIL, within which another one is still at the end of that call."""
 
+MOST_AROUND = 1.3
+"""Longest time between two heartbeats, in lengths of a block, of which the processor time is that of the block."""
+
 JUST_NOW = 0.002
 """Seconds: totals read more recently than this are not read again."""
 
@@ -91,6 +94,14 @@ class _Libuv:
         if self._configure(pointer, _UV_METRICS_IDLE_TIME):
             raise OSError("libuv refused to measure the idle time")
         return int(pointer)
+
+
+class _Clocks(NamedTuple):
+    """Processor seconds of the loop's thread and of the process at one heartbeat, at ``time.monotonic`` seconds."""
+
+    at: float
+    cpu: float
+    process_cpu: float
 
 
 class Reading(NamedTuple):
@@ -223,6 +234,7 @@ class UvloopProbe:
         self._awaiting: tuple[Block, int, int] | None = None
         self._reported_to = 0.0
         self._last_beat = 0.0
+        self._clocks: deque[_Clocks] = deque(maxlen=32)
         self._kept_at = 0.0  # the last reading that had to wait for the GIL
         self._late_beat: tuple[float, float] | None = None
         self._taker: Taker | None = None
@@ -278,11 +290,15 @@ class UvloopProbe:
         """Return a reading of the counters."""
         return self._read(time.monotonic()) if self._started is not None else None
 
-    def _busy_since(self, late: float, overdue: float, kept: float, mark: Reading | None) -> float:
+    def _busy_since(
+        self, late: float, overdue: float, kept: float, mark: Reading | None, *, ends: bool = False
+    ) -> float:
         if mark is not None and mark.polling and self._suspect is None:
             return IDLE  # the next reading tells whether there was a block
+        if mark is not None and mark.at < self._last.at:
+            return self._span_at(mark.at)
         # Now, and not the time of the tick: files may have been read since.
-        reading = mark if mark is not None and mark.at >= self._last.at else self.mark()
+        reading = mark if mark is not None else self.mark()
         if self._started is None or reading is None:
             return IDLE
         before, self._last = self._last, reading
@@ -294,7 +310,7 @@ class UvloopProbe:
             if between.wall > LEAST_ORDINARY and between.busy < ORDINARY * self._limit:
                 self._usual = between.busy / between.wall
         elif suspect is not None and (reading.polling or reading.moved_since(before)):
-            reported = self._close(suspect, before, reading, kept)
+            reported = self._close(suspect, before, reading, kept, ends=ends)
             self._suspect = suspect = None
         if kept > 0 or reading.moved_since(before):
             self._kept_at = reading.at if kept > 0 else 0.0
@@ -305,6 +321,12 @@ class UvloopProbe:
             after = self._reported_to + reading.idle - before.idle if reported else None
             self._suspect = suspect = _Suspect(before, reading, late, overdue, self._last_beat, kept=kept, after=after)
         return suspect.since
+
+    def _span_at(self, at: float) -> float:
+        """Return the key of the busy span that contains a moment before the last reading."""
+        if self._suspect is not None and self._suspect.early <= at:
+            return self._suspect.since
+        return next((block.key for block in reversed(self._blocks) if block.start <= at <= block.end), IDLE)
 
     def held_up(self, now: float, seconds: float) -> None:
         """Record the ``seconds`` in which no pass can have ended: they make a block's length more certain."""
@@ -335,20 +357,28 @@ class UvloopProbe:
         self._awaiting = (block, before.waiting, after.passes)
         self._report(block)
 
-    def _close(self, suspect: _Suspect, before: Reading, after: Reading, kept: float = 0.0) -> bool:
+    def _close(
+        self, suspect: _Suspect, before: Reading, after: Reading, kept: float = 0.0, *, ends: bool = False
+    ) -> bool:
         """Report ``suspect``, which ended between two readings, if it was a block; return whether it was.
 
         Args:
             suspect: the block.
             before, after: the readings.
             kept: seconds before ``after`` in which no pass can have ended.
+            ends: whether it is known to have ended right before ``after``.
         """
         idle = after.idle - before.idle
         # The idle time since then came after the block, and so did the call that kept the GIL.
         latest = max(after.at - idle - (0.0 if after.polling else kept), before.at)
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else latest - before.at
         # A reading that had to wait for the GIL is one at the end of a call, and mostly of its pass.
-        end = before.at if before.at - self._kept_at <= JUST_KEPT and not after.polling else latest
+        if ends:
+            end, gap = latest, 0.0
+        elif before.at == self._last_beat:  # it ran right after the call
+            end, gap = before.at, 0.0
+        else:
+            end = before.at if before.at - self._kept_at <= JUST_KEPT and not after.polling else latest
         # Enough of it must be certain, or the passes of a healthy, busy loop would add up to a block.
         # While a heartbeat is due no pass begins.
         owed = max((min(came, end) - max(due, suspect.early) for due, came in list(self._beats)), default=0.0)
@@ -362,6 +392,11 @@ class UvloopProbe:
         return True
 
     def _report(self, block: Block) -> None:
+        before = next((each for each in reversed(self._clocks) if each.at <= block.start + JUST_KEPT), None)
+        after = next((each for each in self._clocks if each.at >= block.end - JUST_KEPT), None)
+        if before is not None and after is not None and after.at - before.at <= MOST_AROUND * (block.end - block.start):
+            block.window = after.at - before.at
+            block.cpu, block.process_cpu = after.cpu - before.cpu, after.process_cpu - before.process_cpu
         self._blocks.append(block)
         self._reported_to = block.end
 
@@ -371,12 +406,20 @@ class UvloopProbe:
         A loop that overslept in its poll (stopped process, no processor, GIL taken) was idle for libuv, and a block
         whose bounds were too uncertain by the counters alone is confirmed by a heartbeat that had to wait for it.
         """
-        last_beat, self._last_beat = self._last_beat, now
+        last_beat, late = self._last_beat, now - due
         self._beats.append((due, now))
-        if now - due < self._limit:
+        self._clocks.append(_Clocks(now, time.thread_time(), time.process_time()))
+        if late < CERTAIN * self._limit:
+            self._last_beat = now
             return
         with self._lock:
-            overslept = self._take_late_beat(due, now, last_beat)
+            # A call has just ended; by the time that the watcher gets the GIL and reads, the next one may have begun.
+            if self._started is not None and (reading := self._read(now)) is not None:
+                # No pass began while it was due: if the last reading is from that time, it was in the pass that ended.
+                is_same = self._suspect is not None and self._last.at >= due
+                self._busy_since(late, 0.0, 0.0 if is_same else late, reading, ends=is_same)
+            self._last_beat = now
+            overslept = self._take_late_beat(due, now, last_beat) if late >= self._limit else None
         if overslept is not None and self._taker is not None:
             self._taker(overslept.key, overslept.start, overslept.end, ())
 

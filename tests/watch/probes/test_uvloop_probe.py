@@ -63,6 +63,12 @@ class Time:
     def monotonic(self) -> float:
         return time.monotonic() if self.now is None else self.now
 
+    def thread_time(self) -> float:
+        return time.thread_time()
+
+    def process_time(self) -> float:
+        return time.process_time()
+
 
 CLOCK = Time()
 
@@ -316,15 +322,36 @@ def test_many_passes_between_two_ticks_are_no_block(length: float, count: int, g
 
 
 def test_late_heartbeat_of_a_busy_loop_confirms_a_block() -> None:
-    """A heartbeat that waited for many passes is reported with the whole wait as its uncertainty."""
+    """A late heartbeat proves a block, whatever the counters say: no pass begins while it is due."""
     line = Timeline([(0.0, 0.1), *[(0.02, 0.0)] * 40, (0.0, 1.0)])
     probe = Scripted(line)
     assert probe.watched([T0 + 0.05]) == []
     probe.on_beat(T0 + 0.1, T0 + 0.5)
-    (block,) = probe.finished()
-    assert (block.start, block.end) == (T0 + 0.1, T0 + 0.5)
-    assert block.uncertainty == pytest.approx(0.4)
+    (block,) = probe.watched([T0 + 0.51, T0 + 0.53, line.end - 0.5])
+    assert block.start == pytest.approx(T0 + 0.1)
+    assert block.end == pytest.approx(T0 + 0.5, abs=0.02)
     assert not block.asleep
+
+
+@given(st.floats(0.12, 2.0), st.integers(1, 8), st.floats(0.00005, 0.003))
+def test_late_heartbeats_keep_blocks_in_a_row_apart(length: float, count: int, small: float) -> None:
+    """Without a single tick of the watcher, each call that keeps the GIL is a block, half of it certain at least."""
+    line = Timeline([*QUIET, *[(small, 0.0), (length, 0.0)] * count, (small, 0.0), *QUIET])
+    probe = Scripted(line)
+    probe.watched([T0 + 0.1, T0 + 0.4])
+    last = line.begins[len(QUIET)] - 0.01
+    probe.on_beat(last, last)
+    for number in range(count):  # it runs in the pass after the call, and is due 50 ms after it ran before
+        came = line.begins[len(QUIET) + 2 * number + 2] + small / 2
+        probe.on_beat(last + 0.05, came)
+        last = came
+    blocks = probe.watched([line.end - 0.2])
+    assert len(blocks) == count
+    for number, block in enumerate(blocks):
+        start = line.begins[len(QUIET) + 2 * number + 1]
+        assert abs(block.start - start) <= block.uncertainty + 2 * small + 1e-6
+        assert abs(block.end - start - length) <= block.uncertainty + 2 * small + 1e-6
+        assert block.uncertainty <= (block.end - block.start) / 2
 
 
 def test_late_heartbeat_of_a_reported_block() -> None:
@@ -524,15 +551,18 @@ def test_passes_that_keep_the_gil_one_after_the_other_are_kept_apart() -> None:
 
 
 def test_mark_of_a_moment_ago() -> None:
-    """A busy span is that of the mark, also when the loop has gone on; one older than a reading is ignored."""
+    """A busy span is that of the mark, also when the loop has gone on, or has been read since."""
     probe = Scripted(Timeline([*QUIET, (0.3, 0.0), (0.0, 1.0)]))
     begin = T0 + sum(map(sum, QUIET))
+    CLOCK.now = begin - 0.02
+    earlier = probe.mark()
     probe.busy_since(begin - 0.01)
     CLOCK.now = begin + 0.2
     mark = probe.mark()
     assert probe.busy_since(begin + 0.35, mark=mark) == pytest.approx(begin, abs=0.001)
     assert probe.busy_since(begin + 0.36) == IDLE
-    assert probe.busy_since(begin + 0.37, mark=mark) == IDLE
+    assert probe.busy_since(begin + 0.37, mark=mark) == pytest.approx(begin, abs=0.001)
+    assert probe.busy_since(begin + 0.38, mark=earlier) == IDLE
 
 
 def test_overdue_heartbeat_dates_the_block_back() -> None:
