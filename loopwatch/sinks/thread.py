@@ -17,14 +17,9 @@ from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
 from loopwatch.core.threads.alarm import Alarm
 from loopwatch.core.threads.own_thread import OwnThread
-from loopwatch.watch.lapse import Lapse
+from loopwatch.watch.lapse import PUT_OFF, Lapse
 from loopwatch.watch.observation import Observation
 
-PUT_OFF = 3.0
-"""Longest time in seconds for which stalls are kept back while calls that keep the GIL follow each other.
-
-Diagnosis would take the GIL between two of them: from the loop, and from the watcher, which has to see what it does.
-"""
 MAX_WAITING = 1000
 """Capacity of the queue; further observations are dropped and counted."""
 
@@ -36,7 +31,8 @@ class SinkThread:
         emit: diagnoses and emits an observation.
         lapse: of this thread.
         faults: counts failures.
-        puts_off: whether a call has just kept the GIL for long: another one may follow.
+        puts_off: whether a call has just kept the GIL for long. Another one may follow, and diagnosis would take the
+            GIL between the two: from the loop, and from the watcher, which has to see what the loop does.
     """
 
     def __init__(
@@ -104,6 +100,7 @@ class SinkThread:
         done = allocate_lock()
         done.acquire()
         self._queue.append(done.release)
+        self._hurries = True
         self._alarm.wake()
         return done.acquire(True, max(timeout, 0.0))
 
@@ -122,9 +119,7 @@ class SinkThread:
     def _run(self) -> None:
         while self.thread.stays():
             if self._queue and not self._hurries and self._puts_off():
-                self._is_put_off = True
-                self._alarm.wait(PUT_OFF)  # a flush and the end do not wait for it
-                self._is_put_off, self._woken_at = False, time.monotonic()
+                self._put_off()
             woken_at, self._woken_at = self._woken_at, None
             self._lapse.begin(woken_at)
             self._lapse.goes_on()
@@ -135,6 +130,17 @@ class SinkThread:
             if not self.thread.is_asked and not self._queue:
                 self._lapse.begin()
                 self._alarm.wait()
+
+    def _put_off(self) -> None:
+        """Wait until calls that keep the GIL no longer follow each other, or something hurries."""
+        ends = time.monotonic() + PUT_OFF
+        self._is_put_off = True
+        while self._puts_off() and not self._hurries and not self.thread.is_asked:
+            left = ends - time.monotonic()
+            if left <= 0:
+                break
+            self._alarm.wait(left)
+        self._is_put_off, self._woken_at = False, time.monotonic()
 
     def _ended(self, exc: BaseException) -> None:
         self._busy = False

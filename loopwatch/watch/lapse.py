@@ -10,6 +10,9 @@ from typing import Generic, NamedTuple, TypeVar
 from loopwatch.core.originals import time
 from loopwatch.system.threads import Scheduled, scheduled
 
+PUT_OFF = 3.0
+"""Longest time in seconds for which threads put off their work while calls that keep the GIL follow each other."""
+
 
 class Waited(NamedTuple):
     """What a thread of the agent went through between two readings of the scheduler's account.

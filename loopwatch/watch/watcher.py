@@ -25,7 +25,7 @@ from loopwatch.watch import pacing, prompts, stacks
 from loopwatch.watch.assemble import Measured, Origin, is_typed, main_caller, observation
 from loopwatch.watch.contention import LATE, Contention, Hog, Lateness
 from loopwatch.watch.expectations import Expectation
-from loopwatch.watch.lapse import Lapse, Waited
+from loopwatch.watch.lapse import PUT_OFF, Lapse, Waited
 from loopwatch.watch.observation import Baseline, Caller, Case, Episode, Observation, Sample
 from loopwatch.watch.probes.base import IDLE, Block, Loop
 from loopwatch.watch.sampler import Glimpse, Moment, Sampler, Samples, Suspect
@@ -41,8 +41,6 @@ LONGEST_DOZE = 1.0
 """Seconds of an idle sleep, while every loop is quiet and will wake the watcher itself."""
 JUST_KEPT = 0.05
 """Seconds after a call that kept the GIL within which the next one may have begun."""
-PUT_OFF = 3.0
-"""Longest time in seconds for which a row of calls that keep the GIL is only looked at."""
 LATELY = 5.0
 """Seconds after a stall during which the next one is looked for at any cost to the agent's budget."""
 SELDOM = 5.0
@@ -105,7 +103,7 @@ class Watcher:
         self._woken_at = 0.0
         self._rest_ends = 0.0
         self._lapse = Lapse(self.glimpse, self.came_late, LATE)
-        self._was_kept, self._kept_at = False, 0.0
+        self._kept_at = 0.0
         self._only_looks_since: float | None = None
         self._settling = 0  # threads that wait for all finished blocks
         self._glimpsed: Sequence[Glimpse] = ()
@@ -278,7 +276,6 @@ class Watcher:
         """Read every loop once; return when the next tick is due (``time.monotonic`` seconds)."""
         now = time.monotonic()
         self._lapse.begin(now, self._contention.own)
-        self._was_kept = False
         late = max(now - planned, 0.0)
         config = self._config()
         moment = Moment(now, planned, late)
@@ -362,7 +359,6 @@ class Watcher:
 
     def _judge(self, glimpsed: Sequence[Glimpse], moment: Moment) -> None:
         """Make samples of what was glimpsed; they are completed in the next tick."""
-        self._was_kept = self._was_kept or moment.kept > 0
         if moment.kept >= self._config().threshold / 2:
             self._kept_at = moment.now
         if glimpsed:
@@ -443,7 +439,7 @@ class Watcher:
             is_quiet=loop.quiet,
             is_exact=loop.probe.traits.dates_passes,
             is_traced=self._waiters is not None,
-            was_kept=self._was_kept,
+            was_kept=self.was_kept(),
             was_blocked=now - loop.last_blocked < LATELY,
             beat_due=heart.due,
             last_beat=heart.last,
