@@ -375,6 +375,11 @@ class Judged:
     stretch: float | None = None
 
     @property
+    def is_rightly_starved(self) -> bool:
+        """Whether it was told as ``starved``, which has no culprit, and was that."""
+        return self.stall is not None and self.starved and self.stall["details"]["cause"] == "starved"
+
+    @property
     def detected(self) -> bool:
         return self.stall is not None
 
@@ -403,8 +408,8 @@ def _judge_starved(judged: Judged, own: float) -> None:
         own: seconds of the block in which its thread had a processor, or did not want one.
     """
     assert judged.stall is not None
-    judged.starved = own < THRESHOLD
-    if judged.stall["details"]["cause"] == "starved" and own < (1 + BORDER) * THRESHOLD:
+    judged.starved = own < (1 + BORDER) * THRESHOLD
+    if judged.is_rightly_starved:
         judged.cause, judged.culprit = True, None
         judged.wrong = [text for text in judged.wrong if not text.startswith(("culprit", "cause"))]
 
@@ -558,7 +563,7 @@ def table_of_totals(results: Results) -> list[str]:
         cells = (
             f"{tool}, {loop}",
             _share(row.detected for row in rows),
-            _share(bool(row.culprit) for row in rows if row.row in guilty),
+            _share(bool(row.culprit) for row in rows if row.row in guilty and not row.is_rightly_starved),
             _share(bool(row.cause) for row in rows) if says_why else "-",
             _share(row.within for row in rows),
             _share(row.strictly for row in rows),

@@ -70,6 +70,7 @@ class WatchedLoop:
         self._quiet_since, self._quiet_passes = time.monotonic(), 0
         self.stalls = 0
         self.last_blocked = NEVER
+        self._cpu_seen: float | None = None
         self.blocked = 0.0
         self._beating = False
         self._at_beat = self._at_window = Counters(None, None, None, None)
@@ -114,6 +115,12 @@ class WatchedLoop:
         known = list(self._baselines)  # the watcher may be adding to it
         before = [item for item in known if item.clocks.at <= latest]
         return before[-1] if before else next(iter(known), None)
+
+    def computed(self) -> float:
+        """Return the processor seconds of its thread since the last call, 0 where they are unknown."""
+        now = None if self.thread is None else self.thread.cpu()
+        before, self._cpu_seen = self._cpu_seen, now
+        return 0.0 if now is None or before is None else max(now - before, 0.0)
 
     def note_clocks(self, clocks: Clocks, idle: float) -> None:
         """Keep clocks read at the end of a block: the next one may follow without a pause."""

@@ -318,8 +318,9 @@ class Watcher:
         A tick takes longer than one turn with the GIL. In the midst of it the thread would get its next turn, at the
         end of the next call, and not look.
         """
-        if self.paused or self._settling or not self.was_kept():
-            return False
+        computed = max(self._each(lambda loop: loop.computed()), default=0.0)
+        if self.paused or self._settling or not self.was_kept() or computed < moment.kept / 2:
+            return False  # where another thread kept the GIL, that one is to be found at once
         self._only_looks_since = self._only_looks_since or moment.now
         return moment.now - self._only_looks_since < PUT_OFF
 
