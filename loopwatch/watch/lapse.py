@@ -39,6 +39,14 @@ class Waited(NamedTuple):
             return None  # it may have got the GIL at once, or not
         return waited if self.runs is None else min(waited, self.runs * interval)
 
+    def for_gil_each(self, late: float) -> float | None:
+        """Return how long one wait for the GIL was, where :meth:`for_gil` may be the sum of several.
+
+        A thread keeps the GIL for a switch interval when others want it: so long has it computed between two waits.
+        """
+        waited = self.for_gil(late)
+        return None if waited is None else waited / (1 + int(self.cpu / sys.getswitchinterval()))
+
     @classmethod
     def between(cls, before: Scheduled | None, after: Scheduled | None) -> Waited:
         """Return the difference of two readings."""

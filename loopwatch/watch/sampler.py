@@ -184,7 +184,7 @@ class Sampler:
         if moment.late < LATE and (taken or hog is not None):
             moment = moment._replace(waited=self._contention.waited(moment.now))
         for sample in taken.values():
-            sample.gil_wait = moment.waited.for_gil(moment.late)
+            sample.gil_wait = moment.waited.for_gil_each(moment.late)
         lateness = None
         if hog is not None:
             lateness = self._contention.note(hog, moment.planned, moment.now, moment.waited)
@@ -234,7 +234,7 @@ class Sampler:
             is_new = stack.fresh or episode is None or not episode.samples
             callback = object() if is_new or episode is None else episode.samples[-1].callback
         waiting = len(getattr(loop.ref(), "_ready", ())) if by_handle else None
-        gil_wait = moment.waited.for_gil(moment.late)
+        gil_wait = moment.waited.for_gil_each(moment.late)
         sample = Sample(glimpse.at, moment.late, stack, callback, waiting=waiting, gil_wait=gil_wait)
         attempt = self._faults.attempt
         sample.task, sample.coroutine = attempt("task", lambda: task_info.names_of(task), (None, None))

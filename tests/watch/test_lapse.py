@@ -29,6 +29,13 @@ def test_seconds_waited_for_the_gil(what: str, waited: Waited, late: float, seco
     assert waited.for_gil(late) == (None if seconds is None else pytest.approx(seconds))
 
 
+def test_one_wait_of_several_for_the_gil() -> None:
+    """A thread that computed for two switch intervals meanwhile waited three times, not once for all of it."""
+    assert Waited(0.0, 60).for_gil_each(0.3) == pytest.approx(0.3)
+    assert Waited(0.0, 60, 2.1 * INTERVAL).for_gil_each(0.3) == pytest.approx((0.3 - 2.1 * INTERVAL) / 3)
+    assert Waited(0.02, 2).for_gil_each(0.025) is None
+
+
 def test_difference_of_two_readings() -> None:
     """Waits and wake-ups are differences; without both readings they are unknown, and never negative."""
     before, after = Scheduled(1.0, 0.5, 100), Scheduled(1.2, 0.75, 130)
