@@ -15,6 +15,7 @@ from loopwatch.core.faults import Faults
 from loopwatch.diagnosis.culprit import Site
 from loopwatch.diagnosis.diagnose import diagnose, undiagnosed
 from loopwatch.diagnosis.flagging import Flagging
+from loopwatch.diagnosis.no_sample import with_neighbour
 from loopwatch.diagnosis.own_part import contradictions
 from loopwatch.events import FlaggedFunction, Frame, Stall
 from loopwatch.watch import stacks
@@ -115,7 +116,7 @@ class StallPipeline:
         stall = diagnose(seen, self._site, threshold, _call_name, dump, attempt=self._faults.attempt)
         if stall is not None and not stall.ongoing and contradictions(stall.evidence):
             self._faults.count("evidence")
-        return stall
+        return None if stall is None else with_neighbour(stall, reversed(self.ring))
 
 
 def _call_name(stack: stacks.RawStack) -> str | None:
