@@ -30,6 +30,8 @@ SEVERAL = 3
 
 MOVES = 0.3
 """Share of neighbouring samples with different innermost positions from which a thread counts as progressing."""
+STAYS = 0.34
+"""The same, below which it does not if most samples are within calls of C code: one of three, at the end of a call."""
 
 CHEAP = frozenset(
     {
@@ -202,7 +204,7 @@ def _computing(facts: _Facts) -> Cause | None:
     if facts.ran < MOST:
         return None
     released = evidence.samples >= SEVERAL and (evidence.gil_wait or 0.0) <= 2 * evidence.switch_interval
-    if (facts.kept >= MUCH and not released) or (evidence.in_call >= MOST and (evidence.moving or 0.0) < MOVES):
+    if (facts.kept >= MUCH and not released) or (evidence.in_call >= MOST and (evidence.moving or 0.0) < STAYS):
         return Cause.NATIVE_GIL
     if not evidence.samples:
         return None

@@ -208,6 +208,17 @@ def test_gc_callback_inside_the_call_is_no_collector_stall() -> None:
     assert decide(evidence) is Cause.NATIVE_GIL
 
 
+@pytest.mark.parametrize(("moving", "cause"), [(1 / 3, Cause.NATIVE_GIL), (0.5, Cause.PYTHON)])
+def test_a_call_with_collections_may_end_between_two_samples(moving: float, cause: Cause) -> None:
+    """Collections let the watcher into ``json.loads``; one new position in four samples is the end of that call."""
+    evidence = Evidence(
+        wall=0.343, cpu=0.287, process_cpu=0.292, run_queue=0.062, watcher_late=0.205, watcher_runs=41, gil_wait=0.0052,
+        samples=4, moving=moving, syscall="running", syscall_share=0.75, callbacks=1, in_call=0.75, call=".scan_once",
+        threshold=0.1, switch_interval=0.005,
+    )  # fmt: skip
+    assert decide(evidence) is cause
+
+
 BOUNDARIES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ("half of it waiting for a processor", "busy host", {"run_queue": 0.25}, {"run_queue": 0.2499}),
     ("half of it throttled", "throttled cgroup", {"run_queue": None, "throttled": 0.25},
