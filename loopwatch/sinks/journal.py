@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class JournalWriter:
         self._started_at = time.time()
         self._fd: int | None = None
         self._mark: descriptors.Mark = None
+        self._lock = threading.Lock()  # a setting may replace it in the midst of a write of the sink thread
+        self._is_closed = False
 
     def write(self, stall: Stall) -> bool:
         """Append one stall; return False if it was too large (see ``dropped``).
@@ -90,23 +93,31 @@ class JournalWriter:
         if line is None:
             self.dropped += 1
             return False
-        fd = self._current(header)
-        if os.fstat(fd).st_size + len(line) > self._limit:
-            self.close()
-            self.path.replace(self.path.with_name(f"{self.path.stem}.1.jsonl"))
+        with self._lock:
             fd = self._current(header)
-        _append(fd, line)
+            if os.fstat(fd).st_size + len(line) > self._limit:
+                self._end()
+                self.path.replace(self.path.with_name(f"{self.path.stem}.1.jsonl"))
+                fd = self._current(header)
+            _append(fd, line)
+            if self._is_closed:
+                self._end()
         return True
 
     def close(self) -> None:
-        """Close the file; a later write opens it again."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            descriptors.close(fd, self._mark)
+        """Close the file; a late write opens it once more, and leaves it closed."""
+        with self._lock:
+            self._is_closed = True
+            self._end()
 
     def abandon(self) -> None:
         """Close the file in a forked child: it is the parent's. Nothing is buffered, so nothing is written twice."""
-        self.close()
+        self._end()
+
+    def _end(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            descriptors.close(fd, self._mark)
 
     def _current(self, header: bytes) -> int:
         """Return a descriptor of the file that is at ``path`` now.
@@ -119,7 +130,7 @@ class JournalWriter:
                 found = self.path.stat(follow_symlinks=False)
                 if (found.st_dev, found.st_ino) == self._mark == descriptors.mark(self._fd):
                     return self._fd
-            self.close()
+            self._end()
         fd = open_private(self.path)
         try:
             _append(fd, _line_end(fd) + header)

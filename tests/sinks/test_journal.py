@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,19 @@ def test_a_rotation_that_does_nothing_is_an_error(tmp_path: Path) -> None:
         for number in range(1, 20):
             writer.write(make_stall(number))
     assert path.stat().st_size <= 4096
+
+
+def test_a_file_closed_in_the_midst_of_writes_loses_nothing(tmp_path: Path) -> None:
+    """A setting may replace the journal while a stall is written: each is in the file, which is closed afterwards."""
+    path = journal_path(str(tmp_path), 7)
+    writer, stalls = JournalWriter(path, MIB), [make_stall(number) for number in range(200)]
+    writing = threading.Thread(target=lambda: [writer.write(stall) for stall in stalls])
+    writing.start()
+    while writing.is_alive():
+        writer.close()
+    writing.join()
+    writer.close()
+    assert [stall.id for stall in read_journals(str(path)).stalls] == [stall.id for stall in stalls]
 
 
 @pytest.mark.parametrize("how", ["removed", "moved"])
