@@ -128,11 +128,13 @@ class Sampler:
             marks = [(loop, loop.probe.mark()) for loop in loops if loop.is_running]
             frames = current_frames()
             is_prompt = time.monotonic() - begun < PROMPT  # else the loop's thread may have run in between
-            return [
+            found = [
                 Glimpse(loop, begun, mark, *taken)
                 for loop, mark in marks
                 if (is_prompt or loop.probe.mark() == mark) and (taken := self._stack_of(loop, frames)) is not None
             ]
+            frames.clear()  # this frame is one of them: they would keep each other, and the program's objects, alive
+            return found
 
     def judge(self, glimpses: Iterable[Glimpse], moment: Moment, found: dict[Suspect, Sample]) -> None:
         """Make samples of the glimpses of blocked loops.

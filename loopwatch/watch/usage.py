@@ -50,6 +50,8 @@ def usage(loop: WatchedLoop, block: Block, inside: list[Clocks]) -> Usage:
         found = found._replace(run_queue=min(max(found.run_queue, 0.0), length))
     if block.window is not None:
         found = found._replace(wall=block.window, cpu=block.cpu, process_cpu=block.process_cpu)
+        if found.run_queue is not None and block.cpu is not None:  # read at other moments
+            found = found._replace(run_queue=min(found.run_queue, max(block.window - block.cpu, 0.0)))
     return found
 
 
