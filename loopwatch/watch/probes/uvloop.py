@@ -392,9 +392,11 @@ class UvloopProbe:
         return True
 
     def _report(self, block: Block) -> None:
-        before = next((each for each in reversed(self._clocks) if each.at <= block.start + JUST_KEPT), None)
-        after = next((each for each in self._clocks if each.at >= block.end - JUST_KEPT), None)
-        if before is not None and after is not None and after.at - before.at <= MOST_AROUND * (block.end - block.start):
+        length = block.end - block.start
+        near = (MOST_AROUND - 1) / 2 * length
+        before = next((each for each in reversed(self._clocks) if each.at <= block.start + near), None)
+        after = next((each for each in self._clocks if each.at >= block.end - near), None)
+        if before is not None and after is not None and after.at - before.at <= MOST_AROUND * length:
             block.window = after.at - before.at
             block.cpu, block.process_cpu = after.cpu - before.cpu, after.process_cpu - before.process_cpu
         self._blocks.append(block)

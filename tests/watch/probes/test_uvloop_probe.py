@@ -352,6 +352,8 @@ def test_late_heartbeats_keep_blocks_in_a_row_apart(length: float, count: int, s
         assert abs(block.start - start) <= block.uncertainty + 2 * small + 1e-6
         assert abs(block.end - start - length) <= block.uncertainty + 2 * small + 1e-6
         assert block.uncertainty <= (block.end - block.start) / 2
+        # Processor time counts only where it was read around the block, and not far from it.
+        assert block.window is None or 0.7 <= block.window / (block.end - block.start) <= 1.3001
 
 
 def test_late_heartbeat_of_a_reported_block() -> None:
