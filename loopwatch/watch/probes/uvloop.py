@@ -372,12 +372,12 @@ class UvloopProbe:
         # The idle time since then came after the block, and so did the call that kept the GIL.
         latest = max(after.at - idle - (0.0 if after.polling else kept), before.at)
         gap = 0.0 if after.polling and after.passes - before.passes <= 2 else latest - before.at
-        # A reading that had to wait for the GIL is one at the end of a call, and mostly of its pass.
         if ends:
             end, gap = latest, 0.0
         elif before.at == self._last_beat:  # it ran right after the call
             end, gap = before.at, 0.0
         else:
+            # A reading that had to wait for the GIL is one at the end of a call, and mostly of its pass.
             end = before.at if before.at - self._kept_at <= JUST_KEPT and not after.polling else latest
         # Enough of it must be certain, or the passes of a healthy, busy loop would add up to a block.
         # While a heartbeat is due no pass begins.
@@ -394,8 +394,9 @@ class UvloopProbe:
     def _report(self, block: Block) -> None:
         length = block.end - block.start
         near = (MOST_AROUND - 1) / 2 * length
-        before = next((each for each in reversed(self._clocks) if each.at <= block.start + near), None)
-        after = next((each for each in self._clocks if each.at >= block.end - near), None)
+        clocks = list(self._clocks)  # the loop's thread may be adding to it
+        before = next((each for each in reversed(clocks) if each.at <= block.start + near), None)
+        after = next((each for each in clocks if each.at >= block.end - near), None)
         if before is not None and after is not None and after.at - before.at <= MOST_AROUND * length:
             block.window = after.at - before.at
             block.cpu, block.process_cpu = after.cpu - before.cpu, after.process_cpu - before.process_cpu
