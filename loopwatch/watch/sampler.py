@@ -153,6 +153,10 @@ class Sampler:
             if glimpse.at - since >= least and suspect not in found:  # the earliest is nearest to the call
                 found[suspect] = self._sample_of(suspect, glimpse, moment)
 
+    def complete(self, suspect: Suspect, sample: Sample) -> None:
+        """Add a sample that was taken a while ago to its block, which may be over."""
+        self._note(suspect, sample, is_fresh=False)
+
     def sample(
         self, loops: Sequence[WatchedLoop], suspects: Iterable[Suspect], moment: Moment, known: Samples
     ) -> tuple[list[tuple[Suspect, Episode]], Lateness | None]:

@@ -99,7 +99,7 @@ class Watcher:
         self._ticks = 0
         self.paused = False
         self._contention = Contention()
-        self._sampler = Sampler(config, faults, self._contention, sources, lambda: self._lapse.goes_on())
+        self._sampler = Sampler(config, faults, self._contention, sources, self._goes_on)
         self._woken_at = 0.0
         self._rest_ends = 0.0
         self._lapse = Lapse(self.glimpse, self.came_late, LATE)
@@ -163,8 +163,8 @@ class Watcher:
     def stop(self, timeout: float = 1.0) -> None:
         """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
         self.thread.end(timeout)
-        self._drop_glimpses()
         self.remove(self.loops)
+        self._drop_glimpses()
         self.gc.stop()
 
     def abandon(self) -> None:
@@ -196,8 +196,23 @@ class Watcher:
     def collect(self, loop: WatchedLoop) -> None:
         """Pass on the finished blocks of ``loop`` now; from any thread."""
         with self._collecting:
-            for block in loop.probe.finished():
+            blocks = loop.probe.finished()
+            if blocks:
+                self._complete_glimpses(loop)
+            for block in blocks:
                 self._finish(loop, block)
+
+    def _complete_glimpses(self, loop: WatchedLoop) -> None:
+        """Complete the samples that were left to a later tick: a block of ``loop`` is over."""
+        for suspect in [known for known in list(self._glimpses) if known.loop is loop]:
+            sample = self._glimpses.pop(suspect, None)
+            if sample is not None:
+                self._faults.run("sampling", self._sampler.complete, suspect, sample)
+
+    def _goes_on(self) -> None:
+        """Look at once if the thread has just got the GIL back, in the midst of its work."""
+        if self.is_own_thread(threading.get_ident()):
+            self._lapse.goes_on()
 
     def wake_if_blocked(self, loop: WatchedLoop) -> None:
         """Tick soon after ``loop`` has stopped, if a block of it may have ended with that."""
@@ -290,14 +305,15 @@ class Watcher:
             return time.monotonic() + pacing.SHORTEST_GAP
         self._only_looks_since = None
         self._lapse.goes_on()
-        glimpses, self._glimpses = self._glimpses, {}
-        if now < self._rest_ends and late < LATE and all(self._each(lambda loop: loop.probe.at_rest())):
+        rests = now < self._rest_ends and late < LATE and not self._glimpses
+        if rests and all(self._each(lambda loop: loop.probe.at_rest())):
             return now + pacing.tick_of(pacing.QUIET_TICK * config.threshold, self.stretch)
         gone = [loop for loop in self.loops if loop.gone]
         if gone:
             self.remove(gone)
         if (waiters := self._hooks.waiters()) is not None:
             waiters.renew(self.loops, wanted=not self.paused and now >= self._grace_until)
+        glimpses, self._glimpses = self._glimpses, {}
         if not self.paused:
             suspects = [found for found in self._each(lambda loop: self._suspect(loop, moment, config)) if found]
             if (suspects or glimpses or late >= LATE) and not self._faults.is_off("sampling"):
@@ -534,8 +550,7 @@ class Watcher:
     ) -> None:
         seen = self._observation(loop, block, episode, ongoing=ongoing)
         seen.expectation = expectation
-        if self.is_own_thread(threading.get_ident()):
-            self._lapse.goes_on()
+        self._goes_on()
         self._hooks.observed(seen)
 
     def _observation(self, loop: WatchedLoop, block: Block, episode: Episode, *, ongoing: bool) -> Observation:

@@ -7,6 +7,7 @@ import re
 import time
 
 import pytest
+from conftest import runner
 
 import loopwatch
 from loopwatch.events import Cause, Stall
@@ -68,3 +69,22 @@ def test_calls_without_a_pause_are_kept_apart(gap: float) -> None:
     assert len(stalls) >= CALLS
     assert len(right) >= len(blocks) / 3
     assert len(right) >= 0.8 * len(named)
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_call_at_the_very_end_has_its_culprit(loop_kind: str, flushes: bool) -> None:
+    """What was only looked at is complete when the loop ends, and when the agent does right after it."""
+    text = text_of(0.2)
+
+    async def main() -> None:
+        await asyncio.sleep(0.3)
+        backtrack(text)
+
+    agent = loopwatch.install(threshold=0.1, log_level="CRITICAL", cpu_budget=1.0)
+    runner(loop_kind)(main())
+    if flushes:
+        assert agent.flush(10)
+    loopwatch.uninstall()
+    (stall,) = [each for each in agent.stalls() if each.cause is Cause.NATIVE_GIL]
+    assert stall.culprit is not None
+    assert stall.culprit.function == "backtrack"
