@@ -105,6 +105,7 @@ class Watcher:
         self._lapse = Lapse(self.glimpse, self.came_late, LATE)
         self._kept_at = 0.0
         self._only_looks_since: float | None = None
+        self._ticked_at = 0.0
         self._settling = 0  # threads that wait for all finished blocks
         self._glimpsed: Sequence[Glimpse] = ()
         self._glimpses: dict[Suspect, Sample] = {}
@@ -302,6 +303,8 @@ class Watcher:
             if late >= LATE:
                 self._contention.note(Hog(None, 0.0), planned, now, moment.waited)
             self._each(lambda loop: loop.probe.busy_since(now, late) if loop.is_running else IDLE)
+            if now - self._ticked_at >= config.hang_after / 4:  # or the hang timer would take the program for hung
+                self._tell_of_tick(now)
             return time.monotonic() + pacing.SHORTEST_GAP
         self._only_looks_since = None
         self._lapse.goes_on()
@@ -323,10 +326,14 @@ class Watcher:
             self._each(lambda loop: self._collect_and_forget(loop, now))
             self._lapse.goes_on()
         self._each(lambda loop: loop.end_window(now) if loop.window_is_over(now) else None)
-        self._hooks.ticked(now)
+        self._tell_of_tick(now)
         after = self._next(time.monotonic(), config)
         self._lapse.goes_on()
         return after
+
+    def _tell_of_tick(self, now: float) -> None:
+        self._ticked_at = now
+        self._hooks.ticked(now)
 
     def _only_looks(self, moment: Moment) -> bool:
         """Whether to leave everything else to a later tick: a call has kept the GIL, and the next may begin.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from pathlib import Path
 
 import pytest
 from conftest import runner
@@ -69,6 +70,19 @@ def test_calls_without_a_pause_are_kept_apart(gap: float) -> None:
     assert len(stalls) >= CALLS
     assert len(right) >= len(blocks) / 3
     assert len(right) >= 0.8 * len(named)
+
+
+def test_a_long_row_is_no_hang(tmp_path: Path) -> None:
+    """A row of calls that is longer than ``hang_after`` does not set off the timer of the hang file."""
+    agent = loopwatch.install(
+        threshold=0.05, hang_after=0.6, journal=str(tmp_path), log_level="CRITICAL", cpu_budget=1.0
+    )
+    asyncio.run(requests(text_of(0.15), 0))
+    assert agent.flush(10)
+    dumps = [path.read_text(encoding="utf-8", errors="replace") for path in tmp_path.glob("*.hang")]
+    loopwatch.uninstall()
+    assert len(agent.stalls()) >= CALLS  # 1.2 seconds
+    assert [dump for dump in dumps if "most recent call first" in dump] == []
 
 
 @pytest.mark.parametrize("flushes", [False, True])
