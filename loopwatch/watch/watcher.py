@@ -266,7 +266,8 @@ class Watcher:
         self._announce_visit(planned)
         if self.thread.is_asked:
             return planned
-        # Without loops there is nothing to do until one is added.
+        if not self.loops:
+            self._drop_glimpses()  # there is nothing to do until a loop is added
         if self._rest_ends == 0.0 and self.loops:
             self._contention.waited(time.monotonic())  # what the tick itself went through is none of the next one's
         is_woken = self._alarm.wait(max(planned - time.monotonic(), 0.0) if self.loops else -1)
