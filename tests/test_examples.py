@@ -176,6 +176,7 @@ def test_shared_buffer() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.measures
 def test_compare_service() -> None:
     """One variable has the pages drawn by workers; the function that blocked the loop does so no more."""
     pytest.importorskip("greenlet", reason="needs the extra: pip install loopwatch[transparent]")

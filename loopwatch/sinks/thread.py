@@ -17,9 +17,11 @@ from loopwatch.core.faults import Action, Faults
 from loopwatch.core.originals import time
 from loopwatch.core.threads.alarm import Alarm
 from loopwatch.core.threads.own_thread import OwnThread
-from loopwatch.watch.lapse import PUT_OFF, Lapse
+from loopwatch.watch.lapse import Lapse
 from loopwatch.watch.observation import Observation
 
+PUT_OFF = 1.0
+"""Longest time in seconds for which a stall is put off; the watcher has kept it back for a while already."""
 MAX_WAITING = 1000
 """Capacity of the queue; further observations are dropped and counted."""
 

@@ -11,7 +11,7 @@ from loopwatch.core.originals import time
 from loopwatch.system.threads import Scheduled, scheduled
 
 PUT_OFF = 3.0
-"""Longest time in seconds for which threads put off their work while calls that keep the GIL follow each other."""
+"""Longest time in seconds for which the watcher puts off its work while calls that keep the GIL follow each other."""
 
 
 class Waited(NamedTuple):
