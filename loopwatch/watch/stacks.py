@@ -51,7 +51,7 @@ _BRIDGE_FILE = _OWN + "offloading/bridge.py"
 """File whose ``_steps`` begins a separate stack, a greenlet's, above that of the loop."""
 _GC_CALLBACK = GcMonitor._note.__code__
 _STARTS_OURS = OwnThread._begin.__code__
-"""Code in which the loop's thread starts a thread of the agent and waits for it; the program's frames are below."""
+"""Code in which the loop's thread starts a thread of the agent; the program's frames are below."""
 _SHOWN = (_OWN + "demo/app.py",)
 """Files of this package that stand for the user's code."""
 

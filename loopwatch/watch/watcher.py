@@ -305,7 +305,7 @@ class Watcher:
                 self._contention.note(Hog(None, 0.0), planned, now, moment.waited)
             self._each(lambda loop: loop.probe.busy_since(now, late) if loop.is_running else IDLE)
             if now - self._ticked_at >= config.hang_after / 4:  # or the hang timer would take the program for hung
-                self._tell_of_tick(now)
+                self._end_tick(now)
             return time.monotonic() + pacing.SHORTEST_GAP
         self._only_looks_since = None
         self._lapse.goes_on()
@@ -327,12 +327,12 @@ class Watcher:
             self._each(lambda loop: self._collect_and_forget(loop, now))
             self._lapse.goes_on()
         self._each(lambda loop: loop.end_window(now) if loop.window_is_over(now) else None)
-        self._tell_of_tick(now)
+        self._end_tick(now)
         after = self._next(time.monotonic(), config)
         self._lapse.goes_on()
         return after
 
-    def _tell_of_tick(self, now: float) -> None:
+    def _end_tick(self, now: float) -> None:
         self._ticked_at = now
         self._hooks.ticked(now)
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from _pytest.runner import runtestprotocol
 
+from loopwatch.system.threads import scheduled
+
 ATTEMPTS = 3
 SHARE = 0.05
 """A run is spoiled if threads waited for a processor for this share of its time, ..."""
@@ -55,8 +57,8 @@ class Waits:
             "the threads of the test waited": _difference(self.own, before.own),
             "the hypervisor ran something else": _difference(self.stolen, before.stolen),
         }
-        told = [f"{what} for {seconds:.3f} s" for what, seconds in waited.items() if seconds >= least]
-        return f"in {took:.3f} s {', '.join(told)}" if told else ""
+        parts = [f"{what} for {seconds:.3f} s" for what, seconds in waited.items() if seconds >= least]
+        return f"in {took:.3f} s {', '.join(parts)}" if parts else ""
 
 
 def _difference(after: float | None, before: float | None) -> float:
@@ -74,14 +76,9 @@ def _pressure() -> float | None:
 def _run_queue() -> float | None:
     if sys.platform != "linux":
         return None
-    total, known = 0.0, False
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            total += int((task / "schedstat").read_text(encoding="ascii").split()[1]) / 1e9
-            known = True
-        except (OSError, IndexError, ValueError):  # the thread has ended, or the kernel does not count
-            continue
-    return total if known else None
+    threads = [scheduled(int(task.name)) for task in Path("/proc/self/task").iterdir()]
+    known = [each.run_queue for each in threads if each is not None]  # else it has ended, or the kernel does not count
+    return sum(known) if known else None
 
 
 def _stolen() -> float | None:
