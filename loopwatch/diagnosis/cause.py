@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loopwatch.core.dataclasses import dataclass
-from loopwatch.diagnosis.own_part import Parts, contradictions, is_starved, may_want_the_gil, slept, split
+from loopwatch.diagnosis.own_part import Parts, computes, contradictions, is_starved, may_want_the_gil, slept, split
 from loopwatch.events import Cause, Evidence
 from loopwatch.system.syscalls import POLLS, RUNNING, kind_of
 
@@ -218,7 +218,8 @@ def _computing(facts: _Facts) -> Cause | None:
         return Cause.PYTHON
     if evidence.gil_wait is None or facts.parts.starved >= UNSURE * evidence.wall:
         # A thread that lacks a processor may also lack the GIL; only a call of C code can have given it up by itself.
-        if evidence.call is None or evidence.call in CHEAP:
+        contended = (evidence.gil_wait or 0.0) >= SOME * evidence.switch_interval
+        if evidence.call is None or evidence.call in CHEAP or contended:
             return Cause.PYTHON
         return Cause.NATIVE if evidence.samples > 1 or evidence.gil_wait is not None else None
     return Cause.NATIVE
@@ -233,7 +234,9 @@ def _waiting(facts: _Facts) -> Cause | None:
     if evidence.asleep or facts.share(evidence.gc) + facts.ran >= MOST:
         return None
     # By the kernel's accounting it slept most of the time, but each time too briefly to be found asleep.
-    return _by_name(evidence) or (Cause.IO if evidence.samples and evidence.wait_channel else None)
+    return _by_name(evidence) or (
+        Cause.IO if evidence.samples and evidence.wait_channel and not computes(evidence) else None
+    )
 
 
 def _by_name(evidence: Evidence) -> Cause | None:

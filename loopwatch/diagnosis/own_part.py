@@ -7,10 +7,14 @@ from math import fsum
 from typing import NamedTuple
 
 from loopwatch.events import Evidence, Stall
-from loopwatch.system.syscalls import kind_of
+from loopwatch.system.syscalls import RUNNING, kind_of
 
 NOTABLE = 0.2
 """Share of a block that must be without a processor before the block is blamed on that."""
+MOST = 0.5
+"""Share of the samples that is most of them."""
+COMPUTES = 0.25
+"""Share of a block with a processor that no thread uses which waits for a lock."""
 CLOCKS_APART = 0.02
 """Seconds between the readings of two clocks, at most."""
 
@@ -38,9 +42,10 @@ class Parts(NamedTuple):
 def split(evidence: Evidence) -> Parts:
     """Return the parts of the block of ``evidence``; all of it is its own where the system does not provide the facts.
 
-    A thread has no processor at most while it does not compute, and is not runnable while it is found asleep. The run
-    queue contains the time under a quota (a throttled thread stays runnable); without it, the quota's account is an
-    upper bound, as it adds up the processors of the container.
+    A thread has no processor at most while it does not compute, and is not runnable while it is found asleep. Where
+    samples find it runnable, and neither it nor another thread computed, it had none, even if the run queue's account
+    is too old to tell. The run queue contains the time under a quota (a throttled thread stays runnable); without it,
+    the quota's account is an upper bound, as it adds up the processors of the container.
 
     Example:
         >>> split(Evidence(wall=0.6, cpu=0.35, run_queue=0.21, throttled=0.3))
@@ -50,6 +55,7 @@ def split(evidence: Evidence) -> Parts:
     waited = max(
         _positive(evidence.throttled if waited is None else waited),
         _positive(evidence.watcher_starved) if evidence.asleep else 0.0,
+        _runnable(evidence) - max(_positive(evidence.process_cpu), _positive(evidence.cpu)),
     )
     most = wall - _positive(evidence.cpu)
     if slept(evidence) and not may_want_the_gil(evidence):
@@ -93,7 +99,7 @@ def slept(evidence: Evidence) -> bool:
         return False  # a single, late sample: the block may have been over by the time the kernel was asked
     keeps_waking = (evidence.runs or 0) * evidence.switch_interval >= 0.3 * evidence.wall  # not in a lock
     runs = _on_its_feet(evidence) >= evidence.wall / 2
-    if may_want_the_gil(evidence) and (evidence.samples == 1 or runs or keeps_waking):
+    if may_want_the_gil(evidence) and (evidence.samples == 1 or runs or keeps_waking or computes(evidence)):
         return False
     return kind_of(evidence.syscall) in ("sleep", "lock", "io")
 
@@ -101,6 +107,26 @@ def slept(evidence: Evidence) -> bool:
 def may_want_the_gil(evidence: Evidence) -> bool:
     """Whether it was found in a futex that is not known for a lock: the reader has the GIL, and others wait for it."""
     return kind_of(evidence.syscall) == "lock" and not evidence.lock_wait
+
+
+def _runnable(evidence: Evidence) -> float:
+    """Return the seconds in which the thread ran or was runnable, by several samples that found it so.
+
+    0 where they do not show it, and where the scheduler's account does.
+    """
+    on_its_feet = evidence.syscall == RUNNING or may_want_the_gil(evidence)
+    is_found_so = on_its_feet and evidence.samples > 1 and evidence.syscall_share >= MOST
+    return _positive(evidence.wall) * min(evidence.syscall_share, 1.0) if is_found_so and computes(evidence) else 0.0
+
+
+def computes(evidence: Evidence) -> bool:
+    """Whether it used so much processor time that a lock it is found in is more likely to be the GIL.
+
+    Only where the scheduler's account is older than the block, so that it is not known how often the thread was given a
+    processor, and how long it waited for one.
+    """
+    is_old = evidence.run_queue is not None and evidence.runs is None
+    return is_old and _positive(evidence.cpu) >= COMPUTES * _positive(evidence.wall) > 0
 
 
 def _on_its_feet(evidence: Evidence) -> float:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from loopwatch.core.dataclasses import replace
 from loopwatch.core.median import median
 from loopwatch.events import Evidence
 from loopwatch.system.syscalls import kind_of
@@ -52,11 +53,16 @@ class Measured(NamedTuple):
 def observation(origin: Origin, block: Block, episode: Episode, measured: Measured, *, ongoing: bool) -> Observation:
     """Return the observation of ``block``; ``ongoing``: the block has not ended."""
     hog, caller = measured.hindrance.hog, main_caller(episode)
+    due = block.start
+    if block.asleep and ran_in_poll(episode.samples):
+        block = _by_code_in_poll(block, measured.usage)
+        certain = block.end - block.start - block.uncertainty
+        measured = measured._replace(usage=measured.usage._replace(wall=certain))
     return Observation(
         id=episode.id,
         loop=origin.loop,
         thread=origin.thread,
-        started_at=origin.started_at,
+        started_at=origin.started_at - (due - block.start),
         start=block.start,
         end=block.end,
         evidence=_evidence(block, episode.samples, measured),
@@ -73,6 +79,31 @@ def observation(origin: Origin, block: Block, episode: Episode, measured: Measur
         span=caller.span,
         pid=origin.pid,
     )
+
+
+def ran_in_poll(samples: Sequence[Sample]) -> bool:
+    """Whether most samples of a loop that did not return from its poll show code that ran within it.
+
+    A signal handler does; ``select`` goes on waiting after it (PEP 475).
+    """
+    return 2 * sum(_shows_code(sample) for sample in samples) > len(samples)
+
+
+def _by_code_in_poll(block: Block, used: Usage) -> Block:
+    """Return the block of code that ran within a poll: it began after the poll did, and as long ago as it computed."""
+    least = max(block.end - block.start, used.cpu or 0.0)
+    doubt = max(block.end - least - (block.start if block.polls_since is None else block.polls_since), 0.0) / 2
+    return replace(block, start=block.end - least - doubt, uncertainty=doubt, asleep=False)
+
+
+def waits_in_poll(samples: Sequence[Sample]) -> bool:
+    """Whether samples of an asyncio loop show neither a callback nor any code."""
+    return all(sample.callback is None and not _shows_code(sample) for sample in samples)
+
+
+def _shows_code(sample: Sample) -> bool:
+    frames = sample.stack.frames
+    return bool(frames) and frames[0].module != "selectors"
 
 
 def main_caller(episode: Episode) -> Caller:

@@ -10,6 +10,8 @@ from typing import Generic, NamedTuple, TypeVar
 from loopwatch.core.originals import time
 from loopwatch.system.threads import Scheduled, scheduled
 
+SPARE_RUNS = 2
+"""Runs beyond one each switch interval that prove nothing: at the begin and at the end of a wait."""
 PUT_OFF = 3.0
 """Longest time in seconds for which the watcher puts off its work while calls that keep the GIL follow each other."""
 
@@ -42,10 +44,14 @@ class Waited(NamedTuple):
     def for_gil_each(self, late: float) -> float | None:
         """Return how long one wait for the GIL was, where :meth:`for_gil` may be the sum of several.
 
-        A thread keeps the GIL for a switch interval when others want it: so long has it computed between two waits.
+        A thread keeps the GIL for a switch interval when others want it: so long has it computed between two waits. It
+        is also given a processor each time that the GIL is released, and may find that another thread was faster.
         """
-        waited = self.for_gil(late)
-        return None if waited is None else waited / (1 + int(self.cpu / sys.getswitchinterval()))
+        waited, interval = self.for_gil(late), sys.getswitchinterval()
+        if waited is None:
+            return None
+        vain = 0 if self.runs is None else max(self.runs - int(late / interval) - SPARE_RUNS, 0)
+        return waited / (1 + int(self.cpu / interval) + vain)
 
     @classmethod
     def between(cls, before: Scheduled | None, after: Scheduled | None) -> Waited:

@@ -14,10 +14,10 @@ SHORTEST_TICK, LONGEST_TICK = 0.005, 0.25
 """Bounds of the seconds between two ticks for a loop that is not blocked."""
 INVITED = 0.4
 """Share of the interval by which a tick may come earlier or later, so that it coincides with a heartbeat."""
-EXACT_TICK = 0.9
-"""Thresholds between two ticks for a busy loop whose blocks have a known start."""
+WITHIN_TICK = 0.9
+"""Thresholds between two ticks such that no block can begin and end between them."""
 QUIET_TICK = 2.0
-"""Thresholds between two ticks for a quiet loop."""
+"""Thresholds between two ticks for a quiet loop whose blocks are recorded in the loop itself."""
 SHORTEST_GAP, LONGEST_GAP = 0.01, 0.1
 """Seconds between two samples of a blocked loop; a quarter of the block's age between these bounds."""
 MOST_STRETCHED = 2.0
@@ -87,8 +87,9 @@ def next_look(view: View, threshold: float, stretch: float) -> Look:
     if age >= threshold / 2 and not view.rests:
         return Look(now + _gap(age, view.samples, threshold, stretch), keeps=True)
     stretch = 1.0 if view.was_blocked else stretch
+    quiet_tick = QUIET_TICK if view.is_exact else WITHIN_TICK
     if view.rests:
-        return Look(now + tick_of(QUIET_TICK * threshold, stretch), keeps=True)
+        return Look(now + tick_of(quiet_tick * threshold, stretch), keeps=True)
     if view.was_kept and not view.is_exact:
         # Its passes are kept apart by requests for the GIL: each is granted at the end of a call.
         return Look(now + SHORTEST_GAP)
@@ -101,9 +102,9 @@ def next_look(view: View, threshold: float, stretch: float) -> Look:
         patience = 1.0 if view.is_traced else 1 + INVITED
         return Look(max(min(beat, view.last_beat + patience * tick), now + SHORTEST_GAP), invite)
     if view.is_active:
-        tick = tick_of(threshold * EXACT_TICK if view.is_exact else threshold / 2, stretch)
+        tick = tick_of(threshold * WITHIN_TICK if view.is_exact else threshold / 2, stretch)
     else:
-        tick = tick_of(threshold * (QUIET_TICK if view.is_quiet else 1), stretch)
+        tick = tick_of(threshold * (quiet_tick if view.is_quiet else WITHIN_TICK), stretch)
     return Look(now + tick if age < 0 else min(now + tick, max(view.since + threshold / 2, now + SHORTEST_GAP)))
 
 
@@ -122,5 +123,5 @@ def _gap(age: float, samples: int, threshold: float, stretch: float) -> float:
     if samples >= MANY_SAMPLES:
         gap = max(gap, age / 50)
     # The next block may follow without a pause, and needs a sample as well.
-    most = min(max(EXACT_TICK * threshold, SHORTEST_TICK), LONGEST_TICK)
+    most = min(max(WITHIN_TICK * threshold, SHORTEST_TICK), LONGEST_TICK)
     return min(gap * stretch, max(gap, most)) if samples else gap

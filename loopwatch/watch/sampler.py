@@ -213,7 +213,7 @@ class Sampler:
             taken[suspect] = sample
 
     def _stack_of(self, loop: WatchedLoop, frames: Mapping[int, FrameType]) -> tuple[Any, stacks.RawStack, Any] | None:
-        """Return the running task, stack and running handle of the loop's thread, None if it has none."""
+        """Return the running task, stack and running handle of the loop's thread, None where it runs ours only."""
         thread, target = loop.thread, loop.ref()
         frame = frames.get(thread.ident) if thread is not None else None
         if thread is None or target is None or (frame is None and frames):
@@ -225,7 +225,10 @@ class Sampler:
         by_handle = loop.probe.traits.shows_handles
         base = None if by_handle else loop.heart.base
         is_unnamed = task is None and not by_handle
-        return task, *stacks.take(frame, base, self._config().max_frames, mark_calls=is_unnamed)
+        stack, handle = stacks.take(frame, base, self._config().max_frames, mark_calls=is_unnamed)
+        if stack.only_ours and not (by_handle and handle is None):
+            return None  # a heartbeat: what held the loop before it is over
+        return task, stack, handle
 
     def _sample_of(self, suspect: Suspect, glimpse: Glimpse, moment: Moment) -> Sample:
         loop, task, stack, handle = suspect.loop, glimpse.task, glimpse.stack, glimpse.handle
@@ -261,6 +264,8 @@ class Sampler:
         self._identify(episode, sample)
         if is_fresh and suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
             _ask_kernel(suspect.loop, sample)
+            if suspect.loop.probe.busy_since(time.monotonic()) != suspect.since:  # it ended while files were read
+                sample.syscall = sample.wait_channel = None
         sample.typed = self.expects_typed and prompts.is_typed(sample.stack.frames)
         self._step()
         episode.samples.append(sample)

@@ -76,6 +76,7 @@ class RawStack:
         in_gc: whether the thread was in the agent's garbage collector callback.
         position, planned: index of the handle in its pass, and number of handles of the pass; None if not seen.
         starts_ours: whether it was starting a thread of the agent, such as after a fork.
+        only_ours: whether it shows nothing but code of the agent, such as a heartbeat.
     """
 
     frames: tuple[RawFrame, ...]
@@ -85,6 +86,7 @@ class RawStack:
     position: int | None = None
     planned: int | None = None
     starts_ours: bool = False
+    only_ours: bool = False
 
     @property
     def behind(self) -> int:
@@ -133,13 +135,16 @@ def take(
                     _module_of(current),
                 )
             )
-        elif code is _GC_CALLBACK:
-            stack.in_gc = True
-        elif code is _STARTS_OURS:
-            stack.starts_ours = True
-            frames.clear()
+        else:
+            stack.only_ours = True
+            if code is _GC_CALLBACK:
+                stack.in_gc = True
+            elif code is _STARTS_OURS:
+                stack.starts_ours = True
+                frames.clear()
         current = current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
+    stack.only_ours &= not frames and not stack.starts_ours
     # Callbacks may have neither handle nor task to identify them (uvloop), and frames of two calls the same address.
     stack.fresh = mark_calls and outermost is not None and mark(outermost)
     return stack, handle

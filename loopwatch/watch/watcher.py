@@ -22,7 +22,7 @@ from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.system import threads as facts
 from loopwatch.system.threads import GcMonitor
 from loopwatch.watch import pacing, prompts, stacks
-from loopwatch.watch.assemble import Measured, Origin, is_typed, main_caller, observation
+from loopwatch.watch.assemble import Measured, Origin, is_typed, main_caller, observation, waits_in_poll
 from loopwatch.watch.contention import LATE, Contention, Hog, Lateness
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.lapse import PUT_OFF, Lapse, Waited
@@ -311,7 +311,7 @@ class Watcher:
         self._lapse.goes_on()
         rests = now < self._rest_ends and late < LATE and not self._glimpses
         if rests and all(self._each(lambda loop: loop.probe.at_rest())):
-            return now + pacing.tick_of(pacing.QUIET_TICK * config.threshold, self.stretch)
+            return now + pacing.tick_of(pacing.WITHIN_TICK * config.threshold, self.stretch)
         gone = [loop for loop in self.loops if loop.gone]
         if gone:
             self.remove(gone)
@@ -427,7 +427,9 @@ class Watcher:
         if not self.paused and self.loops and all(self._each(lambda loop: self._may_doze(loop, now))):
             for loop in self.loops:  # renews the clocks that the next block is compared with
                 self._is_active(loop, now)
-            return now + self.longest_sleep()
+            # A poll that does not return for its timer is looked into.
+            looks = [due + config.threshold / 2 for loop in self.loops if (due := loop.heart.due) > now]
+            return min([now + self.longest_sleep(), *looks])
         if not self.paused and self.loops and all(loop.rests for loop in self.loops):
             self._rest_ends = now + QUIET_SPELL
         looks = self._each(lambda loop: self._next_look(loop, now, config.threshold))
@@ -496,6 +498,8 @@ class Watcher:
                 continue
             if loop.probe.busy_since(time.monotonic()) != since:  # it was sampled at its very end
                 continue
+            if loop.probe.traits.shows_handles and waits_in_poll(episode.samples):
+                continue  # for the GIL or for a processor, or it was stopped: told when it is over
             if (waiters := self._waiters) is not None:
                 self._prepare_waiters(waiters, loop, since, episode, moment.now)
             config = self._config()

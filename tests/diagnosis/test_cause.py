@@ -220,7 +220,8 @@ def test_a_call_with_collections_may_end_between_two_samples(moving: float, caus
 
 
 BOUNDARIES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
-    ("half of it waiting for a processor", "busy host", {"run_queue": 0.25}, {"run_queue": 0.2499}),
+    ("half of it waiting for a processor", "busy host", {"run_queue": 0.25, "runs": 9},
+     {"run_queue": 0.2499, "runs": 9}),
     ("half of it throttled", "throttled cgroup", {"run_queue": None, "throttled": 0.25},
      {"run_queue": None, "throttled": 0.2499}),
     ("half of it collecting", "gc.collect", {"gc": 0.2}, {"gc": 0.1999}),
@@ -236,10 +237,10 @@ BOUNDARIES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
      {"moving": 0.29, "gil_wait": 0.0}),
     ("half a switch interval to get the GIL", "Python loop", {"moving": 0.0, "gil_wait": 0.0025},
      {"moving": 0.0, "gil_wait": 0.00249}),
-    ("its own CPU is half", "Python loop", {"run_queue": 0.0, "cpu": 0.15, "process_cpu": 0.15},
-     {"run_queue": 0.0, "cpu": 0.1499, "process_cpu": 0.1499}),
-    ("half of what it was given", "Python loop", {"run_queue": 0.1, "cpu": 0.1, "process_cpu": 0.1},
-     {"run_queue": 0.1, "cpu": 0.0999, "process_cpu": 0.0999}),
+    ("its own CPU is half", "Python loop", {"run_queue": 0.0, "runs": 9, "cpu": 0.15, "process_cpu": 0.15},
+     {"run_queue": 0.0, "runs": 9, "cpu": 0.1499, "process_cpu": 0.1499}),
+    ("half of what it was given", "Python loop", {"run_queue": 0.1, "runs": 9, "cpu": 0.1, "process_cpu": 0.1},
+     {"run_queue": 0.1, "runs": 9, "cpu": 0.0999, "process_cpu": 0.0999}),
     ("half of the samples in the call", "socket recv", {"syscall_share": 0.5},
      {"syscall_share": 0.499, "wait_channel": None}),
     ("own CPU below half", "time.sleep", {"cpu": 0.1499}, {"cpu": 0.15}),
@@ -416,6 +417,19 @@ def test_short_waits_for_a_disk_are_no_lock() -> None:
                       threshold=0.1)  # fmt: skip
     assert decide(synced) is Cause.IO
     assert decide(dataclasses.replace(synced, runs=3)) is Cause.LOCK
+
+
+def test_work_under_an_old_account_of_the_run_queue() -> None:
+    """A thread that computed, and that samples find awake or wanting the GIL, waited for a processor meanwhile, not for
+    I/O or for a lock, where the scheduler's account is older than the block."""
+    awake = Evidence(0.0617, cpu=0.027, process_cpu=0.0279, run_queue=0.001, samples=3, gil_wait=0.008, moving=0.0,
+                     syscall="running", syscall_share=0.67, wait_channel="futex_do_wait", call="time.monotonic",
+                     threshold=0.02)  # fmt: skip
+    assert decide(awake) is Cause.PYTHON
+    assert split(awake).starved == pytest.approx(0.67 * 0.0617 - 0.0279)
+    assert decide(dataclasses.replace(awake, syscall="futex", moving=1.0)) is Cause.PYTHON
+    assert decide(dataclasses.replace(awake, syscall="futex", cpu=0.005, process_cpu=0.005)) is Cause.LOCK
+    assert decide(dataclasses.replace(awake, runs=4)) is not Cause.PYTHON  # it did sleep, by a full account
 
 
 def test_progress_of_a_pass() -> None:

@@ -28,7 +28,7 @@ def view(**facts: Any) -> View:
     ("what", "facts", "seconds"),
     [
         ("a busy loop of asyncio: once within each threshold", {}, 0.09),
-        ("an idle one: once in a threshold", {"is_active": False}, 0.1),
+        ("an idle one: within a threshold", {"is_active": False}, 0.09),
         ("a quiet one: every other threshold", {"is_active": False, "is_quiet": True}, 0.2),
         ("one that has waited since the last tick: likewise", {"rests": True}, 0.2),
         ("busy for 30 ms: when half of the threshold is over", {"since": NOW - 0.03}, 0.02),
@@ -36,6 +36,8 @@ def view(**facts: Any) -> View:
         ("blocked for half of the threshold: a quarter of its age", {"since": NOW - 0.06}, 0.015),
         ("blocked for a second: ten times a second", {"since": NOW - 1.0}, LONGEST_GAP),
         ("blocked for a minute, sampled often: a fiftieth of its age", {"since": NOW - 60.0, "samples": 100}, 1.2),
+        ("uvloop, quiet: within a threshold", {"is_exact": False, "is_active": False, "is_quiet": True}, 0.09),
+        ("uvloop, waiting since the last tick: likewise", {"is_exact": False, "rests": True}, 0.09),
         ("uvloop, busy: with a heartbeat", {"is_exact": False}, 0.09),
         ("uvloop, heartbeat overdue: twice within a threshold", {"is_exact": False, "beat_due": NOW - 0.01}, 0.05),
         ("uvloop, its next heartbeat is far: likewise", {"is_exact": False, "beat_due": NOW + 0.5}, 0.05),

@@ -42,6 +42,10 @@ MAX_COUNTED = 10_000
 MAX_FAILURES = 10
 """Failures of one loop's probe after which it records nothing more."""
 
+OVERSLEPT = 0.02
+"""Seconds after its time from which on a poll that has not returned counts as blocked: by code that a signal handler
+runs within it, or for want of the GIL or of a processor."""
+
 MAX_HANDED = 200
 """Ready handles handed over at the end of a block."""
 
@@ -49,11 +53,19 @@ Select = Callable[[float | None], Any]
 
 
 class Pace(NamedTuple):
-    """Counts of a timed ``select``: start of the pass (:data:`IDLE` in the poll), passes, idle seconds."""
+    """Counts of a timed ``select``.
+
+    Attributes:
+        since: start of the pass, :data:`IDLE` in a poll that waits.
+        passes: passes so far.
+        idle: seconds that polls have waited so far.
+        due: when the poll that waits has to return for the next timer; :data:`IDLE` if there is none, and in a pass.
+    """
 
     since: float
     passes: int
     idle: float
+    due: float = IDLE
 
 
 class Timed(NamedTuple):
@@ -175,6 +187,7 @@ class Cell:
         early = due - start if events else 0.0
         timers = self._due(end)
         block = Block(due, due, end, uncertainty=early, asleep=True, victims=events + len(timers))
+        block.polls_since = start
         self._read_clocks(block, end, idle - (end - due))  # it was not meant to be idle from ``due`` on
         self._hand_over(block, timers)
         self.blocks.append(block)
@@ -259,6 +272,7 @@ def timed_select(  # noqa: C901, PLR0915 - closure cells of one function are the
         clock: monotonic seconds.
     """
     since, passes, idle, due = IDLE, 0, 0.0, 0.0
+    wanted: float | None = None  # seconds, of the last poll that waited
     chosen: Select = original if epoll is None else epoll.select
 
     @unseen
@@ -288,7 +302,8 @@ def timed_select(  # noqa: C901, PLR0915 - closure cells of one function are the
 
     @unseen
     def wait(timeout: float | None, start: float) -> Any:
-        nonlocal since, idle
+        nonlocal since, idle, wanted
+        wanted = timeout
         since = -start
         events = chosen(timeout)
         end = clock()
@@ -340,9 +355,10 @@ def timed_select(  # noqa: C901, PLR0915 - closure cells of one function are the
             cell.failed(exc)
 
     def pace() -> Pace:
-        if since < 0:  # waiting since then
-            return Pace(IDLE, passes, idle + clock() + since)
-        return Pace(since, passes, idle)
+        begun = since
+        if begun < 0:  # waiting since then
+            return Pace(IDLE, passes, idle + clock() + begun, IDLE if wanted is None else max(wanted, 0.0) - begun)
+        return Pace(begun, passes, idle)
 
     def begin(now: float) -> None:
         nonlocal since
@@ -405,13 +421,14 @@ class AsyncioProbe:
     def busy_since(
         self, now: float, late: float = 0.0, overdue: float = 0.0, kept: float = 0.0, mark: Any = None
     ) -> float:
-        """Return the start of the current pass, which is exact, or :data:`IDLE` in the poll."""
+        """Return the start of the current pass, or the time at which the poll was to return if that is over, both
+        exact; else :data:`IDLE`."""
         return self.mark() if mark is None else float(mark)
 
     def mark(self) -> float:
-        """Return the start of the current pass."""
-        since: float = self._timed.pace().since
-        return since
+        """Return the same."""
+        pace: Pace = self._timed.pace()
+        return pace.due if pace.due < time.monotonic() - OVERSLEPT else pace.since
 
     def held_up(self, now: float, seconds: float) -> None:
         """Do nothing: passes and polls are timed exactly."""
@@ -453,8 +470,7 @@ class AsyncioProbe:
         """Call ``alarm`` when the current poll returns; return False if the loop has just become busy."""
         self._cell.alarm = alarm
         self._timed.look_at(0.0)  # or a wake-up within the next 10 ms would go unnoticed
-        waits: bool = self._timed.pace().since == IDLE
-        return waits
+        return self.mark() == IDLE
 
     def on_end(self, taker: Taker | None) -> None:
         """Set the callback for ready handles and due timers at the end of a block, and again one pass later."""

@@ -49,6 +49,8 @@ class Block:
         shared: whether one callback may account for a part of the span only (a pass of asyncio).
         asleep: whether the loop was not inside a callback but could not wake up in time.
         victims: number of waiters at its end, None if unknown.
+        polls_since: when the poll began in which an ``asleep`` block lies, None if unknown: code that runs within the
+            poll may have begun earlier than the block, while nothing was due.
         window: seconds over which the clocks below were read: the block and a little before it.
         cpu, process_cpu: processor seconds of the loop's thread and of the process within ``window``.
     """
@@ -60,6 +62,7 @@ class Block:
     shared: bool = False
     asleep: bool = False
     victims: int | None = None
+    polls_since: float | None = None
     window: float | None = None
     cpu: float | None = None
     process_cpu: float | None = None

@@ -3,7 +3,11 @@
 uvloop's extension module exports libuv's functions. Two of them may be called from any thread (libuv
 ``src/uv-common.c``, ``src/unix/core.c``): ``uv_metrics_idle_time`` (nanoseconds in the poll, the current poll included,
 so that it moves while the loop waits) and ``uv_metrics_info`` (passes of the loop and events, plain counters). The loop
-is blocked while neither idle time nor passes move.
+is blocked while neither idle time nor passes move. ``uv_now`` only reads a field: when the loop last took the time.
+
+A signal, such as that of each child process that ends, interrupts a poll, and libuv forgets how long that poll had
+waited (``uv__io_poll`` in ``src/unix/linux.c`` sets the entry time anew). The total then falls back behind what was
+read during the poll, which tells such a loss from a block; it stays hidden where the next poll has waited for longer.
 
 A closed loop must never be read: its memory is freed. ``uvloop.Loop.close`` is therefore wrapped (see
 :mod:`loopwatch.watch.discovery`): it detaches the probe first. Each call into libuv is made with the lock that
@@ -22,6 +26,7 @@ from typing import Any, NamedTuple
 
 from loopwatch.core.originals import time
 from loopwatch.core.patches import loaded
+from loopwatch.system.threads import thread_cpu
 from loopwatch.watch.probes.base import IDLE, Block, Counters, Loop, Taker, Traits
 
 _UV_METRICS_IDLE_TIME = 1
@@ -48,6 +53,9 @@ JUST_NOW = 0.002
 
 RESTFUL = 0.01
 """Seconds that a loop at rest worked at most since the last tick."""
+
+COMPUTED = 0.25
+"""Share of the time in which a loop seems to have worked that it must have computed where a poll may be interrupted."""
 
 LEAST_ORDINARY, ORDINARY = 0.01, 0.9
 """Least seconds between two readings, and most busy time as a share of the limit, that show the usual load."""
@@ -85,6 +93,9 @@ class _Libuv:
         self.idle_time = library.uv_metrics_idle_time
         self.idle_time.restype = ctypes.c_uint64
         self.idle_time.argtypes = [ctypes.c_void_p]
+        self.now = library.uv_now
+        self.now.restype = ctypes.c_uint64
+        self.now.argtypes = [ctypes.c_void_p]
         self.info = library.uv_metrics_info
         self.info.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
@@ -105,7 +116,18 @@ class _Clocks(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """libuv's counters at one moment: ``time.monotonic`` seconds, idle seconds, whether it polls, totals."""
+    """libuv's counters at one moment.
+
+    Attributes:
+        at: when (``time.monotonic`` seconds).
+        idle: seconds that the loop has waited in its poll, without what libuv forgot of interrupted polls; never less
+            than in an earlier reading.
+        polling: whether it polls.
+        passes, events, waiting: totals: passes, events, and events that were waiting when their pass began.
+        took_time: when the loop last took the time: after a poll, or later in the pass, for a timer.
+        interrupted: number of polls so far that are known to be interrupted.
+        cpu: processor seconds of the loop's thread, None if unknown.
+    """
 
     at: float
     idle: float
@@ -113,10 +135,13 @@ class Reading(NamedTuple):
     passes: int
     events: int
     waiting: int
+    took_time: float = 0.0
+    interrupted: int = 0
+    cpu: float | None = None
 
     def moved_since(self, earlier: Reading) -> bool:
         """Return whether the loop began a pass or waited since ``earlier``."""
-        return self.passes != earlier.passes or self.idle != earlier.idle
+        return self.passes != earlier.passes or self.idle != earlier.idle or self.interrupted != earlier.interrupted
 
 
 class _Suspect:
@@ -158,7 +183,9 @@ class _Suspect:
         passes = first.passes - before.passes
         # If the loop worked, waited and worked since the previous reading, only the last part is the busy span.
         waited_between = not before.polling and first.idle > before.idle
-        earliest = min(max(first.at - busy, alive), first.at)
+        # Of an interrupted poll nothing is known but its end.
+        resumed = first.took_time - TIMER_GRAIN if first.interrupted != before.interrupted else 0.0
+        earliest = min(max(first.at - busy, alive, resumed), first.at)
         self.early = earliest if after is None else min(max(after, earliest), first.at)
         self.late = first.at
         self.exact = passes <= 2 and not waited_between and after is None
@@ -184,9 +211,10 @@ class _Between:
         mean: mean seconds of a pass; one of them took that long or longer.
         room: most seconds between two signs of life: no pass took longer.
         held: least seconds for which some thread kept the GIL, so that no pass could end.
+        is_certain: whether it cannot be the waiting of an interrupted poll that is taken for work.
     """
 
-    __slots__ = ("after", "before", "busy", "held", "mean", "room", "waited", "wall")
+    __slots__ = ("after", "before", "busy", "held", "is_certain", "mean", "room", "waited", "wall")
 
     def __init__(self, before: Reading, after: Reading, beats: Sequence[tuple[float, float]] = ()) -> None:
         self.before, self.after = before, after
@@ -197,6 +225,11 @@ class _Between:
         signs = [before.at, *(came for _, came in beats if before.at < came < after.at), after.at]
         self.room = max(later - sign for sign, later in pairwise(signs))
         self.held = 0.0
+        # The current poll began at the time last taken, or later; before it, the total must have passed what was read.
+        settled = after.idle - (after.at - after.took_time)
+        was_interrupted = after.interrupted != before.interrupted or settled <= before.idle + TIMER_GRAIN
+        computed = (after.cpu or 0.0) - (before.cpu or 0.0) if before.cpu is not None else 0.0
+        self.is_certain = not was_interrupted or computed >= COMPUTED * self.busy
 
     def beyond(self, usual: float) -> float:
         """Return the seconds of one block, if the loop was busy for the ``usual`` share of the rest of the time."""
@@ -236,6 +269,8 @@ class UvloopProbe:
         self._last_beat = 0.0
         self._clocks: deque[_Clocks] = deque(maxlen=32)
         self._kept_at = 0.0  # the last reading that had to wait for the GIL
+        self._native_id: int | None = None
+        self._raw_idle = self._forgotten = self._interrupted = 0
         self._late_beat: tuple[float, float] | None = None
         self._taker: Taker | None = None
         self._ran = 0.0
@@ -262,7 +297,18 @@ class UvloopProbe:
                 return None
             # Idle time includes the current poll: if it moves between two calls, the loop is in its poll.
             later = libuv.idle_time(pointer)
-            return Reading(now, later / 1e9, later != idle, metrics.loop_count, metrics.events, metrics.events_waiting)
+            if (pointer := self._pointer) is None:
+                return None
+            took_time = libuv.now(pointer) / 1e3
+            if idle < self._raw_idle:
+                self._forgotten += self._raw_idle - idle
+                self._interrupted += 1
+            self._raw_idle = later
+            return Reading(
+                now, (later + self._forgotten) / 1e9, later != idle, metrics.loop_count, metrics.events,
+                metrics.events_waiting, took_time, self._interrupted,
+                None if self._native_id is None else thread_cpu(self._native_id),
+            )  # fmt: skip
 
     def at_rest(self) -> bool:
         """Whether one reading finds the loop polling, with no block to report and next to no work since the last."""
@@ -307,7 +353,7 @@ class UvloopProbe:
         suspect, reported = self._suspect, False
         if suspect is None and reading.polling:
             self._between = between = _Between(before, reading, list(self._beats))
-            if between.wall > LEAST_ORDINARY and between.busy < ORDINARY * self._limit:
+            if between.wall > LEAST_ORDINARY and between.busy < ORDINARY * self._limit and between.is_certain:
                 self._usual = between.busy / between.wall
         elif suspect is not None and (reading.polling or reading.moved_since(before)):
             reported = self._close(suspect, before, reading, kept, ends=ends)
@@ -346,7 +392,7 @@ class UvloopProbe:
             certain = max(between.held, between.mean)
             end, length = after.at, min(max(beyond, certain), between.busy, between.room)
             doubt = max(between.busy - length, length - certain)
-        elif between.mean >= self._limit:
+        elif between.mean >= self._limit and between.is_certain:
             # How much of the loop's waiting lay before the block is unknown; the block's length is known.
             end, length, doubt = after.at - between.waited / 2, between.busy, between.busy - between.mean
         else:
@@ -533,6 +579,7 @@ class UvloopProbe:
                 if self._started is not None:  # the end of a run begun before the agent's start is not seen
                     self._ran += now - self._started
                 self._suspect = self._between = None
+                self._native_id = threading.get_native_id()
                 self._last = self._read(now) or self._last
                 self._history.clear()
                 self._history.append(self._last)
