@@ -45,13 +45,14 @@ class Waited(NamedTuple):
         """Return how long one wait for the GIL was, where :meth:`for_gil` may be the sum of several.
 
         A thread keeps the GIL for a switch interval when others want it: so long has it computed between two waits. It
-        is also given a processor each time that the GIL is released, and may find that another thread was faster.
+        is also given a processor each time that the GIL is released, and may find that another thread was faster: each
+        holder kept it for a switch interval at most, as others wanted it.
         """
         waited, interval = self.for_gil(late), sys.getswitchinterval()
         if waited is None:
             return None
         vain = 0 if self.runs is None else max(self.runs - int(late / interval) - SPARE_RUNS, 0)
-        return waited / (1 + int(self.cpu / interval) + vain)
+        return max(waited / (1 + int(self.cpu / interval) + vain), min(waited, interval) if vain else 0.0)
 
     @classmethod
     def between(cls, before: Scheduled | None, after: Scheduled | None) -> Waited:
