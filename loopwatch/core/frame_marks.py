@@ -15,26 +15,26 @@ from types import FrameType
 _TRUE, _MARKED = 1, 2
 
 
-def mark(frame: FrameType) -> bool:
-    """Mark the call of ``frame``; return whether it was not marked before.
+def mark(frame: FrameType) -> bool | None:
+    """Mark the call of ``frame``; return whether it was marked before, None where it cannot be marked.
 
-    Returns False too where the frame cannot be marked. The caller must hold a reference to ``frame`` meanwhile.
+    The caller must hold a reference to ``frame`` meanwhile.
 
     Example:
         >>> frame = sys._getframe()
         >>> mark(frame), mark(frame), frame.f_trace_lines
-        (True, False, True)
+        (False, True, True)
     """
     offset = _offset()
     if offset is None:
-        return False
+        return None
     import ctypes
 
     byte = ctypes.c_ubyte.from_address(id(frame) + offset)
-    if byte.value != _TRUE:  # marked already, or tracing of lines is switched off
-        return False
+    if byte.value != _TRUE:
+        return True if byte.value == _MARKED else None  # a debugger has switched off the tracing of lines
     byte.value = _MARKED
-    return True
+    return False
 
 
 @functools.lru_cache(maxsize=1)

@@ -25,6 +25,8 @@ UNSURE = 0.1
 """Share of a block without a processor from which a free GIL is no proof that the thread had given it up."""
 MANY_HANDLES, EVEN = 20, 0.2
 """Handles of one pass, and how far its progress may deviate from an even one, that show many small callbacks."""
+CROWD = 1000
+"""Handles of one pass that are the reason for collections in it."""
 SEVERAL = 3
 """Samples from which their median says how long the watcher had to wait for the GIL."""
 
@@ -133,6 +135,8 @@ def _surely_another_held_the_gil(facts: _Facts) -> Cause | None:
     others = _share((evidence.process_cpu or 0.0) - (evidence.cpu or 0.0), evidence.wall)
     if _share(evidence.cpu, evidence.wall) >= 0.1 or not MOSTLY <= others <= ONE_PROCESSOR:
         return None
+    if _share(evidence.gc, evidence.wall) >= MOST:  # the other thread collects garbage
+        return None
     if slept(evidence) and kind_of(evidence.syscall) in ("io", "sleep") and evidence.syscall_share >= MOST:
         return None
     woke = _woke(evidence.runs, evidence.wall, evidence)  # one that waits for a lock does not wake
@@ -159,7 +163,9 @@ def _gc(facts: _Facts) -> Cause | None:
     # A sleeping thread that does not want the GIL is not held up by a collection in another thread.
     evidence = facts.evidence
     elsewhere = evidence.samples > 1 and kind_of(evidence.syscall) in ("sleep", "io") and evidence.syscall_share >= MOST
-    return Cause.GC if facts.share(evidence.gc) >= MOST and not elsewhere else None
+    # What thousands of callbacks allocate is collected with them.
+    is_crowd = evidence.callbacks >= SEVERAL and (evidence.handles or 0) >= CROWD
+    return Cause.GC if facts.share(evidence.gc) >= MOST and not elsewhere and not is_crowd else None
 
 
 def _overload(facts: _Facts) -> Cause | None:

@@ -12,9 +12,10 @@ from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.text import MAX_LINE, printable
 from loopwatch.diagnosis.cause import CHEAP, decide
 from loopwatch.diagnosis.cause_facts import CAUSES
-from loopwatch.diagnosis.culprit import Site, Stack, Verdict
+from loopwatch.diagnosis.culprit import Stack, Verdict, judge
 from loopwatch.diagnosis.own_part import split
 from loopwatch.diagnosis.remedy import remedy
+from loopwatch.diagnosis.site import Site
 from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
 from loopwatch.watch.observation import Observation, Sample
 from loopwatch.watch.stacks import RawStack, to_frames
@@ -81,7 +82,9 @@ def diagnose(
     if any(_in_debugger(stack) for stack in stacks):
         return None
     place = _Place(site, call_name, attempt)
-    verdict = place.judge([stack for stack in stacks if stack])
+    lasted = _lasted(seen.samples)
+    shown = [index for index, stack in enumerate(stacks) if stack]
+    verdict = place.judge([stacks[index] for index in shown], [lasted[index] for index in shown])
     if verdict.culprit is None and dump:
         verdict = place.judge([dump])
     leaf = verdict.stack[-1] if verdict.stack else None
@@ -93,10 +96,11 @@ def diagnose(
     if cause is Cause.SUSPENDED and evidence.traced:
         return None
     was_in = None if CAUSES[cause].has_culprit else verdict.culprit
-    if cause is Cause.GIL and seen.hog is not None:
-        verdict = replace(place.judge([to_frames(seen.hog.frames)]), agreeing=verdict.agreeing)
+    other = {Cause.GIL: seen.hog, Cause.GC: seen.collector}.get(cause)
+    if other is not None:
+        verdict = replace(place.judge([to_frames(other.frames)]), agreeing=verdict.agreeing)
         leaf = verdict.stack[-1] if verdict.stack else leaf
-        call = place.call(seen.hog)
+        call = place.call(other)
     elif _has_no_culprit(cause, seen, call, dump):
         verdict = Verdict(None, verdict.stack, 0)
     parts = split(evidence).within(seen.end - seen.start)
@@ -129,15 +133,30 @@ class _Place:
     call_name: CallName
     attempt: Attempt
 
-    def judge(self, stacks: Sequence[Stack]) -> Verdict:
-        """Return the culprit of ``stacks``."""
+    def judge(self, stacks: Sequence[Stack], lasted: Sequence[int] = ()) -> Verdict:
+        """Return the culprit of ``stacks``; see :func:`loopwatch.diagnosis.culprit.judge`."""
         unknown = Verdict(None, stacks[-1] if stacks else (), 0)
-        return self.attempt("culprit", lambda: self.site.judge(stacks), unknown)
+        return self.attempt("culprit", lambda: judge(self.site, stacks, lasted), unknown)
 
     def call(self, stack: RawStack) -> str | None:
         """Return the name of the call at the innermost line of ``stack``."""
         name = self.attempt("source", lambda: self.call_name(stack), None)
         return None if name is None else printable(name)
+
+
+def _lasted(samples: Sequence[Sample]) -> list[int]:
+    """Return for each sample how many of its outermost calls are known to last; all in the first sample of a callback.
+
+    What was seen of a call before the block does not count: a coroutine may have waited since.
+    """
+    found: list[int] = []
+    for before, sample in zip((None, *samples), samples, strict=False):
+        frames = sample.stack.frames
+        if before is None or before.callback != sample.callback:
+            found.append(len(frames))
+        else:
+            found.append(next((n for n, frame in enumerate(reversed(frames)) if not frame.was_seen), len(frames)))
+    return found
 
 
 def _has_no_culprit(cause: Cause, seen: Observation, call: str | None, dump: Stack) -> bool:
@@ -207,8 +226,10 @@ def _held(sample: Sample, evidence: Evidence) -> float:
 
 
 def _is_last(sample: Sample) -> bool:
-    stack = sample.stack
-    return stack.position is not None and stack.planned is not None and stack.position == stack.planned - 1
+    position, planned = sample.stack.position, sample.stack.planned
+    if position is None or planned is None:
+        return position is not None and sample.waiting == 0
+    return position == planned - 1
 
 
 def _complete(seen: Observation, spans: Spans, leaf: Frame | None, call: str | None, threshold: float) -> Evidence:

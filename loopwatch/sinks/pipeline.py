@@ -6,17 +6,18 @@ part name, a sink that keeps failing is switched off for a while, and the other 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
-from loopwatch.diagnosis.culprit import Site
 from loopwatch.diagnosis.diagnose import diagnose, undiagnosed
 from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.diagnosis.no_sample import with_neighbour
 from loopwatch.diagnosis.own_part import contradictions
+from loopwatch.diagnosis.site import Site
 from loopwatch.events import FlaggedFunction, Frame, Stall
 from loopwatch.watch import stacks
 from loopwatch.watch.observation import Observation
@@ -71,13 +72,13 @@ class StallPipeline:
         now = config()
         self.ring: deque[Stall] = deque(maxlen=now.max_stalls)
         self._flagging = Flagging(now.flag_after, now.flag_window, now.max_culprits)
-        self._site = Site.here(now.user_code, now.library_code)
+        self._site = Site.here(now.user_code, now.library_code, sys.orig_argv)
 
     def configure(self) -> None:
         """Apply the current settings."""
         now = self._config()
         self.ring = deque(self.ring, maxlen=now.max_stalls)
-        self._site = Site.here(now.user_code, now.library_code)
+        self._site = Site.here(now.user_code, now.library_code, sys.orig_argv)
         self._flagging.after, self._flagging.window = now.flag_after, now.flag_window
         self._flagging.max_culprits = now.max_culprits
 

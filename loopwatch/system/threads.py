@@ -6,16 +6,14 @@ Files are opened for each reading: no descriptor stays open, and a forked child 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from loopwatch.core.originals import time
-from loopwatch.core.patches import ListItem, loaded
+from loopwatch.core.patches import loaded
 
 MAX_THREADS = 256
 """Maximum threads whose clocks are compared to find the one that uses most processor time."""
@@ -279,48 +277,3 @@ def read_kernel(path: str, *, whole: bool = False) -> str | None:
     finally:
         _close(descriptor)
     return b"".join(parts).decode(errors="replace")
-
-
-class GcMonitor:
-    """Records when the garbage collector ran, in any thread: a collection keeps the GIL.
-
-    Args:
-        failed: called with an exception of the monitor itself, which has then stopped.
-    """
-
-    def __init__(self, failed: Callable[[BaseException], object]) -> None:
-        self._failed = failed
-        self._spans: deque[tuple[float, float]] = deque(maxlen=256)
-        self._since: float | None = None
-        self._entry: ListItem | None = None
-
-    def start(self) -> None:
-        """Register with ``gc.callbacks``."""
-        if self._entry is None:
-            self._entry = ListItem(gc.callbacks, self._note)
-
-    def stop(self) -> None:
-        """Unregister from ``gc.callbacks``."""
-        if self._entry is not None:
-            self._entry.undo()
-            self._entry = None
-
-    def _note(self, phase: str, info: Mapping[str, int]) -> None:
-        if info["generation"] == 0:
-            return
-        try:
-            if phase == "start":
-                self._since = time.monotonic()
-            elif self._since is not None:
-                self._spans.append((self._since, time.monotonic()))
-                self._since = None
-        except Exception as exc:  # noqa: BLE001 - the interpreter would print it at each collection
-            self.stop()
-            self._failed(exc)
-
-    def within(self, start: float, end: float) -> float:
-        """Return the seconds spent collecting between ``start`` and ``end`` (``time.monotonic``)."""
-        spans = list(self._spans)
-        if self._since is not None:
-            spans.append((self._since, end))
-        return sum(max(0.0, min(end, last) - max(start, first)) for first, last in spans)

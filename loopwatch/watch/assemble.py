@@ -13,6 +13,7 @@ from loopwatch.system.syscalls import kind_of
 from loopwatch.watch.contention import Hindrance
 from loopwatch.watch.observation import Caller, Episode, Observation, Sample
 from loopwatch.watch.probes.base import Block
+from loopwatch.watch.stacks import RawStack
 from loopwatch.watch.usage import Usage
 
 
@@ -39,6 +40,7 @@ class Measured(NamedTuple):
         usage: processor time of the loop's thread and of the process.
         hindrance: delays of the watcher during the block, and their causes.
         gc: seconds that the garbage collector ran.
+        collector: stack of another thread that began the longest full collection of them, None if none did.
         switch_interval: seconds after which a thread must release the GIL, :func:`sys.getswitchinterval`.
         traced: whether a debugger is attached to the process.
     """
@@ -46,6 +48,7 @@ class Measured(NamedTuple):
     usage: Usage
     hindrance: Hindrance
     gc: float
+    collector: RawStack | None
     switch_interval: float
     traced: bool
 
@@ -73,6 +76,7 @@ def observation(origin: Origin, block: Block, episode: Episode, measured: Measur
         victims=block.victims,
         samples=list(episode.samples),
         hog=hog.stack if hog is not None else None,
+        collector=measured.collector,
         task=caller.task,
         coroutine=caller.coroutine,
         context=caller.context,

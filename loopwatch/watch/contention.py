@@ -21,6 +21,8 @@ THREADS_EVERY, OWN_EVERY = 1.0, 0.05
 """Seconds between two readings of all threads' clocks, and of the scheduler's account of the watcher, on time."""
 SEARCH_EVERY = 0.05
 """Seconds between two searches for the thread that holds the GIL, while a loop may be waiting for the GIL."""
+KEPT_FOR = 0.5
+"""Seconds for which a thread that was found before the watcher's tick is kept."""
 MIN_HOG = 0.2
 """Share of the time for which the busiest other thread must have used a processor to count as the hog."""
 
@@ -97,6 +99,7 @@ class Contention:
         self._late: deque[Lateness] = deque(maxlen=64)
         self._threads: dict[facts.ThreadId, float] = {}
         self._threads_at = 0.0
+        self._kept, self._kept_at = Hog(None, 0.0), 0.0
         self._own: facts.Scheduled | None = None
         self._own_at = 0.0
         self._throttled: deque[tuple[float, float | None]] = deque([(0.0, None)], maxlen=16)
@@ -136,6 +139,21 @@ class Contention:
             max_frames: frames kept of its stack.
             now: ``time.monotonic`` seconds.
         """
+        found, kept = self._busiest(frames, innocent, max_frames, now), self._kept
+        self._kept = Hog(None, 0.0)
+        return kept if kept.cpu > found.cpu and now - self._kept_at < KEPT_FOR else found
+
+    def keep_hog(
+        self, frames: Mapping[int, FrameType], innocent: Collection[int | None], max_frames: int, now: float
+    ) -> None:
+        """Search for that thread now, and keep it for :meth:`find_hog`: by then it may have ended."""
+        found = self._busiest(frames, innocent, max_frames, now)
+        if found.cpu > self._kept.cpu or now - self._kept_at >= KEPT_FOR:
+            self._kept, self._kept_at = found, now
+
+    def _busiest(
+        self, frames: Mapping[int, FrameType], innocent: Collection[int | None], max_frames: int, now: float
+    ) -> Hog:
         clocks, before = facts.thread_clocks(), self._threads
         self._threads, self._threads_at = clocks, now
         # Where not all threads were read, one without an earlier reading is not charged with its whole lifetime.

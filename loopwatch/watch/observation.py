@@ -60,6 +60,7 @@ class Observation:
         evidence: the measured part; the diagnosis adds what follows from the samples.
         samples: in order of time.
         hog: stack of the other thread that used most processor time meanwhile.
+        collector: stack of another thread that began to collect garbage, for longer than any other meanwhile.
         task, coroutine, context: names and labels of the blocking callback.
         span: OpenTelemetry span context current in the callback.
         expectation: the expectation that covers the block, None for a stall.
@@ -79,6 +80,7 @@ class Observation:
     victims: int | None = None
     samples: list[Sample] = field(default_factory=list)
     hog: RawStack | None = None
+    collector: RawStack | None = None
     task: str | None = None
     coroutine: str | None = None
     context: Mapping[str, str] = field(default_factory=dict)

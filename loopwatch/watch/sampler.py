@@ -121,9 +121,10 @@ class Sampler:
 
         The thread that released it is waiting and demands it back after 5 ms (``sys.getswitchinterval``), of which the
         system may take several to wake this thread and to provide its memory: the first step may be the only one inside
-        a call. Nothing else is done here.
+        a call. Besides, the thread that
+        had it is looked for: it may end now.
         """
-        begun = time.monotonic()
+        begun, loops = time.monotonic(), tuple(loops)
         with stacks.uncollected():
             marks = [(loop, loop.probe.mark()) for loop in loops if loop.is_running]
             frames = current_frames()
@@ -133,6 +134,7 @@ class Sampler:
                 for loop, mark in marks
                 if (is_prompt or loop.probe.mark() == mark) and (taken := self._stack_of(loop, frames)) is not None
             ]
+            self._contention.keep_hog(frames, _innocent(loops), self._config().max_frames, begun)
             frames.clear()  # this frame is one of them: they would keep each other, and the program's objects, alive
             return found
 
@@ -183,8 +185,7 @@ class Sampler:
                 if suspect not in glimpsed or glimpsed[suspect].at < recent:
                     self._add(taken, suspect, frames, moment)
             if self._is_search_due(moment, (*glimpsed, *taken)):
-                innocent = {loop.thread.ident for loop in loops if loop.thread is not None} | _own_threads()
-                hog = self._contention.find_hog(frames, innocent, self._config().max_frames, moment.now)
+                hog = self._contention.find_hog(frames, _innocent(loops), self._config().max_frames, moment.now)
             del frames
         self._step()
         if moment.late < LATE and (taken or hog is not None):
@@ -224,8 +225,7 @@ class Sampler:
         # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
         by_handle = loop.probe.traits.shows_handles
         base = None if by_handle else loop.heart.base
-        is_unnamed = task is None and not by_handle
-        stack, handle = stacks.take(frame, base, self._config().max_frames, mark_calls=is_unnamed)
+        stack, handle = stacks.take(frame, base, self._config().max_frames, mark_calls=True, root=loop.greenlet)
         if stack.only_ours and not (by_handle and handle is None):
             return None  # a heartbeat: what held the loop before it is over
         return task, stack, handle
@@ -323,5 +323,7 @@ def _reference(owner: Any) -> object:
     return reference
 
 
-def _own_threads() -> set[int | None]:
-    return {thread.ident for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)}
+def _innocent(loops: Iterable[WatchedLoop]) -> set[int | None]:
+    """Return the threads of the loops and of the agent, which are no hogs."""
+    own = {thread.ident for thread in threading.enumerate() if thread.name.startswith(OWN_THREADS)}
+    return own | {loop.thread.ident for loop in loops if loop.thread is not None}

@@ -22,13 +22,14 @@ from functools import lru_cache
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from loopwatch.core import greenlets
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.frame_marks import mark
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.core.unseen import unseen_file
 from loopwatch.events import Frame
-from loopwatch.system.threads import GcMonitor
+from loopwatch.system.gc_monitor import GcMonitor
 
 _NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None)))
 
@@ -41,6 +42,9 @@ MAX_SOURCE = 10_000
 
 MAX_WALK = 2000
 """Frames walked from the innermost one; a deeper recursion is truncated there."""
+
+COLLECTOR_FRAMES = 30
+"""Frames kept of a thread that collects garbage."""
 
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
@@ -57,12 +61,18 @@ _SHOWN = (_OWN + "demo/app.py",)
 
 
 class RawFrame(NamedTuple):
-    """One frame as found: cheap to take, turned into a :class:`Frame` later."""
+    """One frame as found: cheap to take, turned into a :class:`Frame` later.
+
+    Attributes:
+        code, line, lasti, module: the code, and where in it the call is.
+        was_seen: whether this very call was on the stack when an earlier one was taken; True where that is not known.
+    """
 
     code: CodeType
     line: int
     lasti: int
     module: str
+    was_seen: bool = True
 
 
 @dataclass(slots=True)
@@ -74,7 +84,8 @@ class RawStack:
         globals: module namespace of the innermost frame, to resolve the name it is calling.
         fresh: whether the outermost frame belongs to a call not seen before; set only on request.
         in_gc: whether the thread was in the agent's garbage collector callback.
-        position, planned: index of the handle in its pass, and number of handles of the pass; None if not seen.
+        position, planned: index of the handle in its pass, and number of handles of the pass; None if not seen. Within
+            nest_asyncio the number is not known.
         starts_ours: whether it was starting a thread of the agent, such as after a fork.
         only_ours: whether it shows nothing but code of the agent, such as a heartbeat.
     """
@@ -95,7 +106,12 @@ class RawStack:
 
 
 def take(
-    frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, mark_calls: bool = False
+    frame: FrameType,
+    base: tuple[int, CodeType] | None,
+    max_frames: int,
+    *,
+    mark_calls: bool = False,
+    root: greenlets.Reference | None = None,
 ) -> tuple[RawStack, Any]:
     """Return the stack above the loop, and asyncio's running handle, None if not seen.
 
@@ -103,9 +119,9 @@ def take(
         frame: innermost frame of the thread, from :func:`sys._current_frames`.
         base: (id, code) of the innermost frame below the loop's callbacks, where known.
         max_frames: frames kept.
-        mark_calls: whether to find out if the outermost call is new, see :mod:`loopwatch.core.frame_marks`.
+        mark_calls: whether to find out which calls are new, see :mod:`loopwatch.core.frame_marks`.
+        root: the greenlet that runs the loop, whose frames are below those of any other one.
     """
-    outermost: FrameType | None = None
     handle: Any = None
     frames: list[RawFrame] = []
     names: Mapping[str, Any] | None = None
@@ -126,15 +142,7 @@ def take(
         if not is_own(code.co_filename):
             if not frames:
                 names = current.f_globals
-            outermost = current
-            frames.append(
-                RawFrame(
-                    code,
-                    current.f_lineno or code.co_firstlineno,
-                    current.f_lasti,
-                    _module_of(current),
-                )
-            )
+            frames.append(_raw(current, was_seen=not (mark_calls and mark(current) is False)))
         else:
             stack.only_ours = True
             if code is _GC_CALLBACK:
@@ -143,11 +151,52 @@ def take(
                 stack.starts_ours = True
                 frames.clear()
         current = current.f_back or below(current)
+        if current is None and root is not None:
+            current, root = greenlets.frame_of(root), None
     stack.frames, stack.globals = _bounded(frames, max_frames), names
     stack.only_ours &= not frames and not stack.starts_ours
     # Callbacks may have neither handle nor task to identify them (uvloop), and frames of two calls the same address.
-    stack.fresh = mark_calls and outermost is not None and mark(outermost)
+    stack.fresh = bool(frames) and not frames[-1].was_seen
     return stack, handle
+
+
+def of_collector(frame: FrameType) -> RawStack:
+    """Return the stack of a thread that begins to collect garbage, seen from the callback of the collector."""
+    frames: list[RawFrame] = []
+    current: FrameType | None = frame
+    while current is not None and len(frames) < COLLECTOR_FRAMES:
+        if not is_own(current.f_code.co_filename):
+            frames.append(_raw(current))
+        current = current.f_back
+    return RawStack(tuple(frames))
+
+
+def _raw(frame: FrameType, *, was_seen: bool = True) -> RawFrame:
+    code, module = frame.f_code, _module_of(frame)
+    line = frame.f_lineno or code.co_firstlineno
+    if not module:
+        line = _template_line(frame, line)
+    return RawFrame(code, line, frame.f_lasti, module, was_seen)
+
+
+def _template_line(frame: FrameType, line: int) -> int:
+    """Return the line in the template, where ``line`` is one of the code that Jinja2 has made from it.
+
+    The namespace of that code has no name, and maps its lines: ``debug_info = "1=13&3=20"``
+    (``CodeGenerator.visit_Template`` in jinja2/compiler.py, ``Template.get_corresponding_lineno``).
+    """
+    known: object = dict.get(frame.f_globals, "debug_info")
+    if type(known) is not str or len(known) > MAX_SOURCE:
+        return line
+    found = 1
+    for pair in known.split("&"):
+        template_line, _, code_line = pair.partition("=")
+        if not (template_line.isdecimal() and code_line.isdecimal()):
+            return line
+        if int(code_line) > line:
+            break
+        found = int(template_line)
+    return found
 
 
 def _module_of(frame: FrameType) -> str:
@@ -166,12 +215,17 @@ def below(frame: FrameType) -> FrameType | None:
 
 
 def _read_pass(stack: RawStack, frame: FrameType | None) -> None:
-    """Read the position of the handle in its pass from the frame of ``BaseEventLoop._run_once``."""
-    if frame is not None and frame.f_code.co_name == "_run_once" and frame.f_code.co_filename == _LOOP_FILE:
+    """Read the position of the handle in its pass from the frame of ``_run_once``, asyncio's or nest_asyncio's."""
+    if frame is None or frame.f_code.co_name != "_run_once":
+        return
+    if frame.f_code.co_filename == _LOOP_FILE:
         values = frame.f_locals
         position, planned = values.get("i"), values.get("ntodo")
         if isinstance(position, int) and isinstance(planned, int):
             stack.position, stack.planned = position, planned
+    elif _module_of(frame) == "nest_asyncio":
+        position = frame.f_locals.get("_")
+        stack.position = position if isinstance(position, int) else None
 
 
 def _bounded(frames: list[RawFrame], most: int) -> tuple[RawFrame, ...]:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Hashable
 from typing import Any
 
+from loopwatch.core import greenlets
 from loopwatch.core.histogram import Histogram
 from loopwatch.core.originals import time
 from loopwatch.events import LagStats, LoopStats
@@ -56,6 +57,7 @@ class WatchedLoop:
         if isinstance(probe, HeartbeatProbe):
             probe.listen(self.heart)
         self.thread: ThreadFacts | None = None
+        self.greenlet: greenlets.Reference | None = None
         self.is_running = False
         self._baselines: deque[Baseline] = deque(maxlen=8)
         self.episodes: dict[float, Episode] = {}
@@ -91,7 +93,7 @@ class WatchedLoop:
 
     def started(self, *, in_callback: bool = False) -> None:
         """Record that the loop is about to run, or is running a callback (``in_callback``); on its thread."""
-        self.thread = ThreadFacts.here()
+        self.thread, self.greenlet = ThreadFacts.here(), greenlets.here()
         self._baselines.clear()
         # No file is read on the loop's thread: the watcher adds the run queue at its first tick.
         clocks = self.thread.clocks(files=False)
@@ -166,6 +168,8 @@ class WatchedLoop:
         self.probe.abandon()
 
     def _utilization_since_beat(self) -> float | None:
+        if self.greenlet is None:
+            self.greenlet = greenlets.here()  # the program may have loaded greenlet since
         now = time.monotonic()
         before, self._at_beat = self._at_beat, self.probe.counters(now)
         share = utilization(before, self._at_beat)

@@ -20,10 +20,10 @@ from loopwatch.core.originals import time
 from loopwatch.core.threads.alarm import Alarm
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.system import threads as facts
-from loopwatch.system.threads import GcMonitor
+from loopwatch.system.gc_monitor import GcMonitor
 from loopwatch.watch import pacing, prompts, stacks
 from loopwatch.watch.assemble import Measured, Origin, is_typed, main_caller, observation, waits_in_poll
-from loopwatch.watch.contention import LATE, Contention, Hog, Lateness
+from loopwatch.watch.contention import FORGOTTEN_AFTER, LATE, Contention, Hog, Lateness
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.lapse import PUT_OFF, Lapse, Waited
 from loopwatch.watch.observation import Baseline, Caller, Case, Episode, Observation, Sample
@@ -88,7 +88,7 @@ class Watcher:
         self._config, self._hooks, self._faults = config, hooks, faults
         self.loops: tuple[WatchedLoop, ...] = ()
         self._retiring: set[WatchedLoop] = set()
-        self.gc = GcMonitor(lambda exc: faults.add("gc", exc, for_good=True))
+        self.gc = GcMonitor(lambda exc: faults.add("gc", exc, for_good=True), stacks.of_collector)
         self.stretch = 1.0
         self.thread = OwnThread("watcher", self._run, self.wake)
         self._alarm = Alarm()
@@ -334,6 +334,7 @@ class Watcher:
 
     def _end_tick(self, now: float) -> None:
         self._ticked_at = now
+        self.gc.forget(now - FORGOTTEN_AFTER)
         self._hooks.ticked(now)
 
     def _only_looks(self, moment: Moment) -> bool:
@@ -576,6 +577,7 @@ class Watcher:
             usage=usage(loop, block, [item for item in clocks if item.at <= block.end]),
             hindrance=self._contention.during(block),
             gc=self.gc.within(block.start, block.end),
+            collector=self.gc.elsewhere(block.start, block.end, None if loop.thread is None else loop.thread.ident),
             switch_interval=sys.getswitchinterval(),
             traced=len(episode.samples) < 2 and facts.traced(),  # costs a file; needed only where samples are lacking
         )

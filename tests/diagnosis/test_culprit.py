@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.culprit import AGREE, Site, Stack
+from loopwatch.diagnosis.culprit import AGREE, Stack, judge
+from loopwatch.diagnosis.site import Site
 from loopwatch.events import Frame
 
 STDLIB = "/usr/lib/python3.12"
@@ -39,7 +40,14 @@ EXECED = Frame("<module>", "", "<string>", 1)
         (std("JSONDecoder.decode"), False, True),
         (package("Session.request"), False, False),
         (FROZEN, False, True),
-        (EXECED, True, False),
+        (EXECED, False, False),
+        (Frame("__init__", "attr", "<attrs generated init app.Quote>", 1), False, False),
+        (Frame("f", "app", "<sqlalchemy generated>", 1), False, False),
+        (Frame("__create_fn__.<locals>.__init__", "__main__", "<stdin>", 1), False, False),
+        (Frame("root", "", "<template>", 1), False, False),
+        (Frame("render_body", "", "memory:0x7f00", 1), False, False),
+        (Frame("f", "__main__", "<stdin>", 1), True, False),
+        (Frame("f", "__main__", "<python-input-3>", 1), True, False),
         (Frame("f", "x", "/usr/lib/python3/dist-packages/x.py", 1), False, False),
         (Frame("f", "x", f"{STDLIB}/site-packages/x.py", 1), False, False),
         (Frame("f", "x", f"{STDLIB}-backports/x.py", 1), True, False),
@@ -50,7 +58,8 @@ EXECED = Frame("<module>", "", "<string>", 1)
     ],
 )
 def test_frames_are_classified(frame: Frame, is_user: bool, is_stdlib: bool) -> None:
-    """Standard library, frozen modules and installed packages are not the user's code; everything else is."""
+    """Standard library, frozen modules, installed packages and generated code are not the user's; everything else
+    is."""
     assert (SITE.is_user(frame), SITE.is_stdlib(frame)) == (is_user, is_stdlib)
 
 
@@ -109,14 +118,14 @@ def test_user_code_wins() -> None:
 
 def test_no_samples() -> None:
     """Without a stack there is no culprit."""
-    verdict = SITE.judge([])
+    verdict = judge(SITE, [])
     assert (verdict.culprit, verdict.stack, verdict.agreeing) == (None, (), 0)
 
 
 def test_the_users_frame_below_the_library() -> None:
     """The user's innermost function is the culprit, not the library that it called."""
     stack = (user("handler", 7), user("load", 20), package("Session.request"), std("recv_into", "socket"))
-    verdict = SITE.judge([stack] * 5)
+    verdict = judge(SITE, [stack] * 5)
     assert verdict.culprit == user("load", 20)
     assert verdict.stack == stack
     assert verdict.agreeing == 5
@@ -125,13 +134,13 @@ def test_the_users_frame_below_the_library() -> None:
 def test_callbacks_from_the_library_into_the_users_code() -> None:
     """A user's function called back by a library is deeper, and is the culprit."""
     stack = (user("handler"), package("Session.request"), user("hook", 33), std("loads", "json"))
-    assert SITE.judge([stack]).culprit == user("hook", 33)
+    assert judge(SITE, [stack]).culprit == user("hook", 33)
 
 
 def test_helpers_that_alternate() -> None:
     """A function that calls several helpers in turn is the culprit, and none of the helpers is."""
     stacks = [(user("handler"), user("work", 10 + i), user(f"helper{i % 3}", 50)) for i in range(9)]
-    verdict = SITE.judge(stacks)
+    verdict = judge(SITE, stacks)
     assert verdict.culprit is not None
     assert verdict.culprit.function == "work"
     assert verdict.agreeing == 9
@@ -141,7 +150,7 @@ def test_helpers_that_alternate() -> None:
 def test_six_of_ten_must_agree(with_helper: int, culprit: str) -> None:
     """A function is deep enough to be the culprit if at least 60 percent of the samples show it."""
     both = [(user("handler"), user("work"), user("helper"))] * with_helper
-    verdict = SITE.judge(both + [(user("handler"), user("work"))] * (10 - with_helper))
+    verdict = judge(SITE, both + [(user("handler"), user("work"))] * (10 - with_helper))
     assert verdict.culprit is not None
     assert verdict.culprit.function == culprit
     assert verdict.agreeing == (with_helper if culprit == "helper" else 10)
@@ -151,7 +160,7 @@ def test_six_of_ten_must_agree(with_helper: int, culprit: str) -> None:
 def test_line_of_the_culprit_is_the_most_frequent_one() -> None:
     """Of a function's lines the most frequent one is reported, with a stack that shows it."""
     stacks: list[Stack] = [(user("work", line), std("sub", "re")) for line in (10, 12, 12, 12, 11)]
-    verdict = SITE.judge(stacks)
+    verdict = judge(SITE, stacks)
     assert verdict.culprit == user("work", 12)
     assert verdict.culprit in verdict.stack
     assert verdict.agreeing == 5
@@ -160,7 +169,7 @@ def test_line_of_the_culprit_is_the_most_frequent_one() -> None:
 def test_recursion_counts_once_a_sample() -> None:
     """A recursive function is one culprit, however often it is on the stack, at its innermost line."""
     stacks = [(user("handler"), *[user("walk", 5)] * depth, user("walk", 8)) for depth in (3, 9, 6)]
-    verdict = SITE.judge(stacks)
+    verdict = judge(SITE, stacks)
     assert verdict.culprit == user("walk", 8)
     assert verdict.agreeing == 3
 
@@ -179,54 +188,61 @@ def test_recursion_counts_once_a_sample() -> None:
 )
 def test_qualified_names_are_kept(name: str) -> None:
     """Lambdas, generators, methods, coroutines and closures are culprits under their qualified names."""
-    verdict = SITE.judge([(user("handler"), user(name, 9), std("sub", "re"))] * 3)
+    verdict = judge(SITE, [(user("handler"), user(name, 9), std("sub", "re"))] * 3)
     assert verdict.culprit == user(name, 9)
 
 
 def test_same_name_in_two_files_is_two_functions() -> None:
     """Functions are distinguished by their file too."""
     one, other = user("run", 1, "/srv/app/a.py"), user("run", 1, "/srv/app/b.py")
-    verdict = SITE.judge([(user("main"), one)] * 3 + [(user("main"), other)] * 3)
+    verdict = judge(SITE, [(user("main"), one)] * 3 + [(user("main"), other)] * 3)
     assert verdict.culprit == user("main")
 
 
 def test_decorator_of_a_library_around_the_users_function() -> None:
     """A library's wrapper is skipped, and the function inside it is named."""
     stack = (user("handler"), package("retry.<locals>.wrapper", "tenacity"), user("fetch", 3), std("recv", "socket"))
-    assert SITE.judge([stack] * 4).culprit == user("fetch", 3)
+    assert judge(SITE, [stack] * 4).culprit == user("fetch", 3)
 
 
 def test_decorator_of_the_users_own() -> None:
     """Inside the user's own wrapper the wrapped function is deeper, and is named."""
     stack = (user("timed.<locals>.wrapper"), user("fetch", 3), std("recv", "socket"))
-    assert SITE.judge([stack] * 4).culprit == user("fetch", 3)
+    assert judge(SITE, [stack] * 4).culprit == user("fetch", 3)
 
 
 def test_code_made_by_exec_and_missing_files() -> None:
-    """Generated code, and files that do not exist, count as the user's code as well."""
-    assert SITE.judge([(user("handler"), EXECED)]).culprit == EXECED
+    """Generated code belongs to its caller, the program of ``python -c`` is the user's; so is code whose file does not
+    exist."""
+    assert judge(SITE, [(user("handler"), EXECED)]).culprit == user("handler")
+    main = Frame("main", "__main__", "<string>", 3)
+    assert judge(Site((STDLIB,), is_argument=True), [(user("handler"), main)]).culprit == main
     gone = user("f", 3, "/no/such/file.py")
-    assert SITE.judge([(gone, std("loads", "json"))]).culprit == gone
+    assert judge(SITE, [(gone, std("loads", "json"))]).culprit == gone
 
 
 def test_library_only() -> None:
-    """In a program without code of its own the outermost function of a library is named."""
+    """In a program without code of its own the outermost function of a library is named that is no server machinery."""
     stack = (std("run", "asyncio.runners"), package("serve", "uvicorn.server"), package("parse", "h11._reader"))
-    verdict = SITE.judge([stack] * 4)
-    assert verdict.culprit == package("serve", "uvicorn.server")
+    verdict = judge(SITE, [stack] * 4)
+    assert verdict.culprit == package("parse", "h11._reader")
+    assert judge(SITE, [stack[:2]] * 4).culprit == package("serve", "uvicorn.server")
+    app = package("get_request_handler.<locals>.app", "fastapi.routing")
+    encoding = package("serialize_response", "fastapi.routing")
+    assert judge(SITE, [(*stack[:2], app, encoding, std("dumps", "json"))]).culprit == encoding
     assert (verdict.stack, verdict.agreeing) == (stack, 4)
 
 
 def test_standard_library_only() -> None:
     """If only the standard library was seen no culprit is named, and the most frequent stack is kept."""
     often, once = (std("a", "json"), std("b", "json")), (std("c", "json"),)
-    verdict = SITE.judge([often, once, often])
+    verdict = judge(SITE, [often, once, often])
     assert (verdict.culprit, verdict.stack, verdict.agreeing) == (None, often, 0)
 
 
 def test_one_late_sample_of_loop_machinery_does_not_decide() -> None:
     """Samples without user code lower the agreement, and do not remove the culprit."""
-    verdict = SITE.judge([(user("work"),)] * 2 + [(std("run", "threading"),)] * 3)
+    verdict = judge(SITE, [(user("work"),)] * 2 + [(std("run", "threading"),)] * 3)
     assert verdict.culprit == user("work")
     assert verdict.agreeing == 2
 
@@ -243,7 +259,7 @@ _stacks = st.lists(st.lists(_frames, min_size=1, max_size=6).map(tuple), max_siz
 @given(_stacks)
 def test_culprit_is_always_on_a_sampled_stack(stacks: list[Stack]) -> None:
     """For any stacks: the culprit is on its stack, the stack was sampled, and the count is at most the total."""
-    verdict = SITE.judge(stacks)
+    verdict = judge(SITE, stacks)
     assert 0 <= verdict.agreeing <= len(stacks)
     assert not stacks or verdict.stack in stacks
     if verdict.culprit is not None:
@@ -266,3 +282,29 @@ def test_stdlib_directory_is_not_a_prefix_of_its_neighbours() -> None:
     here = Site.here()
     neighbour = str(Path(here.stdlib[0]).parent / (Path(here.stdlib[0]).name + "x") / "m.py")
     assert not here.is_stdlib(Frame("f", "m", neighbour, 1))
+
+
+# -- calls that last ------------------------------------------------------------------------------------------------
+
+
+def test_short_calls_belong_to_their_caller() -> None:
+    """A function whose calls do not last from one sample to the next is not the culprit: its caller is."""
+    stack = (user("consume", 5), user("parse", 9), std("split", "re"))
+    verdict = judge(SITE, [stack] * 4, [3, 1, 1, 1])
+    assert (verdict.culprit, verdict.agreeing, verdict.repeated) == (user("consume", 5), 4, user("parse", 9))
+    assert judge(SITE, [stack] * 2, [3, 1]).culprit == user("consume", 5)
+
+
+def test_a_call_that_lasts_is_the_culprit() -> None:
+    """A call that later samples show as well is the culprit, whatever it calls; one sample alone proves no less."""
+    stack = (user("handler"), user("compute", 9), user("step", 20))
+    verdict = judge(SITE, [stack] * 4, [3, 2, 2, 2])
+    assert (verdict.culprit, verdict.repeated) == (user("compute", 9), user("step", 20))
+    assert judge(SITE, [stack] * 4, [3, 3, 3, 3]) == judge(SITE, [stack] * 4)
+    assert judge(SITE, [stack], [3]).culprit == user("step", 20)
+
+
+def test_new_callbacks_are_judged_by_all_of_their_calls() -> None:
+    """A stack of which nothing of the user's code lasted is judged as a whole."""
+    stack = (std("run", "asyncio.events"), user("callback"))
+    assert judge(SITE, [stack] * 4, [2, 1, 0, 1]).culprit == user("callback")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopwatch.diagnosis.culprit import Site, Stack
+from loopwatch.diagnosis.culprit import Stack
 from loopwatch.diagnosis.diagnose import MAX_PROFILE, diagnose
+from loopwatch.diagnosis.site import Site
 from loopwatch.events import Cause, Evidence, Frame, Stall
 from loopwatch.watch.observation import Observation, Sample
 from loopwatch.watch.stacks import RawFrame, RawStack

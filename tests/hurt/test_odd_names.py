@@ -17,9 +17,9 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector as Registered
 
 from loopwatch.core.text import MAX_LINE, MAX_NAME, MAX_PATH
-from loopwatch.diagnosis.culprit import Site
 from loopwatch.diagnosis.diagnose import diagnose
 from loopwatch.diagnosis.flagging import Flagging
+from loopwatch.diagnosis.site import Site
 from loopwatch.events import AgentStats, Cause, Evidence, FlaggedFunction, Snapshot, Stall
 from loopwatch.report.export import to_collapsed, to_json
 from loopwatch.report.html import render

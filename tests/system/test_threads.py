@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from loopwatch.system import threads
-from loopwatch.system.threads import GcMonitor, ThreadFacts, scheduled, thread_clocks, thread_cpu, throttled, traced
+from loopwatch.system.threads import ThreadFacts, scheduled, thread_clocks, thread_cpu, throttled, traced
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -258,66 +257,3 @@ def test_no_debugger_is_attached() -> None:
         assert not traced()
         ThreadFacts.here().waiting_in()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-@pytest.fixture
-def monitor() -> Iterator[GcMonitor]:
-    """A started monitor of the garbage collector."""
-    found = GcMonitor(print)
-    found.start()
-    yield found
-    found.stop()
-
-
-def test_collection_is_counted(monitor: GcMonitor) -> None:
-    """A gc.collect() is counted with the time it took, within the span in which it ran and nowhere else."""
-    garbage = [[] for _ in range(200_000)]  # something to traverse
-    began = time.monotonic()
-    gc.collect()
-    ended = time.monotonic()
-    within = monitor.within(began, ended)
-    assert 0.5 * (ended - began) <= within <= ended - began
-    assert monitor.within(ended, ended + 10) == 0.0
-    middle = (began + ended) / 2
-    halves = monitor.within(began, middle) + monitor.within(middle, ended)
-    assert halves == pytest.approx(within, abs=1e-6)
-    assert len(garbage) == 200_000
-
-
-def test_young_collections_do_not_count(monitor: GcMonitor) -> None:
-    """The youngest generation takes microseconds and is ignored."""
-    began = time.monotonic()
-    for _ in range(50):
-        gc.collect(0)
-    assert monitor.within(began, time.monotonic()) <= 0.02
-
-
-def test_collection_under_way(monitor: GcMonitor) -> None:
-    """A collection that has not ended yet counts up to the end of the span."""
-    now = time.monotonic()
-    monitor._note("start", {"generation": 2})
-    assert monitor.within(now, now + 5.0) == pytest.approx(5.0, abs=0.1)
-    monitor._note("stop", {"generation": 2})
-    assert monitor.within(now + 1, now + 5.0) == 0.0
-
-
-def test_memory_is_bounded(monitor: GcMonitor) -> None:
-    """The last 256 collections are kept."""
-    for _ in range(1000):
-        monitor._note("start", {"generation": 1})
-        monitor._note("stop", {"generation": 1})
-    assert len(monitor._spans) == 256
-
-
-def test_monitor_is_registered_once_and_removed() -> None:
-    """Started twice it is once in gc.callbacks; stopped, in any order with others, it is gone."""
-    before = list(gc.callbacks)
-    first, second = GcMonitor(print), GcMonitor(print)
-    for _ in range(2):
-        first.start()
-        second.start()
-    assert len(gc.callbacks) == len(before) + 2
-    first.stop()
-    first.stop()
-    second.stop()
-    assert gc.callbacks == before
