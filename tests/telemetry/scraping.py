@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import collections
 import json
-import os
+import random
 import socket
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -74,23 +73,31 @@ def until(found: Callable[[], T], seconds: float = DEADLINE) -> T:
 
 
 def free_range(count: int = 6) -> int:
-    """Return the first of ``count`` consecutive free ports that no concurrent test process is given."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
-    for turn in itertools.islice(_turns, 100):
-        first = 21000 + ((sys.version_info.minor % 4 * 4 + worker) * 10 + turn % 10) * 67
-        held = []
+    """Return the first of ``count`` consecutive free ports that no concurrent test process is given.
+
+    Ranges are held by names in the abstract namespace, which belongs to the same network namespace as the ports
+    (unix(7)): another suite on this machine, of the same or of another Python, sees them. The last few are held.
+    """
+    for first in random.sample(range(21000, 31800, 67), 100):
+        claim, held = socket.socket(socket.AF_UNIX), [socket.socket()]
         try:
+            claim.bind(f"\0loopwatch.tests.ports.{first}")
             for port in range(first, first + count):
                 held.append(socket.socket())
                 held[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 held[-1].bind(("127.0.0.1", port))
         except OSError:
+            claim.close()
             continue
         finally:
             for each in held:
                 each.close()
+        _claims.append(claim)
+        _claims.popleft().close()
         return first
     raise AssertionError("no ports are free")
 
 
-_turns = itertools.count()
+CLAIMS = 12
+"""Ranges that one test process holds at most."""
+_claims = collections.deque(socket.socket() for _ in range(CLAIMS))  # from the start on: tests count descriptors
