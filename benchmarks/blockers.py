@@ -480,14 +480,14 @@ def call_method(seconds: float) -> None:
 
 
 def recurse(seconds: float) -> None:
+    end = time.monotonic() + seconds
+
     def descend(level: int) -> int:
-        if level == 0:
+        if level == 0 or time.monotonic() >= end:
             return 1
         return descend(level - 1) + descend(level - 1)
 
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        descend(8)
+    descend(40)
 
 
 def copy_structure(material: Any) -> None:
