@@ -6,15 +6,16 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import CodeType
 
 from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.text import MAX_LINE, printable
+from loopwatch.diagnosis.advise import NO_HANDLERS, NOTHING, advise
 from loopwatch.diagnosis.cause import CHEAP, decide
 from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.culprit import Site, Stack, Verdict
 from loopwatch.diagnosis.own_part import split
-from loopwatch.diagnosis.remedy import remedy
 from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
 from loopwatch.watch.observation import Observation, Sample
 from loopwatch.watch.stacks import RawStack, to_frames
@@ -62,6 +63,7 @@ def diagnose(
     call_name: CallName,
     dump: Stack = (),
     *,
+    handlers: frozenset[CodeType] = NO_HANDLERS,
     attempt: Attempt = plainly,
 ) -> Stall | None:
     """Return the stall of the observation ``seen``, None if a debugger held the program.
@@ -74,6 +76,7 @@ def diagnose(
         threshold: seconds, the limit in force.
         call_name: names the call at the innermost line of a stack.
         dump: stack that faulthandler wrote during the block, used if no sample shows the user's code.
+        handlers: code of the registered signal handlers.
         attempt: guards the optional parts of a stall: the names of calls (part ``source``), the culprit, the cause,
             the remedy; default: unguarded.
     """
@@ -101,6 +104,9 @@ def diagnose(
         verdict = Verdict(None, verdict.stack, 0)
     parts = split(evidence).within(seen.end - seen.start)
     calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
+    advised = attempt(
+        "remedy", lambda: advise(seen, site, cause, verdict, calls=calls, parts=parts, handlers=handlers), NOTHING
+    )
     return replace(
         undiagnosed(seen, threshold),
         uncertainty=_uncertainty(seen, spans, cause),
@@ -110,11 +116,12 @@ def diagnose(
         stack=verdict.stack,
         samples=(verdict.agreeing, len(seen.samples)),
         evidence=evidence,
-        remedy=printable(attempt("remedy", lambda: remedy(cause, calls, verdict.culprit, parts), ""), MAX_LINE),
+        remedy=printable(advised.remedy, MAX_LINE),
         profile=_profile(stacks),
         starved=parts.starved,
         throttled=parts.throttled,
         was_in=was_in,
+        offloadable=advised.offloadable,
     )
 
 
