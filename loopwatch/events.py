@@ -189,6 +189,8 @@ class Stall:
         throttled: part of ``starved`` that the processor quota of the container took; the rest went to neighbours.
         was_in: the user's code that was running in a ``starved`` or ``suspended`` block, which is not to blame; None if
             it is not known.
+        offloadable: whether ``culprit`` may be decorated with ``@loopwatch.offload``: a function of the user's modules,
+            called by the user's code, whose calls last, and of a cause that it cures.
     """
 
     id: str
@@ -215,6 +217,7 @@ class Stall:
     starved: float = 0.0
     throttled: float = 0.0
     was_in: Frame | None = None
+    offloadable: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON-compatible mapping; see :meth:`from_dict`."""
@@ -258,7 +261,7 @@ class FlaggedFunction:
         first_at: seconds since the epoch, start of the first stall in the window.
         last_at: seconds since the epoch, end of the latest.
         remedy: one sentence: what to do, from its latest stall of ``cause``.
-        offloadable: whether running it off the loop cures ``cause``.
+        offloadable: whether running it off the loop cures ``cause`` and its latest stall showed that it can be.
     """
 
     name: str

@@ -6,15 +6,16 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from types import CodeType
 
 from loopwatch.core.dataclasses import dataclass, replace
 from loopwatch.core.faults import Attempt, plainly
 from loopwatch.core.text import MAX_LINE, printable
+from loopwatch.diagnosis.advise import NO_HANDLERS, NOTHING, advise
 from loopwatch.diagnosis.cause import CHEAP, decide
 from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.culprit import Stack, Verdict, judge
 from loopwatch.diagnosis.own_part import split
-from loopwatch.diagnosis.remedy import remedy
 from loopwatch.diagnosis.site import Site
 from loopwatch.events import Cause, Evidence, Frame, StackCount, Stall
 from loopwatch.watch.observation import Observation, Sample
@@ -63,6 +64,7 @@ def diagnose(
     call_name: CallName,
     dump: Stack = (),
     *,
+    handlers: frozenset[CodeType] = NO_HANDLERS,
     attempt: Attempt = plainly,
 ) -> Stall | None:
     """Return the stall of the observation ``seen``, None if a debugger held the program.
@@ -75,6 +77,7 @@ def diagnose(
         threshold: seconds, the limit in force.
         call_name: names the call at the innermost line of a stack.
         dump: stack that faulthandler wrote during the block, used if no sample shows the user's code.
+        handlers: code of the registered signal handlers.
         attempt: guards the optional parts of a stall: the names of calls (part ``source``), the culprit, the cause,
             the remedy; default: unguarded.
     """
@@ -105,6 +108,10 @@ def diagnose(
         verdict = Verdict(None, verdict.stack, 0)
     parts = split(evidence).within(seen.end - seen.start)
     calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
+    known = replace(seen, evidence=evidence)
+    advised = attempt(
+        "remedy", lambda: advise(known, site, cause, verdict, calls=calls, parts=parts, handlers=handlers), NOTHING
+    )
     return replace(
         undiagnosed(seen, threshold),
         uncertainty=_uncertainty(seen, spans, cause),
@@ -114,11 +121,12 @@ def diagnose(
         stack=verdict.stack,
         samples=(verdict.agreeing, len(seen.samples)),
         evidence=evidence,
-        remedy=printable(attempt("remedy", lambda: remedy(cause, calls, verdict.culprit, parts), ""), MAX_LINE),
+        remedy=printable(advised.remedy, MAX_LINE),
         profile=_profile(stacks),
         starved=parts.starved,
         throttled=parts.throttled,
         was_in=was_in,
+        offloadable=advised.offloadable,
     )
 
 
@@ -296,6 +304,9 @@ def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
     frames = verdict.stack
     if verdict.culprit in frames:
         frames = frames[len(frames) - frames[::-1].index(verdict.culprit) :]
+    if verdict.repeated is not None:  # what its short calls do is not what holds the loop
+        frames = tuple(itertools.takewhile(lambda frame: not site.is_user(frame), frames))
+        call = None
     named = [f"{frame.module}.{frame.function}" for frame in frames if not site.is_user(frame)]
     return (*named, call) if call else tuple(named)
 

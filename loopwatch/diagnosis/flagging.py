@@ -27,11 +27,12 @@ _Key = tuple[str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """Stalls of one cause in a span: their number, seconds blocked, remedy of the latest."""
+    """Stalls of one cause in a span: their number, seconds; remedy of the latest, and whether it can be offloaded."""
 
     stalls: int
     blocked: float
     remedy: str
+    offloadable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Flagging:
             first_at=whole.begin,
             last_at=whole.end,
             remedy=shares[cause].remedy,
-            offloadable=cause in OFFLOADABLE,
+            offloadable=shares[cause].offloadable,
         )
 
 
@@ -150,7 +151,7 @@ def _span(stall: Stall, culprit: Frame) -> _Span:
         culprit=culprit,
         victims=stall.victims or 0,
         loops=(stall.loop,),
-        shares={stall.cause: _Share(1, stall.duration, stall.remedy)},
+        shares={stall.cause: _Share(1, stall.duration, stall.remedy, stall.offloadable)},
     )
 
 
@@ -192,6 +193,7 @@ def _merged(spans: Sequence[_Span]) -> _Span:
                 stalls=sum(share.stalls for share in parts),
                 blocked=math.fsum(share.blocked for share in parts),
                 remedy=parts[-1].remedy,
+                offloadable=parts[-1].offloadable,
             )
             for cause, parts in shares.items()
         },

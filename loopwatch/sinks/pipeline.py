@@ -19,6 +19,7 @@ from loopwatch.diagnosis.no_sample import with_neighbour
 from loopwatch.diagnosis.own_part import contradictions
 from loopwatch.diagnosis.site import Site
 from loopwatch.events import FlaggedFunction, Frame, Stall
+from loopwatch.system.signals import handler_code
 from loopwatch.watch import stacks
 from loopwatch.watch.observation import Observation
 
@@ -114,7 +115,9 @@ class StallPipeline:
 
     def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
         threshold = self._config().threshold
-        stall = diagnose(seen, self._site, threshold, _call_name, dump, attempt=self._faults.attempt)
+        stall = diagnose(
+            seen, self._site, threshold, _call_name, dump, handlers=handler_code(), attempt=self._faults.attempt
+        )
         if stall is not None and not stall.ongoing and contradictions(stall.evidence):
             self._faults.count("evidence")
         return None if stall is None else with_neighbour(stall, reversed(self.ring))

@@ -377,7 +377,7 @@ def test_profile() -> None:
 
 def test_remedy_gets_the_calls_below_the_culprit() -> None:
     """The remedy fits the call, also one made through a library; for Python code the call does not matter."""
-    slept = judged(seen(steady(HANDLER)), call="time.sleep")
+    slept = judged(seen(steady(HANDLER), task="Task-7"), call="time.sleep")
     assert "await asyncio.sleep()" in slept.remedy
     moving = [sample(0.05 * (i + 1), raw("work", i)) for i in range(5)]
     computed = judged(seen(moving, COMPUTING), call="time.sleep")

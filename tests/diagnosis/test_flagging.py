@@ -39,6 +39,7 @@ def ended(at: float, name: str = "resize", **fields: Any) -> Stall:
         "evidence": Evidence(duration),
         "culprit": Frame(name, "app.images", "/srv/app/images.py", 41),
         "remedy": "Move it off the loop.",
+        "offloadable": True,
     }
     return Stall(**(defaults | fields))
 
@@ -87,6 +88,15 @@ def test_record_of_a_flagged_function() -> None:
         remedy="io",
         offloadable=True,
     )
+
+
+def test_it_is_offloadable_as_its_latest_stall_is() -> None:
+    """Whether a function can be offloaded is said of its latest stall of the cause that held the loop longest."""
+    flagging = Flagging(2, WINDOW, 20)
+    flagging.add(ended(0))
+    flagging.add(ended(1, cause=Cause.IO, duration=0.125, offloadable=True))
+    flagging.add(ended(2, offloadable=False))
+    assert [function.offloadable for function in flagging.flagged(T0 + 3)] == [False]
 
 
 def test_flagged_again_only_after_a_quiet_window() -> None:
