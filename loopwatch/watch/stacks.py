@@ -1,7 +1,8 @@
 """Reads a thread's stack as plain data: the running callback, its place in the pass, the frames above the loop.
 
 Never keeps a frame: a frame that outlives its call would free the program's objects in the watcher's thread. Locals
-are read of asyncio's own frames (``Handle._run``, ``_run_once``) and of loopwatch's, never of the program's.
+are read of asyncio's own frames (``Handle._run``, ``_run_once``), of loopwatch's, and of web frameworks where they
+serve a request (:mod:`loopwatch.watch.routes`), never of the program's.
 """
 # Loading pathlib takes 4 ms in every watched process.
 # ruff: noqa: PTH120
@@ -24,11 +25,14 @@ from typing import Any, NamedTuple
 
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.frame_marks import mark
+from loopwatch.core.frames import module_of
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.core.unseen import unseen_file
 from loopwatch.events import Frame
 from loopwatch.system.threads import GcMonitor
+from loopwatch.watch.routes import finder
+from loopwatch.watch.routes.finder import Request
 
 _NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None)))
 
@@ -95,7 +99,12 @@ class RawStack:
 
 
 def take(
-    frame: FrameType, base: tuple[int, CodeType] | None, max_frames: int, *, mark_calls: bool = False
+    frame: FrameType,
+    base: tuple[int, CodeType] | None,
+    max_frames: int,
+    *,
+    mark_calls: bool = False,
+    requests: list[Request] | None = None,
 ) -> tuple[RawStack, Any]:
     """Return the stack above the loop, and asyncio's running handle, None if not seen.
 
@@ -104,8 +113,10 @@ def take(
         base: (id, code) of the innermost frame below the loop's callbacks, where known.
         max_frames: frames kept.
         mark_calls: whether to find out if the outermost call is new, see :mod:`loopwatch.core.frame_marks`.
+        requests: takes the requests that the thread is serving; None: they are not searched for.
     """
     outermost: FrameType | None = None
+    callee: FrameType | None = None
     handle: Any = None
     frames: list[RawFrame] = []
     names: Mapping[str, Any] | None = None
@@ -127,12 +138,14 @@ def take(
             if not frames:
                 names = current.f_globals
             outermost = current
+            if requests is not None:
+                finder.see(current, callee, requests)
             frames.append(
                 RawFrame(
                     code,
                     current.f_lineno or code.co_firstlineno,
                     current.f_lasti,
-                    _module_of(current),
+                    module_of(current),
                 )
             )
         else:
@@ -142,18 +155,12 @@ def take(
             elif code is _STARTS_OURS:
                 stack.starts_ours = True
                 frames.clear()
-        current = current.f_back or below(current)
+        callee, current = current, current.f_back or below(current)
     stack.frames, stack.globals = _bounded(frames, max_frames), names
     stack.only_ours &= not frames and not stack.starts_ours
     # Callbacks may have neither handle nor task to identify them (uvloop), and frames of two calls the same address.
     stack.fresh = mark_calls and outermost is not None and mark(outermost)
     return stack, handle
-
-
-def _module_of(frame: FrameType) -> str:
-    # Bypasses overrides in subclasses of dict or str: no code of the program runs in the watcher.
-    name: object = dict.get(frame.f_globals, "__name__")
-    return name if type(name) is str else ""
 
 
 def below(frame: FrameType) -> FrameType | None:
