@@ -67,6 +67,8 @@ class Config:
         log_interval: seconds between two log lines of one culprit.
         on_stall: called with each :class:`~loopwatch.Stall`, in a thread of the agent.
         context: context variables and callables that label stalls.
+        routes: whether stalls carry the route, method and endpoint of the request that blocked, where a known web
+            framework serves it.
         follow_fork: whether a forked child gets a working agent of its own (True) or none.
         flag_after: stalls within ``flag_window`` that make a function flagged, see :meth:`loopwatch.Agent.flagged`.
         flag_window: seconds in which they are counted.
@@ -117,6 +119,7 @@ class Config:
     log_interval: float = setting(60.0, kinds.number("a number of seconds, 0 or more", 0, 86400 * 365))
     on_stall: Callable[[Stall], object] | None = setting(None, kinds.CALLBACK)
     context: tuple[ContextSource, ...] = setting((), kinds.CONTEXT)
+    routes: bool = setting(True, kinds.FLAG)
     follow_fork: bool = setting(True, kinds.FLAG)
     flag_after: int = setting(3, kinds.count("a whole number, 1 or more", 1))
     flag_window: float = setting(60.0, kinds.seconds(86400))

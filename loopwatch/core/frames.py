@@ -45,6 +45,15 @@ def are_readable() -> bool:
         return False
 
 
+def module_of(frame: FrameType) -> str:
+    """Return the name of the module that a frame's function was written in, "" if it has none.
+
+    Bypasses overrides in subclasses of dict or str: no code of the program runs.
+    """
+    name: object = dict.get(frame.f_globals, "__name__")
+    return name if type(name) is str else ""
+
+
 def current_frames() -> dict[int, FrameType]:
     """Return the innermost frame of every thread, empty where they are not readable; drop it once it is read.
 

@@ -90,9 +90,9 @@ def _within(site: Site, stack: Stack, part: Stack, function: tuple[str, str]) ->
 
 def _outermost(site: Site, stacks: Sequence[Stack]) -> Verdict:
     stack = Counter(stacks).most_common(1)[0][0]
-    working = (frame for frame in stack if not site.is_machinery(frame))
-    others = (frame for frame in stack if not site.is_stdlib(frame))
-    outermost = next(working, None) or next(others, None)
+    libraries = [frame for frame in stack if not site.is_stdlib(frame)]
+    working = (frame for frame in libraries if not site.is_machinery(frame))
+    outermost = next(working, None) or next(iter(libraries), None)
     return Verdict(outermost, stack, sum(outermost in other for other in stacks) if outermost else 0)
 
 

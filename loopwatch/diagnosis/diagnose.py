@@ -90,6 +90,8 @@ def diagnose(
     verdict = place.judge([stacks[index] for index in shown], [lasted[index] for index in shown])
     if verdict.culprit is None and dump:
         verdict = place.judge([dump])
+    if seen.endpoint is not None and site.is_user(seen.endpoint) and not _shows_user(verdict, site):
+        verdict = replace(verdict, culprit=seen.endpoint, agreeing=len(shown))
     leaf = verdict.stack[-1] if verdict.stack else None
     inner = _sample_of(verdict, seen.samples, stacks)
     call = place.call(inner.stack) if inner is not None else None
@@ -150,6 +152,10 @@ class _Place:
         """Return the name of the call at the innermost line of ``stack``."""
         name = self.attempt("source", lambda: self.call_name(stack), None)
         return None if name is None else printable(name)
+
+
+def _shows_user(verdict: Verdict, site: Site) -> bool:
+    return verdict.culprit is not None and site.is_user(verdict.culprit)
 
 
 def _lasted(samples: Sequence[Sample]) -> list[int]:
@@ -307,7 +313,11 @@ def _calls(verdict: Verdict, call: str | None, site: Site) -> tuple[str, ...]:
     if verdict.repeated is not None:  # what its short calls do is not what holds the loop
         frames = tuple(itertools.takewhile(lambda frame: not site.is_user(frame), frames))
         call = None
-    named = [f"{frame.module}.{frame.function}" for frame in frames if not site.is_user(frame)]
+    named = [
+        f"{frame.module}.{frame.function}"
+        for frame in frames
+        if not site.is_user(frame) and not site.is_machinery(frame)
+    ]
     return (*named, call) if call else tuple(named)
 
 

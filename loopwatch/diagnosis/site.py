@@ -124,8 +124,8 @@ class Site:
         return _is_stdlib(self, frame.file)
 
     def is_machinery(self, frame: Frame) -> bool:
-        """Whether ``frame`` belongs to the standard library, or to code that only passes a request on."""
-        return self.is_stdlib(frame) or _is_machinery(frame.module, frame.function)
+        """Whether ``frame`` belongs to a library's code that only passes a request on."""
+        return _is_machinery(frame.module, frame.function)
 
 
 # Called for each frame of every sample, and a program has few files.

@@ -81,6 +81,7 @@ def observation(origin: Origin, block: Block, episode: Episode, measured: Measur
         coroutine=caller.coroutine,
         context=caller.context,
         span=caller.span,
+        endpoint=caller.endpoint,
         pid=origin.pid,
     )
 

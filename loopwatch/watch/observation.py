@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.core.histogram import Histogram
-from loopwatch.events import Evidence, LoopStats, Stall
+from loopwatch.events import Evidence, Frame, LoopStats, Stall
 from loopwatch.system.threads import Clocks
 from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.routes.finder import Request
 from loopwatch.watch.stacks import RawStack
 
 
@@ -30,6 +31,7 @@ class Sample:
         waiting: ready callbacks behind the running one, None if unknown.
         clocks: of the loop's thread and of the process.
         typed: whether it shows code typed at a prompt, where such code is expected to block.
+        requests: being served, innermost framework first; dropped with ``context``.
     """
 
     at: float
@@ -45,6 +47,7 @@ class Sample:
     clocks: Clocks | None = None
     typed: bool = False
     gil_wait: float | None = 0.0
+    requests: Sequence[Request] = ()
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class Observation:
         collector: stack of another thread that began to collect garbage, for longer than any other meanwhile.
         task, coroutine, context: names and labels of the blocking callback.
         span: OpenTelemetry span context current in the callback.
+        endpoint: the program's function that the request was routed to, at its first line; None outside a request.
         expectation: the expectation that covers the block, None for a stall.
     """
 
@@ -86,6 +90,7 @@ class Observation:
     context: Mapping[str, str] = field(default_factory=dict)
     span: Any = None
     pid: int = 0
+    endpoint: Frame | None = None
     expectation: Expectation | None = None
 
 
@@ -124,12 +129,13 @@ class Baseline:
 
 @dataclass(slots=True)
 class Caller:
-    """Identity of a callback: task, coroutine, labels of its context, and its span context."""
+    """Identity of a callback: task, coroutine, labels of its context, its span context, endpoint of its request."""
 
     task: str | None
     coroutine: str | None
     context: dict[str, str] = field(default_factory=dict)
     span: Any = None
+    endpoint: Frame | None = None
 
 
 @dataclass(slots=True)

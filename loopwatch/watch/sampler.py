@@ -23,6 +23,8 @@ from loopwatch.watch import prompts, stacks, task_info
 from loopwatch.watch.contention import LATE, Contention, Lateness
 from loopwatch.watch.lapse import Waited
 from loopwatch.watch.observation import Caller, Episode, Sample
+from loopwatch.watch.routes import finder
+from loopwatch.watch.routes.finder import Request
 from loopwatch.watch.watched_loop import WatchedLoop
 
 PROMPT = 0.004
@@ -76,6 +78,7 @@ class Glimpse(NamedTuple):
         task: the running task, None if there is none.
         stack: its stack.
         handle: asyncio's running handle, None if not seen.
+        requests: that the thread was serving.
     """
 
     loop: WatchedLoop
@@ -84,6 +87,7 @@ class Glimpse(NamedTuple):
     task: Any
     stack: stacks.RawStack
     handle: Any
+    requests: Sequence[Request] = ()
 
 
 Samples = Mapping[Suspect, Sample]
@@ -213,22 +217,28 @@ class Sampler:
         if suspect.loop.probe.busy_since(time.monotonic()) == suspect.since:
             taken[suspect] = sample
 
-    def _stack_of(self, loop: WatchedLoop, frames: Mapping[int, FrameType]) -> tuple[Any, stacks.RawStack, Any] | None:
-        """Return the running task, stack and running handle of the loop's thread, None where it runs ours only."""
+    def _stack_of(
+        self, loop: WatchedLoop, frames: Mapping[int, FrameType]
+    ) -> tuple[Any, stacks.RawStack, Any, list[Request]] | None:
+        """Return the running task, stack, running handle and requests of the loop's thread; None: it runs ours only."""
         thread, target = loop.thread, loop.ref()
         frame = frames.get(thread.ident) if thread is not None else None
         if thread is None or target is None or (frame is None and frames):
             return None
         task = task_info.running_task(target)
         if frame is None:
-            return task, stacks.RawStack(()), None
+            return task, stacks.RawStack(()), None, []
         # On asyncio the base of the heartbeat is the frame of a handle, like that of any other callback.
         by_handle = loop.probe.traits.shows_handles
         base = None if by_handle else loop.heart.base
-        stack, handle = stacks.take(frame, base, self._config().max_frames, mark_calls=True, root=loop.greenlet)
+        config, requests = self._config(), list[Request]()
+        searched = requests if config.routes and not self._faults.is_off(finder.PART) else None
+        stack, handle = stacks.take(
+            frame, base, config.max_frames, mark_calls=True, root=loop.greenlet, requests=searched
+        )
         if stack.only_ours and not (by_handle and handle is None):
             return None  # a heartbeat: what held the loop before it is over
-        return task, stack, handle
+        return task, stack, handle, requests
 
     def _sample_of(self, suspect: Suspect, glimpse: Glimpse, moment: Moment) -> Sample:
         loop, task, stack, handle = suspect.loop, glimpse.task, glimpse.stack, glimpse.handle
@@ -250,6 +260,9 @@ class Sampler:
         context = attempt("task", lambda: task_info.context_of(task, handle), None)
         # A copy: by the time it is read the callback may have gone on and reset its variables.
         sample.context = context.copy() if context is not None else None
+        if self._config().routes:
+            sample.requests = requests = list(glimpse.requests)
+            attempt(finder.PART, lambda: finder.see_parents(task, requests), None)
         return sample
 
     def _note(self, suspect: Suspect, sample: Sample, *, is_fresh: bool) -> Episode:
@@ -275,14 +288,21 @@ class Sampler:
 
     def _identify(self, episode: Episode, sample: Sample) -> None:
         """Record the identity of the sampled callback, once a callback."""
-        context, sample.context = sample.context, None  # it would keep the program's objects alive
-        if sample.callback in episode.callers or len(episode.callers) >= MAX_CALLERS:
-            return
-        episode.callers[sample.callback] = caller = Caller(sample.task, sample.coroutine)
-        if context is not None:
-            attempt = self._faults.attempt
-            caller.span = attempt("trace", lambda: task_info.span_of(context), None)
-            caller.context = task_info.labels(context, (*self._config().context, *self._sources), attempt)
+        context, sample.context = sample.context, None  # they would keep the program's objects alive
+        requests, sample.requests = sample.requests, ()
+        attempt, caller = self._faults.attempt, episode.callers.get(sample.callback)
+        if caller is None:
+            if len(episode.callers) >= MAX_CALLERS:
+                return
+            episode.callers[sample.callback] = caller = Caller(sample.task, sample.coroutine)
+            if context is not None:
+                caller.span = attempt("trace", lambda: task_info.span_of(context), None)
+                caller.context = task_info.labels(context, (*self._config().context, *self._sources), attempt)
+        if requests and caller.endpoint is None:  # the request may have been routed since the sample before
+            route = attempt(finder.PART, lambda: finder.resolve(requests), None)
+            if route is not None:
+                caller.context = {**finder.labels(route), **caller.context}  # the program's own labels take precedence
+                caller.endpoint = route.endpoint
 
     def _is_search_due(self, moment: Moment, taken: Iterable[Suspect]) -> bool:
         """Whether to search for the holder of the GIL: the watcher waited for it, or a loop by its last sample."""

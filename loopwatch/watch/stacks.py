@@ -1,7 +1,8 @@
 """Reads a thread's stack as plain data: the running callback, its place in the pass, the frames above the loop.
 
 Never keeps a frame: a frame that outlives its call would free the program's objects in the watcher's thread. Locals
-are read of asyncio's own frames (``Handle._run``, ``_run_once``) and of loopwatch's, never of the program's.
+are read of asyncio's own frames (``Handle._run``, ``_run_once``), of loopwatch's, and of web frameworks where they
+serve a request (:mod:`loopwatch.watch.routes`), never of the program's.
 """
 # Loading pathlib takes 4 ms in every watched process.
 # ruff: noqa: PTH120
@@ -25,11 +26,14 @@ from typing import Any, NamedTuple
 from loopwatch.core import greenlets
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.frame_marks import mark
+from loopwatch.core.frames import module_of
 from loopwatch.core.text import MAX_PATH, printable
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.core.unseen import unseen_file
 from loopwatch.events import Frame
 from loopwatch.system.gc_monitor import GcMonitor
+from loopwatch.watch.routes import finder
+from loopwatch.watch.routes.finder import Request
 
 _NAMED = (FunctionType, BuiltinFunctionType, type, type(lru_cache(lambda: None)))
 
@@ -112,6 +116,7 @@ def take(
     *,
     mark_calls: bool = False,
     root: greenlets.Reference | None = None,
+    requests: list[Request] | None = None,
 ) -> tuple[RawStack, Any]:
     """Return the stack above the loop, and asyncio's running handle, None if not seen.
 
@@ -121,7 +126,9 @@ def take(
         max_frames: frames kept.
         mark_calls: whether to find out which calls are new, see :mod:`loopwatch.core.frame_marks`.
         root: the greenlet that runs the loop, whose frames are below those of any other one.
+        requests: takes the requests that the thread is serving; None: they are not searched for.
     """
+    callee: FrameType | None = None
     handle: Any = None
     frames: list[RawFrame] = []
     names: Mapping[str, Any] | None = None
@@ -142,6 +149,8 @@ def take(
         if not is_own(code.co_filename):
             if not frames:
                 names = current.f_globals
+            if requests is not None:
+                finder.see(current, callee, requests)
             frames.append(_raw(current, was_seen=not (mark_calls and mark(current) is False)))
         else:
             stack.only_ours = True
@@ -150,7 +159,7 @@ def take(
             elif code is _STARTS_OURS:
                 stack.starts_ours = True
                 frames.clear()
-        current = current.f_back or below(current)
+        callee, current = current, current.f_back or below(current)
         if current is None and root is not None:
             current, root = greenlets.frame_of(root), None
     stack.frames, stack.globals = _bounded(frames, max_frames), names
@@ -172,7 +181,7 @@ def of_collector(frame: FrameType) -> RawStack:
 
 
 def _raw(frame: FrameType, *, was_seen: bool = True) -> RawFrame:
-    code, module = frame.f_code, _module_of(frame)
+    code, module = frame.f_code, module_of(frame)
     line = frame.f_lineno or code.co_firstlineno
     if not module:
         line = _template_line(frame, line)
@@ -199,12 +208,6 @@ def _template_line(frame: FrameType, line: int) -> int:
     return found
 
 
-def _module_of(frame: FrameType) -> str:
-    # Bypasses overrides in subclasses of dict or str: no code of the program runs in the watcher.
-    name: object = dict.get(frame.f_globals, "__name__")
-    return name if type(name) is str else ""
-
-
 def below(frame: FrameType) -> FrameType | None:
     """Return the frame below a bridged step, if ``frame`` begins one; see :mod:`loopwatch.offloading.bridge`."""
     if frame.f_code.co_name != "_steps" or frame.f_code.co_filename != _BRIDGE_FILE:
@@ -223,7 +226,7 @@ def _read_pass(stack: RawStack, frame: FrameType | None) -> None:
         position, planned = values.get("i"), values.get("ntodo")
         if isinstance(position, int) and isinstance(planned, int):
             stack.position, stack.planned = position, planned
-    elif _module_of(frame) == "nest_asyncio":
+    elif module_of(frame) == "nest_asyncio":
         position = frame.f_locals.get("_")
         stack.position = position if isinstance(position, int) else None
 
