@@ -42,6 +42,7 @@ examples:
 
 _RUN_OPTIONS = (
     ("--threshold", "S", "seconds; what holds a loop longer is reported (default 0.1)"),
+    ("--thresholds", "P=S", "the same for a route or task, such as 'GET /report/*=0.5'; may be repeated"),
     ("--hang-after", "S", "seconds; a block that still goes on is announced (default 2)"),
     ("--grace", "S", "seconds after the start in which nothing is reported (default 0)"),
     ("--journal", "PATH", "file or directory for the journal; each process writes NAME.<pid>.jsonl"),
@@ -52,7 +53,7 @@ _RUN_OPTIONS = (
     ("--user-code", "P", "path or module prefix whose code is yours; may be repeated"),
     ("--library-code", "P", "path or module prefix whose code is not yours; may be repeated"),
 )
-_REPEATED = ("--context", "--user-code", "--library-code")
+_REPEATED = ("--thresholds", "--context", "--user-code", "--library-code")
 
 _SIGPIPE_EXIT = 141
 """Exit code of a program whose output pipe was closed (128 + SIGPIPE)."""

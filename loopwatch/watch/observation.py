@@ -29,7 +29,8 @@ class Sample:
         context: context of the callback, dropped as soon as its labels are read.
         waiting: ready callbacks behind the running one, None if unknown.
         clocks: of the loop's thread and of the process.
-        typed: whether it shows code typed at a prompt, where such code is expected to block.
+        expected: why a block by its code is expected, None if it is not.
+        is_known: whether the context of its code was found, which says whether a block is expected.
     """
 
     at: float
@@ -43,7 +44,8 @@ class Sample:
     context: contextvars.Context | None = None
     waiting: int | None = None
     clocks: Clocks | None = None
-    typed: bool = False
+    expected: str | None = None
+    is_known: bool = False
     gil_wait: float | None = 0.0
 
 
@@ -63,6 +65,8 @@ class Observation:
         task, coroutine, context: names and labels of the blocking callback.
         span: OpenTelemetry span context current in the callback.
         expectation: the expectation that covers the block, None for a stall.
+        limit: seconds; the threshold in force for it, None for that of the settings.
+        is_below: whether it is below that threshold, so that it is no stall.
     """
 
     id: str
@@ -85,6 +89,8 @@ class Observation:
     span: Any = None
     pid: int = 0
     expectation: Expectation | None = None
+    limit: float | None = None
+    is_below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,8 @@ class Case:
         judged: number of samples at the early diagnosis.
         prepared, annotated_in_advance: whether the end of the block was prepared for, and whether the spans of
             callbacks that run before it is detected were annotated; each is done once.
+        limit: seconds below which it is no stall.
+        is_expected: whether it is expected, so that it is no stall either.
         reached: when the agent's callback scheduled during the block ran (``time.monotonic``), None if it did not.
     """
 
@@ -154,6 +162,8 @@ class Case:
     judged: int = 0
     prepared: bool = False
     annotated_in_advance: bool = False
+    limit: float = 0.0
+    is_expected: bool = False
     reached: float | None = None
 
 
