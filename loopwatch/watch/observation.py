@@ -103,6 +103,7 @@ class LoopReading:
         lags: histogram of its heartbeat's lag since the loop was first watched.
         callbacks: callbacks run since then, None where they are not counted.
         victims: waiters counted at the ends of its stalls.
+        watched_for: seconds since it was first watched.
     """
 
     key: Hashable
@@ -110,6 +111,7 @@ class LoopReading:
     lags: Histogram
     callbacks: int | None = None
     victims: int = 0
+    watched_for: float = 0.0
 
 
 @dataclass(slots=True)
