@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         WorkerStats,
     )
     from loopwatch.offloading.decorator import offload
+    from loopwatch.watch.expected_code import expected
     from loopwatch.workers.backend import Backend
     from loopwatch.workers.options import CallOptions
     from loopwatch.workers.pool import WorkerPool
@@ -71,6 +72,7 @@ __all__ = [
     "WorkerPool",
     "WorkerStats",
     "current_agent",
+    "expected",
     "install",
     "offload",
     "uninstall",
@@ -103,6 +105,7 @@ _HOMES = {
     "WorkerPool": "loopwatch.workers.pool",
     "WorkerStats": "loopwatch.events",
     "current_agent": "loopwatch._installed",
+    "expected": "loopwatch.watch.expected_code",
     "install": "loopwatch._installed",
     "offload": "loopwatch.offloading.decorator",
     "uninstall": "loopwatch._installed",

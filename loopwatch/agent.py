@@ -61,6 +61,7 @@ class _Parts:
             before=lambda: (("telemetry", self.telemetry.metrics), ("offload", self.offloading)),
             after=lambda: (("traces", self.telemetry.traces), ("callback", agent._callbacks)),
             dropped=lambda stall_id: self.telemetry.traces.forget(stall_id),
+            readings=lambda: watch.readings(time.monotonic()),
             lapse=watch.lapse, puts_off=watch.was_kept,
         )  # fmt: skip
         self.telemetry: TelemetryService = TelemetryService(agent._look, self.sinks.do, faults)
@@ -106,7 +107,7 @@ class Agent:
             observed=lambda seen: self._made().sinks.observe(seen),
             loop_begins=lambda: self._made().sinks.loop_begins(),
             loop_runs=self._loop_runs,
-            loop_gone=lambda reading: self._made().telemetry.loop_gone(reading),
+            loop_gone=self._loop_gone,
             start_over=lambda start, listens: self._made().sinks.start_over(start, listens),
             ticked=self._tick,
             cpu=self._cpu,
@@ -470,6 +471,11 @@ class Agent:
     def _loop_runs(self, loop: Loop) -> None:
         self._begin_export()
         self._made().offloading.loop_started(loop)
+
+    def _loop_gone(self, reading: LoopReading) -> None:
+        parts = self._made()
+        parts.telemetry.loop_gone(reading)
+        parts.sinks.loop_gone(reading)
 
     def _begin_export(self) -> None:
         """Start exporting if there is something to watch: a loop, or pools and child processes."""

@@ -49,6 +49,9 @@ class Config:
     Attributes:
         enabled: kill switch; False installs nothing.
         threshold: seconds; a callback, or a whole pass, that holds the loop longer is a stall.
+        thresholds: the same by route or task: a mapping of patterns, as in :mod:`fnmatch`, to seconds; the first one
+            that matches applies instead of ``threshold``. A pattern is compared with ``GET /route/{template}``, with
+            the template alone, and with the names of the task and of its coroutine. Stored as pairs.
         hang_after: seconds; a block that still goes on is reported early (``Stall.ongoing``); never before
             ``threshold``.
         heartbeat: seconds between two lag probes while the loop is busy; stretches to 1 second while it is idle.
@@ -63,7 +66,8 @@ class Config:
             ``NAME.<pid>.jsonl``.
         journal_max_bytes: bytes that one process's journal may take, rotation included.
         log_level: level of the one log line per stall, as in :mod:`logging`; a name such as "ERROR" is converted to its
-            number.
+            number. At the default, WARNING, a stall of severity ``error`` is logged as ERROR; any other level is that
+            of all lines.
         log_interval: seconds between two log lines of one culprit.
         on_stall: called with each :class:`~loopwatch.Stall`, in a thread of the agent.
         context: context variables and callables that label stalls.
@@ -102,6 +106,7 @@ class Config:
 
     enabled: bool = setting(True, kinds.FLAG)
     threshold: float = setting(0.1, kinds.seconds(3600))
+    thresholds: Mapping[str, float] | tuple[tuple[str, float], ...] = setting((), kinds.THRESHOLDS)
     hang_after: float = setting(2.0, kinds.seconds(86400))
     heartbeat: float = setting(0.05, kinds.number("a number of seconds from 0.001 to 60", 0.001, 60))
     grace: float = setting(0.0, kinds.number("a number of seconds, 0 or more", 0, 86400))

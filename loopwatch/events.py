@@ -41,6 +41,19 @@ class Cause(StrEnum):
     """None of these with confidence."""
 
 
+class Severity(StrEnum):
+    """How bad a stall is, by its length in thresholds."""
+
+    WARNING = "warning"
+    """It reached the threshold in force."""
+    ERROR = "error"
+    """It reached :data:`ERROR_AFTER` times that threshold, or is a hang: it has not ended yet."""
+
+
+ERROR_AFTER = 10.0
+"""Thresholds from which on a stall is an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One frame of a stack: a function and the line it was at.
@@ -98,7 +111,7 @@ class Evidence:
             garbage collector, and with it its callbacks, runs inside such a call).
         lock_wait: whether the innermost Python frame is a known wait for a lock, queue or future.
         call: dotted name of what the innermost frame was calling, ``.acquire`` for a method.
-        threshold: the limit in force.
+        threshold: the limit in force, in seconds: that of its route or task, if ``Config.thresholds`` has one.
         hog: share of ``wall`` in which the busiest other thread used a processor.
         asleep: True when the loop was not inside a callback but could not wake up in time.
         switch_interval: the interpreter's GIL switch interval.
@@ -219,9 +232,22 @@ class Stall:
     was_in: Frame | None = None
     offloadable: bool = False
 
+    @property
+    def severity(self) -> Severity:
+        """``error`` from ten times the threshold in force on, and while it is ongoing; ``warning`` below.
+
+        Example:
+            >>> stall = Stall("7f", "main", 0.0, 0.9, Cause.SLEEP, Evidence(0.9, threshold=0.1))
+            >>> stall.severity
+            <Severity.WARNING: 'warning'>
+        """
+        threshold = self.evidence.threshold
+        is_long = threshold is not None and self.duration >= ERROR_AFTER * threshold
+        return Severity.ERROR if is_long or self.ongoing else Severity.WARNING
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-compatible mapping; see :meth:`from_dict`."""
-        return asdict(self)
+        """Return the fields, and ``severity``, as a JSON-compatible mapping; see :meth:`from_dict`."""
+        return {**asdict(self), "severity": self.severity.value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -316,6 +342,42 @@ class LagStats:
     p99: float
     max: float
     stddev: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LagRecord:
+    """The lag of a loop over a span of time, as the journal holds it: how late heartbeats came, in seconds.
+
+    Attributes:
+        loop: name of the loop.
+        pid: process id.
+        started_at: begin of the span, seconds since the epoch.
+        seconds: length of the span.
+        threshold: the setting at its end, in seconds.
+        lags: (lateness, number of heartbeats that were about as late), shortest first; accurate to 5 percent.
+    """
+
+    loop: str
+    pid: int
+    started_at: float
+    seconds: float
+    threshold: float
+    lags: tuple[tuple[float, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-compatible mapping; see :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_dict` or its JSON; fields of a later version are ignored.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is not a lag record.
+        """
+        known = _known(cls, data)
+        known["lags"] = tuple((float(late), int(count)) for late, count in known["lags"])
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)

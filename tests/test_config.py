@@ -30,6 +30,7 @@ def tenant() -> dict[str, str]:
 
 SECONDS = "a number of seconds above 0, such as 0.1"
 NOT_NEGATIVE = "a number of seconds, 0 or more"
+LIMITS = "a mapping of route and task patterns to seconds above 0, such as {'GET /report/*': 0.5}"
 FLAG = "True or False"
 LEVEL = "a logging level: DEBUG, INFO, WARNING, ERROR, CRITICAL or a number"
 PREFIXES = "a sequence of path or module prefixes, such as ('app', '/srv/app')"
@@ -47,6 +48,24 @@ NAN, INF, HUGE = float("nan"), float("inf"), 10**400
 BAD: dict[str, list[tuple[Any, str]]] = {
     "enabled": [(value, FLAG) for value in (1, 0, None, "yes", "", [])],
     "threshold": [(value, SECONDS) for value in (0, 0.0, -0.1, NAN, INF, HUGE, 3601, "0.1", None, True, [1], 1j)],
+    "thresholds": [
+        (value, LIMITS)
+        for value in (
+            None,
+            5,
+            "GET /a=1",
+            ["GET /a"],
+            {"": 1},
+            {5: 1},
+            {"a": 0},
+            {"a": -1},
+            {"a": NAN},
+            {"a": 3601},
+            {"a": "1"},
+            {"a": True},
+            [("a", 1, 2)],
+        )
+    ],
     "hang_after": [(value, SECONDS) for value in (0, -1, NAN, INF, 86401, "2", None, False)],
     "heartbeat": [(value, HEARTBEAT) for value in (0, 0.0009, 60.1, NAN, INF, "x", None, True)],
     "grace": [(value, NOT_NEGATIVE) for value in (-1e-9, NAN, INF, 86401, "0", None, False)],
@@ -121,6 +140,9 @@ def test_bad_value_names_field_value_and_allowed_values(name: str) -> None:
 EDGES: list[tuple[str, Any, Any]] = [
     ("threshold", 3600, 3600.0),
     ("threshold", 1e-9, 1e-9),
+    ("thresholds", {" GET /a ": 1, "b-*": 0.5}, (("GET /a", 1.0), ("b-*", 0.5))),
+    ("thresholds", (("b", 0.5), ("a", 3600)), (("b", 0.5), ("a", 3600.0))),
+    ("thresholds", {}, ()),
     ("heartbeat", 0.001, 0.001),
     ("heartbeat", 60, 60.0),
     ("grace", 0, 0.0),
@@ -260,6 +282,11 @@ HERE = __name__
 GOOD_TEXT: dict[str, list[tuple[str, Any]]] = {
     "enabled": [("0", False), ("false", False), ("No", False), (" off ", False), ("1", True), ("TRUE", True)],
     "threshold": [("0.25", 0.25), ("1e-2", 0.01), (" 3 ", 3.0)],
+    "thresholds": [
+        ("GET /report/*=0.5", (("GET /report/*", 0.5),)),
+        (" GET /a,b = 1 ,batch-*=2e0, ", (("GET /a,b", 1.0), ("batch-*", 2.0))),
+        (",", ()),
+    ],
     "hang_after": [("5", 5.0)],
     "heartbeat": [("0.01", 0.01)],
     "grace": [("30", 30.0)],
@@ -294,10 +321,15 @@ GOOD_TEXT: dict[str, list[tuple[str, Any]]] = {
     ],
 }
 NUMBER, WHOLE = "a number, such as 0.1", "a whole number"
+PAIRS = "of the form PATTERN=SECONDS, several separated by commas, such as 'GET /report/*=0.5,batch-*=2'"
 FLAGS = "one of 1, true, yes, on, 0, false, no, off"
 BAD_TEXT: dict[str, list[tuple[str, str]]] = {
     "enabled": [("maybe", FLAGS), ("2", FLAGS)],
     "threshold": [("fast", NUMBER), ("0", SECONDS), ("nan", SECONDS), ("inf", SECONDS), ("-1", SECONDS)],
+    "thresholds": [
+        *[(text, PAIRS) for text in ("GET /a", "=1", "a=", "a=b", "a=1 b", "a=1,,b")],
+        *[(text, LIMITS) for text in ("a=0", "a=nan", "a=-1", "a=4000")],
+    ],
     "hang_after": [("2s", NUMBER)],
     "heartbeat": [("0", HEARTBEAT)],
     "grace": [("-1", NOT_NEGATIVE)],

@@ -295,3 +295,23 @@ def test_causes_are_those_of_the_journal_format() -> None:
         "python", "native_gil", "native", "io", "sleep", "lock", "gil", "gc", "starved", "suspended", "overload",
         "unknown",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("duration", "threshold", "ongoing", "severity"),
+    [
+        (0.1, 0.1, False, "warning"),
+        (0.999, 0.1, False, "warning"),
+        (1.0, 0.1, False, "error"),
+        (1.0, 0.5, False, "warning"),
+        (5.0, 0.5, False, "error"),
+        (0.6, 0.5, True, "error"),  # a hang: its end is not known
+        (99.0, None, False, "warning"),  # a journal of an early version
+    ],
+)
+def test_severity(duration: float, threshold: float | None, ongoing: bool, severity: str) -> None:
+    """A stall is an error from ten times the threshold in force on, and while it is ongoing; it is in the mapping."""
+    stall = dataclasses.replace(STALL, duration=duration, evidence=Evidence(1.0, threshold=threshold), ongoing=ongoing)
+    assert stall.severity == severity
+    assert stall.to_dict()["severity"] == severity
+    assert Stall.from_dict(stall.to_dict()) == stall

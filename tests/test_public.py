@@ -203,6 +203,7 @@ def test_public_names_are_frozen() -> None:
         "WorkerPool",
         "WorkerStats",
         "current_agent",
+        "expected",
         "install",
         "offload",
         "uninstall",

@@ -42,6 +42,7 @@ examples:
 
 _RUN_OPTIONS = (
     ("--threshold", "S", "seconds; what holds a loop longer is reported (default 0.1)"),
+    ("--thresholds", "P=S", "the same for a route or task, such as 'GET /report/*=0.5'; may be repeated"),
     ("--hang-after", "S", "seconds; a block that still goes on is announced (default 2)"),
     ("--grace", "S", "seconds after the start in which nothing is reported (default 0)"),
     ("--journal", "PATH", "file or directory for the journal; each process writes NAME.<pid>.jsonl"),
@@ -52,7 +53,7 @@ _RUN_OPTIONS = (
     ("--user-code", "P", "path or module prefix whose code is yours; may be repeated"),
     ("--library-code", "P", "path or module prefix whose code is not yours; may be repeated"),
 )
-_REPEATED = ("--context", "--user-code", "--library-code")
+_REPEATED = ("--thresholds", "--context", "--user-code", "--library-code")
 
 _SIGPIPE_EXIT = 141
 """Exit code of a program whose output pipe was closed (128 + SIGPIPE)."""
@@ -150,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         help="summarize a journal",
         description="Summarizes journals: who held the loop, why, when, in which process, and what to do about it.",
         epilog="examples:\n  loopwatch report stalls.jsonl\n  loopwatch report --html stalls.html /var/log/app/\n"
-        "  loopwatch report --collapsed stalls.jsonl | flamegraph.pl > stalls.svg\n",
+        "  loopwatch report --collapsed stalls.jsonl | flamegraph.pl > stalls.svg\n"
+        "  loopwatch report --suggest-threshold stalls.jsonl\n",
         formatter_class=raw,
         allow_abbrev=False,
     )
@@ -161,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--html", metavar="FILE", help="write a page with timeline and flame graph, for any browser")
     form.add_argument("--collapsed", action="store_true", help="print collapsed stacks, for flame graph tools")
     form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument(
+        "--suggest-threshold", action="store_true", help="print the thresholds that the recorded lag suggests"
+    )
+    report.add_argument(
+        "--per-hour", metavar="N", type=_rate, default=1.0, help="stalls an hour to suggest a threshold for (default 1)"
+    )
     report.add_argument("--width", metavar="N", type=_width, help="columns of the text (default: the terminal's)")
     report.set_defaults(call=_report, parser=report)
 
@@ -239,6 +247,16 @@ def _width(text: str) -> int:
     return int(text)
 
 
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0, up to 3600")
+    return value
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -273,6 +291,12 @@ def _report(args: argparse.Namespace, _target: list[str]) -> int:
     if args.collapsed:
         _print(to_collapsed(contents))
         return 0
+    width = args.width or shutil.get_terminal_size((100, 24)).columns
+    if args.suggest_threshold:
+        from loopwatch.report.suggest import suggest, suggestion_text
+
+        _print(suggestion_text(suggest(contents, args.per_hour), args.per_hour, width))
+        return 0
     report = Report.of(contents)
     if args.html:
         from loopwatch.report import html
@@ -282,7 +306,7 @@ def _report(args: argparse.Namespace, _target: list[str]) -> int:
     elif args.json:
         _print(to_json(report).rstrip("\n") + "\n")
     else:
-        _print(to_text(report, args.width or shutil.get_terminal_size((100, 24)).columns))
+        _print(to_text(report, width))
     return 0
 
 

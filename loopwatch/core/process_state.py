@@ -10,6 +10,7 @@ What is held here, and why no agent or pool can hold it:
 - ``telemetry``: the instruments on the application's providers, which outlive agents as those providers do; the number
   of this worker process, which is a socket name of the kernel.
 - ``health.task_board``: memory maps that must not be closed, as a descriptor of other code could be closed with them.
+- ``watch.expected_code``: the context variable that marks expected code, which programs use without an agent at hand.
 - ``workers``, ``offloading``: ``@offload`` works without an agent. Its settings and its default pool; the pools,
   threads, launchers and writers that a forked child or the exit of the process must close; the shared buffers and the
   locks held on them; the totals of calls; whether this process is itself a worker.

@@ -121,6 +121,25 @@ def _context(name: str, value: Any) -> tuple[ContextSource, ...]:
     return tuple(value)
 
 
+_LIMITS = "a mapping of route and task patterns to seconds above 0, such as {'GET /report/*': 0.5}"
+
+
+def _thresholds(name: str, value: Any) -> tuple[tuple[str, float], ...]:
+    if value and not isinstance(value, str | bytes):
+        import fnmatch  # noqa: F401 - loaded here, on a thread of the program, for the watcher's use
+    try:
+        pairs = tuple((pattern, limit) for pattern, limit in (value.items() if isinstance(value, Mapping) else value))
+    except (TypeError, ValueError):
+        raise bad(name, value, _LIMITS) from None
+    if not all(isinstance(pattern, str) and pattern.strip() for pattern, _ in pairs):
+        raise bad(name, value, _LIMITS)
+    check = _number(_LIMITS, 0, 3600, open_low=True)
+    try:
+        return tuple({pattern.strip(): check(name, limit) for pattern, limit in pairs}.items())
+    except ConfigError:
+        raise bad(name, value, _LIMITS) from None
+
+
 def _callback(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise bad(name, value, "a callable that takes a Stall, or None")
@@ -222,6 +241,24 @@ def _parse_count(text: str) -> int:
         raise ValueError("a whole number") from None
 
 
+_LIMIT = re.compile(r"\s*(?P<pattern>[^\s=][^=]*?)\s*=\s*(?P<seconds>[^\s=,]+)\s*(?:,|$)")
+
+
+def _parse_thresholds(text: str) -> tuple[tuple[str, float], ...]:
+    allowed = "of the form PATTERN=SECONDS, several separated by commas, such as 'GET /report/*=0.5,batch-*=2'"
+    found, at = [], 0
+    while text[at:].strip(" ,"):
+        item = _LIMIT.match(text, at)
+        if item is None:
+            raise ValueError(allowed)
+        try:
+            found.append((item["pattern"], float(item["seconds"])))
+        except ValueError:
+            raise ValueError(allowed) from None
+        at = item.end()
+    return tuple(found)
+
+
 def _parse_level(text: str) -> int | str:
     return int(text) if text.strip().isdecimal() else text.strip()
 
@@ -272,6 +309,7 @@ PREFIXES = Kind(_prefixes, _parse_list)
 FUNCTIONS = Kind(_functions, _parse_list)
 BRIDGED_FUNCTIONS = Kind(_bridged_functions, _parse_list)
 CONTEXT = Kind(_context, _parse_context)
+THRESHOLDS = Kind(_thresholds, _parse_thresholds)
 CALLBACK = Kind(_callback, _parse_callable)
 LEVEL = Kind(_level, _parse_level)
 JOURNAL = Kind(_journal, str)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from loopwatch.core.text import shown
 from loopwatch.events import Frame, Stall
 from loopwatch.report.reader import JournalContents
-from loopwatch.report.tables import Report, frame_name
+from loopwatch.report.tables import Report, errors, frame_name
 
 SCHEMA = "loopwatch.report/1"
 
@@ -24,11 +24,13 @@ def to_json(report: Report) -> str:
         schema     "loopwatch.report/1"
         from, to   seconds since the epoch: first begin, last end; null without stalls
         times      number of stalls
+        errors     number of them of severity "error"
         blocked    seconds in total
         starved    seconds of it without a processor
         throttled  seconds of these that the CPU limit of the container took; the rest went to other processes
         culprits   [{name, file, line, lines, times, total, max, p50, causes: {cause: times}, victims,
-                     routes: {route: times}, remedy, starved, throttled}]      see CulpritRow
+                     routes: {route: times}, remedy, starved, throttled, errors}]
+                                                                               see CulpritRow
         flagged    [{name, file, line, flagged, first_at, processes, stalls, blocked, worst_minute, victims,
                      cause, causes: {cause: times}, remedy}]                   see FlaggedRow
         causes     [{cause, times, total, max, share}]                         see CauseRow
@@ -47,6 +49,7 @@ def to_json(report: Report) -> str:
         "from": span[0],
         "to": span[1],
         "times": len(contents.stalls),
+        "errors": errors(contents.stalls),
         "blocked": report.blocked,
         "starved": report.parts.starved,
         "throttled": report.parts.throttled,

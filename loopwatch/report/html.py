@@ -122,6 +122,7 @@ class _Payload:
             "n": list(stall.samples),
             "u": stall.uncertainty,
             "on": int(stall.ongoing),
+            "sev": stall.severity.value,
             "x": [[shown(str(name)), shown(str(value))] for name, value in stall.context.items()],
             "e": [_fact(field.name, getattr(stall.evidence, field.name)) for field in fields(Evidence)],
         }

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loopwatch.core.text import shown
 from loopwatch.errors import LoopwatchError
-from loopwatch.events import FlaggedFunction, Frame, StackCount, Stall
+from loopwatch.events import FlaggedFunction, Frame, LagRecord, StackCount, Stall
 from loopwatch.sinks.files import base_of
 from loopwatch.sinks.hang_file import HangDump, hang_threads, parse_hang
 from loopwatch.sinks.journal import SCHEMA
@@ -75,6 +75,7 @@ class JournalContents:
         expected: expected blocks, which are no stalls; sorted likewise.
         headers: sorted by ``started_at``, one per run of a process.
         hangs: last dump of each loop in each hang file.
+        lags: lag of the loops, sorted by ``started_at``.
         skipped: skipped lines and files.
         files: paths of the files that were read.
     """
@@ -83,6 +84,7 @@ class JournalContents:
     expected: tuple[Stall, ...] = ()
     headers: tuple[Header, ...] = ()
     hangs: tuple[HangDump, ...] = ()
+    lags: tuple[LagRecord, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     files: tuple[str, ...] = ()
 
@@ -134,6 +136,7 @@ class _Part:
     stalls: list[tuple[float, Stall]] = dataclasses.field(default_factory=list)  # with started_at of the run's header
     headers: list[Header] = dataclasses.field(default_factory=list)
     hangs: tuple[HangDump, ...] = ()
+    lags: list[LagRecord] = dataclasses.field(default_factory=list)
     skipped: list[Skipped] = dataclasses.field(default_factory=list)
 
 
@@ -213,6 +216,8 @@ class _JournalLines:
             self._skip(f"of schema {self._foreign}")
         elif record and kind == "stall" and (stall := _stall_of(record)):
             self._part.stalls.append((self._run, self._interned.stall(stall)))
+        elif record and kind == "lag" and (lag := _lag_of(record)):
+            self._part.lags.append(lag)
         elif kind != "flagged" or not fits(FlaggedFunction)(record):
             self._skip(_why_passed_over(record, kind, whole))
         # The report recomputes flagged functions from stalls: their records may be rotated away while they still block.
@@ -251,7 +256,7 @@ class _JournalLines:
 def _why_passed_over(record: Mapping[str, object] | None, kind: object, whole: bool) -> str:
     if record is None:
         return "not readable, cut off or foreign" if whole else TORN
-    if isinstance(kind, str) and kind not in ("header", "stall", "flagged"):
+    if isinstance(kind, str) and kind not in ("header", "stall", "flagged", "lag"):
         return "of a kind that this version does not know"
     return "not a record of a stall"
 
@@ -311,6 +316,18 @@ def _stall_of(record: Mapping[str, object]) -> Stall | None:
     return stall if 0 <= stall.started_at < _YEAR_10000 and 0 <= stall.duration < _YEAR_10000 else None
 
 
+def _lag_of(record: Mapping[str, object]) -> LagRecord | None:
+    if not fits(LagRecord)(record):
+        return None
+    try:
+        lag = LagRecord.from_dict(record)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    times = (lag.started_at, lag.seconds, lag.threshold, *(late for late, _ in lag.lags))
+    is_sound = all(0 <= each < _YEAR_10000 for each in times) and all(count >= 0 for _, count in lag.lags)
+    return lag if is_sound else None
+
+
 def _merge(parts: Iterable[_Part], faults: Iterable[Skipped]) -> JournalContents:
     parts = list(parts)
     stalls: dict[tuple[float, int, str], Stall] = {}
@@ -330,6 +347,7 @@ def _merge(parts: Iterable[_Part], faults: Iterable[Skipped]) -> JournalContents
         expected=tuple(block for block in blocks if block.expected is not None),
         headers=tuple(sorted(headers.values(), key=lambda header: (header.started_at, header.pid))),
         hangs=tuple(sorted((dump for part in parts for dump in part.hangs), key=lambda dump: (dump.at, dump.pid))),
+        lags=tuple(sorted({lag for part in parts for lag in part.lags}, key=lambda lag: (lag.started_at, lag.pid))),
         skipped=(*(fault for part in parts for fault in part.skipped), *faults),
         files=tuple(part.file for part in parts),
     )

@@ -17,7 +17,7 @@ from loopwatch.config import Config
 from loopwatch.diagnosis.flagging import OFFLOADABLE, Flagging
 from loopwatch.diagnosis.own_part import Parts, parts_of
 from loopwatch.diagnosis.own_part import total as total_of
-from loopwatch.events import Cause, FlaggedFunction, Frame, Stall
+from loopwatch.events import Cause, FlaggedFunction, Frame, Severity, Stall
 from loopwatch.report.reader import Header, JournalContents
 
 ROUTE = "http.route"
@@ -41,6 +41,7 @@ class CulpritRow:
         remedy: of its longest stall.
         starved: seconds of ``total`` without a processor.
         throttled: part of ``starved`` that the CPU limit of the container took; the rest went to other processes.
+        errors: number of stalls of severity ``error``.
     """
 
     name: str
@@ -57,6 +58,7 @@ class CulpritRow:
     remedy: str
     starved: float
     throttled: float
+    errors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,13 @@ def _culprit_row(name: str, file: str, stalls: Sequence[Stall]) -> CulpritRow:
         remedy=longest.remedy,
         starved=parts.starved,
         throttled=parts.throttled,
+        errors=errors(stalls),
     )
+
+
+def errors(stalls: Iterable[Stall]) -> int:
+    """Return the number of stalls of severity ``error``."""
+    return sum(stall.severity is Severity.ERROR for stall in stalls)
 
 
 def flagged(contents: JournalContents) -> tuple[FlaggedRow, ...]:

@@ -21,6 +21,7 @@ from loopwatch.report.tables import (
     ProcessRow,
     Report,
     Unended,
+    errors,
     frame_name,
     timeline,
 )
@@ -145,7 +146,10 @@ def _text_headline(report: Report, width: int) -> list[str]:
         lines += textwrap.wrap(f"Of these, {without}.", width)
     if report.span is not None:
         start, end = report.span
-        lines.append(f"{clock(start)} to {clock(end)} UTC, {_plural(len(report.processes), 'process', 'es')}")
+        where = _plural(len(report.processes), "process", "es")
+        severe = errors(report.contents.stalls)
+        bad = f"; {_plural(severe, 'error')}: ten times the threshold, or a hang" if severe else ""
+        lines.append(f"{clock(start)} to {clock(end)} UTC, {where}{bad}")
     return lines
 
 
@@ -174,6 +178,8 @@ def _text_culprit(number: int, row: CulpritRow, width: int) -> list[str]:
     more = f" and {_plural(row.lines - 1, 'other line')}" if row.lines > 1 else ""
     numbers = f"{times(row.times)}, {seconds(row.total)} in total, p50 {seconds(row.p50)}, longest {seconds(row.max)}"
     waited = f", {row.victims} waited" if row.victims else ""
+    if row.errors:
+        numbers += f", {_plural(row.errors, 'error')}"
     lines = [f"{number:>2}. {shown(row.name)}{_place(row.file, row.line)}{more}", f"    {numbers}{waited}"]
     lines.append(f"    cause: {_tally(row.causes)}")
     if without := without_processor(Parts(row.total - row.starved, row.starved, row.throttled)):

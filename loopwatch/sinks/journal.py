@@ -5,6 +5,7 @@
     stalls.123.jsonl      {"type": "header", "schema": "loopwatch.journal/1", ...}   one line per record
                           {"type": "stall", "id": ..., ...}                          Stall.to_dict()
                           {"type": "flagged", "name": ..., ...}                      FlaggedFunction.to_dict()
+                          {"type": "lag", "loop": ..., ...}                          LagRecord.to_dict()
     stalls.123.1.jsonl    the previous file above, after rotation
     stalls.123.hang       see :mod:`loopwatch.sinks.hang_file`
 
@@ -27,7 +28,7 @@ from typing import Any
 from loopwatch._version import __version__
 from loopwatch.core import descriptors
 from loopwatch.core.originals import time
-from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.events import FlaggedFunction, LagRecord, Stall
 from loopwatch.sinks.files import open_private
 
 SCHEMA = "loopwatch.journal/1"
@@ -88,6 +89,16 @@ class JournalWriter:
         """Append a function that has just been flagged; as :meth:`write`."""
         header, line = self._header(), _line({"type": "flagged", **function.to_dict()})
         return self._write(header, line if len(line) <= self._limit - len(header) else None)
+
+    def write_lag(self, record: LagRecord) -> bool:
+        """Append the lag of a loop; as :meth:`write`."""
+        header, line = self._header(), _line({"type": "lag", **record.to_dict()})
+        return self._write(header, line if len(line) <= self._limit - len(header) else None)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether something has been written."""
+        return self._fd is not None
 
     def _write(self, header: bytes, line: bytes | None) -> bool:
         if line is None:

@@ -6,18 +6,22 @@ Each fails, and is switched off, independently of the others.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
+from loopwatch.core.originals import time
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import ExpectedBlocks, Frame, Stall
+from loopwatch.sinks.lag_log import LagLog
 from loopwatch.sinks.log import LogSink
 from loopwatch.sinks.pipeline import StallSink
-from loopwatch.watch.observation import Observation
+from loopwatch.watch.observation import LoopReading, Observation
 
 if TYPE_CHECKING:
     from loopwatch.sinks.hang_timer import HangTimer
@@ -42,6 +46,8 @@ class LocalSinks:
         self._config, self._patches, self._faults = config, patches, faults
         self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
         self._journal: JournalWriter | None = None
+        self._lag = LagLog(time.monotonic())
+        self._lag_lock = threading.RLock()  # a signal handler or finalizer may run in between
         self.hang: HangTimer | None = None
 
     def configure(self, config: Config, *, is_open: bool) -> None:
@@ -101,6 +107,27 @@ class LocalSinks:
     def record_expected(self, stall: Stall) -> None:
         """Journal an expected block, which is not logged as a stall."""
         self._write(stall)
+
+    def is_lag_due(self, now: float) -> bool:
+        """Whether it is time to journal the lag of the loops; ``now`` is ``time.monotonic`` seconds."""
+        return now >= self._lag.due and self._journal is not None
+
+    def add_lag(self, readings: Iterable[LoopReading], *, is_last: bool = False) -> None:
+        """Add the lag of loops, to be journaled later; ``is_last``: they are no longer watched. In any thread."""
+        if self._journal is None:
+            return
+        with self._lag_lock:
+            self._faults.run("journal", functools.partial(self._lag.add, readings, is_last=is_last))
+
+    def write_lag(self, *, is_last: bool = False) -> None:
+        """Journal the lag that was added; ``is_last``: unless that is next to nothing, in a process without a stall."""
+        journal = self._journal
+        if journal is None or (is_last and not (journal.is_begun or self._lag.is_worth_a_file)):
+            return
+        with self._lag_lock:
+            records = self._lag.take(time.monotonic(), time.time(), os.getpid(), self._config.threshold)
+        for record in records:
+            self._faults.run("journal", journal.write_lag, record)
 
     def log_expected(self, blocks: ExpectedBlocks, note: str = "") -> None:
         """Log expected blocks in one line."""

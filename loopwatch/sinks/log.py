@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from loopwatch.core.text import timing
 from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.own_part import parts_of
 from loopwatch.diagnosis.starvation import described
-from loopwatch.events import ExpectedBlocks, FlaggedFunction, Stall, culprit_key
+from loopwatch.events import ExpectedBlocks, FlaggedFunction, Severity, Stall, culprit_key
 
 OTHER = "other"
 
@@ -22,7 +23,7 @@ class LogSink:
     The record of a flagged function carries it as ``record.loopwatch_flagged`` instead.
 
     Args:
-        level: logging level.
+        level: logging level. At the default, WARNING, a stall of severity ``error`` is logged as ERROR.
         interval: seconds between two lines of one culprit; suppressed lines are counted in the next one.
         max_culprits: culprits with a limit of their own; all further ones share one.
         clock: monotonic clock, seconds.
@@ -33,21 +34,22 @@ class LogSink:
     ) -> None:
         self.level, self.interval, self.max_culprits = level, interval, max_culprits
         self._clock = clock
-        self._last: dict[str, float] = {}
+        self._last: dict[str, tuple[float, Severity]] = {}
         self._held: dict[str, int] = {}
 
     def __call__(self, stall: Stall) -> None:
-        """Log ``stall``, unless its culprit was logged too recently; a hang is always logged."""
+        """Log ``stall``, unless its culprit was logged too recently; a hang, and the first error, are always logged."""
         key = self._key(stall)
         now = self._clock()
         last = self._last.get(key)
-        if last is not None and now - last < self.interval and not stall.ongoing:
+        is_worse = last is not None and (last[1], stall.severity) == (Severity.WARNING, Severity.ERROR)
+        if last is not None and now - last[0] < self.interval and not (stall.ongoing or is_worse):
             self._held[key] = self._held.get(key, 0) + 1
             return
-        self._last[key] = now
+        self._last[key] = (now, stall.severity)
         held = self._held.pop(key, 0)
         text = describe(stall) + (f" [{held} more from here since the last line]" if held else "")
-        log.write(self.level, text, extra={"loopwatch": stall.to_dict()})
+        log.write(self._level_of(stall), text, extra={"loopwatch": stall.to_dict()})
 
     def emit(self, stall: Stall, flagged: FlaggedFunction | None, _span: Any = None) -> None:
         """Log ``stall``, and the function that it flagged."""
@@ -63,6 +65,10 @@ class LogSink:
         """Log ``blocks``, which are over; the record carries them as ``record.loopwatch_expected``."""
         extra = {"loopwatch_expected": blocks.to_dict()}
         log.write(self.level, describe_expected(blocks) + (f"; {note}" if note else ""), extra=extra)
+
+    def _level_of(self, stall: Stall) -> int:
+        follows = self.level == logging.WARNING and stall.severity is Severity.ERROR
+        return logging.ERROR if follows else self.level
 
     def _key(self, stall: Stall) -> str:
         key = culprit_key(stall)

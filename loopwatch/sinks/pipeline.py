@@ -94,8 +94,11 @@ class StallPipeline:
 
     def take(self, seen: Observation) -> None:
         """Diagnose an observation and emit its stall."""
+        if seen.is_below:
+            self._dropped(seen.id)
+            return
         dump = self._dump_of(seen)
-        bare = undiagnosed(seen, self._config().threshold)
+        bare = undiagnosed(seen, self._threshold(seen))
         stall = self._faults.attempt("diagnosis", lambda: self._diagnose(seen, dump), bare, about=seen.id)
         if stall is None or seen.expectation is not None:
             self._dropped(seen.id)
@@ -113,10 +116,19 @@ class StallPipeline:
         """Return the early diagnosis of an ongoing block; None if there is none."""
         return self._faults.attempt("diagnosis", lambda: self._diagnose(seen), None)
 
+    def _threshold(self, seen: Observation) -> float:
+        """Return the threshold in force for ``seen``."""
+        return self._config().threshold if seen.limit is None else seen.limit
+
     def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
-        threshold = self._config().threshold
         stall = diagnose(
-            seen, self._site, threshold, _call_name, dump, handlers=handler_code(), attempt=self._faults.attempt
+            seen,
+            self._site,
+            self._threshold(seen),
+            _call_name,
+            dump,
+            handlers=handler_code(),
+            attempt=self._faults.attempt,
         )
         if stall is not None and not stall.ongoing and contradictions(stall.evidence):
             self._faults.count("evidence")

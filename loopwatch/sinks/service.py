@@ -21,7 +21,10 @@ from loopwatch.sinks.pipeline import NamedSinks, StallPipeline, StallSink
 from loopwatch.sinks.thread import SinkThread
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.lapse import Lapse
-from loopwatch.watch.observation import Case, Observation
+from loopwatch.watch.observation import Case, LoopReading, Observation
+
+LAG_EVERY = 10.0
+"""Seconds between two attempts to journal the lag of the loops, at least."""
 
 
 class SinkService:
@@ -34,6 +37,7 @@ class SinkService:
         before: returns the sinks of other services that take a stall before the log does.
         after: returns those that take it after the log and the journal; the program's callbacks come last.
         dropped: called with the id of an observation that makes no stall.
+        readings: returns the statistics of all loops; callable from any thread.
         lapse: makes what the sink thread reports to when it was kept from running.
         puts_off: whether a call has just kept the GIL, so that the sink thread had better wait a little.
 
@@ -43,10 +47,11 @@ class SinkService:
 
     def __init__(
         self, config: Callable[[], Config], patches: PatchSet, faults: Faults, *, before: NamedSinks, after: NamedSinks,
-        dropped: Callable[[str], object], lapse: Callable[[], Lapse[Any]], puts_off: Callable[[], bool],
+        dropped: Callable[[str], object], readings: Callable[[], Iterable[LoopReading]],
+        lapse: Callable[[], Lapse[Any]], puts_off: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
-        self._before, self._after = before, after
+        self._before, self._after, self._readings = before, after, readings
         self._lapse_of, self._puts_off = lapse, puts_off
         self._pipeline = StallPipeline(
             config, faults, self._all,
@@ -54,7 +59,7 @@ class SinkService:
             dump_of=lambda seen: self.local.dump_of(seen), goes_on=lambda: self._lapse.goes_on(),
         )  # fmt: skip
         self._awaits_loop = False
-        self._next_flush = 0.0
+        self._next_flush = self._next_lag = 0.0
         self._renew()
 
     def _renew(self) -> None:
@@ -86,6 +91,7 @@ class SinkService:
 
     def close(self) -> None:
         """Close the files."""
+        self.local.write_lag(is_last=True)
         self.local.close()
 
     def after_fork_in_child(self) -> None:
@@ -118,9 +124,20 @@ class SinkService:
         """Re-arm the timer of the hang file, and go on with what was put off; in the watcher's thread."""
         self.local.tick(now, threads, longest_sleep)
         self._thread.tick()
+        if self.local.is_lag_due(now) and now >= self._next_lag:
+            self._next_lag = now + LAG_EVERY  # the sink thread may take a while
+            self._thread.do(self._write_lag)
         if log.stderr.waiting and now >= self._next_flush:
             self._next_flush = now + 1.0
             self._thread.do(log.stderr.flush)
+
+    def loop_gone(self, reading: LoopReading) -> None:
+        """Keep the lag of a loop that is no longer watched; in any thread."""
+        self.local.add_lag((reading,), is_last=True)
+
+    def _write_lag(self) -> None:
+        self.local.add_lag(self._readings())
+        self.local.write_lag()
 
     def diagnose_early(self, seen: Observation, case: Case, then: Callable[[], object]) -> None:
         """Early diagnosis: diagnose an ongoing block for its waiters, then call ``then``; from the watcher's thread."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from loopwatch.core.dataclasses import replace
@@ -11,6 +11,7 @@ from loopwatch.core.median import median
 from loopwatch.events import Evidence
 from loopwatch.system.syscalls import kind_of
 from loopwatch.watch.contention import Hindrance
+from loopwatch.watch.expected_code import Span
 from loopwatch.watch.observation import Caller, Episode, Observation, Sample
 from loopwatch.watch.probes.base import Block
 from loopwatch.watch.stacks import RawStack
@@ -117,9 +118,34 @@ def main_caller(episode: Episode) -> Caller:
     return episode.callers[seen.most_common(1)[0][0]] if seen else Caller(None, None)
 
 
-def is_typed(episode: Episode | None) -> bool:
-    """Whether most samples of a block show code typed at a prompt, where such code is expected to block."""
-    return episode is not None and 2 * sum(sample.typed for sample in episode.samples) > len(episode.samples)
+def expected_by(samples: Sequence[Sample]) -> str | None:
+    """Return why a block is expected, if most of its samples show code that is expected to block; else None."""
+    reasons = Counter(sample.expected for sample in samples if sample.expected is not None)
+    return reasons.most_common(1)[0][0] if 2 * reasons.total() > len(samples) else None
+
+
+def expected_within(samples: Sequence[Sample], spans: Iterable[Span], block: Block) -> str | None:
+    """Return why ``block`` is expected, if most of its time was spent in expected code; else None.
+
+    Args:
+        samples: of the block; one that shows other code within a span reveals that the span was not spent in its own.
+        spans: entries into expected code within the block, on its loop's thread.
+        block: the block.
+    """
+    inside = 0.0
+    until, longest = block.start, ("", 0.0)
+    for span in sorted(spans, key=lambda span: span.start):
+        during = [sample for sample in samples if span.start <= sample.at <= span.end]
+        if any(_shows_other(sample, span) for sample in during):
+            continue
+        inside += max(min(span.end, block.end) - max(span.start, until), 0.0)  # one may lie within another
+        until = max(until, span.end)
+        longest = max(longest, (span.reason, span.end - span.start), key=lambda item: item[1])
+    return longest[0] if 2 * inside > block.end - block.start else None
+
+
+def _shows_other(sample: Sample, span: Span) -> bool:
+    return (sample.is_known and sample.expected is None) or (span.in_task and sample.task is None)
 
 
 def _evidence(block: Block, samples: Sequence[Sample], measured: Measured) -> Evidence:

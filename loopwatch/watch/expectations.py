@@ -11,6 +11,8 @@ from loopwatch.events import ExpectedBlocks, Stall
 
 MOST = 16
 """Expectations kept for one loop, the latest ones."""
+MOST_REASONS, OTHERS = 64, "others"
+"""Reasons without time limits that are counted apart for one loop, and the reason of all further ones."""
 
 
 class Expectation:
@@ -82,6 +84,8 @@ class Expectations:
             True
         """
         known = self._always.get(reason)
+        if known is None and len(self._always) >= MOST_REASONS and reason != OTHERS:
+            return self.always(OTHERS, loop)
         if known is None:
             known = Expectation(reason, loop, float("-inf"), float("inf"))
             self._always = {**self._always, reason: known}  # replaced, so that any thread may read it

@@ -30,7 +30,8 @@ class Sample:
         context: context of the callback, dropped as soon as its labels are read.
         waiting: ready callbacks behind the running one, None if unknown.
         clocks: of the loop's thread and of the process.
-        typed: whether it shows code typed at a prompt, where such code is expected to block.
+        expected: why a block by its code is expected, None if it is not.
+        is_known: whether the context of its code was found, which says whether a block is expected.
         requests: being served, innermost framework first; dropped with ``context``.
     """
 
@@ -45,7 +46,8 @@ class Sample:
     context: contextvars.Context | None = None
     waiting: int | None = None
     clocks: Clocks | None = None
-    typed: bool = False
+    expected: str | None = None
+    is_known: bool = False
     gil_wait: float | None = 0.0
     requests: Sequence[Request] = ()
 
@@ -68,6 +70,8 @@ class Observation:
         span: OpenTelemetry span context current in the callback.
         endpoint: the program's function that the request was routed to, at its first line; None outside a request.
         expectation: the expectation that covers the block, None for a stall.
+        limit: seconds; the threshold in force for it, None for that of the settings.
+        is_below: whether it is below that threshold, so that it is no stall.
     """
 
     id: str
@@ -92,6 +96,8 @@ class Observation:
     pid: int = 0
     endpoint: Frame | None = None
     expectation: Expectation | None = None
+    limit: float | None = None
+    is_below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,7 @@ class LoopReading:
         lags: histogram of its heartbeat's lag since the loop was first watched.
         callbacks: callbacks run since then, None where they are not counted.
         victims: waiters counted at the ends of its stalls.
+        watched_for: seconds since it was first watched.
     """
 
     key: Hashable
@@ -111,6 +118,7 @@ class LoopReading:
     lags: Histogram
     callbacks: int | None = None
     victims: int = 0
+    watched_for: float = 0.0
 
 
 @dataclass(slots=True)
@@ -151,6 +159,8 @@ class Case:
         judged: number of samples at the early diagnosis.
         prepared, annotated_in_advance: whether the end of the block was prepared for, and whether the spans of
             callbacks that run before it is detected were annotated; each is done once.
+        limit: seconds below which it is no stall.
+        is_expected: whether it is expected, so that it is no stall either.
         reached: when the agent's callback scheduled during the block ran (``time.monotonic``), None if it did not.
     """
 
@@ -162,6 +172,8 @@ class Case:
     judged: int = 0
     prepared: bool = False
     annotated_in_advance: bool = False
+    limit: float = 0.0
+    is_expected: bool = False
     reached: float | None = None
 
 

@@ -21,7 +21,9 @@ from loopwatch.core.threads.own_thread import OWN_THREADS
 from loopwatch.system.syscalls import LOCK_CALLS
 from loopwatch.watch import prompts, stacks, task_info
 from loopwatch.watch.contention import LATE, Contention, Lateness
+from loopwatch.watch.expected_code import marked
 from loopwatch.watch.lapse import Waited
+from loopwatch.watch.limits import lowest
 from loopwatch.watch.observation import Caller, Episode, Sample
 from loopwatch.watch.routes import finder
 from loopwatch.watch.routes.finder import Request
@@ -150,7 +152,7 @@ class Sampler:
             moment: when, and why it was late.
             found: takes the samples, so that those before a failure are kept.
         """
-        least, now = self._config().threshold / 2, moment.now
+        least, now = lowest(self._config()) / 2, moment.now
         for glimpse in glimpses:
             loop = glimpse.loop
             overdue = max(now - loop.heart.due, 0.0)
@@ -279,7 +281,8 @@ class Sampler:
             _ask_kernel(suspect.loop, sample)
             if suspect.loop.probe.busy_since(time.monotonic()) != suspect.since:  # it ended while files were read
                 sample.syscall = sample.wait_channel = None
-        sample.typed = self.expects_typed and prompts.is_typed(sample.stack.frames)
+        if self.expects_typed and prompts.is_typed(sample.stack.frames):
+            sample.expected = prompts.REASON
         self._step()
         episode.samples.append(sample)
         if len(episode.samples) > MAX_SAMPLES:
@@ -287,9 +290,10 @@ class Sampler:
         return episode
 
     def _identify(self, episode: Episode, sample: Sample) -> None:
-        """Record the identity of the sampled callback, once a callback."""
+        """Record whether a block by the sampled callback is expected; and, once a callback, its identity."""
         context, sample.context = sample.context, None  # they would keep the program's objects alive
         requests, sample.requests = sample.requests, ()
+        sample.is_known, sample.expected = context is not None, marked(context, sample.at)
         attempt, caller = self._faults.attempt, episode.callers.get(sample.callback)
         if caller is None:
             if len(episode.callers) >= MAX_CALLERS:

@@ -24,8 +24,10 @@ from loopwatch.system.threads import thread_name
 from loopwatch.watch.contention import LATE
 from loopwatch.watch.discovery import LoopDiscovery
 from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.expected_code import marks
 from loopwatch.watch.governor import Governor
 from loopwatch.watch.lapse import Lapse
+from loopwatch.watch.limits import lowest
 from loopwatch.watch.observation import Case, LoopReading, Observation
 from loopwatch.watch.probes.base import Loop
 from loopwatch.watch.probes.choice import is_known, keeps_real_time, make_probe
@@ -114,7 +116,7 @@ class WatchService:
         """Accept loops from now on; starts no thread before the first loop."""
         if self._has_stopped:
             self._renew()
-        self._is_on = True
+        self._set_on(True)
         self.watcher.gc.start()
         self._discovery = LoopDiscovery(
             self._patches,
@@ -140,10 +142,16 @@ class WatchService:
 
     def end_discovery(self) -> None:
         """Accept no more loops; watched ones stay watched."""
-        self._is_on = False
+        self._set_on(False)
         if self._discovery is not None:
             self._discovery.stop()
         self._starts.stop()
+
+    def _set_on(self, is_on: bool) -> None:
+        """Accept loops, or none; code that is expected to block is marked while any agent does."""
+        if is_on != self._is_on:
+            self._is_on = is_on
+            marks.watchers += 1 if is_on else -1
 
     def stop(self, timeout: float) -> None:
         """End the thread and detach from every loop; waits at most ``timeout`` seconds."""
@@ -376,7 +384,7 @@ class WatchService:
         return next(free for n in range(1, len(taken) + 2) if (free := name if n == 1 else f"{name}-{n}") not in taken)
 
     def _limit(self) -> float:
-        return float("inf") if self.watcher.paused else self._config().threshold
+        return float("inf") if self.watcher.paused else lowest(self._config())
 
     def _longest_start(self) -> float:
         return max(LONGEST, self._config().hang_after)

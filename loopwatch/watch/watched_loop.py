@@ -76,7 +76,7 @@ class WatchedLoop:
         self.blocked = 0.0
         self._beating = False
         self._at_beat = self._at_window = Counters(None, None, None, None)
-        self._window_began = time.monotonic()
+        self._began = self._window_began = time.monotonic()
         self._window = 0.0
         self._lags = Histogram()
         self._between_beats = Histogram()
@@ -284,7 +284,8 @@ class WatchedLoop:
 
     def reading(self, now: float) -> LoopReading:
         """Return its statistics for metrics at ``now``, ``time.monotonic`` seconds; from any thread."""
-        return LoopReading(self.key, self.stats(now), self.lags(), self.callbacks(now), self.victims)
+        watched_for = max(now - self._began, 0.0)
+        return LoopReading(self.key, self.stats(now), self.lags(), self.callbacks(now), self.victims, watched_for)
 
     def lags(self) -> Histogram:
         """Return the histogram of heartbeat lags since the loop was first watched; from any thread."""

@@ -21,11 +21,20 @@ from loopwatch.core.threads.alarm import Alarm
 from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.system import threads as facts
 from loopwatch.system.gc_monitor import GcMonitor
-from loopwatch.watch import pacing, prompts, stacks
-from loopwatch.watch.assemble import Measured, Origin, is_typed, main_caller, observation, waits_in_poll
+from loopwatch.watch import pacing, stacks
+from loopwatch.watch.assemble import (
+    Measured,
+    Origin,
+    expected_by,
+    expected_within,
+    main_caller,
+    observation,
+    waits_in_poll,
+)
 from loopwatch.watch.contention import FORGOTTEN_AFTER, LATE, Contention, Hog, Lateness
-from loopwatch.watch.expectations import Expectation
+from loopwatch.watch.expected_code import spans_within
 from loopwatch.watch.lapse import PUT_OFF, Lapse, Waited
+from loopwatch.watch.limits import limit_of, lowest
 from loopwatch.watch.observation import Baseline, Caller, Case, Episode, Observation, Sample
 from loopwatch.watch.probes.base import IDLE, Block, Loop
 from loopwatch.watch.sampler import Glimpse, Moment, Sampler, Samples, Suspect
@@ -43,6 +52,8 @@ JUST_KEPT = 0.05
 """Seconds after a call that kept the GIL within which the next one may have begun."""
 LATELY = 5.0
 """Seconds after a stall during which the next one is looked for at any cost to the agent's budget."""
+DOUBT, BEAT_DOUBT = 0.001, 0.02
+"""Seconds by which code of a block may seem to begin before it or end after it: exactly dated, and dated by ticks."""
 SELDOM = 5.0
 """Factor for the time between two readings of clocks that cost a file."""
 Found = TypeVar("Found")
@@ -311,7 +322,7 @@ class Watcher:
         self._lapse.goes_on()
         rests = now < self._rest_ends and late < LATE and not self._glimpses
         if rests and all(self._each(lambda loop: loop.probe.at_rest())):
-            return now + pacing.tick_of(pacing.WITHIN_TICK * config.threshold, self.stretch)
+            return now + pacing.tick_of(pacing.WITHIN_TICK * lowest(config), self.stretch)
         gone = [loop for loop in self.loops if loop.gone]
         if gone:
             self.remove(gone)
@@ -385,7 +396,7 @@ class Watcher:
 
     def _judge(self, glimpsed: Sequence[Glimpse], moment: Moment) -> None:
         """Make samples of what was glimpsed; they are completed in the next tick."""
-        if moment.kept >= self._config().threshold / 2:
+        if moment.kept >= lowest(self._config()) / 2:
             self._kept_at = moment.now
         if glimpsed:
             self._faults.run("sampling", self._sampler.judge, glimpsed, moment, self._glimpses)
@@ -413,10 +424,12 @@ class Watcher:
             )  # fmt: skip
             self.remove((loop,))
             return None
-        age = now - since
-        is_reported = age >= config.threshold and loop.expectations.at(now) is None
-        loop.blocked_since = since if is_reported and not is_typed(loop.episodes.get(since)) else None
-        return Suspect(loop, since) if age >= config.threshold / 2 or (late >= LATE and age >= late / 2) else None
+        age, least = now - since, lowest(config)
+        episode = loop.episodes.get(since) if age >= least else None
+        is_reported = age >= self._limit(episode, config) and loop.expectations.at(now) is None
+        is_expected = episode is not None and expected_by(episode.samples) is not None
+        loop.blocked_since = since if is_reported and not is_expected else None
+        return Suspect(loop, since) if age >= least / 2 or (late >= LATE and age >= late / 2) else None
 
     def _collect_and_forget(self, loop: WatchedLoop, now: float) -> None:
         self.collect(loop)
@@ -429,11 +442,11 @@ class Watcher:
             for loop in self.loops:  # renews the clocks that the next block is compared with
                 self._is_active(loop, now)
             # A poll that does not return for its timer is looked into.
-            looks = [due + config.threshold / 2 for loop in self.loops if (due := loop.heart.due) > now]
+            looks = [due + lowest(config) / 2 for loop in self.loops if (due := loop.heart.due) > now]
             return min([now + self.longest_sleep(), *looks])
         if not self.paused and self.loops and all(loop.rests for loop in self.loops):
             self._rest_ends = now + QUIET_SPELL
-        looks = self._each(lambda loop: self._next_look(loop, now, config.threshold))
+        looks = self._each(lambda loop: self._next_look(loop, now, lowest(config)))
         return min(looks, default=now + pacing.LONGEST_TICK * self.stretch)
 
     def longest_sleep(self) -> float:
@@ -495,7 +508,10 @@ class Watcher:
             held = lateness.held
             self._each(lambda loop: loop.probe.held_up(moment.now, held))
         for (loop, since), episode in seen:
-            if loop.expectations.at(moment.now) is not None or is_typed(episode):
+            is_expected = expected_by(episode.samples) is not None
+            if is_expected and self._waiters is not None:
+                loop.case_of(since).is_expected = True
+            if is_expected or loop.expectations.at(moment.now) is not None:
                 continue
             if loop.probe.busy_since(time.monotonic()) != since:  # it was sampled at its very end
                 continue
@@ -504,11 +520,12 @@ class Watcher:
             if (waiters := self._waiters) is not None:
                 self._prepare_waiters(waiters, loop, since, episode, moment.now)
             config = self._config()
-            if moment.now - since >= max(config.hang_after, config.threshold) and not episode.announced:
+            if moment.now - since >= max(config.hang_after, self._limit(episode, config)) and not episode.announced:
                 self._announce(loop, since, episode)
 
     def _prepare_waiters(self, waiters: Waiters, loop: WatchedLoop, since: float, episode: Episode, now: float) -> None:
-        age, threshold = now - since, self._config().threshold
+        age, threshold = now - since, self._limit(episode, self._config())
+        loop.case_of(since).limit = threshold
         if age >= threshold / 2:
             waiters.suspected(loop, since, threshold, episode.samples[-1].stack.behind)
         if age < threshold:
@@ -527,11 +544,12 @@ class Watcher:
         block = Block(key=since, start=since, end=now, shared=loop.probe.traits.shares_passes)
         if episode.samples:
             block.victims = episode.samples[-1].waiting
-        self._hand_on(loop, block, episode, ongoing=True)
+        self._hand_on(self._observation(loop, block, episode, ongoing=True))
 
     def _finish(self, loop: WatchedLoop, block: Block) -> None:
         """Complete the observation of a finished block and pass it on."""
         episode = loop.close_episode(block)
+        limit = self._limit(episode, self._config())
         if block.end < self._grace_until:
             return
         reached = None
@@ -546,23 +564,36 @@ class Watcher:
         if reached is not None and not loop.probe.traits.ends_first:
             block.end = max(min(block.end, reached), block.start)  # from then on it waited for the annotation
         expectation = None if episode.announced else loop.expectations.of(block.start, block.end)
-        if expectation is None and not episode.announced and is_typed(episode):
-            expectation = loop.expectations.always(prompts.REASON, loop.name)
+        if expectation is None and not episode.announced:
+            reason = expected_by(episode.samples) or self._expected_within(loop, block, episode)
+            expectation = None if reason is None else loop.expectations.always(reason, loop.name)
+        seen = self._observation(loop, block, episode, ongoing=False)
+        seen.expectation = expectation
+        if seen.end - seen.start < limit and not episode.announced and limit > lowest(self._config()):
+            if self._waiters is not None:  # a span for it may have begun
+                seen.is_below = True
+                self._hand_on(seen)
+            return
         if expectation is None:
             loop.count(block)
-        self._hand_on(loop, block, episode, ongoing=False, expectation=expectation)
+        self._hand_on(seen)
 
-    def _hand_on(
-        self,
-        loop: WatchedLoop,
-        block: Block,
-        episode: Episode,
-        *,
-        ongoing: bool,
-        expectation: Expectation | None = None,
-    ) -> None:
-        seen = self._observation(loop, block, episode, ongoing=ongoing)
-        seen.expectation = expectation
+    def _expected_within(self, loop: WatchedLoop, block: Block, episode: Episode) -> str | None:
+        """Return why ``block`` is expected, by when expected code was entered and left; None if it is not."""
+        if loop.thread is None:
+            return None
+        doubt = DOUBT if loop.probe.traits.dates_passes else BEAT_DOUBT + block.uncertainty
+        spans = spans_within(loop.thread.ident, block.start - doubt, block.end + doubt)
+        return expected_within(episode.samples, spans, block) if spans else None
+
+    def _limit(self, episode: Episode | None, config: Config) -> float:
+        """Return the threshold in force for a block, in seconds: that of its callback."""
+        if not config.thresholds:
+            return config.threshold
+        caller = Caller(None, None) if episode is None else main_caller(episode)
+        return self._faults.attempt("thresholds", lambda: limit_of(config, caller), config.threshold)
+
+    def _hand_on(self, seen: Observation) -> None:
         self._goes_on()
         self._hooks.observed(seen)
 
@@ -581,4 +612,6 @@ class Watcher:
             switch_interval=sys.getswitchinterval(),
             traced=len(episode.samples) < 2 and facts.traced(),  # costs a file; needed only where samples are lacking
         )
-        return observation(origin, block, episode, measured, ongoing=ongoing)
+        seen = observation(origin, block, episode, measured, ongoing=ongoing)
+        seen.limit = self._limit(episode, self._config())
+        return seen

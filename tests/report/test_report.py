@@ -300,11 +300,14 @@ def test_json_shape_is_stable() -> None:
     stall = make_stall(evidence=Evidence(wall=math.inf), context={"http.route": "/a"})
     data = json.loads(to_json(Report.of(make_contents(stall))))
     assert " ".join(data) == (
-        "schema from to times blocked starved throttled culprits flagged causes expected processes unended skipped "
-        "stalls"
+        "schema from to times errors blocked starved throttled culprits flagged causes expected processes unended "
+        "skipped stalls"
     )
     (row,) = data["culprits"]
-    assert " ".join(row) == "name file line lines times total max p50 causes victims routes remedy starved throttled"
+    assert (
+        " ".join(row)
+        == "name file line lines times total max p50 causes victims routes remedy starved throttled errors"
+    )
     assert (row["causes"], row["routes"]) == ({"python": 1}, {"/a": 1})
     assert (data["from"], data["to"]) == (T0, T0 + 0.25)
     assert data["stalls"][0]["evidence"]["wall"] is None

@@ -313,3 +313,33 @@ def test_culprit_key() -> None:
     """A culprit is counted by module and function, not by line; without a culprit the cause counts."""
     assert culprit_key(stall("A.f")) == "app.views:A.f"
     assert culprit_key(stall(None, cause=Cause.STARVED)) == "[starved]"
+
+
+@pytest.mark.parametrize(
+    ("level", "levels"),
+    [
+        (logging.WARNING, [logging.WARNING, logging.ERROR]),
+        (logging.INFO, [logging.INFO, logging.INFO]),
+        (logging.CRITICAL, [logging.CRITICAL, logging.CRITICAL]),
+    ],
+)
+def test_level_follows_the_severity_at_the_default(
+    level: int, levels: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stall of ten thresholds is logged as ERROR at the default level; any other level is that of every line."""
+    caplog.set_level(logging.DEBUG, "loopwatch")
+    sink = LogSink(level, 0.0, 3)
+    evidence = Evidence(1.0, threshold=0.1)
+    sink(stall(duration=0.9, evidence=evidence))
+    sink(stall(duration=1.0, evidence=evidence))
+    assert [record.levelno for record in caplog.records] == levels
+
+
+def test_first_error_of_a_culprit_is_always_logged(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
+    """An error soon after a warning of the same culprit is logged, once an interval; the next warning is not."""
+    evidence = Evidence(1.0, threshold=0.1)
+    for duration in (0.3, 0.4, 2.0, 3.0, 0.3):
+        logged.sink(stall(duration=duration, evidence=evidence))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.ERROR]
+    assert "2.00 s" in logged.lines[1]
+    assert "[1 more from here since the last line]" in logged.lines[1]

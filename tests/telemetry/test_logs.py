@@ -12,6 +12,7 @@ from opentelemetry._logs import SeverityNumber
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from loopwatch.agent import Agent
+from loopwatch.events import Evidence
 from loopwatch.sinks.log import describe, describe_flagged
 from loopwatch.telemetry.otel.logs import StallRecords
 from tests.conftest import Run
@@ -114,3 +115,15 @@ def test_a_failing_log_processor_is_a_fault(
     assert len(agent.stalls()) == 2
     assert agent.snapshot().agent.faults == {"traces": 2}
     assert sum("its traces failed" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("duration", "ongoing", "severity"),
+    [(0.99, False, SeverityNumber.WARN), (1.0, False, SeverityNumber.ERROR), (0.3, True, SeverityNumber.ERROR)],
+)
+def test_severity_of_a_record(exported: Exported, duration: float, ongoing: bool, severity: SeverityNumber) -> None:
+    """The severity of the record is that of the stall."""
+    evidence = Evidence(1.0, threshold=0.1)
+    assert records(exported).emit(make_stall(duration=duration, ongoing=ongoing, evidence=evidence))
+    (record,) = exported.records()
+    assert (record.severity_number, record.severity_text) == (severity, severity.name)

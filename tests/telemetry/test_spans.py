@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from opentelemetry import context, trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
 
 from loopwatch.agent import Agent
-from loopwatch.events import Cause, Frame, Stall
+from loopwatch.events import Cause, Evidence, Frame, Stall
 from loopwatch.telemetry.metrics.attributes import MAX_STACK, of_stall, stack_text
 from loopwatch.telemetry.otel.rate_limit import Allowance
 from loopwatch.telemetry.otel.spans import MAX_KNOWN, SPANS_A_MINUTE, StallSpans
@@ -295,3 +295,17 @@ def test_a_stack_is_bounded() -> None:
     assert text.startswith("...\n")
     assert text.endswith("in function_499\n")
     assert stack_text(deep[:2]).count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("duration", "status", "text"),
+    [
+        (0.99, StatusCode.UNSET, None),
+        (1.5, StatusCode.ERROR, "blocked the event loop for 1.50 s, threshold 100 ms"),
+    ],
+)
+def test_status_of_a_span(exported: Exported, duration: float, status: StatusCode, text: str | None) -> None:
+    """The span of a stall of severity ``error`` has the status ERROR with a description; others have none."""
+    traces(exported).spans.emit(make_stall(duration=duration, evidence=Evidence(1.0, threshold=0.1)))
+    span = exported.span()
+    assert (span.status.status_code, span.status.description) == (status, text)

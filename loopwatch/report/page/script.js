@@ -352,7 +352,8 @@ function drawDetail() {
     ["process", data.processes[stall.p]], ["loop", text(stall.l)], ["task", text(stall.task)],
     ["coroutine", text(stall.co)], ["waited", stall.v === null ? "" : count(stall.v)],
     ["without a processor", starved(stall).replace(" without a processor", "")], ["was in", text(stall.was)],
-    ["uncertainty", stall.u ? length(stall.u) : ""], ["confidence", agree], ...stall.x, ["stall", stall.id]]));
+    ["severity", stall.sev], ["uncertainty", stall.u ? length(stall.u) : ""], ["confidence", agree], ...stall.x,
+    ["stall", stall.id]]));
   if (stall.f >= 0) {
     const list = el("ol");
     for (const number of data.stacks[stall.f]) {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from loopwatch.core.originals import time
-from loopwatch.events import FlaggedFunction, Stall
+from loopwatch.events import FlaggedFunction, Severity, Stall
 from loopwatch.sinks.log import describe, describe_flagged
 from loopwatch.telemetry.metrics import attributes
 from loopwatch.telemetry.otel.rate_limit import Allowance
@@ -37,8 +37,8 @@ class StallRecords:
     def emit(self, stall: Stall, span: SpanContext | None = None) -> bool:
         """Emit the record of ``stall``; return whether it was emitted.
 
-        A stall that is over is dated to its end, when its length became known; a hang to when it was announced, with
-        severity ERROR instead of WARN.
+        A stall that is over is dated to its end, when its length became known; a hang to when it was announced. The
+        record's severity is that of the stall, WARN or ERROR.
 
         Args:
             stall: the stall.
@@ -46,7 +46,7 @@ class StallRecords:
         """
         from opentelemetry._logs import SeverityNumber
 
-        severity = SeverityNumber.ERROR if stall.ongoing else SeverityNumber.WARN
+        severity = SeverityNumber.ERROR if stall.severity is Severity.ERROR else SeverityNumber.WARN
         return self._emit(
             attributes.EVENT,
             describe(stall),

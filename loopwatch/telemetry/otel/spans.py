@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from loopwatch.events import Stall
+from loopwatch.core.text import timing
+from loopwatch.events import Severity, Stall
 from loopwatch.telemetry.metrics.attributes import EVENT, HELD_BACK, of_stall
 from loopwatch.telemetry.otel.rate_limit import Allowance
 
@@ -64,7 +65,7 @@ class StallSpans:
         return context if context is not None and context.trace_flags.sampled else None
 
     def emit(self, stall: Stall, parent: SpanContext | None = None) -> SpanContext | None:
-        """Emit the span of ``stall``, with the stall's start and end.
+        """Emit the span of ``stall``, with the stall's start and end; its status is an error if the stall is one.
 
         Args:
             stall: one that is over; an ongoing one has no span.
@@ -76,13 +77,15 @@ class StallSpans:
         """
         if stall.ongoing:
             return None
-        from opentelemetry.trace import NonRecordingSpan
+        from opentelemetry.trace import NonRecordingSpan, Status, StatusCode
 
         span = self._known_or_begun(stall.id, stall.started_at, parent or parent_of(stall))
         if span is None or not span.is_recording():
             return None
         held = self.allowance.held_lately()
         span.set_attributes(of_stall(stall) | ({HELD_BACK: held} if held else {}))
+        if stall.severity is Severity.ERROR:
+            span.set_status(Status(StatusCode.ERROR, _status_text(stall)))
         span.end(_nanoseconds(stall.started_at + stall.duration))
         context = span.get_span_context()
         with self._lock:
@@ -133,6 +136,11 @@ def parent_of(stall: Stall) -> SpanContext | None:
         return None
     made = Made(trace_id, span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return made if made.is_valid else None
+
+
+def _status_text(stall: Stall) -> str:
+    limit = stall.evidence.threshold
+    return f"blocked the event loop for {timing(stall.duration)}" + (f", threshold {timing(limit)}" if limit else "")
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from loopwatch.core.frames import module_of
 from loopwatch.core.patches import loaded
 from loopwatch.core.text import printable
-from loopwatch.events import Frame
 from loopwatch.watch.routes.frame_locals import variables
+from loopwatch.watch.routes.route import WEBSOCKET, Route
 
 PART = "route"
 """Name under which faults are counted."""
@@ -24,8 +24,6 @@ METHOD, ROUTE, ENDPOINT = "http.request.method", "http.route", "code.function.na
 """Labels, named as OpenTelemetry's semantic conventions name them."""
 
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
-WEBSOCKET = "WEBSOCKET"
-"""In place of the method of a connection that has none."""
 
 
 class Request(NamedTuple):
@@ -38,20 +36,6 @@ class Request(NamedTuple):
 
     framework: str
     values: tuple[Any, ...]
-
-
-class Route(NamedTuple):
-    """What a request was routed to.
-
-    Attributes:
-        method: of the request, as the client sent it; :data:`WEBSOCKET` for a connection without one.
-        template: of the route, such as ``/items/{item_id}``; None if it is not known, or not yet.
-        endpoint: the program's function, at its first line; None if it is not known.
-    """
-
-    method: str
-    template: str | None
-    endpoint: Frame | None
 
 
 class _Known(NamedTuple):
@@ -145,6 +129,7 @@ def labels(route: Route) -> dict[str, str]:
     """Return the printable labels of a stall within ``route``.
 
     Example:
+        >>> from loopwatch.events import Frame
         >>> labels(Route("GET", "/items/{item_id}", Frame("show", "shop.items", "/srv/shop/items.py", 7)))
         {'http.request.method': 'GET', 'http.route': '/items/{item_id}', 'code.function.name': 'shop.items.show'}
     """
