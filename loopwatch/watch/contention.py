@@ -23,8 +23,9 @@ SEARCH_EVERY = 0.05
 """Seconds between two searches for the thread that holds the GIL, while a loop may be waiting for the GIL."""
 KEPT_FOR = 0.5
 """Seconds for which a thread that was found before the watcher's tick is kept."""
-MIN_HOG = 0.2
-"""Share of the time for which the busiest other thread must have used a processor to count as the hog."""
+MIN_HOG = 0.05
+"""Share of the time for which the busiest other thread must have used a processor to count as the hog: one of several
+threads that compute at once has the GIL only in its turn."""
 
 
 FORGOTTEN_AFTER = 60.0

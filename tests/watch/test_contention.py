@@ -109,7 +109,7 @@ def test_threads_that_take_turns_add_up(clocks: Clocks) -> None:
 
 @pytest.mark.parametrize(("cpu", "stands_out"), [(MIN_HOG * 0.2 + 0.001, True), (MIN_HOG * 0.2 - 0.001, False)])
 def test_a_hog_must_stand_out(clocks: Clocks, cpu: float, stands_out: bool) -> None:
-    """A thread that ran for less than a fifth of the observed part of the block is not the hog."""
+    """A thread that ran for less than a twentieth of the observed part of the block is not the hog."""
     kept = Contention()
     kept.renew(START, 1.0)
     clocks.threads = {(1, 101): cpu}
