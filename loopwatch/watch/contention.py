@@ -140,9 +140,13 @@ class Contention:
             max_frames: frames kept of its stack.
             now: ``time.monotonic`` seconds.
         """
-        found, kept = self._busiest(frames, innocent, max_frames, now), self._kept
-        self._kept = Hog(None, 0.0)
-        return kept if kept.cpu > found.cpu and now - self._kept_at < KEPT_FOR else found
+        found, kept = self._busiest(frames, innocent, max_frames, now), self.take_kept(now)
+        return kept if kept.cpu > found.cpu else found
+
+    def take_kept(self, now: float) -> Hog:
+        """Return the hog that was found a moment before ``now``, once; no hog if none was."""
+        kept, self._kept = self._kept, Hog(None, 0.0)
+        return kept if now - self._kept_at < KEPT_FOR else Hog(None, 0.0)
 
     def keep_hog(
         self, frames: Mapping[int, FrameType], innocent: Collection[int | None], max_frames: int, now: float

@@ -31,7 +31,7 @@ from loopwatch.watch.assemble import (
     observation,
     waits_in_poll,
 )
-from loopwatch.watch.contention import FORGOTTEN_AFTER, LATE, Contention, Hog, Lateness
+from loopwatch.watch.contention import FORGOTTEN_AFTER, LATE, Contention, Lateness
 from loopwatch.watch.expected_code import spans_within
 from loopwatch.watch.lapse import PUT_OFF, Lapse, Waited
 from loopwatch.watch.limits import limit_of, lowest
@@ -313,7 +313,7 @@ class Watcher:
         self._glimpsed = ()
         if self._only_looks(moment):
             if late >= LATE:
-                self._contention.note(Hog(None, 0.0), planned, now, moment.waited)
+                self._contention.note(self._contention.take_kept(now), planned, now, moment.waited)
             self._each(lambda loop: loop.probe.busy_since(now, late) if loop.is_running else IDLE)
             if now - self._ticked_at >= config.hang_after / 4:  # or the hang timer would take the program for hung
                 self._end_tick(now)
@@ -389,7 +389,7 @@ class Watcher:
         """
         now = time.monotonic()
         if self.is_own_thread(threading.get_ident()):
-            self._contention.note(Hog(None, 0.0), now - late + waited.cpu, now, waited)
+            self._contention.note(self._contention.take_kept(now), now - late + waited.cpu, now, waited)
         self._judge(glimpsed, Moment(now, now - late, late, waited))
         if self._glimpses and not self.is_own_thread(threading.get_ident()):
             self.wake()

@@ -224,3 +224,17 @@ def test_a_real_thread_that_computes_is_found() -> None:
     assert hog.stack is not None
     assert hog.stack.frames[-1].code.co_name == "_bootstrap"
     assert "spin" in {frame.code.co_name for frame in hog.stack.frames}
+
+
+def test_a_hog_that_was_found_early_is_kept_for_a_moment(clocks: Clocks) -> None:
+    """A thread that is found when the GIL is had, and has ended by the tick, is still its hog, once; not that of
+    a tick that comes much later."""
+    kept = Contention()
+    for now, late, cpu in ((START + 0.3, 0.1, 0.25), (START + 1.3, 0.9, 0.0)):
+        clocks.threads = {(1, 101): 1.0}
+        kept.renew(now - 0.3, 0.0)
+        clocks.threads = {(1, 101): 1.25}
+        kept.keep_hog({1: FRAME}, (), 10, now)
+        clocks.threads = {}
+        assert found(kept, now=now + late).cpu == pytest.approx(cpu)
+        assert found(kept, now=now + late) == NO_HOG
