@@ -14,6 +14,10 @@ import pytest
 import loopwatch
 from loopwatch.cli.main import main
 from loopwatch.diagnosis import cause, own_part, starvation
+from loopwatch.events import LagRecord
+from loopwatch.sinks.files import journal_path
+from loopwatch.sinks.journal import JournalWriter
+from tests.support.stalls import T0, make_stall
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,6 +67,35 @@ def test_python_blocks_of_offload_page_run(tmp_path: Path) -> None:
     assert "transparent_offload names reports.text:*, which stays as it is: there is no module reports" in warned
     assert re.fullmatch(r"__main__:pause runs in a thread: it takes .* ms and waits for \d+% of that: .*", decorated)
     assert silent == ""
+
+
+@pytest.mark.measures
+def test_python_blocks_of_settings_page_run(tmp_path: Path) -> None:
+    """The Python blocks of docs/settings.md run one after the other, and print what is shown below each."""
+    page = (ROOT / "docs" / "settings.md").read_text()
+    program = tmp_path / "page.py"
+    program.write_text("".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)))
+    shown = "".join(re.findall(r"^```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    env = os.environ | {"LOOPWATCH_LOG_LEVEL": "CRITICAL"}  # a busy machine starves the loop, which is logged
+    done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
+
+
+def test_suggestion_on_settings_page_is_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The journal that docs/settings.md describes gives the text shown there, at the width of 100 columns."""
+    page = (ROOT / "docs" / "settings.md").read_text()
+    shown = re.search(
+        r"^\$ loopwatch report --suggest-threshold stalls.jsonl\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+    )
+    assert shown is not None
+    writer = JournalWriter(journal_path(f"{tmp_path}/stalls.jsonl", 100), 1 << 20)
+    for number in range(20):
+        writer.write(make_stall(number, duration=0.25))
+    writer.write_lag(LagRecord("main", 100, T0, 36_000.0, 0.1, ((0.001, 99_900), (0.04, 60), (0.09, 40))))
+    writer.close()
+    assert main(["report", "--suggest-threshold", f"{tmp_path}/stalls.jsonl", "--width", "100"]) == 0
+    assert capsys.readouterr().out == shown[1]
 
 
 def test_causes_are_all_explained() -> None:

@@ -18,7 +18,6 @@ from loopwatch.core.faults import Faults
 from loopwatch.core.originals import time
 from loopwatch.core.patches import PatchSet
 from loopwatch.events import ExpectedBlocks, Frame, Stall
-from loopwatch.sinks.lag_log import LagLog
 from loopwatch.sinks.log import LogSink
 from loopwatch.sinks.pipeline import StallSink
 from loopwatch.watch.observation import LoopReading, Observation
@@ -26,6 +25,7 @@ from loopwatch.watch.observation import LoopReading, Observation
 if TYPE_CHECKING:
     from loopwatch.sinks.hang_timer import HangTimer
     from loopwatch.sinks.journal import JournalWriter
+    from loopwatch.sinks.lag_log import LagLog
 
 _OF_FILES = frozenset({"journal", "journal_max_bytes", "hang_after"})
 
@@ -46,7 +46,7 @@ class LocalSinks:
         self._config, self._patches, self._faults = config, patches, faults
         self._log = LogSink(config.log_level, config.log_interval, config.max_culprits)
         self._journal: JournalWriter | None = None
-        self._lag = LagLog(time.monotonic())
+        self._lag: LagLog | None = None
         self._lag_lock = threading.RLock()  # a signal handler or finalizer may run in between
         self.hang: HangTimer | None = None
 
@@ -71,7 +71,9 @@ class LocalSinks:
         with self._faults.guard("journal"):  # imported only with a journal
             from loopwatch.sinks.files import journal_path
             from loopwatch.sinks.journal import JournalWriter
+            from loopwatch.sinks.lag_log import LagLog
 
+            self._lag = self._lag or LagLog(time.monotonic())
             self._journal = JournalWriter(journal_path(str(setting), os.getpid()), self._config.journal_max_bytes)
         with self._faults.guard("hang"):
             from loopwatch.sinks.hang_timer import HangTimer, leftover_hangs
@@ -110,22 +112,22 @@ class LocalSinks:
 
     def is_lag_due(self, now: float) -> bool:
         """Whether it is time to journal the lag of the loops; ``now`` is ``time.monotonic`` seconds."""
-        return now >= self._lag.due and self._journal is not None
+        return self._journal is not None and self._lag is not None and now >= self._lag.due
 
     def add_lag(self, readings: Iterable[LoopReading], *, is_last: bool = False) -> None:
         """Add the lag of loops, to be journaled later; ``is_last``: they are no longer watched. In any thread."""
-        if self._journal is None:
+        if self._journal is None or (lag := self._lag) is None:
             return
         with self._lag_lock:
-            self._faults.run("journal", functools.partial(self._lag.add, readings, is_last=is_last))
+            self._faults.run("journal", functools.partial(lag.add, readings, is_last=is_last))
 
     def write_lag(self, *, is_last: bool = False) -> None:
         """Journal the lag that was added; ``is_last``: unless that is next to nothing, in a process without a stall."""
-        journal = self._journal
-        if journal is None or (is_last and not (journal.is_begun or self._lag.is_worth_a_file)):
+        journal, lag = self._journal, self._lag
+        if journal is None or lag is None or (is_last and not (journal.is_begun or lag.is_worth_a_file)):
             return
         with self._lag_lock:
-            records = self._lag.take(time.monotonic(), time.time(), os.getpid(), self._config.threshold)
+            records = lag.take(time.monotonic(), time.time(), os.getpid(), self._config.threshold)
         for record in records:
             self._faults.run("journal", journal.write_lag, record)
 

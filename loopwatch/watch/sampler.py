@@ -222,7 +222,7 @@ class Sampler:
     def _stack_of(
         self, loop: WatchedLoop, frames: Mapping[int, FrameType]
     ) -> tuple[Any, stacks.RawStack, Any, list[Request]] | None:
-        """Return the running task, stack, running handle and requests of the loop's thread; None: it runs ours only."""
+        """Return the running task, stack, running handle and requests of the loop's thread; None: it runs the heartbeat."""
         thread, target = loop.thread, loop.ref()
         frame = frames.get(thread.ident) if thread is not None else None
         if thread is None or target is None or (frame is None and frames):
@@ -238,8 +238,8 @@ class Sampler:
         stack, handle = stacks.take(
             frame, base, config.max_frames, mark_calls=True, root=loop.greenlet, requests=searched
         )
-        if stack.only_ours and not (by_handle and handle is None):
-            return None  # a heartbeat: what held the loop before it is over
+        if stack.is_heartbeat:
+            return None  # what held the loop before it is over
         return task, stack, handle, requests
 
     def _sample_of(self, suspect: Suspect, glimpse: Glimpse, moment: Moment) -> Sample:

@@ -32,6 +32,7 @@ from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.core.unseen import unseen_file
 from loopwatch.events import Frame
 from loopwatch.system.gc_monitor import GcMonitor
+from loopwatch.watch.probes.heartbeat import Heartbeat
 from loopwatch.watch.routes import finder
 from loopwatch.watch.routes.finder import Request
 
@@ -58,6 +59,7 @@ _DISCOVERY_FILE = unseen_file(_OWN + "watch/discovery.py")
 _BRIDGE_FILE = _OWN + "offloading/bridge.py"
 """File whose ``_steps`` begins a separate stack, a greenlet's, above that of the loop."""
 _GC_CALLBACK = GcMonitor._note.__code__
+_HEARTBEAT = Heartbeat._beat.__code__
 _STARTS_OURS = OwnThread._begin.__code__
 """Code in which the loop's thread starts a thread of the agent; the program's frames are below."""
 _SHOWN = (_OWN + "demo/app.py",)
@@ -91,7 +93,7 @@ class RawStack:
         position, planned: index of the handle in its pass, and number of handles of the pass; None if not seen. Within
             nest_asyncio the number is not known.
         starts_ours: whether it was starting a thread of the agent, such as after a fork.
-        only_ours: whether it shows nothing but code of the agent, such as a heartbeat.
+        is_heartbeat: whether it shows the agent's heartbeat.
     """
 
     frames: tuple[RawFrame, ...]
@@ -101,7 +103,7 @@ class RawStack:
     position: int | None = None
     planned: int | None = None
     starts_ours: bool = False
-    only_ours: bool = False
+    is_heartbeat: bool = False
 
     @property
     def behind(self) -> int:
@@ -152,18 +154,17 @@ def take(
             if requests is not None:
                 finder.see(current, callee, requests)
             frames.append(_raw(current, was_seen=not (mark_calls and mark(current) is False)))
-        else:
-            stack.only_ours = True
-            if code is _GC_CALLBACK:
-                stack.in_gc = True
-            elif code is _STARTS_OURS:
-                stack.starts_ours = True
-                frames.clear()
+        elif code is _GC_CALLBACK:
+            stack.in_gc = True
+        elif code is _HEARTBEAT:
+            stack.is_heartbeat = True
+        elif code is _STARTS_OURS:
+            stack.starts_ours = True
+            frames.clear()
         callee, current = current, current.f_back or below(current)
         if current is None and root is not None:
             current, root = greenlets.frame_of(root), None
     stack.frames, stack.globals = _bounded(frames, max_frames), names
-    stack.only_ours &= not frames and not stack.starts_ours
     # Callbacks may have neither handle nor task to identify them (uvloop), and frames of two calls the same address.
     stack.fresh = bool(frames) and not frames[-1].was_seen
     return stack, handle

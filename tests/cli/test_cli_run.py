@@ -191,12 +191,13 @@ def test_options_become_variables(tmp_path: Path) -> None:
     (tmp_path / "show.py").write_text(SHOW)
     options = ["--threshold=0.2", "--hang-after", "3", "--grace", "1", "--journal", "j.jsonl", "--log-level", "error"]
     options += ["--context", "tenant", "--context", "app:labels", "--user-code", "src/app", "--user-code", "mine"]
-    options += ["--library-code", "theirs"]
+    options += ["--library-code", "theirs", "--thresholds", "GET /report/*=0.5", "--thresholds=nightly-*=5"]
     env = environ(LOOPWATCH_THRESHOLD="9", LOOPWATCH_MAX_STALLS="7")
     done = cli("run", *options, "show.py", cwd=tmp_path, env=env)
     variables, argv, path = json.loads(done.stdout)
     assert {name: value for name, value in variables.items() if name.startswith("LOOPWATCH_")} == {
         "LOOPWATCH_THRESHOLD": "0.2",
+        "LOOPWATCH_THRESHOLDS": "GET /report/*=0.5,nightly-*=5",
         "LOOPWATCH_HANG_AFTER": "3",
         "LOOPWATCH_GRACE": "1",
         "LOOPWATCH_JOURNAL": str(tmp_path / "j.jsonl"),

@@ -152,6 +152,24 @@ def test_route_is_named_by_its_template(
     assert 0.15 - stall.uncertainty - 0.005 <= stall.duration <= 0.5  # with the delay of a busy machine
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("make", [starlette_app, fastapi_app])
+def test_threshold_of_a_route(sink: RecordingSink, *, loop: str, make: Callable[[], Any]) -> None:
+    """A route's own threshold decides: above the block of 0.15 seconds there is no stall, below it there is one."""
+    app = make()
+    settings = SETTINGS | {"threshold": 0.1, "thresholds": {"GET /report/*": 5.0}}
+    app.add_middleware(LoopwatchMiddleware, on_stall=sink, **settings)
+    with served(app, loop=loop) as request:
+        assert request(f"/report/{SECRET}") == 200
+        agent = loopwatch.current_agent()
+        assert agent is not None
+        assert agent.flush(5.0)
+        assert [stall for stall in sink.stalls if stall.culprit is not None] == []
+        agent.configure(threshold=5.0, thresholds={"/report/{id}": 0.1})
+        assert request(f"/report/{SECRET}") == 200
+        assert blocked(sink).evidence.threshold == 0.1
+
+
 @pytest.mark.parametrize("lifespan", ["on", "off"])
 def test_agent_starts_with_the_lifespan_or_the_first_request(sink: RecordingSink, lifespan: str) -> None:
     """With a lifespan the agent runs before the first request, without one from the first request on."""
