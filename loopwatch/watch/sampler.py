@@ -222,7 +222,7 @@ class Sampler:
     def _stack_of(
         self, loop: WatchedLoop, frames: Mapping[int, FrameType]
     ) -> tuple[Any, stacks.RawStack, Any, list[Request]] | None:
-        """Return the running task, stack, running handle and requests of the loop's thread; None: it runs the heartbeat."""
+        """Return the running task, stack, running handle and requests of the loop's thread; None in a heartbeat."""
         thread, target = loop.thread, loop.ref()
         frame = frames.get(thread.ident) if thread is not None else None
         if thread is None or target is None or (frame is None and frames):
