@@ -18,7 +18,9 @@ COLUMNS = ("detected", "culprit", "cause", "remedy", "duration")
 MARK = "# <- the line"
 """Ends the lines that a culprit may name, in programs where only some lines of the function are right."""
 SLACK = 0.05
-"""Seconds by which a stall may lie beside its block and still be that of it."""
+"""Seconds by which a stall may lie beside its block and still be that of it.
+
+A ticker is late by all passes until its own turn, so that the stalls of a block together may make up its length."""
 
 Record = Mapping[str, Any]
 
@@ -145,7 +147,8 @@ def _judge_block(program: Program, truth: Record, stalls: Sequence[Record], said
         return dict.fromkeys(COLUMNS, False)
     own = stall["duration"] - stall.get("starved", 0.0)
     starved = stall["cause"] == "starved" and own < THRESHOLD
-    off = abs(stall["duration"] - truth["seconds"])
+    together = sum(each["duration"] for each in stalls if _overlap(truth, each) > SLACK)
+    off = min(abs(seconds - truth["seconds"]) for seconds in (stall["duration"], together))
     marks = {
         "detected": True,
         "culprit": starved or is_culprit(program, stall["culprit"]),

@@ -25,11 +25,12 @@ async def deliver(go: asyncio.Event, n: int) -> str:
 async def main() -> None:
     go = asyncio.Event()
     tasks = [asyncio.create_task(deliver(go, n)) for n in range(40_000)]
+    together = asyncio.gather(*tasks)
     await asyncio.sleep(1)
     ticking = asyncio.create_task(_truth.ticker(), name="ticker")
     await asyncio.sleep(0.3)
     go.set()
-    await asyncio.gather(*tasks)
+    await together
     await asyncio.sleep(0.4)
     ticking.cancel()
 

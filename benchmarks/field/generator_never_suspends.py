@@ -6,7 +6,7 @@ after = "websockets#865 and alike, with a generator"
 culprit = ["consume"]
 causes = ["python"]
 remedy = ["sleep(0)"]
-never = ["process", "thread"]
+never = ["rows() to", "thread"]
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 kind = "RPC without asyncio"
 after = "habit: sync stubs in async services"
 culprit = ["price"]
-causes = ["lock"]
+causes = ["lock", "io"]
 remedy = ["grpc.aio"]
 needs = ["grpc"]
 """

@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader
 folder = Path(tempfile.mkdtemp())
 (folder / "invoice.html").write_text(
     "<table>{% for n in range(rows) %}\n"
-    "<tr><td>{{ n }}</td><td>{{ 'item %d' % n | upper }}</td></tr>{% endfor %}</table>"
+    "<tr><td>{{ n }}</td><td>{{ ('item %d' % n) | upper }}</td></tr>{% endfor %}</table>"
 )
 pages = Environment(loader=FileSystemLoader(folder), autoescape=True)
 app = FastAPI()

@@ -6,7 +6,7 @@ after = "habit: sorted(key=...) over all stations"
 culprit = ["nearest"]
 causes = ["python", "native_gil"]
 remedy = ["process", "offload", "thread"]
-never = ["distance()"]
+never = ["distance() to"]
 """
 
 from __future__ import annotations

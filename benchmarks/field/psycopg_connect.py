@@ -17,7 +17,7 @@ import contextlib
 import _truth
 import psycopg
 
-port = _truth.slow_tcp(b"E")
+port = _truth.slow_tcp(b"E\x00\x00\x00\x19SFATAL\x00C57P03\x00Mbusy\x00\x00")
 
 
 async def health() -> None:

@@ -31,7 +31,7 @@ class User(Base):
 
 
 async def import_users(session: AsyncSession) -> None:
-    session.add_all([User(id=n, name=f"n{n}") for n in range(12_000)])
+    session.add_all([User(id=n, name=f"n{n}") for n in range(12_000)])  # <- the line
     await session.flush()  # <- the line
 
 
