@@ -25,8 +25,8 @@ def thumbnail() -> None:
 
 async def main() -> None:
     anyio.to_thread.current_default_thread_limiter().total_tokens = 2
-    calls = [asyncio.create_task(anyio.to_thread.run_sync(thumbnail)) for _ in range(12)]
-    await asyncio.sleep(6)
+    calls = [asyncio.create_task(anyio.to_thread.run_sync(thumbnail)) for _ in range(22)]
+    await asyncio.sleep(10)
     _truth.findings()
     await asyncio.gather(*calls)
 

@@ -24,8 +24,8 @@ def scan_disk() -> None:
 async def main() -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(2))
-    scans = [loop.run_in_executor(None, scan_disk) for _ in range(12)]
-    await asyncio.sleep(6)
+    scans = [loop.run_in_executor(None, scan_disk) for _ in range(22)]
+    await asyncio.sleep(10)
     _truth.findings()
     await asyncio.gather(*scans)
 
