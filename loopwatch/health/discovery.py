@@ -11,6 +11,7 @@ from typing import Any
 from loopwatch.core.faults import Faults
 from loopwatch.core.patches import PatchSet
 from loopwatch.health.default_executors import DefaultExecutors
+from loopwatch.health.exit_waits import ExitWaits
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.in_worker import Notes, Target
 from loopwatch.health.kinds import KINDS, OTHER
@@ -34,6 +35,7 @@ class ExecutorDiscovery:
         add, remove: called with a pool when monitoring of it begins and ends.
         hung_after: returns ``Config.hung_after``, seconds.
         loop_name: returns the name of an event loop, None for an unknown one.
+        exits: notes who waits for the end of a pool.
     """
 
     def __init__(
@@ -45,15 +47,17 @@ class ExecutorDiscovery:
         remove: Callable[[Source], object],
         hung_after: Callable[[], float],
         loop_name: Callable[[Any], str | None],
+        exits: ExitWaits,
     ) -> None:
         self._hooks = Hooks(patches, faults, self._dropped)
         self._add, self._remove, self._hung_after = add, remove, hung_after
         self._neglected = LostErrors(self._hooks)
+        self._exits = exits
         self._inherited: Address | None = None
         self._defaults = DefaultExecutors(self._hooks, self._found, loop_name, self._is_default)
         self._tools = Tools(
             self._hooks, self._found, self.each, self._made, self._noted, self._target, self._board_here,
-            self._neglected, self._defaults.identify,
+            self._neglected, self._defaults.identify, exits,
         )  # fmt: skip
         self._begin()
 
@@ -74,12 +78,14 @@ class ExecutorDiscovery:
             for module in kind.modules:
                 self._hooks.when_imported(module, functools.partial(kind.start, self._tools), part=kind.part)
         self._defaults.start()
+        self._exits.start(self._hooks)
 
     def stop(self) -> None:
         """Stop discovery and forget all pools; the owner of the patches undoes them."""
         self._hooks.stop()
         self._neglected.stop()
         self._inherited = None
+        self._exits.forget()
         for each in self._watched:
             each.close()
         if self._board is not None:
@@ -88,6 +94,7 @@ class ExecutorDiscovery:
 
     def after_fork_in_child(self) -> None:
         """Start afresh in a forked child: the parent's executors do not run here."""
+        self._exits.forget()
         board = self._board
         if board is not None:
             self._inherited = board.address

@@ -22,7 +22,7 @@ from loopwatch.health.history import (
     Memory,
     Scene,
 )
-from loopwatch.health.records import End
+from loopwatch.health.records import End, Waiter
 
 GIL_WAIT = 0.002
 """Seconds of waiting for the GIL that show Python code computing in another thread: it yields only every 5 ms."""
@@ -53,6 +53,8 @@ class Kinds:
     """Calls arrive faster than workers complete them."""
     ZOMBIES = "zombies"
     """Child processes have exited and are never reaped."""
+    EXIT = "unfinished-exit"
+    """The program does not end: its last steps wait for a job or a thread."""
 
 
 class Rule:
@@ -539,6 +541,50 @@ class Zombies(Rule):
                 )
 
 
+MOST_AWAITED = 3
+"""Jobs and threads that are named in the text of a finding."""
+
+
+class UnfinishedExit(Rule):
+    """A program that is about to end, and waits for jobs of executors or for threads."""
+
+    kind, hold = Kinds.EXIT, 0.0
+
+    def check(self, scene: Scene) -> Iterator[Finding]:
+        """Yield a finding for each wait; they are given only once they have lasted for ``Config.hang_after``."""
+        for each in scene.exits:
+            names = [str(job) for job in each.jobs[:MOST_AWAITED]]
+            more = f" and {len(each.jobs) - MOST_AWAITED} more" if each.jobs[MOST_AWAITED:] else ""
+            waits, remedy = _EXITS[each.waiter]
+            yield Finding(
+                self.kind,
+                each.subject,
+                waits.format(subject=each.subject, seconds=each.seconds) + ", ".join(names) + more,
+                remedy,
+                {"waited": each.seconds, "jobs": float(len(each.jobs))},
+            )
+
+
+_EXITS = {
+    Waiter.RUN: (
+        "asyncio.run() does not end: for {seconds:.1f} s it has waited for the {subject} to finish ",
+        "A thread cannot be cancelled: give the job a time-out, or a threading.Event that it looks at and main() sets; "
+        "what may be abandoned belongs in a thread with daemon=True.",
+    ),
+    Waiter.LOOP: (
+        "the event loop stands still: for {seconds:.1f} s its thread has waited for the end of {subject}, which runs ",
+        "Keep one executor for the life of the program, or end it off the loop "
+        "(await asyncio.to_thread(pool.shutdown)): shutdown(wait=True), as the end of a with block, waits for all its "
+        "calls.",
+    ),
+    Waiter.INTERPRETER: (
+        "the program does not exit: for {seconds:.1f} s {subject} has waited for ",
+        "Have the thread or job end first: a time-out, a threading.Event that it looks at, a last item in its queue; "
+        "what may be abandoned belongs in a thread with daemon=True.",
+    ),
+}
+
+
 def family(name: str) -> str:
     """Return the name shared by pools that are created at one place one after the other.
 
@@ -571,5 +617,6 @@ RULES: tuple[Rule, ...] = (
     CrashLoop(),
     QueueGrowth(),
     Zombies(),
+    UnfinishedExit(),
 )
 """All rules; a kind may have several."""

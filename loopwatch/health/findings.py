@@ -14,7 +14,7 @@ from loopwatch.core.median import median
 from loopwatch.events import Finding
 from loopwatch.health.finding_rules import RULES
 from loopwatch.health.history import CRASH_WINDOW, History, Scene
-from loopwatch.health.records import End, PoolReading
+from loopwatch.health.records import End, ExitWait, PoolReading
 
 CLEAR_AFTER = 30.0
 """Seconds for which a rule must not hold before its finding is cleared."""
@@ -45,6 +45,7 @@ class FindingTracker:
         *,
         affinity: float | None = None,
         gil_wait: float | None = None,
+        exits: Sequence[ExitWait] = (),
         at: float = 0.0,
     ) -> tuple[Finding, ...]:
         """Add one round of readings and return the current findings.
@@ -57,6 +58,7 @@ class FindingTracker:
             affinity: processors that it may run on; more than ``cpus`` under a CPU limit of the container. Default:
                 ``cpus``.
             gil_wait: seconds that a thread just waited for the GIL.
+            exits: waits at the end of the program.
             at: seconds since the epoch.
         """
         present = set()
@@ -81,6 +83,7 @@ class FindingTracker:
             cpus if affinity is None else affinity,
             median(self._gil_waits) if self._gil_waits else None,
             now,
+            exits,
         )
         return self._hold(scene, at)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from loopwatch.core.dataclasses import dataclass, field
 from loopwatch.events import PoolStats, WorkerState, WorkerStats
-from loopwatch.health.records import End, PoolReading
+from loopwatch.health.records import End, ExitWait, PoolReading
 
 WINDOW = 30.0
 """Seconds over which changes are computed."""
@@ -248,6 +248,7 @@ class Scene:
         affinity: processors that it may run on; more than ``cpus`` under a CPU limit of the container.
         gil_wait: seconds that a thread waited for the GIL, None if not measured.
         now: ``time.monotonic`` seconds.
+        exits: waits at the end of the program.
     """
 
     histories: Sequence[History]
@@ -257,6 +258,7 @@ class Scene:
     affinity: float
     gil_wait: float | None
     now: float
+    exits: Sequence[ExitWait] = ()
 
     @property
     def is_limited(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.events import Finding, WorkerState
 from loopwatch.health.children.hooks import ProcessHooks
 from loopwatch.health.children.watched import Children, has_children
-from loopwatch.health.records import PoolReading, ProcessFacts, Source
+from loopwatch.health.exit_waits import ExitWaits
+from loopwatch.health.records import ExitWait, PoolReading, ProcessFacts, Source
+from loopwatch.health.watched_pool import Watched
 from loopwatch.system import threads
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class Monitor:
         patches: registry of replaced attributes.
         faults: counter of failures.
         polled: called by the thread after each poll.
+        exits: the waits of a program that is about to end.
+        pools: returns the watched executors that these may wait for.
         cpus: returns how many processors this process may use, and may run on.
 
     Example:
@@ -77,8 +81,11 @@ class Monitor:
         faults: Faults,
         polled: Callable[[], object] = lambda: None,
         *,
+        exits: ExitWaits | None = None,
+        pools: Callable[[], Sequence[Watched]] = lambda: (),
         cpus: Callable[[], Cpus] = _usable_cpus,
     ) -> None:
+        self._exits, self._pools = exits or ExitWaits(config), pools
         self._config, self._patches, self._faults, self._cpus = config, patches, faults, cpus
         self._polled = polled
         self.process_hooks = ProcessHooks(patches, faults, self._born)
@@ -98,9 +105,7 @@ class Monitor:
         self._advisor: FindingTracker | None = None
         self._findings: tuple[Finding, ...] = ()
         self._health_log: HealthLog | None = None
-        self.thread = OwnThread(
-            "health", self._run, lambda: self._alarm.wake(), needed=lambda: self._sources or self.process_hooks.known
-        )
+        self.thread = OwnThread("health", self._run, lambda: self._alarm.wake(), needed=self._is_needed)
         self._polled_at = float("-inf")
         self._next_tick = 0.0
         self._cpus_now: Cpus | None = None
@@ -139,6 +144,12 @@ class Monitor:
         with self._guard:
             self._numbers.pop(source, None)
             self._sources = tuple(each for each in self._sources if each is not source)
+
+    def look_at_exit(self, may_start: bool) -> None:
+        """Look at the waits at the end of the program in time; safe in any thread, also while the interpreter exits."""
+        if may_start:
+            self._ensure_thread()
+        self._alarm.wake()
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -219,8 +230,8 @@ class Monitor:
             self._due = time.monotonic() + PERIOD
         try:
             while thread.stays():
-                alarm.wait(max((self._due or 0.0) - time.monotonic(), 0.0))
-                if thread.is_asked:
+                alarm.wait(max(self._next() - time.monotonic(), 0.0))
+                if thread.is_asked or time.monotonic() < self._next():
                     continue
                 began, imports = time.thread_time(), self._processes is None
                 self._poll()
@@ -233,8 +244,15 @@ class Monitor:
         except Exception as exc:  # noqa: BLE001 - the thread's outermost frame: a fault ends the monitoring
             self._faults.add(PART, exc)
 
+    def _next(self) -> float:
+        """Return when to poll next, ``time.monotonic`` seconds."""
+        return min(self._due or 0.0, self._exits.due())
+
+    def _is_needed(self) -> bool:
+        return bool(self._sources or self.process_hooks.known or self._exits.is_pending)
+
     def _has_work(self) -> bool:
-        return bool(self._sources or self.process_hooks.known or self._children.pids() or has_children())
+        return bool(self._is_needed() or self._children.pids() or has_children())
 
     def _poll(self) -> None:
         if self._faults.is_off(PART):
@@ -248,6 +266,9 @@ class Monitor:
 
     def _conclude(self, readings: tuple[PoolReading, ...], now: float) -> None:
         ends = tuple(self._children.ends)
+        exits: tuple[ExitWait, ...] = ()
+        with self._faults.guard("exit"):
+            exits = self._exits.overdue(now, self._pools())
         if not self._faults.is_off("advice"):
             with self._faults.guard("advice"):
                 if self._advisor is None:
@@ -259,7 +280,7 @@ class Monitor:
                     self._cpus_now, self._next_cpus = self._cpus(), now + LONGEST_PERIOD
                 cpus, affinity = self._cpus_now
                 self._findings = self._advisor.update(
-                    readings, now, cpus, ends, affinity=affinity, gil_wait=gil_wait, at=time.time()
+                    readings, now, cpus, ends, affinity=affinity, gil_wait=gil_wait, exits=exits, at=time.time()
                 )
         if not self._faults.is_off("log"):
             with self._faults.guard("log"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from contextvars import Context
 from itertools import count
-from types import FrameType
+from types import BuiltinMethodType, FrameType, MethodType
 from typing import Any, NamedTuple
 
 from loopwatch.core.text import MAX_PATH, printable
@@ -15,21 +16,31 @@ LONGEST = 100
 """Characters of a name."""
 
 
-def task_name(function: Any) -> str:
+def task_name(function: Any, arguments: Sequence[Any] = ()) -> str:
     """Return the name of the function that a task runs, ``module:qualname``; never its arguments.
 
-    Wrappers that pools add for ``map`` are unwrapped.
+    Wrappers are unwrapped: those that pools add for ``map``, the ``run`` of a context, by which
+    :func:`asyncio.to_thread` and Quart call, and the methods of :data:`_METHODS`.
+
+    Args:
+        function: what the pool calls.
+        arguments: positional ones of that call.
 
     Example:
-        >>> import functools, os
-        >>> task_name(functools.partial(os.path.join, "a"))
+        >>> import contextvars, functools, os
+        >>> task_name(functools.partial(contextvars.copy_context().run, os.path.join, "a"))
+        'posixpath:join'
+        >>> task_name(contextvars.copy_context().run, (os.path.join, "a"))
         'posixpath:join'
     """
-    for _ in range(8):
-        if not isinstance(function, functools.partial):
+    for _ in range(MOST_WRAPPERS):
+        if isinstance(function, functools.partial):
+            function, arguments = function.func, (*function.args, *arguments)
+        inner = _wrapped(function, arguments)
+        if inner is not None:
+            function, *arguments = inner
+        elif not isinstance(function, functools.partial):
             break
-        inner = function.args[0] if function.func.__name__ in _AROUND and function.args else function.func
-        function = inner
     name = getattr(function, "__qualname__", None)
     if not isinstance(name, str):
         function = type(function)
@@ -38,7 +49,24 @@ def task_name(function: Any) -> str:
     return printable(f"{module}:{name}" if isinstance(module, str) else name, LONGEST)
 
 
+MOST_WRAPPERS = 8
+"""Most wrappers that are unwrapped: a name is read in a thread that polls all pools."""
 _AROUND = ("_process_chunk", "_process_chunk_with_context")
+"""Functions whose first argument is called."""
+_METHODS = {"asgiref.sync": "func"}
+"""Modules of classes whose methods call what an attribute of the object holds: ``sync_to_async``, used by Django."""
+
+
+def _wrapped(function: Any, arguments: Sequence[Any]) -> Sequence[Any] | None:
+    """Return the call that ``function`` makes, with its positional arguments; None if it is no known wrapper."""
+    if type(function) is BuiltinMethodType and type(function.__self__) is Context:  # its ``run``
+        return arguments or None
+    if type(function) is MethodType:
+        held = _METHODS.get(getattr(function.__func__, "__module__", ""))
+        inner = None if held is None else getattr(function.__self__, held, None)
+        return None if inner is None else (inner,)
+    is_around = arguments and getattr(function, "__name__", None) in _AROUND
+    return arguments if is_around else None
 
 
 def error_name(error: BaseException) -> str:

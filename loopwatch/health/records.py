@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Protocol
 
 from loopwatch.core.dataclasses import dataclass, field
@@ -103,6 +104,53 @@ class End:
         if self.reason is None or self.reason in REQUESTS:
             return False
         return not self.reason.startswith("exit ") or (self.reason == "exit 1" and not self.executes)
+
+
+class Waiter(StrEnum):
+    """A step at the end of a program that waits for work."""
+
+    RUN = "run"
+    """The end of ``asyncio.run``: ``loop.shutdown_default_executor()``."""
+    LOOP = "loop"
+    """``shutdown(wait=True)`` of an executor on the thread of a running loop, as at the end of its ``with`` block."""
+    INTERPRETER = "interpreter"
+    """The exit of the interpreter, which waits for all threads that are no daemons."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A job or thread that a program waits for at its end.
+
+    Attributes:
+        name: ``module:function`` of a job, or the name of a thread.
+        place: where it is, ``module:function (file:line)``; empty if unknown, as of a job in another process.
+        call: dotted name of the function that it calls there; empty if unknown.
+    """
+
+    name: str
+    place: str = ""
+    call: str = ""
+
+    def __str__(self) -> str:
+        where = f" at {self.place}" if self.place else ""
+        return self.name + where + (f" in {self.call}" if self.call else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ExitWait:
+    """A wait at the end of a program that has lasted for ``Config.hang_after``.
+
+    Attributes:
+        waiter: the step that waits.
+        subject: name of the executor, or of the step.
+        seconds: how long it has waited.
+        jobs: what it waits for.
+    """
+
+    waiter: Waiter
+    subject: str
+    seconds: float
+    jobs: tuple[Awaited, ...]
 
 
 class Source(Protocol):

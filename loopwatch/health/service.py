@@ -12,6 +12,7 @@ from loopwatch.core.threads.own_thread import OwnThread
 from loopwatch.errors import ConfigError
 from loopwatch.events import Finding
 from loopwatch.health.discovery import ExecutorDiscovery
+from loopwatch.health.exit_waits import ExitWaits
 from loopwatch.health.kinds.worker_pool import OwnPool, WatchedOwn
 from loopwatch.health.monitor import Monitor
 from loopwatch.health.records import PoolReading
@@ -37,10 +38,11 @@ class HealthService:
         polled: Callable[[], object] = lambda: None,
     ) -> None:
         self._faults, self._hung_after = faults, lambda: config().hung_after
-        self._monitor = Monitor(config, patches, faults, polled)
+        exits = ExitWaits(config, lambda may_start: self._monitor.look_at_exit(may_start))
+        self._monitor = Monitor(config, patches, faults, polled, exits=exits, pools=lambda: self._executors.each())
         self._executors = ExecutorDiscovery(
             patches, faults, add=self._monitor.add, remove=self._monitor.remove, loop_name=loop_name,
-            hung_after=self._hung_after,
+            hung_after=self._hung_after, exits=exits,
         )  # fmt: skip
 
     # -- life cycle -----------------------------------------------------------------------------------------------

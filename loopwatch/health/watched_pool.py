@@ -6,6 +6,7 @@ program needs them. Statistics reported afterwards consist of numbers and names.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -95,6 +96,14 @@ class Watched:
 
     def count(self) -> None:
         """Count finished tasks that were only recorded so far."""
+
+    def unfinished(self) -> Sequence[tuple[str, threading.Thread | None]]:
+        """Return the names of the tasks that run, each with its thread in this process, None if it has none."""
+        return ()
+
+    def has_thread(self, _thread: threading.Thread, /) -> bool:
+        """Whether a thread works for it."""
+        return False
 
     def close(self) -> None:
         """Release resources once the pool is no longer watched."""

@@ -101,6 +101,7 @@ def test_kinds_of_findings_and_their_thresholds() -> None:
         "neglected-errors": [finding_rules.NEGLECT_WINDOW],
         "crash-loop": [history.CRASHES, history.CRASH_WINDOW],
         "queue-growth": [20, history.WINDOW],
+        "unfinished-exit": [],
         "zombies": [finding_rules.ZOMBIES, history.UNWAITED_AFTER],
     }
     assert set(documented) == {name for key, name in vars(finding_rules.Kinds).items() if key.isupper()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from loopwatch.core.dataclasses import dataclass
 from loopwatch.core.patches import loaded
+from loopwatch.health.exit_waits import ExitWaits
 from loopwatch.health.hooks import PART, Hooks
 from loopwatch.health.in_worker import Notes, Target
 from loopwatch.health.lost_errors import LostErrors
@@ -35,6 +36,7 @@ class Tools:
         board: returns the task board of worker processes, None if there is none.
         lost_errors: follows failed results until their error is retrieved or lost.
         thread_identity: returns the identity of a thread pool, which may be the default executor of a loop.
+        exits: notes who waits for the end of a pool.
     """
 
     hooks: Hooks
@@ -46,6 +48,7 @@ class Tools:
     board: Callable[[], TaskBoard | None]
     lost_errors: LostErrors
     thread_identity: Callable[[Any, str, Container[str]], Identity]
+    exits: ExitWaits
 
 
 class ExecutorKind:

@@ -16,6 +16,7 @@ from typing import Any
 from loopwatch.core.originals import time
 from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.health.exit_waits import ExitWaits
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.in_worker import Target
 from loopwatch.health.kinds.base import ExecutorKind, Tools
@@ -102,9 +103,14 @@ class WatchedProcesses(WatchedProcessPool):
     def _lost_words(self, number: int) -> str:
         return f"while it ran {self._lost.get(number) or 'a task'}"
 
-    def is_managed_by(self, thread: threading.Thread) -> bool:
+    def has_thread(self, thread: threading.Thread, /) -> bool:
         """Whether ``thread`` is its manager thread."""
         return self._manager is not None and self._manager() is thread
+
+    def unfinished(self) -> list[tuple[str, threading.Thread | None]]:
+        """Return the names of its tasks without a result, at most as many as it has workers."""
+        names = [_name_in(pending, number) for pending in [self._pending()] for number in list(pending)]
+        return [(name, None) for name in names[: self._max_workers] if name]
 
     # -- outcomes of tasks ----------------------------------------------------------------------------------------
 
@@ -176,6 +182,7 @@ class ProcessPools:
         found: returns the :class:`Watched` of a pool, None if it is not watched.
         each: returns all watched pools.
         target: creates the replacement of a module's worker function.
+        exits: notes who waits for the end of a pool.
     """
 
     def __init__(
@@ -184,8 +191,9 @@ class ProcessPools:
         found: Callable[[Any], Watched | None],
         each: Callable[[], Sequence[Watched]],
         target: Callable[[Any, str, None], Target],
+        exits: ExitWaits,
     ) -> None:
-        self._hooks, self._found, self._each, self._target = hooks, found, each, target
+        self._hooks, self._found, self._each, self._target, self._exits = hooks, found, each, target, exits
         self.here = threading.local()
         """``now`` is (the watched pool, the pool) of the ``submit`` call in progress in each thread."""
 
@@ -234,11 +242,14 @@ class ProcessPools:
             watched.look_at(pool)
             watched.pool_workers.is_ending = watched.ended_by_program = True
             watched.waiting += wait
+            if wait:
+                self._exits.begin(watched)
 
     def _ended(self, pool: Any, _result: None) -> None:
         watched = self._found(pool)
         if isinstance(watched, WatchedProcesses):
             watched.waiting = 0
+            self._exits.end(watched)
 
     def _breaking(self, manager: Any, *_args: Any) -> None:
         pool = manager.executor_reference()
@@ -246,7 +257,7 @@ class ProcessPools:
             found = self._found(pool)
         else:
             processes = (each for each in self._each() if isinstance(each, WatchedProcesses))
-            found = next((each for each in processes if each.is_managed_by(manager)), None)
+            found = next((each for each in processes if each.has_thread(manager)), None)
         if isinstance(found, WatchedProcesses):
             found.broke(manager)
 
@@ -318,7 +329,7 @@ class ProcessPoolKind(ExecutorKind):
 
     def start(self, tools: Tools, module: Any) -> None:
         """Hook ``module``, and register its existing pools."""
-        ProcessPools(tools.hooks, tools.found, tools.each, tools.target).start(module)
+        ProcessPools(tools.hooks, tools.found, tools.each, tools.target, tools.exits).start(module)
         tools.hooks.after(module.ProcessPoolExecutor, "__init__", tools.made)
         for manager in list(getattr(module, "_threads_wakeups", ())):
             pool = manager.executor_reference()

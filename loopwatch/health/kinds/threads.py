@@ -15,6 +15,7 @@ from typing import Any
 from loopwatch.core.originals import time
 from loopwatch.core.patches import Patch
 from loopwatch.events import PoolStats, WorkerStats
+from loopwatch.health.exit_waits import ExitWaits
 from loopwatch.health.hooks import Hooks
 from loopwatch.health.kinds.base import ExecutorKind, Tools
 from loopwatch.health.lost_errors import failure_of
@@ -66,6 +67,20 @@ class WatchedThreads(Watched):
         """Whether one of its threads is alive."""
         return bool(self.seats.living())
 
+    def unfinished(self) -> list[tuple[str, threading.Thread | None]]:
+        """Return the names of the tasks that run, with their threads."""
+        found: list[tuple[str, threading.Thread | None]] = []
+        for thread in self.seats.living():
+            item = self.seats.of(thread, time.monotonic()).item
+            if item is not None:
+                found.append((_function_of(item), thread))
+            del item
+        return found
+
+    def has_thread(self, thread: threading.Thread, /) -> bool:
+        """Whether ``thread`` is one of its own."""
+        return any(each is thread for each in self.seats.living())
+
     def read(self, facts: Mapping[int, ProcessFacts], now: float) -> PoolStats:
         """Return the statistics of the pool."""
         workers = [self._worker(thread, now) for thread in self.seats.living()]
@@ -107,10 +122,11 @@ class ThreadPools:
     Args:
         hooks: method hooks.
         found: returns the :class:`Watched` of a pool, None if it is not watched.
+        exits: notes who waits for the end of a pool.
     """
 
-    def __init__(self, hooks: Hooks, found: Callable[[Any], Watched | None]) -> None:
-        self._hooks, self._found = hooks, found
+    def __init__(self, hooks: Hooks, found: Callable[[Any], Watched | None], exits: ExitWaits) -> None:
+        self._hooks, self._found, self._exits = hooks, found, exits
         self.here = threading.local()
         """``seat`` is the seat of each thread, None if its pool is not watched."""
 
@@ -128,11 +144,14 @@ class ThreadPools:
         if isinstance(watched, WatchedThreads):
             watched.ended_by_program = True
             watched.waiting += wait
+            if wait:
+                self._exits.begin(watched)
 
     def _ended(self, pool: Any, _result: None) -> None:
         watched = self._found(pool)
         if isinstance(watched, WatchedThreads):
             watched.waiting = 0
+            self._exits.end(watched)
 
     def task_stats_of(self, future: Any) -> TaskStats | None:
         """Return the task statistics for the calling thread's current task if ``future`` is its future, else None."""
@@ -224,11 +243,11 @@ def pool_of(thread: threading.Thread) -> Any:
 
 
 def _function_of(item: Any) -> str:
-    function = getattr(item, "fn", None)
+    function, arguments = getattr(item, "fn", None), getattr(item, "args", ())
     if function is None:  # 3.14: (function, arguments, keywords)
         task = getattr(item, "task", None)
-        function = task[0] if isinstance(task, tuple) and task else task
-    return task_name(function)
+        function, arguments = task[:2] if isinstance(task, tuple) and len(task) > 1 else (task, ())
+    return task_name(function, arguments)
 
 
 class ThreadPoolKind(ExecutorKind):
@@ -240,7 +259,7 @@ class ThreadPoolKind(ExecutorKind):
 
     def start(self, tools: Tools, module: Any) -> None:
         """Hook :mod:`concurrent.futures.thread`, and register its existing pools."""
-        threads = ThreadPools(tools.hooks, tools.found)
+        threads = ThreadPools(tools.hooks, tools.found, tools.exits)
         threads.start(module)
         tools.lost_errors.of_thread = threads.task_stats_of
         tools.hooks.after(module.ThreadPoolExecutor, "__init__", tools.made)
