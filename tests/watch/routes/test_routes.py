@@ -495,9 +495,7 @@ def test_litestar_quart_and_django(
     assert found == label(method, route, f"{make.__name__}.<locals>.{endpoint}")
 
 
-@pytest.mark.parametrize(
-    ("make", "route"), [(litestar_app, "/live/{room}"), (quart_app, "/live/<room>")]
-)
+@pytest.mark.parametrize(("make", "route"), [(litestar_app, "/live/{room}"), (quart_app, "/live/<room>")])
 def test_websockets_of_litestar_and_quart(agent: Agent, sink: RecordingSink, run: Any, make: Any, route: str) -> None:
     """A websocket has WEBSOCKET in place of a method, and its template and endpoint like a request."""
     run(connected(make(), *websocket(f"/live/{SECRET}")))
