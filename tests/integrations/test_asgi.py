@@ -147,7 +147,11 @@ def test_route_is_named_by_its_template(
     with served(app, loop=loop) as request:
         assert request(f"{path.format(SECRET)}?token={SECRET}", method) == 200
         stall = blocked(sink)
-    assert stall.context == {"http.request.method": method, "http.route": route}
+    endpoint = stall.context["code.function.name"].removeprefix(f"{__name__}.")
+    assert endpoint == ("starlette_endpoint" if make is starlette_app else "fastapi_app.<locals>.handler")
+    assert stall.context | {"code.function.name": ""} == {
+        "http.request.method": method, "http.route": route, "code.function.name": "",
+    }  # fmt: skip
     assert stall.loop == "server"
     assert 0.15 - stall.uncertainty - 0.005 <= stall.duration <= 0.5  # with the delay of a busy machine
 
@@ -257,6 +261,7 @@ def test_websocket(sink: RecordingSink) -> None:
     assert blocked(sink).context == {
         "http.request.method": "WEBSOCKET",
         "http.route": "/shop/{tenant}/live/{room}",
+        "code.function.name": f"{__name__}.websocket_endpoint",
     }
 
 

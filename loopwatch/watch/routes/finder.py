@@ -52,7 +52,8 @@ _FRAMES = {
     ("aiohttp.web_protocol", "RequestHandler._handle_request"): _Known("aiohttp", ("request",)),
     ("quart.asgi", "ASGIHTTPConnection.handle_request"): _Known("quart", ("self", "request")),
     ("quart.asgi", "ASGIWebsocketConnection.handle_websocket"): _Known("quart", ("self", "websocket")),
-    ("django.core.handlers.asgi", "ASGIHandler.handle.<locals>.process_request"): _DJANGO,  # sends the response too
+    ("django.core.handlers.asgi", "ASGIHandler.handle"): _DJANGO,  # sends the response, too
+    ("django.core.handlers.asgi", "ASGIHandler.handle.<locals>.process_request"): _DJANGO,  # 4.2 to 5.2: in a task
     ("django.core.handlers.base", "BaseHandler.get_response_async"): _DJANGO,
     ("django.core.handlers.base", "BaseHandler._get_response_async"): _DJANGO,  # below a synchronous middleware
 }
@@ -76,7 +77,7 @@ def see(frame: FrameType, callee: FrameType | None, found: list[Request]) -> Non
         return
     known = _FRAMES.get((module_of(frame), code.co_qualname))
     values = None if known is None else variables(frame, callee, known.names)
-    if known is not None and values is not None:
+    if known is not None and values is not None and any(value is not None for value in values):
         found[:] = [request for request in found if request.framework != known.framework]
         found.append(Request(known.framework, values))
 

@@ -2,10 +2,10 @@
 
 Since 3.13 ``f_locals`` is a view of the frame (PEP 667). Before, it is a dict that the frame keeps until it ends, and
 that each reading fills (``PyFrame_FastToLocalsWithError`` in CPython's Objects/frameobject.c): it would keep what the
-function deletes, so all but the arguments are dropped from it again. A trace or profile function in Python writes that dict back
-when it returns (``call_trampoline`` in Python/sysmodule.c), which would undo an assignment or delete a variable. It can
-only do so for the frame that it was called for, which then does not stand in an ``await`` of a coroutine: only frames
-that do are read.
+function deletes, so all but the arguments are dropped from it again. A trace or profile function in Python writes that
+dict back when it returns (``call_trampoline`` in Python/sysmodule.c), which would undo an assignment or delete a
+variable. It can only do so for the frame that it was called for, which then does not stand in an ``await`` of a
+coroutine: only frames that do are read.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def quart(connection: Any, request: Any) -> Route | None:
 
 
 def django(request: Any) -> Route | None:
-    """Read a request of Django's ASGI handler."""
+    """Read a request of Django's ASGI handler; the path() or re_path() that fits, with those that include it."""
     method, match = request.method, request.resolver_match
     if match is None:
         return Route(method, None, None)

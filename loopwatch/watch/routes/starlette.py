@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 MAX_DEPTH = 10
 """Levels of mounts and routers that are searched."""
@@ -28,7 +28,11 @@ def route_template(scope: Mapping[str, Any], app: object) -> str | None:
             return False  # the same route, but of another inclusion of its router
         return candidate is route if route is not None else getattr(candidate, "endpoint", None) is endpoint
 
-    return _find(serves, getattr(app, "routes", None) or ()) or effective or path_of(route) or None
+    found = list(_find(serves, getattr(app, "routes", None) or ()))
+    if len(found) > 1:  # the same route in several mounts
+        mounted = str(scope.get("root_path", "")).removeprefix(str(scope.get("app_root_path", "")))
+        found = [each for each in found if _fits(each.mounts, mounted)] or found
+    return (found[0].template if found else effective or path_of(route)) or None
 
 
 def path_of(route: object) -> str:
@@ -37,27 +41,46 @@ def path_of(route: object) -> str:
     return path if isinstance(path, str) else ""
 
 
+class _Found(NamedTuple):
+    mounts: str
+    template: str
+
+
 def _find(
     serves: Callable[[object, str | None], bool],
     routes: Any,
-    prefix: str = "",
+    mounts: str = "",
     inclusion: str | None = None,
     depth: int = MAX_DEPTH,
-) -> str | None:
-    """Return the whole template of the route that ``serves``: ``prefix`` of mounts, ``inclusion`` of routers."""
+) -> Iterator[_Found]:
+    """Yield the whole templates of the routes that ``serves``.
+
+    Args:
+        serves: whether a route, with the prefix of its inclusion, is the one.
+        routes: that are searched, and those inside of them.
+        mounts: template of the mounts around them.
+        inclusion: prefix of the included routers around them, within the innermost mount; None outside of any.
+        depth: levels that are left.
+    """
     for route in routes:
-        path = prefix + (inclusion or "") + path_of(route)
+        path = mounts + (inclusion or "") + path_of(route)
         if serves(route, inclusion):
-            return path
+            yield _Found(mounts, path)
+            continue
         router = getattr(route, "original_router", None)
         inner = getattr(route if router is None else router, "routes", None)
         if not inner or not depth:
             continue
         if router is None:
-            found = _find(serves, inner, path, None, depth - 1)
+            yield from _find(serves, inner, path, None, depth - 1)
         else:
             added = getattr(getattr(route, "include_context", None), "prefix", "")
-            found = _find(serves, inner, prefix, (inclusion or "") + added, depth - 1)
-        if found is not None:
-            return found
-    return None
+            yield from _find(serves, inner, mounts, (inclusion or "") + added, depth - 1)
+
+
+def _fits(template: str, path: str) -> bool:
+    """Whether the template of mounts fits the part of the path that they matched."""
+    wanted, given = template.split("/"), path.split("/")
+    return len(wanted) == len(given) and all(
+        one == other or one.startswith("{") for one, other in zip(wanted, given, strict=True)
+    )
