@@ -29,7 +29,10 @@ SHOW = Frame("show", "shop", "/srv/shop.py", 3)
 @pytest.mark.parametrize(
     ("route", "expected"),
     [
-        (Route("GET", "/a/{b}", SHOW), {"http.request.method": "GET", "http.route": "/a/{b}", "code.function.name": "shop.show"}),
+        (
+            Route("GET", "/a/{b}", SHOW),
+            {"http.request.method": "GET", "http.route": "/a/{b}", "code.function.name": "shop.show"},
+        ),
         (Route("WEBSOCKET", "/a", None), {"http.request.method": "WEBSOCKET", "http.route": "/a"}),
         (Route("get", None, None), {"http.request.method": "_OTHER"}),
         (Route("BREW\n", "/a\n", None), {"http.request.method": "_OTHER", "http.route": "/a\\n"}),
