@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from loopwatch.watch.routes.endpoint import endpoint_of
-from loopwatch.watch.routes.finder import WEBSOCKET, Route
+from loopwatch.watch.routes.route import WEBSOCKET, Route
 from loopwatch.watch.routes.starlette import route_template
 
 Reader = Callable[..., Route | None]

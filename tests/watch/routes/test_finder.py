@@ -19,8 +19,9 @@ from loopwatch import Frame
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink
 from loopwatch.watch.routes import finder
-from loopwatch.watch.routes.finder import Request, Route, labels, resolve
+from loopwatch.watch.routes.finder import Request, resolve
 from loopwatch.watch.routes.frameworks import READERS
+from loopwatch.watch.routes.route import Route, labels
 from loopwatch.watch.routes.starlette import _fits
 
 SHOW = Frame("show", "shop", "/srv/shop.py", 3)
@@ -29,7 +30,10 @@ SHOW = Frame("show", "shop", "/srv/shop.py", 3)
 @pytest.mark.parametrize(
     ("route", "expected"),
     [
-        (Route("GET", "/a/{b}", SHOW), {"http.request.method": "GET", "http.route": "/a/{b}", "code.function.name": "shop.show"}),
+        (
+            Route("GET", "/a/{b}", SHOW),
+            {"http.request.method": "GET", "http.route": "/a/{b}", "code.function.name": "shop.show"},
+        ),
         (Route("WEBSOCKET", "/a", None), {"http.request.method": "WEBSOCKET", "http.route": "/a"}),
         (Route("get", None, None), {"http.request.method": "_OTHER"}),
         (Route("BREW\n", "/a\n", None), {"http.request.method": "_OTHER", "http.route": "/a\\n"}),

@@ -143,7 +143,11 @@ def test_frame_that_awaits_no_coroutine_is_not_read() -> None:
     """A frame that runs code of its own, or a plain function, is not read: a profiler may be at work for it."""
     frame = sys._getframe()
     assert variables(frame, None, ("frame",)) is None
-    assert (lambda: variables(frame, sys._getframe(), ("frame",)))() is None
+
+    def plain() -> object:
+        return variables(frame, sys._getframe(), ("frame",))
+
+    assert plain() is None
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="locals are a view")
