@@ -27,6 +27,7 @@ from loopwatch.watch.limits import lowest
 from loopwatch.watch.observation import Caller, Episode, Sample
 from loopwatch.watch.routes import finder
 from loopwatch.watch.routes.finder import Request
+from loopwatch.watch.routes.route import labels
 from loopwatch.watch.watched_loop import WatchedLoop
 
 PROMPT = 0.004
@@ -305,7 +306,7 @@ class Sampler:
         if requests and caller.endpoint is None:  # the request may have been routed since the sample before
             route = attempt(finder.PART, lambda: finder.resolve(requests), None)
             if route is not None:
-                caller.context = {**finder.labels(route), **caller.context}  # the program's own labels take precedence
+                caller.context = {**labels(route), **caller.context}  # the program's own labels take precedence
                 caller.endpoint = route.endpoint
 
     def _is_search_due(self, moment: Moment, taken: Iterable[Suspect]) -> bool:

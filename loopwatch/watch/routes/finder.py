@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from loopwatch.core.frames import module_of
 from loopwatch.core.patches import loaded
-from loopwatch.core.text import printable
 from loopwatch.watch.routes.frame_locals import variables
-from loopwatch.watch.routes.route import WEBSOCKET, Route
+from loopwatch.watch.routes.route import Route
 
 PART = "route"
 """Name under which faults are counted."""
@@ -19,11 +18,6 @@ MAX_PARENTS = 10
 """Tasks above the running one whose frames are searched."""
 MAX_AWAITS = 200
 """Coroutines that await each other, of one such task."""
-
-METHOD, ROUTE, ENDPOINT = "http.request.method", "http.route", "code.function.name"
-"""Labels, named as OpenTelemetry's semantic conventions name them."""
-
-_METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
 
 class Request(NamedTuple):
@@ -124,20 +118,3 @@ def resolve(found: Iterable[Request]) -> Route | None:
         if route is not None and (best is None or (best.template is None and route.template is not None)):
             best = route
     return best
-
-
-def labels(route: Route) -> dict[str, str]:
-    """Return the printable labels of a stall within ``route``.
-
-    Example:
-        >>> from loopwatch.events import Frame
-        >>> labels(Route("GET", "/items/{item_id}", Frame("show", "shop.items", "/srv/shop/items.py", 7)))
-        {'http.request.method': 'GET', 'http.route': '/items/{item_id}', 'code.function.name': 'shop.items.show'}
-    """
-    # Clients can send any word as a method: as in the conventions, it does not become a value of its own.
-    found = {METHOD: route.method if route.method in _METHODS or route.method == WEBSOCKET else "_OTHER"}
-    if route.template is not None:
-        found[ROUTE] = printable(route.template)
-    if route.endpoint is not None:
-        found[ENDPOINT] = printable(f"{route.endpoint.module}.{route.endpoint.function}")
-    return found

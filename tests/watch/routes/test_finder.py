@@ -19,8 +19,9 @@ from loopwatch import Frame
 from loopwatch.agent import Agent
 from loopwatch.testing import RecordingSink
 from loopwatch.watch.routes import finder
-from loopwatch.watch.routes.finder import Request, Route, labels, resolve
+from loopwatch.watch.routes.finder import Request, resolve
 from loopwatch.watch.routes.frameworks import READERS
+from loopwatch.watch.routes.route import Route, labels
 from loopwatch.watch.routes.starlette import _fits
 
 SHOW = Frame("show", "shop", "/srv/shop.py", 3)

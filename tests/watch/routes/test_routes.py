@@ -283,8 +283,8 @@ def test_starlette_and_fastapi(
         (f"/class/{SECRET}", "/class/{room}", "Live.on_receive"),
     ],
 )
-def test_websockets_of_starlette(  # noqa: PLR0917 - given by name
-    agent: Agent, sink: RecordingSink, run: Any, path: str, route: str, endpoint: str
+def test_websockets_of_starlette(
+    agent: Agent, sink: RecordingSink, run: Any, *, path: str, route: str, endpoint: str
 ) -> None:
     """A websocket has WEBSOCKET in place of a method, and its template and endpoint like a request."""
     run(connected(starlette_app(), *websocket(path)))
@@ -510,9 +510,7 @@ def test_websockets_of_litestar_and_quart(agent: Agent, sink: RecordingSink, run
         ("/live/{}", "/live/{room}", "live"),
     ],
 )
-def test_aiohttp(  # noqa: PLR0917 - given by name
-    agent: Agent, sink: RecordingSink, run: Any, path: str, route: str, endpoint: str
-) -> None:
+def test_aiohttp(agent: Agent, sink: RecordingSink, run: Any, *, path: str, route: str, endpoint: str) -> None:
     """The canonical path of the resource, in sub-applications with their prefix; class-based views by their method."""
     aiohttp = pytest.importorskip("aiohttp")
     from aiohttp import web
