@@ -61,7 +61,7 @@ class _Parts:
             before=lambda: (("telemetry", self.telemetry.metrics), ("offload", self.offloading)),
             after=lambda: (("traces", self.telemetry.traces), ("callback", agent._callbacks)),
             dropped=lambda stall_id: self.telemetry.traces.forget(stall_id),
-            readings=lambda: watch.readings(time.monotonic()),
+            readings=lambda: watch.readings(time.monotonic()), submitter=self.health.submitter,
             lapse=watch.lapse, puts_off=watch.was_kept,
         )  # fmt: skip
         self.telemetry: TelemetryService = TelemetryService(agent._look, self.sinks.do, faults)

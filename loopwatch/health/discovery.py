@@ -19,6 +19,7 @@ from loopwatch.health.kinds.base import Tools
 from loopwatch.health.lost_errors import LostErrors
 from loopwatch.health.naming import origin, pool_name
 from loopwatch.health.records import Source
+from loopwatch.health.submitters import Submitters
 from loopwatch.health.task_board import Address, TaskBoard
 from loopwatch.health.watched_pool import Identity, Terms, Watched
 
@@ -36,6 +37,9 @@ class ExecutorDiscovery:
         hung_after: returns ``Config.hung_after``, seconds.
         loop_name: returns the name of an event loop, None for an unknown one.
         exits: notes who waits for the end of a pool.
+
+    Attributes:
+        submitters: the latest submissions to process pools.
     """
 
     def __init__(
@@ -53,11 +57,12 @@ class ExecutorDiscovery:
         self._add, self._remove, self._hung_after = add, remove, hung_after
         self._neglected = LostErrors(self._hooks)
         self._exits = exits
+        self.submitters = Submitters()
         self._inherited: Address | None = None
         self._defaults = DefaultExecutors(self._hooks, self._found, loop_name, self._is_default)
         self._tools = Tools(
             self._hooks, self._found, self.each, self._made, self._noted, self._target, self._board_here,
-            self._neglected, self._defaults.identify, exits,
+            self._neglected, self._defaults.identify, exits, self.submitters,
         )  # fmt: skip
         self._begin()
 
@@ -86,6 +91,7 @@ class ExecutorDiscovery:
         self._neglected.stop()
         self._inherited = None
         self._exits.forget()
+        self.submitters.forget()
         for each in self._watched:
             each.close()
         if self._board is not None:
@@ -95,6 +101,7 @@ class ExecutorDiscovery:
     def after_fork_in_child(self) -> None:
         """Start afresh in a forked child: the parent's executors do not run here."""
         self._exits.forget()
+        self.submitters.forget()
         board = self._board
         if board is not None:
             self._inherited = board.address

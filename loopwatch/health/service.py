@@ -16,6 +16,7 @@ from loopwatch.health.exit_waits import ExitWaits
 from loopwatch.health.kinds.worker_pool import OwnPool, WatchedOwn
 from loopwatch.health.monitor import Monitor
 from loopwatch.health.records import PoolReading
+from loopwatch.watch.stacks import RawStack
 
 
 class HealthService:
@@ -86,6 +87,10 @@ class HealthService:
             self._executors.after_fork_in_child()
         with self._faults.guard("health"):
             self._monitor.after_fork_in_child()
+
+    def submitter(self, before: float) -> RawStack | None:
+        """Return the stack of the latest submission to a process pool before that time, None if there is none."""
+        return self._executors.submitters.latest(before)
 
     def tick(self, now: float) -> None:
         """Look for unrecorded child processes; to be called regularly, with ``time.monotonic`` seconds."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.diagnosis.diagnose import diagnose, undiagnosed
+from loopwatch.diagnosis.feeder import is_feeder, on_behalf_of
 from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.diagnosis.no_sample import with_neighbour
 from loopwatch.diagnosis.own_part import contradictions
@@ -22,6 +23,7 @@ from loopwatch.events import FlaggedFunction, Frame, Stall
 from loopwatch.system.signals import handler_code
 from loopwatch.watch import stacks
 from loopwatch.watch.observation import Observation
+from loopwatch.watch.stacks import RawStack
 
 
 class StallSink(Protocol):
@@ -52,6 +54,7 @@ class StallPipeline:
         dropped: called with the id of an observation that makes no stall.
         dump_of: returns the stack that the hang timer wrote during a block, empty if there is none.
         goes_on: called between two sinks.
+        submitter: returns the stack of the latest submission to a process pool before a time.
 
     Attributes:
         ring: the latest stalls, oldest first.
@@ -67,9 +70,11 @@ class StallPipeline:
         dropped: Callable[[str], object],
         dump_of: Callable[[Observation], tuple[Frame, ...]],
         goes_on: Callable[[], object],
+        submitter: Callable[[float], RawStack | None] = lambda _before: None,
     ) -> None:
         self._config, self._faults, self._sinks, self._goes_on = config, faults, sinks, goes_on
         self._expected, self._dropped, self._dump_of = expected, dropped, dump_of
+        self._submitter = submitter
         now = config()
         self.ring: deque[Stall] = deque(maxlen=now.max_stalls)
         self._flagging = Flagging(now.flag_after, now.flag_window, now.max_culprits)
@@ -121,6 +126,10 @@ class StallPipeline:
         return self._config().threshold if seen.limit is None else seen.limit
 
     def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
+        if seen.hog is not None and is_feeder(seen.hog):
+            seen.hog = on_behalf_of(seen.hog, self._submitter(seen.end))
+        if seen.collector is not None and is_feeder(seen.collector):
+            seen.collector = on_behalf_of(seen.collector, self._submitter(seen.end))
         stall = diagnose(
             seen,
             self._site,

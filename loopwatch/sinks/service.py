@@ -22,6 +22,7 @@ from loopwatch.sinks.thread import SinkThread
 from loopwatch.watch.expectations import Expectation
 from loopwatch.watch.lapse import Lapse
 from loopwatch.watch.observation import Case, LoopReading, Observation
+from loopwatch.watch.stacks import RawStack
 
 LAG_EVERY = 10.0
 """Seconds between two attempts to journal the lag of the loops, at least."""
@@ -38,6 +39,7 @@ class SinkService:
         after: returns those that take it after the log and the journal; the program's callbacks come last.
         dropped: called with the id of an observation that makes no stall.
         readings: returns the statistics of all loops; callable from any thread.
+        submitter: returns the stack of the latest submission to a process pool before a time.
         lapse: makes what the sink thread reports to when it was kept from running.
         puts_off: whether a call has just kept the GIL, so that the sink thread had better wait a little.
 
@@ -48,6 +50,7 @@ class SinkService:
     def __init__(
         self, config: Callable[[], Config], patches: PatchSet, faults: Faults, *, before: NamedSinks, after: NamedSinks,
         dropped: Callable[[str], object], readings: Callable[[], Iterable[LoopReading]],
+        submitter: Callable[[float], RawStack | None] = lambda _before: None,
         lapse: Callable[[], Lapse[Any]], puts_off: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._config, self._patches, self._faults = config, patches, faults
@@ -57,6 +60,7 @@ class SinkService:
             config, faults, self._all,
             expected=lambda stall: self.local.record_expected(stall), dropped=dropped,
             dump_of=lambda seen: self.local.dump_of(seen), goes_on=lambda: self._lapse.goes_on(),
+            submitter=submitter,
         )  # fmt: skip
         self._awaits_loop = False
         self._next_flush = self._next_lag = 0.0

@@ -48,8 +48,8 @@ MAX_SOURCE = 10_000
 MAX_WALK = 2000
 """Frames walked from the innermost one; a deeper recursion is truncated there."""
 
-COLLECTOR_FRAMES = 30
-"""Frames kept of a thread that collects garbage."""
+CALLER_FRAMES = 30
+"""Frames kept of a thread that begins to collect garbage, or submits a call."""
 
 _HANDLE_FILE = asyncio.events.__file__
 _LOOP_FILE = asyncio.base_events.__file__
@@ -170,11 +170,11 @@ def take(
     return stack, handle
 
 
-def of_collector(frame: FrameType) -> RawStack:
-    """Return the stack of a thread that begins to collect garbage, seen from the callback of the collector."""
+def of_caller(frame: FrameType) -> RawStack:
+    """Return the stack of the calling thread from ``frame`` outwards, its innermost frames."""
     frames: list[RawFrame] = []
     current: FrameType | None = frame
-    while current is not None and len(frames) < COLLECTOR_FRAMES:
+    while current is not None and len(frames) < CALLER_FRAMES:
         if not is_own(current.f_code.co_filename):
             frames.append(_raw(current))
         current = current.f_back

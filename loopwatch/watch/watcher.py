@@ -99,7 +99,7 @@ class Watcher:
         self._config, self._hooks, self._faults = config, hooks, faults
         self.loops: tuple[WatchedLoop, ...] = ()
         self._retiring: set[WatchedLoop] = set()
-        self.gc = GcMonitor(lambda exc: faults.add("gc", exc, for_good=True), stacks.of_collector)
+        self.gc = GcMonitor(lambda exc: faults.add("gc", exc, for_good=True), stacks.of_caller)
         self.stretch = 1.0
         self.thread = OwnThread("watcher", self._run, self.wake)
         self._alarm = Alarm()

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import pytest
 
 from loopwatch.system.gc_monitor import FULL_KEPT, GcMonitor
-from loopwatch.watch.stacks import RawStack, of_collector
+from loopwatch.watch.stacks import RawStack, of_caller
 
 
 @pytest.fixture
 def monitor() -> Iterator[GcMonitor[RawStack]]:
     """A started monitor of the garbage collector."""
-    found = GcMonitor(print, of_collector)
+    found = GcMonitor(print, of_caller)
     found.start()
     yield found
     found.stop()
@@ -65,7 +65,7 @@ def test_memory_is_bounded(monitor: GcMonitor[RawStack]) -> None:
 def test_monitor_is_registered_once_and_removed() -> None:
     """Started twice it is once in gc.callbacks; stopped, in any order with others, it is gone."""
     before = list(gc.callbacks)
-    first, second = GcMonitor(print, of_collector), GcMonitor(print, of_collector)
+    first, second = GcMonitor(print, of_caller), GcMonitor(print, of_caller)
     for _ in range(2):
         first.start()
         second.start()

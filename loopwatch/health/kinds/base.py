@@ -18,6 +18,7 @@ from loopwatch.health.hooks import PART, Hooks
 from loopwatch.health.in_worker import Notes, Target
 from loopwatch.health.lost_errors import LostErrors
 from loopwatch.health.naming import pool_name
+from loopwatch.health.submitters import Submitters
 from loopwatch.health.task_board import TaskBoard
 from loopwatch.health.watched_pool import Identity, Terms, Watched
 
@@ -37,6 +38,7 @@ class Tools:
         lost_errors: follows failed results until their error is retrieved or lost.
         thread_identity: returns the identity of a thread pool, which may be the default executor of a loop.
         exits: notes who waits for the end of a pool.
+        submitters: notes who submits to a process pool.
     """
 
     hooks: Hooks
@@ -49,6 +51,7 @@ class Tools:
     lost_errors: LostErrors
     thread_identity: Callable[[Any, str, Container[str]], Identity]
     exits: ExitWaits
+    submitters: Submitters
 
 
 class ExecutorKind:

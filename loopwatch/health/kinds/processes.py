@@ -7,10 +7,12 @@ function is replaced by name, and submissions are recorded. The data sent to wor
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 from loopwatch.core.originals import time
@@ -25,6 +27,7 @@ from loopwatch.health.naming import task_name
 from loopwatch.health.pool_workers import PoolWorkers
 from loopwatch.health.records import ProcessFacts
 from loopwatch.health.states import Executor
+from loopwatch.health.submitters import Submitters
 from loopwatch.health.task_board import TaskBoard
 from loopwatch.health.task_stats import Outcome, TaskStats
 from loopwatch.health.watched_pool import Terms, Watched, WatchedProcessPool
@@ -183,6 +186,7 @@ class ProcessPools:
         each: returns all watched pools.
         target: creates the replacement of a module's worker function.
         exits: notes who waits for the end of a pool.
+        submitters: notes who submits.
     """
 
     def __init__(
@@ -191,9 +195,12 @@ class ProcessPools:
         found: Callable[[Any], Watched | None],
         each: Callable[[], Sequence[Watched]],
         target: Callable[[Any, str, None], Target],
+        *,
         exits: ExitWaits,
+        submitters: Submitters,
     ) -> None:
         self._hooks, self._found, self._each, self._target, self._exits = hooks, found, each, target, exits
+        self._submitters = submitters
         self.here = threading.local()
         """``now`` is (the watched pool, the pool) of the ``submit`` call in progress in each thread."""
 
@@ -220,6 +227,13 @@ class ProcessPools:
             self._hooks.failed(pool, exc)
             return None
         return found if isinstance(found, WatchedProcesses) else None
+
+    def submits(self, frame: FrameType) -> None:
+        """Note who submits: the caller of ``submit``."""
+        try:
+            self._submitters.note(frame)
+        except Exception as exc:  # noqa: BLE001 - the boundary between the program and its hooks
+            self._hooks.failed(self, exc)
 
     def has_submitted(self, watched: WatchedProcesses, pool: Any) -> None:
         """Record the workers that a submission made ``pool`` start."""
@@ -287,6 +301,7 @@ def _submit(original: Any, patch: Patch) -> Any:
         watched = patch.state.watched(self) if patch.active else None
         if watched is None:
             return original(self, *args, **kwargs)
+        patch.state.submits(sys._getframe(1))
         here = patch.state.here
         here.now = (watched, self)
         try:
@@ -329,7 +344,9 @@ class ProcessPoolKind(ExecutorKind):
 
     def start(self, tools: Tools, module: Any) -> None:
         """Hook ``module``, and register its existing pools."""
-        ProcessPools(tools.hooks, tools.found, tools.each, tools.target, tools.exits).start(module)
+        ProcessPools(
+            tools.hooks, tools.found, tools.each, tools.target, exits=tools.exits, submitters=tools.submitters
+        ).start(module)
         tools.hooks.after(module.ProcessPoolExecutor, "__init__", tools.made)
         for manager in list(getattr(module, "_threads_wakeups", ())):
             pool = manager.executor_reference()
