@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from types import CodeType
 from typing import NamedTuple
 
+from loopwatch.core.dataclasses import replace
 from loopwatch.diagnosis import call_context, offloadable
 from loopwatch.diagnosis.cause_facts import CAUSES
 from loopwatch.diagnosis.culprit import Site, Verdict
 from loopwatch.diagnosis.own_part import Parts
-from loopwatch.diagnosis.remedy import remedy
+from loopwatch.diagnosis.remedy import moves, remedy
 from loopwatch.events import Cause
 from loopwatch.watch.observation import Observation
 from loopwatch.watch.stacks import RawStack, to_frames
@@ -56,8 +57,11 @@ def advise(
     if cause is Cause.GIL and not calls:  # a thread of a library, such as the one that feeds a process pool
         calls = [f"{frame.module}.{frame.function}" for frame in verdict.stack]
     own = offloadable.frame_of(frames, verdict.culprit)
+    if context.kind is call_context.Kind.CALLED and own is not None and not offloadable.lasts(own, stacks):
+        context = replace(context, is_short=True)
     can = (
         CAUSES[cause].is_offloadable
+        and moves(cause, calls)
         and verdict.culprit is not None
         and site.is_user(verdict.culprit)
         and offloadable.can_be_offloaded(context, own, stacks)

@@ -68,12 +68,14 @@ class CallContext:
         caller: qualified name of the nearest coroutine of the user's code that (indirectly) calls it, "" if there is
             none.
         library: dotted name of the library function that calls it, "" if none does.
+        is_short: whether its calls are short, and many of them made up the block.
     """
 
     kind: Kind = Kind.UNKNOWN
     function: str = ""
     caller: str = ""
     library: str = ""
+    is_short: bool = False
 
 
 NOWHERE = CallContext()

@@ -22,7 +22,7 @@ _PUBLIC = {
     "asyncio.locks": "asyncio",
     "asyncio.runners": "asyncio",
     "asyncio.taskgroups": "asyncio",
-    "multiprocessing.connection": "multiprocessing.connection",
+    "multiprocessing.connection._ConnectionBase": "multiprocessing.connection.Connection",
     "multiprocessing.queues": "multiprocessing",
     "multiprocessing.process.BaseProcess": "multiprocessing.Process",
     "redis.client": "redis",

@@ -46,6 +46,12 @@ _ONE_BY_ONE = (
     "Let {call} give way with await asyncio.sleep(0) every N items, or move its computing part, as a plain function, "
     "to {offload}."
 )
+_SHORT = (
+    "Let {caller} give way with await asyncio.sleep(0) every N items: each call of {function} is short, all are not."
+)
+_IN_PIECES = (
+    "Move the computing part of {call} to {offload}, or do it in pieces that are scheduled with loop.call_soon()."
+)
 
 
 def is_generic(pattern: str) -> bool:
@@ -108,8 +114,12 @@ def _of_own_part(cause: Cause, calls: Sequence[str], culprit: Frame | None, cont
         return facts.remedy.format(call=_name(culprit, "the work of that thread"))
     called = next((_called(call) for call in calls if call.strip()), _name(culprit, "the blocking code"))
     text = facts.remedy
+    if cause is Cause.PYTHON and context.is_short and context.caller:
+        return _SHORT.format(caller=_called(context.caller), function=_called(context.function))
     if cause is Cause.PYTHON and context.kind is Kind.COROUTINE:
         text, called = _ONE_BY_ONE, _name(culprit, called)
+    elif cause is Cause.PYTHON and context.kind in _ELSEWHERE:
+        text = _IN_PIECES
     row = Advice("", (), text, "", "", form=_FORMS.get(cause, ""))
     return _placed(row, called, cause, context, is_named=True)
 
@@ -122,11 +132,23 @@ _FORMS = {
 """What a task uses instead of a call of which no more is known than the cause."""
 
 
+def moves(cause: Cause, calls: Sequence[str]) -> bool:
+    """Return whether the remedy is to run the function elsewhere, and a worker could do what it does.
+
+    Example:
+        >>> moves(Cause.NATIVE, ["bcrypt.hashpw"]), moves(Cause.PYTHON, ["logging.Logger.debug"])
+        (True, False)
+    """
+    found = _found(cause, calls)
+    return found is None or (found[0].moves and not found[0].is_bound)
+
+
 def _found(cause: Cause, calls: Sequence[str]) -> tuple[Advice, str] | None:
     found = _find(_index(generic=False), cause, calls)
     if found is None:
         return _find(_index(generic=True), cause, calls)
-    return _refined(cause, calls, *found)
+    advice, call = _refined(cause, calls, *found)
+    return advice, _named_of_package(call, calls)
 
 
 def _find(index: _Index, cause: Cause, calls: Sequence[str]) -> tuple[Advice, str] | None:
@@ -149,6 +171,13 @@ def _refined(cause: Cause, calls: Sequence[str], advice: Advice, call: str) -> t
     return advice, call
 
 
+def _named_of_package(call: str, calls: Sequence[str]) -> str:
+    """Return ``call``; for a generated or local function of a library, its next inner call with a name."""
+    package = call.partition(".")[0]
+    inner = calls[calls.index(call) :]
+    return next((each for each in inner if "<" not in each and each.partition(".")[0] == package), call)
+
+
 def _placed(row: Advice, call: str, cause: Cause, context: CallContext, *, is_named: bool = False) -> str:
     """Return the sentence of a row, as it can be followed where the blocking line stands."""
     kind, in_callback = context.kind, context.kind in _ELSEWHERE
@@ -162,11 +191,10 @@ def _placed(row: Advice, call: str, cause: Cause, context: CallContext, *, is_na
         "thread": _THREAD_OF_CALLBACK if in_callback else _THREAD,
     }
     to_be_awaited = bool(row.form) or "await" in row.text
-    moves = to_be_awaited or "{offload}" in row.text or "{thread}" in row.text
-    if not moves or kind in (Kind.UNKNOWN, Kind.COROUTINE):
+    if not (to_be_awaited or row.moves) or kind in (Kind.UNKNOWN, Kind.COROUTINE):
         return row.text.format(**words)
     if kind is Kind.CALLED:
-        return row.text.format(**words) + _in_called(to_be_awaited, context)
+        return row.text.format(**words) + _in_called(row, context)
     if kind is Kind.CALLED_BACK and context.caller:
         return _THROUGH_CALLER.format(**words | {"offload": _executor(cause, in_callback=False)})
     if kind is Kind.CALLBACK and not to_be_awaited:
@@ -174,8 +202,8 @@ def _placed(row: Advice, call: str, cause: Cause, context: CallContext, *, is_na
     return _ELSEWHERE[kind].format(**words | {"form": row.form or "an executor"})
 
 
-def _in_called(to_be_awaited: bool, context: CallContext) -> str:
-    if not context.caller or not to_be_awaited:
+def _in_called(row: Advice, context: CallContext) -> str:
+    if not context.caller or not row.form:
         return ""
     function, caller = _called(context.function), _called(context.caller)
     return f" {function} is a plain function: make it a coroutine function that {caller} awaits."

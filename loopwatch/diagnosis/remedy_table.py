@@ -44,6 +44,7 @@ class Advice:
         reference: URL of the documentation that the advice relies on.
         causes: causes for which it is right.
         form: what a task uses instead of the call, where ``text`` has to be awaited; "" where it need not be.
+        is_bound: whether the call needs an object that other processes have no use of, such as a socket.
         refines: whether the row also decides as an inner call of the package that the outermost entry names.
     """
 
@@ -55,13 +56,19 @@ class Advice:
     causes: frozenset[Cause] = ANY
     form: str = ""
     refines: bool = False
+    is_bound: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether the advice is to run the call elsewhere."""
+        return "{offload}" in self.text or "{thread}" in self.text
 
 
 def _on(  # noqa: PLR0917 - the columns of the table
     operation: str, patterns: str, text: str, reason: str, reference: str,
-    causes: frozenset[Cause] = ANY, *, form: str = "", refines: bool = False,
+    causes: frozenset[Cause] = ANY, *, form: str = "", refines: bool = False, is_bound: bool = False,
 ) -> Advice:  # fmt: skip
-    return Advice(operation, tuple(patterns.split()), text, reason, reference, causes, form, refines)
+    return Advice(operation, tuple(patterns.split()), text, reason, reference, causes, form, refines, is_bound)
 
 
 _PY = "https://docs.python.org/3/library/"
@@ -169,10 +176,10 @@ TABLE: tuple[Advice, ...] = (
         form="websockets.connect()"),
     _on("ZeroMQ", "zmq.sugar zmq.backend", "Take the socket from zmq.asyncio.Context and await {call}.",
         "it waits for a message", "https://pyzmq.readthedocs.io/en/latest/api/zmq.asyncio.html", _WAITS,
-        form="a socket of zmq.asyncio.Context"),
+        form="a socket of zmq.asyncio.Context", is_bound=True),
     _on("serial port", "serial", "Replace {call} with pyserial-asyncio, or run it through {thread}.",
         "it waits for bytes from the device", "https://pyserial-asyncio.readthedocs.io/", _WAITS,
-        form="pyserial-asyncio"),
+        form="pyserial-asyncio", is_bound=True),
     _on("result of a task queue", "celery.result rq.job",
         "Poll for the result with await asyncio.sleep() in between, or run {call} through {thread}.",
         "it waits until a worker is done", "https://docs.celeryq.dev/en/stable/reference/celery.result.html", _WAITS,
@@ -190,14 +197,14 @@ TABLE: tuple[Advice, ...] = (
     _on("socket", "socket _socket socketserver",
         "Replace {call} with asyncio streams or loop.sock_* on a non-blocking socket, "
         "or run the library that makes it through {thread}.",
-        "the socket blocks until the peer answers", _PY + "asyncio-stream.html", _WAITS, form="asyncio streams"),
+        "the socket blocks until the peer answers", _PY + "asyncio-stream.html", _WAITS, form="asyncio streams", is_bound=True),
     _on("TLS socket", "ssl.SSLSocket ssl.SSLContext.wrap_socket ssl.get_server_certificate _ssl._SSLSocket",
         "Replace {call} with asyncio.open_connection(ssl=...), or run the library that makes it through {thread}.",
         "handshake, read and write wait for the peer", _PY + "asyncio-stream.html#asyncio.open_connection",
-        form="asyncio.open_connection(ssl=...)"),
+        form="asyncio.open_connection(ssl=...)", is_bound=True),
     _on("select", "select selectors", "Replace {call} with loop.add_reader() or asyncio streams.",
         "a second selector waits inside the loop's pass", _PY + "asyncio-eventloop.html#asyncio.loop.add_reader",
-        _WAITS),
+        _WAITS, is_bound=True),
     # Databases: waiting for the server
     _on("PostgreSQL (psycopg2)", "psycopg2",
         "Replace {call} with await on asyncpg or psycopg.AsyncConnection, or run it through {thread}.",
@@ -300,10 +307,10 @@ TABLE: tuple[Advice, ...] = (
         "multiprocessing.popen_forkserver",
         "Start processes before the loop runs, or run {call} through {thread} with the forkserver method.",
         "a fork copies the page tables; spawn pickles its arguments",
-        _PY + "multiprocessing.html#contexts-and-start-methods"),
+        _PY + "multiprocessing.html#contexts-and-start-methods", is_bound=True),
     _on("multiprocessing queue or pipe", "multiprocessing.queues multiprocessing.connection multiprocessing.managers",
         "Run {call} through {thread}, or watch the connection with loop.add_reader().",
-        "it waits until another process sends", _PY + "asyncio-eventloop.html#asyncio.loop.add_reader", _WAITS_ONLY),
+        "it waits until another process sends", _PY + "asyncio-eventloop.html#asyncio.loop.add_reader", _WAITS_ONLY, is_bound=True),
     _on("payload sent to another process", "asyncio.base_events.BaseEventLoop.run_in_executor concurrent.futures.process "
         "multiprocessing.reduction multiprocessing.queues multiprocessing.connection multiprocessing.managers "
         "multiprocessing.queues.Queue._feed",
@@ -317,18 +324,18 @@ TABLE: tuple[Advice, ...] = (
         form="loop.run_in_executor() on a ProcessPoolExecutor"),
     _on("join of a process", "multiprocessing.process.BaseProcess.join multiprocessing.popen_fork.Popen.wait",
         "Run {call} through {thread}, or watch process.sentinel with loop.add_reader().",
-        "it waits until the process ends", _PY + "multiprocessing.html#multiprocessing.Process.sentinel"),
+        "it waits until the process ends", _PY + "multiprocessing.html#multiprocessing.Process.sentinel", is_bound=True),
     _on("multiprocessing lock", "multiprocessing.synchronize",
         "Take the lock inside a function run through {thread}, instead of {call} on the loop.",
-        "it waits for another process", _PY + "multiprocessing.html#synchronization-primitives", _WAITS),
+        "it waits for another process", _PY + "multiprocessing.html#synchronization-primitives", _WAITS, is_bound=True),
     _on("other multiprocessing", "multiprocessing",
         "Run {call} through {thread}, so that the loop does not wait for the other process.",
-        "it waits for another process", _PY + "asyncio-task.html#asyncio.to_thread", _WAITS),
+        "it waits for another process", _PY + "asyncio-task.html#asyncio.to_thread", _WAITS, is_bound=True),
     # Locks, queues, futures
     _on("thread lock", "threading.Lock threading.RLock threading._RLock _thread.lock _thread.RLock "
         "_thread.allocate_lock",
         "Replace {call} with asyncio.Lock, or take the lock inside a function run through {thread}.",
-        "it waits for another thread", _PY + "asyncio-sync.html#asyncio.Lock", _WAITS, form="asyncio.Lock"),
+        "it waits for another thread", _PY + "asyncio-sync.html#asyncio.Lock", _WAITS, form="asyncio.Lock", is_bound=True),
     _on("thread event, condition, semaphore",
         "threading.Semaphore threading.Condition threading.Event threading.Barrier",
         "Replace {call} with await on the class of the same name in asyncio.",
@@ -363,7 +370,7 @@ TABLE: tuple[Advice, ...] = (
         _WAITS),
     _on("file lock", "fcntl.flock fcntl.lockf filelock portalocker",
         "Take the file lock through {thread}, or ask without blocking and retry, instead of {call}.",
-        "it waits for another process", "https://py-filelock.readthedocs.io/", _WAITS),
+        "it waits for another process", "https://py-filelock.readthedocs.io/", _WAITS, is_bound=True),
     # A loop inside the loop, and the loop's own functions
     _on("loop inside the loop", "asyncio.run asyncio.runners asyncio.base_events.BaseEventLoop.run_until_complete "
         "asyncio.base_events.BaseEventLoop.run_forever uvloop.run uvloop.loop.Loop.run_until_complete",
@@ -413,12 +420,12 @@ TABLE: tuple[Advice, ...] = (
     _on("open, read, write a file", "builtins.open io.open _io.open io _io",
         "Run {call} and the reads or writes that follow through {thread}, or use aiofiles.",
         "the disk or a network file system answers late", "https://github.com/Tinche/aiofiles", _WAITS,
-        form="aiofiles"),
+        form="aiofiles", is_bound=True),
     # The terminal, logging, debugging
     _on("terminal input", "builtins.input sys.stdin getpass",
         "Read standard input through {thread} or loop.connect_read_pipe() instead of {call}.",
         "it waits for a line", _PY + "asyncio-eventloop.html#asyncio.loop.connect_read_pipe",
-        form="loop.connect_read_pipe()"),
+        form="loop.connect_read_pipe()", is_bound=True),
     _on("print", "builtins.print sys.stdout sys.stderr",
         "Log through a QueueHandler instead of {call}, which waits while the reader of the pipe or terminal is slow.",
         "a full pipe blocks the writer", _PY + "logging.handlers.html#queuehandler", _WAITS),
@@ -584,7 +591,7 @@ TABLE: tuple[Advice, ...] = (
     # Methods of an object of unknown type: only where name and cause together are conclusive
     _on("method: lock", ".acquire .__enter__",
         "Replace {call} of the thread lock with asyncio.Lock, or take it inside a function run through {thread}.",
-        "it waits for another thread", _PY + "asyncio-sync.html#asyncio.Lock", _FOR_LOCK, form="asyncio.Lock"),
+        "it waits for another thread", _PY + "asyncio-sync.html#asyncio.Lock", _FOR_LOCK, form="asyncio.Lock", is_bound=True),
     _on("method: wait for a thread", ".wait",
         "Replace {call} with await on an asyncio.Event or asyncio.Condition.",
         "it waits for another thread", _PY + "asyncio-sync.html", _FOR_LOCK, form="an asyncio.Event"),
@@ -608,22 +615,22 @@ TABLE: tuple[Advice, ...] = (
         form="asyncio.to_thread()"),
     _on("method: shutdown", ".shutdown", "Run {call} of the executor through {thread}, after the loop's work.",
         "it waits until the workers are done",
-        _PY + "concurrent.futures.html#concurrent.futures.Executor.shutdown", _FOR_LOCK),
+        _PY + "concurrent.futures.html#concurrent.futures.Executor.shutdown", _FOR_LOCK, is_bound=True),
     _on("method: query", ".execute .executemany .executescript .fetchone .fetchmany .fetchall .commit .rollback",
         "Replace {call} with the async driver of the database, or run it through {thread}.",
-        _SYNC_SERVER, _PY + "asyncio-task.html#asyncio.to_thread", _ON_SQL, form="the async driver of the database"),
+        _SYNC_SERVER, _PY + "asyncio-task.html#asyncio.to_thread", _ON_SQL, form="the async driver of the database", is_bound=True),
     _on("method: rows", ".fetchone .fetchmany .fetchall",
         "Fetch fewer rows and columns (LIMIT, pages): {call} spent the time on turning them into objects.",
         "turning rows into objects is the client's work", "https://use-the-index-luke.com/no-offset", HOLDS_GIL),
     _on("method: socket or pipe",
         ".recv .recv_into .recvfrom .recvmsg .accept .connect .send .sendall .sendto .sendfile .do_handshake",
         "Replace {call} with asyncio streams or loop.sock_* on a non-blocking socket, or run it through {thread}.",
-        "it waits for the peer", _PY + "asyncio-stream.html", _IN_SYSCALL, form="asyncio streams"),
+        "it waits for the peer", _PY + "asyncio-stream.html", _IN_SYSCALL, form="asyncio streams", is_bound=True),
     _on("method: file",
         ".read .readinto .readline .readlines .write .writelines .flush .close .truncate",
         "Run {call} through {thread}, or use aiofiles for files and asyncio streams for pipes.",
         "the disk, or the other end of the pipe, answers late", "https://github.com/Tinche/aiofiles", _IN_SYSCALL,
-        form="aiofiles or asyncio streams"),
+        form="aiofiles or asyncio streams", is_bound=True),
     _on("method: select", ".select .poll", "Watch the descriptor with loop.add_reader() instead of {call}.",
         "a second selector waits inside the loop's pass",
         _PY + "asyncio-eventloop.html#asyncio.loop.add_reader", _IN_SYSCALL),

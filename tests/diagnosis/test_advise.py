@@ -18,7 +18,7 @@ from loopwatch.diagnosis.culprit import Site
 from loopwatch.diagnosis.offloadable import can_be_offloaded, frame_of, lasts
 from loopwatch.diagnosis.own_part import Parts
 from loopwatch.diagnosis.public_names import public
-from loopwatch.diagnosis.remedy import ON_TIME, remedy
+from loopwatch.diagnosis.remedy import ON_TIME, moves, remedy
 from loopwatch.diagnosis.remedy_table import TABLE
 from loopwatch.events import Cause, Evidence, Frame
 from loopwatch.system.signals import handler_code
@@ -69,6 +69,7 @@ exec("def call(function): return function()\nasync def serve(function): return f
 
 class Resource:
     found: tuple[RawFrame, ...] = ()
+    local = staticmethod(lambda: taken())
 
     def __init__(self) -> None:
         self.found = taken()
@@ -292,7 +293,7 @@ def test_offered_for_functions_of_modules() -> None:
     assert offered(plain())
     assert offered(run(computing()), Kind.COROUTINE)
     assert not offered(run(awaiting()), Kind.COROUTINE)
-    assert not offered(next(map(lambda _: taken(), [0])))
+    assert not offered(Resource.local())
     assert not offered(Late()())
 
 
@@ -327,3 +328,27 @@ def test_advise_combines_cause_and_code(cause: Cause, expected: bool) -> None:
     assert verdict.culprit is not None and verdict.culprit.function == "plain"
     assert advised.offloadable is expected
     assert frame_of(frames, verdict.culprit) == frames[0]
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [([], True), (["acme.fetch"], True), (["PIL.Image.Image.resize"], True), (["re.compile"], False),
+     (["logging.Logger.debug"], False), (["sqlalchemy.orm.session.Session.execute"], False)],
+)  # fmt: skip
+def test_offered_only_where_the_remedy_is_to_move(calls: list[str], expected: bool) -> None:
+    """What has another remedy, such as to log less, is not offered for moving."""
+    assert moves(Cause.PYTHON, calls) is expected
+    assert not moves(Cause.IO, ["multiprocessing.queues.Queue.get"])
+
+
+def test_short_calls_are_told_of_their_caller() -> None:
+    """A function whose calls are short is not to be moved: the loop around its calls is to give way."""
+    called = (raw for raw in run(calling(plain)) if raw.code is not run.__code__)
+    frames = tuple(called)
+    seen = observed(frames)
+    for at in range(2):
+        seen.samples.insert(1 + at, Sample(0.05 * at, 0.0, RawStack(frames[1:])))
+    verdict = SITE.judge([to_frames(frames)] * 3)
+    advised = advise(seen, SITE, Cause.PYTHON, verdict, calls=(), parts=Parts(0.3, 0.0, 0.0))
+    assert advised.remedy.startswith("Let calling() give way with await asyncio.sleep(0) every N items: each call of p")
+    assert not advised.offloadable
