@@ -1,7 +1,7 @@
 """Measures every row of the remedy table: a program that blocks, and the same program after following the advice.
 
     python benchmarks/remedies.py                            # all rows, about three minutes
-    python benchmarks/remedies.py --only "sleep,DNS"         # some rows
+    python benchmarks/remedies.py --only "sleep;DNS"         # some rows
     python benchmarks/remedies.py --write docs/remedies.md   # and write the table of the documentation
 
 Blocked time is what a heartbeat of 1 ms sees: the sum of all its delays of more than 10 ms. The programs run on a loop
@@ -1270,8 +1270,9 @@ NOT_RUN = {
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-async def blocked(program: Program) -> float:
-    """Return for how many seconds the loop was blocked while ``program`` ran."""
+async def blocked(program: Program) -> tuple[float, str]:
+    """Return for how many seconds the loop was blocked while ``program`` ran, and how it failed, "" if it did not."""
+    failed = ""
     delays: list[float] = []
     running = asyncio.Event()
 
@@ -1288,11 +1289,13 @@ async def blocked(program: Program) -> float:
     await running.wait()
     await asyncio.sleep(0.02)
     delays.clear()
-    with contextlib.suppress(Exception):
+    try:
         await program()
+    except Exception as exc:  # noqa: BLE001 - some servers of these programs do not speak their protocol to the end
+        failed = type(exc).__name__
     await asyncio.sleep(0.02)
     beat.cancel()
-    return sum(delay for delay in delays if delay > COUNTED)
+    return sum(delay for delay in delays if delay > COUNTED), failed
 
 
 def prepare() -> None:
@@ -1322,19 +1325,23 @@ class Measured:
 
 
 def measure(operation: str) -> Measured:
-    """Run both programs of a row; each first once without measuring, so that modules and caches are loaded."""
+    """Run both programs of a row; each first once without measuring, so that modules and caches are loaded.
+
+    A second program that fails where the first one does not proves nothing.
+    """
     if operation in NOT_RUN:
         return Measured(why=NOT_RUN[operation])
     pair = PAIRS[operation]
     missing = [name for name in pair.needs if importlib.util.find_spec(name) is None]
     if missing:
         return Measured(why=f"needs {', '.join(missing)}, which is not installed here")
-    for program in (pair.before, pair.after):
-        asyncio.run(blocked(program))
-    befores = [asyncio.run(blocked(pair.before)) for _ in range(REPEATS)]
+    (_, failed), (_, failed_after) = (asyncio.run(blocked(program)) for program in (pair.before, pair.after))
+    if failed_after and not failed:
+        return Measured(why=f"the second program fails with {failed_after}")
+    befores = [asyncio.run(blocked(pair.before))[0] for _ in range(REPEATS)]
     afters: list[float] = []
     while len(afters) < REPEATS and 0.0 not in afters:
-        afters.append(asyncio.run(blocked(pair.after)))
+        afters.append(asyncio.run(blocked(pair.after))[0])
     return Measured(min(befores), min(afters))
 
 

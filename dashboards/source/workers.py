@@ -26,6 +26,7 @@ _TO_DO = {
     Kinds.CRASHES: "workers die again and again: find the task by *Crashes by reason*, and stop sending it",
     Kinds.QUEUE: "more calls come than workers can do: more workers, or refuse some",
     Kinds.ZOMBIES: "children have exited and nobody waits: await or `wait()` each; an init that reaps as PID 1",
+    Kinds.EXIT: "the program waits for a job at its end: give it a time-out, cancel it, or make its thread a daemon",
 }
 """What to do about each finding."""
 _ELSEWHERE = "\n\nWhich pool, with its figures: the log, `agent.snapshot().findings`."
