@@ -56,7 +56,7 @@ SUBMITS = """
         await asyncio.get_running_loop().run_in_executor(pool, len, payload)
 
     async def main():
-        payload = [{"name": f"n{n}", "value": n} for n in range(600_000)]
+        payload = [{"name": f"n{n}", "value": n} for n in range(1_200_000)]
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             await asyncio.get_running_loop().run_in_executor(pool, abs, -1)
             await asyncio.sleep(0.3)
