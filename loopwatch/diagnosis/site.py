@@ -148,7 +148,7 @@ def _is_stdlib(site: Site, file: str) -> bool:
 def _is_generated(site: Site, module: str, file: str) -> bool:
     """Whether the code has no source of its own, as of dataclasses, attrs, SQLAlchemy, ``exec`` and templates."""
     if file == _ARGUMENT:
-        return not (site.is_argument and module == "__main__")
+        return not (site.is_argument and module in ("__main__", ""))  # stacks of faulthandler name no module
     return (file.startswith("<") and not file.startswith(_TYPED)) or file.startswith(_MEMORY)
 
 

@@ -216,7 +216,9 @@ def test_code_made_by_exec_and_missing_files() -> None:
     exist."""
     assert judge(SITE, [(user("handler"), EXECED)]).culprit == user("handler")
     main = Frame("main", "__main__", "<string>", 3)
-    assert judge(Site((STDLIB,), is_argument=True), [(user("handler"), main)]).culprit == main
+    unnamed = Frame("main", "", "<string>", 3)  # as faulthandler dumps it
+    for frame in (main, unnamed):
+        assert judge(Site((STDLIB,), is_argument=True), [(user("handler"), frame)]).culprit == frame
     gone = user("f", 3, "/no/such/file.py")
     assert judge(SITE, [(gone, std("loads", "json"))]).culprit == gone
 
