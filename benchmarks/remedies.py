@@ -481,6 +481,11 @@ async def streamed_rows(session: Any) -> None:
         pass
 
 
+async def made(_session: Any) -> None:
+    own = model()
+    assert len([own(name=str(number)) for number in range(30_000)]) == 30_000
+
+
 async def objects(session: Any) -> None:
     session.add_all([model()(name="x") for _ in range(6000)])
     await session.flush()
@@ -1150,6 +1155,7 @@ PAIRS: dict[str, Pair] = {
         alchemy(all_rows, 40_000), alchemy(streamed_rows, 40_000), ("sqlalchemy", "aiosqlite")
     ),
     "rows written by SQLAlchemy": Pair(alchemy(objects, 0), alchemy(dicts, 0), ("sqlalchemy", "aiosqlite")),
+    "objects made for SQLAlchemy": Pair(alchemy(made, 0), alchemy(dicts, 0), ("sqlalchemy", "aiosqlite")),
     "rows read by other drivers": instead(lambda: fetched(60_000), lambda: fetched(50)),
     "documents read from MongoDB": instead(lambda: decoded(60), lambda: decoded(1), needs=["bson"]),
     "subprocess": instead(lambda: subprocess.run(SLEEPER, check=False), process_async),
