@@ -82,3 +82,25 @@ def test_a_big_argument_is_the_submitters(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "submits"
+
+
+def test_submit_without_a_caller(tmp_path: Path) -> None:
+    """A thread that begins with ``submit`` itself has no Python caller: the call is submitted as without the agent."""
+    program = tmp_path / "bare.py"
+    program.write_text(
+        textwrap.dedent("""
+        import _thread, concurrent.futures, multiprocessing, time
+        import loopwatch
+
+        if __name__ == "__main__":
+            loopwatch.install(log_level="CRITICAL")
+            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                before = pool.submit(abs, -1).result()
+                _thread.start_new_thread(pool.submit, (abs, -2))
+                while pool._queue_count < 2:
+                    time.sleep(0.01)
+            print("submitted")
+    """)
+    )
+    ran = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.stdout.strip(), ran.stderr) == ("submitted", "")

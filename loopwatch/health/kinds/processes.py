@@ -228,10 +228,11 @@ class ProcessPools:
             return None
         return found if isinstance(found, WatchedProcesses) else None
 
-    def submits(self, frame: FrameType) -> None:
-        """Note who submits: the caller of ``submit``."""
+    def submits(self, frame: FrameType | None) -> None:
+        """Note who submits: the caller of ``submit``, None where that is no Python code."""
         try:
-            self._submitters.note(frame)
+            if frame is not None:
+                self._submitters.note(frame)
         except Exception as exc:  # noqa: BLE001 - the boundary between the program and its hooks
             self._hooks.failed(self, exc)
 
@@ -301,7 +302,7 @@ def _submit(original: Any, patch: Patch) -> Any:
         watched = patch.state.watched(self) if patch.active else None
         if watched is None:
             return original(self, *args, **kwargs)
-        patch.state.submits(sys._getframe(1))
+        patch.state.submits(sys._getframe().f_back)
         here = patch.state.here
         here.now = (watched, self)
         try:
