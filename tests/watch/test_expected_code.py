@@ -24,6 +24,8 @@ from loopwatch.watch.probes.base import Block
 from loopwatch.watch.stacks import RawStack
 from tests.conftest import Run
 
+pytestmark = pytest.mark.measures
+
 LONG = 0.25
 """Seconds of a block, with a threshold of 0.1."""
 
