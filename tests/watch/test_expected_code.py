@@ -26,6 +26,7 @@ from tests.conftest import Run
 
 pytestmark = pytest.mark.measures
 
+
 LONG = 0.25
 """Seconds of a block, with a threshold of 0.1."""
 

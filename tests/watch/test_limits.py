@@ -20,6 +20,8 @@ from loopwatch.watch.observation import Caller
 from tests.conftest import Run
 from tests.telemetry.traced import Exported, events, set_globally
 
+pytestmark = pytest.mark.measures
+
 REPORT = Caller("Task-1", "app.handle", {"http.route": "/report/{id}", "http.request.method": "GET"})
 WEBSOCKET = Caller("Task-1", "app.handle", {"route": "/live/{room}"})
 
@@ -41,8 +43,6 @@ WEBSOCKET = Caller("Task-1", "app.handle", {"route": "/live/{room}"})
         ("*", Caller(None, None), False),  # nothing is known of it
     ],
 )
-
-pytestmark = pytest.mark.measures
 def test_pattern(pattern: str, caller: Caller, matches: bool) -> None:
     """A pattern is compared with method and route, the route, the task and its coroutine, case-sensitively."""
     assert limit_of(Config(thresholds={pattern: 7.0}), caller) == (7.0 if matches else 0.1)
