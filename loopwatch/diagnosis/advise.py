@@ -16,7 +16,7 @@ from loopwatch.diagnosis.remedy import called, is_known, moves, remedy
 from loopwatch.diagnosis.site import Site
 from loopwatch.events import Cause
 from loopwatch.watch.observation import Observation
-from loopwatch.watch.stacks import RawStack, to_frames
+from loopwatch.watch.stacks import RawStack
 
 LEAST = 0.001
 """Seconds that each callback of an overloaded pass takes at least for its call to be looked at."""
@@ -39,6 +39,7 @@ def advise(
     cause: Cause,
     verdict: Verdict,
     *,
+    shown: RawStack | None,
     calls: Sequence[str],
     parts: Parts,
     handlers: frozenset[CodeType] = NO_HANDLERS,
@@ -49,12 +50,12 @@ def advise(
         seen: observation of the watcher.
         site: decides whose code a frame is.
         cause, verdict: why the loop was blocked, and by whom.
+        shown: the sampled stack that the verdict stands for, None if it is another thread's or a dump.
         calls: as in :func:`loopwatch.diagnosis.remedy.remedy`.
         parts: how much of the block was without a processor.
         handlers: code of the registered signal handlers.
     """
     stacks = [sample.stack for sample in seen.samples]
-    shown = _showing(verdict, stacks)
     frames = shown.frames if shown is not None else ()
     in_task = seen.task is not None or seen.coroutine is not None
     context = call_context.find(verdict.culprit, frames, site.is_user, handlers, in_task=in_task)
@@ -93,10 +94,3 @@ def _as_one_call(seen: Observation, cause: Cause, verdict: Verdict, calls: Seque
         return None
     alone = decide(replace(evidence, handles=None, uneven=None, callbacks=1))
     return alone if is_known(alone, calls) else None
-
-
-def _showing(verdict: Verdict, stacks: Sequence[RawStack]) -> RawStack | None:
-    """Return the sampled stack that the verdict stands for, None if it is another thread's or a dump."""
-    if verdict.culprit is None:
-        return None
-    return next((stack for stack in stacks if to_frames(stack.frames) == verdict.stack), None)

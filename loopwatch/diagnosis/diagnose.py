@@ -111,8 +111,11 @@ def diagnose(
     parts = split(evidence).within(seen.end - seen.start)
     calls = _calls(verdict, call if cause is not Cause.PYTHON else None, site)
     known = replace(seen, evidence=evidence)
+    own = None if inner is None or other is not None or verdict.culprit is None else inner.stack
     advised = attempt(
-        "remedy", lambda: advise(known, site, cause, verdict, calls=calls, parts=parts, handlers=handlers), NOTHING
+        "remedy",
+        lambda: advise(known, site, cause, verdict, shown=own, calls=calls, parts=parts, handlers=handlers),
+        NOTHING,
     )
     return replace(
         undiagnosed(seen, threshold),

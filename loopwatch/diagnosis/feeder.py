@@ -14,8 +14,8 @@ def is_feeder(hog: RawStack) -> bool:
     return any(module == own and name.startswith(begin) for module, name in names for own, begin in _FEEDERS)
 
 
-def on_behalf_of(hog: RawStack, submitter: RawStack | None) -> RawStack:
-    """Return the stack of such a thread as if the submitter had called it; any other stack unchanged."""
-    if submitter is None or not is_feeder(hog):
+def on_behalf_of(hog: RawStack | None, submitter: RawStack | None) -> RawStack | None:
+    """Return the stack of such a thread as if the submitter had called it; any other stack, or none, unchanged."""
+    if hog is None or submitter is None or not is_feeder(hog):
         return hog
     return RawStack((*hog.frames, *submitter.frames), hog.globals)

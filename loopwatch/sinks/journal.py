@@ -87,18 +87,20 @@ class JournalWriter:
 
     def write_flagged(self, function: FlaggedFunction) -> bool:
         """Append a function that has just been flagged; as :meth:`write`."""
-        header, line = self._header(), _line({"type": "flagged", **function.to_dict()})
-        return self._write(header, line if len(line) <= self._limit - len(header) else None)
+        return self._write_record({"type": "flagged", **function.to_dict()})
 
     def write_lag(self, record: LagRecord) -> bool:
         """Append the lag of a loop; as :meth:`write`."""
-        header, line = self._header(), _line({"type": "lag", **record.to_dict()})
-        return self._write(header, line if len(line) <= self._limit - len(header) else None)
+        return self._write_record({"type": "lag", **record.to_dict()})
 
     @property
     def is_begun(self) -> bool:
         """Whether something has been written."""
         return self._fd is not None
+
+    def _write_record(self, record: Mapping[str, Any]) -> bool:
+        header, line = self._header(), _line(record)
+        return self._write(header, line if len(line) <= self._limit - len(header) else None)
 
     def _write(self, header: bytes, line: bytes | None) -> bool:
         if line is None:

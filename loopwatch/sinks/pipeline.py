@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from loopwatch.config import Config
 from loopwatch.core.faults import Faults
 from loopwatch.diagnosis.diagnose import diagnose, undiagnosed
-from loopwatch.diagnosis.feeder import is_feeder, on_behalf_of
+from loopwatch.diagnosis.feeder import on_behalf_of
 from loopwatch.diagnosis.flagging import Flagging
 from loopwatch.diagnosis.no_sample import with_neighbour
 from loopwatch.diagnosis.own_part import contradictions
@@ -126,10 +126,8 @@ class StallPipeline:
         return self._config().threshold if seen.limit is None else seen.limit
 
     def _diagnose(self, seen: Observation, dump: tuple[Frame, ...] = ()) -> Stall | None:
-        if seen.hog is not None and is_feeder(seen.hog):
-            seen.hog = on_behalf_of(seen.hog, self._submitter(seen.end))
-        if seen.collector is not None and is_feeder(seen.collector):
-            seen.collector = on_behalf_of(seen.collector, self._submitter(seen.end))
+        submitter = self._submitter(seen.end)
+        seen.hog, seen.collector = on_behalf_of(seen.hog, submitter), on_behalf_of(seen.collector, submitter)
         stall = diagnose(
             seen,
             self._site,

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 from loopwatch.config import Config
 from loopwatch.watch.observation import Caller
+from loopwatch.watch.routes.route import METHOD, ROUTE
 
-ROUTES = ("http.route", "route")
+ROUTES = (ROUTE, "route")
 """Labels that hold the template of a route."""
-METHODS = ("http.request.method", "method")
+METHODS = (METHOD, "method")
 """Labels that hold the method of a request."""
 
 

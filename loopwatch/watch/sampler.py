@@ -128,8 +128,7 @@ class Sampler:
 
         The thread that released it is waiting and demands it back after 5 ms (``sys.getswitchinterval``), of which the
         system may take several to wake this thread and to provide its memory: the first step may be the only one inside
-        a call. Besides, the thread that
-        had it is looked for: it may end now.
+        a call. Besides, the thread that had it is looked for: it may end now.
         """
         begun, loops = time.monotonic(), tuple(loops)
         with stacks.uncollected():

@@ -332,7 +332,9 @@ def test_advise_combines_cause_and_code(cause: Cause, expected: bool) -> None:
     """A function is offered where its code allows it and its cause is one that offloading cures."""
     frames = tuple(raw for raw in run(calling(plain)) if raw.code is not run.__code__)
     verdict = judge(SITE, [to_frames(frames)] * 3)
-    advised = advise(observed(frames), SITE, cause, verdict, calls=(), parts=Parts(0.3, 0.0, 0.0))
+    advised = advise(
+        observed(frames), SITE, cause, verdict, shown=RawStack(frames), calls=(), parts=Parts(0.3, 0.0, 0.0)
+    )
     assert verdict.culprit is not None and verdict.culprit.function == "plain"
     assert advised.offloadable is expected
     assert frame_of(frames, verdict.culprit) == frames[0]
@@ -349,7 +351,7 @@ def test_callbacks_that_share_a_call_are_told_by_it() -> None:
                             syscall="running", syscall_share=1.0)  # fmt: skip
         samples = [Sample(0.1, 0.0, RawStack(()))] * 10
         seen = Observation("a", "main", "MainThread", 0.0, 0.0, 0.5, evidence, samples=samples)
-        return advise(seen, SITE, Cause.OVERLOAD, verdict, calls=calls, parts=Parts(0.5, 0.0, 0.0)).remedy
+        return advise(seen, SITE, Cause.OVERLOAD, verdict, shown=None, calls=calls, parts=Parts(0.5, 0.0, 0.0)).remedy
 
     said = remedy_of(20, "ssl.create_default_context")
     assert said.startswith("Create the client or TLS context once")
@@ -361,7 +363,7 @@ def test_short_calls_are_named() -> None:
     """The remedy of a loop over short calls names them."""
     verdict = Verdict(USER, (USER,), agreeing=3, repeated=replace(USER, function="parse"))
     seen = Observation("a", "main", "MainThread", 0.0, 0.0, 0.5, Evidence(0.5))
-    said = advise(seen, SITE, Cause.PYTHON, verdict, calls=(), parts=Parts(0.5, 0.0, 0.0)).remedy
+    said = advise(seen, SITE, Cause.PYTHON, verdict, shown=None, calls=(), parts=Parts(0.5, 0.0, 0.0)).remedy
     assert said.endswith(" It makes many short calls of parse().")
 
 
@@ -384,6 +386,6 @@ def test_short_calls_are_told_of_their_caller() -> None:
     for at in range(2):
         seen.samples.insert(1 + at, Sample(0.05 * at, 0.0, RawStack(frames[1:])))
     verdict = judge(SITE, [to_frames(frames)] * 3)
-    advised = advise(seen, SITE, Cause.PYTHON, verdict, calls=(), parts=Parts(0.3, 0.0, 0.0))
+    advised = advise(seen, SITE, Cause.PYTHON, verdict, shown=RawStack(frames), calls=(), parts=Parts(0.3, 0.0, 0.0))
     assert advised.remedy.startswith("Let calling() give way with await asyncio.sleep(0) every N items: each call of p")
     assert not advised.offloadable
