@@ -17,12 +17,12 @@ Reference = weakref.ref[Any]
 
 def here() -> Reference | None:
     """Return the current greenlet of the calling thread, held weakly; None unless the program has loaded greenlet."""
-    module = loaded("greenlet")
-    return None if module is None else weakref.ref(module.getcurrent())
+    getcurrent = getattr(loaded("greenlet"), "getcurrent", None)  # a stub of the module may stand in for it
+    return weakref.ref(getcurrent()) if callable(getcurrent) else None
 
 
 def frame_of(reference: Reference | None) -> FrameType | None:
     """Return the innermost frame of a greenlet that waits for another one; None if it runs, or has ended."""
     found = None if reference is None else reference()
-    frame: FrameType | None = getattr(found, "gr_frame", None)
-    return frame
+    frame: object = getattr(found, "gr_frame", None)
+    return frame if type(frame) is FrameType else None

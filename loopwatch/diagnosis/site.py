@@ -112,7 +112,7 @@ class Site:
             (printable(_STDLIB, MAX_PATH),) if _STDLIB else (),
             tuple(printable(prefix, MAX_PATH) for prefix in user_code),
             tuple(printable(prefix, MAX_PATH) for prefix in library_code),
-            "-c" in command,
+            _is_argument(command),
         )
 
     def is_user(self, frame: Frame) -> bool:
@@ -126,6 +126,28 @@ class Site:
     def is_machinery(self, frame: Frame) -> bool:
         """Whether ``frame`` belongs to a library's code that only passes a request on."""
         return _is_machinery(frame.module, frame.function)
+
+
+def _is_argument(command: Sequence[str]) -> bool:
+    """Whether an interpreter was given its program with ``-c``, which may stand among other letters (``-Ic``).
+
+    What follows the program's name are its own options: ``gunicorn -c settings.py``. See Python/getopt.c in CPython.
+    """
+    words = iter(command[1:])
+    for word in words:
+        if len(word) < 2 or not word.startswith("-") or word == "--":
+            return False
+        if word.startswith("--"):
+            if word == "--check-hash-based-pycs":
+                next(words, None)
+            continue
+        letters = word[1:]
+        ends = next((at for at, letter in enumerate(letters) if letter in "cmWX"), None)
+        if ends is not None and letters[ends] in "cm":
+            return letters[ends] == "c"
+        if ends == len(letters) - 1:  # the value of -W or -X is the next word
+            next(words, None)
+    return False
 
 
 # Called for each frame of every sample, and a program has few files.

@@ -8,6 +8,7 @@ executor on a loop's thread, and the interpreter's own: ``threading._shutdown``,
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -181,7 +182,7 @@ class _Whereabouts:
     def __init__(self, config: Config) -> None:
         from loopwatch.diagnosis.site import Site
 
-        self._site = Site.here(config.user_code, config.library_code)
+        self._site = Site.here(config.user_code, config.library_code, sys.orig_argv)
 
     def of(self, thread: threading.Thread) -> tuple[str, str]:
         """Return ``module:function (file:line)`` and the dotted name of the innermost call; empty where unknown."""

@@ -147,6 +147,7 @@ class expected:  # noqa: N801 - read as a statement: with expected("warm-up")
         else:  # left in another context, as asynchronous generators may be: the variable there is not ours
             mark = self._entered.pop()
         mark.until = now
+        mark.outer = None if mark.outer is None else mark.outer.covering(now)  # or a row of marks would never end
         span = mark.span(now)
         if span.end - span.start >= SHORTEST:
             marks.spans.append(span)

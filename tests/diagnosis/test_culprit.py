@@ -310,3 +310,24 @@ def test_new_callbacks_are_judged_by_all_of_their_calls() -> None:
     """A stack of which nothing of the user's code lasted is judged as a whole."""
     stack = (std("run", "asyncio.events"), user("callback"))
     assert judge(SITE, [stack] * 4, [2, 1, 0, 1]).culprit == user("callback")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python -c pass", True),
+        ("python -Ic pass", True),
+        ("python -W ignore -X dev -uc pass", True),
+        ("python -Wignore -Xdev -c pass", True),
+        ("python --check-hash-based-pycs always -c pass", True),
+        ("python -m gunicorn -c settings.py", False),
+        ("python /srv/bin/celery -c 4", False),
+        ("python -W c app.py", False),
+        ("python -Wc app.py", False),
+        ("python - -c x", False),
+        ("python", False),
+    ],
+)
+def test_programs_given_on_the_command_line(command: str, expected: bool) -> None:
+    """Only an option of the interpreter makes the text of ``<string>`` the program, not one of the program's own."""
+    assert Site.here(command=command.split()).is_argument is expected

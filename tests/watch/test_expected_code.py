@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 import time
@@ -405,3 +406,20 @@ def test_spans_of_a_block(watched: None) -> None:
     marks.spans.extend([span(1.0, 2.0), span(0.9, 2.0), span(1.0, 2.1), Span("b", 8, 1.0, 2.0, in_task=True)])
     assert spans_within(7, 1.0, 2.0) == [span(1.0, 2.0)]
     marks.spans.clear()
+
+
+def test_marks_of_a_row_of_jobs_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that starts its successor from within expected code, and then leaves, is not kept by its successors."""
+    monkeypatch.setattr(marks, "watchers", 1)
+    context, entered = contextvars.copy_context(), loopwatch.expected("job 0")
+    context.run(entered.__enter__)
+    for number in range(1, 50):
+        successor, inner = context.run(contextvars.copy_context), loopwatch.expected(f"job {number}")
+        successor.run(inner.__enter__)
+        context.run(entered.__exit__, None, None, None)
+        context, entered = successor, inner
+    mark, length = context[marks.variable], 0
+    while mark is not None:
+        mark, length = mark.outer, length + 1
+    assert length <= 2
+    context.run(entered.__exit__, None, None, None)

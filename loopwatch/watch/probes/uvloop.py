@@ -300,9 +300,10 @@ class UvloopProbe:
             if (pointer := self._pointer) is None:
                 return None
             took_time = libuv.now(pointer) / 1e3
-            if idle < self._raw_idle:
-                self._forgotten += self._raw_idle - idle
-                self._interrupted += 1
+            for earlier, total in ((self._raw_idle, idle), (idle, later)):
+                if total < earlier:
+                    self._forgotten += earlier - total
+                    self._interrupted += 1
             self._raw_idle = later
             return Reading(
                 now, (later + self._forgotten) / 1e9, later != idle, metrics.loop_count, metrics.events,
